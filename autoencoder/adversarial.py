@@ -1,0 +1,120 @@
+"""The two-player step: one pass of the autoencoder feeds its own loss and then the discriminator's (Esser et al. 2021)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from autoencoder import losses
+from autoencoder.base import AutoencoderError, Reconstruction
+from autoencoder.codebook import Codebook, perplexity
+from autoencoder.criterion import AdversarialConfig, AutoencoderLoss, Terms
+
+Player = Literal["autoencoder", "discriminator"]
+Logs = dict[str, Tensor]
+Map = Callable[[Tensor], Tensor]
+
+
+def itself(x: Tensor) -> Tensor:
+    """What averaging over one rank does."""
+    return x
+
+
+def two_player(
+    x: Tensor,
+    noise: Tensor,
+    step: int,
+    *,
+    autoencode: Callable[[Tensor, Tensor], Reconstruction],
+    criterion: AutoencoderLoss,
+    last_layer: Tensor,
+    discriminate: Map | None = None,
+    raw_discriminator: nn.Module | None = None,
+    average: Map = itself,
+    codebook: Codebook | None = None,
+) -> Iterator[tuple[Player, Tensor, Logs]]:
+    """Yield ("autoencoder", loss, logs), then where it learns ("discriminator", loss, logs): call backward in between.
+
+    `autoencode` and `discriminate` are the wrapped modules (DDP averages their gradients); `raw_discriminator` is the
+    unwrapped one, frozen until the autoencoder's backward is over. `average` is the mean over ranks. Consume the
+    generator to its end: a codebook is updated after the last yield but one. Logs are detached tensors, lambda is 0
+    while the game has not begun. Raises AutoencoderError when the criterion wants a game that has no players.
+    """
+    game = criterion.config.adversarial
+    if game is not None and (discriminate is None or raw_discriminator is None):
+        raise AutoencoderError("The criterion asks for an adversarial game: pass discriminate and raw_discriminator.")
+    made = autoencode(x, noise)
+    fake, latents, indices = made.picture.detach(), made.moments.mean.detach(), made.indices
+    with frozen(raw_discriminator):
+        yield (
+            "autoencoder",
+            *_autoencoder_side(criterion(x, made), made, step, game, raw_discriminator, last_layer, average),
+        )
+    del made
+    if codebook is not None and indices is not None:
+        codebook.update(latents, indices, step)
+    if game is not None and discriminate is not None and game.discriminates(step):
+        yield "discriminator", *_discriminator_side(x, fake, game, discriminate)
+
+
+def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, average: Map = itself) -> Tensor:
+    """lambda = |d nll / d L| / (|d g / d L| + 1e-4), at most `maximum`, detached (Esser et al. 2021, eq. 7).
+
+    Both gradients are averaged over ranks before their norms are taken, so lambda does not depend on how many ranks
+    share a batch.
+    """
+    ours, theirs = (average(torch.autograd.grad(f, last_layer, retain_graph=True)[0].float()).norm() for f in (nll, g))
+    return (ours / (theirs + 1e-4)).clamp(0, maximum).detach()
+
+
+@contextmanager
+def frozen(module: nn.Module | None) -> Iterator[None]:
+    """The module's parameters ask for no gradient inside; each is as before outside."""
+    moving = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+    try:
+        for p in moving:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in moving:
+            p.requires_grad_(True)
+
+
+def _autoencoder_side(
+    terms: Terms,
+    made: Reconstruction,
+    step: int,
+    game: AdversarialConfig | None,
+    discriminator: nn.Module | None,
+    last_layer: Tensor,
+    average: Map,
+) -> tuple[Tensor, Logs]:
+    logs = {key: value.detach() for key, value in terms._asdict().items()}
+    logs["loss"] = logs.pop("total")
+    if made.log_scale is not None:
+        logs["log_scale"] = made.log_scale.detach()
+    if game is None:
+        return terms.total, logs | _usage(made)
+    loss, g, weight = terms.total, torch.zeros_like(terms.total), torch.zeros_like(terms.total)
+    if discriminator is not None and (factor := game.factor(step)) > 0:
+        g = losses.generator_loss(discriminator(made.picture).float())
+        ratio = adaptive_weight(terms.nll, g, last_layer, game.max_weight, average) if game.adaptive else 1.0
+        weight = torch.full_like(weight, game.weight * factor) * ratio
+        loss = loss + weight * g
+    return loss, logs | _usage(made) | {"g": g.detach(), "lambda": weight}
+
+
+def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discriminate: Map) -> tuple[Tensor, Logs]:
+    real_logits, fake_logits = discriminate(torch.cat([x, fake.to(x.dtype)])).float().chunk(2)
+    loss = (losses.hinge_loss if game.loss == "hinge" else losses.vanilla_loss)(real_logits, fake_logits)
+    right = torch.cat([real_logits > 0, fake_logits < 0]).float().mean()
+    return loss, {"d_loss": loss.detach(), "d_accuracy": right}
+
+
+def _usage(made: Reconstruction) -> Logs:
+    """Perplexity of this batch alone, biased low by its size; `CodeUsage` measures a whole set."""
+    if made.indices is None:
+        return {}
+    return {"perplexity": perplexity(torch.bincount(made.indices.flatten()))}

@@ -1,0 +1,38 @@
+"""The KL-regularised autoencoder (Kingma and Welling 2014; Rombach et al. 2022, section 3.1)."""
+
+from types import MappingProxyType
+from typing import Any, Literal
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from pydantic import Field, model_validator
+
+from autoencoder.architecture import Architecture, filled, published
+
+KL_PRESETS = MappingProxyType(
+    {
+        "kl-f4": published(1, 2, 4, latent_channels=3),
+        "kl-f8": published(1, 2, 4, 4, latent_channels=4),
+        "kl-f16": published(1, 1, 2, 2, 4, latent_channels=16, attention_levels=(4,)),
+        "kl-f32": published(1, 1, 2, 2, 4, 4, latent_channels=64, attention_levels=(4, 5)),
+        "tiny32-f2": {"resolution": 32, "widths": (32, 64), "latent_channels": 4},
+        "tiny32-f4": {"resolution": 32, "widths": (32, 64, 64), "latent_channels": 4},
+        "tiny64-f4": {"resolution": 64, "widths": (32, 64, 128), "latent_channels": 4},
+        "small64-f8": {"resolution": 64, "widths": (64, 128, 256, 256), "layers": 2, "latent_channels": 8},
+    }
+)
+
+
+class KLConfig(Architecture):
+    """A KL autoencoder; `preset` may be any of KL_PRESETS."""
+
+    kind: Literal["kl"] = Field(default="kl", description="Says that this is a KL autoencoder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        return filled(given, KL_PRESETS)
+
+
+def build_kl(config: KLConfig) -> AutoencoderKL:
+    """A fresh diffusers AutoencoderKL, with the two 1x1 convolutions into which latent statistics are folded."""
+    return AutoencoderKL(**config.diffusers(), use_quant_conv=True, use_post_quant_conv=True)

@@ -1,0 +1,117 @@
+"""Mean and standard deviation of latents, measured over a set and folded into the weights.
+
+Diffusion wants latents of mean 0 and deviation 1. Most diffusers pipelines know only `scaling_factor`, so for a KL
+model the whole affine map, per channel, goes into its 1x1 convolutions, and every pipeline is exact with factor 1.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from torch import Tensor, nn
+
+from autoencoder.base import AutoencoderError, affine, encode
+
+
+@dataclass(frozen=True, eq=False)
+class LatentStatistics:
+    """Of the *sampled* latents that `encode` describes, with the model's present normalisation."""
+
+    mean: Tensor  # [Z] float64
+    std: Tensor  # [Z] float64
+    count: int  # pictures measured
+
+    @property
+    def overall(self) -> float:
+        """The deviation over all elements, channel means included: what LDM's scale factor is one over."""
+        square = (self.std.square() + self.mean.square()).mean()
+        return (square - self.mean.mean().square()).sqrt().item()
+
+
+@torch.no_grad()
+def measure(
+    vae: AutoencoderKL | VQModel, batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None
+) -> LatentStatistics:
+    """Statistics over batches of pictures [B, C, H, W], exact in float64 from the posterior: no noise is drawn.
+
+    `reduce` sums a tensor over ranks. Raises AutoencoderError without pictures, or when a channel is constant or not
+    finite.
+    """
+    total: Tensor | None = None
+    for x in batches:
+        mean, logvar = (m.double() for m in encode(vae, x))
+        sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
+        elements = torch.full_like(sums[:1], mean[:, 0].numel())
+        part = torch.cat([sums, elements, torch.full_like(elements, len(x))])
+        total = part if total is None else total + part
+    if total is None:
+        raise AutoencoderError("Latent statistics need at least one batch of pictures on every rank, got none.")
+    first, second, elements, pictures = reduce(total) if reduce else total
+    mean = first / elements
+    std = (second / elements - mean.square()).clamp_min(0).sqrt()
+    return _sound(LatentStatistics(mean.cpu(), std.cpu(), int(pictures[0])))
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
+    """Make `encode` give latents of mean 0 and deviation 1, in place; pictures stay what they were.
+
+    KL: per channel, into quant_conv and post_quant_conv (made, as the identity, where the model has none); the config
+    then says scaling_factor 1. VQ: one factor for all channels in the config, because a scale per channel would change
+    which code is nearest; means stay. Raises AutoencoderError for a deviation that is near 0 or not finite.
+    """
+    _sound(statistics)
+    if isinstance(vae, VQModel):
+        vae.register_to_config(scaling_factor=float(affine(vae).scale) / statistics.overall)
+        return
+    shift, scale = (v.flatten().cpu() for v in affine(vae))
+    mean, std = shift + statistics.mean / scale, statistics.std / scale  # of raw latents
+    model: Any = vae
+    _ensure_convolutions(model)
+    _fold_in(model.quant_conv, mean, std)
+    _fold_out(model.post_quant_conv, mean, std)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None)
+
+
+def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
+    """Rows of the mean become (row - mean) / std; those of logvar lose 2 ln std."""
+    assert conv.bias is not None
+    channels = len(mean)
+    weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
+    weight[:channels] /= std.view(-1, 1, 1, 1)
+    bias[:channels] = (bias[:channels] - mean) / std
+    bias[channels:] -= 2 * std.log()
+    conv.weight.copy_(weight)
+    conv.bias.copy_(bias)
+
+
+def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
+    """Undo it before the decoder: W (std z + mean) + b."""
+    assert conv.bias is not None
+    weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
+    conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)
+    conv.weight.copy_(weight * std.view(1, -1, 1, 1))
+
+
+def _ensure_convolutions(model: Any) -> None:
+    """Folding into the 3x3 neighbours would be wrong at borders, where they see zero padding; so add what is missing."""
+    channels = model.config.latent_channels
+    for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
+        if getattr(model, name) is None:
+            conv = nn.Conv2d(width, width, 1, device=model.device, dtype=model.dtype)
+            nn.init.dirac_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            setattr(model, name, conv)
+            model.register_to_config(**{f"use_{name}": True})
+
+
+def _sound(statistics: LatentStatistics) -> LatentStatistics:
+    values = torch.stack([statistics.mean, statistics.std])
+    bad = ~values.isfinite().all(0) | (statistics.std < 1e-6)
+    if bad.any():
+        listed, std = bad.nonzero().flatten().tolist(), [f"{s:.3g}" for s in statistics.std[bad].tolist()]
+        raise AutoencoderError(f"Latent channels {listed} have deviations {std}: expected finite ones above 1e-6.")
+    return statistics

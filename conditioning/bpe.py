@@ -1,0 +1,82 @@
+"""A byte-level BPE tokenizer of CLIP's kind (Radford et al. 2021), learned from the user's own captions."""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+SMALLEST_VOCABULARY = 2 * 256 + 2
+"""Every byte, every byte at the end of a word, start and end: no caption ever meets an unknown token."""
+
+logger = logging.getLogger("conditioning")
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "CLIPTokenizer":
+    """A `CLIPTokenizer` whose merges come from the captions: a function of their multiset, not of their order.
+
+    vocabulary: most tokens it may have, at least 514; length: tokens of a padded caption (`model_max_length`).
+    Ids as in CLIP: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Padding is the end token.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    letters = alphabet + [letter + WORD_END for letter in alphabet]
+    merges = _merges(captions, alphabet, vocabulary - SMALLEST_VOCABULARY)
+    tokens = dict.fromkeys([*letters, *(left + right for left, right in merges), START, END])
+    return _clip_tokenizer({token: index for index, token in enumerate(tokens)}, merges, model_max_length=length)
+
+
+def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
+    """Write tokenizer.json (transformers 5) and vocab.json with merges.txt (transformers 4 and others)."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def load_tokenizer(folder: Path) -> "CLIPTokenizer":
+    """The tokenizer of `folder`; no network."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def overflowing(batch: Any) -> int:
+    """How many captions of a tokenized batch (transformers' BatchEncoding) were cut."""
+    return sum(bool(encoding.overflowing) for encoding in batch.encodings or [])
+
+
+def report_truncated(cut: int, total: int, length: int) -> None:
+    """One log line, if any caption was cut."""
+    if cut:
+        logger.warning("%d of %d captions are longer than %d tokens; their ends are cut", cut, total, length)
+
+
+def _merges(captions: Iterable[str], alphabet: list[str], count: int) -> list[tuple[str, str]]:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    clip = _clip_tokenizer({START: 0, END: 1}, []).backend_tokenizer
+    learner = Tokenizer(BPE(end_of_word_suffix=WORD_END))
+    learner.normalizer, learner.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+    trainer = BpeTrainer(
+        vocab_size=2 * len(alphabet) + count,
+        min_frequency=2,
+        show_progress=False,
+        # Named here, else they are numbered in the order of a randomly seeded hash map, and ties break by number.
+        special_tokens=[letter + WORD_END for letter in alphabet],
+        initial_alphabet=alphabet,
+        end_of_word_suffix=WORD_END,
+    )
+    learner.train_from_iterator(sorted(captions), trainer)
+    return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"][:count]]
+
+
+def _clip_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], **settings: Any) -> "CLIPTokenizer":
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab=vocab, merges=merges, **settings)  # pyright: ignore[reportArgumentType]

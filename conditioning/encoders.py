@@ -1,0 +1,151 @@
+"""Frozen text encoders: captions -> token states and mask. None of them is a part of the trained model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from conditioning.base import ConditioningError
+from conditioning.bpe import overflowing
+from conditioning.sources import Source
+from conditioning.text import quiet
+
+
+class Encoded(NamedTuple):
+    """Token states of a batch of captions, on the CPU."""
+
+    states: Tensor  # [B, L, D] float32
+    mask: Tensor  # [B, L] bool, the real tokens
+    cut: int  # captions that were longer than the encoder's length
+
+
+class Encoder(Protocol):
+    """A frozen encoder: equal captions give equal states up to rounding, whatever the batch."""
+
+    def __call__(self, captions: Sequence[str]) -> Encoded:
+        """Captions -> states padded to the longest of this batch."""
+        ...
+
+
+def load_encoder(source: Source, length: int, layer: int, device: torch.device) -> Encoder:
+    """The encoder of `source` in float32 on `device`; layer -1 is the last state, norm included; -2 one before, bare.
+
+    Raises ConditioningError if the encoder has fewer positions than `length`, or no such layer.
+    """
+    if source.architecture is None:
+        return _load_transformers(source, length, layer, device)
+    if layer != -1:
+        raise ConditioningError(f"open_clip encoders give the last layer (-1) only, got layer {layer}")
+    return _load_open_clip(source, length, device)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformersEncoder:
+    """CLIPTextModel, the encoder of a T5, or anything that AutoModel opens and that has a last hidden state."""
+
+    model: nn.Module
+    tokenizer: Any
+    length: int
+    layer: int
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Encoded:
+        """Captions -> states padded to the longest of this batch."""
+        batch = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=self.length, padding_side="right"
+        )
+        ids, mask = (torch.tensor(batch[key]) for key in ("input_ids", "attention_mask"))
+        device = next(self.model.parameters()).device
+        output = self.model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=self.layer != -1
+        )
+        states = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        return Encoded(states.float().cpu(), mask.bool(), overflowing(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class OpenClipEncoder:
+    """The text tower of an open_clip model: all tokens after `ln_final`."""
+
+    model: Any
+    tokenizer: Any
+    norm: nn.Module
+    positions: int
+    length: int
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Encoded:
+        """Captions -> states [B, length, D]; the tower sees all its positions and is causal, the rest is cut off."""
+        ids = self.tokenizer(list(captions), context_length=self.length)
+        cut = sum(len(self.tokenizer.encode(caption)) + 2 > self.length for caption in captions)
+        padded = nn.functional.pad(ids, (0, self.positions - self.length))
+        states = self._after_norm(padded.to(next(self.model.parameters()).device))
+        mask = torch.arange(self.length) <= ids.argmax(dim=1, keepdim=True)  # the end token has the highest id
+        longest = int(mask.sum(dim=1).max())
+        return Encoded(states[:, :longest].float().cpu(), mask[:, :longest], cut)
+
+    def _after_norm(self, ids: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append(output)
+
+        handle = self.norm.register_forward_hook(keep)
+        try:
+            self.model.encode_text(ids)
+        finally:
+            handle.remove()
+        return seen[0]
+
+
+def _load_transformers(source: Source, length: int, layer: int, device: torch.device) -> TransformersEncoder:
+    from transformers import AutoConfig, AutoTokenizer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config: Any = AutoConfig.from_pretrained(source.folder, **local)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, **local)
+    shape = config.get_text_config()
+    _check_length(length, min(tokenizer.model_max_length, getattr(shape, "max_position_embeddings", length)))
+    if not -shape.num_hidden_layers - 1 <= layer <= -1:
+        raise ConditioningError(f"layer must be -{shape.num_hidden_layers + 1}..-1 for this encoder, got {layer}")
+    with quiet():
+        model = _model_class(config).from_pretrained(
+            source.folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
+        )
+    return TransformersEncoder(model.eval().requires_grad_(False).to(device), tokenizer, length, layer)
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    if config.model_type in ("clip", "clip_text_model"):
+        return transformers.CLIPTextModel
+    # Else AutoModel would open a T5 with its decoder.
+    known = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
+    return transformers.AutoModelForTextEncoding if known else transformers.AutoModel
+
+
+def _load_open_clip(source: Source, length: int, device: torch.device) -> OpenClipEncoder:
+    import open_clip
+
+    assert source.architecture is not None
+    model: Any = open_clip.create_model(
+        source.architecture,
+        pretrained=str(source.weights[0]),
+        pretrained_text=False,
+        force_quick_gelu=source.quick_gelu,
+        require_pretrained=True,
+    )
+    model.visual = nn.Identity()
+    tower: Any = model.text if isinstance(model, open_clip.CustomTextCLIP) else model
+    _check_length(length, int(tower.context_length))
+    tokenizer = open_clip.get_tokenizer(source.architecture)
+    model = model.eval().requires_grad_(False).to(device)
+    return OpenClipEncoder(model, tokenizer, tower.ln_final, int(tower.context_length), length)
+
+
+def _check_length(length: int, most: int) -> None:
+    if length > most:
+        raise ConditioningError(f"this text encoder takes at most {most} tokens, got length {length}")

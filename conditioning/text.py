@@ -1,0 +1,158 @@
+"""Captions through a small CLIP text model trained together with the denoiser (Rombach et al. 2022, section 3.3).
+
+The states are those that plain diffusers' `StableDiffusionPipeline.encode_prompt` computes from the saved folder:
+padded to `length`, causal, final LayerNorm included, padding attended.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from conditioning.base import Condition, Conditioner, ConditioningError, Inputs, Progress, texts
+from conditioning.bpe import (
+    SMALLEST_VOCABULARY,
+    load_tokenizer,
+    overflowing,
+    report_truncated,
+    save_tokenizer,
+    train_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+CHUNK = 4096
+
+
+class TextConfig(BaseModel):
+    """A text encoder of one's own, learned from scratch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["text"] = Field("text", description="a small CLIP text model, trained with the denoiser")
+    width: int = Field(128, ge=1, description="channels of the tokens, the denoiser's cross-attention width")
+    layers: int = Field(2, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads; divides the width")
+    expansion: int = Field(4, ge=1, description="width of the feed-forward layers, in widths")
+    vocabulary: int = Field(2048, ge=SMALLEST_VOCABULARY, description="most tokens of the tokenizer, at least 514")
+    length: int = Field(32, ge=3, description="tokens of a caption, start and end included; longer ones are cut")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TextConfig":
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width, got width {self.width} and {self.heads} heads")
+        return self
+
+
+class TextConditioner(Conditioner):
+    """Captions -> token ids [N, L] -> states [B, L, D]; the null is the empty caption."""
+
+    null = ""
+
+    def __init__(self, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.width = int(text_encoder.config.hidden_size)
+        self.length = int(tokenizer.model_max_length)
+
+    @classmethod
+    def build(cls, config: TextConfig, captions: Sequence[str]) -> "TextConditioner":
+        """Train the tokenizer on the captions and start the encoder at random (torch's global generator)."""
+        if not captions:
+            raise ConditioningError('conditioning of kind "text" needs captions to train its tokenizer on, got none')
+        tokenizer = train_tokenizer(texts(captions), config.vocabulary, config.length)
+        return cls(_fresh_encoder(config, tokenizer), tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextConditioner":
+        """From `folder`/text_encoder and `folder`/tokenizer, ours or those of any Stable Diffusion 1 model."""
+        from transformers import CLIPTextModel
+
+        with quiet():
+            encoder = CLIPTextModel.from_pretrained(
+                folder / ENCODER, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
+            )
+        return cls(encoder, load_tokenizer(folder / TOKENIZER))
+
+    @property
+    def trainable(self) -> dict[str, nn.Module]:
+        """The text encoder."""
+        return {ENCODER: self.text_encoder}
+
+    def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
+        """Captions -> {"ids": [N, L] int64}, cut or padded to L; one log line says how many were cut."""
+        captions, cut = texts(raw), 0
+        ids = torch.empty(len(captions), self.length, dtype=torch.long)
+        for start in range(0, len(captions), CHUNK):
+            part = captions[start : start + CHUNK]
+            batch = self.tokenizer(part, padding="max_length", max_length=self.length, truncation=True)
+            ids[start : start + len(part)] = torch.tensor(batch["input_ids"])
+            cut += overflowing(batch)
+            if progress:
+                progress(start + len(part), len(captions))
+        report_truncated(cut, len(captions), self.length)
+        return {"ids": ids}
+
+    def forward(self, ids: Tensor) -> Condition:
+        """ids: [B, L] -> tokens [B, L, D], without a mask: padding is attended, as in Stable Diffusion."""
+        return Condition(tokens=self.text_encoder(ids).last_hidden_state)
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
+        """Write `folder`/text_encoder and `folder`/tokenizer, which plain transformers and diffusers open."""
+        _save_encoder(self.text_encoder, folder / ENCODER)
+        save_tokenizer(self.tokenizer, folder / TOKENIZER)
+        return {ENCODER: ("transformers", "CLIPTextModel"), TOKENIZER: ("transformers", "CLIPTokenizer")}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which loading a small model does not need."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _fresh_encoder(config: TextConfig, tokenizer: Any) -> "CLIPTextModel":
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shape = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.width * config.expansion,
+        projection_dim=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.length,
+        hidden_act="gelu",  # one fused kernel, where CLIP's quick_gelu is two
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel._from_config(shape, attn_implementation="sdpa")
+
+
+def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
+    """In the layout of every published Stable Diffusion: transformers 5 reads it, and 4 reads no other."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.architectures = ["CLIPTextModel"]
+    encoder.config.save_pretrained(folder)
+    state = {f"text_model.{name}": value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

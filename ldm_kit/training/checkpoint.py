@@ -1,0 +1,148 @@
+"""Checkpoints: whole or absent, and self-explaining.
+
+A checkpoint is a directory `checkpoint-00000500` that is written beside under a temporary name, hashed, flushed and
+renamed; readers accept only a directory whose manifest verifies. Tensors are safetensors, everything else is JSON.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm_kit.config import UserError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors with the permissions that the umask asks for (the library writes 0600)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU."""
+    return load_file(path)
+
+
+def write(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Write a directory so that at every moment it is either absent or whole.
+
+    Args:
+        folder: the final directory; its parent exists or is made.
+        fill: writes the contents into the directory that it is given.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".tmp-{folder.name}.{uuid.uuid4().hex}"
+    draft.mkdir()
+    try:
+        fill(draft)
+        (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1), encoding="utf-8")
+        for path in [*_files(draft), draft / MANIFEST, *[p for p in draft.rglob("*") if p.is_dir()], draft]:
+            _flush(path)
+        if folder.exists():
+            remove(folder)
+        draft.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def verify(folder: Path) -> None:
+    """Check every file's size and sha256 against the manifest.
+
+    Raises:
+        UserError: naming the first file that is missing, cut or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from None
+    for name, (size, digest) in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
+        if path.stat().st_size != size:
+            raise UserError(f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, expected {size}")
+        if _sha256(path) != digest:
+            raise UserError(f"checkpoint {folder} is damaged: the contents of {name} have changed since it was written")
+
+
+def steps(run: Path) -> dict[int, Path]:
+    """All directories of a run that are named like checkpoints, by step, rising."""
+    named = ((_NAME.match(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint that verifies; damaged ones are passed over with a warning."""
+    for _, path in reversed(steps(run).items()):
+        try:
+            verify(path)
+        except UserError as error:
+            warnings.warn(f"{error}; trying the one before", stacklevel=2)
+            continue
+        return path
+    return None
+
+
+def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those to spare; the newest must already verify."""
+    found = list(steps(run).values())
+    spared = {path.resolve() for path in spare if path is not None}
+    for path in found[: max(0, len(found) - keep)]:
+        if path.resolve() not in spared:
+            remove(path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; it stops being one at the first instant."""
+    doomed = folder.parent / f".del-{folder.name}.{uuid.uuid4().hex}"
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed save or delete left behind; only the holder of the run's lock may."""
+    for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in _files(folder)
+    }
+    return {"files": entries}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""A run's folder: one owner at a time, the resolved config, logs, checkpoints, and where to resume."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel
+
+from ldm_kit import config as configs
+from ldm_kit.config import UserError
+from ldm_kit.training import checkpoint
+
+_MAY_CHANGE = ("run", "train.steps", "train.workers", "train.micro_batch", "log", "data.cache")
+
+
+class Lock:
+    """The output folder belongs to one run at a time; the system frees it when its holder dies, however it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / ".lock"
+        self.file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            self.file.close()
+            raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to") from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self.file.flush()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.close()
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain config trees."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b, dotted = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing(a, b, f"{dotted}.")
+        elif a != b:
+            found.append(dotted)
+    return found
+
+
+def choose(run: Path, resume: str | None) -> Path | None:
+    """The checkpoint to go on from: None starts anew.
+
+    `latest` takes the newest that verifies and says so if there is none; a path must verify, and never falls back.
+
+    Raises:
+        UserError: the path is no good checkpoint, or the run already holds checkpoints and `resume` was not asked for.
+    """
+    if resume is None:
+        if checkpoint.steps(run):
+            raise UserError(f"{run} already holds checkpoints; add --resume latest to go on, or name another run=FOLDER")
+        return None
+    if resume != "latest":
+        checkpoint.verify(Path(resume))
+        return Path(resume)
+    found = checkpoint.latest(run)
+    if found is None:
+        warnings.warn(f"no checkpoint in {run}; starting a new training run", stacklevel=2)
+    return found
+
+
+def same_config(folder: Path, config: BaseModel) -> None:
+    """Refuse to resume under a config that would change the result.
+
+    Raises:
+        UserError: naming every differing key.
+    """
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    changed = [
+        key
+        for key in differing(state["config"], config.model_dump(mode="json"))
+        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(f"cannot resume {folder}: {', '.join(changed)} differ from the config it was trained with")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that lie after `step`, which the resumed run writes again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+def write_config(folder: Path, config: BaseModel, command: Sequence[str] = ()) -> None:
+    """Write the resolved config beside the results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    configs.write(config, folder / "config.yaml")

@@ -1,0 +1,191 @@
+"""A text encoder of one's own, and that plain transformers and diffusers see the same states."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from conditioning import ConditioningError, TextConditioner, TextConfig, build, drop, load, save
+from conditioning.bpe import train_tokenizer
+
+WORDS = "red green blue smiling crying face cat dog house with and a the tree of hearts it's café 3d".split()
+CAPTIONS = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 7)) for i in range(200)]
+AWKWARD = [
+    "",
+    "A Red CAT",
+    "a   cat\n\tsits",
+    "it's 3 o'clock!!",
+    "naïve ÉCOLE 猫 🐈‍⬛",
+    "don't",
+    "q",
+    "<|endoftext|>",
+    "\x00",
+]
+CONFIG = TextConfig(width=16, layers=2, heads=2, vocabulary=600, length=12)
+
+
+@pytest.fixture(scope="module")
+def conditioner() -> TextConditioner:
+    torch.manual_seed(0)
+    return build(CONFIG, captions=CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def folder(conditioner, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    assert save(conditioner, path) == {
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+    }
+    return path
+
+
+def states(conditioner, captions) -> torch.Tensor:
+    with torch.no_grad():
+        return conditioner(**conditioner.prepare(captions)).tokens
+
+
+def test_every_token_is_known_and_every_caption_survives(conditioner):
+    tokenizer = conditioner.tokenizer
+    assert len(tokenizer) <= CONFIG.vocabulary
+    for caption in AWKWARD[:-2]:
+        ids = tokenizer(caption).input_ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.unk_token_id not in ids[1:-1]
+    assert tokenizer.decode(tokenizer("A Red  CAT").input_ids, skip_special_tokens=True) == "a red cat"
+
+
+def test_words_of_the_captions_are_single_tokens(conditioner):
+    assert len(conditioner.tokenizer("smiling").input_ids) == 3
+    assert len(conditioner.tokenizer("zyzzyva").input_ids) > 5
+
+
+def test_the_tokenizer_depends_on_the_captions_not_on_their_order(conditioner):
+    expected = conditioner.tokenizer.backend_tokenizer.to_str()
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(CAPTIONS, len(CAPTIONS))
+        assert train_tokenizer(shuffled, 600, 12).backend_tokenizer.to_str() == expected
+
+
+def test_another_process_learns_the_same_tokenizer():
+    code = (
+        "import hashlib, sys; from conditioning.bpe import _merges; from tokenizers.pre_tokenizers import ByteLevel;"
+        "print(hashlib.sha256(repr(_merges(['ab ba abc cab xyz zyx'] * 4, sorted(ByteLevel.alphabet()), 50)).encode()).hexdigest())"
+    )
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(runs) == 1
+
+
+def test_special_ids_are_in_the_config(conditioner):
+    config, tokenizer = conditioner.text_encoder.config, conditioner.tokenizer
+    assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert config.pad_token_id == tokenizer.pad_token_id
+    assert config.vocab_size == len(tokenizer)
+    assert config.eos_token_id != 2  # which transformers takes for a broken config
+    assert config._attn_implementation == "sdpa"
+
+
+def test_plain_transformers_opens_the_folder_exactly(conditioner, folder):
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    assert tokenizer.model_max_length == CONFIG.length
+    ids = tokenizer(AWKWARD, padding="max_length", max_length=12, truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(ids, conditioner.prepare(AWKWARD)["ids"])
+    assert tokenizer.backend_tokenizer.to_str() == train_tokenizer(CAPTIONS, 600, 12).backend_tokenizer.to_str()
+    with torch.no_grad():
+        assert torch.equal(encoder(ids)[0], states(conditioner, AWKWARD))
+
+
+def test_older_readers_find_vocab_and_merges(conditioner, folder):
+    vocab = json.loads((folder / "tokenizer/vocab.json").read_text())
+    merges = (folder / "tokenizer/merges.txt").read_text().splitlines()[1:]
+    again = CLIPTokenizer(vocab=vocab, merges=[tuple(merge.split(" ")) for merge in merges])
+    assert again(AWKWARD).input_ids == conditioner.tokenizer(AWKWARD).input_ids
+
+
+def test_our_loader_is_exact(conditioner, folder):
+    again = load(folder)
+    assert isinstance(again, TextConditioner)
+    assert torch.equal(states(again, AWKWARD), states(conditioner, AWKWARD))
+    assert list(again.trainable) == ["text_encoder"]
+    assert again.width == 16
+
+
+def pipeline(text_encoder, tokenizer) -> StableDiffusionPipeline:
+    block = {"block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1}
+    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), **block)
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        **block,
+    )
+    parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    return StableDiffusionPipeline(
+        **parts,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def test_plain_stable_diffusion_computes_our_states_bit_for_bit(conditioner, tmp_path):
+    save(conditioner, tmp_path)
+    pipeline(conditioner.text_encoder, conditioner.tokenizer).save_pretrained(tmp_path / "whole")
+    for part in ("text_encoder", "tokenizer"):
+        (tmp_path / part).replace(tmp_path / f"whole/{part}-ours")
+        for file in (tmp_path / f"whole/{part}").iterdir():
+            file.unlink()
+        (tmp_path / f"whole/{part}").rmdir()
+        (tmp_path / f"whole/{part}-ours").rename(tmp_path / f"whole/{part}")
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "whole", safety_checker=None)
+    prompts = ["a red cat", "it's a smiling FACE of hearts"]
+    with torch.no_grad():
+        yes, no = plain.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
+    assert torch.equal(yes, states(conditioner, prompts))
+    with torch.no_grad():
+        assert torch.equal(no, conditioner(**conditioner.null_inputs(2)).tokens)
+    image = plain("a red cat", num_inference_steps=1, height=8, width=8, output_type="np").images
+    assert image.shape == (1, 8, 8, 3)
+
+
+def test_long_captions_are_cut_counted_and_end_with_the_end(conditioner, caplog):
+    with caplog.at_level(logging.WARNING, logger="conditioning"):
+        ids = conditioner.prepare(["cat " * 50, "cat", "dog " * 11])["ids"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 3 captions are longer than 12 tokens; their ends are cut"
+    ]
+    assert ids.shape == (3, 12)
+    assert ids[0, -1] == conditioner.tokenizer.eos_token_id
+
+
+def test_dropping_gives_the_null_of_sampling_bit_for_bit(conditioner):
+    inputs = drop(conditioner.prepare(CAPTIONS[:3]), conditioner.null_inputs(), torch.tensor([False, True, False]))
+    assert torch.equal(inputs["ids"][1:2], conditioner.prepare([conditioner.null])["ids"])
+    assert torch.equal(inputs["ids"][[0, 2]], conditioner.prepare([CAPTIONS[0], CAPTIONS[2]])["ids"])
+
+
+def test_every_parameter_learns(conditioner):
+    inputs = conditioner.prepare(CAPTIONS)
+    conditioner(**inputs).tokens.square().mul(torch.randn(16)).mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in conditioner.parameters())
+    conditioner.zero_grad()
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ConditioningError, match="needs captions"):
+        build(CONFIG)
+    with pytest.raises(ConditioningError, match="must be a string, got 3"):
+        build(CONFIG, captions=["a", 3])
+    with pytest.raises(ValueError, match="heads must divide width"):
+        TextConfig(width=10, heads=4)
