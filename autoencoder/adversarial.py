@@ -1,4 +1,4 @@
-"""The two-player step: one pass of the autoencoder feeds its own loss and then the discriminator's (Esser et al. 2021)."""
+"""The two-player step: one pass of the autoencoder feeds its own loss, then the discriminator's (Esser et al. 2021)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +9,11 @@ from torch import Tensor, nn
 
 from autoencoder import losses
 from autoencoder.base import AutoencoderError, Reconstruction
-from autoencoder.codebook import Codebook, perplexity
+from autoencoder.codebook import Codebook, Map, itself, perplexity
 from autoencoder.criterion import AdversarialConfig, AutoencoderLoss, Terms
 
 Player = Literal["autoencoder", "discriminator"]
 Logs = dict[str, Tensor]
-Map = Callable[[Tensor], Tensor]
-
-
-def itself(x: Tensor) -> Tensor:
-    """What averaging over one rank does."""
-    return x
 
 
 def two_player(
@@ -39,8 +33,8 @@ def two_player(
 
     `autoencode` and `discriminate` are the wrapped modules (DDP averages their gradients); `raw_discriminator` is the
     unwrapped one, frozen until the autoencoder's backward is over. `average` is the mean over ranks. Consume the
-    generator to its end: a codebook is updated after the last yield but one. Logs are detached tensors, lambda is 0
-    while the game has not begun. Raises AutoencoderError when the criterion wants a game that has no players.
+    generator to its end: `codebook` is updated when it resumes after the autoencoder's turn. Logs are detached tensors;
+    lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but has no players.
     """
     game = criterion.config.adversarial
     if game is not None and (discriminate is None or raw_discriminator is None):

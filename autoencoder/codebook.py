@@ -10,6 +10,7 @@ from autoencoder.base import AutoencoderError
 from autoencoder.quantiser import flatten
 
 Map = Callable[[Tensor], Tensor]
+LEAST = 1e-3  # running count below which a code rests
 
 
 def itself(x: Tensor) -> Tensor:
@@ -36,9 +37,11 @@ class Codebook:
     """Keeps the running counts N_k and sums M_k of a codebook's codes, and writes e_k into a plain nn.Embedding.
 
     N_k <- d N_k + (1 - d) n_k,  M_k <- d M_k + (1 - d) sum of the z assigned to k,  e_k = M_k / smoothed N_k
-    (van den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e, so
-    that a code never hit stays where it is. The embedding leaves the hands of the optimiser when `settings.ema` holds,
-    so build this before DDP wraps the model. `reduce` sums over ranks, `share` gives every rank what rank 0 has.
+    (van den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e, and a
+    code whose count has all but gone is left where it is: the smoothing would draw it to the origin.
+
+    The embedding leaves the optimiser's hands when `settings.ema` holds, so build this before DDP wraps the model.
+    `reduce` sums over ranks, `share` gives every rank what rank 0 has.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Codebook:
         self.counts.mul_(decay).add_(self.reduce(counts), alpha=1 - decay)
         self.sums.mul_(decay).add_(self.reduce(sums), alpha=1 - decay)
         if self.settings.ema:
-            self.embedding.weight.copy_(self.sums / smoothed(self.counts)[:, None])
+            alive = (self.counts > LEAST)[:, None]
+            means = self.sums / smoothed(self.counts)[:, None]
+            self.embedding.weight.copy_(torch.where(alive, means, self.embedding.weight))
         return self._revive(vectors, step)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -104,7 +109,7 @@ class CodeUsage:
         self.counts = self.counts.to(found.device) + found
 
     def summary(self) -> dict[str, float]:
-        """Over all ranks: `usage` (share of codes hit), `perplexity`, and `perplexity_share` (of the codebook's size)."""
+        """Over all ranks: `usage` (share of codes hit), `perplexity`, `perplexity_share` (of the codebook's size)."""
         counts = self.reduce(self.counts)
         value = perplexity(counts).item()
         used = (counts > 0).double().mean().item()

@@ -1,5 +1,6 @@
 """PatchGAN: a convolutional judge that gives one logit per patch (Isola et al. 2017; Esser et al. 2021)."""
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,7 +40,7 @@ class Discriminator(nn.Module):
         self.config = config
         widths = [config.width * min(2**n, 8) for n in range(config.layers + 1)]
         body: list[nn.Module] = [_conv(config, config.channels, widths[0], 2), nn.LeakyReLU(0.2)]
-        for n, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        for n, (before, after) in enumerate(pairwise(widths), start=1):
             normed = config.norm in ("group", "batch")
             body += [_conv(config, before, after, 2 if n < config.layers else 1, bias=not normed)]
             body += [_norm(config, after), nn.LeakyReLU(0.2)]

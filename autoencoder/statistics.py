@@ -97,7 +97,7 @@ def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _ensure_convolutions(model: Any) -> None:
-    """Folding into the 3x3 neighbours would be wrong at borders, where they see zero padding; so add what is missing."""
+    """Folding into the 3x3 neighbours would be wrong at borders, which see zero padding; so add what is missing."""
     channels = model.config.latent_channels
     for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
         if getattr(model, name) is None:

@@ -33,6 +33,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
 
 def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write tokenizer.json (transformers 5) and vocab.json with merges.txt (transformers 4 and others)."""
+    tokenizer.backend_tokenizer.no_padding()  # what the last call left in it is no part of the tokenizer
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
@@ -41,7 +43,10 @@ def load_tokenizer(folder: Path) -> "CLIPTokenizer":
     """The tokenizer of `folder`; no network."""
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    for how in ("is_local", "local_files_only"):  # how it was opened, which transformers would save with it
+        tokenizer.init_kwargs.pop(how, None)
+    return tokenizer
 
 
 def overflowing(batch: Any) -> int:

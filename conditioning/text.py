@@ -152,7 +152,7 @@ def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    encoder.config.architectures = ["CLIPTextModel"]
+    encoder.config.architectures, encoder.config.dtype = ["CLIPTextModel"], encoder.dtype
     encoder.config.save_pretrained(folder)
     state = {f"text_model.{name}": value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.data.order import AddressedBatches, Share, loader
+from ldm_kit.training.order import AddressedBatches, Share, loader
 from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint
 from ldm_kit.training.ema import Ema, EmaConfig
@@ -67,6 +67,14 @@ class Task(Protocol):
 
     def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the wrapped players, which `losses` must call."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors beside weights that a checkpoint must hold."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[Turn]:
@@ -209,6 +217,8 @@ class Trainer:
             checkpoint.save_tensors(tensors, draft / "optimizer" / f"{name}.safetensors")
         for part, average in self.ema.averages.items():
             checkpoint.save_tensors(average, draft / "ema" / f"{part}.safetensors")
+        if extra := self.task.state():
+            checkpoint.save_tensors(extra, draft / "model" / "state.safetensors")
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
@@ -232,6 +242,8 @@ class Trainer:
             stored = checkpoint.load_tensors(folder / "ema" / f"{part}.safetensors")
             for key, value in average.items():
                 value.copy_(stored[key])
+        if (extra := folder / "model" / "state.safetensors").exists():
+            self.task.load_state(checkpoint.load_tensors(extra))
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]

@@ -24,7 +24,7 @@ def test_names_and_indices_are_the_same_row(conditioner):
 
 
 def test_an_unknown_name_is_told_the_nearest(conditioner):
-    with pytest.raises(ConditioningError, match="unknown class 'hotdog'.*hot dog"):
+    with pytest.raises(ConditioningError, match=r"unknown class 'hotdog'.*hot dog"):
         conditioner.prepare(["hotdog"])
     with pytest.raises(ConditioningError, match=r"0\.\.3 .* got 4"):
         conditioner.prepare([4])

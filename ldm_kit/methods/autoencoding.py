@@ -1,0 +1,141 @@
+"""Stage 1 of latent diffusion.
+
+Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.1.
+Idea:     compress pictures to latents that keep what is seen; the diffusion model then works where it is cheap.
+Parts:    a KL or VQ autoencoder, a perceptual distance, and a patch discriminator that joins late.
+Run:      accelerate launch train_ae.py configs/openmoji/ae_kl.yaml
+Expected: see the header of that config.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autoencoder.adversarial import two_player
+from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
+from autoencoder.codebook import Codebook, CodeUsage, itself
+from autoencoder.config import AutoencoderConfig, build
+from autoencoder.criterion import AutoencoderLoss, CriterionConfig
+from autoencoder.discriminator import Discriminator, DiscriminatorConfig
+from autoencoder.perceptual import Perceptual, PerceptualConfig
+from autoencoder.vq import VQConfig
+from ldm_kit.config import UserError
+from ldm_kit.data.batches import chunks
+from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.diffusion import randomness
+from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
+from ldm_kit.methods.settings import RunConfig
+from ldm_kit.training.loop import OptimConfig, Turn
+
+
+class AutoencoderRun(RunConfig):
+    """Everything that `train_ae.py` needs to know."""
+
+    autoencoder: AutoencoderConfig
+    criterion: CriterionConfig = CriterionConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator_optim: OptimConfig | None = Field(None, description="null: as optim")
+
+
+class Autoencoding:
+    """The two players and their losses, for the training loop."""
+
+    def __init__(self, config: AutoencoderRun, sum_over_ranks: Callable[[Tensor], Tensor] = itself) -> None:
+        pictures, net = config.data, config.autoencoder
+        if net.resolution != pictures.resolution:
+            raise UserError(
+                f"autoencoder.resolution is {net.resolution} but data.resolution {pictures.resolution}; make them equal"
+            )
+        self.config = config
+        self.vae = build(net)
+        learned = config.criterion.learned_scale
+        beta = net.beta if isinstance(net, VQConfig) else 0.25
+        self.autoencode = Autoencode(self.vae, beta=beta, learned_scale=learned)
+        self.perceptual = Perceptual(config.perceptual)
+        self.criterion = AutoencoderLoss(config.criterion, self.perceptual)
+        self.discriminator = Discriminator(config.discriminator) if config.criterion.adversarial else None
+        self.codebook = (
+            Codebook(self.vae.quantize.embedding, net, reduce=sum_over_ranks) if isinstance(net, VQConfig) else None
+        )
+        self.average: Callable[[Tensor], Tensor] = itself
+        self.wrapped: Mapping[str, nn.Module] = self.players
+
+    @property
+    def players(self) -> dict[str, nn.Module]:
+        """Autoencoder, and discriminator if the criterion plays."""
+        judge = {"discriminator": self.discriminator} if self.discriminator is not None else {}
+        return {"autoencoder": self.autoencode, **judge}
+
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """The autoencoder alone; nobody samples with a discriminator."""
+        return {"vae": self.vae}
+
+    @property
+    def optim(self) -> dict[str, OptimConfig]:
+        """One optimiser each."""
+        config = self.config
+        return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or config.optim}
+
+    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+        """Take the modules that DDP wrapped; the perceptual trunk follows to their device."""
+        self.wrapped = wrapped
+        self.perceptual.to(next(self.autoencode.parameters()).device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside weights: the codebook's running statistics."""
+        return self.codebook.state_dict() if self.codebook is not None else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        if self.codebook is not None:
+            self.codebook.load_state_dict(dict(state))
+
+    def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[Turn]:
+        """The autoencoder's turn, then the discriminator's once it learns."""
+        x, position = batch["x"], batch["position"]
+        shape = latent_shape(self.vae, *x.shape[-2:])
+        return two_player(
+            x,
+            randomness.normal(self.config.seed, "posterior", position, shape),
+            step,
+            autoencode=self.wrapped["autoencoder"],
+            criterion=self.criterion,
+            last_layer=self.autoencode.last_layer,
+            discriminate=self.wrapped.get("discriminator"),
+            raw_discriminator=self.discriminator,
+            average=self.average,
+            codebook=self.codebook,
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    task: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64
+) -> dict[str, float]:
+    """PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
+    means = {name: Running() for name in ("psnr", "ssim", "perceptual")}
+    codes = task.vae.quantize.n_e if isinstance(task.config.autoencoder, VQConfig) else None
+    usage = CodeUsage(codes) if codes is not None else None
+    for part in chunks(pictures, batch):
+        x = to_unit(pictures.pictures(part)).to(device)
+        made = task.autoencode(x, torch.zeros(len(x), *latent_shape(task.vae, *x.shape[-2:]), device=device))
+        y = made.picture.clamp(-1, 1)
+        means["psnr"].add(psnr(x, y))
+        means["ssim"].add(ssim(x, y))
+        means["perceptual"].add(task.perceptual(y, x))
+        if usage is not None and made.indices is not None:
+            usage.add(made.indices)
+    found = {f"heldout_{name}": mean.mean for name, mean in means.items()}
+    return found | ({f"codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
+
+
+@torch.no_grad()
+def pictures_of(vae: Any, x: Tensor) -> Tensor:
+    """Pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
+    moments = cast(Moments, encode(vae, x))
+    return decode(vae, moments.mean).clamp(-1, 1)

@@ -1,0 +1,188 @@
+"""Stage 2 of latent diffusion (and, with pixels as their own latents, DDPM).
+
+Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
+Idea:     diffuse the latents of a frozen autoencoder; a U-Net attends to a text or class encoder tau_theta(y).
+Parts:    cached latents, a conditioner (trained jointly, frozen and cached, or none), a U-Net.
+Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
+Expected: see the header of that config.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from conditioning.base import Conditioner, Inputs, drop
+from conditioning.factory import ConditioningConfig
+from conditioning.none import NoConfig
+from conditioning.labels import ClassConfig
+from ldm_kit.config import Config, UserError
+from ldm_kit.data.images import PictureSet
+from ldm_kit.data.latents import Latents
+from ldm_kit.diffusion import loss, randomness, schedule
+from ldm_kit.diffusion.prediction import Target
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.methods.settings import RunConfig
+from ldm_kit.nets.build import UNetConfig, apply_unet
+from ldm_kit.nets.solvers import SOLVERS
+from ldm_kit.training.loop import OptimConfig, Turn
+
+
+class SampleConfig(Config):
+    """The pictures that a run draws while it trains, always from the same seeds."""
+
+    prompts: tuple[str, ...] = Field((), description="what to draw; empty: the first captions or classes of the set")
+    steps: int = Field(20, gt=0, description="sampling steps")
+    solver: str = Field("dpm++", description=f"one of {', '.join(SOLVERS)}")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 is none")
+
+    @model_validator(mode="after")
+    def _known(self) -> "SampleConfig":
+        if self.solver not in SOLVERS:
+            raise ValueError(f"unknown solver {self.solver!r}; known are {', '.join(SOLVERS)}")
+        return self
+
+
+class LatentRun(RunConfig):
+    """Everything that `train_ldm.py` needs to know."""
+
+    autoencoder: str | None = Field(None, description="folder of a trained autoencoder; null: diffuse pixels")
+    latents: str | None = Field(None, description="folder of the latent cache; null: chosen by what the latents depend on")
+    condition: ConditioningConfig = NoConfig()
+    condition_drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained on the null condition")
+    unet: UNetConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    target: Target = Field("v", description="what the network predicts")
+    times: loss.TimesConfig = loss.TimesConfig()
+    min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weighting; null: plain")
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LatentRun":
+        if (self.target == "flow") != (self.schedule.kind == "flow"):
+            raise ValueError(
+                f"target {self.target!r} does not go with the {self.schedule.kind} schedule; flow needs flow, "
+                "eps, x0 and v need linear, scaled_linear or cosine"
+            )
+        if self.schedule.zero_terminal and self.target == "eps":
+            raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v or x0")
+        return self
+
+
+class LatentDiffusion(nn.Module):
+    """U-Net and conditioner as one module, so that DDP around it sees every gradient."""
+
+    def __init__(self, unet: nn.Module, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet, self.conditioner = unet, conditioner
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Noisy latents [B, Z, h, w], times [B] and the conditioner's prepared inputs to the network's output."""
+        return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
+
+
+class Latent:
+    """The denoising task, for the training loop."""
+
+    def __init__(self, config: LatentRun, unet: nn.Module, conditioner: Conditioner) -> None:
+        self.config = config
+        self.module = LatentDiffusion(unet, conditioner)
+        self.null = conditioner.null_inputs()
+        self.schedule = schedule.build(config.schedule)
+        self.wrapped: nn.Module = self.module
+
+    @property
+    def players(self) -> dict[str, nn.Module]:
+        """U-Net and trained conditioner share one optimiser."""
+        return {"denoiser": self.module}
+
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """By component folder of the saved model."""
+        return {"unet": self.module.unet, **self.module.conditioner.trainable}
+
+    @property
+    def optim(self) -> dict[str, OptimConfig]:
+        """The run's."""
+        return {"denoiser": self.config.optim}
+
+    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+        """Take the module that DDP wrapped, and bring the tables to its device."""
+        self.wrapped = wrapped["denoiser"]
+        device = next(self.module.parameters()).device
+        self.schedule = self.schedule.to(device)
+        self.null = {name: value.to(device) for name, value in self.null.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beside weights."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take back."""
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+        """The mean squared error of the target, weighted; noise, times and drops belong to the position."""
+        position = batch["position"]
+        t = loss.draw_times(
+            self.config.times, self.config.seed, position, self.config.train.batch_size, len(self.schedule)
+        )
+        dropped = dropped_at(self.config.seed, position, self.config.condition_drop)
+        errors = self.errors(batch, t, self.config.seed, drop(batch["inputs"], self.null, dropped), self.wrapped)
+        if self.config.min_snr is not None:
+            errors = errors * loss.min_snr(t, self.schedule, self.config.target, self.config.min_snr).to(errors)
+        yield "denoiser", errors.mean(), {}
+
+    def errors(
+        self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
+    ) -> Tensor:
+        """Unweighted errors [B] of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
+        position, mean = batch["position"], batch["mean"]
+        draw = randomness.normal(seed, "posterior", position, mean.shape[1:])
+        x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
+        eps = randomness.normal(seed, "noise", position, mean.shape[1:])
+        x_t = loss.noised(x_0, eps, t, self.schedule)
+        return loss.error(network(x_t, t, inputs), x_0, eps, t, self.schedule, self.config.target)
+
+    @torch.no_grad()
+    def heldout_loss(self, latents: Latents, inputs: Inputs, batch: int = 64) -> float:
+        """Mean error over held-out latents, each at its own fixed time and noise, with the full condition."""
+        device = next(self.module.parameters()).device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        was = self.module.training
+        self.module.eval()
+        for start in range(0, len(latents), batch):
+            place = torch.arange(start, min(start + batch, len(latents)))
+            t = ((place + 0.5) / len(latents) * len(self.schedule)).long().to(device)
+            part = {
+                "mean": latents.mean[place, 0].float().to(device),
+                "logvar": latents.logvar[place, 0].float().to(device),
+                "position": place.to(device),
+            }
+            chosen = {name: value[place].to(device) for name, value in inputs.items()}
+            total += self.errors(part, t, HELDOUT_SEED, chosen, self.module).double().sum()
+        self.module.train(was)
+        return float(total / len(latents))
+
+
+HELDOUT_SEED = 20220420  # fixed, so that held-out losses of different runs compare
+
+
+def dropped_at(seed: int, position: Tensor, share: float) -> Tensor:
+    """Which positions [B] train on the null condition, bool [B]."""
+    return randomness.uniform(seed, "drop", position) < share
+
+
+def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
+    """What a conditioner prepares for a set: captions, or labels.
+
+    Raises:
+        UserError: class conditioning over pictures without labels.
+    """
+    if not isinstance(config, ClassConfig):
+        return [record.text for record in pictures.records]
+    labels = [record.label for record in pictures.records]
+    if any(label is None for label in labels):
+        raise UserError("condition.kind is class, but some pictures have no label; expected one sub-folder per class")
+    return [label for label in labels if label is not None]

@@ -1,0 +1,147 @@
+"""Opening a run: accelerate, the folder and its lock, the config beside the results, and where to go on from."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+
+from ldm_kit.config import Config, UserError
+from ldm_kit.training import checkpoint, run
+from ldm_kit.training.ema import Ema, EmaConfig
+from ldm_kit.training.log import Log, LogConfig
+from ldm_kit.training.loop import OptimConfig, Step, Task, TrainConfig, Trainer
+
+
+class Settings(Protocol):
+    """What a session needs of a run's config."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def ema(self) -> EmaConfig: ...
+    @property
+    def log(self) -> LogConfig: ...
+
+
+class OptimisedTask(Task, Protocol):
+    """A task that says how its players are optimised."""
+
+    @property
+    def optim(self) -> dict[str, OptimConfig]:
+        """By player."""
+        ...
+
+
+@dataclass(eq=False)
+class Session:
+    """One process's hold on a run."""
+
+    accelerator: Accelerator
+    folder: Path
+    settings: Any
+    resume: Path | None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.accelerator.device
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """The main process goes through this block first (to fill caches), the others after it."""
+        with self.accelerator.main_process_first():
+            yield
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        reduced = self.accelerator.reduce(value, reduction="sum")
+        assert isinstance(reduced, torch.Tensor)
+        return reduced
+
+    def trainer(self, task: OptimisedTask) -> Trainer:
+        """The trainer of a task, gone on from the checkpoint if there is one."""
+        settings = self.settings
+        ema = Ema(settings.ema, task.averaged)
+        trainer = Trainer(self.accelerator, task, task.optim, settings.train, ema, settings.seed)
+        if self.resume is not None:
+            trainer.load(self.resume)
+        if self.main:
+            run.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
+        return trainer
+
+    def log(self, trainer: Trainer) -> Log:
+        """The run's log, at the trainer's step."""
+        return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
+
+    def save_when_due(self, trainer: Trainer, step: Step) -> None:
+        """Every `train.checkpoint_every` steps and at the last one; older checkpoints go once the new one is there."""
+        config = trainer.config
+        if step.number % config.checkpoint_every and step.number != config.steps:
+            return
+        if trainer.save(self.folder, self.settings) is not None:
+            checkpoint.prune(self.folder, config.keep, spare=[self.resume])
+
+
+def due(step: Step, every: int, last: int) -> bool:
+    """Whether something that happens every so often, and at the last step, happens now."""
+    return step.number % every == 0 or step.number == last
+
+
+@contextlib.contextmanager
+def session(settings: Settings, resume: str | None) -> Iterator[Session]:
+    """Open a run and hold its folder until the block ends.
+
+    Raises:
+        UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from.
+    """
+    folder = Path(settings.run)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    trackers = ["tensorboard"] if settings.log.tensorboard else None
+    accelerator = Accelerator(
+        mixed_precision=settings.train.precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=trackers,
+        project_dir=folder,
+        kwargs_handlers=[ddp],
+    )
+    with contextlib.ExitStack() as stack:
+        chosen: list[Any] = [None, None]  # the same checkpoint, or the same refusal, on every process
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(run.Lock(folder))
+                checkpoint.sweep(folder)
+                chosen[0] = _choose(folder, settings, resume)
+            except UserError as error:
+                chosen[1] = str(error)
+        broadcast_object_list(chosen)
+        if chosen[1] is not None:
+            raise UserError(chosen[1])
+        if trackers:
+            accelerator.init_trackers("tensorboard")
+        yield Session(accelerator, folder, settings, chosen[0])
+
+
+def _choose(folder: Path, settings: Any, resume: str | None) -> Path | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        found = run.choose(folder, resume)
+    if found is not None:
+        run.same_config(found, settings)
+    assert isinstance(settings, Config)
+    run.write_config(folder, settings)
+    return found

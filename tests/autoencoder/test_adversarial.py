@@ -1,0 +1,174 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from autoencoder.adversarial import adaptive_weight, frozen, two_player
+from autoencoder.base import Autoencode, AutoencoderError
+from autoencoder.criterion import AdversarialConfig, AutoencoderLoss, CriterionConfig
+from autoencoder.discriminator import Discriminator, DiscriminatorConfig
+from autoencoder.kl import KLConfig, build_kl
+
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+NOISE = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def players():
+    torch.manual_seed(0)
+    config = KLConfig(resolution=16, widths=(8, 16), norm_groups=4, latent_channels=2)
+    return Autoencode(build_kl(config)), Discriminator(DiscriminatorConfig(width=8, layers=1, groups=4))
+
+
+def play(players, step=0, balance="ldm", **game):
+    wrapped, judge = players
+    criterion = AutoencoderLoss(CriterionConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
+    return two_player(
+        X,
+        NOISE,
+        step,
+        autoencode=wrapped,
+        criterion=criterion,
+        last_layer=wrapped.last_layer,
+        discriminate=judge,
+        raw_discriminator=judge,
+    )
+
+
+def test_each_player_moves_only_itself(players):
+    wrapped, judge = players
+    turns = []
+    for player, loss, _ in play(players):
+        loss.backward()
+        turns.append(player)
+        moved = [any(p.grad is not None for p in m.parameters()) for m in players]
+        assert moved == [player == "autoencoder", player == "discriminator"]
+        wrapped.zero_grad(), judge.zero_grad()
+        assert all(p.requires_grad for p in judge.parameters()) == (player == "discriminator")
+    assert turns == ["autoencoder", "discriminator"]
+    assert all(p.requires_grad for p in judge.parameters())
+
+
+def test_the_autoencoder_runs_once_and_the_discriminator_once_for_each_player(players):
+    calls = []
+    for module in players:
+        module.register_forward_hook(lambda m, _, __: calls.append(type(m).__name__))
+    for _, loss, _ in play(players):
+        loss.backward()
+    assert calls == ["Autoencode", "Discriminator", "Discriminator"]
+
+
+def test_the_game_reaches_the_decoder(players):
+    grads = []
+    for start in (0, 9):
+        players[0].zero_grad()
+        _, loss, logs = next(play(players, start=start))
+        loss.backward()
+        grads.append(players[0].last_layer.grad.clone())
+        assert (logs["lambda"] > 0) == (start == 0)
+    assert (grads[0] - grads[1]).norm() > 0.1 * grads[1].norm()
+
+
+def test_before_the_start_nobody_asks_the_discriminator(players):
+    players[1].register_forward_hook(lambda *_: pytest.fail("the discriminator was asked"))
+    assert [turn[0] for turn in play(players, step=4, start=5)] == ["autoencoder"]
+
+
+def test_the_discriminator_may_learn_first(players):
+    turns = list(play(players, step=4, start=5, discriminator_start=2))
+    assert [t[0] for t in turns] == ["autoencoder", "discriminator"]
+    assert turns[0][2]["lambda"] == 0
+    assert set(turns[0][2]) >= {"loss", "pixel", "perceptual", "kl", "nll", "codebook", "g", "lambda"}
+    assert set(turns[1][2]) == {"d_loss", "d_accuracy"}
+    assert not any(v.requires_grad for t in turns for v in t[2].values())
+
+
+def test_lambda_is_the_ratio_of_norms_by_hand():
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    nll, g = 3 * w[0] + 4 * w[1], w[1] / 2
+    assert adaptive_weight(nll, g, w, 1e3) == pytest.approx(5 / (0.5 + 1e-4))
+    assert adaptive_weight(nll, g, w, 7.0) == 7
+    assert not adaptive_weight(nll, g, w, 1e3).requires_grad
+
+
+def test_lambda_is_the_same_on_two_ranks():
+    """Two ranks with half a batch each: averaging gradients before the norms gives the whole batch's lambda."""
+    w, data = (
+        torch.tensor([1.0, -2.0], requires_grad=True),
+        torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(3)),
+    )
+
+    def terms(part):
+        return (part @ w).square().mean(), (part @ w).sin().mean()
+
+    grads = [[torch.autograd.grad(f, w)[0] for f in terms(part)] for part in data]
+    means = iter((a + b) / 2 for a, b in zip(*grads, strict=True))
+    on_a_rank = adaptive_weight(*terms(data[0]), w, 1e3, average=lambda _: next(means))
+    torch.testing.assert_close(on_a_rank, adaptive_weight(*terms(data.flatten(0, 1)), w, 1e3))
+
+
+def test_the_weight_scales_the_game_s_share_of_the_gradient(players):
+    _, _, half = next(play(players, weight=0.5))
+    _, _, ramped = next(play(players, weight=0.5, ramp=2))
+    _, _, fixed = next(play(players, weight=0.5, adaptive=False))
+    torch.testing.assert_close(ramped["lambda"], half["lambda"] / 2)
+    assert fixed["lambda"] == 0.5
+
+
+def test_a_learned_scale_gets_a_gradient(players):
+    wrapped = Autoencode(players[0].vae, learned_scale=True)
+    _, loss, logs = next(play((wrapped, players[1]), balance="elbo"))
+    loss.backward()
+    assert wrapped.log_scale.grad != 0
+    assert logs["log_scale"] == 0
+
+
+def test_without_a_game_there_is_one_player(players):
+    criterion = AutoencoderLoss(CriterionConfig())
+    turns = two_player(X, NOISE, 0, autoencode=players[0], criterion=criterion, last_layer=players[0].last_layer)
+    assert [turn[0] for turn in turns] == ["autoencoder"]
+    criterion = AutoencoderLoss(CriterionConfig(adversarial=AdversarialConfig()))
+    with pytest.raises(AutoencoderError, match="pass discriminate"):
+        next(two_player(X, NOISE, 0, autoencode=players[0], criterion=criterion, last_layer=players[0].last_layer))
+
+
+def test_freezing_ends_even_when_the_loop_breaks_off(players):
+    turns = play(players)
+    next(turns)
+    assert not any(p.requires_grad for p in players[1].parameters())
+    turns.close()
+    assert all(p.requires_grad for p in players[1].parameters())
+    players[1].body[0].bias.requires_grad_(False)
+    with frozen(players[1]):
+        pass
+    assert not players[1].body[0].bias.requires_grad
+
+
+def test_a_few_steps_teach_the_discriminator(players):
+    optimiser = torch.optim.Adam(players[1].parameters(), lr=5e-3)
+    accuracy = []
+    for step in range(12):
+        for player, loss, logs in play(players, step=step, start=1000, discriminator_start=0):
+            if player == "discriminator":
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                accuracy.append(logs["d_accuracy"].item())
+    assert accuracy[-1] > 0.9
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "spectral", "none"])
+def test_patch_logits_have_the_known_sizes(norm):
+    with torch.device("meta"):
+        judge = Discriminator(DiscriminatorConfig(norm=norm))
+        if norm != "spectral":
+            assert judge(torch.empty(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+            assert judge(torch.empty(1, 3, 64, 64)).shape == (1, 1, 6, 6)
+    small = Discriminator(DiscriminatorConfig(norm=norm, width=4, groups=2))
+    assert small(torch.rand(2, 3, 32, 32)).shape == (2, 1, 2, 2)
+
+
+def test_a_discriminator_complains_of_small_pictures_and_odd_groups():
+    with pytest.raises(AutoencoderError, match="at least 24 px, got 16x16"):
+        Discriminator(DiscriminatorConfig(width=8, groups=4))(X)
+    with pytest.raises(ValidationError, match="does not divide 20"):
+        DiscriminatorConfig(width=10)

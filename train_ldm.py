@@ -1,0 +1,52 @@
+"""Stage 2: train a diffusion model on cached latents, or on pixels.
+
+accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml optim.lr=3e-4 --resume latest
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_kit.cli import door
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML config, such as configs/openmoji/ldm_text.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted, such as optim.lr=3e-4")] = None,
+    resume: Annotated[str | None, typer.Option(help="`latest`, or a checkpoint's folder")] = None,
+) -> None:
+    """Train a diffusion model; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
+    with door():
+        train(config, overrides or [], resume)
+
+
+def train(config: Path, overrides: list[str], resume: str | None) -> None:
+    """Build, cache latents, train, save."""
+    from ldm_kit.config import read
+    from ldm_kit.data.source import load
+    from ldm_kit.methods.latent import LatentRun
+    from ldm_kit.pipeline import Stage, Studio
+    from ldm_kit.training.session import due, session
+
+    settings = read(LatentRun, config, overrides)
+    with session(settings, resume) as run:
+        with run.first():
+            stage = Stage.open(settings, load(settings.data), run.device)
+        trainer = run.trainer(stage.task)
+        log, studio = run.log(trainer), Studio(stage, run.folder)
+        log.say(stage.opening())
+        for step in trainer.train(stage.batches):
+            log.step(step)
+            if run.main and due(step, settings.log.evaluate_every, trainer.config.steps):
+                with trainer.ema.applied():
+                    log.write(step.number, studio.evaluate(step.number))
+            run.save_when_due(trainer, step)
+        if run.main:
+            with trainer.ema.applied():
+                log.say(studio.finish())
+        log.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)
