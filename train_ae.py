@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door
+from ldm_kit.cli import door, serve
 
 
 def main(
@@ -26,16 +26,16 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
     from ldm_kit.config import read
     from ldm_kit.data.batches import PictureBatches
     from ldm_kit.data.source import load
-    from ldm_kit.methods.autoencoding import Autoencoding, AutoencoderRun, Report
+    from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding, Ranks
+    from ldm_kit.reports import Report
     from ldm_kit.training.session import due, session
 
     settings = read(AutoencoderRun, config, overrides)
     with session(settings, resume) as run:
         with run.first():
             data = load(settings.data)
-        task = Autoencoding(settings, run.total)
+        task = Autoencoding(settings, Ranks(run.average, run.total, run.share))
         trainer = run.trainer(task)
-        task.average = trainer.average
         log, report = run.log(trainer), Report(task, data, run.folder, run.device)
         log.say(report.opening())
         for step in trainer.train(PictureBatches(data.train, settings.seed, settings.flip)):
@@ -51,4 +51,4 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    serve(main)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door
+from ldm_kit.cli import door, serve
 
 
 def main(
@@ -26,7 +26,8 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
     from ldm_kit.config import read
     from ldm_kit.data.source import load
     from ldm_kit.methods.latent import LatentRun
-    from ldm_kit.pipeline import Stage, Studio
+    from ldm_kit.methods.stage import Stage
+    from ldm_kit.studio import Studio
     from ldm_kit.training.session import due, session
 
     settings = read(LatentRun, config, overrides)
@@ -49,4 +50,4 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    serve(main)

@@ -85,6 +85,10 @@ class Codebook:
         dead = self.counts < self.settings.revive_below * self.counts.mean()
         if every == 0 or step == 0 or step % every or (until is not None and step > until):
             return torch.zeros_like(dead)
+        if self.share is itself and self.reduce(torch.ones(1, device=vectors.device)).item() > 1:
+            raise AutoencoderError(
+                "Reviving codes on several ranks needs Codebook(share=...), a broadcast from rank 0."
+            )
         number = int(dead.sum())
         generator = torch.Generator().manual_seed(step)
         picks = torch.randperm(len(vectors), generator=generator).repeat(-(-number // len(vectors)))[:number]

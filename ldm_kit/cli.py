@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import typer
 
@@ -27,6 +28,13 @@ def door() -> Iterator[None]:
         if not isinstance(error, AutoencoderError | ConditioningError):
             raise
         _stop(str(error))
+
+
+def serve(main: Callable[..., Any]) -> None:
+    """Run a door's `main` as a command: its parameters are the flags, its docstring the help."""
+    door_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    door_app.command()(main)
+    door_app()
 
 
 def _stop(sentence: str) -> None:

@@ -27,7 +27,8 @@ from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
-from ldm_kit.nets.build import apply_unet, choose_attention
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.layout import choose_attention
 from ldm_kit.nets.solvers import default_scheduler, from_scheduler_config, solve
 
 _UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
@@ -91,28 +92,18 @@ class Pipeline:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
     @torch.no_grad()
-    def states(self, prompts: Sequence[str | int], seeds: Sequence[int], wish: Wish, noise: Tensor | None = None) -> Iterator[State]:
+    def states(
+        self, prompts: Sequence[str | int], seeds: Sequence[int], wish: Wish, noise: Tensor | None = None
+    ) -> Iterator[State]:
         """Draw one batch, step by step: latents of `prompts`, each from its own seed (or from given noise)."""
-        if self.conditioner.null is None:
-            cond = Condition()
-        else:
-            cond = self.condition(prompts)
+        cond = Condition() if self.conditioner.null is None else self.condition(prompts)
         denoiser = NetworkDenoiser(self._network, self.schedule, self.target)
         guided = denoiser
         if self.conditioner.null is not None and wish.guidance_scale != 1:
             null = self.conditioner.null if wish.negative is None else wish.negative
             guided = ClassifierFree(denoiser, self.condition([null] * len(prompts)), wish.guidance_scale)
         start = (randomness.picture_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
-        yield from solve(
-            wish.solver,
-            guided,
-            start,
-            wish.steps,
-            cond,
-            schedule=self.schedule_config,
-            target=self.target,
-            seeds=seeds,
-        )
+        yield from solve(wish.solver, guided, start, wish.steps, cond, seeds=seeds)
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
@@ -129,11 +120,8 @@ class Pipeline:
         wish = wish or Wish()
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)
-            state = None
-            for state in self.states(prompts[part], seeds[part], wish):
-                pass
-            assert state is not None
-            yield self.pictures(state.x)
+            *_, last = self.states(prompts[part], seeds[part], wish)
+            yield self.pictures(last.x)
 
     def save(self, folder: Path) -> None:
         """Write the diffusers layout."""
@@ -155,7 +143,7 @@ class Pipeline:
         }
         if kind == "StableDiffusionPipeline":
             absent = ("safety_checker", "feature_extractor", "image_encoder")
-            index |= {name: (None, None) for name in absent} | {"requires_safety_checker": False}
+            index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
         for path in folder.rglob("*.safetensors"):
             path.chmod((folder / "model_index.json").stat().st_mode)  # the umask's, as for every other file
@@ -167,7 +155,9 @@ class Pipeline:
         return "LDMPipeline" if self.vae is not None and not entries else "ldm_kit.Pipeline"
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None) -> "Pipeline":
+    def load(
+        cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
+    ) -> "Pipeline":
         """Open a saved folder: ours, or any diffusers folder of the same parts. No pickled or remote code is run.
 
         Raises:
@@ -185,23 +175,6 @@ class Pipeline:
             if module is not None:
                 module.eval().requires_grad_(False)
         return pipeline.to(device)
-
-
-def load_autoencoder(folder: Path | str) -> AutoencoderKL | VQModel:
-    """A saved autoencoder: its own folder, or the folder of a run or model that holds one.
-
-    Raises:
-        UserError: nothing of the kind there.
-    """
-    folder = Path(folder)
-    for place in (folder, folder / "vae", folder / "vqvae", folder / "model"):
-        if (place / "config.json").is_file():
-            config = _json(place / "config.json", str(place))
-            name = config.get("_class_name")
-            if name not in _VAES:
-                raise UserError(f"{place} holds a {name}; expected one of {', '.join(_VAES)}")
-            return _VAES[name].from_pretrained(place, use_safetensors=True, local_files_only=True).eval().requires_grad_(False)
-    raise UserError(f"no autoencoder in {folder}; expected a folder with config.json that train_ae.py or diffusers wrote")
 
 
 def _component(folder: Path, name: str, index: dict[str, Any], known: dict[str, Any]) -> Any:

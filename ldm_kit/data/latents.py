@@ -121,11 +121,13 @@ def _read(path: Path, key: str, found: int) -> tuple[Tensor, Tensor]:
         about = file.metadata() or {}
         if about.get("fingerprint") != key:
             raise UserError(
-                f"the latents in {path.parent} are stale: they were made by another autoencoder, from other pictures or "
-                "with other preprocessing; delete that folder and they are made anew"
+                f"the latents in {path.parent} are stale: another autoencoder, other pictures or other preprocessing made "
+                "them; delete that folder and they are made anew"
             )
         if int(about["shards"]) != found:
-            raise UserError(f"the latents in {path.parent} are incomplete: {found} of {about['shards']} shards; delete it")
+            raise UserError(
+                f"the latents in {path.parent} are incomplete: {found} of {about['shards']} shards; delete it"
+            )
         return file.get_tensor("mean"), file.get_tensor("logvar")
 
 

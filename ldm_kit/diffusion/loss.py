@@ -1,5 +1,6 @@
 """Losses are pure: time and noise come in, [B] comes out; reduction and weights belong to the caller."""
 
+import math
 from typing import Literal
 
 import torch
@@ -43,10 +44,10 @@ def min_snr(t: Tensor, schedule: Schedule, target: Target, gamma: float) -> Tens
 class TimesConfig(Config):
     """How training times are drawn."""
 
-    density: Literal["uniform", "logit_normal"] = Field("uniform", description="density of t / T")
-    mean: float = Field(0.0, description="logit_normal: mean of logit(t / T); below 0 draws less noise")
-    std: float = Field(1.0, gt=0, description="logit_normal: deviation of logit(t / T)")
-    stratified: bool = Field(True, description="one stratum of the density for each place in the global batch")
+    density: Literal["uniform", "logit_normal"] = Field(default="uniform", description="density of t / T")
+    mean: float = Field(default=0.0, description="logit_normal: mean of logit(t / T); below 0 draws less noise")
+    std: float = Field(default=1.0, gt=0, description="logit_normal: deviation of logit(t / T)")
+    stratified: bool = Field(default=True, description="one stratum of the density for each place in the global batch")
 
 
 def draw_times(config: TimesConfig, seed: int, positions: Tensor, global_batch: int, total: int) -> Tensor:
@@ -55,5 +56,5 @@ def draw_times(config: TimesConfig, seed: int, positions: Tensor, global_batch: 
     if config.stratified:
         u = (positions % global_batch + u) / global_batch
     if config.density == "logit_normal":
-        u = torch.sigmoid(config.mean + config.std * torch.special.ndtri(u))
+        u = torch.sigmoid(config.mean + config.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
     return (u * total).long().clamp(0, total - 1)

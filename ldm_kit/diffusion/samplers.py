@@ -29,9 +29,15 @@ def _levels(denoiser: Denoiser, x: Tensor, *times: int) -> list[Tensor]:
 
 @torch.no_grad()
 def ddim(
-    denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None, *, eta: float = 0.0, noise: Noise | None = None
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Sequence[int],
+    cond: Any = None,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
 ) -> Iterator[State]:
-    """Falling times generate, rising times encode (Song et al. 2021, eq. 12); `eta` 1 is DDPM with the small variance."""
+    """Falling times generate, rising ones encode (Song et al. 2021, eq. 12); `eta` 1 is DDPM with the small variance."""
     if eta > 0 and noise is None:
         raise ValueError(f"eta {eta} adds noise at every step; expected a noise function beside it")
     for step, (t, t_next) in enumerate(pairwise(times)):
@@ -58,17 +64,38 @@ def ddpm(
         p = denoiser(x, times_like(x, t), cond)
         a_t, s_t, a, s = _levels(denoiser, x, t, t_next)
         small, forward, keep = _bridge(a_t, s_t, a, s)
-        mean = keep * (s / s_t).square() * x + a * forward / s_t.square() * p.x_0
-        spread = (forward if large else small).sqrt()
-        x = mean if t_next < 0 else mean + spread * noise(step, x.shape[1:]).to(x)
+        if t_next < 0:
+            x = p.x_0  # to which the mean falls; of clean data at t, where flow has s_t = 0, it would be 0 / 0
+        else:
+            mean = keep * (s / s_t).square() * x + a * forward / s_t.square() * p.x_0
+            x = mean + (forward if large else small).sqrt() * noise(step, x.shape[1:]).to(x)
+        yield State(x, t_next, p)
+
+
+@torch.no_grad()
+def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
+    """Heun's method (Karras et al. 2022, algorithm 1) on y = x / (a + s) over u = s / (a + s), where dy/du = eps - x_0.
+
+    In these coordinates every schedule is rectified flow and pure noise is a finite u = 1. Two evaluations a step, one
+    for the step to clean data; rising times encode.
+    """
+    for t, t_next in pairwise(times):
+        p = denoiser(x, times_like(x, t), cond)
+        a_t, s_t, a, s = _levels(denoiser, x, t, t_next)
+        y, slope, step = x / (a_t + s_t), p.eps - p.x_0, s / (a + s) - s_t / (a_t + s_t)
+        x = (a + s) * (y + step * slope)
+        if t_next >= 0:
+            q = denoiser(x, times_like(x, t_next), cond)
+            x = (a + s) * (y + step * (slope + q.eps - q.x_0) / 2)
         yield State(x, t_next, p)
 
 
 def _bridge(a_t: Tensor, s_t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior variance q(x_next | x_t, x_0), forward variance q(x_t | x_next) and its gain (Kingma et al. 2021, app. A)."""
+    """Variances of q(x_next | x_t, x_0) and q(x_t | x_next), and the latter's gain (Kingma et al. 2021, appendix A)."""
     keep = a_t / a
     forward = (s_t.square() - (keep * s).square()).clamp_min(0)
-    return forward * (s / s_t).square(), forward, keep
+    posterior = torch.where(s_t > 0, forward * (s / s_t).square(), 0.0)  # flow is clean at t = 0: 0 / 0
+    return posterior, forward, keep
 
 
 class Solver(Protocol):

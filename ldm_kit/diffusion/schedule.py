@@ -85,12 +85,15 @@ class ScheduleConfig(Config):
     """Which noise schedule, and over how many training times."""
 
     kind: Literal["linear", "scaled_linear", "cosine", "flow"] = Field(
-        "scaled_linear", description="linear: DDPM; scaled_linear: LDM and SD; cosine: iDDPM; flow: rectified flow"
+        default="scaled_linear",
+        description="linear: DDPM; scaled_linear: LDM and SD; cosine: iDDPM; flow: rectified flow",
     )
-    steps: int = Field(1000, ge=2, description="number of training times T")
-    start: float | None = Field(None, gt=0, lt=1, description="first beta (linear 1e-4, scaled_linear 0.00085)")
-    end: float | None = Field(None, gt=0, lt=1, description="last beta (linear 0.02, scaled_linear 0.012)")
-    zero_terminal: bool = Field(False, description="rescale so that the last time is pure noise (v or x0 targets)")
+    steps: int = Field(default=1000, ge=2, description="number of training times T")
+    start: float | None = Field(default=None, gt=0, lt=1, description="first beta (linear 1e-4, scaled_linear 0.00085)")
+    end: float | None = Field(default=None, gt=0, lt=1, description="last beta (linear 0.02, scaled_linear 0.012)")
+    zero_terminal: bool = Field(
+        default=False, description="rescale so that the last time is pure noise (v or x0 targets)"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "ScheduleConfig":

@@ -8,6 +8,7 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -41,10 +42,20 @@ class AutoencoderRun(RunConfig):
     discriminator_optim: OptimConfig | None = Field(None, description="null: as optim")
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What a task needs of the other processes; by default there are none."""
+
+    average: Callable[[Tensor], Tensor] = itself
+    total: Callable[[Tensor], Tensor] = itself
+    share: Callable[[Tensor], Tensor] = itself  # what the main process has
+
+
 class Autoencoding:
     """The two players and their losses, for the training loop."""
 
-    def __init__(self, config: AutoencoderRun, sum_over_ranks: Callable[[Tensor], Tensor] = itself) -> None:
+    def __init__(self, config: AutoencoderRun, ranks: "Ranks | None" = None) -> None:
+        ranks = ranks or Ranks()
         pictures, net = config.data, config.autoencoder
         if net.resolution != pictures.resolution:
             raise UserError(
@@ -58,10 +69,10 @@ class Autoencoding:
         self.perceptual = Perceptual(config.perceptual)
         self.criterion = AutoencoderLoss(config.criterion, self.perceptual)
         self.discriminator = Discriminator(config.discriminator) if config.criterion.adversarial else None
-        self.codebook = (
-            Codebook(self.vae.quantize.embedding, net, reduce=sum_over_ranks) if isinstance(net, VQConfig) else None
-        )
-        self.average: Callable[[Tensor], Tensor] = itself
+        self.codebook = None
+        if isinstance(net, VQConfig):
+            self.codebook = Codebook(self.vae.quantize.embedding, net, reduce=ranks.total, share=ranks.share)
+        self.average = ranks.average
         self.wrapped: Mapping[str, nn.Module] = self.players
 
     @property
@@ -114,9 +125,7 @@ class Autoencoding:
 
 
 @torch.no_grad()
-def evaluate(
-    task: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64
-) -> dict[str, float]:
+def evaluate(task: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
     """PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
     means = {name: Running() for name in ("psnr", "ssim", "perceptual")}
     codes = task.vae.quantize.n_e if isinstance(task.config.autoencoder, VQConfig) else None
@@ -130,7 +139,7 @@ def evaluate(
         means["perceptual"].add(task.perceptual(y, x))
         if usage is not None and made.indices is not None:
             usage.add(made.indices)
-    found = {f"heldout_{name}": mean.mean for name, mean in means.items()}
+    found = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
     return found | ({f"codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
-from conditioning.none import NoConfig
 from conditioning.labels import ClassConfig
+from conditioning.none import NoConfig
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
@@ -25,7 +25,8 @@ from ldm_kit.diffusion import loss, randomness, schedule
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.settings import RunConfig
-from ldm_kit.nets.build import UNetConfig, apply_unet
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.build import UNetConfig
 from ldm_kit.nets.solvers import SOLVERS
 from ldm_kit.training.loop import OptimConfig, Turn
 
@@ -49,7 +50,9 @@ class LatentRun(RunConfig):
     """Everything that `train_ldm.py` needs to know."""
 
     autoencoder: str | None = Field(None, description="folder of a trained autoencoder; null: diffuse pixels")
-    latents: str | None = Field(None, description="folder of the latent cache; null: chosen by what the latents depend on")
+    latents: str | None = Field(
+        None, description="folder of the latent cache; null: chosen by what the latents depend on"
+    )
     condition: ConditioningConfig = NoConfig()
     condition_drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained on the null condition")
     unet: UNetConfig

@@ -1,6 +1,10 @@
 """What every training run's config has, whichever method it trains."""
 
+import contextlib
+from collections.abc import Iterator
+
 from pydantic import Field
+from torch import nn
 
 from ldm_kit.config import Config
 from ldm_kit.data.source import DataConfig
@@ -20,3 +24,16 @@ class RunConfig(Config):
     ema: EmaConfig = EmaConfig()
     train: TrainConfig
     log: LogConfig = LogConfig()
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Within, the modules are in evaluation mode; each returns to the mode it was in."""
+    were = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, training in zip(modules, were, strict=True):
+            module.train(training)

@@ -45,7 +45,9 @@ class Log:
             means = self.accelerator.reduce({k: v / self.count for k, v in self.sums.items()}, reduction="mean")
             assert isinstance(means, dict)
             rate = self.count / (time.monotonic() - self.since)
-            self.write(step.number, {**{k: float(v) for k, v in means.items()}, "lr": step.lr, "steps_per_second": rate})
+            self.write(
+                step.number, {**{k: float(v) for k, v in means.items()}, "lr": step.lr, "steps_per_second": rate}
+            )
             self.sums, self.count, self.since = {}, 0, time.monotonic()
 
     def write(self, number: int, values: Mapping[str, float]) -> None:

@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.training.order import AddressedBatches, Share, loader
 from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint
 from ldm_kit.training.ema import Ema, EmaConfig
+from ldm_kit.training.order import AddressedBatches, Share, loader
 from ldm_kit.training.run import versions
 
 Turn = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
@@ -35,7 +35,9 @@ class OptimConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's betas")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay, on tensors of two or more dimensions")
     warmup: int = Field(100, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="shape after warm-up, to 0 at the end")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="shape after warm-up, to 0 at the end"
+    )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm of each player; null: never clipped")
 
 
@@ -124,9 +126,10 @@ class Trainer:
     task: Task
     optim: Mapping[str, OptimConfig]
     config: TrainConfig
-    ema: Ema
+    averaging: EmaConfig
     seed: int
     step: int = 0
+    ema: Ema = field(init=False)
     wrapped: dict[str, nn.Module] = field(init=False)
     optimisers: dict[str, Any] = field(init=False)
 
@@ -134,6 +137,7 @@ class Trainer:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self.ema = Ema(self.averaging, self.task.averaged)
         self.optimisers = {name: adamw(module, self.optim[name]) for name, module in self.task.players.items()}
         self.wrapped = {name: self.accelerator.prepare_model(module) for name, module in self.task.players.items()}
         self.optimisers = {name: self.accelerator.prepare_optimizer(o) for name, o in self.optimisers.items()}
@@ -194,12 +198,6 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         first = next(iter(self.optim.values()))
         return first.lr * lr_factor(first, self.step + 1, self.config.steps), norms
-
-    def average(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
-        reduced = self.accelerator.reduce(value, reduction="mean")
-        assert isinstance(reduced, Tensor)
-        return reduced
 
     def save(self, folder: Path, config: BaseModel) -> Path | None:
         """Write a checkpoint; every process calls it, the main one writes. Returns its path there, else None."""

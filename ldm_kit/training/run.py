@@ -43,7 +43,9 @@ class Lock:
     def __enter__(self) -> "Lock":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.file.close()
 
 
@@ -69,7 +71,9 @@ def choose(run: Path, resume: str | None) -> Path | None:
     """
     if resume is None:
         if checkpoint.steps(run):
-            raise UserError(f"{run} already holds checkpoints; add --resume latest to go on, or name another run=FOLDER")
+            raise UserError(
+                f"{run} already holds checkpoints; add --resume latest to go on, or name another run=FOLDER"
+            )
         return None
     if resume != "latest":
         checkpoint.verify(Path(resume))

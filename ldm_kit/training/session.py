@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 
 from ldm_kit.config import Config, UserError
+from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint, run
-from ldm_kit.training.ema import Ema, EmaConfig
+from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import Log, LogConfig
 from ldm_kit.training.loop import OptimConfig, Step, Task, TrainConfig, Trainer
 
@@ -73,11 +74,22 @@ class Session:
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        reduced = self.accelerator.reduce(value, reduction="mean")
+        assert isinstance(reduced, torch.Tensor)
+        return reduced
+
+    def share(self, value: torch.Tensor) -> torch.Tensor:
+        """The main process's tensor, on every process."""
+        shared = broadcast(value)
+        assert isinstance(shared, torch.Tensor)
+        return shared
+
     def trainer(self, task: OptimisedTask) -> Trainer:
         """The trainer of a task, gone on from the checkpoint if there is one."""
         settings = self.settings
-        ema = Ema(settings.ema, task.averaged)
-        trainer = Trainer(self.accelerator, task, task.optim, settings.train, ema, settings.seed)
+        trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, settings.seed)
         if self.resume is not None:
             trainer.load(self.resume)
         if self.main:
@@ -110,14 +122,12 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from.
     """
     folder = Path(settings.run)
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     trackers = ["tensorboard"] if settings.log.tensorboard else None
     accelerator = Accelerator(
         mixed_precision=settings.train.precision,
         cpu=not torch.accelerator.is_available(),
         log_with=trackers,
         project_dir=folder,
-        kwargs_handlers=[ddp],
     )
     with contextlib.ExitStack() as stack:
         chosen: list[Any] = [None, None]  # the same checkpoint, or the same refusal, on every process
@@ -131,6 +141,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         broadcast_object_list(chosen)
         if chosen[1] is not None:
             raise UserError(chosen[1])
+        torch.manual_seed(address(settings.seed, "weights"))  # every process starts from the same weights
         if trackers:
             accelerator.init_trackers("tensorboard")
         yield Session(accelerator, folder, settings, chosen[0])

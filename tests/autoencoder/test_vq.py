@@ -110,6 +110,9 @@ def test_revival_happens_on_its_steps_and_gives_every_rank_the_same_codes():
     dead = book.update(z, indices, 5)
     assert dead.tolist() == [False] + [True] * 5
     assert (book.embedding.weight[1:] == 7).all()
+    book = Codebook(book.embedding, book.settings, reduce=lambda t: 2 * t)
+    with pytest.raises(AutoencoderError, match="broadcast from rank 0"):
+        book.update(z, indices, 5)
 
 
 def test_revived_rows_lose_their_adam_moments():

@@ -1,0 +1,41 @@
+"""Saved autoencoders: open one that `train_ae.py` or diffusers wrote. Only safetensors, only local files."""
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+
+from autoencoder.base import AutoencoderError
+
+CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
+
+
+def load(folder: Path | str) -> AutoencoderKL | VQModel:
+    """A frozen autoencoder from its own folder, or from a run's or a whole model's folder that holds one.
+
+    Raises AutoencoderError when there is none, when it is of another class, or when its weights cannot be read.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / "model", folder / "vae", folder / "vqvae", folder / "model" / "vae"):
+        if (place / "config.json").is_file():
+            return _open(place)
+    raise AutoencoderError(
+        f"There is no autoencoder in {folder}: expected a folder with the config.json of train_ae.py or diffusers."
+    )
+
+
+def _open(folder: Path) -> AutoencoderKL | VQModel:
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        raise AutoencoderError(f"{folder}/config.json is not readable JSON.") from None
+    if name not in CLASSES:
+        raise AutoencoderError(f"{folder} holds a {name}: expected one of {', '.join(CLASSES)}.")
+    try:
+        vae = CLASSES[name].from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise AutoencoderError(f"The autoencoder in {folder} cannot be opened: {why}") from None
+    return vae.eval().requires_grad_(False)

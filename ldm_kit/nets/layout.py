@@ -1,0 +1,43 @@
+"""How a U-Net computes, never what: which attention kernel, which memory layout."""
+
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+AttentionKind = Literal["auto", "sdpa", "math"]
+
+
+def choose_attention(unet: nn.Module, device: torch.device | str, kind: AttentionKind = "auto") -> None:
+    """Set the kernel of every attention in place: torch's fused one ("sdpa") or three matrix products ("math").
+
+    "auto" is math on a CPU, where the backward of the fused kernel is slow in bfloat16 (a quarter of a training step
+    here), and sdpa elsewhere.
+    """
+    if kind == "auto":
+        kind = "math" if torch.device(device).type == "cpu" else "sdpa"
+    processor = AttnProcessor() if kind == "math" else AttnProcessor2_0()
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(processor)  # pyright: ignore[reportArgumentType]
+
+
+def channels_last(unet: nn.Module) -> None:
+    """Keep weights and activations [B, h, w, C] in memory, which tensor cores want.
+
+    diffusers undoes it after transformers with linear projections and before up-sampling of 64 pictures or more;
+    hooks put it back.
+    """
+    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for module in unet.modules():
+        if isinstance(module, Transformer2DModel | Upsample2D):
+            module.register_forward_hook(_last)
+
+
+def _last(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(output, tuple):
+        return (output[0].contiguous(memory_format=torch.channels_last), *output[1:])
+    return output.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""What stage 2 shows beside its numbers: grids from fixed seeds, curves, and the finished pipeline."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm_kit.evaluation.curves import curves
+from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.pictures import grid
+from ldm_kit.methods.settings import evaluating
+from ldm_kit.methods.stage import Stage, prompts_of
+from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.training.checkpoint import write
+
+
+class Studio:
+    """Stage 2: grids from fixed seeds, the held-out loss, and the finished pipeline."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        settings = stage.settings
+        self.stage, self.folder = stage, folder
+        self.module = stage.task.module
+        unet, conditioner = self.module.unet, self.module.conditioner
+        self.pipeline = Pipeline(stage.vae, unet, conditioner, settings.schedule, settings.target)  # pyright: ignore[reportArgumentType]
+        self.prompts = prompts_of(settings, stage.data, settings.log.pictures)
+        self.heldout = float("nan")
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """The held-out loss, and a grid from fixed seeds, with the weights at hand."""
+        sample = self.stage.settings.sample
+        with evaluating(self.module):
+            if self.stage.heldout is not None:
+                self.heldout = self.stage.task.heldout_loss(*self.stage.heldout)
+            wish = Wish(sample.steps, sample.solver, sample.guidance_scale)
+            pictures = torch.cat(list(self.pipeline.draw(self.prompts, range(len(self.prompts)), wish)))
+        self._save(pictures, f"samples-{number:08d}.png")
+        return {"heldout_loss": self.heldout}
+
+    def _save(self, pictures: Tensor, name: str) -> None:
+        captions = [self._caption(prompt) for prompt in self.prompts]
+        save_png(grid(pictures, 4, scale=3, captions=captions), self.folder / "pictures" / name, None)
+
+    def _caption(self, prompt: str | int) -> str:
+        return prompt if isinstance(prompt, str) else self.stage.data.train.classes[prompt]
+
+    def finish(self) -> str:
+        """Save model/ in the diffusers layout, and the curves; say where and how good."""
+        with evaluating(self.module):
+            write(self.folder / "model", self.pipeline.save)
+        curves(
+            self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", ("denoiser_loss", "heldout_loss")
+        )
+        return f"model in {self.folder / 'model'}: held-out loss {self.heldout:.4f}; pictures in {self.folder / 'pictures'}"

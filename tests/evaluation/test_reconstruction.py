@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from ldm_kit.evaluation.reconstruction import Running, decibels, mse, psnr, ssim
+
+
+def picture(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_psnr_is_that_of_bytes():
+    a, b = torch.randint(256, (2, 4, 3, 8, 8)).double()
+    on_bytes = 10 * torch.log10(255**2 / (a - b).square().mean((1, 2, 3)))
+    assert torch.allclose(psnr(a / 127.5 - 1, b / 127.5 - 1), on_bytes, atol=1e-5)
+
+
+def test_psnr_in_closed_form():
+    x = torch.zeros(2, 1, 2, 2)
+    y = torch.stack([torch.full((1, 2, 2), 0.2), torch.full((1, 2, 2), 9.0)])  # the second is clamped to 1
+    assert psnr(x, y).tolist() == pytest.approx([20.0, 10 * math.log10(4)], abs=1e-5)
+    assert psnr(x, x).tolist() == pytest.approx([10 * math.log10(4e10)] * 2)
+    assert psnr(x, x * math.nan).isnan().all()
+
+
+def test_two_figures_of_a_set_are_not_one():
+    x, y = picture(2, 3, 8, 8), picture(2, 3, 8, 8).flip(0)
+    y[0] = x[0] + 0.01
+    mean_of_psnr, psnr_of_mean = psnr(x, y).mean(), decibels(mse(x, y).mean())
+    assert psnr_of_mean < mean_of_psnr
+    assert psnr_of_mean == pytest.approx(10 * math.log10(4 / mse(x, y).mean().item()))
+    assert decibels(0.04).item() == pytest.approx(20)
+
+
+def test_ssim_is_that_of_pictures_in_the_unit_interval():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    x, y = picture(3, 3, 16, 12), picture(3, 3, 16, 12).flip(2)
+    unit = structural_similarity_index_measure((x + 1) / 2, (y + 1) / 2, data_range=1.0, reduction="none")
+    assert torch.allclose(ssim(x, y), unit, atol=1e-5)
+    assert torch.allclose(ssim(x, x), torch.ones(3))
+    assert ssim(x, x.clone()[:1].expand(3, -1, -1, -1))[1] < 0.5
+
+
+def test_ssim_of_flat_pictures_in_closed_form():
+    """Without variance only the luminance term is left: (2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2, a, b in 0..1."""
+    x, y = torch.full((1, 1, 8, 8), -1.0), torch.full((1, 1, 8, 8), 0.0)
+    assert ssim(x, y).item() == pytest.approx(1e-4 / (0.25 + 1e-4), rel=1e-3)
+
+
+@pytest.mark.parametrize("figure", [mse, psnr, ssim])
+def test_figures_complain_at_the_door(figure):
+    x = picture(1, 3, 8, 8)
+    for bad in (x[:, :1], x[0], x.byte()):
+        with pytest.raises(ValueError, match="one shape"):
+            figure(x, bad)
+
+
+def test_ssim_wants_six_pixels():
+    assert ssim(picture(1, 1, 6, 6), picture(1, 1, 6, 6)).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least 6"):
+        ssim(picture(1, 1, 5, 9), picture(1, 1, 5, 9))
+
+
+def test_a_running_mean_is_no_mean_of_means():
+    running = Running()
+    running.add(torch.tensor([1.0, 2.0, 3.0]))
+    running.add(torch.tensor([10.0], dtype=torch.bfloat16))
+    assert (running.sum, running.count, running.mean()) == (16.0, 4, 4.0)
+    assert math.isnan(Running().mean())
+
+
+def test_a_running_mean_over_processes():
+    shares = [Running(), Running()]
+    shares[0].add(torch.tensor([1.0, 2.0, 3.0]))
+    shares[1].add(torch.tensor([10.0]))
+    other = torch.tensor([shares[1].sum, shares[1].count], dtype=torch.float64)
+    assert shares[0].mean(lambda totals: totals + other) == 4.0
+    assert shares[0].mean() == 2.0
+
+
+def test_a_running_mean_is_kept_in_float64():
+    running = Running()
+    for _ in range(1000):
+        running.add(torch.full((100,), 0.1))
+    assert running.mean() == pytest.approx(torch.tensor(0.1).double().item(), abs=1e-12)
