@@ -1,14 +1,15 @@
 """Configs: frozen pydantic trees, read strictly from YAML with dotted overrides.
 
 Every class that can be configured has its config class beside it; this room holds what they share. Files are read
-with `yaml.safe_load` (no tag runs code), unknown keys are refused with the nearest known ones named, and a run writes
+with YAML's safe loader (no tag runs code), unknown keys are refused with the nearest known ones named, and a run writes
 its resolved config beside its results.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +24,27 @@ class UserError(Exception):
 class Config(BaseModel):
     """Base of every config: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which only true and false are booleans (so precision: no stays "no"), and no key comes twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, form) for tag, form in rules if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str) -> Any:
+    """YAML text as plain Python; raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
 
 
 def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
@@ -35,10 +56,10 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
@@ -61,7 +82,7 @@ def assign(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"override {override!r}: {name!r} is a value ({branch!r}), not a section with keys")
         tree = branch
     try:
-        tree[last] = yaml.safe_load(text)
+        tree[last] = parse(text)
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: cannot read the value {text!r} as YAML") from None
 
@@ -82,31 +103,71 @@ def write(config: BaseModel, path: Path) -> None:
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
     place = [str(part) for part in fault["loc"]]
-    dotted = ".".join(place)
+    dotted = ".".join(_without_tags(kind, place))
     match fault["type"]:
         case "extra_forbidden":
             known = _keys_at(kind, place[:-1])
-            near = difflib.get_close_matches(place[-1], known, n=3, cutoff=0.5) or known
-            return f"unknown key {dotted!r}; nearest known: {', '.join(near)}"
+            near = difflib.get_close_matches(place[-1], known, n=3, cutoff=0.5)
+            return f"unknown key {dotted!r}; " + (f"nearest known: {_listed(near)}" if near else f"known: {_listed(known)}")
         case "missing":
             return f"missing key {dotted!r}"
+        case "union_tag_not_found":
+            tag = fault["ctx"]["discriminator"].strip("'")
+            return f"missing key {f'{dotted}.{tag}'!r}; expected one of {_listed(_tags(kind, place, tag))}"
+        case "union_tag_invalid":
+            tag, got = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["tag"]
+            return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, place, tag))}"
         case "value_error":
             text = str(fault["ctx"]["error"])
             return f"{dotted}: {text}" if dotted else text
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"
         case _:
-            message = fault["msg"][:1].lower() + fault["msg"][1:]
-            return f"{dotted}: {message}, got {fault['input']!r:.80}"
+            wanted = re.sub("^Input should be|, (unable to parse|got a number).*", "", fault["msg"]).strip()
+            return f"{dotted}: expected {wanted[:1].lower()}{wanted[1:]}, got {fault['input']!r:.80}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _without_tags(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """A pydantic path as the user wrote it: without the tags of unions, which stand behind their field's name."""
+    kept: list[str] = []
+    models: list[type[BaseModel]] = [kind]
+    for part in place:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if not fields and len(models) > 1 and any(part in _literals(model) for model in models):
+            continue
+        models = [below for found in fields for below in _models(found.annotation)]
+        kept.append(part)
+    return kept
 
 
 def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """Field names of the model(s) reached by a path; a union (tagged by its `kind`) offers all its members' fields."""
+    """Field names of the models reached by a path; behind a union's tag, those of the member that it names."""
+    return sorted({name for model in _reached(kind, place) for name in model.model_fields})
+
+
+def _tags(kind: type[BaseModel], place: Sequence[str], tag: str) -> list[str]:
+    """The values that tell a union's members apart, in the order of the union."""
+    members = [model.model_fields[tag].annotation for model in _reached(kind, place)]
+    return [str(value) for annotation in members for value in get_args(annotation)]
+
+
+def _reached(kind: type[BaseModel], place: Sequence[str]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
     for part in place:
-        below = [
-            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
-        ]
-        models = below or models  # a discriminator's tag is part of pydantic's path but no field
-    return sorted({name for model in models for name in model.model_fields})
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [model for model in models if part in _literals(model)]
+        models = [below for found in fields for below in _models(found.annotation)] or tagged or models
+    return models
+
+
+def _literals(model: type[BaseModel]) -> set[str]:
+    """Values of a model's fields that allow just one: its tags."""
+    allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
+    return {values[0] for values in allowed if len(values) == 1}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -37,7 +37,7 @@ def ddim(
     eta: float = 0.0,
     noise: Noise | None = None,
 ) -> Iterator[State]:
-    """Falling times generate, rising ones encode (Song et al. 2021, eq. 12); `eta` 1 is DDPM with the small variance."""
+    """Falling times generate, rising ones encode (Song et al. 2021, eq. 12); `eta` 1 is DDPM's small variance."""
     if eta > 0 and noise is None:
         raise ValueError(f"eta {eta} adds noise at every step; expected a noise function beside it")
     for step, (t, t_next) in enumerate(pairwise(times)):
@@ -65,7 +65,7 @@ def ddpm(
         a_t, s_t, a, s = _levels(denoiser, x, t, t_next)
         small, forward, keep = _bridge(a_t, s_t, a, s)
         if t_next < 0:
-            x = p.x_0  # to which the mean falls; of clean data at t, where flow has s_t = 0, it would be 0 / 0
+            x = p.x_0  # the mean's limit, which would be 0 / 0 at flow's s_0 = 0
         else:
             mean = keep * (s / s_t).square() * x + a * forward / s_t.square() * p.x_0
             x = mean + (forward if large else small).sqrt() * noise(step, x.shape[1:]).to(x)
@@ -94,7 +94,7 @@ def _bridge(a_t: Tensor, s_t: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Ten
     """Variances of q(x_next | x_t, x_0) and q(x_t | x_next), and the latter's gain (Kingma et al. 2021, appendix A)."""
     keep = a_t / a
     forward = (s_t.square() - (keep * s).square()).clamp_min(0)
-    posterior = torch.where(s_t > 0, forward * (s / s_t).square(), 0.0)  # flow is clean at t = 0: 0 / 0
+    posterior = torch.where(s_t > 0, forward * (s / s_t).square(), 0.0)  # flow has s_0 = 0
     return posterior, forward, keep
 
 

@@ -66,8 +66,8 @@ class LatentRun(RunConfig):
     def _fits(self) -> "LatentRun":
         if (self.target == "flow") != (self.schedule.kind == "flow"):
             raise ValueError(
-                f"target {self.target!r} does not go with the {self.schedule.kind} schedule; flow needs flow, "
-                "eps, x0 and v need linear, scaled_linear or cosine"
+                f"target {self.target!r} does not go with the {self.schedule.kind} schedule; target flow goes with the "
+                "flow schedule, and eps, x0 and v with linear, scaled_linear or cosine"
             )
         if self.schedule.zero_terminal and self.target == "eps":
             raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v or x0")

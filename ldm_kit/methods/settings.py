@@ -16,7 +16,7 @@ from ldm_kit.training.loop import OptimConfig, TrainConfig
 class RunConfig(Config):
     """Where a run lives, what it sees, and how it is optimised."""
 
-    run: str = Field(description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/")
+    run: str = Field(min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/")
     seed: int = Field(0, ge=0, description="addresses every random choice of the run")
     data: DataConfig
     flip: bool = Field(False, description="mirror half of the pictures left to right")

@@ -4,6 +4,7 @@ With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipeli
 `UNet2DModel` (`LDMPipeline` opens it).
 """
 
+import math
 from collections.abc import Mapping
 from itertools import compress
 from typing import Any
@@ -36,8 +37,8 @@ class UNetConfig(Config):
     heads: int | None = Field(
         default=None,
         ge=1,
-        description="attention heads (4); without tokens diffusers has one head size for all levels, so the wider "
-        "levels get more heads of the narrowest level's size",
+        description="attention heads (4); without tokens diffusers has one head size for all levels, the largest that "
+        "gives each at least so many heads",
     )
     head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
     groups: int = Field(default=8, ge=1, description="groups of every GroupNorm; must divide every width")
@@ -102,7 +103,7 @@ class UNetConfig(Config):
         """Channels of a head at every level (None: one head as wide as its level), as `UNet2DModel` has it."""
         if self.heads is None or self.heads == 1:
             return self.head_size
-        return min(self.attended) // self.heads
+        return math.gcd(*self.attended) // self.heads
 
 
 def build_unet(

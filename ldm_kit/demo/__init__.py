@@ -1,0 +1,1 @@
+"""The demo: from nothing to pictures for prompts, on the built-in data set."""

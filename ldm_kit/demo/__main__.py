@@ -1,0 +1,61 @@
+"""Train both stages on OpenMoji with the real doors, then draw and measure: `python -m ldm_kit.demo`."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm_kit.cli import door, serve
+
+AE, LDM = Path("runs/demo/ae"), Path("runs/demo/ldm")
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def main(
+    prompts: Annotated[int, typer.Option(help="prompts of each kind to measure")] = 200,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="train anew, or go on where an earlier demo stopped")] = True,
+) -> None:
+    """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
+    with door():
+        began = time.monotonic()
+        _say("1/3  stage 1: an autoencoder (32 px pictures to 8x8x8 latents)")
+        _train("train_ae.py", "configs/demo/ae.yaml", AE, fresh)
+        _say(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
+        _train("train_ldm.py", "configs/demo/ldm.yaml", LDM, fresh)
+        _say(f"3/3  drawing and measuring ({_minutes(began)} so far)")
+        from ldm_kit.demo.show import show
+
+        summary = show(AE, LDM, prompts)
+        (LDM / "demo.json").write_text(json.dumps({**summary.figures, "seconds": time.monotonic() - began}, indent=1))
+        typer.echo(summary.text)
+        _say(f"done in {_minutes(began)}; look at {summary.sheet}")
+
+
+def _train(script: str, config: str, run: Path, fresh: bool) -> None:
+    """One training door through accelerate; its output is ours."""
+    import shutil
+
+    if fresh and run.exists():
+        shutil.rmtree(run)
+    resume = ["--resume", "latest"] if not fresh else []
+    done = subprocess.run([*LAUNCH, *PLAIN, script, config, *resume], check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+def _say(text: str) -> None:
+    typer.secho(f"\n=== {text}", bold=True)
+
+
+def _minutes(began: float) -> str:
+    seconds = round(time.monotonic() - began)
+    return f"{seconds // 60} min {seconds % 60:02d} s"
+
+
+if __name__ == "__main__":
+    serve(main)

