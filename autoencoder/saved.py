@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
@@ -34,8 +35,11 @@ def _open(folder: Path) -> AutoencoderKL | VQModel:
     if name not in CLASSES:
         raise AutoencoderError(f"{folder} holds a {name}: expected one of {', '.join(CLASSES)}.")
     try:
-        vae = CLASSES[name].from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        kind: Any = CLASSES[name]
+        vae, found = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # of many unrelated classes: broken weights, unknown blocks, shapes
         why = " ".join(str(error).split())
-        raise AutoencoderError(f"The autoencoder in {folder} cannot be opened: {why}") from None
+        raise AutoencoderError(f"The autoencoder in {folder} cannot be opened: {why:.300}") from None
+    if lost := sorted(found["missing_keys"]):
+        raise AutoencoderError(f"The autoencoder in {folder} lacks {len(lost)} tensors, the first being {lost[0]}.")
     return vae.eval().requires_grad_(False)

@@ -146,15 +146,17 @@ def _read(weights: str) -> Mapping[str, Tensor]:
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # of many unrelated classes: torn files, other formats, pickled code
+        first = str(error).partition("\n")[0]
+        raise AutoencoderError(f"The weights in {path} cannot be read, no code in them is run: {first:.200}") from None
 
 
 def _in_package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         pip = name.replace("_", "-")
         raise AutoencoderError(

@@ -15,7 +15,7 @@ class NoConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["none"] = Field("none", description="no condition")
+    kind: Literal["none"] = Field(default="none", description="no condition")
 
 
 class NoCondition(Conditioner):

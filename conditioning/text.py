@@ -76,8 +76,17 @@ class TextConditioner(Conditioner):
         from transformers import CLIPTextModel
 
         with quiet():
-            encoder = CLIPTextModel.from_pretrained(
-                folder / ENCODER, use_safetensors=True, local_files_only=True, attn_implementation="sdpa"
+            kind: Any = CLIPTextModel
+            encoder, found = kind.from_pretrained(
+                folder / ENCODER,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        if lost := sorted(found["missing_keys"]):
+            raise ConditioningError(
+                f"the weights in {folder / ENCODER} lack {len(lost)} tensors, the first being {lost[0]}"
             )
         return cls(encoder, load_tokenizer(folder / TOKENIZER))
 
@@ -116,14 +125,16 @@ class TextConditioner(Conditioner):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars, which loading a small model does not need."""
+    """Without transformers' progress bars and its reports on weights, of which we say what matters."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -40,8 +40,8 @@ def _told(error: Exception) -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "out of memory on the device; take a smaller train.micro_batch (the result stays the same) or --batch_size, "
-            "a lower precision (bf16), a smaller resolution, or a smaller network"
+            "out of memory on the device; take a smaller train.micro_batch (the result stays the same) or "
+            "--batch_size, a lower precision (bf16), a smaller resolution, or a smaller network"
         )
     raise error
 

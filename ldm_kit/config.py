@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+_CHATTER = r"^Input should be|^\w+ should have|, (unable to parse|got a number).*| after validation.*|, not \d+$"
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -27,11 +28,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are booleans (so precision: no stays "no"), and no key comes twice."""
+def _unwanted(tag: str, first: str) -> bool:
+    return tag == "timestamp" or (tag == "bool" and first not in "tTfF")
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, form) for tag, form in rules if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which only true and false are booleans ("no" is a precision), without dates and repeated keys."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        first: [(tag, form) for tag, form in rules if not _unwanted(tag.rsplit(":")[-1], first)]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -44,7 +49,10 @@ class _Loader(yaml.SafeLoader):
 
 def parse(text: str) -> Any:
     """YAML text as plain Python; raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, IndexError, RecursionError) as error:  # `!!int x`, or nested without end
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
 
 
 def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
@@ -59,7 +67,7 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
         tree = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
@@ -108,7 +116,9 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
         case "extra_forbidden":
             known = _keys_at(kind, place[:-1])
             near = difflib.get_close_matches(place[-1], known, n=3, cutoff=0.5)
-            return f"unknown key {dotted!r}; " + (f"nearest known: {_listed(near)}" if near else f"known: {_listed(known)}")
+            return f"unknown key {dotted!r}; " + (
+                f"nearest known: {_listed(near)}" if near else f"known: {_listed(known)}"
+            )
         case "missing":
             return f"missing key {dotted!r}"
         case "union_tag_not_found":
@@ -123,7 +133,7 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"
         case _:
-            wanted = re.sub("^Input should be|, (unable to parse|got a number).*", "", fault["msg"]).strip()
+            wanted = re.sub(_CHATTER, "", fault["msg"]).strip().replace("valid tuple", "list")
             return f"{dotted}: expected {wanted[:1].lower()}{wanted[1:]}, got {fault['input']!r:.80}"
 
 

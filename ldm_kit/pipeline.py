@@ -18,7 +18,8 @@ from torch import Tensor
 
 import conditioning.factory as conditioners
 from autoencoder.base import decode
-from conditioning.base import Condition, Conditioner
+from conditioning.base import Condition, Conditioner, ConditioningError
+from ldm_kit import parts
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import randomness
@@ -30,9 +31,6 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.layout import choose_attention
 from ldm_kit.nets.solvers import default_scheduler, from_scheduler_config, solve
-
-_UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
-_VAES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Pipeline:
         """Move all networks."""
         for module in (self.vae, self.unet, self.conditioner):
             if module is not None:
-                module.to(device)
+                module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
         self.schedule = self.schedule.to(device)
         return self
 
@@ -103,7 +101,7 @@ class Pipeline:
             null = self.conditioner.null if wish.negative is None else wish.negative
             guided = ClassifierFree(denoiser, self.condition([null] * len(prompts)), wish.guidance_scale)
         start = (randomness.picture_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
-        yield from solve(wish.solver, guided, start, wish.steps, cond, seeds=seeds)
+        yield from solve(wish.solver, guided, start, wish.steps, cond, seeds=seeds)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
@@ -144,9 +142,8 @@ class Pipeline:
         if kind == "StableDiffusionPipeline":
             absent = ("safety_checker", "feature_extractor", "image_encoder")
             index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        for path in folder.rglob("*.safetensors"):
-            path.chmod((folder / "model_index.json").stat().st_mode)  # the umask's, as for every other file
+        (folder / parts.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        parts.tidy(folder)
 
     def _pipeline_class(self, entries: dict[str, tuple[str, str]]) -> str:
         text = "text_encoder" in entries and isinstance(self.unet, UNet2DConditionModel)
@@ -161,34 +158,54 @@ class Pipeline:
         """Open a saved folder: ours, or any diffusers folder of the same parts. No pickled or remote code is run.
 
         Raises:
-            UserError: no such folder, a component is missing, or of a class that we do not know.
+            UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
         """
         folder = Path(folder)
-        index = _json(folder / "model_index.json", f"{folder} is no saved model: model_index.json")
-        scheduler = _json(folder / "scheduler" / "scheduler_config.json", f"{folder}/scheduler")
-        schedule, target = from_scheduler_config(scheduler)
-        vae = next((_component(folder, name, index, _VAES) for name in ("vae", "vqvae") if name in index), None)
-        unet = _component(folder, "unet", index, _UNETS)
+        index = parts.read_index(folder)
+        schedule, target = _schedule(folder)
+        first = next((name for name in ("vae", "vqvae") if name in index), None)
+        vae = None if first is None else parts.component(folder, first, index[first], parts.FIRST_STAGE)
+        unet = parts.component(folder, "unet", index["unet"], parts.UNET)
         choose_attention(unet, torch.device(device), "auto")
-        pipeline = cls(vae, unet, conditioners.load(folder), schedule, target, precision)
+        pipeline = cls(vae, unet, _conditioner(folder), schedule, target, precision)
+        _refuse_misfits(pipeline, folder)
         for module in (vae, unet, pipeline.conditioner):
             if module is not None:
                 module.eval().requires_grad_(False)
         return pipeline.to(device)
 
 
-def _component(folder: Path, name: str, index: dict[str, Any], known: dict[str, Any]) -> Any:
-    kind = index.get(name, (None, None))[1]
-    if kind not in known:
-        raise UserError(f"{folder}: {name} is of class {kind}, expected one of {', '.join(known)}")
+def _schedule(folder: Path) -> tuple[ScheduleConfig, Target]:
+    path = folder / "scheduler" / "scheduler_config.json"
     try:
-        return known[kind].from_pretrained(folder / name, use_safetensors=True, local_files_only=True)
-    except OSError as error:
-        raise UserError(f"cannot open {folder / name}: {' '.join(str(error).split())}") from None
+        return from_scheduler_config(parts.read_json(path, str(path)))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
+        ) from None
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{what} is missing or unreadable; expected a folder in the diffusers layout") from None
+def _conditioner(folder: Path) -> Conditioner:
+    with parts.hushed():
+        try:
+            return conditioners.load(folder)
+        except ConditioningError as error:
+            raise UserError(str(error)) from None
+        except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
+            raise UserError(f"cannot open the conditioner in {folder}: {' '.join(str(error).split()):.300}") from None
+
+
+def _refuse_misfits(pipeline: Pipeline, folder: Path) -> None:
+    unet: Any = pipeline.unet.config
+    channels = unet.out_channels if pipeline.vae is None else pipeline.vae.config["latent_channels"]
+    if not unet.in_channels == unet.out_channels == channels:
+        raise UserError(
+            f"{folder}: the U-Net has {unet.in_channels} channels in and {unet.out_channels} out, "
+            f"but a latent has {channels}"
+        )
+    width = unet.get("cross_attention_dim") if isinstance(pipeline.unet, UNet2DConditionModel) else None
+    if width != pipeline.conditioner.width:
+        raise UserError(
+            f"{folder}: the U-Net attends to tokens of width {width}, but the conditioner's have "
+            f"{pipeline.conditioner.width}"
+        )

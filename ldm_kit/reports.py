@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError
@@ -15,6 +16,7 @@ from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import pairs_grid
 from ldm_kit.methods.autoencoding import Autoencoding, evaluate, pictures_of
 from ldm_kit.methods.settings import evaluating
+from ldm_kit.parts import tidy
 from ldm_kit.training.checkpoint import write
 
 
@@ -31,8 +33,8 @@ class Report:
         config = self.task.config
         count = sum(p.numel() for p in self.task.vae.parameters())
         return (
-            f"{len(self.data.train)} training pictures of {config.data.resolution} px, {len(self.data.heldout)} held out; "
-            f"{type(self.task.vae).__name__} with {count / 1e6:.1f} M parameters; {config.train.steps} steps of "
+            f"{len(self.data.train)} training pictures of {config.data.resolution} px, {len(self.data.heldout)} held "
+            f"out; {type(self.task.vae).__name__} with {count / 1e6:.1f} M parameters; {config.train.steps} steps of "
             f"{config.train.batch_size} (global batch), lr {config.optim.lr:g}"
         )
 
@@ -51,7 +53,7 @@ class Report:
         vae = copy.deepcopy(self.task.vae).eval()
         statistics = self._statistics(vae)
         fold(vae, statistics)
-        write(self.folder / "model", lambda draft: vae.save_pretrained(draft))
+        write(self.folder / "model", lambda draft: _save(vae, draft))
         keys = ("autoencoder_loss", "heldout_psnr", "heldout_perceptual")
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
         figures = ", ".join(f"{name.removeprefix('heldout_')} {value:.4g}" for name, value in self.figures.items())
@@ -68,6 +70,11 @@ class Report:
             return measure(vae, batches)  # pyright: ignore[reportArgumentType]
         except AutoencoderError as error:
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
+
+
+def _save(vae: AutoencoderKL | VQModel, folder: Path) -> None:
+    vae.save_pretrained(folder)
+    tidy(folder)
 
 
 def _listed(values: Tensor) -> str:

@@ -1,10 +1,13 @@
 """What stage 2 shows beside its numbers: grids from fixed seeds, curves, and the finished pipeline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from conditioning.base import ConditioningError
+from ldm_kit.config import UserError
 from ldm_kit.evaluation.curves import curves
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
@@ -24,7 +27,8 @@ class Studio:
         unet, conditioner = self.module.unet, self.module.conditioner
         self.pipeline = Pipeline(stage.vae, unet, conditioner, settings.schedule, settings.target)  # pyright: ignore[reportArgumentType]
         self.prompts = prompts_of(settings, stage.data, settings.log.pictures)
-        self.heldout = float("nan")
+        _check_prompts(self.pipeline, self.prompts)
+        self.heldout: float | None = None
 
     def evaluate(self, number: int) -> dict[str, float]:
         """The held-out loss, and a grid from fixed seeds, with the weights at hand."""
@@ -35,7 +39,7 @@ class Studio:
             wish = Wish(sample.steps, sample.solver, sample.guidance_scale)
             pictures = torch.cat(list(self.pipeline.draw(self.prompts, range(len(self.prompts)), wish)))
         self._save(pictures, f"samples-{number:08d}.png")
-        return {"heldout_loss": self.heldout}
+        return {} if self.heldout is None else {"heldout_loss": self.heldout}
 
     def _save(self, pictures: Tensor, name: str) -> None:
         captions = [self._caption(prompt) for prompt in self.prompts]
@@ -48,7 +52,15 @@ class Studio:
         """Save model/ in the diffusers layout, and the curves; say where and how good."""
         with evaluating(self.module):
             write(self.folder / "model", self.pipeline.save)
-        curves(
-            self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", ("denoiser_loss", "heldout_loss")
-        )
-        return f"model in {self.folder / 'model'}: held-out loss {self.heldout:.4f}; pictures in {self.folder / 'pictures'}"
+        keys = ("denoiser_loss",) if self.heldout is None else ("denoiser_loss", "heldout_loss")
+        curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
+        loss = "nothing held out" if self.heldout is None else f"held-out loss {self.heldout:.4f}"
+        return f"model in {self.folder / 'model'}: {loss}; pictures in {self.folder / 'pictures'}"
+
+
+def _check_prompts(pipeline: Pipeline, prompts: Sequence[str | int]) -> None:
+    """An unknown class among the config's prompts is told now, not at the first grid, hours later."""
+    try:
+        pipeline.conditioner.prepare(prompts)
+    except ConditioningError as error:
+        raise UserError(f"sample.prompts: {error}") from None

@@ -18,6 +18,11 @@ class PictureBatches:
     seed: int
     flip: bool = False
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the pictures and their preprocessing."""
+        return self.pictures.fingerprint
+
     def __len__(self) -> int:
         return len(self.pictures)
 

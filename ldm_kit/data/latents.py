@@ -1,29 +1,31 @@
 """Latents computed once: posterior moments of every picture (and of its mirror image), bound to what made them.
 
-A cache is a directory of safetensors shards. Each shard's header carries the fingerprint of the autoencoder's weights
-and of the pictures with their preprocessing; a cache that was made from anything else is refused.
+A cache is a directory of safetensors shards. Each shard's header carries the fingerprint of the autoencoder and of the
+pictures with their preprocessing, and a checksum; a cache that was made from anything else, or is damaged, is refused.
 """
 
+import contextlib
 import hashlib
-import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks, flips
-from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.data.images import PictureSet, digest, to_unit
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # pictures [B, C, R, R] -> mean, logvar [B, Z, h, w]
+Moments = tuple[Tensor, Tensor]  # mean, logvar
+Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] -> [B, Z, h, w] each
 SHARD = 16384  # pictures a shard
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class Latents:
 
     mean: Tensor
     logvar: Tensor
+    fingerprint: str  # of all that they depend on
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -49,7 +52,13 @@ class LatentBatches:
 
     latents: Latents
     inputs: Mapping[str, Tensor]  # [N, ...] each: what the conditioner prepared
+    raw: Sequence[str | int]  # ... out of these captions or labels
     seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of latents, and of captions or labels."""
+        return digest([self.latents.fingerprint, *map(str, self.raw)])
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -67,17 +76,16 @@ class LatentBatches:
         }
 
 
-def fingerprint(weights: nn.Module | None, pictures: PictureSet, flip: bool) -> str:
-    """Sha256 of all that latents depend on: the autoencoder's weights, the pictures, their views, the format."""
-    digest = hashlib.sha256(f"{FORMAT} {pictures.fingerprint} {'flip' if flip else 'plain'}".encode())
-    for name, value in sorted((weights.state_dict() if weights is not None else {}).items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
+    """Sha256 of all that latents depend on: an autoencoder's weights and settings, pictures, views, the format."""
+    state = hashlib.sha256()
+    for name, value in sorted(weights.state_dict().items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + _bytes(value))
+    return digest([FORMAT, pictures.fingerprint, "flip" if flip else "plain", settings, state.hexdigest()])
 
 
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: int = 64) -> Latents:
-    """The latents in `folder`, computed into it first if it is empty.
+    """The latents in `folder`, after computing the shards that are not there yet.
 
     Args:
         folder: the cache's own directory.
@@ -88,62 +96,83 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
         batch: pictures at a time.
 
     Raises:
-        UserError: the folder holds latents of another autoencoder, other pictures or other preprocessing.
+        UserError: the folder holds latents of another autoencoder, other pictures or other preprocessing, or damaged
+            ones, or cannot be written to.
     """
-    if not list(folder.glob("*.safetensors")):
-        fill(folder, pictures, encode, key, flip=flip, batch=batch)
-    return open_cache(folder, key)
+    parts = {
+        folder / f"latents-{number:05d}.safetensors": range(start, min(start + SHARD, len(pictures)))
+        for number, start in enumerate(range(0, len(pictures), SHARD))
+    }
+    read = {path: _read(path, key) for path in parts if path.exists()}
+    with tqdm(total=len(pictures), desc="latents", leave=False, disable=len(read) == len(parts)) as bar:
+        for path, indices in parts.items():
+            if path not in read:
+                encoded = _encoded(pictures, indices, encode, flip, batch)
+                read[path] = _cat([_counted(moments, bar.update) for moments in encoded])
+                _write(path, read[path], key)
+    return Latents(*_cat([read[path] for path in parts]), key)
 
 
-def fill(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: int = 64) -> None:
-    """Compute and write all shards, each under a temporary name first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    total = -(-len(pictures) // SHARD)
-    with tqdm(total=len(pictures), desc="latents", unit="picture", leave=False) as bar:
-        for shard in range(total):
-            indices = range(shard * SHARD, min((shard + 1) * SHARD, len(pictures)))
-            parts = list(_encoded(pictures, indices, encode, flip, batch, bar))
-            tensors = {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(("mean", "logvar"))}
-            draft = folder / f".{uuid.uuid4().hex}.tmp"
-            save_file(tensors, draft, metadata={"fingerprint": key, "shards": str(total)})
-            os.replace(draft, folder / f"latents-{shard:05d}.safetensors")
+def _cat(parts: Sequence[Moments]) -> Moments:
+    mean, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return mean, logvar
 
 
-def open_cache(folder: Path, key: str) -> Latents:
-    """Read all shards into memory after checking what they were made from."""
-    paths = sorted(folder.glob("latents-*.safetensors"))
-    shards = [_read(path, key, len(paths)) for path in paths]
-    return Latents(*(torch.cat(parts) for parts in zip(*shards, strict=True)))
+def _counted(moments: Moments, count: Callable[[int], object]) -> Moments:
+    count(len(moments[0]))
+    return moments
 
 
-def _read(path: Path, key: str, found: int) -> tuple[Tensor, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
-        if about.get("fingerprint") != key:
-            raise UserError(
-                f"the latents in {path.parent} are stale: another autoencoder, other pictures or other preprocessing made "
-                "them; delete that folder and they are made anew"
-            )
-        if int(about["shards"]) != found:
-            raise UserError(
-                f"the latents in {path.parent} are incomplete: {found} of {about['shards']} shards; delete it"
-            )
-        return file.get_tensor("mean"), file.get_tensor("logvar")
+def _write(path: Path, moments: Moments, key: str) -> None:
+    """Under a name of this process's own first; who else fills the same cache writes the same."""
+    mean, logvar = moments
+    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"fingerprint": key, "checksum": _checksum(moments)}
+        draft.write_bytes(save({"mean": mean, "logvar": logvar}, metadata=about))  # with the umask's mode
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise UserError(f"cannot write the latents' cache {path.parent}: {error.strerror}") from None
+
+
+def _read(path: Path, key: str) -> Moments:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            moments = file.get_tensor("mean"), file.get_tensor("logvar")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and it is made anew") from None
+    if about.get("fingerprint") != key:
+        raise UserError(
+            f"the latents in {path.parent} are stale: another autoencoder, other pictures or other preprocessing made"
+            " them; delete that folder and they are made anew"
+        )
+    if about.get("checksum") != _checksum(moments):
+        raise UserError(f"{path} is damaged (its checksum differs); delete it and it is made anew")
+    return moments
+
+
+def _checksum(moments: Moments) -> str:
+    return f"{zlib.crc32(_bytes(moments[1]), zlib.crc32(_bytes(moments[0]))):08x}"
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @torch.no_grad()
-def _encoded(
-    pictures: PictureSet, indices: range, encode: Encode, flip: bool, batch: int, bar: "tqdm[None]"
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, batch: int) -> Iterator[Moments]:
     for start in range(indices.start, indices.stop, batch):
         x = to_unit(pictures.pictures(range(start, min(start + batch, indices.stop))))
         views = [encode(view) for view in ([x, x.flip(3)] if flip else [x])]
         mean, logvar = (torch.stack(moments, dim=1).to(torch.float16).cpu() for moments in zip(*views, strict=True))
-        bar.update(len(x))
         yield mean, logvar
 
 
 def pixels(pictures: PictureSet, batch: int = 1024) -> Latents:
     """Pictures as their own latents (first stage = identity), with a point posterior."""
     mean = torch.cat([to_unit(pictures.pictures(part)) for part in chunks(pictures, batch)])[:, None]
-    return Latents(mean, torch.full_like(mean, -30.0))
+    return Latents(mean, torch.tensor(-30.0).expand_as(mean), pictures.fingerprint)

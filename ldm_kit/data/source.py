@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ldm_kit.config import UserError
 from ldm_kit.data import folder, openmoji
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import Split
@@ -22,4 +23,7 @@ def load(config: DataConfig) -> Split:
         case OpenMojiConfig():
             return openmoji.load(config)
         case FolderConfig():
-            return folder.load(config)
+            split = folder.load(config)
+            if not len(split.train):
+                raise UserError(f"all {len(split.heldout)} pictures in {config.path} are held out; lower data.heldout")
+            return split

@@ -18,7 +18,9 @@ PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
 
 def main(
     prompts: Annotated[int, typer.Option(help="prompts of each kind to measure")] = 200,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="train anew, or go on where an earlier demo stopped")] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="train anew, or go on where an earlier demo stopped")
+    ] = True,
 ) -> None:
     """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
     with door():

@@ -66,7 +66,9 @@ def judges(pipeline: Pipeline, device: torch.device) -> dict[str, Features]:
 
 def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int = 16) -> Image:
     shown = torch.cat([made[:each] for made in pictures.values()])
-    captions = [f"{text} ({name})" if k == 0 else text for name, texts in prompts.items() for k, text in enumerate(texts[:each])]
+    captions = [
+        f"{text} ({name})" if k == 0 else text for name, texts in prompts.items() for k, text in enumerate(texts[:each])
+    ]
     return grid(shown, 8, scale=3, captions=captions)
 
 

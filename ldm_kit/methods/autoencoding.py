@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autoencoder.adversarial import two_player
@@ -23,13 +23,14 @@ from autoencoder.criterion import AutoencoderLoss, CriterionConfig
 from autoencoder.discriminator import Discriminator, DiscriminatorConfig
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from autoencoder.vq import VQConfig
-from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
+from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.diffusion import randomness
 from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
 from ldm_kit.methods.settings import RunConfig
-from ldm_kit.training.loop import OptimConfig, Turn
+from ldm_kit.training.loop import Turn
+from ldm_kit.training.optim import OptimConfig
 
 
 class AutoencoderRun(RunConfig):
@@ -39,7 +40,27 @@ class AutoencoderRun(RunConfig):
     criterion: CriterionConfig = CriterionConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    discriminator_optim: OptimConfig | None = Field(None, description="null: as optim")
+    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "AutoencoderRun":
+        net, judge = self.autoencoder, self.discriminator
+        channels = self.data.channels if isinstance(self.data, FolderConfig) else 3
+        if net.resolution != self.data.resolution:
+            raise ValueError(
+                f"autoencoder.resolution is {net.resolution} but data.resolution {self.data.resolution}; "
+                "make them equal"
+            )
+        if net.channels != channels:
+            raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
+        if self.criterion.adversarial is not None:
+            if judge.channels != channels:
+                raise ValueError(f"discriminator.channels is {judge.channels}, but the pictures have {channels}")
+            if net.resolution < (least := 3 * 2**judge.layers):
+                raise ValueError(
+                    f"discriminator.layers {judge.layers} needs pictures of {least} px, got {net.resolution}"
+                )
+        return self
 
 
 @dataclass(frozen=True)
@@ -56,11 +77,7 @@ class Autoencoding:
 
     def __init__(self, config: AutoencoderRun, ranks: "Ranks | None" = None) -> None:
         ranks = ranks or Ranks()
-        pictures, net = config.data, config.autoencoder
-        if net.resolution != pictures.resolution:
-            raise UserError(
-                f"autoencoder.resolution is {net.resolution} but data.resolution {pictures.resolution}; make them equal"
-            )
+        net = config.autoencoder
         self.config = config
         self.vae = build(net)
         learned = config.criterion.learned_scale

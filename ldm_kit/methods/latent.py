@@ -27,39 +27,36 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.settings import RunConfig
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNetConfig
-from ldm_kit.nets.solvers import SOLVERS
-from ldm_kit.training.loop import OptimConfig, Turn
+from ldm_kit.nets.solvers import SolverName
+from ldm_kit.training.loop import Turn
+from ldm_kit.training.optim import OptimConfig
 
 
 class SampleConfig(Config):
     """The pictures that a run draws while it trains, always from the same seeds."""
 
-    prompts: tuple[str, ...] = Field((), description="what to draw; empty: the first captions or classes of the set")
-    steps: int = Field(20, gt=0, description="sampling steps")
-    solver: str = Field("dpm++", description=f"one of {', '.join(SOLVERS)}")
-    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance; 1 is none")
-
-    @model_validator(mode="after")
-    def _known(self) -> "SampleConfig":
-        if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver {self.solver!r}; known are {', '.join(SOLVERS)}")
-        return self
+    prompts: tuple[str, ...] = Field(
+        default=(), description="what to draw; empty: the first captions or classes of the set"
+    )
+    steps: int = Field(default=20, gt=0, description="sampling steps")
+    solver: SolverName = Field(default="dpm++", description="how the noise is walked down")
+    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
 
 
 class LatentRun(RunConfig):
     """Everything that `train_ldm.py` needs to know."""
 
-    autoencoder: str | None = Field(None, description="folder of a trained autoencoder; null: diffuse pixels")
+    autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
     latents: str | None = Field(
-        None, description="folder of the latent cache; null: chosen by what the latents depend on"
+        default=None, description="folder of the latent cache; null: chosen by what the latents depend on"
     )
     condition: ConditioningConfig = NoConfig()
-    condition_drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained on the null condition")
+    condition_drop: float = Field(default=0.1, ge=0, lt=1, description="share of samples trained on the null condition")
     unet: UNetConfig
     schedule: ScheduleConfig = ScheduleConfig()
-    target: Target = Field("v", description="what the network predicts")
+    target: Target = Field(default="v", description="what the network predicts")
     times: loss.TimesConfig = loss.TimesConfig()
-    min_snr: float | None = Field(None, gt=0, description="gamma of min-SNR weighting; null: plain")
+    min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
     sample: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
@@ -69,6 +66,8 @@ class LatentRun(RunConfig):
                 f"target {self.target!r} does not go with the {self.schedule.kind} schedule; target flow goes with the "
                 "flow schedule, and eps, x0 and v with linear, scaled_linear or cosine"
             )
+        if self.sample.steps > self.schedule.steps:
+            raise ValueError(f"sample.steps is {self.sample.steps}, but schedule.steps only {self.schedule.steps}")
         if self.schedule.zero_terminal and self.target == "eps":
             raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v or x0")
         return self
@@ -181,10 +180,15 @@ def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str
     """What a conditioner prepares for a set: captions, or labels.
 
     Raises:
-        UserError: class conditioning over pictures without labels.
+        UserError: class conditioning over pictures without labels, or text conditioning where all captions are empty.
     """
     if not isinstance(config, ClassConfig):
-        return [record.text for record in pictures.records]
+        captions: list[str | int] = [record.text for record in pictures.records]
+        if captions and not isinstance(config, NoConfig) and not any(captions):
+            raise UserError(
+                f"condition.kind is {config.kind}, but no picture has a caption; expected text in metadata.jsonl"
+            )
+        return captions
     labels = [record.label for record in pictures.records]
     if any(label is None for label in labels):
         raise UserError("condition.kind is class, but some pictures have no label; expected one sub-folder per class")

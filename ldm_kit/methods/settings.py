@@ -10,16 +10,19 @@ from ldm_kit.config import Config
 from ldm_kit.data.source import DataConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import LogConfig
-from ldm_kit.training.loop import OptimConfig, TrainConfig
+from ldm_kit.training.loop import TrainConfig
+from ldm_kit.training.optim import OptimConfig
 
 
 class RunConfig(Config):
     """Where a run lives, what it sees, and how it is optimised."""
 
-    run: str = Field(min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/")
-    seed: int = Field(0, ge=0, description="addresses every random choice of the run")
+    run: str = Field(
+        min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/"
+    )
+    seed: int = Field(default=0, ge=0, description="addresses every random choice of the run")
     data: DataConfig
-    flip: bool = Field(False, description="mirror half of the pictures left to right")
+    flip: bool = Field(default=False, description="mirror half of the pictures left to right")
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig

@@ -1,9 +1,11 @@
 """Putting stage 2 together: first stage, cached latents, conditioner, U-Net and the task that trains them."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, VQModel
@@ -42,21 +44,22 @@ class Stage:
             UserError: a stale cache, latents that are not normalised, classes without labels.
             AutoencoderError, ConditioningError: parts that cannot be had.
         """
-        vae = saved.load(settings.autoencoder).to(device) if settings.autoencoder else None
-        latents = _latents(settings, vae, data.train, device, flip=settings.flip)
-        _refuse_unscaled(latents, settings)
         raw = raw_conditions(settings.condition, data.train)
+        vae = saved.load(settings.autoencoder).to(device) if settings.autoencoder else None  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
+        _refuse_misfit(vae, data.train, settings)
+        latents = _latents(settings, vae, data.train, device, "train")
+        _refuse_unscaled(latents, settings)
         captions = [text for text in raw if isinstance(text, str)]
         conditioner = conditioners.build(settings.condition, captions=captions, classes=data.train.classes)
         channels, side, _ = latents.shape
         unet = build_unet(settings.unet, sample_size=side, channels=channels, cross_width=conditioner.width)
         choose_attention(unet, device, "auto")
         task = Latent(settings, unet, conditioner)
-        batches = LatentBatches(latents, conditioner.prepare(raw), settings.seed)
+        batches = LatentBatches(latents, conditioner.prepare(raw), raw, settings.seed)
         heldout = None
         if len(data.heldout):
             inputs = conditioner.prepare(raw_conditions(settings.condition, data.heldout))
-            heldout = (_latents(settings, vae, data.heldout, device, flip=False), inputs)
+            heldout = (_latents(settings, vae, data.heldout, device, "heldout"), inputs)
         conditioner.release()
         return cls(settings, data, vae, task, latents, batches, heldout)
 
@@ -65,9 +68,10 @@ class Stage:
         settings, unet = self.settings, self.task.module.unet
         trained = sum(p.numel() for p in self.task.module.parameters() if p.requires_grad)
         return (
-            f"{len(self.data.train)} training pictures as latents {tuple(self.latents.shape)}, {len(self.data.heldout)} held "
-            f"out; {type(unet).__name__} and conditioner '{settings.condition.kind}' with {trained / 1e6:.1f} M trained "
-            f"parameters; {settings.train.steps} steps of {settings.train.batch_size} (global batch), lr {settings.optim.lr:g}"
+            f"{len(self.data.train)} training pictures as latents {tuple(self.latents.shape)}, "
+            f"{len(self.data.heldout)} held out; {type(unet).__name__} and conditioner '{settings.condition.kind}' "
+            f"with {trained / 1e6:.1f} M trained parameters; {settings.train.steps} steps of {settings.train.batch_size} "
+            f"(global batch), lr {settings.optim.lr:g}"
         )
 
 
@@ -77,7 +81,7 @@ def cache_root() -> Path:
 
 
 def _latents(
-    settings: LatentRun, vae: AutoencoderKL | VQModel | None, pictures: PictureSet, device: torch.device, *, flip: bool
+    settings: LatentRun, vae: AutoencoderKL | VQModel | None, pictures: PictureSet, device: torch.device, part: str
 ) -> Latents:
     if vae is None:
         return latent_cache.pixels(pictures)
@@ -86,9 +90,29 @@ def _latents(
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return encode(frozen, x.to(device))
 
-    key = latent_cache.fingerprint(vae, pictures, flip)
-    root = Path(settings.latents) / f"{len(pictures)}" if settings.latents else cache_root() / "latents" / key[:24]
+    flip = settings.flip and part == "train"
+    about: Any = vae.config
+    known = {name: value for name, value in about.items() if not name.startswith("_")}  # versions and paths may differ
+    key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(known, sort_keys=True))
+    root = Path(settings.latents) / part if settings.latents else cache_root() / "latents" / key[:24]
     return latent_cache.cached(root, pictures, moments, key, flip=flip)
+
+
+def _refuse_misfit(vae: AutoencoderKL | VQModel | None, pictures: PictureSet, settings: LatentRun) -> None:
+    if vae is None:
+        return
+    config: Any = vae.config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    if config.in_channels != pictures.channels:
+        raise UserError(
+            f"the autoencoder in {settings.autoencoder} is for pictures of {config.in_channels} channels, "
+            f"these have {pictures.channels}"
+        )
+    if pictures.resolution % factor:
+        raise UserError(
+            f"data.resolution {pictures.resolution} is not a multiple of {factor}, by which the autoencoder in "
+            f"{settings.autoencoder} reduces"
+        )
 
 
 def _refuse_unscaled(latents: Latents, settings: LatentRun) -> None:
@@ -98,8 +122,8 @@ def _refuse_unscaled(latents: Latents, settings: LatentRun) -> None:
     std = (mean.var() + logvar.exp().mean()).sqrt().item()
     if not 0.4 < std < 2.5:
         raise UserError(
-            f"the latents of {settings.autoencoder} have deviation {std:.3g}; expected about 1. Train it with train_ae.py, "
-            "which folds the normalisation in, or set its scaling_factor"
+            f"the latents of {settings.autoencoder} have deviation {std:.3g}; expected about 1. Train it with "
+            "train_ae.py, which folds the normalisation in, or set its scaling_factor"
         )
 
 

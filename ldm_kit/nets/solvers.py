@@ -111,7 +111,7 @@ def scheduler_config(schedule: ScheduleConfig, target: Target) -> dict[str, Any]
         "num_train_timesteps": schedule.steps,
         "prediction_type": _TARGETS[target],
         "timestep_spacing": "trailing",
-        "steps_offset": 0,
+        "steps_offset": 1,  # unused on this grid; Stable Diffusion's pipeline warns of any other
     }
     if schedule.kind == "flow":
         return {**common, "use_flow_sigmas": True, "flow_shift": 1.0}

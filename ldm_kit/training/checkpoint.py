@@ -15,22 +15,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm_kit.config import UserError
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d+)$")
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors with the permissions that the umask asks for (the library writes 0600)."""
+    """Write tensors as safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -44,21 +42,24 @@ def write(folder: Path, fill: Callable[[Path], None]) -> Path:
     Args:
         folder: the final directory; its parent exists or is made.
         fill: writes the contents into the directory that it is given.
+
+    Raises:
+        UserError: the disk is full or not writable; what was there before stays.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".tmp-{folder.name}.{uuid.uuid4().hex}"
-    draft.mkdir()
     try:
+        draft.mkdir(parents=True)
         fill(draft)
-        (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1), encoding="utf-8")
-        for path in [*_files(draft), draft / MANIFEST, *[p for p in draft.rglob("*") if p.is_dir()], draft]:
-            _flush(path)
-        if folder.exists():
-            remove(folder)
+        _seal(draft)
+        before = _set_aside(folder) if folder.exists() else None
         draft.rename(folder)
         _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}; what was saved before is untouched") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
     return folder
 
 
@@ -66,7 +67,7 @@ def verify(folder: Path) -> None:
     """Check every file's size and sha256 against the manifest.
 
     Raises:
-        UserError: naming the first file that is missing, cut or changed.
+        UserError: naming the first file that is missing, cut or changed, or lies outside the folder.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -75,6 +76,8 @@ def verify(folder: Path) -> None:
         raise UserError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from None
     for name, (size, digest) in entries.items():
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"checkpoint {folder} is damaged: its {MANIFEST} names {name!r}, which lies outside")
         if not path.is_file():
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
         if path.stat().st_size != size:
@@ -85,7 +88,7 @@ def verify(folder: Path) -> None:
 
 def steps(run: Path) -> dict[int, Path]:
     """All directories of a run that are named like checkpoints, by step, rising."""
-    named = ((_NAME.match(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
+    named = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
@@ -112,15 +115,28 @@ def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint; it stops being one at the first instant."""
-    doomed = folder.parent / f".del-{folder.name}.{uuid.uuid4().hex}"
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
 def sweep(run: Path) -> None:
     """Remove what a killed save or delete left behind; only the holder of the run's lock may."""
     for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.rename(folder.parent / f".del-{folder.name}.{uuid.uuid4().hex}")
+
+
+def _seal(draft: Path) -> None:
+    """Permissions as the umask asks (safetensors writes 0600), the manifest last, and everything flushed to disk."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in _files(draft):
+        path.chmod(0o666 & ~mask)
+    (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1), encoding="utf-8")
+    for path in [*draft.rglob("*"), draft]:
+        _flush(path)
 
 
 def _files(folder: Path) -> list[Path]:

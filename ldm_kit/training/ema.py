@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -15,12 +16,17 @@ class EmaConfig(Config):
     """How long the average remembers."""
 
     kind: Literal["power", "constant", "none"] = Field(
-        "power", description="power: a fixed share of the run so far; constant: a fixed half-life with warm-up"
+        default="power", description="power: a fixed share of the run so far; constant: a fixed half-life with warm-up"
     )
-    std: float = Field(0.1, gt=0, lt=0.29, description="power: relative deviation of the profile (0.05 to 0.15)")
-    decay: float = Field(0.9999, gt=0, lt=1, description="constant: decay per step, warmed up as (1 + n) / (10 + n)")
+    std: float = Field(
+        default=0.1, gt=0, lt=0.29, description="power: relative deviation of the profile (0.05 to 0.15)"
+    )
+    decay: float = Field(
+        default=0.9999, gt=0, lt=1, description="constant: decay per step, warmed up as (1 + n) / (10 + n)"
+    )
 
 
+@lru_cache
 def power_exponent(std: float) -> float:
     """gamma of a power-function profile with relative deviation `std` (Karras et al. 2024, eq. 127): bisection."""
     low, high = 0.0, 1e4
@@ -62,18 +68,24 @@ class Ema:
             weights = [v.float() for v in floating(module).values()]
             torch._foreach_lerp_(list(self.averages[part].values()), weights, take)
 
+    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take back averages, by part and name, as a checkpoint holds them."""
+        for part, average in self.averages.items():
+            for name, value in average.items():
+                value.copy_(states[part][name])
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within, the modules carry the averages; the training weights come back whatever happens."""
         kept = {part: {k: v.clone() for k, v in floating(m).items()} for part, m in self.parts.items()}
         try:
-            self._load(self.averages)
+            self._show(self.averages)
             yield
         finally:
-            self._load(kept)
+            self._show(kept)
 
     @torch.no_grad()
-    def _load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _show(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         for part, module in self.parts.items():
             for name, value in floating(module).items():
                 value.copy_(states[part][name])

@@ -18,10 +18,10 @@ from ldm_kit.training.loop import Step
 class LogConfig(Config):
     """How often a run reports."""
 
-    every: int = Field(50, gt=0, description="steps between lines of metrics")
-    evaluate_every: int = Field(1000, gt=0, description="steps between held-out evaluations and picture grids")
-    tensorboard: bool = Field(True, description="write TensorBoard events into the run's folder")
-    pictures: int = Field(16, gt=0, description="pictures in a grid")
+    every: int = Field(default=50, gt=0, description="steps between lines of metrics")
+    evaluate_every: int = Field(default=1000, gt=0, description="steps between held-out evaluations and picture grids")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events into the run's folder")
+    pictures: int = Field(default=16, gt=0, description="pictures in a grid")
 
 
 class Log:
@@ -30,7 +30,7 @@ class Log:
     def __init__(self, accelerator: Accelerator, folder: Path, config: LogConfig, first: int, total: int) -> None:
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.main = accelerator.is_main_process
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, tuple[Tensor, int]] = {}  # a player may have had fewer turns than there were steps
         self.count, self.since = 0, time.monotonic()
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
@@ -38,11 +38,14 @@ class Log:
         """Take a step in; every `config.every` steps write the means since the last line."""
         values = {**step.logs, **{f"{player}_grad_norm": norm for player, norm in step.norms.items()}}
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            total, times = self.sums.get(name, (torch.zeros_like(value), 0))
+            self.sums[name] = (total + value, times + 1)
         self.count += 1
         self.bar.update()
         if step.number % self.config.every == 0:
-            means = self.accelerator.reduce({k: v / self.count for k, v in self.sums.items()}, reduction="mean")
+            means = self.accelerator.reduce(
+                {name: total / n for name, (total, n) in self.sums.items()}, reduction="mean"
+            )
             assert isinstance(means, dict)
             rate = self.count / (time.monotonic() - self.since)
             self.write(

@@ -6,8 +6,7 @@ caller's `for step in ...`.
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,25 +19,13 @@ from torch import Tensor, nn
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.diffusion.randomness import address
-from ldm_kit.training import checkpoint
+from ldm_kit.training import checkpoint, optim
 from ldm_kit.training.ema import Ema, EmaConfig
-from ldm_kit.training.order import AddressedBatches, Share, loader
+from ldm_kit.training.optim import OptimConfig, lr_factor
+from ldm_kit.training.order import AddressedBatches, Place, Share, loader
 from ldm_kit.training.run import versions
 
 Turn = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
-
-
-class OptimConfig(Config):
-    """AdamW and its learning rate, counted in optimiser steps whatever the number of processes."""
-
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's betas")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay, on tensors of two or more dimensions")
-    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="shape after warm-up, to 0 at the end"
-    )
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm of each player; null: never clipped")
 
 
 class TrainConfig(Config):
@@ -46,12 +33,18 @@ class TrainConfig(Config):
 
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
-    micro_batch: int | None = Field(None, gt=0, description="most pictures at once in a process; the rest accumulates")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast precision; weights stay float32")
-    channels_last: bool = Field(True, description="memory layout of the networks")
-    workers: int = Field(0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
-    checkpoint_every: int = Field(1000, gt=0, description="steps between checkpoints; the last step always has one")
-    keep: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
+    micro_batch: int | None = Field(
+        default=None, gt=0, description="most pictures at once in a process; the rest accumulates"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="autocast precision; weights stay float32"
+    )
+    channels_last: bool = Field(default=True, description="memory layout of the networks")
+    workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
+    checkpoint_every: int = Field(
+        default=1000, gt=0, description="steps between checkpoints; the last step always has one"
+    )
+    keep: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay")
 
 
 class Task(Protocol):
@@ -84,6 +77,21 @@ class Task(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Where batches come from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that it holds; a resumed run must find the same."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, places: Sequence[Place]) -> Any:
+        """A whole batch for (position, index) pairs: a tensor, or a dict of such."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """What a step left behind: its number (1 = the first), learning rate, gradient norms and logs (device tensors)."""
@@ -92,30 +100,6 @@ class Step:
     lr: float
     norms: Mapping[str, Tensor]
     logs: Mapping[str, Tensor]
-
-
-def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """The share of the peak learning rate for the update that makes step `step` (1, 2, ..., total)."""
-    if step <= config.warmup:
-        return step / config.warmup
-    left = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
-    match config.decay:
-        case "constant":
-            return 1.0
-        case "linear":
-            return left
-        case "cosine":
-            return 0.5 * (1 - math.cos(math.pi * left))
-
-
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; norms, biases and other vectors are not decayed."""
-    weights = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 @dataclass(eq=False)
@@ -129,18 +113,19 @@ class Trainer:
     averaging: EmaConfig
     seed: int
     step: int = 0
+    source: str | None = None  # fingerprint of what the steps so far were trained on
     ema: Ema = field(init=False)
     wrapped: dict[str, nn.Module] = field(init=False)
-    optimisers: dict[str, Any] = field(init=False)
+    optimisers: dict[str, torch.optim.AdamW] = field(init=False)
+    share: Share = field(init=False)
 
     def __post_init__(self) -> None:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.ema = Ema(self.averaging, self.task.averaged)
-        self.optimisers = {name: adamw(module, self.optim[name]) for name, module in self.task.players.items()}
+        self.optimisers = {name: optim.adamw(module, self.optim[name]) for name, module in self.task.players.items()}
         self.wrapped = {name: self.accelerator.prepare_model(module) for name, module in self.task.players.items()}
-        self.optimisers = {name: self.accelerator.prepare_optimizer(o) for name, o in self.optimisers.items()}
         self.task.wrap(self.wrapped)
         self.share = Share.of(
             self.config.batch_size,
@@ -149,8 +134,18 @@ class Trainer:
             self.accelerator.process_index,
         )
 
-    def train(self, data: Any) -> Iterator[Step]:
-        """Train from the current step to the last one on a set with `__len__` and `__getitems__(places)`."""
+    def train(self, data: Source) -> Iterator[Step]:
+        """Train from the current step to the last one.
+
+        Raises:
+            UserError: the checkpoint that this run goes on from has seen other data, or a gradient became NaN.
+        """
+        if self.source not in (None, data.fingerprint):
+            raise UserError(
+                f"cannot go on from step {self.step}: the pictures, their captions or the autoencoder have changed "
+                "since it was saved; train anew with another run=FOLDER"
+            )
+        self.source = data.fingerprint
         order = AddressedBatches(self.share, self.seed, len(data), self.step, self.config.steps)
         batches = iter(loader(data, order, self.config.workers))
         while self.step < self.config.steps:
@@ -177,27 +172,37 @@ class Trainer:
         return total
 
     def _update(self) -> tuple[float, dict[str, Tensor]]:
-        norms: dict[str, Tensor] = {}
-        for name, optimiser in self.optimisers.items():
-            self.accelerator.unscale_gradients(optimiser)
-            weights = [p for p in self.wrapped[name].parameters() if p.requires_grad]
-            norms[name] = nn.utils.clip_grad_norm_(weights, self.optim[name].clip or math.inf)
-        scaled = self.accelerator.scaler is not None  # an overflow under fp16 is the scaler's business
-        if not scaled and not bool(torch.stack(list(norms.values())).isfinite().all()):
-            raise UserError(
-                f"the gradient became infinite or NaN at step {self.step + 1} "
-                f"({', '.join(f'{name} {float(norm):g}' for name, norm in norms.items())}); nothing was updated. "
-                "Lower the learning rate, or train with train.precision=no"
-            )
-        for name, optimiser in self.optimisers.items():
-            config = self.optim[name]
-            lr = config.lr * lr_factor(config, self.step + 1, self.config.steps)
+        """Clip, refuse what is not finite, and move the weights of every player that had a turn."""
+        scaler = self.accelerator.scaler
+        playing = {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in _weights(o))}
+        if scaler is not None:
+            for optimiser in playing.values():
+                scaler.unscale_(optimiser)
+        norms = {name: optim.clipped(self.wrapped[name], self.optim[name].clip) for name in self.optimisers}
+        if scaler is None:  # an overflow under fp16 is the scaler's business
+            self._refuse_infinite(norms)
+        for name, optimiser in playing.items():
             for group in optimiser.param_groups:
-                group["lr"] = lr
-            optimiser.step()
+                group["lr"] = self._lr(name)
+            optimiser.step() if scaler is None else scaler.step(optimiser)
             optimiser.zero_grad(set_to_none=True)
-        first = next(iter(self.optim.values()))
-        return first.lr * lr_factor(first, self.step + 1, self.config.steps), norms
+        if scaler is not None:
+            scaler.update()  # once for all players: each accelerate-wrapped step would do it anew
+        return self._lr(next(iter(self.optim))), norms
+
+    def _lr(self, player: str) -> float:
+        """The learning rate of the update that makes the next step."""
+        config = self.optim[player]
+        return config.lr * lr_factor(config, self.step + 1, self.config.steps)
+
+    def _refuse_infinite(self, norms: Mapping[str, Tensor]) -> None:
+        if bool(torch.stack(list(norms.values())).isfinite().all()):
+            return
+        named = ", ".join(f"{name} {float(norm):g}" for name, norm in norms.items())
+        raise UserError(
+            f"the gradient became infinite or NaN at step {self.step + 1} ({named}); the run stops before that update "
+            "and its checkpoints are whole. Lower the learning rate, or train with train.precision=no"
+        )
 
     def save(self, folder: Path, config: BaseModel) -> Path | None:
         """Write a checkpoint; every process calls it, the main one writes. Returns its path there, else None."""
@@ -211,7 +216,7 @@ class Trainer:
         groups: dict[str, Any] = {}
         for name, module in self.task.players.items():
             checkpoint.save_tensors(module.state_dict(), draft / "model" / f"{name}.safetensors")
-            tensors, groups[name] = _flat(self.optimisers[name].state_dict())
+            tensors, groups[name] = optim.dump(self.optimisers[name])
             checkpoint.save_tensors(tensors, draft / "optimizer" / f"{name}.safetensors")
         for part, average in self.ema.averages.items():
             checkpoint.save_tensors(average, draft / "ema" / f"{part}.safetensors")
@@ -221,6 +226,7 @@ class Trainer:
         state = {
             "step": self.step,
             "position": self.step * self.config.batch_size,
+            "source": self.source,
             "world_size": self.share.world,
             "config": config.model_dump(mode="json"),
             "optimizer": groups,
@@ -232,19 +238,20 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Go on from a verified checkpoint; every process reads the files."""
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["step"] > self.config.steps:
+            raise UserError(f"{folder} is at step {state['step']}, past the end: train.steps is {self.config.steps}")
         for name, module in self.task.players.items():
             module.load_state_dict(checkpoint.load_tensors(folder / "model" / f"{name}.safetensors"))
             tensors = checkpoint.load_tensors(folder / "optimizer" / f"{name}.safetensors")
-            self.optimisers[name].load_state_dict(_nested(tensors, state["optimizer"][name]))
-        for part, average in self.ema.averages.items():
-            stored = checkpoint.load_tensors(folder / "ema" / f"{part}.safetensors")
-            for key, value in average.items():
-                value.copy_(stored[key])
+            optim.restore(self.optimisers[name], tensors, state["optimizer"][name])
+        self.ema.load(
+            {part: checkpoint.load_tensors(folder / "ema" / f"{part}.safetensors") for part in self.ema.parts}
+        )
         if (extra := folder / "model" / "state.safetensors").exists():
             self.task.load_state(checkpoint.load_tensors(extra))
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.source = state["step"], state["source"]
 
 
 def _to(batch: Any, device: torch.device) -> Any:
@@ -257,15 +264,5 @@ def _to(batch: Any, device: torch.device) -> Any:
             return batch
 
 
-def _flat(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as named tensors and plain groups."""
-    tensors = {f"{i}.{key}": value for i, slots in state["state"].items() for key, value in slots.items()}
-    return tensors, state["param_groups"]
-
-
-def _nested(tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    return {"state": state, "param_groups": groups}
+def _weights(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (weight for group in optimiser.param_groups for weight in group["params"])

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.randomness import address
+from ldm_kit.training import signals
 
 Place = tuple[int, int]  # (position, index of the sample in its set)
 
@@ -52,7 +53,8 @@ class Share:
         accumulation = -(-local // (micro_batch or local))
         if local % accumulation:
             raise UserError(
-                f"train.micro_batch {micro_batch}: {local} pictures a process do not split into {accumulation} equal parts"
+                f"train.micro_batch {micro_batch}: {local} pictures a process do not split into {accumulation} equal "
+                "parts"
             )
         return cls(global_batch, world, rank, accumulation)
 
@@ -83,7 +85,7 @@ class AddressedBatches:
 
 
 def loader(dataset: Any, batches: AddressedBatches, workers: int = 0) -> DataLoader[Any]:
-    """A DataLoader over a set whose `__getitems__(places)` returns a whole batch; the global random state is untouched."""
+    """A DataLoader over a set whose `__getitems__(places)` returns a whole batch; the global random state stays."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -91,6 +93,7 @@ def loader(dataset: Any, batches: AddressedBatches, workers: int = 0) -> DataLoa
         collate_fn=_whole,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
+        worker_init_fn=signals.ignore if workers else None,
     )
 
 

@@ -7,7 +7,7 @@ import platform
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +19,23 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 
-_MAY_CHANGE = ("run", "train.steps", "train.workers", "train.micro_batch", "log", "data.cache")
+# Where things lie, how often they are shown or kept; what lies there is compared by fingerprint when training goes on.
+_MAY_CHANGE = (
+    *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep"),
+    *("data.cache", "data.path", "data.memory_limit"),
+)
 
 
 class Lock:
     """The output folder belongs to one run at a time; the system frees it when its holder dies, however it dies."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / ".lock"
-        self.file = self.path.open("a+", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; name another run=FOLDER") from None
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -36,6 +43,7 @@ class Lock:
             holder = self.file.read().strip() or "another process"
             self.file.close()
             raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to") from None
+        os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold on to it as well
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()
@@ -85,19 +93,27 @@ def choose(run: Path, resume: str | None) -> Path | None:
 
 
 def same_config(folder: Path, config: BaseModel) -> None:
-    """Refuse to resume under a config that would change the result.
+    """Refuse to resume under a config that would change the result. A run may be prolonged if its rate is constant.
 
     Raises:
         UserError: naming every differing key.
     """
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    old = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"]
+    free = _MAY_CHANGE if _decays(old) else (*_MAY_CHANGE, "train.steps")
     changed = [
         key
-        for key in differing(state["config"], config.model_dump(mode="json"))
-        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+        for key in differing(old, config.model_dump(mode="json"))
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
     if changed:
-        raise UserError(f"cannot resume {folder}: {', '.join(changed)} differ from the config it was trained with")
+        verb = "differs" if len(changed) == 1 else "differ"
+        raise UserError(f"cannot resume {folder}: {', '.join(changed)} {verb} from the config it was trained with")
+
+
+def _decays(config: Mapping[str, Any]) -> bool:
+    """Whether any optimiser's learning rate falls towards the last step, which then must stay where it is."""
+    optimisers = (v for v in config.values() if isinstance(v, Mapping) and {"lr", "decay"} <= v.keys())
+    return any(optimiser["decay"] != "constant" for optimiser in optimisers)
 
 
 def versions() -> dict[str, str]:
@@ -111,17 +127,19 @@ def cut_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    draft = path.with_name(f".tmp-{path.name}")
+    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    draft.replace(path)
 
 
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 
-def write_config(folder: Path, config: BaseModel, command: Sequence[str] = ()) -> None:
+def write_config(folder: Path, config: BaseModel) -> None:
     """Write the resolved config beside the results."""
     folder.mkdir(parents=True, exist_ok=True)
     configs.write(config, folder / "config.yaml")

@@ -1,22 +1,30 @@
 """Opening a run: accelerate, the folder and its lock, the config beside the results, and where to go on from."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list
+from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint, run
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.loop import OptimConfig, Step, Task, TrainConfig, Trainer
+from ldm_kit.training.loop import Step, Task, TrainConfig, Trainer
+from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.signals import Signals, Stopped
+
+PATIENCE = timedelta(hours=2)  # processes wait for the main one while it caches latents or draws pictures
+KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Settings(Protocol):
@@ -51,6 +59,7 @@ class Session:
     folder: Path
     settings: Any
     resume: Path | None
+    signals: Signals = field(default_factory=Signals)
 
     @property
     def main(self) -> bool:
@@ -87,13 +96,14 @@ class Session:
         return shared
 
     def trainer(self, task: OptimisedTask) -> Trainer:
-        """The trainer of a task, gone on from the checkpoint if there is one."""
+        """The trainer of a task, gone on from the checkpoint if there is one; from here on signals wait for a step."""
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, settings.seed)
         if self.resume is not None:
             trainer.load(self.resume)
         if self.main:
             run.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
+        self.signals.watch()
         return trainer
 
     def log(self, trainer: Trainer) -> Log:
@@ -101,12 +111,27 @@ class Session:
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
     def save_when_due(self, trainer: Trainer, step: Step) -> None:
-        """Every `train.checkpoint_every` steps and at the last one; older checkpoints go once the new one is there."""
-        config = trainer.config
-        if step.number % config.checkpoint_every and step.number != config.steps:
-            return
-        if trainer.save(self.folder, self.settings) is not None:
+        """Save every `train.checkpoint_every` steps, at the last one, and when asked to stop; older ones then go.
+
+        Raises:
+            Stopped: a signal came to any of the processes, and the checkpoint is there.
+        """
+        config, asked = trainer.config, self.signals.agreed(self.device)
+        wanted = asked or due(step, config.checkpoint_every, config.steps)
+        if wanted and trainer.save(self.folder, self.settings) is not None:
             checkpoint.prune(self.folder, config.keep, spare=[self.resume])
+        if asked:
+            self._stop(asked, step)
+        if step.number == config.steps:
+            self.signals.release()  # what follows has nothing left to lose
+
+    def _stop(self, asked: int, step: Step) -> None:
+        stopped = Stopped(asked)
+        if self.main:
+            said = f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on"
+            tqdm.write(said, file=sys.stderr)
+        self.accelerator.end_training()
+        raise stopped
 
 
 def due(step: Step, every: int, last: int) -> bool:
@@ -122,13 +147,15 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from.
     """
     folder = Path(settings.run)
-    trackers = ["tensorboard"] if settings.log.tensorboard else None
     accelerator = Accelerator(
         mixed_precision=settings.train.precision,
         cpu=not torch.accelerator.is_available(),
-        log_with=trackers,
+        log_with="tensorboard" if settings.log.tensorboard else None,
         project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if accelerator.distributed_type not in KNOWN:
+        raise UserError(f"{accelerator.distributed_type.value} is not supported; launch with plain data parallelism")
     with contextlib.ExitStack() as stack:
         chosen: list[Any] = [None, None]  # the same checkpoint, or the same refusal, on every process
         if accelerator.is_main_process:
@@ -142,9 +169,11 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         if chosen[1] is not None:
             raise UserError(chosen[1])
         torch.manual_seed(address(settings.seed, "weights"))  # every process starts from the same weights
-        if trackers:
+        if settings.log.tensorboard:
             accelerator.init_trackers("tensorboard")
-        yield Session(accelerator, folder, settings, chosen[0])
+        opened = Session(accelerator, folder, settings, chosen[0])
+        stack.callback(opened.signals.release)
+        yield opened
 
 
 def _choose(folder: Path, settings: Any, resume: str | None) -> Path | None:

@@ -1,0 +1,91 @@
+"""The optimiser: AdamW, its learning-rate curve counted in optimiser steps, and its state as plain tensors."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ldm_kit.config import Config
+
+Groups = list[dict[str, Any]]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimConfig(Config):
+    """AdamW and its learning rate, counted in optimiser steps whatever the number of processes."""
+
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="AdamW's betas")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decoupled weight decay, on tensors of two or more dimensions"
+    )
+    warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="shape after warm-up, to 0 at the end"
+    )
+    clip: float | None = Field(
+        default=1.0, gt=0, description="largest gradient norm of each player; null: never clipped"
+    )
+
+
+def lr_factor(config: OptimConfig, step: int, total: int) -> float:
+    """The share of the peak learning rate for the update that makes step `step` (1, 2, ..., total)."""
+    if step <= config.warmup:
+        return step / config.warmup
+    left = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
+    match config.decay:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return 0.5 * (1 - math.cos(math.pi * left))
+
+
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW; norms, biases and other vectors are not decayed."""
+    weights = trained(module)
+    groups = [
+        {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser moves."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def clipped(module: nn.Module, limit: float | None) -> Tensor:
+    """Clip the gradient in place; its norm before that, on the module's device (0 where nothing has a gradient)."""
+    weights = trained(module)
+    norm = nn.utils.clip_grad_norm_(weights, math.inf if limit is None else limit)
+    return norm.to(weights[0].device)
+
+
+def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
+    """An optimiser's state as named tensors and plain groups."""
+    state = optimiser.state_dict()
+    tensors = {f"{i}.{key}": value for i, slots in state["state"].items() for key, value in slots.items()}
+    return tensors, state["param_groups"]
+
+
+def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Groups) -> None:
+    """Take back what `dump` gave.
+
+    Moments get their weight's memory layout: fused AdamW walks raw memory, and beside a channels-last weight it would
+    pair a contiguous moment with the wrong elements, without a word.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    for weight, slots in optimiser.state.items():
+        for key, value in slots.items():
+            if value.shape == weight.shape:
+                slots[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -1,0 +1,163 @@
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_kit.config import UserError
+from ldm_kit.data import latents as cache
+from ldm_kit.data.images import InMemory, Record, subset, to_unit
+from ldm_kit.data.latents import LatentBatches, cached, fingerprint, pixels
+
+COUNT = 20
+PIXELS = torch.randint(0, 256, (COUNT, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+PICTURES = InMemory([Record(str(i), "", None) for i in range(COUNT)], [], PIXELS, "print")
+NET = nn.Conv2d(3, 4, 3, 2, 1).requires_grad_(False)
+KEY = fingerprint(NET, PICTURES, True)
+
+
+def encode(x):
+    mean, logvar = NET(x).chunk(2, dim=1)
+    return mean, logvar - 3
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 8)
+
+
+def made(folder, key=KEY, flip=True, how=encode):
+    return cached(folder, PICTURES, how, key, flip=flip, batch=3)
+
+
+def refuse(x):
+    raise AssertionError("nothing is left to encode")
+
+
+def test_latents_are_those_of_the_picture_and_of_its_mirror_image(tmp_path):
+    found = made(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"latents-0000{i}.safetensors" for i in range(3)]
+    assert (len(found), found.shape, found.fingerprint) == (COUNT, (2, 4, 4), KEY)
+    for view, x in enumerate([to_unit(PIXELS), to_unit(PIXELS.flip(3))]):
+        mean, logvar = encode(x)
+        torch.testing.assert_close(found.mean[:, view].float(), mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.logvar[:, view].float(), logvar, rtol=1e-3, atol=1e-3)
+    assert found.mean.dtype == torch.float16
+    again = made(tmp_path, how=refuse)
+    assert torch.equal(again.mean, found.mean)
+    assert torch.equal(again.logvar, found.logvar)
+
+
+def test_without_flip_there_is_one_view(tmp_path):
+    assert made(tmp_path, flip=False).mean.shape == (COUNT, 1, 2, 4, 4)
+
+
+def test_the_fingerprint_is_of_all_that_latents_depend_on():
+    other = nn.Conv2d(3, 4, 3, 2, 1)
+    other.load_state_dict(NET.state_dict())
+    assert fingerprint(other, PICTURES, True) == KEY
+    with torch.no_grad():
+        other.weight[0, 0, 0, 0] += 1e-6
+    prints = {
+        KEY,
+        fingerprint(other, PICTURES, True),
+        fingerprint(NET, PICTURES, False),
+        fingerprint(NET, subset(PICTURES, range(COUNT - 1)), True),
+        fingerprint(NET, PICTURES, True, '{"scaling_factor": 0.2}'),
+        fingerprint(nn.BatchNorm2d(3), PICTURES, True),  # has a tensor without dimensions
+    }
+    assert len(prints) == 6
+
+
+def test_a_stale_cache_is_refused_in_a_sentence(tmp_path):
+    made(tmp_path)
+    with pytest.raises(
+        UserError, match=r"the latents in .* are stale: another autoencoder, other pictures or other pre"
+    ):
+        made(tmp_path, key="another")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_a_cut_shard_is_told_in_a_sentence(tmp_path, keep):
+    made(tmp_path)
+    path = tmp_path / "latents-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"latents-00001\.safetensors is damaged \(.*\); delete it and it is made anew"):
+        made(tmp_path)
+    path.unlink()
+    assert len(made(tmp_path)) == COUNT
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    made(tmp_path)
+    path = tmp_path / "latents-00002.safetensors"
+    whole = path.read_bytes()
+    for bit in torch.randint(len(whole) * 8, (60,), generator=torch.Generator().manual_seed(1)).tolist():
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"damaged|stale"):
+            made(tmp_path)
+
+
+def test_a_killed_fill_is_gone_on_with(tmp_path):
+    whole = made(tmp_path)
+    (tmp_path / "latents-00001.safetensors").unlink()
+    (tmp_path / ".abc.tmp").write_text("half")
+    seen = []
+
+    def counting(x):
+        seen.append(len(x))
+        return encode(x)
+
+    again = made(tmp_path, how=counting)
+    assert sum(seen) == 2 * 8  # one shard, two views
+    assert torch.equal(again.mean, whole.mean)
+
+
+def test_two_that_fill_one_cache_do_no_harm(tmp_path):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(made(tmp_path / "cache"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(torch.equal(found[0].mean, other.mean) for other in found)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write the latents' cache .*: Not a directory"):
+        made(tmp_path / "file" / "cache")
+
+
+def test_a_batch_takes_the_view_of_its_position(tmp_path):
+    found = made(tmp_path)
+    batches = LatentBatches(found, {"ids": torch.arange(COUNT)[:, None]}, list(range(COUNT)), seed=4)
+    places = [(position, position % COUNT) for position in range(50)]
+    whole = batches.__getitems__(places)
+    views = [
+        int(not torch.equal(whole["mean"][i], found.mean[p % COUNT, 0].float())) for i, (p, _) in enumerate(places)
+    ]
+    assert 10 < sum(views) < 40
+    for i, (place, view) in enumerate(zip(places, views, strict=True)):
+        assert torch.equal(whole["mean"][i], found.mean[place[1], view].float())
+        assert torch.equal(whole["logvar"][i], found.logvar[place[1], view].float())
+        assert torch.equal(batches.__getitems__([place])["mean"][0], whole["mean"][i])
+    assert whole["inputs"]["ids"][:, 0].tolist() == [index for _, index in places]
+    assert (whole["mean"].dtype, whole["position"].tolist()) == (torch.float32, list(range(50)))
+
+
+def test_batches_are_told_apart_by_their_conditions(tmp_path):
+    found = made(tmp_path)
+    assert LatentBatches(found, {}, ["a", "b"], 1).fingerprint != LatentBatches(found, {}, ["a", "c"], 1).fingerprint
+
+
+def test_pixels_are_their_own_latents():
+    found = pixels(PICTURES, batch=7)
+    assert torch.equal(found.mean[:, 0], to_unit(PIXELS))
+    assert found.logvar.shape == found.mean.shape
+    assert found.logvar.unique().tolist() == [-30]
+    assert found.fingerprint == "print"

@@ -1,0 +1,46 @@
+"""The demo's yardstick: distinct drawings, prompts that stay the same, and a ceiling of 100 %."""
+
+import torch
+
+from ldm_kit.data.images import InMemory, Record, Split, subset
+from ldm_kit.demo.measure import Drawings, chosen, measured
+
+
+def records(*texts: str) -> list[Record]:
+    return [Record(text, text, 0, {"skin_tone": text.partition(", ")[2].removesuffix(" skin tone")}) for text in texts]
+
+
+def split() -> Split:
+    """Four captions, of which `cook` and `man cook` share a drawing; one each is held out."""
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[1] = pixels[0]
+    whole = InMemory(records("cook", "man cook", "fox", "hand, dark skin tone"), ["all"], pixels, "made up")
+    return Split(subset(whole, [0, 2]), subset(whole, [1]), subset(whole, [3]))
+
+
+def pixel_features(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1)
+
+
+def test_a_drawing_that_stands_twice_is_one_drawing_with_two_captions():
+    drawings = Drawings.all(split())
+    assert len(drawings.pixels) == 3
+    assert drawings.of["cook"] == drawings.of["man cook"] != drawings.of["fox"]
+    assert drawings.tones[drawings.of["hand, dark skin tone"]] == "dark"
+
+
+def test_the_true_pictures_reach_the_ceiling_and_others_do_not():
+    parts = split()
+    drawings = Drawings.all(parts)
+    prompts = ["man cook", "fox", "hand, dark skin tone"]
+    true = torch.stack([drawings.pixels[drawings.of[prompt]] for prompt in prompts])
+    best = measured(drawings, true, prompts, pixel_features)
+    assert (best.rank1, best.tone, best.tone_count) == (1.0, 1.0, 1)
+    worst = measured(drawings, true.roll(1, 0), prompts, pixel_features)
+    assert (worst.rank1, worst.tone) == (0.0, 0.0)
+
+
+def test_chosen_prompts_do_not_depend_on_the_order_of_the_set():
+    whole = split().train
+    assert chosen(whole, 2, "a") == chosen(subset(whole, [1, 0]), 2, "a")
+    assert len(chosen(whole, 1, "a")) == 1

@@ -1,0 +1,131 @@
+"""sample.py: names, metadata and grid; and that a picture depends on its prompt, its seed and the settings alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_kit.evaluation.files import read_metadata
+from ldm_kit.nets.solvers import SOLVERS
+from tests.world import World, through
+
+
+def draw(out: Path, model: Path, *arguments: object, steps: int = 3) -> dict[str, np.ndarray]:
+    """The pictures of sample.py by file name, without the grid."""
+    found = through("sample", model, *arguments, "--steps", steps, "--out", out)
+    assert found.status == 0, found.err
+    files = sorted(path for path in out.glob("*.png") if path.name != "grid.png")
+    assert f"{len(files)} pictures in {out}, all of them in {out / 'grid.png'}" in found.out
+    return {path.name: _pixels(path) for path in files}
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_names_metadata_and_grid(world: World, tmp_path):
+    found = draw(tmp_path, world.model("text"), "red square", "Été, ../x", "--count", 2, "--seed", 5)
+    assert list(found) == [
+        "00000005-00000-red-square.png",
+        "00000005-00002-ete-x.png",
+        "00000006-00001-red-square.png",
+        "00000006-00003-ete-x.png",
+    ]
+    about = read_metadata(tmp_path / "00000006-00003-ete-x.png")
+    assert (about["prompt"], about["seed"]) == ("Été, ../x", "6")
+    settings = {"steps": 3, "solver": "dpm++", "guidance_scale": 3.0, "negative": None}
+    assert json.loads(about["settings"]) == settings
+    assert json.loads(read_metadata(tmp_path / "grid.png")["settings"]) == settings
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 2 * 16
+    assert all(picture.shape == (16, 16, 3) for picture in found.values())
+
+
+def test_no_metadata(world: World, tmp_path):
+    draw(tmp_path, world.model("text"), "a secret", "--no_metadata")
+    for path in tmp_path.glob("*.png"):
+        assert read_metadata(path) == {}
+        assert b"secret" not in path.read_bytes()
+
+
+def test_prompts_from_a_file_and_the_command_line(world: World, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeffgreen square\r\n\r\n  blue square \n", encoding="utf-8")
+    arguments = ("red square", "--prompts_file", tmp_path / "prompts.txt")
+    found = draw(tmp_path / "out", world.model("text"), *arguments)
+    assert list(found) == [f"00000000-0000{i}-{c}-square.png" for i, c in enumerate(("red", "green", "blue"))]
+
+
+def test_the_run_and_its_model_are_the_same(world: World, tmp_path):
+    run = draw(tmp_path / "a", world.model("text"), "red square")
+    model = draw(tmp_path / "b", world.model("text") / "model", "red square")
+    assert all(np.array_equal(run[name], model[name]) for name in run)
+
+
+@pytest.mark.parametrize("model", ["text", "flow"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_batch_mates_change_nothing(world: World, tmp_path, solver, model):
+    arguments = (world.model(model), "red square", "blue square 3", "green", "--count", 2, "--solver", solver)
+    alone = draw(tmp_path / "alone", *arguments, "--batch_size", 1)
+    together = draw(tmp_path / "together", *arguments, "--batch_size", 4)
+    assert alone.keys() == together.keys()
+    for name, picture in alone.items():
+        assert np.abs(picture - together[name]).max() <= 1
+        assert picture.std() > 5
+    pictures = list(alone.values())
+    assert np.abs(pictures[0] - pictures[3]).max() > 3, "seeds matter"
+
+
+def test_a_picture_belongs_to_prompt_and_seed(world: World, tmp_path):
+    one = draw(tmp_path / "one", world.model("text"), "red square", "--seed", 3)
+    many = draw(tmp_path / "many", world.model("text"), "blue", "red square", "--seed", 2, "--count", 2)
+    alike = np.abs(one["00000003-00000-red-square.png"] - many["00000003-00003-red-square.png"]).max()
+    assert alike <= 1
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+def test_what_is_said_changes_the_picture(world: World, tmp_path, solver):
+    base = (world.model("text"), "red square", "--solver", solver, "--guidance_scale", 8)
+    (plain,) = draw(tmp_path / "plain", *base).values()
+    (negative,) = draw(tmp_path / "negative", *base, "--negative_prompt", "blue square 3").values()
+    (unguided,) = draw(tmp_path / "unguided", *base[:-1], 1).values()
+    assert np.abs(plain - negative).max() > 1
+    assert np.abs(plain - unguided).max() > 1
+
+
+def test_classes_by_name(world: World, tmp_path):
+    found = draw(tmp_path, world.model("class"), "red", "green", "--guidance_scale", 8)
+    red, green = found.values()
+    assert np.abs(red - green).max() > 1
+    (other,) = draw(
+        tmp_path / "n", world.model("class"), "red", "--guidance_scale", 8, "--negative_prompt", "blue"
+    ).values()
+    assert np.abs(red - other).max() > 1
+
+
+@pytest.mark.parametrize("model", ["plain", "plain_vq", "plain_flow", "pixels"])
+def test_unconditional(world: World, tmp_path, model):
+    found = draw(tmp_path, world.model(model), "--count", 3)
+    assert list(found) == [f"0000000{i}-0000{i}-picture.png" for i in range(3)]
+    a, b, _ = found.values()
+    assert np.abs(a - b).max() > 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_draws_nearly_the_same(world: World, tmp_path, precision):
+    (full,) = draw(tmp_path / "full", world.model("text"), "red square").values()
+    (low,) = draw(tmp_path / "low", world.model("text"), "red square", "--precision", precision).values()
+    assert 0 < np.abs(full - low).mean() < 8
+
+
+def test_hostile_prompts_stay_in_the_folder(world: World, tmp_path):
+    prompts = ["../../etc/passwd", "CON", "a\nb", "-rf", "x" * 300, "\u202egnp.exe", "💥", "a/b\\c", "%s", ".hidden"]
+    arguments = ("--", world.model("text"), *prompts)
+    found = through("sample", "--out", tmp_path / "in", "--steps", 1, *arguments)
+    assert found.status == 0, found.err
+    names = sorted(path.name for path in (tmp_path / "in").iterdir())
+    assert len(names) == len(prompts) + 1
+    assert all(len(name) < 90 for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

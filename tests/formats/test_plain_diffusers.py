@@ -1,0 +1,105 @@
+"""What we save opens in plain diffusers, where ldm_kit is not even installed, and draws the same pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_kit.pipeline import Pipeline, Wish
+from tests.world import World
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+PROMPT, NEGATIVE, SEED = "red square 1", "blue square 3", 7
+STEPS = 5  # divides 1000: else the step of diffusers' DDIM misses its own next time by one
+PLAIN = {"num_inference_steps": STEPS}
+TEXT = {"prompt": PROMPT, **PLAIN}
+JOBS = {  # name -> (model, pipeline, scheduler or None for the saved one, call)
+    "one": ("text", "StableDiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0}),
+    "guided": ("text", "StableDiffusionPipeline", None, {**TEXT, "guidance_scale": 15.0}),
+    "negative": (
+        "text",
+        "StableDiffusionPipeline",
+        None,
+        {**TEXT, "guidance_scale": 15.0, "negative_prompt": NEGATIVE},
+    ),
+    "dpm++": ("text", "StableDiffusionPipeline", "DPMSolverMultistepScheduler", {**TEXT, "guidance_scale": 2.0}),
+    "unipc": ("text", "StableDiffusionPipeline", "UniPCMultistepScheduler", {**TEXT, "guidance_scale": 2.0}),
+    "flow": ("flow", "StableDiffusionPipeline", None, {**TEXT, "guidance_scale": 2.0}),
+    "flow unipc": ("flow", "StableDiffusionPipeline", "UniPCMultistepScheduler", {**TEXT, "guidance_scale": 2.0}),
+    "plain": ("plain", "LDMPipeline", None, PLAIN),
+    "plain_vq": ("plain_vq", "LDMPipeline", None, PLAIN),
+    "plain_flow": ("plain_flow", "LDMPipeline", None, PLAIN),
+    "any": ("text", "DiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0, "latents": None}),
+}
+OURS = {  # what we draw for the same job
+    "one": Wish(STEPS, "ddim", 1.0),
+    "guided": Wish(STEPS, "ddim", 15.0),
+    "negative": Wish(STEPS, "ddim", 15.0, NEGATIVE),
+    "dpm++": Wish(STEPS, "dpm++", 2.0),
+    "unipc": Wish(STEPS, "unipc", 2.0),
+    "flow": Wish(STEPS, "dpm++", 2.0),
+    "plain": Wish(STEPS, "ddim"),
+    "plain_vq": Wish(STEPS, "ddim"),
+}
+
+
+@pytest.fixture(scope="module")
+def theirs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Every job's picture as diffusers draws it in another interpreter, another folder and without our packages."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    jobs = [
+        {"name": name, "folder": str(world.model(model) / "model"), "pipeline": kind, "solver": solver, "call": call}
+        for name, (model, kind, solver, call) in JOBS.items()
+    ]
+    (place / "jobs.json").write_text(json.dumps([{**job, "seed": SEED} for job in jobs]))
+    script = Path(__file__).with_name("open_plainly.py")
+    command = [sys.executable, "-I", str(script), "jobs.json", "out.npz"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(place / "out.npz") as found:
+        return dict(found)
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """0..1 as grey levels."""
+    return np.round(picture.astype(np.float64) * 255)
+
+
+def drawn(folder: Path, wish: Wish) -> np.ndarray:
+    """Our picture, [h, w, 3] in grey levels."""
+    pipeline = Pipeline.load(folder)
+    prompt = PROMPT if pipeline.conditioner.null is not None else ""
+    (pictures,) = pipeline.draw([prompt], [SEED], wish)
+    return pictures[0].permute(1, 2, 0).double().numpy()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_same_picture(world, theirs, name):
+    ours, their = drawn(world.model(JOBS[name][0]) / "model", OURS[name]), grey(theirs[name])
+    assert ours.shape == their.shape == (16, 16, 3)
+    assert np.abs(ours - their).max() <= 1
+    assert ours.std() > 5, "an even picture would prove nothing"
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_solver_runs(theirs, name):
+    assert np.isfinite(theirs[name]).all()
+    assert theirs[name].shape == (16, 16, 3)
+    assert theirs[name].std() > 0.01
+
+
+def test_guidance_and_negative_prompts_matter(theirs):
+    for a, b in (("one", "guided"), ("guided", "negative")):
+        assert np.abs(grey(theirs[a]) - grey(theirs[b])).max() > 3
+
+
+def test_the_noise_is_that_of_diffusers(world):
+    pipeline = Pipeline.load(world.model("text") / "model")
+    given = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(SEED))
+    *_, one = pipeline.states([PROMPT], [SEED], Wish(3, "ddim"))
+    *_, two = pipeline.states([PROMPT], [SEED], Wish(3, "ddim"), noise=given)
+    assert torch.equal(one.x, two.x)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from pydantic import ValidationError
+
+from ldm_kit.config import UserError, check, read, write
+from ldm_kit.nets.build import UNetConfig, build_unet
+from ldm_kit.nets.published import PRESETS
+
+# name: side and channels of the latent, width of the tokens, millions of parameters (of the paper, or of spec 3.9)
+SIZES = {
+    "nano": (8, 4, 64, 6.6),
+    "micro": (16, 4, 128, 39.5),
+    "pixel32": (32, 3, 128, 24.2),
+    "ldm4-unconditional": (64, 3, None, 274.06),
+    "ldm4-imagenet": (64, 3, 512, 400.9),
+    "ldm8-imagenet": (32, 4, 512, 395.0),
+    "ldm4-text": (64, 3, 640, 403.6),
+    "ldm8-text": (32, 4, 1280, 872.3),
+    "ldm4-layout": (64, 3, 512, 246.3),
+    "sd1": (64, 4, 768, 859.5),
+    "sd2": (64, 4, 1024, 865.9),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_size(name):
+    side, channels, cross_width, millions = SIZES[name]
+    with torch.device("meta"):
+        unet = build_unet(UNetConfig(preset=name), sample_size=side, channels=channels, cross_width=cross_width)
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    assert isinstance(unet, UNet2DModel if cross_width is None else UNet2DConditionModel)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_an_unconditional_form(name):
+    with torch.device("meta"):
+        unet = build_unet(UNetConfig(preset=name), sample_size=64, channels=4, cross_width=None)
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            assert module.inner_dim == module.query_dim  # the head size divides every width
+
+
+def test_the_defaults_are_nano():
+    fields = UNetConfig(preset="nano").model_dump()
+    assert {**fields, "preset": None} == UNetConfig().model_dump()
+
+
+def test_a_field_that_is_set_wins_over_the_preset():
+    config = UNetConfig(preset="sd1", layers=1, head_size=40)
+    assert (config.layers, config.heads, config.head_size) == (1, None, 40)
+    assert config.widths == UNetConfig(preset="sd1").widths
+    assert config.heads_by_level() == (8, 16, 32, 32)
+
+
+@pytest.mark.parametrize("fields", [{"preset": "ldm4-text"}, {"preset": "sd1", "head_size": 64}, {}])
+def test_configs_survive_yaml(fields, tmp_path):
+    config = UNetConfig(**fields)
+    write(config, tmp_path / "unet.yaml")
+    assert read(UNetConfig, tmp_path / "unet.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"preset": "sd3"}, "unknown preset 'sd3'; known are nano, micro"),
+        ({"widths": (32, 60)}, "attention has 3 levels and widths 2"),
+        ({"widths": (32, 60), "attention": (False, True)}, r"widths \[60\] are not positive multiples of the 8 groups"),
+        ({"heads": 4, "head_size": 32}, "expected either heads or head_size, got heads 4 and head_size 32"),
+        ({"heads": 3}, r"widths \[128, 128, 128\] with attention cannot be cut by heads 3"),
+        ({"head_size": 48}, "cannot be cut by head_size 48"),
+        ({"width": (32,)}, "unknown key 'width'; nearest known: widths"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(UNetConfig, fields, "unet.yaml")
+    with pytest.raises(ValidationError):
+        UNetConfig(**fields)
+
+
+def test_a_latent_that_cannot_be_halved_is_refused():
+    with pytest.raises(UserError, match="side 10 cannot be halved 2 times; expected a multiple of 4"):
+        build_unet(UNetConfig(), sample_size=10, channels=4, cross_width=8)

@@ -1,0 +1,178 @@
+"""Wrong input to sample.py: exit status 2, one sentence with what, where and what was expected; nothing is written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.world import World, through
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLAGS = [  # (model, arguments, what the sentence says)
+    ("text", [], "draws from prompts or class names; give at least one, or --prompts_file"),
+    ("text", ["red", "--solver", "rk4"], "unknown solver 'rk4'; known are ddpm, ddim, dpm[+][+], unipc, heun, euler-a"),
+    ("text", ["red", "--steps", "1001"], "--steps 1001 is more than the 1000 times"),
+    ("text", ["red", "--steps", "0"], "--steps is 0; expected 1 or more"),
+    ("text", ["red", "--steps", "few"], "invalid value for '--steps'"),
+    ("text", ["red", "--seed", "-1"], "--seed is -1; expected 0 to"),
+    ("text", ["red", "--seed", "18446744073709551616"], "--seed is 18446744073709551616; expected 0 to"),
+    ("text", ["red", "--seed", "18446744073709551615", "--count", "2"], "--seed is 1844"),
+    ("text", ["red", "--count", "0"], "--count is 0; expected 1 or more"),
+    ("text", ["red", "--batch_size", "0"], "--batch_size is 0; expected 1 or more"),
+    ("text", ["red", "--guidance_scale", "-2"], "--guidance_scale is -2.0; expected"),
+    ("text", ["red", "--guidance_scale", "nan"], "--guidance_scale is nan; expected"),
+    ("text", ["red", "--guidance_scale", "inf"], "--guidance_scale is inf; expected"),
+    ("text", ["red", "--guidance_scale", "1", "--negative_prompt", "x"], "no effect at --guidance_scale 1"),
+    ("text", ["red", "--precision", "fp8"], "unknown precision 'fp8'; known are no, bf16, fp16"),
+    ("text", ["red", "--device", "tpu9"], "cannot use the device 'tpu9'"),
+    ("text", ["red", "--device", "meta"], "cannot use the device 'meta'"),
+    ("text", ["red", "--device", "cuda:77"], "cannot use the device 'cuda:77'"),
+    ("text", ["--prompts_file", "{tmp}/empty.txt"], "empty.txt holds no prompt; expected one a line"),
+    ("text", ["--prompts_file", "{tmp}/absent.txt"], "cannot read prompts from .*absent.txt: No such file"),
+    ("text", ["--prompts_file", "{tmp}/latin.txt"], "latin.txt is not UTF-8 text"),
+    ("text", ["--prompts_file", "{tmp}"], "cannot read prompts"),
+    ("text", ["red", "--out", "{tmp}/empty.txt"], "empty.txt: file exists"),
+    ("text", ["red", "--out", "{tmp}/empty.txt/below"], "empty.txt/below: not a directory"),
+    ("text", ["red", "--guidance", "3"], "no such option: --guidance"),
+    ("plain", ["red"], "this model is unconditional and takes no prompt, got 'red'; use --count alone"),
+    ("plain", ["--negative_prompt", "red"], "this model is unconditional and takes no prompt, got 'red'"),
+    ("class", ["redd"], "unknown class 'redd': the nearest of 3 known classes are red"),
+    ("class", ["red", "--negative_prompt", "gren"], "unknown class 'gren': .* green"),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Prompt files that are wrong in one way each."""
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    return tmp_path
+
+
+def sentence(*arguments: object, out: Path) -> str:
+    """The one error sentence of sample.py, once it is sure that no picture was written."""
+    given = arguments if "--out" in arguments else (*arguments, "--out", out)
+    found = through("sample", *given)
+    assert found.status == 2, found.err
+    assert len(found.errors) == 1, found.err
+    assert "Traceback" not in found.err
+    assert len(found.errors[0]) < 700
+    assert not list(out.rglob("*.png"))
+    assert not (out / "out").exists()
+    return found.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "said"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
+def test_flags(world, place, model, arguments, said):
+    filled = [text.replace("{tmp}", str(place)) for text in arguments]
+    found = sentence(world.model(model), *filled, out=place / "out")
+    assert re.search(said, found), found
+
+
+def _set(file: str, **values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def _text(file: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: void((folder / file).write_text(text))
+
+
+def void(value: object) -> None:
+    """Nothing."""
+
+
+def _cut(file: str) -> Callable[[Path], None]:
+    return lambda folder: void((folder / file).write_bytes((folder / file).read_bytes()[:-20]))
+
+
+def _lose(part: str) -> Callable[[Path], None]:
+    return lambda folder: void((folder / part).unlink() if (folder / part).is_file() else shutil.rmtree(folder / part))
+
+
+def _lack(file: str, key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        del tensors[key]
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+
+    return change
+
+
+FOLDERS = [  # (what is done to a copy of the text model, what the sentence says)
+    (_lose("model_index.json"), "is no saved model: its model_index.json is missing or no JSON object"),
+    (_text("model_index.json", "{"), "model_index.json is missing or no JSON object"),
+    (_text("model_index.json", "[]"), "model_index.json is missing or no JSON object"),
+    (_text("unet/config.json", "{"), "unet/config.json is missing or no JSON object"),
+    (_text("text_encoder/config.json", "{"), "text_encoder/config.json is missing or no JSON object"),
+    (_text("tokenizer/tokenizer.json", "{"), "cannot open the conditioner in"),
+    (_text("scheduler/scheduler_config.json", "[]"), "scheduler_config.json is missing or no JSON object"),
+    (_lose("vae"), "is incomplete: its folder vae is missing"),
+    (_lose("unet"), "is incomplete: its folder unet is missing"),
+    (_lose("text_encoder"), "is incomplete: its folder text_encoder is missing"),
+    (_lose("tokenizer"), "is incomplete: its folder tokenizer is missing"),
+    (_lose("scheduler"), "scheduler_config.json is missing"),
+    (_cut(f"vae/{WEIGHTS}"), "cannot open .*vae"),
+    (_cut(f"unet/{WEIGHTS}"), "cannot open .*unet"),
+    (_cut("text_encoder/model.safetensors"), "cannot open the conditioner in"),
+    (_lack(f"unet/{WEIGHTS}", "conv_in.bias"), "lack 1 tensors, the first being conv_in.bias"),
+    (_lack(f"vae/{WEIGHTS}", "decoder.conv_in.bias"), "lack 1 tensors, the first being decoder.conv_in.bias"),
+    (
+        _lack("text_encoder/model.safetensors", "text_model.embeddings.position_embedding.weight"),
+        "text_encoder lack 1 tensors",
+    ),
+    (_set("unet/config.json", block_out_channels=[16, 32]), "cannot open .*unet: .*shape"),
+    (_set("unet/config.json", down_block_types=["Evil", "Evil"]), "cannot open .*unet: Evil does not exist"),
+    (_set("unet/config.json", _class_name="UNet2DModel"), "is of class UNet2DModel, but model_index.json says"),
+    (_set("model_index.json", unet=["diffusers", "DiTTransformer2DModel"]), "unet is .*DiT.*, expected diffusers with"),
+    (_set("model_index.json", unet=["my_code", "UNet2DConditionModel"]), "unet is .*my_code.*; no other code is run"),
+    (_set("model_index.json", vae=["os", "system"]), "vae is .*os.*; no other code is run"),
+    (_set("model_index.json", text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel.*, expected"),
+    (_set("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]), "has a part 'text_encoder_2'"),
+    (_set("model_index.json", unet=None), "names no unet"),
+    (_set("model_index.json", scheduler=[None, None]), "names no scheduler"),
+    (_set("text_encoder/config.json", auto_map={"AutoModel": "evil.Model"}), "code of its own .auto_map."),
+    (_set("unet/config.json", auto_map={"AutoModel": "evil.Model"}), "code of its own .auto_map."),
+    (_set("scheduler/scheduler_config.json", num_train_timesteps="many"), "numbers that are no noise schedule"),
+    (_set("scheduler/scheduler_config.json", num_train_timesteps=-4), "numbers that are no noise schedule"),
+    (_set("scheduler/scheduler_config.json", beta_schedule="exotic"), "has beta_schedule 'exotic'; expected one of"),
+    (_set("scheduler/scheduler_config.json", prediction_type="noise"), "has prediction_type 'noise'; expected one of"),
+    (_set("scheduler/scheduler_config.json", trained_betas=[0.1]), "has its own list of betas"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(FOLDERS)), ids=lambda i: FOLDERS[i][1])
+def test_folders(world, tmp_path, case):
+    change, said = FOLDERS[case]
+    shutil.copytree(world.model("text") / "model", tmp_path / "model")
+    change(tmp_path / "model")
+    found = sentence(tmp_path / "model", "red", out=tmp_path / "out")
+    assert re.search(said, found), found
+
+
+def test_no_such_model(tmp_path):
+    found = sentence(tmp_path / "nowhere", "red", out=tmp_path / "out")
+    assert "nowhere is no saved model: its model_index.json is missing" in found
+
+
+def test_a_class_model_without_its_classes(world: World, tmp_path):
+    shutil.copytree(world.model("class") / "model", tmp_path / "model")
+    _set("class_encoder/config.json", classes=["only one"])(tmp_path / "model")
+    assert "cannot open the conditioner" in sentence(tmp_path / "model", "red", out=tmp_path / "out")
+
+
+def test_parts_that_do_not_fit(world: World, tmp_path):
+    """Conditioner and U-Net of different models."""
+    shutil.copytree(world.model("plain") / "model", tmp_path / "model")
+    shutil.copytree(world.model("class") / "model" / "class_encoder", tmp_path / "model" / "class_encoder")
+    found = sentence(tmp_path / "model", "red", out=tmp_path / "out")
+    assert "attends to tokens of width None, but the conditioner's have 16" in found

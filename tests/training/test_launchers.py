@@ -1,0 +1,85 @@
+"""The real doors under the real launchers, on two processes that talk gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm_kit import config as configs
+from ldm_kit.training import checkpoint
+from tests.training.helpers import KL, ROOT, TEXT, picture_folder, settings
+
+BIN = Path(sys.executable).parent
+PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCHERS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", *PLAIN],
+}
+DOORS = {"train_ae.py": KL, "train_ldm.py": TEXT}
+pytestmark = pytest.mark.slow
+
+
+def launch(launcher, door, folder, *overrides, resume=None):
+    config = settings(DOORS[door], folder / "pictures", folder / "run", *overrides)
+    configs.write(config, folder / "config.yaml")
+    more = ["--resume", resume] if resume else []
+    command = [*LAUNCHERS[launcher], str(ROOT / door), str(folder / "config.yaml"), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def steps_logged(run):
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line["step"] for line in lines if "lr" in line]
+
+
+def await_a_step(process, run):
+    deadline = time.monotonic() + 120
+    while not steps_logged(run) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("launcher", "door"), [("torchrun", "train_ae.py"), ("accelerate", "train_ldm.py")])
+def test_two_processes_write_one_run_and_go_on(launcher, door, tmp_path):
+    picture_folder(tmp_path / "pictures")
+    for steps, resume in [(4, None), (6, "latest")]:
+        process = launch(launcher, door, tmp_path, f"train.steps={steps}", "log.every=1", resume=resume)
+        said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert steps_logged(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    for path in checkpoint.steps(tmp_path / "run").values():
+        checkpoint.verify(path)
+    state = json.loads((tmp_path / "run" / "checkpoint-00000006" / "trainer_state.json").read_text())
+    assert (state["step"], state["world_size"]) == (6, 2)
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_launcher_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path):
+    picture_folder(tmp_path / "pictures")
+    process = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
+    await_a_step(process, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    ((step, path),) = checkpoint.steps(tmp_path / "run").items()
+    checkpoint.verify(path)
+    assert f"stopped by SIGTERM after step {step}, saved" in said[1]
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    picture_folder(tmp_path / "pictures")
+    first = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
+    await_a_step(first, tmp_path / "run")
+    second = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
+    said = second.communicate(timeout=120)
+    assert second.returncode != 0
+    assert said[1].count("is in use by process") >= 1
+    assert "Traceback" not in said[1].split("torch.distributed")[0]
+    first.terminate()
+    first.communicate(timeout=120)

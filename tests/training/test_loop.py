@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+
+from ldm_kit.config import UserError
+from ldm_kit.training.checkpoint import load_tensors
+from ldm_kit.training.loop import TrainConfig
+from tests.training.helpers import KL, picture_folder, play, settings
+from tests.training.toy import Numbers, Toy, train_into_nan, trainer
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_nan_stops_before_the_update(step):
+    sentence, before, after = train_into_nan(step)
+    assert sentence.startswith(
+        f"the gradient became infinite or NaN at step {step} (net nan); the run stops before that"
+    )
+    assert before == after
+
+
+def test_a_huge_gradient_is_clipped_and_an_infinite_one_refused():
+    for _ in trainer(Toy(lambda loss, step: loss * 1e15)).train(Numbers()):
+        pass
+    with pytest.raises(UserError, match=r"at step 1 \(net (inf|nan)\)"):
+        next(trainer(Toy(lambda loss, step: loss * float("inf"))).train(Numbers()))
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulation_changes_nothing_but_rounding(micro):
+    whole = list(trainer(toy := Toy()).train(Numbers()))
+    parts = list(trainer(other := Toy(), micro_batch=micro).train(Numbers()))
+    assert [step.number for step in parts] == [step.number for step in whole] == [1, 2, 3, 4, 5, 6]
+    assert [step.lr for step in parts] == [step.lr for step in whole]
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a.logs["net_loss"], b.logs["net_loss"])
+        torch.testing.assert_close(a.norms["net"], b.norms["net"])
+    torch.testing.assert_close(toy.net.weight, other.net.weight)
+
+
+def test_every_step_has_dropout_of_its_own_and_the_same_again():
+    def drawn(seed):
+        seen = []
+
+        def draw(loss, step):
+            seen.append(torch.rand(()).item())
+            return loss
+
+        running = trainer(Toy(draw))
+        running.seed = seed
+        list(running.train(Numbers()))
+        return seen
+
+    assert len(set(drawn(1))) == 6
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_the_loop_yields_when_everything_is_consistent():
+    running = trainer(Toy())
+    for step in running.train(Numbers()):
+        assert step.number == running.step
+        assert all(p.grad is None for p in running.task.players["net"].parameters())
+
+
+def test_a_checkpoint_past_the_end_is_refused(tmp_path):
+    running = trainer(Toy())
+    list(running.train(Numbers()))
+    path = running.save(tmp_path, TrainConfig(steps=6, batch_size=4))
+    assert path is not None
+    assert json.loads((path / "trainer_state.json").read_text())["position"] == 24
+    with pytest.raises(UserError, match=r"checkpoint-00000006 is at step 6, past the end: train\.steps is 4"):
+        trainer(Toy(), steps=4).load(path)
+    again = trainer(Toy())
+    again.load(path)
+    assert list(again.train(Numbers())) == []
+
+
+def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
+    running = trainer(toy := Toy())
+    running.wrapped["net"] = torch.nn.Module()
+    running.wrapped["net"]._orig_mod = toy.net  # as torch.compile wraps
+    path = running.save(tmp_path, TrainConfig(steps=6, batch_size=4))
+    assert load_tensors(path / "model" / "net.safetensors").keys() == {"weight", "bias"}
+
+
+def test_one_loss_scale_serves_both_players(tmp_path):
+    """With a power of two as scale nothing changes; scaling twice, or not at all, would."""
+    pictures = picture_folder(tmp_path / "pictures")
+
+    def scaled(run):
+        run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+
+    plain = play(settings(KL, pictures, tmp_path / "plain"))
+    once = settings(KL, pictures, tmp_path / "scaled", "train.checkpoint_every=4")
+    begun = play(once, until=4, opened=scaled)
+    rest = play(once, "latest", opened=scaled)
+    for key in ("autoencoder_norm", "discriminator_norm", "nll"):
+        found = torch.cat([begun.numbers(key), rest.numbers(key)])
+        torch.testing.assert_close(found, plain.numbers(key), rtol=1e-3, atol=0)
