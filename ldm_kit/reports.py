@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError
 from autoencoder.statistics import LatentStatistics, fold, measure
-from ldm_kit.data.batches import chunks
+from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.evaluation.curves import curves
 from ldm_kit.evaluation.files import save_png
@@ -18,6 +18,8 @@ from ldm_kit.methods.autoencoding import Autoencoding, evaluate, pictures_of
 from ldm_kit.methods.settings import evaluating
 from ldm_kit.parts import tidy
 from ldm_kit.training.checkpoint import write
+
+MEASURED = 50_000  # pictures at most, for the latents' statistics
 
 
 class Report:
@@ -42,7 +44,7 @@ class Report:
         """Held-out figures with the weights at hand, and a grid of reconstructions."""
         with evaluating(self.task.autoencode):
             self.figures = evaluate(self.task, self.shown, self.device)
-            x = to_unit(self.shown.pictures(range(min(self.task.config.log.pictures, len(self.shown)))))
+            x = to_unit(self.shown.pictures(spread(len(self.shown), self.task.config.log.pictures)))
             made = pictures_of(self.task.vae, x.to(self.device)).cpu()
         picture = pairs_grid(to_bytes(x), to_bytes(made), columns=8, scale=2)
         save_png(picture, self.folder / "pictures" / f"reconstruction-{number:08d}.png", None)
@@ -64,8 +66,8 @@ class Report:
         )
 
     def _statistics(self, vae: nn.Module) -> LatentStatistics:
-        parts = chunks(self.data.train, 128)[:400]  # at most 51,200 pictures
-        batches = (to_unit(self.data.train.pictures(part)).to(self.device) for part in parts)
+        parts = torch.tensor(spread(len(self.data.train), MEASURED)).split(128)
+        batches = (to_unit(self.data.train.pictures(part.tolist())).to(self.device) for part in parts)
         try:
             return measure(vae, batches)  # pyright: ignore[reportArgumentType]
         except AutoencoderError as error:

@@ -46,3 +46,9 @@ def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
 def chunks(pictures: PictureSet, size: int) -> list[range]:
     """Index ranges that cover a set, `size` at a time."""
     return [range(i, min(i + size, len(pictures))) for i in range(0, len(pictures), size)]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, evenly over a set of `total`: sets are often sorted, so the first few would mislead."""
+    count = min(total, count)
+    return [i * total // count for i in range(count)]

@@ -29,24 +29,34 @@ _log = logging.getLogger("ldm_kit.data")
 class FolderConfig(Config):
     """A folder of the user's own pictures."""
 
-    source: Literal["folder"] = Field("folder", description="which data: a folder of pictures")
+    source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="the folder: metadata.jsonl with images, one sub-folder per class, or plain images"
     )
-    resolution: int = Field(32, ge=8, le=2048, description="pixels along each side after scaling and centre crop")
-    channels: Literal[1, 3, 4] = Field(3, description="1 grey, 3 RGB, 4 RGBA")
-    background: Colour = Field("white", description="colour laid under transparent pictures: a name or #rrggbb")
-    heldout: float = Field(0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
-    on_bad: Literal["skip", "raise"] = Field("skip", description="what to do with a picture that cannot be read")
+    resolution: int = Field(
+        default=32, ge=8, le=2048, description="pixels along each side after scaling and centre crop"
+    )
+    channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
+    background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
+    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    on_bad: Literal["skip", "raise"] = Field(
+        default="skip", description="what to do with a picture that cannot be read"
+    )
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="stop if more than this share is bad; above 0, one bad picture is always allowed"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="stop if more than this share is bad; above 0, one bad picture is always allowed",
     )
     pixel_limit: int = Field(
-        PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
+        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
     )
-    memory_limit: int = Field(2 * 2**30, ge=0, description="bytes of decoded pictures kept in memory, else on demand")
+    memory_limit: int = Field(
+        default=2 * 2**30, ge=0, description="bytes of decoded pictures kept in memory, else on demand"
+    )
     verify: bool = Field(
-        True, description="larger sets: decode and hash every picture once at the start; false checks headers alone"
+        default=True,
+        description="larger sets: decode and hash every picture once at the start; false checks headers alone",
     )
 
 

@@ -53,11 +53,12 @@ _log = logging.getLogger("ldm_kit.data")
 class OpenMojiConfig(Config):
     """The built-in OpenMoji pictures, captioned and labelled with one of twelve groups."""
 
-    source: Literal["openmoji"] = Field("openmoji", description="which data: the built-in OpenMoji pictures")
-    resolution: int = Field(32, ge=8, le=1024, description="pixels along each side")
-    background: Colour = Field("white", description="colour behind the drawings: a name or #rrggbb")
+    source: Literal["openmoji"] = Field(default="openmoji", description="which data: the built-in OpenMoji pictures")
+    resolution: int = Field(default=32, ge=8, le=1024, description="pixels along each side")
+    background: Colour = Field(default="white", description="colour behind the drawings: a name or #rrggbb")
     cache: Path | None = Field(
-        None, description="folder for the rasterised set; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit"
+        default=None,
+        description="folder for the rasterised set; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit",
     )
 
 

@@ -17,8 +17,11 @@ Features = Callable[[Tensor], Tensor]  # pictures [B, C, R, R] in [-1, 1] -> [B,
 
 @dataclass(frozen=True, eq=False)
 class Drawings:
-    """All distinct drawings of a split. OpenMoji draws a tenth of its emoji twice ("cook", "man cook"): one drawing then
-    answers to several captions, since no model could tell them apart."""
+    """All distinct drawings of a split.
+
+    OpenMoji draws a tenth of its emoji twice ("cook", "man cook"): one drawing then answers to several captions, since
+    no model could tell them apart.
+    """
 
     pixels: Tensor  # uint8 [D, C, R, R]
     of: dict[str, int]  # caption -> its drawing

@@ -48,7 +48,8 @@ def show(autoencoder: Path, model: Path, count: int) -> Summary:
     save_png(_sheet(prompts, pictures), sheet, {"attribution": ATTRIBUTION})
     psnr = _last(autoencoder / "metrics.jsonl", "heldout_psnr")
     figures = {f"{name}: {key}": getattr(row, key) for name, row in rows.items() for key in ("rank1", "rank5", "tone")}
-    text = f"held-out PSNR of the autoencoder: {psnr:.2f} dB\n\nprompt fidelity, of {len(drawings.pixels)} drawings:\n{table(rows)}"
+    count = len(drawings.pixels)
+    text = f"held-out PSNR of the autoencoder: {psnr:.2f} dB\n\nprompt fidelity, of {count} drawings:\n{table(rows)}"
     return Summary({"psnr": psnr, **figures}, text, sheet)
 
 

@@ -29,8 +29,8 @@ from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.diffusion import randomness
 from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
 from ldm_kit.methods.settings import RunConfig
-from ldm_kit.training.loop import Turn
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.task import Turn
 
 
 class AutoencoderRun(RunConfig):

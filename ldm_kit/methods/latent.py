@@ -28,8 +28,8 @@ from ldm_kit.methods.settings import RunConfig
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNetConfig
 from ldm_kit.nets.solvers import SolverName
-from ldm_kit.training.loop import Turn
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.task import Turn
 
 
 class SampleConfig(Config):

@@ -17,6 +17,7 @@ from autoencoder.base import encode
 from conditioning.base import Inputs
 from ldm_kit.config import UserError
 from ldm_kit.data import latents as latent_cache
+from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.methods.latent import Latent, LatentRun, raw_conditions
@@ -70,8 +71,8 @@ class Stage:
         return (
             f"{len(self.data.train)} training pictures as latents {tuple(self.latents.shape)}, "
             f"{len(self.data.heldout)} held out; {type(unet).__name__} and conditioner '{settings.condition.kind}' "
-            f"with {trained / 1e6:.1f} M trained parameters; {settings.train.steps} steps of {settings.train.batch_size} "
-            f"(global batch), lr {settings.optim.lr:g}"
+            f"with {trained / 1e6:.1f} M trained parameters; {settings.train.steps} steps of "
+            f"{settings.train.batch_size} (global batch), lr {settings.optim.lr:g}"
         )
 
 
@@ -132,4 +133,5 @@ def prompts_of(settings: LatentRun, data: Split, count: int) -> Sequence[str | i
     if settings.sample.prompts:
         return settings.sample.prompts
     pictures = data.heldout if len(data.heldout) >= count else data.train
-    return raw_conditions(settings.condition, pictures)[:count]
+    raw = raw_conditions(settings.condition, pictures)
+    return [raw[i] for i in spread(len(raw), count)]

@@ -6,11 +6,11 @@ caller's `for step in ...`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,10 +22,9 @@ from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint, optim
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig, lr_factor
-from ldm_kit.training.order import AddressedBatches, Place, Share, loader
+from ldm_kit.training.order import AddressedBatches, Share, loader
 from ldm_kit.training.run import versions
-
-Turn = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
+from ldm_kit.training.task import Source, Task
 
 
 class TrainConfig(Config):
@@ -45,51 +44,6 @@ class TrainConfig(Config):
         default=1000, gt=0, description="steps between checkpoints; the last step always has one"
     )
     keep: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay")
-
-
-class Task(Protocol):
-    """What the loop trains."""
-
-    @property
-    def players(self) -> Mapping[str, nn.Module]:
-        """Modules with an optimiser each, by name; the loop wraps them for DDP and hands them back through `wrap`."""
-        ...
-
-    @property
-    def averaged(self) -> Mapping[str, nn.Module]:
-        """Modules whose weights are averaged (EMA), by the folder that they are saved in."""
-        ...
-
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the wrapped players, which `losses` must call."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors beside weights that a checkpoint must hold."""
-        ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        ...
-
-    def losses(self, batch: Any, step: int) -> Iterator[Turn]:
-        """One turn for each player; the loop runs backward before it asks for the next turn."""
-        ...
-
-
-class Source(Protocol):
-    """Where batches come from."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all that it holds; a resumed run must find the same."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, places: Sequence[Place]) -> Any:
-        """A whole batch for (position, index) pairs: a tensor, or a dict of such."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +70,7 @@ class Trainer:
     source: str | None = None  # fingerprint of what the steps so far were trained on
     ema: Ema = field(init=False)
     wrapped: dict[str, nn.Module] = field(init=False)
-    optimisers: dict[str, torch.optim.AdamW] = field(init=False)
+    optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
     share: Share = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,7 +78,11 @@ class Trainer:
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.ema = Ema(self.averaging, self.task.averaged)
-        self.optimisers = {name: optim.adamw(module, self.optim[name]) for name, module in self.task.players.items()}
+        self.optimisers = {}
+        for name, module in self.task.players.items():
+            self.optimisers |= optim.build(name, module, self.optim[name])
+        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.players):
+            raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         self.wrapped = {name: self.accelerator.prepare_model(module) for name, module in self.task.players.items()}
         self.task.wrap(self.wrapped)
         self.share = Share.of(
@@ -174,11 +132,11 @@ class Trainer:
     def _update(self) -> tuple[float, dict[str, Tensor]]:
         """Clip, refuse what is not finite, and move the weights of every player that had a turn."""
         scaler = self.accelerator.scaler
-        playing = {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in _weights(o))}
+        playing = {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in optim.moved(o))}
         if scaler is not None:
             for optimiser in playing.values():
                 scaler.unscale_(optimiser)
-        norms = {name: optim.clipped(self.wrapped[name], self.optim[name].clip) for name in self.optimisers}
+        norms = {name: optim.clipped(self.wrapped[name], self.optim[name].clip) for name in self.wrapped}
         if scaler is None:  # an overflow under fp16 is the scaler's business
             self._refuse_infinite(norms)
         for name, optimiser in playing.items():
@@ -190,10 +148,10 @@ class Trainer:
             scaler.update()  # once for all players: each accelerate-wrapped step would do it anew
         return self._lr(next(iter(self.optim))), norms
 
-    def _lr(self, player: str) -> float:
-        """The learning rate of the update that makes the next step."""
-        config = self.optim[player]
-        return config.lr * lr_factor(config, self.step + 1, self.config.steps)
+    def _lr(self, name: str) -> float:
+        """The learning rate with which one of the optimisers makes the next step."""
+        config = self.optim[optim.player_of(name)]
+        return optim.peak(self.optimisers[name], config) * lr_factor(config, self.step + 1, self.config.steps)
 
     def _refuse_infinite(self, norms: Mapping[str, Tensor]) -> None:
         if bool(torch.stack(list(norms.values())).isfinite().all()):
@@ -216,7 +174,8 @@ class Trainer:
         groups: dict[str, Any] = {}
         for name, module in self.task.players.items():
             checkpoint.save_tensors(module.state_dict(), draft / "model" / f"{name}.safetensors")
-            tensors, groups[name] = optim.dump(self.optimisers[name])
+        for name, optimiser in self.optimisers.items():
+            tensors, groups[name] = optim.dump(optimiser)
             checkpoint.save_tensors(tensors, draft / "optimizer" / f"{name}.safetensors")
         for part, average in self.ema.averages.items():
             checkpoint.save_tensors(average, draft / "ema" / f"{part}.safetensors")
@@ -242,8 +201,9 @@ class Trainer:
             raise UserError(f"{folder} is at step {state['step']}, past the end: train.steps is {self.config.steps}")
         for name, module in self.task.players.items():
             module.load_state_dict(checkpoint.load_tensors(folder / "model" / f"{name}.safetensors"))
+        for name, optimiser in self.optimisers.items():
             tensors = checkpoint.load_tensors(folder / "optimizer" / f"{name}.safetensors")
-            optim.restore(self.optimisers[name], tensors, state["optimizer"][name])
+            optim.restore(optimiser, tensors, state["optimizer"][name])
         self.ema.load(
             {part: checkpoint.load_tensors(folder / "ema" / f"{part}.safetensors") for part in self.ema.parts}
         )
@@ -262,7 +222,3 @@ def _to(batch: Any, device: torch.device) -> Any:
             return {key: _to(value, device) for key, value in batch.items()}
         case _:
             return batch
-
-
-def _weights(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (weight for group in optimiser.param_groups for weight in group["params"])

@@ -1,7 +1,7 @@
-"""The optimiser: AdamW, its learning-rate curve counted in optimiser steps, and its state as plain tensors."""
+"""The optimisers, AdamW and Muon: their learning-rate curve, counted in steps, and their state as plain tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm_kit.config import Config
+from ldm_kit.training.muon import Muon, MuonConfig, matrices
 
 Groups = list[dict[str, Any]]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -29,6 +30,7 @@ class OptimConfig(Config):
     clip: float | None = Field(
         default=1.0, gt=0, description="largest gradient norm of each player; null: never clipped"
     )
+    muon: MuonConfig | None = Field(default=None, description="Muon for matrices and convolutions; null: AdamW for all")
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
@@ -45,9 +47,35 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
             return 0.5 * (1 - math.cos(math.pi * left))
 
 
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; norms, biases and other vectors are not decayed."""
-    weights = trained(module)
+def build(player: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+    """A player's optimisers by name: `player`, and `player.muon` if its config asks for that and it has matrices."""
+    wide = list(matrices(module)) if config.muon is not None else []
+    if config.muon is None or not wide:
+        return {player: adamw(module, config)}
+    rest = adamw(module, config, without={id(weight) for weight in wide})
+    return {player: rest, f"{player}.muon": Muon(wide, config.muon, config.weight_decay)}
+
+
+def player_of(name: str) -> str:
+    """Whose optimiser a name of `build` means."""
+    return name.partition(".")[0]
+
+
+def peak(optimiser: torch.optim.Optimizer, config: OptimConfig) -> float:
+    """The peak learning rate of one of a player's optimisers."""
+    return config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
+
+
+def moved(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    """The weights that an optimiser moves."""
+    if isinstance(optimiser, Muon):
+        return list(optimiser.weights)
+    return [weight for group in optimiser.param_groups for weight in group["params"]]
+
+
+def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset()) -> torch.optim.AdamW:
+    """Fused AdamW of all weights but those whose ids are given; norms, biases and other vectors are not decayed."""
+    weights = [weight for weight in trained(module) if id(weight) not in without]
     groups = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
@@ -87,5 +115,5 @@ def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], gro
     optimiser.load_state_dict({"state": state, "param_groups": groups})
     for weight, slots in optimiser.state.items():
         for key, value in slots.items():
-            if value.shape == weight.shape:
-                slots[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+            alike = value.shape == weight.shape
+            slots[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value) if alike else value.clone()

@@ -19,9 +19,10 @@ from ldm_kit.diffusion.randomness import address
 from ldm_kit.training import checkpoint, run
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.loop import Step, Task, TrainConfig, Trainer
+from ldm_kit.training.loop import Step, TrainConfig, Trainer
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.signals import Signals, Stopped
+from ldm_kit.training.task import Task
 
 PATIENCE = timedelta(hours=2)  # processes wait for the main one while it caches latents or draws pictures
 KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
