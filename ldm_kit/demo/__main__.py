@@ -25,7 +25,7 @@ def main(
     """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
     with door():
         began = time.monotonic()
-        _say("1/3  stage 1: an autoencoder (32 px pictures to 8x8x8 latents)")
+        _say("1/3  stage 1: an autoencoder (32 px pictures to 8x8 latents)")
         _train("train_ae.py", "configs/demo/ae.yaml", AE, fresh)
         _say(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
         _train("train_ldm.py", "configs/demo/ldm.yaml", LDM, fresh)

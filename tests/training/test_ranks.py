@@ -33,6 +33,7 @@ def all_kinds(pictures, folder):
         "text": play(settings(TEXT, pictures, folder / "text", *STEPS, *EXACT)),
         "text-accumulated": play(settings(TEXT, pictures, folder / "text2", *STEPS, *EXACT, "train.micro_batch=2")),
         "class": play(settings(CLASSES, pictures, folder / "class", *STEPS)),
+        "muon": play(settings(KL, pictures, folder / "muon", *STEPS, *SMOOTH, "optim.muon={}")),
         "nan": train_into_nan(step=3, only_rank=1),
         "hinge": play(settings(VQ, pictures, folder / "hinge", *STEPS)),
         "stopped": stopped(settings(KL, pictures, folder / "stopped", *STEPS)),
@@ -83,14 +84,21 @@ def test_a_signal_to_one_stops_both_after_the_step(together):
     checkpoint.verify(checkpoint.steps(folder / "stopped")[3])
 
 
-ALONE = {"kl": KL, "vq": VQ, "text": TEXT}
+ALONE = {"kl": KL, "muon": KL, "vq": VQ, "text": TEXT}
 
 
-@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "vq", "text", "text-accumulated"])
+@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "muon", "vq", "text", "text-accumulated"])
 def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
     (found, _), _ = together
     name = kind.removesuffix("-accumulated")
-    more = {"vq": STILL, "text": EXACT, "kl": SMOOTH, "kl-accumulated": FIXED, "text-accumulated": EXACT}[kind]
+    more = {
+        "vq": STILL,
+        "text": EXACT,
+        "kl": SMOOTH,
+        "muon": (*SMOOTH, "optim.muon={}"),
+        "kl-accumulated": FIXED,
+        "text-accumulated": EXACT,
+    }[kind]
     alone = play(settings(ALONE[name], pictures, tmp_path / "run", *STEPS, *more))
     for key in {key for line in alone.lines for key in line if key.endswith(("loss", "_norm", "lambda"))}:
         tolerance = 1e-6 if key.endswith("loss") else 1e-5

@@ -72,6 +72,13 @@ def test_bfloat16_resumes_too(pictures, whole, tmp_path):
     assert tensors_of(tmp_path / "run" / LAST) == tensors_of(run / LAST)
 
 
+@pytest.mark.parametrize("kind", ["vq", "text"])
+def test_muon_resumes_too(kind, pictures, whole, tmp_path):
+    expected, run = whole(kind, "optim.muon={}")
+    assert cut_and_resumed(kind, pictures, tmp_path / "run", (4,), "optim.muon={}") == expected
+    assert tensors_of(tmp_path / "run" / LAST) == tensors_of(run / LAST)
+
+
 def test_other_data_is_refused(pictures, tmp_path):
     play(settings(CLASSES, pictures, tmp_path / "run", "train.checkpoint_every=2"), until=2)
     moved = tmp_path / "moved"
