@@ -149,7 +149,8 @@ class Pipeline:
         text = "text_encoder" in entries and isinstance(self.unet, UNet2DConditionModel)
         if isinstance(self.vae, AutoencoderKL) and text:
             return "StableDiffusionPipeline"
-        return "LDMPipeline" if self.vae is not None and not entries else "ldm_kit.Pipeline"
+        plain = isinstance(self.unet, UNet2DModel) and not entries  # a frozen encoder has no entry, yet is a condition
+        return "LDMPipeline" if self.vae is not None and plain else "ldm_kit.Pipeline"
 
     @classmethod
     def load(

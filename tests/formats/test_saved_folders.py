@@ -107,6 +107,9 @@ def test_a_frozen_encoder_is_referred_to_by_name(world: World, tmp_path):
     tree = world.ldm("text", "minilm") | {"condition": MINILM}
     assert through("train_ldm", world.write(tree, "minilm.yaml")).status == 0
     folder = world.root / "minilm" / "model"
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "ldm_kit.Pipeline", "plain diffusers would draw without the prompt"
+    assert "vae" in index
     loaded = Pipeline.load(folder)
     loaded.save(tmp_path / "again")
     prompts = ["red square", "a much longer caption than that"]
