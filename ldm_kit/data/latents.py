@@ -172,7 +172,9 @@ def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, b
         yield mean, logvar
 
 
-def pixels(pictures: PictureSet, batch: int = 1024) -> Latents:
-    """Pictures as their own latents (first stage = identity), with a point posterior."""
-    mean = torch.cat([to_unit(pictures.pictures(part)) for part in chunks(pictures, batch)])[:, None]
-    return Latents(mean, torch.tensor(-30.0).expand_as(mean), pictures.fingerprint)
+def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024) -> Latents:
+    """Pictures (and their mirror images) as their own latents: first stage = identity, with a point posterior."""
+    plain = torch.cat([to_unit(pictures.pictures(part)) for part in chunks(pictures, batch)])[:, None]
+    mean = torch.cat([plain, plain.flip(4)], dim=1) if flip else plain
+    key = f"{pictures.fingerprint} flip" if flip else pictures.fingerprint
+    return Latents(mean, torch.tensor(-30.0).expand_as(mean), key)

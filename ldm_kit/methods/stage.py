@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
+from tqdm import tqdm
 
 import conditioning.factory as conditioners
 from autoencoder import saved
 from autoencoder.base import encode
-from conditioning.base import Inputs
+from conditioning.base import Conditioner, Inputs
+from conditioning.pretrained import PretrainedConditioner
 from ldm_kit.config import UserError
 from ldm_kit.data import latents as latent_cache
+from ldm_kit.data import states
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches, Latents
@@ -56,10 +59,10 @@ class Stage:
         unet = build_unet(settings.unet, sample_size=side, channels=channels, cross_width=conditioner.width)
         choose_attention(unet, device, "auto")
         task = Latent(settings, unet, conditioner)
-        batches = LatentBatches(latents, conditioner.prepare(raw), raw, settings.seed)
+        batches = LatentBatches(latents, _inputs(conditioner, raw), raw, settings.seed)
         heldout = None
         if len(data.heldout):
-            inputs = conditioner.prepare(raw_conditions(settings.condition, data.heldout))
+            inputs = _inputs(conditioner, raw_conditions(settings.condition, data.heldout))
             heldout = (_latents(settings, vae, data.heldout, device, "heldout"), inputs)
         conditioner.release()
         return cls(settings, data, vae, task, latents, batches, heldout)
@@ -81,17 +84,35 @@ def cache_root() -> Path:
     return Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
 
 
+def _inputs(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
+    """What the conditioner prepares; the states of a frozen encoder are kept on disk."""
+    if not isinstance(conditioner, PretrainedConditioner):
+        return conditioner.prepare(raw)
+    key = states.key_of(conditioner.config.model_dump(), conditioner.source.sha256(), list(raw))
+
+    def encoded() -> Inputs:
+        with tqdm(desc="captions", unit="caption", leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return conditioner.prepare(raw, progress)
+
+    return states.cached(cache_root() / "states", key, encoded)
+
+
 def _latents(
     settings: LatentRun, vae: AutoencoderKL | VQModel | None, pictures: PictureSet, device: torch.device, part: str
 ) -> Latents:
+    flip = settings.flip and part == "train"
     if vae is None:
-        return latent_cache.pixels(pictures)
+        return latent_cache.pixels(pictures, flip=flip)
     frozen = vae
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return encode(frozen, x.to(device))
 
-    flip = settings.flip and part == "train"
     about: Any = vae.config
     known = {name: value for name, value in about.items() if not name.startswith("_")}  # versions and paths may differ
     key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(known, sort_keys=True))

@@ -161,3 +161,11 @@ def test_pixels_are_their_own_latents():
     assert found.logvar.shape == found.mean.shape
     assert found.logvar.unique().tolist() == [-30]
     assert found.fingerprint == "print"
+
+
+def test_pixels_are_their_own_latents_in_both_views():
+    plain, both = pixels(PICTURES), pixels(PICTURES, flip=True)
+    assert torch.equal(both.mean[:, 0], plain.mean[:, 0])
+    assert torch.equal(both.mean[:, 1], to_unit(PIXELS.flip(3)))
+    assert both.logvar.shape == both.mean.shape
+    assert plain.fingerprint != both.fingerprint
