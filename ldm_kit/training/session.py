@@ -1,6 +1,7 @@
 """Opening a run: accelerate, the folder and its lock, the config beside the results, and where to go on from."""
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -135,6 +136,24 @@ class Session:
         raise stopped
 
 
+def use_all_cores(processes: int) -> None:
+    """Undo `accelerate launch`'s one thread a process: on a CPU, share the cores among the machine's processes.
+
+    Only where nobody chose a number: accelerate started us, its default of 1 stands, and there is no accelerator.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and chosen == "1" and not torch.accelerator.is_available():
+        torch.set_num_threads(max(1, cores() // processes))
+
+
+def cores() -> int:
+    """How many processor cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 def due(step: Step, every: int, last: int) -> bool:
     """Whether something that happens every so often, and at the last step, happens now."""
     return step.number % every == 0 or step.number == last
@@ -157,6 +176,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
     )
     if accelerator.distributed_type not in KNOWN:
         raise UserError(f"{accelerator.distributed_type.value} is not supported; launch with plain data parallelism")
+    use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with contextlib.ExitStack() as stack:
         chosen: list[Any] = [None, None]  # the same checkpoint, or the same refusal, on every process
         if accelerator.is_main_process:
