@@ -32,7 +32,7 @@ def main(
         _say(f"3/3  drawing and measuring ({_minutes(began)} so far)")
         from ldm_kit.demo.show import show
 
-        summary = show(AE, LDM, prompts)
+        summary = show(LDM, prompts)
         (LDM / "demo.json").write_text(json.dumps({**summary.figures, "seconds": time.monotonic() - began}, indent=1))
         typer.echo(summary.text)
         _say(f"done in {_minutes(began)}; look at {summary.sheet}")

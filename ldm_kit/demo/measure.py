@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.data.images import PictureSet, Record, Split, to_unit
+from ldm_kit.data.images import PictureSet, Record, Split, subset, to_unit
 from ldm_kit.diffusion.randomness import address
 from ldm_kit.evaluation.fidelity import Fidelity, embed, fidelity
 from ldm_kit.pipeline import Pipeline, Wish
@@ -39,6 +39,12 @@ class Drawings:
             tones[place] = record.fields.get("skin_tone", "")
         of = {record.text: place for record, place in zip(records, which.tolist(), strict=True)}
         return cls(distinct.view(-1, *pixels.shape[1:]), of, tones)
+
+
+def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
+    """The pictures of a held-out set that no training picture equals pixel by pixel: only these are unseen."""
+    seen = {train.picture(i).numpy().tobytes() for i in range(len(train))}
+    return subset(pictures, [i for i in range(len(pictures)) if pictures.picture(i).numpy().tobytes() not in seen])
 
 
 def chosen(pictures: PictureSet, count: int, name: str) -> list[str]:

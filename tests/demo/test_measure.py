@@ -3,7 +3,7 @@
 import torch
 
 from ldm_kit.data.images import InMemory, Record, Split, subset
-from ldm_kit.demo.measure import Drawings, chosen, known, measured
+from ldm_kit.demo.measure import Drawings, chosen, known, measured, without_twins
 
 
 def records(*texts: str) -> list[Record]:
@@ -45,3 +45,10 @@ def test_chosen_prompts_do_not_depend_on_the_order_of_the_set():
     whole = split().train
     assert chosen(whole, 2, "a") == chosen(subset(whole, [1, 0]), 2, "a")
     assert len(chosen(whole, 1, "a")) == 1
+
+
+def test_a_held_out_picture_with_a_twin_in_training_is_not_unseen():
+    parts = split()  # "man cook" is held out, and drawn as the training picture "cook"
+    assert len(without_twins(parts.heldout, parts.train)) == 0
+    assert parts.compositional is not None
+    assert len(without_twins(parts.compositional, parts.train)) == 1
