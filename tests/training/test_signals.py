@@ -65,7 +65,7 @@ def started(door, config, folder):
     """A door in a process group of its own, once it trains."""
     configs.write(config, folder / "config.yaml")
     command = [sys.executable, str(ROOT / door), str(folder / "config.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # bits depend on the number
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
