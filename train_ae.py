@@ -26,7 +26,8 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
     from ldm_kit.config import read
     from ldm_kit.data.batches import PictureBatches
     from ldm_kit.data.source import load
-    from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding, Ranks
+    from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
+    from ldm_kit.methods.settings import Ranks
     from ldm_kit.reports import Report
     from ldm_kit.training.session import due, session
 

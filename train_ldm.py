@@ -23,19 +23,19 @@ def main(
 
 def train(config: Path, overrides: list[str], resume: str | None) -> None:
     """Build, cache latents, train, save."""
-    from ldm_kit.config import read
     from ldm_kit.data.source import load
-    from ldm_kit.methods.latent import LatentRun
-    from ldm_kit.methods.stage import Stage
-    from ldm_kit.studio import Studio
+    from ldm_kit.methods.choose import open_stage, read_run
+    from ldm_kit.methods.settings import Ranks
+    from ldm_kit.studios.choose import open_studio
     from ldm_kit.training.session import due, session
 
-    settings = read(LatentRun, config, overrides)
+    settings = read_run(config, overrides)
     with session(settings, resume) as run:
         with run.first():
-            stage = Stage.open(settings, load(settings.data), run.device)
+            ranks = Ranks(run.average, run.total, run.share)
+            stage = open_stage(settings, load(settings.data), run.device, ranks)
         trainer = run.trainer(stage.task)
-        log, studio = run.log(trainer), Studio(stage, run.folder)
+        log, studio = run.log(trainer), open_studio(stage, run.folder)
         log.say(stage.opening())
         for step in trainer.train(stage.batches):
             log.step(step)

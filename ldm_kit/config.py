@@ -62,20 +62,25 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
         UserError: no such file, broken YAML, an override that is not `key=value`, an unknown key (its neighbours are
             named), or a value of the wrong type or out of range. All faults are listed, one a line.
     """
+    return check(kind, tree(path, overrides), str(path))
+
+
+def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file with overrides applied, not yet checked; raises UserError as `read` for what is no mapping."""
     path = Path(path)
     try:
-        tree = parse(path.read_text(encoding="utf-8-sig"))
+        found = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}; expected a mapping of keys to values at the top")
+    if found is None:
+        found = {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}; expected a mapping of keys to values at the top")
     for override in overrides:
-        assign(tree, override)
-    return check(kind, tree, str(path))
+        assign(found, override)
+    return found
 
 
 def assign(tree: dict[str, Any], override: str) -> None:

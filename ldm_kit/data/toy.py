@@ -47,8 +47,9 @@ class Mixture:
         else:
             share = one_hot(torch.as_tensor(cond, device=x.device).expand(len(x)), len(self.weights)).to(x)
         shares = [over(column, x) for column in share.T]
-        views = zip(*(part(x, t) for part in self.components(x)), strict=True)
-        return Prediction(*(torch.stack([w * v for w, v in zip(shares, view, strict=True)]).sum(0) for view in views))
+        parts = [part(x, t) for part in self.components(x)]
+        x_0 = torch.stack([w * p.x_0 for w, p in zip(shares, parts, strict=True)]).sum(0)
+        return Prediction(x_0, torch.stack([w * p.eps for w, p in zip(shares, parts, strict=True)]).sum(0))
 
     def components(self, x: Tensor) -> list[Gaussian]:
         """The Gaussians that it is made of, in the dtype of x."""

@@ -26,15 +26,23 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
-    """A network `(x, t, cond) -> output` as a denoiser; computed in the network's dtype, returned in that of x."""
+    """A network `(x, t, cond) -> output` as a denoiser; computed in the network's dtype, returned in that of x.
+
+    `learned_range`: the output has twice the channels, the second half being v = 2 fraction - 1 (Nichol & Dhariwal).
+    """
 
     network: Callable[[Tensor, Tensor, Any], Tensor]
     schedule: Schedule
     target: Target
+    learned_range: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         a, s = self.schedule.at(t)
-        return to_prediction(self.target, self.network(x, t, cond).to(x.dtype), x, a, s)
+        out = self.network(x, t, cond).to(x.dtype)
+        if not self.learned_range:
+            return to_prediction(self.target, out, x, a, s)
+        out, v = out.chunk(2, dim=1)
+        return to_prediction(self.target, out, x, a, s)._replace(fraction=(v + 1) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +59,9 @@ class Clipped:
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        x_0 = self.denoiser(x, t, cond).x_0.clamp(self.low, self.high)
+        p = self.denoiser(x, t, cond)
         a, s = self.schedule.at(t)
-        return to_prediction("x0", x_0, x, a, s)
+        return to_prediction("x0", p.x_0.clamp(self.low, self.high), x, a, s)._replace(fraction=p.fraction)
 
 
 def times_like(x: Tensor, t: int) -> Tensor:

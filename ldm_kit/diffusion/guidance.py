@@ -32,4 +32,5 @@ class ClassifierFree:
         if self.scale == 1:
             return yes
         no = self.denoiser(x, t, self.null)
-        return Prediction(*(torch.lerp(n, y, self.scale) for n, y in zip(no, yes, strict=True)))
+        x_0, eps = torch.lerp(no.x_0, yes.x_0, self.scale), torch.lerp(no.eps, yes.eps, self.scale)
+        return Prediction(x_0, eps, yes.fraction)

@@ -11,10 +11,15 @@ Target = Literal["eps", "x0", "v", "flow"]
 
 
 class Prediction(NamedTuple):
-    """Both views of one fact, x_t = a x_0 + s eps."""
+    """Both views of one fact, x_t = a x_0 + s eps; and, where the network learns it, the variance of its way down.
+
+    `fraction` [like x_0] says where the log variance lies between the posterior's (0) and beta's (1), not clamped
+    (Nichol & Dhariwal 2021, eq. 15); None: not learned.
+    """
 
     x_0: Tensor
     eps: Tensor
+    fraction: Tensor | None = None
 
 
 def over(c: Tensor, x: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ Run:      accelerate launch train_ae.py configs/openmoji/ae_kl.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from autoencoder.adversarial import two_player
 from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
-from autoencoder.codebook import Codebook, CodeUsage, itself
+from autoencoder.codebook import Codebook, CodeUsage
 from autoencoder.config import AutoencoderConfig, build
 from autoencoder.criterion import AutoencoderLoss, CriterionConfig
 from autoencoder.discriminator import Discriminator, DiscriminatorConfig
@@ -28,7 +27,7 @@ from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.diffusion import randomness
 from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
-from ldm_kit.methods.settings import RunConfig
+from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import Turn
 
@@ -63,19 +62,10 @@ class AutoencoderRun(RunConfig):
         return self
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """What a task needs of the other processes; by default there are none."""
-
-    average: Callable[[Tensor], Tensor] = itself
-    total: Callable[[Tensor], Tensor] = itself
-    share: Callable[[Tensor], Tensor] = itself  # what the main process has
-
-
 class Autoencoding:
     """The two players and their losses, for the training loop."""
 
-    def __init__(self, config: AutoencoderRun, ranks: "Ranks | None" = None) -> None:
+    def __init__(self, config: AutoencoderRun, ranks: Ranks | None = None) -> None:
         ranks = ranks or Ranks()
         net = config.autoencoder
         self.config = config

@@ -8,7 +8,7 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,8 +23,7 @@ from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion import loss, randomness, schedule
 from ldm_kit.diffusion.prediction import Target
-from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.methods.settings import RunConfig
+from ldm_kit.methods.settings import NoisedRun, Ranks
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNetConfig
 from ldm_kit.nets.solvers import SolverName
@@ -43,19 +42,14 @@ class SampleConfig(Config):
     guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
 
 
-class LatentRun(RunConfig):
-    """Everything that `train_ldm.py` needs to know."""
+class LatentRun(NoisedRun):
+    """A denoiser of latents (or pixels) under a condition."""
 
-    autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
-    latents: str | None = Field(
-        default=None, description="folder of the latent cache; null: chosen by what the latents depend on"
-    )
+    method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     condition: ConditioningConfig = NoConfig()
     condition_drop: float = Field(default=0.1, ge=0, lt=1, description="share of samples trained on the null condition")
     unet: UNetConfig
-    schedule: ScheduleConfig = ScheduleConfig()
     target: Target = Field(default="v", description="what the network predicts")
-    times: loss.TimesConfig = loss.TimesConfig()
     min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
     sample: SampleConfig = SampleConfig()
 
@@ -88,8 +82,10 @@ class LatentDiffusion(nn.Module):
 class Latent:
     """The denoising task, for the training loop."""
 
-    def __init__(self, config: LatentRun, unet: nn.Module, conditioner: Conditioner) -> None:
-        self.config = config
+    def __init__(
+        self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         self.module = LatentDiffusion(unet, conditioner)
         self.null = conditioner.null_inputs()
         self.schedule = schedule.build(config.schedule)

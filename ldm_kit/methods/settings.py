@@ -1,13 +1,17 @@
 """What every training run's config has, whichever method it trains."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from autoencoder.codebook import itself
 from ldm_kit.config import Config
 from ldm_kit.data.source import DataConfig
+from ldm_kit.diffusion.loss import TimesConfig
+from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import LogConfig
 from ldm_kit.training.loop import TrainConfig
@@ -27,6 +31,26 @@ class RunConfig(Config):
     ema: EmaConfig = EmaConfig()
     train: TrainConfig
     log: LogConfig = LogConfig()
+
+
+class NoisedRun(RunConfig):
+    """A run on noised latents, or on noised pixels."""
+
+    autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
+    latents: str | None = Field(
+        default=None, description="folder of the latent cache; null: chosen by what the latents depend on"
+    )
+    schedule: ScheduleConfig = ScheduleConfig()
+    times: TimesConfig = TimesConfig()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What a task needs of the other processes; by default there are none."""
+
+    average: Callable[[Tensor], Tensor] = itself
+    total: Callable[[Tensor], Tensor] = itself
+    share: Callable[[Tensor], Tensor] = itself  # what the main process has
 
 
 @contextlib.contextmanager

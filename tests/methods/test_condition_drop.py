@@ -7,7 +7,7 @@ from conditioning.base import drop
 from ldm_kit.data.batches import flips
 from ldm_kit.data.source import load
 from ldm_kit.methods.latent import dropped_at
-from ldm_kit.methods.stage import Stage
+from ldm_kit.methods.stage import LatentStage
 from ldm_kit.training.order import Share
 from tests.training.helpers import CLASSES, TEXT, picture_folder, settings
 
@@ -37,7 +37,7 @@ def test_drops_are_not_tied_to_flips_or_seeds():
 @pytest.mark.parametrize("tree", [TEXT, CLASSES], ids=["text", "class"])
 def test_training_and_sampling_know_one_null(tree, tmp_path):
     config = settings(tree, picture_folder(tmp_path / "pictures"), tmp_path / "run")
-    stage = Stage.open(config, load(config.data), torch.device("cpu"))
+    stage = LatentStage.open(config, load(config.data), torch.device("cpu"))
     batch = stage.batches.__getitems__([(0, 3), (1, 4), (2, 5)])
     dropped = torch.tensor([True, False, True])
     mixed = drop(batch["inputs"], stage.task.null, dropped)

@@ -19,9 +19,10 @@ from PIL import Image
 from ldm_kit import config as configs
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.source import load
-from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding, Ranks
+from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
+from ldm_kit.methods.choose import open_stage
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.stage import Stage
+from ldm_kit.methods.settings import Ranks
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def play(
             task = Autoencoding(config, Ranks(run.average, run.total, run.share))
             batches = PictureBatches(data.train, config.seed, config.flip)
         else:
-            stage = Stage.open(config, data, run.device)
+            stage = open_stage(config, data, run.device, Ranks(run.average, run.total, run.share))
             task, batches = stage.task, stage.batches
         trainer, lines = run.trainer(task), []
         for step in trainer.train(batches):

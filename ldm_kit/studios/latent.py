@@ -12,15 +12,15 @@ from ldm_kit.evaluation.curves import curves
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.methods.settings import evaluating
-from ldm_kit.methods.stage import Stage, prompts_of
+from ldm_kit.methods.stage import LatentStage, prompts_of
 from ldm_kit.pipeline import Pipeline, Wish
 from ldm_kit.training.checkpoint import write
 
 
-class Studio:
+class LatentStudio:
     """Stage 2: grids from fixed seeds, the held-out loss, and the finished pipeline."""
 
-    def __init__(self, stage: Stage, folder: Path) -> None:
+    def __init__(self, stage: LatentStage, folder: Path) -> None:
         settings = stage.settings
         self.stage, self.folder = stage, folder
         self.module = stage.task.module

@@ -1,0 +1,47 @@
+"""Every method that `train_ldm.py` trains, told by the config's `method`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_kit import config as configs
+from ldm_kit.config import UserError
+from ldm_kit.data.images import Split
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.settings import NoisedRun, Ranks
+from ldm_kit.methods.stage import LatentStage
+
+RUNS: dict[str, type[NoisedRun]] = {"latent": LatentRun}
+
+
+def read_run(path: Path | str, overrides: Sequence[str] = ()) -> Any:
+    """The run that a YAML file describes, of the class that its `method` (latent when left out) asks for.
+
+    Raises:
+        UserError: as `ldm_kit.config.read`, and for an unknown method.
+    """
+    tree = configs.tree(path, overrides)
+    return configs.check(run_class(tree, str(path)), tree, str(path))
+
+
+def run_class(tree: dict[str, Any], where: str) -> type[NoisedRun]:
+    """The class of a config tree; raises UserError for an unknown method."""
+    method = tree.get("method", "latent")
+    if method not in RUNS:
+        raise UserError(f"{where}: unknown method {method!r}; expected one of {', '.join(RUNS)}")
+    return RUNS[method]
+
+
+def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ranks | None = None) -> LatentStage:
+    """All that a run trains with: its task, its batches, what it says at the start.
+
+    Raises:
+        UserError, AutoencoderError, ConditioningError: parts that cannot be had or do not fit.
+    """
+    match settings:
+        case LatentRun():
+            return LatentStage.open(settings, data, device, ranks)
+        case _:
+            raise TypeError(f"no method trains a {type(settings).__name__}")

@@ -1,0 +1,24 @@
+"""What a run of any method shows beside its numbers."""
+
+from pathlib import Path
+from typing import Protocol
+
+from ldm_kit.methods.stage import LatentStage
+from ldm_kit.studios.latent import LatentStudio
+
+
+class Studio(Protocol):
+    """A method's show: figures and pictures while it trains, and the finished model."""
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """Held-out figures by name, and pictures beside them, with the weights at hand after step `number`."""
+        ...
+
+    def finish(self) -> str:
+        """Write model/ and the curves; say where and how good."""
+        ...
+
+
+def open_studio(stage: LatentStage, folder: Path) -> Studio:
+    """The studio of a stage, showing in the run's folder."""
+    return LatentStudio(stage, folder)
