@@ -18,9 +18,22 @@ def main(
     count: Annotated[int, typer.Option(help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="seed of each prompt's first picture; the next counts up")] = 0,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
-    solver: Annotated[str, typer.Option(help="ddpm, ddim, dpm++, unipc, heun or euler-a")] = "dpm++",
-    guidance_scale: Annotated[float, typer.Option("--guidance_scale", help="1 is no guidance")] = 3.0,
+    solver: Annotated[
+        str, typer.Option(help="ddpm, ddpm-large, ddim, dpm++, unipc, heun, euler-a, sde or diffusers:CLASS")
+    ] = "dpm++",
+    spacing: Annotated[str, typer.Option(help="trailing, leading, linspace; ddim25; 90,60,60,20,20")] = "trailing",
+    eta: Annotated[float, typer.Option(help="noise of ddim's steps; 1 is as much as ddpm's")] = 0.0,
+    clip: Annotated[str, typer.Option(help="what is predicted: none, clip or dynamic; auto: clip pixels")] = "auto",
+    guidance_scale: Annotated[float, typer.Option("--guidance_scale", help="classifier-free; 1 is none")] = 3.0,
     negative_prompt: Annotated[str | None, typer.Option("--negative_prompt", help="what to steer away from")] = None,
+    rescale: Annotated[float, typer.Option("--guidance_rescale", help="0 to 1: tame guidance's contrast")] = 0.0,
+    interval: Annotated[tuple[float, float], typer.Option("--guidance_interval", help="of time; 0 is clean")] = (0, 1),
+    classifier: Annotated[Path | None, typer.Option(help="a noisy classifier; its classes are the prompts")] = None,
+    classifier_scale: Annotated[float | None, typer.Option("--classifier_scale", help="1 left out; 0 is none")] = None,
+    classifier_class: Annotated[str | None, typer.Option("--classifier_class", help="in the prompts' place")] = None,
+    algorithm: Annotated[int | None, typer.Option(help="1 shifts the mean (ddpm's default), 2 shifts eps")] = None,
+    worse: Annotated[Path | None, typer.Option(help="a worse model of the same, for autoguidance")] = None,
+    autoguidance_scale: Annotated[float | None, typer.Option("--autoguidance_scale", help="2 left out")] = None,
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")] = Path("samples"),
     batch_size: Annotated[int, typer.Option("--batch_size", help="pictures at once; changes no picture")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")] = None,
@@ -29,12 +42,15 @@ def main(
 ) -> None:
     """Draw every prompt `count` times; a picture depends on its prompt, seed and settings alone."""
     with door():
-        from ldm_kit.drawing import Order, draw_to_folder
-        from ldm_kit.pipeline import Wish
+        from ldm_kit.drawing import Guides, Order, draw_to_folder
+        from ldm_kit.wish import Wish
 
-        wish = Wish(steps, solver, guidance_scale, negative_prompt)
+        free = (guidance_scale, negative_prompt, rescale, interval)
+        by_others = (classifier_scale, classifier_class, algorithm, autoguidance_scale)
+        wish = Wish(steps, solver, *free, spacing, eta, clip, *by_others)
         order = Order(tuple(prompts or ()), prompts_file, count, seed, batch_size)
-        grid = draw_to_folder(model, order, wish, out, device=device, precision=precision, metadata=metadata)
+        more = {"device": device, "precision": precision, "metadata": metadata}
+        grid = draw_to_folder(model, order, wish, out, guides=Guides(classifier, worse), **more)
         typer.echo(f"{grid.pictures} pictures in {out}, all of them in {grid.path}")
 
 

@@ -41,10 +41,11 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
         log.say(report.opening())
         for step in trainer.train(PictureBatches(data.train, settings.seed, settings.flip)):
             log.step(step)
+            figures = None
             if run.main and due(step, settings.log.evaluate_every, trainer.config.steps):
                 with trainer.ema.applied():
-                    log.write(step.number, report.evaluate(step.number))
-            run.save_when_due(trainer, step)
+                    figures = log.evaluated(step.number, report.evaluate)
+            run.save_when_due(trainer, step, figures)
         if run.main:
             with trainer.ema.applied():
                 log.say(report.finish())

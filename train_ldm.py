@@ -39,10 +39,11 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
         log.say(stage.opening())
         for step in trainer.train(stage.batches):
             log.step(step)
+            figures = None
             if run.main and due(step, settings.log.evaluate_every, trainer.config.steps):
                 with trainer.ema.applied():
-                    log.write(step.number, studio.evaluate(step.number))
-            run.save_when_due(trainer, step)
+                    figures = log.evaluated(step.number, studio.evaluate)
+            run.save_when_due(trainer, step, figures)
         if run.main:
             with trainer.ema.applied():
                 log.say(studio.finish())

@@ -31,10 +31,11 @@ def two_player(
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
     """Yield ("autoencoder", loss, logs), then where it learns ("discriminator", loss, logs): call backward in between.
 
-    `autoencode` and `discriminate` are the wrapped modules (DDP averages their gradients); `raw_discriminator` is the
-    unwrapped one, frozen until the autoencoder's backward is over. `average` is the mean over ranks. Consume the
-    generator to its end: `codebook` is updated when it resumes after the autoencoder's turn. Logs are detached tensors;
-    lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but has no players.
+    `autoencode` and `discriminate` are the wrapped modules; `raw_discriminator` is the unwrapped one, frozen until the
+    autoencoder's backward is over. `average` is the mean over ranks. Consume the generator to its end: `codebook` sees
+    the latents when it resumes after the autoencoder's turn, and is the caller's to settle once the step stands. Logs
+    are detached tensors; lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but
+    has no players.
     """
     game = criterion.config.adversarial
     if game is not None and (discriminate is None or raw_discriminator is None):
@@ -48,7 +49,7 @@ def two_player(
         )
     del made
     if codebook is not None and indices is not None:
-        codebook.update(latents, indices, step)
+        codebook.see(latents, indices)
     if game is not None and discriminate is not None and game.discriminates(step):
         yield "discriminator", *_discriminator_side(x, fake, game, discriminate)
 

@@ -90,6 +90,9 @@ class Conditioner(nn.Module, ABC):
     width: int | None
     """D of the tokens [B, L, D], which the denoiser's cross-attention must have; None without tokens."""
 
+    vector_width: int | None = None
+    """D of the vector [B, D] that is added to the denoiser's time embedding; None without one."""
+
     @property
     @abstractmethod
     def trainable(self) -> dict[str, nn.Module]:

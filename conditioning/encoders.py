@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conditioning.base import ConditioningError
 from conditioning.bpe import overflowing
-from conditioning.sources import Source
+from conditioning.sources import Source, opening
 from conditioning.text import quiet
 
 
@@ -32,13 +32,14 @@ class Encoder(Protocol):
 def load_encoder(source: Source, length: int, layer: int, device: torch.device) -> Encoder:
     """The encoder of `source` in float32 on `device`; layer -1 is the last state, norm included; -2 one before, bare.
 
-    Raises ConditioningError if the encoder has fewer positions than `length`, or no such layer.
+    Raises ConditioningError if it cannot be opened, has fewer positions than `length`, or no such layer.
     """
-    if source.architecture is None:
-        return _load_transformers(source, length, layer, device)
-    if layer != -1:
-        raise ConditioningError(f"open_clip encoders give the last layer (-1) only, got layer {layer}")
-    return _load_open_clip(source, length, device)
+    with opening(source.folder):
+        if source.architecture is None:
+            return _load_transformers(source, length, layer, device)
+        if layer != -1:
+            raise ConditioningError(f"open_clip encoders give the last layer (-1) only, got layer {layer}")
+        return _load_open_clip(source, length, device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,15 @@ from conditioning.text import TextConditioner, TextConfig
 ConditioningConfig = Annotated[NoConfig | ClassConfig | TextConfig | PretrainedTextConfig, Field(discriminator="kind")]
 
 
-def build(config: ConditioningConfig, *, captions: Sequence[str] = (), classes: Sequence[str] = ()) -> Conditioner:
-    """A fresh conditioner. captions: what a text tokenizer is trained on; classes: names, in the order of labels.
+def build(
+    config: ConditioningConfig,
+    *,
+    captions: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    time_width: int | None = None,
+) -> Conditioner:
+    """A fresh conditioner. captions: what a text tokenizer is trained on; classes: names, in the order of labels;
+    time_width: channels of the denoiser's time embedding, to which a vector is added.
 
     Raises ConditioningError if what the kind needs is missing, or a pretrained encoder cannot be had.
     """
@@ -25,7 +32,7 @@ def build(config: ConditioningConfig, *, captions: Sequence[str] = (), classes: 
         case NoConfig():
             return NoCondition()
         case ClassConfig():
-            return ClassConditioner.build(config, classes)
+            return ClassConditioner.build(config, classes, time_width)
         case TextConfig():
             return TextConditioner.build(config, captions)
         case PretrainedTextConfig():

@@ -1,4 +1,8 @@
-"""Class labels as one learned cross-attention token (Rombach et al. 2022, appendix E.2; the model cin256-v2)."""
+"""Class labels as one learned embedding.
+
+Either a cross-attention token (Rombach et al. 2022, appendix E.2; the model cin256-v2), or a vector that is added to
+the time embedding (ADM: Dhariwal & Nichol 2021).
+"""
 
 import operator
 from collections.abc import Sequence
@@ -22,43 +26,58 @@ class ClassConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["class"] = Field("class", description="one learned token per class, and one for no class")
-    width: int = Field(512, ge=1, description="channels of the token, the denoiser's cross-attention width")
+    kind: Literal["class"] = Field("class", description="one learned embedding per class, and one for no class")
+    form: Literal["token", "vector"] = Field(
+        "token", description="token: the denoiser attends to it (LDM); vector: added to the time embedding (ADM)"
+    )
+    width: int | None = Field(
+        None, ge=1, description="channels; left out: 512 for a token, the time embedding's for a vector"
+    )
 
 
 class ClassEmbedder(ModelMixin, ConfigMixin):
-    """Label [B] -> token [B, 1, D]; row K of the table is the learned null. The class names live in its config."""
+    """Label [B] -> embedding [B, D]; row K of the table is the learned null. The class names live in its config.
+
+    form: how a denoiser takes it ("token" or "vector"). null: False where a model was trained on classes alone (the
+    published ones of ADM): the table then ends at row K - 1.
+    """
 
     @register_to_config
-    def __init__(self, classes: Sequence[str], width: int) -> None:
+    def __init__(self, classes: Sequence[str], width: int, form: str = "token", null: bool = True) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(len(classes) + 1, width)
+        self.embedding = nn.Embedding(len(classes) + null, width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """labels: [B] ints in 0..K -> [B, 1, D]."""
-        return self.embedding(labels)[:, None]
+        """labels: [B] ints in 0..K -> [B, D]."""
+        return self.embedding(labels)
 
 
 class ClassConditioner(Conditioner):
-    """Class names or indices -> one cross-attention token; "" (or index K) is the learned null."""
+    """Class names or indices -> one cross-attention token, or a vector; "" (or index K) is the learned null."""
 
     null = ""
 
     def __init__(self, class_encoder: ClassEmbedder) -> None:
         super().__init__()
+        config = class_encoder.config
         self.class_encoder = class_encoder
-        self.classes: tuple[str, ...] = tuple(class_encoder.config["classes"])
-        self.width = int(class_encoder.config["width"])
+        self.classes: tuple[str, ...] = tuple(config["classes"])
+        self.form: str = config["form"]
+        width = int(config["width"])
+        self.width, self.vector_width = (width, None) if self.form == "token" else (None, width)
         self._index = {name: index for index, name in enumerate((*self.classes, self.null))}
 
     @classmethod
-    def build(cls, config: ClassConfig, classes: Sequence[str]) -> "ClassConditioner":
-        """A fresh table for `classes`; raises ConditioningError on none, on a repeated and on an empty name."""
-        if not classes:
-            raise ConditioningError('conditioning of kind "class" needs class names, got none')
-        if "" in classes or len(set(classes)) < len(classes):
-            raise ConditioningError(f"class names must be unique and not empty, got {list(classes)}")
-        return cls(ClassEmbedder(list(classes), config.width))
+    def build(cls, config: ClassConfig, classes: Sequence[str], time_width: int | None = None) -> "ClassConditioner":
+        """A fresh table for `classes`; a vector without a width of its own is as wide as the time embedding.
+
+        Raises ConditioningError on no class, on a repeated and on an empty name, and where a vector's width is unknown.
+        """
+        _refuse(classes)
+        width = config.width or (512 if config.form == "token" else time_width)
+        if width is None:
+            raise ConditioningError("classes as a vector need a width, that of the U-Net's time embedding; got none")
+        return cls(ClassEmbedder(list(classes), width, config.form))
 
     @classmethod
     def load(cls, folder: Path) -> "ClassConditioner":
@@ -75,8 +94,9 @@ class ClassConditioner(Conditioner):
         return {"labels": torch.tensor([self.index(value) for value in raw], dtype=torch.long)}
 
     def forward(self, labels: Tensor) -> Condition:
-        """labels: [B] -> tokens [B, 1, D]."""
-        return Condition(tokens=self.class_encoder(labels))
+        """labels: [B] -> tokens [B, 1, D], or a vector [B, D]."""
+        rows = self.class_encoder(labels)
+        return Condition(tokens=rows[:, None]) if self.form == "token" else Condition(vector=rows)
 
     def release(self) -> None:
         """Nothing to free."""
@@ -89,10 +109,16 @@ class ClassConditioner(Conditioner):
     def index(self, value: str | int) -> int:
         """The row of one class name or index; the null is row K. Raises ConditioningError if there is none."""
         if isinstance(value, str):
-            return self._index[value] if value in self._index else self._unknown(value)
-        index = operator.index(value)
+            index = self._index[value] if value in self._index else self._unknown(value)
+        else:
+            index = operator.index(value)
         if not 0 <= index <= len(self.classes):
             raise ConditioningError(f"a class index must be 0..{len(self.classes)} (the last is the null), got {index}")
+        if index == len(self.classes) and not self.class_encoder.config["null"]:
+            raise ConditioningError(
+                "this model never learned a null class, which guidance compares with; expected a class and a guidance "
+                "scale of 1"
+            )
         return index
 
     def _unknown(self, name: str) -> int:
@@ -100,3 +126,10 @@ class ClassConditioner(Conditioner):
         raise ConditioningError(
             f"unknown class {name!r}: the nearest of {len(self.classes)} known classes are {', '.join(near)}"
         )
+
+
+def _refuse(classes: Sequence[str]) -> None:
+    if not classes:
+        raise ConditioningError('conditioning of kind "class" needs class names, got none')
+    if "" in classes or len(set(classes)) < len(classes):
+        raise ConditioningError(f"class names must be unique and not empty, got {list(classes)}")

@@ -6,7 +6,8 @@ Only safetensors are read, no code that comes with a model is run, and the local
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,5 +152,20 @@ def hidden_width(source: Source) -> int:
         return int(config["text_cfg"].get("width", 512))
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
-    return int(config.get_text_config().hidden_size)
+    with opening(source.folder):
+        config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().hidden_size)
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in reading a folder into a ConditioningError of one sentence."""
+    try:
+        yield
+    except ConditioningError:
+        raise
+    except Exception as error:  # of many unrelated classes: broken JSON or weights, unknown models, models with code
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConditioningError(
+            f"cannot open the text encoder in {folder} (no code that comes with a model is run): {first:.200}"
+        ) from None

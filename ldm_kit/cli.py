@@ -4,13 +4,16 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from ldm_kit.config import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
+convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
+app.add_typer(convert, name="convert")
 
 
 @contextlib.contextmanager
@@ -77,3 +80,42 @@ def doctor() -> None:
         typer.echo(f"{name:14} {found}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     typer.echo(f"{'device':14} {device}\n{'attention':14} sdpa (cpu: math)\n{'threads':14} {torch.get_num_threads()}")
+
+
+@app.command()
+def nll(
+    run: Annotated[Path, typer.Argument(help="the folder of a run on pixels, or the model/ within it")],
+    count: Annotated[int | None, typer.Option(help="held-out pictures; all when left out")] = None,
+    times: Annotated[int | None, typer.Option(help="random times of each, an estimate; all when left out")] = None,
+    seed: Annotated[int, typer.Option(help="of noise and times")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch_size", help="pictures at once; changes no number")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")] = None,
+) -> None:
+    """Bound the negative log-likelihood, in bits per dimension, of a run's held-out pictures under its model."""
+    with door():
+        from ldm_kit.nll import Question, measure
+
+        typer.echo(measure(run, Question(count, times, seed, batch_size), device))
+
+
+@convert.command("guided-diffusion")
+def guided_diffusion(
+    checkpoint: Annotated[Path, typer.Argument(help="weights of openai/guided-diffusion, .pt or .safetensors")],
+    out: Annotated[Path, typer.Argument(help="a new folder for the saved model")],
+    kind: Annotated[Literal["unet", "classifier"], typer.Option(help="unet: the denoiser")],
+    image_size: Annotated[int, typer.Option("--image_size", min=1, help="side of the pictures it was trained on")],
+    schedule: Annotated[Literal["linear", "cosine"], typer.Option(help="its noise (cosine for 64 px)")] = "linear",
+    head_size: Annotated[int, typer.Option("--head_size", min=1, help="channels of an attention head")] = 64,
+    heads: Annotated[int | None, typer.Option(min=1, help="heads of every attention, instead of --head_size")] = None,
+    new_order: Annotated[
+        bool, typer.Option("--new_attention_order", help="trained with use_new_attention_order")
+    ] = False,
+    classes: Annotated[Path | None, typer.Option(help="a text file of class names, one a line, in their order")] = None,
+) -> None:
+    """Turn a denoiser or a noisy classifier of openai/guided-diffusion into a saved model."""
+    with door():
+        from ldm_kit.converting import Origin, convert_guided_diffusion
+        from ldm_kit.nets.guided_layout import Heads
+
+        origin = Origin(kind, image_size, schedule, Heads(head_size, heads, new_order), classes)
+        typer.echo(convert_guided_diffusion(checkpoint, out, origin))

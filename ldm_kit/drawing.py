@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm_kit import parts
 from ldm_kit.config import UserError
 from ldm_kit.evaluation.files import MAX_SEED, file_name, save_png
 from ldm_kit.evaluation.pictures import grid
-from ldm_kit.nets.solvers import SOLVERS
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.nets import foreign
+from ldm_kit.nets.solvers import FOREIGN
+from ldm_kit.noisy_classifier import NoisyClassifier
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish, refuse, refuse_unconditional
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRID = 400  # most pictures in the grid
@@ -53,6 +57,14 @@ class Order:
         return [*self.prompts, *found]
 
 
+@dataclass(frozen=True)
+class Guides:
+    """Folders of what guides from outside: a noisy classifier, and a worse model for autoguidance."""
+
+    classifier: Path | None = None
+    worse: Path | None = None
+
+
 class Drawn(NamedTuple):
     """How many pictures were drawn, and where they are shown together."""
 
@@ -66,6 +78,7 @@ def draw_to_folder(
     wish: Wish,
     out: Path,
     *,
+    guides: Guides | None = None,
     device: str | None = None,
     precision: str = "no",
     metadata: bool = True,
@@ -73,12 +86,17 @@ def draw_to_folder(
     """Draw an order into `out`.
 
     Raises:
-        UserError: a number out of range; no such model, solver, precision or device; prompts that do not fit the model.
+        UserError: a number out of range; no such model, solver, precision or device; prompts or guides that do not fit
+            the model.
     """
-    _refuse(order, wish, precision)
+    refuse(wish)
+    guides = guides or Guides()
+    _refuse(order, precision)
+    _refuse_idle(guides, wish)
     texts = order.texts()
-    pipeline = Pipeline.load(_model_folder(model), _device(device), PRECISIONS[precision])
+    pipeline = _opened(model, guides, parts.device_named(device), PRECISIONS[precision])
     jobs = [(text, order.seed + k) for text in _fitting(pipeline, texts, wish) for k in range(order.count)]
+    wish = pipeline.settled(wish)
     out.mkdir(parents=True, exist_ok=True)
     shown: list[Tensor] = []
     drawn = _drawn(pipeline, jobs, wish, order.batch_size)
@@ -109,52 +127,70 @@ def _settings(wish: Wish) -> dict[str, str]:
     return {"settings": json.dumps(asdict(wish))}
 
 
+def _opened(model: Path, guides: Guides, device: torch.device, precision: torch.dtype | None) -> Pipeline:
+    pipeline = Pipeline.load(parts.model_folder(model), device, precision)
+    classifier = None if guides.classifier is None else NoisyClassifier.load(guides.classifier, device)
+    worse = None if guides.worse is None else Pipeline.load(parts.model_folder(guides.worse), device, precision)
+    return pipeline.steered(classifier, worse)
+
+
 def _fitting(pipeline: Pipeline, texts: list[str], wish: Wish) -> list[str]:
     """The prompts, once they and the wish are known to fit the model; all of it is said before anything is written."""
-    if wish.steps > (most := pipeline.schedule_config.steps):
-        raise UserError(f"--steps {wish.steps} is more than the {most} times that this model was trained on")
-    if pipeline.conditioner.null is None:
-        if texts or wish.negative is not None:
-            raise UserError(
-                f"this model is unconditional and takes no prompt, got {(texts or [wish.negative])[0]!r:.80}; "
-                "use --count alone"
-            )
-        return [""]
+    _refuse_walk(pipeline, pipeline.settled(wish))
+    texts = _prompted(pipeline, texts, wish) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model draws from prompts or class names; give at least one, or --prompts_file")
-    if wish.negative is not None and wish.guidance_scale == 1:
-        raise UserError("--negative_prompt has no effect at --guidance_scale 1; expected another scale")
-    pipeline.conditioner.prepare([*texts, wish.negative or ""])
+    guided = pipeline.conditioner.null is not None and wish.guidance_scale != 1
+    pipeline.conditioner.prepare([*texts, wish.negative or ""] if guided else texts)
+    if pipeline.worse is not None:
+        pipeline.worse.conditioner.prepare(texts)
+    pipeline.labels(texts, wish)
     return texts
 
 
-def _refuse(order: Order, wish: Wish, precision: str) -> None:
-    counts = {"--count": order.count, "--steps": wish.steps, "--batch_size": order.batch_size}
+def _refuse_walk(pipeline: Pipeline, wish: Wish) -> None:
+    """Refuse a settled wish that this model's samplers could not follow."""
+    times = pipeline.times(wish)
+    if pipeline.vae is not None and wish.clip != "none":
+        raise UserError(f"--clip {wish.clip} is for pixels, but this model draws latents, which have no range")
+    if wish.algorithm == 1 and len(times) == 2:
+        raise UserError("--algorithm 1 shifts by a step's variance, and a single one has none; expected more --steps")
+    if wish.solver.startswith(FOREIGN):
+        try:
+            foreign.build(wish.solver.removeprefix(FOREIGN), pipeline.schedule, times)
+        except ValueError as error:
+            raise UserError(f"--solver {wish.solver}: {error}") from None
+
+
+def _prompted(pipeline: Pipeline, texts: list[str], wish: Wish) -> list[str]:
+    """What an unconditional model is told: nothing, or a classifier's classes."""
+    refuse_unconditional(wish)
+    named = pipeline.classifier is not None and wish.classifier_class is None
+    if named and not texts:
+        raise UserError("a classifier needs a class; give class names as prompts, or --classifier_class NAME")
+    if texts and not named:
+        raise UserError(f"this model is unconditional and takes no prompt, got {texts[0]!r:.80}; use --count alone")
+    return texts or [""]
+
+
+def _refuse(order: Order, precision: str) -> None:
+    counts = {"--count": order.count, "--batch_size": order.batch_size}
     if few := [f"{flag} is {value}; expected 1 or more" for flag, value in counts.items() if value < 1]:
         raise UserError(few[0])
     if not 0 <= order.seed <= MAX_SEED - order.count + 1:
         raise UserError(f"--seed is {order.seed}; expected 0 to 2^64 - --count")
-    if not (wish.guidance_scale >= 0 and math.isfinite(wish.guidance_scale)):
-        raise UserError(f"--guidance_scale is {wish.guidance_scale}; expected a number of 0 or more, 1 is no guidance")
-    if wish.solver not in SOLVERS:
-        raise UserError(f"unknown solver {wish.solver!r}; known are {', '.join(SOLVERS)}")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
 
 
-def _model_folder(path: Path) -> Path:
-    """The model's folder itself, or the finished one in a run's folder."""
-    inside = path / "model"
-    return inside if not (path / "model_index.json").exists() and (inside / "model_index.json").exists() else path
-
-
-def _device(name: str | None) -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name is None:
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from None
-    return device
+def _refuse_idle(guides: Guides, wish: Wish) -> None:
+    """Refuse settings of a guide that is not there."""
+    said = {
+        "--classifier_scale": wish.classifier_scale is not None,
+        "--classifier_class": wish.classifier_class is not None,
+        "--algorithm": wish.algorithm is not None,
+    }
+    if guides.classifier is None and any(said.values()):
+        raise UserError(f"{next(flag for flag in said if said[flag])} needs --classifier DIR, a noisy classifier")
+    if guides.worse is None and wish.autoguidance_scale is not None:
+        raise UserError("--autoguidance_scale needs --worse DIR, a worse model of the same pictures")

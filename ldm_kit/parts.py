@@ -9,13 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
 
+import conditioning.factory as conditioners
+from conditioning.base import Conditioner, ConditioningError
 from ldm_kit.config import UserError
+from ldm_kit.diffusion.bound import VarianceType
+from ldm_kit.diffusion.prediction import Target
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.solvers import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
 
 INDEX = "model_index.json"
+CLASSIFIER = "ldm_kit.NoisyClassifier"  # what a saved noisy classifier's index calls itself
+SEMANTIC = "ldm_kit.SemanticModel"  # ... and a semantic model's
 FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-UNET: Mapping[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
+UNET: Mapping[str, Any] = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "UNet2DModel": UNet2DModel,
+    "AdmUNet": AdmUNet,
+}
+OURS: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> where it is ours, not diffusers'
 KNOWN: Mapping[str, tuple[str, tuple[str, ...]]] = {  # part -> (library, classes)
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
@@ -27,6 +42,29 @@ KNOWN: Mapping[str, tuple[str, tuple[str, ...]]] = {  # part -> (library, classe
 _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
 
 
+def model_folder(place: Path) -> Path:
+    """The model's folder: `place` itself, or the finished model in a run's folder."""
+    inside = place / "model"
+    return inside if not (place / INDEX).exists() and (inside / INDEX).exists() else place
+
+
+def device_named(name: str | None) -> torch.device:
+    """A device that works; None: the accelerator, or else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
 def read_index(folder: Path) -> dict[str, str]:
     """The classes of a saved model's parts, by part, from its model_index.json.
 
@@ -34,6 +72,10 @@ def read_index(folder: Path) -> dict[str, str]:
         UserError: no such folder or file, a part that we do not know or that brings its own code, or a part missing.
     """
     index = read_json(folder / INDEX, f"{folder} is no saved model: its {INDEX}")
+    if index.get("_class_name") == CLASSIFIER:
+        raise UserError(f"{folder} holds a noisy classifier, which guides but cannot draw; expected a diffusion model")
+    if index.get("_class_name") == SEMANTIC:
+        raise UserError(f"{folder} holds a semantic model, which draws from codes; expected a plain diffusion model")
     parts = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
     for name, value in parts.items():
         if name not in _UNUSED:
@@ -49,7 +91,7 @@ def _refuse_foreign(folder: Path, name: str, value: Any) -> None:
     if name not in KNOWN:
         raise UserError(f"{folder} has a part {name!r} ({value}), which we cannot use; known are {', '.join(KNOWN)}")
     library, classes = KNOWN[name]
-    if len(value) != 2 or value[0] != library or value[1] not in classes:
+    if len(value) != 2 or value[1] not in classes or value[0] != OURS.get(value[1], library):
         raise UserError(
             f"{folder}: {name} is {value}, expected {library} with {' or '.join(classes)}; no other code is run"
         )
@@ -93,6 +135,99 @@ def component(folder: Path, name: str, kind: str, classes: Mapping[str, Any]) ->
     if lost := found["missing_keys"]:
         raise UserError(f"the weights in {place} lack {len(lost)} tensors, the first being {sorted(lost)[0]}")
     return module
+
+
+def schedule(folder: Path) -> tuple[ScheduleConfig, Target, VarianceType]:
+    """What the folder's scheduler says of the noise, of the network's output, and of the variance of ddpm's steps.
+
+    Raises:
+        UserError: no scheduler_config.json, or one that our schedules cannot express.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, str(path))
+    try:
+        found = from_scheduler_config(config)
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
+        ) from None
+    if learns_variance(config):
+        return *found, "learned_range"
+    return *found, "large" if config.get("variance_type") == "fixed_large" else "small"
+
+
+def conditioner(folder: Path) -> Conditioner:
+    """The folder's conditioner; raises UserError if its files are missing, broken, or do not fit together."""
+    with hushed():
+        try:
+            return conditioners.load(folder)
+        except ConditioningError as error:
+            raise UserError(str(error)) from None
+        except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
+            raise UserError(f"cannot open the conditioner in {folder}: {' '.join(str(error).split()):.300}") from None
+
+
+def refuse_misfits(folder: Path, vae: Any, unet: Any, conditioner: Conditioner, *, learned: bool) -> None:
+    """Refuse a U-Net that does not fit the first stage (None: pixels), the conditioner or the learned variance.
+
+    Raises:
+        UserError: channels or a width that differ; names both sides.
+    """
+    into, out = unet.config["in_channels"], unet.config["out_channels"]
+    channels = into if vae is None else vae.config["latent_channels"]
+    wanted = 2 * channels if learned else channels
+    if (into, out) != (channels, wanted):
+        what, variance = ("picture" if vae is None else "latent"), ("a learned" if learned else "no learned")
+        raise UserError(
+            f"{folder}: the U-Net has {into} channels in and {out} out, but a {what} has {channels}, and the scheduler "
+            f"says {variance} variance, with which {wanted} come out"
+        )
+    width = unet.config["cross_attention_dim"] if isinstance(unet, UNet2DConditionModel) else None
+    for what, ours, theirs in (
+        ("attends to tokens", width, conditioner.width),
+        ("takes a vector", _vector_width(unet), conditioner.vector_width),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder}: the U-Net {what} of width {ours}, but the conditioner's have {theirs}")
+
+
+def _vector_width(unet: Any) -> int | None:
+    if unet.class_embedding is None:
+        return None
+    return unet.config.get("projection_class_embeddings_input_dim") or unet.time_embedding.linear_2.out_features
+
+
+def unet_entry(unet: Any) -> tuple[str, str]:
+    """What model_index.json says of a U-Net: library and class."""
+    name = type(unet).__name__
+    return OURS.get(name, "diffusers"), name
+
+
+def scheduler(config: ScheduleConfig, target: Target, variance: VarianceType, *, pixels: bool) -> Any:
+    """The scheduler of a folder to be saved; plain diffusers clips pictures with it as we do, and no latents.
+
+    Raises:
+        UserError: diffusers cannot express the combination.
+    """
+    if variance == "large":
+        found: Any = to_scheduler("ddpm-large", config, target)
+    else:
+        found = default_scheduler(config, target, variance == "learned_range")
+    if "clip_sample" not in found.config:
+        return found
+    return type(found).from_config(found.config, clip_sample=pixels)
+
+
+def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
+    """The class of diffusers that opens a folder of these parts and a conditioner's entries; else ours."""
+    if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel) and "text_encoder" in entries:
+        return "StableDiffusionPipeline"
+    # a frozen encoder has no entry, yet is a condition
+    if entries or type(unet) is not UNet2DModel or unet.class_embedding is not None:
+        return "ldm_kit.Pipeline"
+    if vae is not None:
+        return "LDMPipeline"
+    return "DDIMPipeline" if isinstance(scheduler, DDIMScheduler) else "DDPMPipeline"
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/`, the conditioner's components,
 `scheduler/`, `model_index.json`. KL + CLIP text opens in plain diffusers as StableDiffusionPipeline, an unconditional
-model as LDMPipeline, and everything here as `Pipeline.load(folder)`.
+model as LDMPipeline (of pixels: DDIMPipeline or DDPMPipeline), and everything here as `Pipeline.load(folder)`.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
@@ -18,29 +18,23 @@ from torch import Tensor
 
 import conditioning.factory as conditioners
 from autoencoder.base import decode
-from conditioning.base import Condition, Conditioner, ConditioningError
+from conditioning.base import Condition, Conditioner
 from ldm_kit import parts
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import randomness
-from ldm_kit.diffusion.denoiser import NetworkDenoiser
-from ldm_kit.diffusion.guidance import ClassifierFree
+from ldm_kit.diffusion.bound import VarianceType
+from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import State
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
+from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, Spacing, build, spaced
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.layout import choose_attention
-from ldm_kit.nets.solvers import default_scheduler, from_scheduler_config, solve
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How pictures are to be drawn."""
-
-    steps: int = 20
-    solver: str = "dpm++"
-    guidance_scale: float = 3.0
-    negative: str | None = None  # None: the null condition that training used
+from ldm_kit.nets.solvers import solve
+from ldm_kit.noisy_classifier import NoisyClassifier, first_stage_of
+from ldm_kit.steering import Space, Told, class_names, labels_of, refuse_other_condition, refuse_stranger
+from ldm_kit.wish import ANCESTRAL, Wish
 
 
 @dataclass(eq=False)
@@ -53,6 +47,9 @@ class Pipeline:
     schedule_config: ScheduleConfig
     target: Target
     precision: torch.dtype | None = None  # autocast to this dtype while drawing
+    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net says it, in as many channels again
+    classifier: NoisyClassifier | None = None  # set by `steered`, as is the worse model
+    worse: "Pipeline | None" = None
     schedule: Schedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,11 +64,18 @@ class Pipeline:
     def latent_shape(self) -> tuple[int, int, int]:
         """(Z, h, w) of a latent at the trained size."""
         config: Any = self.unet.config
-        return config.out_channels, config.sample_size, config.sample_size
+        channels = config.out_channels // (2 if self.variance == "learned_range" else 1)
+        return channels, config.sample_size, config.sample_size
+
+    @property
+    def space(self) -> Space:
+        """What a guide has to fit to."""
+        first_stage = None if self.vae is None else first_stage_of(self.vae)
+        return Space(self.schedule_config, self.latent_shape, first_stage)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """Move all networks."""
-        for module in (self.vae, self.unet, self.conditioner):
+        """Move all networks, the guides' too."""
+        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.worse):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
         self.schedule = self.schedule.to(device)
@@ -89,19 +93,93 @@ class Pipeline:
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
+    def steered(self, classifier: NoisyClassifier | None = None, worse: "Pipeline | None" = None) -> "Pipeline":
+        """The same model with guides: a noisy classifier, and a worse model for autoguidance.
+
+        Raises:
+            UserError: a guide of another noise schedule, shape, autoencoder or kind of condition.
+        """
+        if classifier is not None:
+            theirs = Space(classifier.schedule_config, classifier.latent_shape, classifier.first_stage)
+            refuse_stranger("the classifier", theirs, self.space)
+        if worse is not None:
+            refuse_stranger("the worse model", worse.space, self.space)
+            refuse_other_condition(worse.conditioner, self.conditioner)
+        return replace(self, classifier=classifier, worse=worse)
+
+    def settled(self, wish: Wish) -> Wish:
+        """The wish with all decided that it leaves to the model; draws the same."""
+        found: dict[str, Any] = {"steps": len(self.times(wish)) - 1}
+        if wish.clip == "auto":
+            found["clip"] = "clip" if self.vae is None else "none"
+        if self.classifier is not None and wish.classifier_scale is None:
+            found["classifier_scale"] = 1.0
+        if self.classifier is not None and wish.algorithm is None:
+            found["algorithm"] = 1 if wish.solver in ANCESTRAL else 2
+        if self.worse is not None and wish.autoguidance_scale is None:
+            found["autoguidance_scale"] = 2.0
+        return replace(wish, **found)
+
+    def times(self, wish: Wish) -> list[int]:
+        """The falling training times that a wish's steps visit, -1 (clean) the last; raises UserError."""
+        try:
+            return spaced(self.schedule_config.steps, wish.steps, wish.spacing)
+        except ValueError as error:
+            what = f"--steps {wish.steps}" if wish.spacing in get_args(Spacing) else f"--spacing {wish.spacing}"
+            raise UserError(f"{what}: {error}") from None
+
+    def denoiser(self) -> NetworkDenoiser:
+        """The network as it was trained, unguided and unclipped."""
+        return NetworkDenoiser(self._network, self.schedule, self.target, self.variance == "learned_range")
+
+    def _guided(self, prompts: Sequence[str | int], wish: Wish) -> Denoiser:
+        """The network with classifier-free guidance, then autoguidance, then clipped: the guided x_0 is a picture."""
+        denoiser: Denoiser = self.denoiser()
+        if self.conditioner.null is not None and wish.guidance_scale != 1:
+            null = self.condition([self.conditioner.null if wish.negative is None else wish.negative] * len(prompts))
+            denoiser = ClassifierFree(denoiser, null, wish.guidance_scale, wish.rescale, wish.interval, self.target)
+        if self.worse is not None and wish.autoguidance_scale not in (None, 1):
+            worse = Told(self.worse.denoiser(), self.worse.condition(prompts))
+            denoiser = Autoguidance(denoiser, worse, wish.autoguidance_scale)
+        match wish.clip:
+            case "clip":
+                return Clipped(denoiser)
+            case "dynamic":
+                return Thresholded(denoiser)
+            case _:
+                return denoiser
+
+    def labels(self, prompts: Sequence[str | int], wish: Wish) -> Tensor | None:
+        """The classifier's labels [B] of prompts; None without one. Raises UserError for a class it does not know."""
+        if self.classifier is None:
+            return None
+        said = wish.classifier_class
+        names = class_names(self.conditioner, prompts) if said is None else [said] * len(prompts)
+        return labels_of(self.classifier.classes, names).to(self.device)
+
+    def _gradient(self, prompts: Sequence[str | int], wish: Wish) -> ClassifierGradient | None:
+        labels = self.labels(prompts, wish)
+        if self.classifier is None or labels is None or not wish.classifier_scale:
+            return None
+        return ClassifierGradient(self.classifier.log_probs, labels, wish.classifier_scale)
+
     @torch.no_grad()
     def states(
         self, prompts: Sequence[str | int], seeds: Sequence[int], wish: Wish, noise: Tensor | None = None
     ) -> Iterator[State]:
-        """Draw one batch, step by step: latents of `prompts`, each from its own seed (or from given noise)."""
-        cond = Condition() if self.conditioner.null is None else self.condition(prompts)
-        denoiser = NetworkDenoiser(self._network, self.schedule, self.target)
-        guided = denoiser
-        if self.conditioner.null is not None and wish.guidance_scale != 1:
-            null = self.conditioner.null if wish.negative is None else wish.negative
-            guided = ClassifierFree(denoiser, self.condition([null] * len(prompts)), wish.guidance_scale)
+        """Draw one batch, step by step: latents of `prompts`, each from its own seed (or from given noise).
+
+        A classifier shifts what is guided and clipped already: eps (Algorithm 2), or the mean of ddpm's step
+        (Algorithm 1; Dhariwal & Nichol 2021).
+        """
+        wish = self.settled(wish)
+        denoiser, gradient = self._guided(prompts, wish), self._gradient(prompts, wish)
+        if gradient is not None and wish.algorithm == 2:
+            denoiser, gradient = ClassifierGuided(denoiser, gradient), None
         start = (randomness.picture_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
-        yield from solve(wish.solver, guided, start, wish.steps, cond, seeds=seeds)  # pyright: ignore[reportArgumentType]
+        cond, times = self.condition(prompts), self.times(wish)
+        steps = {"eta": wish.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
+        yield from solve(wish.solver, denoiser, start, times, cond, seeds=seeds, **steps)
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
@@ -124,9 +202,9 @@ class Pipeline:
     def save(self, folder: Path) -> None:
         """Write the diffusers layout."""
         folder.mkdir(parents=True, exist_ok=True)
-        scheduler = default_scheduler(self.schedule_config, self.target)
+        scheduler = parts.scheduler(self.schedule_config, self.target, self.variance, pixels=self.vae is None)
         entries = conditioners.save(self.conditioner, folder)
-        kind = self._pipeline_class(entries)
+        kind = parts.pipeline_class(self.vae, self.unet, scheduler, entries)
         if self.vae is not None:
             name = "vqvae" if kind == "LDMPipeline" else "vae"
             self.vae.save_pretrained(folder / name)
@@ -135,7 +213,7 @@ class Pipeline:
         scheduler.save_pretrained(folder / "scheduler")
         index: dict[str, Any] = {
             "_class_name": kind,
-            "unet": ("diffusers", type(self.unet).__name__),
+            "unet": parts.unet_entry(self.unet),
             "scheduler": ("diffusers", type(scheduler).__name__),
             **entries,
         }
@@ -144,13 +222,6 @@ class Pipeline:
             index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
         (folder / parts.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         parts.tidy(folder)
-
-    def _pipeline_class(self, entries: dict[str, tuple[str, str]]) -> str:
-        text = "text_encoder" in entries and isinstance(self.unet, UNet2DConditionModel)
-        if isinstance(self.vae, AutoencoderKL) and text:
-            return "StableDiffusionPipeline"
-        plain = isinstance(self.unet, UNet2DModel) and not entries  # a frozen encoder has no entry, yet is a condition
-        return "LDMPipeline" if self.vae is not None and plain else "ldm_kit.Pipeline"
 
     @classmethod
     def load(
@@ -163,50 +234,15 @@ class Pipeline:
         """
         folder = Path(folder)
         index = parts.read_index(folder)
-        schedule, target = _schedule(folder)
+        schedule, target, variance = parts.schedule(folder)
         first = next((name for name in ("vae", "vqvae") if name in index), None)
         vae = None if first is None else parts.component(folder, first, index[first], parts.FIRST_STAGE)
         unet = parts.component(folder, "unet", index["unet"], parts.UNET)
         choose_attention(unet, torch.device(device), "auto")
-        pipeline = cls(vae, unet, _conditioner(folder), schedule, target, precision)
-        _refuse_misfits(pipeline, folder)
-        for module in (vae, unet, pipeline.conditioner):
+        conditioner = parts.conditioner(folder)
+        parts.refuse_misfits(folder, vae, unet, conditioner, learned=variance == "learned_range")
+        pipeline = cls(vae, unet, conditioner, schedule, target, precision, variance)
+        for module in (vae, unet, conditioner):
             if module is not None:
                 module.eval().requires_grad_(False)
         return pipeline.to(device)
-
-
-def _schedule(folder: Path) -> tuple[ScheduleConfig, Target]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    try:
-        return from_scheduler_config(parts.read_json(path, str(path)))
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
-        ) from None
-
-
-def _conditioner(folder: Path) -> Conditioner:
-    with parts.hushed():
-        try:
-            return conditioners.load(folder)
-        except ConditioningError as error:
-            raise UserError(str(error)) from None
-        except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
-            raise UserError(f"cannot open the conditioner in {folder}: {' '.join(str(error).split()):.300}") from None
-
-
-def _refuse_misfits(pipeline: Pipeline, folder: Path) -> None:
-    unet: Any = pipeline.unet.config
-    channels = unet.out_channels if pipeline.vae is None else pipeline.vae.config["latent_channels"]
-    if not unet.in_channels == unet.out_channels == channels:
-        raise UserError(
-            f"{folder}: the U-Net has {unet.in_channels} channels in and {unet.out_channels} out, "
-            f"but a latent has {channels}"
-        )
-    width = unet.get("cross_attention_dim") if isinstance(pipeline.unet, UNet2DConditionModel) else None
-    if width != pipeline.conditioner.width:
-        raise UserError(
-            f"{folder}: the U-Net attends to tokens of width {width}, but the conditioner's have "
-            f"{pipeline.conditioner.width}"
-        )

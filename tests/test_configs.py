@@ -11,15 +11,22 @@ from autoencoder.discriminator import Discriminator
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
-from ldm_kit.config import read
+from ldm_kit.config import read, tree
+from ldm_kit.data.openmoji import OpenMojiConfig
 from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.choose import read_run
+from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.settings import NoisedRun
 from ldm_kit.nets.build import build_unet
+from ldm_kit.nets.half_unet import build_half_unet
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-STAGE_1 = {path: read(AutoencoderRun, path) for path in FILES if path.name.startswith("ae")}
-STAGE_2 = {path: read(LatentRun, path) for path in FILES if path.name.startswith("ldm")}
+STAGE_1 = {path: read(AutoencoderRun, path) for path in FILES if isinstance(tree(path).get("autoencoder"), dict)}
+STAGE_2: dict[Path, NoisedRun] = {path: read_run(path) for path in FILES if path not in STAGE_1}
+DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
+CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
 MINILM_WIDTH = 384
 
 
@@ -29,7 +36,7 @@ def named(path: Path) -> str:
 
 def test_every_file_is_of_a_known_stage():
     assert FILES
-    assert set(FILES) == {*STAGE_1, *STAGE_2}
+    assert set(FILES) == {*STAGE_1, *DENOISERS, *CLASSIFIERS}
     assert not list((ROOT / "configs").rglob("*.yml"))
 
 
@@ -47,18 +54,51 @@ def test_autoencoders_build(path):
     assert shape == (2, config.autoencoder.latent_channels, config.autoencoder.side, config.autoencoder.side)
 
 
-@pytest.mark.parametrize("path", STAGE_2, ids=named)
-def test_denoisers_build_on_their_autoencoders_latents(path):
-    config = STAGE_2[path]
+def latents_of(config: NoisedRun) -> tuple[int, int]:
+    """Channels and side of what a run noises: its autoencoder's latents, or the pictures."""
+    if config.autoencoder is None:
+        return 3 if isinstance(config.data, OpenMojiConfig) else config.data.channels, config.data.resolution
     first = [stage for stage in STAGE_1.values() if stage.run == config.autoencoder]
     assert len(first) == 1, f"{config.autoencoder} is the run of no config here"
     assert first[0].data == config.data
-    net = first[0].autoencoder
+    return first[0].autoencoder.latent_channels, first[0].autoencoder.side
+
+
+@pytest.mark.parametrize("path", DENOISERS, ids=named)
+def test_denoisers_build_on_their_autoencoders_latents(path):
+    config = DENOISERS[path]
+    channels, side = latents_of(config)
+    vector = config.unet.time_width if isinstance(config.condition, ClassConfig) and not width(config) else None
+    out = 2 * channels if config.variance == "learned_range" else channels
     with torch.device("meta"):
-        unet = build_unet(config.unet, sample_size=net.side, channels=net.latent_channels, cross_width=width(config))
-        x = torch.zeros(2, net.latent_channels, net.side, net.side)
-        tokens = {} if width(config) is None else {"encoder_hidden_states": torch.zeros(2, 5, width(config) or 0)}
-        assert unet(x, torch.zeros(2), **tokens).sample.shape == x.shape
+        unet = build_unet(
+            config.unet,
+            sample_size=side,
+            channels=channels,
+            out_channels=out,
+            cross_width=width(config),
+            vector_width=vector,
+        )
+        x = torch.zeros(2, channels, side, side)
+        more = {} if width(config) is None else {"encoder_hidden_states": torch.zeros(2, 5, width(config) or 0)}
+        more |= {} if vector is None else {"class_labels": torch.zeros(2, vector)}
+        assert unet(x, torch.zeros(2), **more).sample.shape == (2, out, side, side)
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=named)
+def test_classifiers_build_on_their_generators_latents(path):
+    config = CLASSIFIERS[path]
+    channels, side = latents_of(config)
+    with torch.device("meta"):
+        net = build_half_unet(config.net, sample_size=side, channels=channels, classes=("a", "b", "c"))
+        assert net(torch.zeros(2, channels, side, side), torch.zeros(2)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=named)
+def test_classifiers_know_the_noise_of_a_generator(path):
+    config = CLASSIFIERS[path]
+    generators = [other for other in DENOISERS.values() if other.autoencoder == config.autoencoder]
+    assert config.schedule in [other.schedule for other in generators], "there is nothing here that it can guide"
 
 
 def width(config: LatentRun) -> int | None:
@@ -67,6 +107,8 @@ def width(config: LatentRun) -> int | None:
             return None
         case PretrainedTextConfig():
             return MINILM_WIDTH
+        case ClassConfig(form="vector"):
+            return None
         case ClassConfig() | _:
             return config.condition.width
 
@@ -84,9 +126,20 @@ def test_headers(path):
 @pytest.mark.parametrize("folder", ["openmoji"])
 def test_a_tiny_config_of_every_kind(folder):
     tiny = {path.stem for path in FILES if path.parent.name == folder and "tiny" in path.stem}
-    assert tiny == {"ae_tiny", "ae_tiny_vq", "ldm_tiny", "ldm_tiny_class", "ldm_tiny_uncond", "ldm_tiny_flow"}
+    assert tiny == {
+        *("ae_tiny", "ae_tiny_vq", "classifier_tiny"),
+        *("ldm_tiny", "ldm_tiny_class", "ldm_tiny_uncond", "ldm_tiny_flow"),
+    }
 
 
 def test_runs_do_not_share_a_folder():
     runs = [config.run for config in (*STAGE_1.values(), *STAGE_2.values())]
     assert len(set(runs)) == len(runs)
+
+
+def test_pixels_have_no_first_stage_and_a_tiny_config():
+    pixels = {path.stem: config for path, config in DENOISERS.items() if path.parent.name == "pixels"}
+    assert {"tiny", "digits8", "digits28_class"} < set(pixels)
+    assert all(config.autoencoder is None and not config.flip for config in pixels.values())
+    assert pixels["tiny"].train.steps < 10
+    assert pixels["openmoji32_adm"].variance == pixels["tiny"].variance == "learned_range"

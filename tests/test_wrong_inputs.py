@@ -13,19 +13,20 @@ import pytest
 from PIL import Image
 
 from tests.world import Outcome, World, through
-from tests.wrong_trainings import AE, LDM
+from tests.wrong_trainings import AE, CLASSIFIER, LDM
 
 OWN = ("wrong-ae", "wrong-ldm", "in-use", "held")  # runs that may leave their config and lock
 
 
 def damage(world: World) -> None:
     """Folders that are wrong in one way each."""
-    for name in ("empty", "mixed/a", "broken", "badlines", "single", "damaged/train"):
+    for name in ("empty", "mixed/a", "broken", "badlines", "single", "alike/only", "damaged/train"):
         (world.root / name).mkdir(parents=True)
     for name in ("broken/a.png", "broken/b.png", "damaged/train/latents-00000.safetensors", "text.safetensors"):
         (world.root / name).write_text("no such thing")
     (world.root / "badlines" / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{"file_')
-    for name in ("mixed/a.png", "mixed/a/b.png", "single/a.png"):
+    alike = [f"alike/only/{number}.png" for number in range(3)]
+    for name in ("mixed/a.png", "mixed/a/b.png", "single/a.png", *alike):
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(world.root / name)
     model = world.model("kl") / "model"
     for name in ("otherclass", "corrupt", "lacking", "pickled", "unscaled"):
@@ -115,6 +116,13 @@ def test_train_ae(spoilt, overrides, said):
 )
 def test_train_ldm(spoilt, overrides, said):
     refused(spoilt, "train_ldm", spoilt.ldm("text", "wrong-ldm"), overrides, said)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"), CLASSIFIER, ids=lambda value: None if isinstance(value, str) else " ".join(value)
+)
+def test_train_a_classifier(spoilt, overrides, said):
+    refused(spoilt, "train_ldm", spoilt.classifier("classifier", "wrong-ldm"), overrides, said)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from tests.world import World, through
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLAGS = [  # (model, arguments, what the sentence says)
     ("text", [], "draws from prompts or class names; give at least one, or --prompts_file"),
-    ("text", ["red", "--solver", "rk4"], "unknown solver 'rk4'; known are ddpm, ddim, dpm[+][+], unipc, heun, euler-a"),
-    ("text", ["red", "--steps", "1001"], "--steps 1001 is more than the 1000 times"),
+    ("text", ["red", "--solver", "rk4"], "unknown solver 'rk4'; known are ddpm, .*ddim, dpm[+][+], .* and diffusers:"),
+    ("text", ["red", "--steps", "1001"], "--steps 1001: cannot walk 1000 training times in 1001 steps; expected 1 to"),
     ("text", ["red", "--steps", "0"], "--steps is 0; expected 1 or more"),
     ("text", ["red", "--steps", "few"], "invalid value for '--steps'"),
     ("text", ["red", "--seed", "-1"], "--seed is -1; expected 0 to"),
@@ -39,9 +39,74 @@ FLAGS = [  # (model, arguments, what the sentence says)
     ("text", ["red", "--out", "{tmp}/empty.txt/below"], "empty.txt/below: not a directory"),
     ("text", ["red", "--guidance", "3"], "no such option: --guidance"),
     ("plain", ["red"], "this model is unconditional and takes no prompt, got 'red'; use --count alone"),
-    ("plain", ["--negative_prompt", "red"], "this model is unconditional and takes no prompt, got 'red'"),
+    ("plain", ["--negative_prompt", "red"], "--negative_prompt is for models with a condition, and this one is uncond"),
     ("class", ["redd"], "unknown class 'redd': the nearest of 3 known classes are red"),
     ("class", ["red", "--negative_prompt", "gren"], "unknown class 'gren': .* green"),
+]
+
+JUDGED, PIXELS = ["--classifier", "{world:classifier}"], ["--classifier", "{world:pixel_classifier}"]
+GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is the folder of the model x
+    ("plain", ["--classifier_scale", "4"], "--classifier_scale needs --classifier DIR"),
+    ("plain", ["--classifier_class", "red"], "--classifier_class needs --classifier DIR"),
+    ("plain", ["--algorithm", "2"], "--algorithm needs --classifier DIR"),
+    ("plain", [*JUDGED, "red", "--classifier_scale", "-1"], "--classifier_scale is -1.0; expected .* 0 is no guidance"),
+    ("plain", [*JUDGED, "red", "--classifier_scale", "nan"], "--classifier_scale is nan; expected a number"),
+    ("plain", [*JUDGED, "red", "--algorithm", "3"], "--algorithm is 3; expected 1 or 2"),
+    ("plain", [*JUDGED, "red", "--algorithm", "1"], "--algorithm 1 shifts the mean of ddpm.*, and dpm[+][+] has none"),
+    ("plain", [*JUDGED], "a classifier needs a class; give class names as prompts, or --classifier_class NAME"),
+    ("plain", [*JUDGED, "redd"], "unknown class 'redd': the nearest of the classifier's 3 are red"),
+    ("plain", [*JUDGED, "--classifier_class", "gren"], "unknown class 'gren': the nearest of the .* green"),
+    ("plain", [*JUDGED, "red", "--classifier_class", "red"], "this model is unconditional and takes no prompt"),
+    ("class", [*JUDGED, "gren"], "unknown class 'gren'"),
+    ("text", [*JUDGED, "red"], "a text prompt is not; give --classifier_class NAME"),
+    ("plain", [*PIXELS, "red"], r"the classifier sees .*\(3, 16, 16\), but the generator draws \(4, 8, 8\)"),
+    ("plain_flow", [*JUDGED, "red"], "the classifier knows .*kind scaled_linear.*, but the generator .*kind flow"),
+    ("plain_vq", [*JUDGED, "red"], r"the classifier sees latents of the autoencoder \w{12}, but .* autoencoder \w{12}"),
+    ("plain", ["--classifier", "{world:plain}", "red"], "holds a diffusion model"),
+    ("plain", ["--classifier", "{tmp}", "red"], "is no saved classifier"),
+    ("classifier", ["red"], "holds a noisy classifier, which guides but cannot draw"),
+    ("plain", ["--autoguidance_scale", "2"], "--autoguidance_scale needs --worse DIR"),
+    ("plain", ["--worse", "{world:plain}", "--autoguidance_scale", "-2"], "--autoguidance_scale is -2.0; expected"),
+    ("plain", ["--worse", "{tmp}"], "is no saved model"),
+    ("plain", ["--worse", "{world:pixels}"], r"the worse model sees .*\(3, 16, 16\), but .* draws \(4, 8, 8\)"),
+    (
+        "plain",
+        ["--worse", "{world:plain_flow}"],
+        "the worse model knows .*kind flow.*, but the generator .*kind scaled",
+    ),
+    ("plain", ["--worse", "{world:plain_vq}"], "the worse model sees latents of the autoencoder"),
+    ("plain", ["--worse", "{world:class}"], "the worse model draws from classes, but the generator draws from no cond"),
+    (
+        "class",
+        ["red", "--worse", "{world:text}"],
+        "the worse model draws from text, but the generator draws from class",
+    ),
+    ("text", ["red", "--guidance_rescale", "1.5"], "--guidance_rescale is 1.5; expected 0 to 1"),
+    ("text", ["red", "--guidance_rescale", "nan"], "--guidance_rescale is nan; expected 0 to 1"),
+    ("text", ["red", "--guidance_rescale", "1", "--guidance_scale", "1"], "--guidance_rescale has no effect at --guid"),
+    ("plain", ["--guidance_rescale", "0.5"], "--guidance_rescale is for models with a condition"),
+    ("text", ["red", "--guidance_interval", "0.8", "0.2"], "--guidance_interval is 0.8 0.2; expected .*LOW < HIGH"),
+    ("text", ["red", "--guidance_interval", "-1", "0.2"], "--guidance_interval is -1 0.2; expected"),
+    ("text", ["red", "--guidance_interval", "0", "2"], "--guidance_interval is 0 2; expected"),
+    ("text", ["red", "--guidance_interval", "nan", "1"], "--guidance_interval is nan 1; expected"),
+    ("text", ["red", "--guidance_interval", "0.5"], "--guidance_interval"),
+    ("plain", ["--guidance_interval", "0", "0.5"], "--guidance_interval is for models with a condition"),
+    ("plain", ["--spacing", "ddim60"], "--spacing ddim60: no integer stride takes 60 of 1000 .*ddim59 and ddim63"),
+    ("plain", ["--spacing", "ddim"], "--spacing ddim: unknown spacing 'ddim'; expected trailing"),
+    ("plain", ["--spacing", "1,501"], "--spacing 1,501: section 2 of 1,501 has 500"),
+    (
+        "plain",
+        ["--spacing", "even"],
+        "unknown spacing 'even'; expected trailing, leading, linspace, ddimN, or sections",
+    ),
+    ("plain", ["--eta", "0.5"], "--eta 0.5 is for ddim alone, but --solver is dpm[+][+]"),
+    ("plain", ["--eta", "2", "--solver", "ddim"], "--eta is 2.0; expected 0 to 1"),
+    ("plain", ["--clip", "soft"], "--clip is 'soft'; expected auto, none, clip, dynamic"),
+    ("plain", ["--clip", "dynamic"], "--clip dynamic is for pixels, but this model draws latents"),
+    ("plain", ["--clip", "clip"], "--clip clip is for pixels, but this model draws latents"),
+    ("plain", [*JUDGED, "red", "--solver", "ddpm", "--steps", "1"], "--algorithm 1 shifts by a step's variance, and a"),
+    ("plain", ["--solver", "diffusers:DDIMScheduler", "--spacing", "leading"], "--spacing is for our own solvers"),
+    ("plain", ["--solver", "diffusers:Nothing"], "diffusers has no scheduler Nothing"),
 ]
 
 
@@ -67,12 +132,16 @@ def sentence(*arguments: object, out: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("model", "arguments", "said"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+    ("model", "arguments", "said"), FLAGS + GUIDANCE, ids=lambda v: " ".join(v) if isinstance(v, list) else None
 )
 def test_flags(world, place, model, arguments, said):
-    filled = [text.replace("{tmp}", str(place)) for text in arguments]
+    filled = [_filled(world, text).replace("{tmp}", str(place)) for text in arguments]
     found = sentence(world.model(model), *filled, out=place / "out")
     assert re.search(said, found), found
+
+
+def _filled(world: World, text: str) -> str:
+    return str(world.model(text[7:-1])) if text.startswith("{world:") else text
 
 
 def _set(file: str, **values: object) -> Callable[[Path], None]:
@@ -146,7 +215,12 @@ FOLDERS = [  # (what is done to a copy of the text model, what the sentence says
     (_set("scheduler/scheduler_config.json", num_train_timesteps=-4), "numbers that are no noise schedule"),
     (_set("scheduler/scheduler_config.json", beta_schedule="exotic"), "has beta_schedule 'exotic'; expected one of"),
     (_set("scheduler/scheduler_config.json", prediction_type="noise"), "has prediction_type 'noise'; expected one of"),
-    (_set("scheduler/scheduler_config.json", trained_betas=[0.1]), "has its own list of betas"),
+    (_set("scheduler/scheduler_config.json", trained_betas=[7]), "hold"),
+    (
+        _set("scheduler/scheduler_config.json", variance_type="learned_range"),
+        "the U-Net has 4 channels in and 4 out, but a latent has 4, and the scheduler says a learned variance, with "
+        "which 8 come out",
+    ),
 ]
 
 
@@ -168,6 +242,30 @@ def test_a_class_model_without_its_classes(world: World, tmp_path):
     shutil.copytree(world.model("class") / "model", tmp_path / "model")
     _set("class_encoder/config.json", classes=["only one"])(tmp_path / "model")
     assert "cannot open the conditioner" in sentence(tmp_path / "model", "red", out=tmp_path / "out")
+
+
+def test_a_learned_variance_that_the_scheduler_does_not_know(world: World, tmp_path):
+    shutil.copytree(world.model("learned") / "model", tmp_path / "model")
+    _set("scheduler/scheduler_config.json", variance_type="fixed_small")(tmp_path / "model")
+    found = sentence(tmp_path / "model", out=tmp_path / "out")
+    assert "3 channels in and 6 out, but a picture has 3, and the scheduler says no learned variance" in found
+
+
+def test_a_vector_that_nobody_gives(world: World, tmp_path):
+    shutil.copytree(world.model("class_pixels") / "model", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "class_encoder")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    del index["class_encoder"]
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    found = sentence(tmp_path / "model", out=tmp_path / "out")
+    assert "the U-Net takes a vector of width 64, but the conditioner's have None" in found
+
+
+def test_a_classifier_of_another_noise(world: World, tmp_path):
+    shutil.copytree(world.model("classifier") / "model", tmp_path / "classifier")
+    _set("scheduler/scheduler_config.json", beta_end=0.02)(tmp_path / "classifier")
+    found = sentence(world.model("plain"), "red", "--classifier", tmp_path / "classifier", out=tmp_path / "out")
+    assert re.search(r"the classifier knows .*end 0\.02\b.*, but the generator draws under .*end 0\.012", found), found
 
 
 def test_parts_that_do_not_fit(world: World, tmp_path):

@@ -27,6 +27,12 @@ MODELS: dict[str, dict[str, Any]] = {  # name -> what differs from the text mode
     "plain_flow": {"condition": {"kind": "none"}, **FLOW},
     "plain_vq": {"condition": {"kind": "none"}, "autoencoder": "vq"},
     "pixels": {"condition": {"kind": "none"}, "autoencoder": None},
+    "class_pixels": {"condition": {"kind": "class", "form": "vector"}, "autoencoder": None},
+    "learned": {"condition": {"kind": "none"}, "autoencoder": None, "variance": "learned_range"},
+}
+CLASSIFIERS: dict[str, dict[str, Any]] = {  # name -> what differs from the noisy classifier on the KL autoencoder
+    "classifier": {},
+    "pixel_classifier": {"autoencoder": None},
 }
 
 
@@ -86,19 +92,41 @@ class World:
             tree["autoencoder"] = str(self.model(tree["autoencoder"]))
         return tree
 
+    def classifier(self, name: str, run: str) -> dict[str, Any]:
+        """A noisy classifier's config, on an autoencoder that is trained already or on pixels."""
+        net = {"widths": [16, 16], "attention": [False, True], "layers": 1, "head_size": 8, "groups": 8}
+        tree = {
+            **self.common(run),
+            "method": "classifier",
+            "autoencoder": "kl",
+            "net": net,
+            "optim": {"lr": 1e-2, "warmup": 0},
+            "train": {"steps": 8, "batch_size": 8, "checkpoint_every": 4},
+            "log": {"every": 1, "evaluate_every": 8, "tensorboard": False, "pictures": 4},
+            **CLASSIFIERS[name],
+        }
+        if tree["autoencoder"] is not None:
+            tree["autoencoder"] = str(self.model(tree["autoencoder"]))
+        return tree
+
     def write(self, tree: Any, name: str = "config.yaml") -> Path:
         path = self.root / name
         path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree), encoding="utf-8")
         return path
 
     def model(self, name: str) -> Path:
-        """The run's folder of a trained autoencoder ("kl", "vq") or denoiser (MODELS)."""
+        """The run's folder of a trained autoencoder ("kl", "vq"), denoiser (MODELS) or classifier (CLASSIFIERS)."""
         if name not in self.trained:
-            door, tree = ("train_ldm", self.ldm(name, name)) if name in MODELS else ("train_ae", self.ae(name, name))
+            door, tree = self._run(name)
             found = through(door, self.write(tree, f"{name}.yaml"))
             assert found.status == 0, found.err
             self.trained[name] = self.root / name
         return self.trained[name]
+
+    def _run(self, name: str) -> tuple[str, dict[str, Any]]:
+        if name in CLASSIFIERS:
+            return "train_ldm", self.classifier(name, name)
+        return ("train_ldm", self.ldm(name, name)) if name in MODELS else ("train_ae", self.ae(name, name))
 
 
 def through(door: str, *arguments: Any) -> Outcome:

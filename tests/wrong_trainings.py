@@ -52,6 +52,32 @@ AE = [  # (overrides, what the sentence says)
     (["run={root}/kl"], "already holds checkpoints; add --resume latest to go on, or name another run=FOLDER"),
     (["run={root}/kl", "optim.lr=3e-3", "--resume", "latest"], "cannot resume .*: optim.lr differ"),
 ]
+CLASSIFIER = [
+    (["method=clasifier"], "unknown method 'clasifier'; expected one of latent, classifier"),
+    (["unet={}"], "unknown key 'unet'; nearest known: net"),
+    (["target=eps"], "unknown key 'target'"),
+    (["label_smoothing=1"], "label_smoothing: expected less than 1, got 1"),
+    (["shift=-1"], "shift: expected greater than or equal to 0, got -1"),
+    (["shift=2"], "shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out"),
+    (["shift=16", "autoencoder=null"], "shift 16 moves a picture of 16 pixels out of itself"),
+    (["times={density: loss_second_moment}"], "loss_second_moment is for a bound; expected uniform or logit_normal"),
+    (["net.widths=[16, 20]"], r"net: widths \[20\] are not positive multiples of the 8 groups"),
+    (["net.attention=[true]"], "net: attention has 1 levels and widths 2"),
+    (["net.head_size=5"], r"net: widths \[16, 16\] with attention cannot be cut by head_size 5"),
+    (
+        ["net={widths: [8, 8, 8, 8, 8], attention: [false, false, false, false, false], groups: 8, head_size: 8}"],
+        "a latent of side 8 cannot be halved 4 times; expected a multiple of 16, or fewer net.widths",
+    ),
+    (
+        ["data.path={root}/single"],
+        "a classifier needs a label for every picture, but 1 of 1 have none, the first being a",
+    ),
+    (["data.path={root}/alike"], "needs at least two classes, but all 3 pictures are of 'only'"),
+    (["autoencoder={root}/nowhere"], "There is no autoencoder in .*nowhere"),
+    (["autoencoder={root}/unscaled"], "have deviation .*; expected about 1"),
+    (["run={root}/text"], "already holds checkpoints; add --resume latest"),
+    (["run={root}/text", "--resume", "latest"], "cannot resume .*method"),
+]
 LDM = [
     (
         ["schedule={kind: linear, zero_terminal: true}", "target=eps"],

@@ -8,10 +8,10 @@ too many of them stop the run. Small sets stay decoded in memory, larger ones ar
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import AfterValidator, Field
@@ -58,6 +58,17 @@ class FolderConfig(Config):
         default=True,
         description="larger sets: decode and hash every picture once at the start; false checks headers alone",
     )
+
+
+class Tolerance(Protocol):
+    """What a config says of bad pictures."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def on_bad(self) -> Literal["skip", "raise"]: ...
+    @property
+    def max_bad_share(self) -> float: ...
 
 
 class _Found(NamedTuple):
@@ -114,7 +125,7 @@ def load_all(config: FolderConfig) -> PictureSet:
     if len(offered) * size <= config.memory_limit:
         pixels = torch.empty(len(offered), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     found = _look(offered, config, pixels)
-    classes = _classes([f.entry for f in found])
+    classes = class_names({f.entry.label for f in found})
     records = [_record(f.entry, classes) for f in found]
     fingerprint = _fingerprint(config, found)
     if pixels is None:
@@ -132,12 +143,12 @@ def _look(offered: Sequence[Entry], config: FolderConfig, pixels: Tensor | None)
             picture = _check(path, config, pixels is not None)
         except BadPicture as error:
             bad.append(f"{entry.name}: {error.reason}")
-            _refuse(bad[-1], config)
+            refuse(bad[-1], config)
             continue
         if pixels is not None and picture is not None:
             pixels[len(found)] = picture
         found.append(_Found(entry, path, _contents(path, config.verify or pixels is not None)))
-    _judge(bad, len(offered), config)
+    judge(bad, len(offered), config)
     return found
 
 
@@ -148,14 +159,15 @@ def _check(path: Path, config: FolderConfig, keep: bool) -> Tensor | None:
     return None
 
 
-def _refuse(complaint: str, config: FolderConfig) -> None:
+def refuse(complaint: str, config: Tolerance) -> None:
+    """Say in the log what is skipped, or raise UserError where nothing may be."""
     if config.on_bad == "raise":
         raise UserError(f"bad picture in {config.path}: {complaint}; repair or remove it, or set on_bad: skip")
     _log.warning("skipped %s", complaint)
 
 
-def _judge(bad: Sequence[str], offered: int, config: FolderConfig) -> None:
-    """Stop where nothing is left, or where too much is bad: a wrong folder or a broken copy, most likely."""
+def judge(bad: Sequence[str], offered: int, config: Tolerance) -> None:
+    """Raise UserError where nothing is left, or where too much is bad: a wrong folder or a broken copy, most likely."""
     if len(bad) == offered:
         raise UserError(f"{config.path} holds nothing usable: all {offered} pictures are bad, first {bad[0]}")
     allowed = max(1, int(config.max_bad_share * offered)) if config.max_bad_share > 0 else 0
@@ -179,9 +191,9 @@ def _contents(path: Path, whole: bool) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _classes(found: Sequence[Entry]) -> list[str]:
+def class_names(labels: Iterable[str | None]) -> list[str]:
     """Class names: in number order if all are numbers, else in the order of the alphabet."""
-    names = {entry.label for entry in found if entry.label is not None}
+    names = {label for label in labels if label is not None}
     return sorted(names, key=int if all(name.isdecimal() for name in names) else str)
 
 

@@ -124,9 +124,10 @@ def _entry(line: str, where: str) -> Entry:
         raise UserError(f"{where}: text is {text!r:.60}; expected a string")
     if not isinstance(label, str | int | None):
         raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
-    fields = {str(key): _as_text(value) for key, value in row.items() if key not in _KNOWN}
+    fields = {str(key): as_text(value) for key, value in row.items() if key not in _KNOWN}
     return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A further value of a record as a string: JSON, unless it is one."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

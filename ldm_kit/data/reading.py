@@ -1,11 +1,12 @@
 """One robust reader of image files: header checked before decoding, every mode brought to uint8, square."""
 
+import io
 import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +24,20 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 
 
+class Encoded(NamedTuple):
+    """A picture file's contents that lie in something larger (an archive, a table), and what to call it."""
+
+    name: str
+    contents: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class BadPicture(UserError):
     """A file that cannot be used as a picture, and why; `reason` is the sentence without the file's path."""
 
-    def __init__(self, path: Path | str, reason: str) -> None:
+    def __init__(self, path: Path | Encoded | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
@@ -56,13 +67,13 @@ Colour = Annotated[str, AfterValidator(_known)]  # the type of a colour in a con
 
 
 def load_image(
-    path: Path | str,
+    path: Path | Encoded | str,
     resolution: int,
     channels: int = 3,
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
 ) -> Tensor:
-    """Read an image file as uint8 [channels, resolution, resolution].
+    """Read an image file, or the contents of one, as uint8 [channels, resolution, resolution].
 
     Turned by its EXIF orientation, scaled (Lanczos, antialiased) so that the shorter side fits, cropped to the centre;
     transparency is laid on `background` unless channels is 4; of an animation the first frame counts.
@@ -74,7 +85,7 @@ def load_image(
     if channels not in _MODES:
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     ground = colour(background)
-    image = _decode(Path(path), pixel_limit)
+    image = _decode(path if isinstance(path, Encoded) else Path(path), pixel_limit)
     try:
         flat = _to_mode(image, channels, ground)
         square = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
@@ -84,13 +95,13 @@ def load_image(
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def check_header(path: Path, pixel_limit: int) -> None:
+def check_header(path: Path | Encoded, pixel_limit: int) -> None:
     """Raise BadPicture unless the header reads as an image of at most `pixel_limit` pixels; nothing is decoded."""
     with _reading(path, pixel_limit):
         pass
 
 
-def _decode(path: Path, pixel_limit: int) -> Image.Image:
+def _decode(path: Path | Encoded, pixel_limit: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: handled or harmless
         with _reading(path, pixel_limit) as image:
@@ -101,13 +112,10 @@ def _decode(path: Path, pixel_limit: int) -> Image.Image:
                 raise BadPicture(path, f"broken or truncated image ({_words(error)})") from None
 
 
-def _reading(path: Path, pixel_limit: int) -> Image.Image:
+def _reading(path: Path | Encoded, pixel_limit: int) -> Image.Image:
     """The opened image, its header checked; the caller closes it."""
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            raise BadPicture(path, "not a regular file" if path.exists() else "no such file")
-    except OSError as error:
-        raise BadPicture(path, f"cannot be reached ({error.strerror})") from None
+    if isinstance(path, Path):
+        _refuse_irregular(path)
     image = _open(path, pixel_limit)
     width, height = image.size
     if width * height > pixel_limit:
@@ -116,21 +124,26 @@ def _reading(path: Path, pixel_limit: int) -> Image.Image:
     return image
 
 
-def _open(path: Path, pixel_limit: int) -> Image.Image:
+def _refuse_irregular(path: Path) -> None:
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise BadPicture(path, "not a regular file" if path.exists() else "no such file")
+    except OSError as error:
+        raise BadPicture(path, f"cannot be reached ({error.strerror})") from None
+
+
+def _open(path: Path | Encoded, pixel_limit: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(path, formats=FORMATS)
+            return Image.open(path if isinstance(path, Path) else io.BytesIO(path.contents), formats=FORMATS)
         except _BOMBS:
             most = f"{min(pixel_limit, Image.MAX_IMAGE_PIXELS or pixel_limit):,}"
             raise BadPicture(path, f"more pixels than the limit of {most} (a decompression bomb?)") from None
         except Image.UnidentifiedImageError:
-            kind = (
-                "an empty file"
-                if os.path.getsize(path) == 0
-                else f"not an image of a known kind ({', '.join(FORMATS)})"
-            )
+            size = os.path.getsize(path) if isinstance(path, Path) else len(path.contents)
+            kind = f"not an image of a known kind ({', '.join(FORMATS)})" if size else "an empty file"
             raise BadPicture(path, kind) from None
         except _BROKEN as error:
             raise BadPicture(path, f"cannot be opened ({_words(error)})") from None

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from ldm_kit.data import drafts
 
 
 def key_of(*parts: Any) -> str:
@@ -25,11 +25,5 @@ def cached(folder: Path, key: str, make: Callable[[], Mapping[str, Tensor]]) -> 
         return load_file(path)
     except (OSError, SafetensorError):
         made = {name: value.contiguous() for name, value in make().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        save_file(made, draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    drafts.write(path, save(made))
     return made

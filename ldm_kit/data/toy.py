@@ -1,6 +1,6 @@
 """Distributions with an exact denoiser: what samplers, guidance and losses are tested against."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,5 +57,14 @@ class Mixture:
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
         """Probability of each component given x_t, [B, K]."""
+        return self.log_posterior(x, t).exp()
+
+    def log_posterior(self, x: Tensor, t: Tensor) -> Tensor:
+        """Its logarithm: the exact noisy classifier whose classes are the components, [B, K]."""
         logs = torch.stack([part.log_density(x, t) for part in self.components(x)], dim=1)
-        return (logs + self.weights.to(x).log()).softmax(dim=1)
+        return (logs + self.weights.to(x).log()).log_softmax(dim=1)
+
+    def given(self, likelihood: Tensor) -> "Mixture":
+        """The mixture given evidence that component k makes with probability likelihood_k [K] (Bayes)."""
+        weights = self.weights * likelihood.to(self.weights)
+        return replace(self, weights=weights / weights.sum())

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from ldm_kit.data.images import PictureSet, Record, Split, subset, to_unit
 from ldm_kit.diffusion.randomness import address
 from ldm_kit.evaluation.fidelity import Fidelity, embed, fidelity
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish
 
 Features = Callable[[Tensor], Tensor]  # pictures [B, C, R, R] in [-1, 1] -> [B, D]
 

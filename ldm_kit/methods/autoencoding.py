@@ -13,18 +13,19 @@ from typing import Any, cast
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from autoencoder.adversarial import two_player
 from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
-from autoencoder.codebook import Codebook, CodeUsage
+from autoencoder.codebook import Codebook, CodeUsage, forget
 from autoencoder.config import AutoencoderConfig, build
 from autoencoder.criterion import AutoencoderLoss, CriterionConfig
 from autoencoder.discriminator import Discriminator, DiscriminatorConfig
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from autoencoder.vq import VQConfig
 from ldm_kit.data.batches import chunks
-from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.data.openmoji import OpenMojiConfig
 from ldm_kit.diffusion import randomness
 from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
 from ldm_kit.methods.settings import Ranks, RunConfig
@@ -44,7 +45,7 @@ class AutoencoderRun(RunConfig):
     @model_validator(mode="after")
     def _fits(self) -> "AutoencoderRun":
         net, judge = self.autoencoder, self.discriminator
-        channels = self.data.channels if isinstance(self.data, FolderConfig) else 3
+        channels = 3 if isinstance(self.data, OpenMojiConfig) else self.data.channels
         if net.resolution != self.data.resolution:
             raise ValueError(
                 f"autoencoder.resolution is {net.resolution} but data.resolution {self.data.resolution}; "
@@ -112,6 +113,19 @@ class Autoencoding:
         """Take back what `state` gave."""
         if self.codebook is not None:
             self.codebook.load_state_dict(dict(state))
+
+    def settle(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+        """Move the codebook's averages on, revive dead codes, and forget what the optimiser knew of those."""
+        if self.codebook is None:
+            return
+        revived, codes = self.codebook.settle(step), self.codebook.embedding.weight
+        for optimiser in optimisers.values():
+            forget(optimiser, codes, revived)
+
+    def discard(self) -> None:
+        """The step is void, and so is what the codebook has seen of it."""
+        if self.codebook is not None:
+            self.codebook.discard()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[Turn]:
         """The autoencoder's turn, then the discriminator's once it learns."""

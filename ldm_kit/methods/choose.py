@@ -9,11 +9,14 @@ import torch
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
+from ldm_kit.methods.classifier import ClassifierRun
+from ldm_kit.methods.classifier_stage import ClassifierStage
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.settings import NoisedRun, Ranks
 from ldm_kit.methods.stage import LatentStage
 
-RUNS: dict[str, type[NoisedRun]] = {"latent": LatentRun}
+RUNS: dict[str, type[NoisedRun]] = {"latent": LatentRun, "classifier": ClassifierRun}
+Stage = LatentStage | ClassifierStage
 
 
 def read_run(path: Path | str, overrides: Sequence[str] = ()) -> Any:
@@ -34,7 +37,7 @@ def run_class(tree: dict[str, Any], where: str) -> type[NoisedRun]:
     return RUNS[method]
 
 
-def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ranks | None = None) -> LatentStage:
+def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ranks | None = None) -> Stage:
     """All that a run trains with: its task, its batches, what it says at the start.
 
     Raises:
@@ -43,5 +46,7 @@ def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ra
     match settings:
         case LatentRun():
             return LatentStage.open(settings, data, device, ranks)
+        case ClassifierRun():
+            return ClassifierStage.open(settings, data, device)
         case _:
             raise TypeError(f"no method trains a {type(settings).__name__}")

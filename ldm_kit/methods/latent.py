@@ -1,7 +1,8 @@
 """Stage 2 of latent diffusion (and, with pixels as their own latents, DDPM).
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
-Idea:     diffuse the latents of a frozen autoencoder; a U-Net attends to a text or class encoder tau_theta(y).
+Idea:     diffuse the latents of a frozen autoencoder; a U-Net attends to a text or class encoder tau_theta(y). It may
+          also learn the variance of its way down (Nichol & Dhariwal 2021, section 3.1).
 Parts:    cached latents, a conditioner (trained jointly, frozen and cached, or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
@@ -22,7 +24,10 @@ from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion import loss, randomness, schedule
+from ldm_kit.diffusion.bound import VarianceType
+from ldm_kit.diffusion.objective import Errors, LossName, Objective
 from ldm_kit.diffusion.prediction import Target
+from ldm_kit.diffusion.times import TrainingTimes
 from ldm_kit.methods.settings import NoisedRun, Ranks
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNetConfig
@@ -51,19 +56,59 @@ class LatentRun(NoisedRun):
     unet: UNetConfig
     target: Target = Field(default="v", description="what the network predicts")
     min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
+    variance: VarianceType = Field(
+        default="small",
+        description="of the ancestral steps (ddpm): small, the posterior's; large, beta; learned_range, where the "
+        "network says between the two, with twice the output channels",
+    )
+    loss: LossName = Field(
+        default="simple",
+        description="simple: squared error of the target; vlb: the variational bound alone; hybrid: both, the bound "
+        "training the variance alone (the default for learned_range)",
+    )
+    vb_weight: float = Field(
+        default=1e-3,
+        gt=0,
+        description="hybrid: weight of the whole bound, a sum of T terms; a step draws one of them and multiplies by T",
+    )
     sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """A learned variance is trained by the hybrid loss unless another is asked for."""
+        if isinstance(given, Mapping) and given.get("variance") == "learned_range":
+            return {"loss": "hybrid", **given}
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> "LatentRun":
         if (self.target == "flow") != (self.schedule.kind == "flow"):
             raise ValueError(
                 f"target {self.target!r} does not go with the {self.schedule.kind} schedule; target flow goes with the "
-                "flow schedule, and eps, x0 and v with linear, scaled_linear or cosine"
+                "flow schedule, and eps, x0 and v with all others"
             )
         if self.sample.steps > self.schedule.steps:
             raise ValueError(f"sample.steps is {self.sample.steps}, but schedule.steps only {self.schedule.steps}")
-        if self.schedule.zero_terminal and self.target == "eps":
+        betas = self.schedule.betas
+        if self.target == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
             raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v or x0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "LatentRun":
+        learned = self.variance == "learned_range"
+        if self.target == "flow" and (learned or self.loss != "simple"):
+            asked = "variance learned_range" if learned else f"loss {self.loss}"
+            raise ValueError(
+                f"{asked} needs the variational bound of a variance-preserving schedule; the flow schedule has none"
+            )
+        if learned and self.loss == "simple":
+            raise ValueError("loss simple never trains the variance that learned_range learns; expected hybrid or vlb")
+        if self.loss == "hybrid" and not learned:
+            raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
+        if self.loss == "vlb" and self.min_snr is not None:
+            raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
         return self
 
 
@@ -89,6 +134,15 @@ class Latent:
         self.module = LatentDiffusion(unet, conditioner)
         self.null = conditioner.null_inputs()
         self.schedule = schedule.build(config.schedule)
+        self.times = TrainingTimes(config.times, config.seed, config.train.batch_size, len(self.schedule))
+        self.objective = Objective(
+            config.target,
+            config.loss,
+            config.variance,
+            config.vb_weight,
+            config.min_snr,
+            levels=config.autoencoder is None,
+        )
         self.wrapped: nn.Module = self.module
 
     @property
@@ -114,38 +168,47 @@ class Latent:
         self.null = {name: value.to(device) for name, value in self.null.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights."""
-        return {}
+        """The losses that a loss-aware density of times goes by."""
+        return self.times.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Take back what `state` gave."""
+        self.times.load_state(state)
+
+    def settle(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+        """A step stands: a loss-aware density of times follows its losses."""
+        self.times.settle(self.ranks.total)
+
+    def discard(self) -> None:
+        """A step is void: so are its losses."""
+        self.times.discard()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
-        """The mean squared error of the target, weighted; noise, times and drops belong to the position."""
+        """The configured loss; noise, times and drops belong to the position. Logs the bound's mean term as `vb`."""
         position = batch["position"]
-        t = loss.draw_times(
-            self.config.times, self.config.seed, position, self.config.train.batch_size, len(self.schedule)
-        )
+        t, weight = self.times.draw(position)
         dropped = dropped_at(self.config.seed, position, self.config.condition_drop)
         errors = self.errors(batch, t, self.config.seed, drop(batch["inputs"], self.null, dropped), self.wrapped)
-        if self.config.min_snr is not None:
-            errors = errors * loss.min_snr(t, self.schedule, self.config.target, self.config.min_snr).to(errors)
-        yield "denoiser", errors.mean(), {}
+        each = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
+        self.times.meet(position, t, each)
+        weight = torch.ones_like(each) if weight is None else weight.to(each)
+        logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
+        yield "denoiser", (each * weight).mean(), logs
 
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
-    ) -> Tensor:
-        """Unweighted errors [B] of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
+    ) -> Errors:
+        """Unweighted errors of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
         position, mean = batch["position"], batch["mean"]
         draw = randomness.normal(seed, "posterior", position, mean.shape[1:])
         x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
         eps = randomness.normal(seed, "noise", position, mean.shape[1:])
         x_t = loss.noised(x_0, eps, t, self.schedule)
-        return loss.error(network(x_t, t, inputs), x_0, eps, t, self.schedule, self.config.target)
+        return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     @torch.no_grad()
     def heldout_loss(self, latents: Latents, inputs: Inputs, batch: int = 64) -> float:
-        """Mean error over held-out latents, each at its own fixed time and noise, with the full condition."""
+        """Mean unweighted loss over held-out latents, each at its own fixed time and noise, with the full condition."""
         device = next(self.module.parameters()).device
         total = torch.zeros((), dtype=torch.float64, device=device)
         was = self.module.training
@@ -159,7 +222,8 @@ class Latent:
                 "position": place.to(device),
             }
             chosen = {name: value[place].to(device) for name, value in inputs.items()}
-            total += self.errors(part, t, HELDOUT_SEED, chosen, self.module).double().sum()
+            errors = self.errors(part, t, HELDOUT_SEED, chosen, self.module)
+            total += self.objective.combined(errors, len(self.schedule)).double().sum()
         self.module.train(was)
         return float(total / len(latents))
 

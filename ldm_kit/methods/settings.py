@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from autoencoder.codebook import itself
 from ldm_kit.config import Config
 from ldm_kit.data.source import DataConfig
-from ldm_kit.diffusion.loss import TimesConfig
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.diffusion.times import TimesConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.log import LogConfig
 from ldm_kit.training.loop import TrainConfig

@@ -45,9 +45,18 @@ class LatentStage:
         first = FirstStage.open(settings, data.train, device)
         latents = first.latents(data.train, "train")
         captions = [text for text in raw if isinstance(text, str)]
-        conditioner = conditioners.build(settings.condition, captions=captions, classes=data.train.classes)
+        conditioner = conditioners.build(
+            settings.condition, captions=captions, classes=data.train.classes, time_width=settings.unet.time_width
+        )
         channels, side, _ = latents.shape
-        unet = build_unet(settings.unet, sample_size=side, channels=channels, cross_width=conditioner.width)
+        unet = build_unet(
+            settings.unet,
+            sample_size=side,
+            channels=channels,
+            out_channels=2 * channels if settings.variance == "learned_range" else channels,
+            cross_width=conditioner.width,
+            vector_width=conditioner.vector_width,
+        )
         choose_attention(unet, device, "auto")
         task = Latent(settings, unet, conditioner, ranks)
         batches = LatentBatches(latents, _inputs(conditioner, raw), raw, settings.seed)

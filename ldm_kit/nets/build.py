@@ -7,7 +7,7 @@ With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipeli
 import math
 from collections.abc import Mapping
 from itertools import compress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -47,6 +47,15 @@ class UNetConfig(Config):
     linear_projection: bool = Field(
         default=False, description="linear maps, not 1x1 convolutions, around a transformer (SD 2)"
     )
+    time: Literal["add", "scale_shift"] = Field(
+        default="add", description="how a residual block takes the time: added, or as scale and shift of its norm (ADM)"
+    )
+    resample: Literal["conv", "resnet"] = Field(
+        default="conv", description="between levels: a convolution, or a residual block (ADM; only without tokens)"
+    )
+    time_channels: int | None = Field(
+        default=None, ge=1, description="channels of the time embedding; left out: 4 x the first width"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +92,11 @@ class UNetConfig(Config):
     def attended(self) -> list[int]:
         """Widths that have attention: those of the levels with a transformer, and the middle block's, always."""
         return [*compress(self.widths, self.attention), self.widths[-1]]
+
+    @property
+    def time_width(self) -> int:
+        """Channels of the time embedding, to which a vector is added."""
+        return self.time_channels or 4 * self.widths[0]
 
     @property
     def factor(self) -> int:
@@ -126,7 +140,8 @@ def build_unet(
         vector_width: D of a condition's `vector` [B, D], added to the time embedding; None: there is none.
 
     Raises:
-        UserError: the latent cannot be halved that often, or a vector has not the width that is needed.
+        UserError: the latent cannot be halved that often, a vector has not the width that is needed, or the network has
+            tokens and resamples by residual blocks.
     """
     if sample_size % config.factor:
         raise UserError(
@@ -141,6 +156,8 @@ def build_unet(
         "layers_per_block": config.layers,
         "norm_num_groups": config.groups,
         "dropout": config.dropout,
+        "time_embedding_dim": config.time_channels,
+        "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
     }
     if cross_width is None:
         return UNet2DModel(**shape, **_plain(config, vector_width))
@@ -148,19 +165,26 @@ def build_unet(
 
 
 def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
-    if vector_width not in (None, 4 * config.widths[0]):
+    if vector_width not in (None, config.time_width):
         raise UserError(
-            f"a vector {vector_width} wide does not fit a U-Net without tokens; expected 4 x its first width, "
-            f"{4 * config.widths[0]}"
+            f"a vector {vector_width} wide does not fit a U-Net without tokens; expected the width of its time "
+            f"embedding, {config.time_width}"
         )
     return {
         **_blocks(config, "Attn"),
         "attention_head_dim": config.common_head_size(),
+        "attn_norm_num_groups": None if config.time == "add" else config.groups,  # else the middle has no norm (#4414)
+        "downsample_type": config.resample,
+        "upsample_type": config.resample,
         "class_embed_type": None if vector_width is None else "identity",
     }
 
 
 def _crossed(config: UNetConfig, cross_width: int, vector_width: int | None) -> dict[str, Any]:
+    if config.resample != "conv":
+        raise UserError(
+            "unet.resample is resnet, but diffusers' U-Nets with tokens resample by convolutions; expected conv"
+        )
     vector = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": vector_width}
     return {
         **_blocks(config, "CrossAttn"),
@@ -173,11 +197,17 @@ def _crossed(config: UNetConfig, cross_width: int, vector_width: int | None) -> 
 
 
 def _blocks(config: UNetConfig, kind: str) -> dict[str, tuple[str, ...]]:
-    names = [kind if attention else "" for attention in config.attention]
+    bare = "" if config.resample == "conv" else "Resnet"
     return {
-        "down_block_types": tuple(f"{name}DownBlock2D" for name in names),
-        "up_block_types": tuple(f"{name}UpBlock2D" for name in reversed(names)),
+        "down_block_types": tuple(_block(kind, bare, "Down", level) for level in config.attention),
+        "up_block_types": tuple(_block(kind, bare, "Up", level) for level in reversed(config.attention)),
     }
+
+
+def _block(kind: str, bare: str, way: str, attention: bool) -> str:
+    """The name of diffusers' block; those without attention say in it how they resample."""
+    sample = f"{way}sample" if bare else way
+    return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
 
 
 @torch.no_grad()

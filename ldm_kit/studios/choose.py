@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Protocol
 
+from ldm_kit.methods.choose import Stage
+from ldm_kit.methods.classifier_stage import ClassifierStage
 from ldm_kit.methods.stage import LatentStage
+from ldm_kit.studios.classifier import ClassifierStudio
 from ldm_kit.studios.latent import LatentStudio
 
 
@@ -19,6 +22,10 @@ class Studio(Protocol):
         ...
 
 
-def open_studio(stage: LatentStage, folder: Path) -> Studio:
+def open_studio(stage: Stage, folder: Path) -> Studio:
     """The studio of a stage, showing in the run's folder."""
-    return LatentStudio(stage, folder)
+    match stage:
+        case LatentStage():
+            return LatentStudio(stage, folder)
+        case ClassifierStage():
+            return ClassifierStudio(stage, folder)

@@ -13,8 +13,9 @@ from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.methods.settings import evaluating
 from ldm_kit.methods.stage import LatentStage, prompts_of
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.pipeline import Pipeline
 from ldm_kit.training.checkpoint import write
+from ldm_kit.wish import Wish
 
 
 class LatentStudio:
@@ -25,7 +26,8 @@ class LatentStudio:
         self.stage, self.folder = stage, folder
         self.module = stage.task.module
         unet, conditioner = self.module.unet, self.module.conditioner
-        self.pipeline = Pipeline(stage.vae, unet, conditioner, settings.schedule, settings.target)  # pyright: ignore[reportArgumentType]
+        about = (settings.schedule, settings.target)
+        self.pipeline = Pipeline(stage.vae, unet, conditioner, *about, variance=settings.variance)  # pyright: ignore[reportArgumentType]
         self.prompts = prompts_of(settings, stage.data, settings.log.pictures)
         _check_prompts(self.pipeline, self.prompts)
         self.heldout: float | None = None
@@ -42,8 +44,10 @@ class LatentStudio:
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
 
     def _save(self, pictures: Tensor, name: str) -> None:
-        captions = [self._caption(prompt) for prompt in self.prompts]
-        save_png(grid(pictures, 4, scale=3, captions=captions), self.folder / "pictures" / name, None)
+        asked = self.pipeline.conditioner.null is not None  # else what it drew is nobody's wish
+        captions = [self._caption(prompt) for prompt in self.prompts] if asked else None
+        scale = max(3, 96 // pictures.shape[-1])
+        save_png(grid(pictures, 4, scale=scale, captions=captions), self.folder / "pictures" / name, None)
 
     def _caption(self, prompt: str | int) -> str:
         return prompt if isinstance(prompt, str) else self.stage.data.train.classes[prompt]

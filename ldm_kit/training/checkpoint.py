@@ -11,7 +11,8 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from ldm_kit.config import UserError
 
 MANIFEST = "manifest.json"
+ROOM = 2**18  # bytes for headers, JSON and the manifest, beside a fiftieth of the tensors' size
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -36,31 +38,48 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write(folder: Path, fill: Callable[[Path], None]) -> Path:
+def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
     """Write a directory so that at every moment it is either absent or whole.
 
     Args:
         folder: the final directory; its parent exists or is made.
         fill: writes the contents into the directory that it is given.
+        size: bytes that the contents will take, if known; nothing is written where they do not fit.
 
     Raises:
         UserError: the disk is full or not writable; what was there before stays.
     """
     draft = folder.parent / f".tmp-{folder.name}.{uuid.uuid4().hex}"
     try:
-        draft.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, size)
+        draft.mkdir()
         fill(draft)
         _seal(draft)
         before = _set_aside(folder) if folder.exists() else None
         draft.rename(folder)
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {folder}: {error}; what was saved before is untouched") from error
+        needed = f" (it takes {_megabytes(size)})" if size else ""
+        raise UserError(f"cannot write {folder}{needed}: {error}; what was saved before is untouched") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
     return folder
+
+
+def _check_room(folder: Path, size: int) -> None:
+    needed, free = size + size // 50 + ROOM, shutil.disk_usage(folder.parent).free
+    if size and free < needed:
+        raise UserError(
+            f"cannot write {folder}: it takes {_megabytes(needed)}, but {folder.parent} has {_megabytes(free)} left; "
+            "make room there. What was saved before is untouched"
+        )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 1e7 else f"{count / 1e6:.0f} MB"
 
 
 def verify(folder: Path) -> None:
@@ -74,7 +93,7 @@ def verify(folder: Path) -> None:
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder} is no complete checkpoint: its {MANIFEST} is missing or unreadable") from None
-    for name, (size, digest) in entries.items():
+    for name, (size, _) in entries.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"checkpoint {folder} is damaged: its {MANIFEST} names {name!r}, which lies outside")
@@ -82,7 +101,9 @@ def verify(folder: Path) -> None:
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise UserError(f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, expected {size}")
-        if _sha256(path) != digest:
+    found = _sha256_all([folder / name for name in entries])
+    for (name, (_, digest)), ours in zip(entries.items(), found, strict=True):
+        if ours != digest:
             raise UserError(f"checkpoint {folder} is damaged: the contents of {name} have changed since it was written")
 
 
@@ -105,12 +126,17 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and those to spare; the newest must already verify."""
+    """Remove all but the newest `keep` checkpoints and those to spare.
+
+    Raises:
+        UserError: the newest does not verify; nothing is removed then.
+    """
     found = list(steps(run).values())
     spared = {path.resolve() for path in spare if path is not None}
-    for path in found[: max(0, len(found) - keep)]:
-        if path.resolve() not in spared:
-            remove(path)
+    if old := [path for path in found[:-keep] if path.resolve() not in spared]:
+        verify(found[-1])
+    for path in old:
+        remove(path)
 
 
 def remove(folder: Path) -> None:
@@ -144,11 +170,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    files = _files(folder)
     entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in _files(folder)
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, _sha256_all(files), strict=True)
     }
     return {"files": entries}
+
+
+def _sha256_all(paths: Sequence[Path]) -> list[str]:
+    """Digests of files, some at a time: hashing is what takes longest, and each file keeps one core busy."""
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        return list(threads.map(_sha256, paths))
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ class Log:
         self.main = accelerator.is_main_process
         self.sums: dict[str, tuple[Tensor, int]] = {}  # a player may have had fewer turns than there were steps
         self.count, self.since = 0, time.monotonic()
+        self.unwritten: list[str] = []  # lines that a full disk has no room for
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: Step) -> None:
@@ -57,12 +58,27 @@ class Log:
         """One line of metrics.jsonl, and the trackers."""
         if not self.main:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
-        self.accelerator.log(dict(values), step=number)
+        line = json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}})
+        self.unwritten.append(f"{line}\n")
+        try:
+            _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
+            self.unwritten.clear()
+            self.accelerator.log(dict(values), step=number)
+        except OSError as error:
+            self.say(f"warning: cannot write metrics at step {number}: {error.strerror or error}; training goes on")
         shown = {k: f"{v:.4g}" for k, v in values.items() if k.endswith(("loss", "psnr"))}
         if shown:
             self.bar.set_postfix(shown, refresh=False)
+
+    def evaluated(self, number: int, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float] | None:
+        """What an evaluation after step `number` finds, written down; None where the disk cannot take its pictures."""
+        try:
+            found = evaluate(number)
+        except OSError as error:
+            self.say(f"warning: no evaluation at step {number}: {error.strerror or error}; training goes on")
+            return None
+        self.write(number, found)
+        return found
 
     def say(self, text: str) -> None:
         """A sentence above the progress bar."""
@@ -73,3 +89,15 @@ class Log:
         """End the bar and the trackers."""
         self.bar.close()
         self.accelerator.end_training()
+
+
+def _append(path: Path, text: str) -> None:
+    """Add text to a file, or nothing: a full disk leaves no half of a line."""
+    with path.open("ab", buffering=0) as file:
+        end, left = file.tell(), memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise

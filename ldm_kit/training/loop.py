@@ -6,54 +6,29 @@ caller's `for step in ...`.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.randomness import address
-from ldm_kit.training import checkpoint, optim
+from ldm_kit.training import agree, checkpoint, faults, memory, optim, state
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig, lr_factor
-from ldm_kit.training.order import AddressedBatches, Share, loader
+from ldm_kit.training.order import AddressedBatches, Share, loader, placed
 from ldm_kit.training.run import versions
-from ldm_kit.training.task import Source, Task
-
-
-class TrainConfig(Config):
-    """How long, how much at a time, how precisely."""
-
-    steps: int = Field(gt=0, description="optimiser steps of the whole run")
-    batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
-    micro_batch: int | None = Field(
-        default=None, gt=0, description="most pictures at once in a process; the rest accumulates"
-    )
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="autocast precision; weights stay float32"
-    )
-    channels_last: bool = Field(default=True, description="memory layout of the networks")
-    workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
-    checkpoint_every: int = Field(
-        default=1000, gt=0, description="steps between checkpoints; the last step always has one"
-    )
-    keep: int = Field(default=2, ge=1, description="how many of the newest checkpoints stay")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step left behind: its number (1 = the first), learning rate, gradient norms and logs (device tensors)."""
-
-    number: int
-    lr: float
-    norms: Mapping[str, Tensor]
-    logs: Mapping[str, Tensor]
+from ldm_kit.training.say import say
+from ldm_kit.training.settings import TrainConfig
+from ldm_kit.training.step import Seen, Step
+from ldm_kit.training.task import Settling, Source, Task
 
 
 @dataclass(eq=False)
@@ -68,35 +43,46 @@ class Trainer:
     seed: int
     step: int = 0
     source: str | None = None  # fingerprint of what the steps so far were trained on
+    skipped: int = 0  # steps in a row that overflowed under fp16
     ema: Ema = field(init=False)
     wrapped: dict[str, nn.Module] = field(init=False)
     optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
     share: Share = field(init=False)
+    kept: list[Tensor] = field(init=False, default_factory=list)  # buffers before the attempt at a step
 
     def __post_init__(self) -> None:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            agree.give(module.state_dict().values())
         self.ema = Ema(self.averaging, self.task.averaged)
         self.optimisers = {}
         for name, module in self.task.players.items():
             self.optimisers |= optim.build(name, module, self.optim[name])
         if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.players):
             raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
-        self.wrapped = {name: self.accelerator.prepare_model(module) for name, module in self.task.players.items()}
+        alone = not self.config.overlap  # without DDP around it: gradients are averaged when all have theirs
+        players = self.task.players.items()
+        self.wrapped = {name: self.accelerator.prepare_model(net, evaluation_mode=alone) for name, net in players}
         self.task.wrap(self.wrapped)
-        self.share = Share.of(
-            self.config.batch_size,
-            self.config.micro_batch,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
+        self.share = self._share()
+
+    def _share(self, fits: int | None = None) -> Share:
+        """This process's share of a batch, with at most `fits` pictures at once where memory has run out before."""
+        ranks = self.accelerator.num_processes, self.accelerator.process_index
+        share: Share | None = Share.of(self.config.batch_size, self.config.micro_batch, *ranks)
+        while fits is not None and share is not None and share.size > fits:
+            share = share.halved()
+        assert share is not None
+        return share
 
     def train(self, data: Source) -> Iterator[Step]:
         """Train from the current step to the last one.
 
         Raises:
-            UserError: the checkpoint that this run goes on from has seen other data, or a gradient became NaN.
+            UserError: the checkpoint that this run goes on from has seen other data.
+            Fault: a loss or gradient is not finite, on any process; weights are those before that step.
+            torch.OutOfMemoryError: not even one picture at a time fits.
         """
         if self.source not in (None, data.fingerprint):
             raise UserError(
@@ -104,41 +90,103 @@ class Trainer:
                 "since it was saved; train anew with another run=FOLDER"
             )
         self.source = data.fingerprint
-        order = AddressedBatches(self.share, self.seed, len(data), self.step, self.config.steps)
-        batches = iter(loader(data, order, self.config.workers))
+        batches = self._batches(data)
         while self.step < self.config.steps:
-            logs = self._accumulate(batches)
-            lr, norms = self._update()
+            seen = self._attempt(batches)
+            if seen is None:
+                self._halve()
+                batches = self._batches(data)
+                continue
+            norms = self._norms()
+            stands = self._judge(data, seen, norms)
+            lr = self._move(norms)
+            self._settle(stands)
             self.step += 1
             self.ema.update(self.step)
-            yield Step(self.step, lr, norms, logs)
+            yield Step(self.step, lr, norms, seen.logs)
 
-    def _accumulate(self, batches: Iterator[Any]) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        parts = self.share.accumulation
-        for micro in range(parts):
-            torch.manual_seed(address(self.seed, "modules", self.step, micro, self.share.rank))
-            batch = _to(next(batches), self.accelerator.device)
+    def _batches(self, data: Source) -> Iterator[Any]:
+        order = AddressedBatches(self.share, self.seed, len(data), self.step, self.config.steps)
+        return iter(loader(data, order, self.config.workers))
+
+    def _attempt(self, batches: Iterator[Any]) -> Seen | None:
+        """All micro-batches forward and back; None on every process when one of them is out of memory."""
+        self.kept = [buffer.clone() for buffer in agree.buffers(self.task.players.values())]
+        seen = None
+        try:
+            seen = self._accumulate(batches)
+        except agree.Void:
+            return None
+        except RuntimeError as error:
+            if not memory.short(error) or (self.config.overlap and agree.several()):
+                raise
+        return None if agree.largest(int(seen is None)) else seen
+
+    def _accumulate(self, batches: Iterator[Any]) -> Seen:
+        seen, parts = Seen(), self.share.accumulation
+        for micro, positions in enumerate(self.share.micro_batches(self.step)):
+            torch.manual_seed(address(self.seed, "modules", self.step, positions[0]))
+            batch = placed(next(batches), self.accelerator.device)
             with ExitStack() as stack:
                 if micro + 1 < parts:
                     for module in self.wrapped.values():
                         stack.enter_context(self.accelerator.no_sync(module))
-                for player, loss, logs in self.task.losses(batch, self.step):
+                turns = self.task.losses(batch, self.step)
+                if isinstance(turns, Generator):  # what it has open is closed, even if it does not get to its end
+                    stack.callback(turns.close)
+                for player, loss, logs in turns:
                     self.accelerator.backward(loss / parts)
-                    for name, value in {f"{player}_loss": loss, **logs}.items():
-                        total[name] = total.get(name, torch.zeros_like(value)).detach() + value.detach() / parts
-        return total
+                    seen.take(player, loss, logs, parts)
+        return seen
 
-    def _update(self) -> tuple[float, dict[str, Tensor]]:
-        """Clip, refuse what is not finite, and move the weights of every player that had a turn."""
-        scaler = self.accelerator.scaler
-        playing = {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in optim.moved(o))}
-        if scaler is not None:
-            for optimiser in playing.values():
+    def _halve(self) -> None:
+        """Drop what the attempt has left, and take half as many pictures at once from now on."""
+        self._restore()
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        memory.free()
+        share = self.share.halved()
+        if share is None:
+            raise torch.OutOfMemoryError("out of memory with one picture at a time")
+        say(
+            f"out of memory at step {self.step + 1}: it is made again with {share.size} instead of {self.share.size} "
+            f"pictures at once in a process; batches of {share.global_batch} as before"
+        )
+        self.share = share
+
+    def _norms(self) -> dict[str, Tensor]:
+        """The norm of each player's gradient, once that is averaged over processes and unscaled."""
+        if agree.several() and not self.config.overlap:
+            agree.average_gradients([p for module in self.task.players.values() for p in optim.trained(module)])
+        if (scaler := self.accelerator.scaler) is not None:
+            for optimiser in self._playing().values():
                 scaler.unscale_(optimiser)
-        norms = {name: optim.clipped(self.wrapped[name], self.optim[name].clip) for name in self.wrapped}
-        if scaler is None:  # an overflow under fp16 is the scaler's business
-            self._refuse_infinite(norms)
+        return {name: optim.norm(module) for name, module in self.task.players.items()}
+
+    def _judge(self, data: Source, seen: Seen, norms: Mapping[str, Tensor]) -> bool:
+        """Whether the step is finite everywhere. Under fp16 a few in a row need not be; else a Fault stops all."""
+        if not agree.largest(int(not faults.all_finite(seen, norms))):
+            self.skipped = 0
+            return True
+        self.skipped += 1
+        if self.accelerator.scaler is not None and self.skipped < self.config.max_skips:
+            return False
+        order = AddressedBatches(self.share, self.seed, len(data), self.step, self.step + 1)
+        batches = [(places, data.__getitems__(places)) for places in order]
+        report = faults.report(self.step + 1, seen, norms, self.task.players, batches)
+        self._restore()
+        raise faults.Fault(report, self.skipped if self.accelerator.scaler is not None else 0)
+
+    def _playing(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers of players that had a turn."""
+        return {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in optim.moved(o))}
+
+    def _move(self, norms: Mapping[str, Tensor]) -> float:
+        """Clip, and move the weights of every player that had a turn; the learning rate of the first."""
+        scaler = self.accelerator.scaler
+        playing = self._playing()
+        for name, module in self.task.players.items():
+            optim.clip(module, self.optim[name].clip, norms[name])
         for name, optimiser in playing.items():
             for group in optimiser.param_groups:
                 group["lr"] = self._lr(name)
@@ -146,79 +194,78 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         if scaler is not None:
             scaler.update()  # once for all players: each accelerate-wrapped step would do it anew
-        return self._lr(next(iter(self.optim))), norms
+        return self._lr(next(iter(self.optim)))
+
+    def _settle(self, stands: bool) -> None:
+        """Take over, or take back, what the step has changed beside weights."""
+        if not stands:
+            self._restore()
+            return
+        if isinstance(self.task, Settling):
+            self.task.settle(self.step, self.optimisers)
+        agree.give(agree.buffers(self.task.players.values()))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Buffers as before the attempt at this step, and nothing gathered from it."""
+        for buffer, value in zip(agree.buffers(self.task.players.values()), self.kept, strict=True):
+            buffer.copy_(value)
+        if isinstance(self.task, Settling):
+            self.task.discard()
 
     def _lr(self, name: str) -> float:
         """The learning rate with which one of the optimisers makes the next step."""
         config = self.optim[optim.player_of(name)]
         return optim.peak(self.optimisers[name], config) * lr_factor(config, self.step + 1, self.config.steps)
 
-    def _refuse_infinite(self, norms: Mapping[str, Tensor]) -> None:
-        if bool(torch.stack(list(norms.values())).isfinite().all()):
-            return
-        named = ", ".join(f"{name} {float(norm):g}" for name, norm in norms.items())
-        raise UserError(
-            f"the gradient became infinite or NaN at step {self.step + 1} ({named}); the run stops before that update "
-            "and its checkpoints are whole. Lower the learning rate, or train with train.precision=no"
-        )
+    @property
+    def _state(self) -> state.State:
+        return state.State(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
-    def save(self, folder: Path, config: BaseModel) -> Path | None:
-        """Write a checkpoint; every process calls it, the main one writes. Returns its path there, else None."""
-        path = folder / f"checkpoint-{self.step:08d}"
+    def save(
+        self, folder: Path, config: BaseModel, name: str | None = None, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> Path:
+        """Write a checkpoint; every process calls it, the main one writes.
+
+        Args:
+            folder: the run's.
+            config: the run's, to be kept with it.
+            name: of the checkpoint's folder; by default `checkpoint-` and the step.
+            more: plain values to be kept in it, by file name.
+
+        Raises:
+            UserError: on every process, when it cannot be written; what was there before stays.
+        """
+        path, failed = folder / (name or f"checkpoint-{self.step:08d}"), None
         if self.accelerator.is_main_process:
-            checkpoint.write(path, lambda draft: self._fill(draft, config))
-        self.accelerator.wait_for_everyone()
-        return path if self.accelerator.is_main_process else None
+            try:
+                self._write(path, config, more)
+            except UserError as error:
+                failed = str(error)
+        if (said := agree.gathered(failed)[0]) is not None:
+            raise UserError(said)
+        return path
 
-    def _fill(self, draft: Path, config: BaseModel) -> None:
-        groups: dict[str, Any] = {}
-        for name, module in self.task.players.items():
-            checkpoint.save_tensors(module.state_dict(), draft / "model" / f"{name}.safetensors")
-        for name, optimiser in self.optimisers.items():
-            tensors, groups[name] = optim.dump(optimiser)
-            checkpoint.save_tensors(tensors, draft / "optimizer" / f"{name}.safetensors")
-        for part, average in self.ema.averages.items():
-            checkpoint.save_tensors(average, draft / "ema" / f"{part}.safetensors")
-        if extra := self.task.state():
-            checkpoint.save_tensors(extra, draft / "model" / "state.safetensors")
-        scaler = self.accelerator.scaler
-        state = {
+    def _write(self, path: Path, config: BaseModel, more: Mapping[str, Any]) -> None:
+        files, plain = self._state.files()
+        halved = self.share != self._share()
+        known = {
             "step": self.step,
             "position": self.step * self.config.batch_size,
             "source": self.source,
             "world_size": self.share.world,
+            "micro_batch": self.share.size if halved else None,
             "config": config.model_dump(mode="json"),
-            "optimizer": groups,
-            "scaler": None if scaler is None else scaler.state_dict(),
             "versions": versions(),
         }
-        (draft / "trainer_state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        texts = {"trainer_state.json": known | plain, **more}
+        checkpoint.write(path, lambda draft: state.fill(draft, files, texts), state.size(files))
 
     def load(self, folder: Path) -> None:
         """Go on from a verified checkpoint; every process reads the files."""
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        if state["step"] > self.config.steps:
-            raise UserError(f"{folder} is at step {state['step']}, past the end: train.steps is {self.config.steps}")
-        for name, module in self.task.players.items():
-            module.load_state_dict(checkpoint.load_tensors(folder / "model" / f"{name}.safetensors"))
-        for name, optimiser in self.optimisers.items():
-            tensors = checkpoint.load_tensors(folder / "optimizer" / f"{name}.safetensors")
-            optim.restore(optimiser, tensors, state["optimizer"][name])
-        self.ema.load(
-            {part: checkpoint.load_tensors(folder / "ema" / f"{part}.safetensors") for part in self.ema.parts}
-        )
-        if (extra := folder / "model" / "state.safetensors").exists():
-            self.task.load_state(checkpoint.load_tensors(extra))
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.source = state["step"], state["source"]
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    match batch:
-        case Tensor():
-            return batch.to(device, non_blocking=True)
-        case dict():
-            return {key: _to(value, device) for key, value in batch.items()}
-        case _:
-            return batch
+        known = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        if known["step"] > self.config.steps:
+            raise UserError(f"{folder} is at step {known['step']}, past the end: train.steps is {self.config.steps}")
+        self._state.load(folder, known)
+        self.step, self.source = known["step"], known["source"]
+        self.share = self._share(known.get("micro_batch"))

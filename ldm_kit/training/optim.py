@@ -88,11 +88,17 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def clipped(module: nn.Module, limit: float | None) -> Tensor:
-    """Clip the gradient in place; its norm before that, on the module's device (0 where nothing has a gradient)."""
+def norm(module: nn.Module) -> Tensor:
+    """The norm of a module's gradient, on its device (0 where nothing has a gradient)."""
     weights = trained(module)
-    norm = nn.utils.clip_grad_norm_(weights, math.inf if limit is None else limit)
-    return norm.to(weights[0].device)
+    found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    return found.to(weights[0].device)
+
+
+def clip(module: nn.Module, limit: float | None, found: Tensor) -> None:
+    """Scale a gradient of norm `found` down to `limit` in place, if it is longer."""
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(trained(module), limit, found)
 
 
 def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:

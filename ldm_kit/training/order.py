@@ -4,7 +4,7 @@ No loader state exists: resume starts at `step * global_batch`, on any number of
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +58,17 @@ class Share:
             )
         return cls(global_batch, world, rank, accumulation)
 
+    @property
+    def size(self) -> int:
+        """Pictures in a micro-batch."""
+        return self.global_batch // (self.world * self.accumulation)
+
+    def halved(self) -> "Share | None":
+        """The same share in micro-batches of half the size or less; None when they have one picture already."""
+        local = self.global_batch // self.world
+        parts = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
+        return None if parts is None else replace(self, accumulation=parts)
+
     def micro_batches(self, step: int) -> list[list[int]]:
         """The positions that this process sees in a step, one list for each micro-batch."""
         mine = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
@@ -104,3 +115,14 @@ def _whole(batch: Any) -> Any:
 def positions(places: Sequence[Place]) -> Tensor:
     """The positions of a batch, int64 [B]."""
     return torch.tensor([position for position, _ in places])
+
+
+def placed(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device."""
+    match batch:
+        case Tensor():
+            return batch.to(device, non_blocking=True)
+        case dict():
+            return {key: placed(value, device) for key, value in batch.items()}
+        case _:
+            return batch

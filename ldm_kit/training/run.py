@@ -21,7 +21,8 @@ from ldm_kit.training import checkpoint
 
 # Where things lie, how often they are shown or kept; what lies there is compared by fingerprint when training goes on.
 _MAY_CHANGE = (
-    *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep"),
+    *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep", "train.keep_best"),
+    *("train.save_attempts", "train.max_skips", "train.overlap"),
     *("data.cache", "data.path", "data.memory_limit"),
 )
 

@@ -2,31 +2,28 @@
 
 import contextlib
 import os
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, broadcast, broadcast_object_list
-from tqdm import tqdm
+from accelerate.utils import broadcast
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.diffusion.randomness import address
-from ldm_kit.training import checkpoint, run
+from ldm_kit.training import agree, checkpoint, kinds, launcher, run
 from ldm_kit.training.ema import EmaConfig
+from ldm_kit.training.faults import Fault
+from ldm_kit.training.keeper import Keeper
 from ldm_kit.training.log import Log, LogConfig
 from ldm_kit.training.loop import Step, TrainConfig, Trainer
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.say import say
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import Task
-
-PATIENCE = timedelta(hours=2)  # processes wait for the main one while it caches latents or draws pictures
-KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Settings(Protocol):
@@ -62,6 +59,11 @@ class Session:
     settings: Any
     resume: Path | None
     signals: Signals = field(default_factory=Signals)
+    training: Trainer | None = None
+    keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keeper = Keeper(self.folder, self.settings, self.resume)
 
     @property
     def main(self) -> bool:
@@ -81,18 +83,21 @@ class Session:
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
+        agree.unbroken()
         reduced = self.accelerator.reduce(value, reduction="sum")
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over all processes."""
+        agree.unbroken()
         reduced = self.accelerator.reduce(value, reduction="mean")
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
     def share(self, value: torch.Tensor) -> torch.Tensor:
         """The main process's tensor, on every process."""
+        agree.unbroken()
         shared = broadcast(value)
         assert isinstance(shared, torch.Tensor)
         return shared
@@ -106,34 +111,51 @@ class Session:
         if self.main:
             run.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
         self.signals.watch()
+        self.training = trainer
         return trainer
 
     def log(self, trainer: Trainer) -> Log:
         """The run's log, at the trainer's step."""
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
-    def save_when_due(self, trainer: Trainer, step: Step) -> None:
-        """Save every `train.checkpoint_every` steps, at the last one, and when asked to stop; older ones then go.
+    def save_when_due(self, trainer: Trainer, step: Step, figures: Mapping[str, float] | None = None) -> None:
+        """Save every `train.checkpoint_every` steps, at the last one, at the best one, and when asked to stop.
+
+        Args:
+            trainer: the run's.
+            step: what it has just made.
+            figures: what an evaluation found after this step; on the main process, if there was one.
 
         Raises:
             Stopped: a signal came to any of the processes, and the checkpoint is there.
+            UserError: the disk took no checkpoint several times in a row, or not the last one; or `train.keep_best` is
+                no figure of the evaluation.
         """
-        config, asked = trainer.config, self.signals.agreed(self.device)
-        wanted = asked or due(step, config.checkpoint_every, config.steps)
-        if wanted and trainer.save(self.folder, self.settings) is not None:
-            checkpoint.prune(self.folder, config.keep, spare=[self.resume])
+        config, asked, best = trainer.config, self.signals.agreed(), self.keeper.best(figures)
+        last = step.number == config.steps
+        if asked or best or due(step, config.checkpoint_every, config.steps):
+            self.keeper.save(trainer, step, figures if best else None, needed=bool(asked) or last)
         if asked:
             self._stop(asked, step)
-        if step.number == config.steps:
+        if last:
             self.signals.release()  # what follows has nothing left to lose
 
     def _stop(self, asked: int, step: Step) -> None:
         stopped = Stopped(asked)
-        if self.main:
-            said = f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on"
-            tqdm.write(said, file=sys.stderr)
+        say(f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on")
         self.accelerator.end_training()
         raise stopped
+
+    def bundle(self, fault: Fault) -> UserError:
+        """Keep what reproduces a bad step in `fault-STEP/`; the sentence to end with. All processes call it."""
+        trainer, name = self.training, f"fault-{fault.report['step']:08d}"
+        if trainer is None:
+            return fault
+        try:
+            path = trainer.save(self.folder, self.settings, name, {"fault.json": fault.report})
+        except UserError as error:
+            return UserError(f"{fault}; {error}")
+        return UserError(f"{fault}; {path / 'fault.json'} says more, and --resume {path} makes that step again")
 
 
 def use_all_cores(processes: int) -> None:
@@ -164,37 +186,43 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
     """Open a run and hold its folder until the block ends.
 
     Raises:
-        UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from.
+        UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from; a step
+            came out infinite or NaN.
     """
     folder = Path(settings.run)
+    kinds.refuse_unsupported(os.environ)
     accelerator = Accelerator(
         mixed_precision=settings.train.precision,
         cpu=not torch.accelerator.is_available(),
         log_with="tensorboard" if settings.log.tensorboard else None,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=agree.PATIENCE)],
     )
-    if accelerator.distributed_type not in KNOWN:
-        raise UserError(f"{accelerator.distributed_type.value} is not supported; launch with plain data parallelism")
+    kinds.refuse_unknown(accelerator.distributed_type)
     use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with contextlib.ExitStack() as stack:
-        chosen: list[Any] = [None, None]  # the same checkpoint, or the same refusal, on every process
+        if launcher.launched():
+            launcher.watch()
+        found, refused = None, None
         if accelerator.is_main_process:
             try:
                 stack.enter_context(run.Lock(folder))
                 checkpoint.sweep(folder)
-                chosen[0] = _choose(folder, settings, resume)
+                found = _choose(folder, settings, resume)
             except UserError as error:
-                chosen[1] = str(error)
-        broadcast_object_list(chosen)
-        if chosen[1] is not None:
-            raise UserError(chosen[1])
+                refused = str(error)
+        found, refused = agree.gathered((found, refused))[0]  # the same checkpoint, or refusal, on every process
+        if refused is not None:
+            raise UserError(refused)
         torch.manual_seed(address(settings.seed, "weights"))  # every process starts from the same weights
         if settings.log.tensorboard:
             accelerator.init_trackers("tensorboard")
-        opened = Session(accelerator, folder, settings, chosen[0])
+        opened = Session(accelerator, folder, settings, found)
         stack.callback(opened.signals.release)
-        yield opened
+        try:
+            yield opened
+        except Fault as fault:
+            raise opened.bundle(fault) from None
 
 
 def _choose(folder: Path, settings: Any, resume: str | None) -> Path | None:

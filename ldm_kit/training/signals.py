@@ -5,8 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
+from ldm_kit.training import agree
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -37,13 +36,9 @@ class Signals:
             signal.signal(number, handler)
         self._before = {}
 
-    def agreed(self, device: torch.device) -> int:
+    def agreed(self) -> int:
         """The signal that any process has caught, the same on all of them; 0 for none. All processes must ask."""
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
-            return self.caught
-        flag = torch.tensor(self.caught, device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return int(flag)
+        return agree.largest(self.caught)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == self.caught == signal.SIGINT:

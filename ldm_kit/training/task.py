@@ -1,9 +1,10 @@
 """What the loop asks of those who use it: a task, which has the losses, and a source, which has the batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ldm_kit.training.order import Place
 
@@ -36,7 +37,24 @@ class Task(Protocol):
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[Turn]:
-        """One turn for each player; the loop runs backward before it asks for the next turn."""
+        """One turn for each player; the loop runs backward before it asks for the next turn.
+
+        The attempt may be void (out of memory, not finite) and then comes again, so nothing but gradients and buffers
+        may change here; what else moves is a matter for `Settling`.
+        """
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A task that changes weights or state otherwise than by gradients: it gathers in `losses`, and acts afterwards."""
+
+    def settle(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+        """The optimisers (by name) have made their step, which stands: act on what its micro-batches have shown."""
+        ...
+
+    def discard(self) -> None:
+        """The attempt at a step is void: forget what its micro-batches have shown."""
         ...
 
 

@@ -22,6 +22,12 @@ def codebook(codes, dim, **more):
     return Codebook(embedding(codes, dim), SimpleNamespace(**(SETTINGS | more)))
 
 
+def update(book, z, indices, step):
+    """One step of one micro-batch."""
+    book.see(z, indices)
+    return book.settle(step)
+
+
 def test_chunked_neighbours_are_the_nearest_even_under_autocast():
     z, codes = torch.randn(50, 4), torch.randn(17, 4)
     expected = torch.cdist(z, codes).argmin(1)
@@ -66,7 +72,7 @@ def test_moving_averages_converge_to_k_means():
     z = torch.randn(1, 2, 20, 20, generator=torch.Generator().manual_seed(5))
     for step in range(80):
         codes = book.embedding.weight
-        book.update(z, quantise(z, codes).indices, step)
+        update(book, z, quantise(z, codes).indices, step)
     vectors, indices = flatten(z), quantise(z, book.embedding.weight).indices.flatten()
     for k in indices.unique():
         torch.testing.assert_close(book.embedding.weight[k], vectors[indices == k].mean(0), atol=1e-3, rtol=0)
@@ -77,7 +83,7 @@ def test_one_update_is_the_formula_and_sums_over_ranks():
     before = book.embedding.weight.clone()
     book.reduce = lambda t: 2 * t  # a second rank with the same batch
     z, indices = torch.ones(1, 2, 1, 2), torch.tensor([[[1, 1]]])
-    book.update(z, indices, 1)
+    update(book, z, indices, 1)
     counts = torch.tensor([0.9, 0.9 + 0.1 * 4, 0.9])
     sums = 0.9 * before
     sums[1] += 0.1 * 4
@@ -94,7 +100,7 @@ def test_revival_fills_a_collapsed_codebook():
         book.embedding.weight.data[0] = 0
         book.sums = book.embedding.weight.detach().clone()
         for step in range(40):
-            book.update(z, quantise(z, book.embedding.weight).indices, step)
+            update(book, z, quantise(z, book.embedding.weight).indices, step)
         usage = CodeUsage(32)
         usage.add(quantise(z, book.embedding.weight).indices)
         used[every] = usage.summary()["usage"]
@@ -106,13 +112,13 @@ def test_revival_happens_on_its_steps_and_gives_every_rank_the_same_codes():
     book = codebook(6, 2, revive_every=5, revive_until=10, decay=0.01)
     book.share = lambda fresh: torch.full_like(fresh, 7.0)
     z, indices = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
-    assert [int(book.update(z, indices, s).sum()) for s in (0, 4, 15)] == [0, 0, 0]
-    dead = book.update(z, indices, 5)
+    assert [int(update(book, z, indices, s).sum()) for s in (0, 4, 15)] == [0, 0, 0]
+    dead = update(book, z, indices, 5)
     assert dead.tolist() == [False] + [True] * 5
     assert (book.embedding.weight[1:] == 7).all()
     book = Codebook(book.embedding, book.settings, reduce=lambda t: 2 * t)
     with pytest.raises(AutoencoderError, match="broadcast from rank 0"):
-        book.update(z, indices, 5)
+        update(book, z, indices, 5)
 
 
 def test_revived_rows_lose_their_adam_moments():
@@ -136,14 +142,29 @@ def test_usage_counts_over_a_whole_set():
 def test_a_codebook_state_goes_with_a_checkpoint():
     book, other = codebook(4, 2), codebook(4, 2)
     z = torch.randn(1, 2, 4, 4)
-    book.update(z, quantise(z, book.embedding.weight).indices, 0)
+    update(book, z, quantise(z, book.embedding.weight).indices, 0)
     other.load_state_dict(book.state_dict())
     assert other.sums.equal(book.sums)
     with pytest.raises(AutoencoderError, match=r"shape \(4, 2\)"):
         codebook(5, 2).load_state_dict(book.state_dict())
 
 
-def test_a_training_step_updates_the_codebook_after_its_backward():
+def test_micro_batches_move_a_codebook_as_their_whole_does_and_void_ones_not_at_all():
+    z = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(5))
+    whole, parts = (codebook(8, 2, revive_every=1, revive_below=0.9) for _ in "ab")
+    indices = quantise(z, whole.embedding.weight).indices
+    parts.see(z, indices)
+    parts.discard()
+    assert parts.embedding.weight.equal(whole.embedding.weight)
+    for half, codes in zip(z.chunk(2), indices.chunk(2), strict=True):
+        parts.see(half, codes)
+    assert parts.settle(1).equal(update(whole, z, indices, 1))
+    assert parts.embedding.weight.equal(whole.embedding.weight)
+    assert parts.counts.equal(whole.counts)
+    assert parts.sums.equal(whole.sums)
+
+
+def test_a_training_step_shows_the_codebook_its_latents_after_the_backward():
     config = VQConfig(resolution=16, widths=(8, 16), norm_groups=4, codes=8, ema=True)
     wrapped = Autoencode(build_vq(config), beta=config.beta)
     book = Codebook(wrapped.vae.quantize.embedding, config)
@@ -157,4 +178,6 @@ def test_a_training_step_updates_the_codebook_after_its_backward():
         assert book.embedding.weight.equal(before)
         assert 1 <= logs["perplexity"] <= 8
         assert logs["kl"] == 0
+        assert not book.seen
+    book.settle(1)
     assert not book.embedding.weight.equal(before)

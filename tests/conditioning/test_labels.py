@@ -1,4 +1,4 @@
-"""Class labels as a token."""
+"""Class labels as a token, or as a vector."""
 
 import json
 
@@ -54,6 +54,51 @@ def test_the_saved_folder_opens_with_its_names(conditioner, tmp_path):
     assert torch.equal(again(**again.prepare(CLASSES)).tokens, conditioner(**inputs).tokens)
     assert list(again.trainable) == ["class_encoder"]
     assert isinstance(again.trainable["class_encoder"], ModelMixin)
+
+
+@pytest.fixture
+def vectors() -> ClassConditioner:
+    return build(ClassConfig(form="vector"), classes=CLASSES, time_width=12)
+
+
+def test_a_vector_is_as_wide_as_the_time_embedding_unless_told(vectors):
+    assert (vectors.width, vectors.vector_width) == (None, 12)
+    condition = vectors(**vectors.prepare(["dog", ""]))
+    assert condition.tokens is None
+    assert torch.equal(condition.vector, vectors.class_encoder.embedding.weight[[1, 3]])
+    assert build(ClassConfig(form="vector", width=5), classes=CLASSES, time_width=12).vector_width == 5
+    with pytest.raises(ConditioningError, match="need a width"):
+        build(ClassConfig(form="vector"), classes=CLASSES)
+
+
+def test_a_token_is_512_wide_unless_told():
+    conditioner = build(ClassConfig(), classes=CLASSES, time_width=12)
+    assert (conditioner.width, conditioner.vector_width) == (512, None)
+
+
+def test_vectors_are_saved_as_such(vectors, tmp_path):
+    save(vectors, tmp_path)
+    again = load(tmp_path)
+    assert (again.width, again.vector_width) == (None, 12)
+    assert torch.equal(again(**again.prepare(CLASSES)).vector, vectors(**vectors.prepare(CLASSES)).vector)
+
+
+def test_folders_from_before_vectors_are_tokens_with_a_null(conditioner, tmp_path):
+    save(conditioner, tmp_path)
+    path = tmp_path / "class_encoder/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: config[name] for name in config if name not in ("form", "null")}))
+    assert load(tmp_path)(**conditioner.null_inputs()).tokens.shape == (1, 1, 8)
+
+
+def test_without_a_null_row_nothing_can_be_guided(tmp_path):
+    save(ClassConditioner(ClassEmbedder(CLASSES, 4, form="vector", null=False)), tmp_path)
+    again = load(tmp_path)
+    assert again.class_encoder.embedding.weight.shape == (3, 4)
+    assert again.prepare(CLASSES)["labels"].tolist() == [0, 1, 2]
+    for ask in (again.null_inputs, lambda: again.prepare(["cat", ""]), lambda: again.prepare([3])):
+        with pytest.raises(ConditioningError, match=r"never learned a null class.* guidance scale of 1"):
+            ask()
 
 
 class LabelPipeline(DiffusionPipeline):

@@ -1,4 +1,7 @@
+import os
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +10,9 @@ from torch import nn
 from ldm_kit.config import UserError
 from ldm_kit.data import latents as cache
 from ldm_kit.data.images import InMemory, Record, subset, to_unit
-from ldm_kit.data.latents import LatentBatches, cached, fingerprint, pixels
+from ldm_kit.data.latents import VERIFIED, LatentBatches, cached, fingerprint, pixels
+from ldm_kit.data.rows import Pixels, Stored
+from ldm_kit.training.order import AddressedBatches, Share, loader
 
 COUNT = 20
 PIXELS = torch.randint(0, 256, (COUNT, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -169,3 +174,140 @@ def test_pixels_are_their_own_latents_in_both_views():
     assert torch.equal(both.mean[:, 1], to_unit(PIXELS.flip(3)))
     assert both.logvar.shape == both.mean.shape
     assert plain.fingerprint != both.fingerprint
+
+
+def both(folder, monkeypatch):
+    """The same cache in memory and on disk."""
+    held = made(folder)
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    return held, made(folder, how=refuse)
+
+
+def test_a_large_cache_stays_on_disk_and_says_the_same(tmp_path, monkeypatch):
+    held, stored = both(tmp_path, monkeypatch)
+    assert isinstance(held.mean, torch.Tensor)
+    assert isinstance(stored.mean, Stored)
+    assert (len(stored), stored.shape, stored.fingerprint) == (len(held), held.shape, held.fingerprint)
+    assert (stored.mean.shape, stored.mean.dtype) == (held.mean.shape, held.mean.dtype)
+    rows = torch.tensor([19, 0, 7, 8, 15, 16, 7, -1])  # over all shards, one twice
+    view = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+    for place in [
+        rows,
+        (rows, view),
+        (rows, 0),
+        (rows, 1),
+        slice(None, 9),
+        slice(5, 18),
+        (slice(None), 1),
+        17,
+        rows[:0],
+    ]:
+        for name in ("mean", "logvar"):
+            assert torch.equal(getattr(stored, name)[place], getattr(held, name)[place]), place
+    with pytest.raises(IndexError):
+        stored.mean[torch.tensor([COUNT])]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_on_a_large_cache_gives_the_same_batches(tmp_path, monkeypatch, workers):
+    inputs = {"ids": torch.arange(COUNT)[:, None]}
+    held, stored = (
+        list(
+            loader(
+                LatentBatches(found, inputs, range(COUNT), seed=4), AddressedBatches(Share(6), 4, COUNT, 2, 9), workers
+            )
+        )
+        for found in both(tmp_path, monkeypatch)
+    )
+    assert len(held) == 7
+    for a, b in zip(held, stored, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in ("mean", "logvar", "position"))
+        assert torch.equal(a["inputs"]["ids"], b["inputs"]["ids"])
+
+
+def test_a_large_cache_is_checked_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    made(tmp_path)
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    checked, check = [], cache._streamed_checksum
+    monkeypatch.setattr(cache, "_streamed_checksum", lambda path: checked.append(path.name) or check(path))
+    for _ in range(3):
+        made(tmp_path, how=refuse)
+    assert checked == [f"latents-0000{i}.safetensors" for i in range(3)]
+    path = tmp_path / "latents-00001.safetensors"
+    whole = path.read_bytes()
+    for bit in (-1, -1000, -len(whole) * 4):  # in the tensors
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"latents-00001\.safetensors is damaged \(its checksum differs\)"):
+            made(tmp_path, how=refuse)
+    path.write_bytes(whole)
+    (tmp_path / VERIFIED).write_text("[damaged")
+    checked.clear()
+    made(tmp_path, how=refuse)
+    assert len(checked) == 3
+    with pytest.raises(UserError, match="stale"):
+        made(tmp_path, key="another")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"latents-00001\.safetensors is damaged"):
+        made(tmp_path, how=refuse)
+
+
+def test_a_shard_that_is_cut_while_in_use_is_told(tmp_path, monkeypatch):
+    _, stored = both(tmp_path, monkeypatch)
+    path = tmp_path / "latents-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert stored.mean[torch.tensor([3])].shape == (1, 2, 2, 4, 4)
+    with pytest.raises(UserError, match="has been cut since the run began"):
+        stored.mean[torch.tensor([19])]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_large_sets_of_pixels_are_decoded_when_asked_for(monkeypatch, flip):
+    held = pixels(PICTURES, flip=flip)
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    lazy = pixels(PICTURES, flip=flip)
+    assert isinstance(lazy.mean, Pixels)
+    assert (lazy.mean.shape, lazy.fingerprint, len(lazy)) == (held.mean.shape, held.fingerprint, COUNT)
+    inputs = {"ids": torch.arange(COUNT)}
+    places = [(position, position * 7 % COUNT) for position in range(30)]
+    a, b = (LatentBatches(found, inputs, range(COUNT), 3).__getitems__(places) for found in (held, lazy))
+    assert torch.equal(a["mean"], b["mean"])
+    assert torch.equal(a["logvar"], b["logvar"])
+
+
+class Many:
+    """A million pictures that nobody looks at."""
+
+    def __len__(self):
+        return 1_000_000
+
+
+def resident():
+    """Bytes of this process in memory, mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat_over_a_million_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 16384)
+    monkeypatch.setattr(cache, "IN_MEMORY", 64 * 2**20)
+    count = len(Many())
+    for shard, start in enumerate(range(0, count, 16384)):
+        number = torch.arange(start, min(start + 16384, count))
+        digits = torch.stack([number // 1000, number % 1000], dim=1).half()  # exact: below 2048
+        mean = digits.view(-1, 1, 2, 1, 1).expand(-1, 1, 2, 4, 8).contiguous()  # 128 bytes each
+        cache._write(tmp_path / f"latents-{shard:05d}.safetensors", (mean, -mean), "key")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 240 * 2**20
+    ids = torch.arange(count)
+    order = AddressedBatches(Share(64), 0, count, 0, 2500)
+    next(iter(order))  # the permutation is there
+    before = resident()
+    batches = LatentBatches(cached(tmp_path, Many(), refuse, "key", flip=False), {"ids": ids}, range(count), seed=0)
+    for step, places in enumerate(order):
+        batch = batches.__getitems__(places)
+        if step % 100 == 0:
+            thousands, rest = batch["mean"][:, :, 3, 7].long().unbind(1)
+            assert torch.equal(thousands * 1000 + rest, batch["inputs"]["ids"])
+    assert resident() - before < 32 * 2**20

@@ -1,9 +1,12 @@
+import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ldm_kit.data.toy import Gaussian, Mixture
-from ldm_kit.diffusion.guidance import ClassifierFree
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree
+from ldm_kit.diffusion.prediction import from_prediction, over, to_prediction
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import linear, trailing
+from ldm_kit.diffusion.schedule import linear, scaled_linear, trailing, zero_terminal
 
 TWO = Mixture(linear(), torch.tensor([[-1.0], [2.0]]), torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
 X, T = torch.randn(16, 1).double(), torch.randint(0, 1000, (16,))
@@ -78,3 +81,118 @@ def test_the_toy_denoisers_agree():
         found, expected = mixture(X, T, cond), Gaussian(linear(), 2.0, TWO.stds[1].item())(X, T)
         assert torch.allclose(found.x_0, expected.x_0)
         assert torch.allclose(found.eps, expected.eps)
+
+
+def counting(denoiser):
+    calls = []
+
+    def counted(x, t, cond=None):
+        calls.append(cond)
+        return denoiser(x, t, cond)
+
+    counted.schedule, counted.calls = denoiser.schedule, calls
+    return counted
+
+
+def test_outside_the_interval_the_condition_alone_is_asked():
+    x, inner = X[:3], counting(TWO)
+    part = ClassifierFree(inner, None, 3.0, interval=(0.2, 0.6))
+    for t in (0, 199, 601, 999):
+        times = torch.full((3,), t)
+        found = part(x, times, 1)
+        assert torch.equal(found.eps, TWO(x, times, 1).eps)
+        assert inner.calls == [1]
+        inner.calls.clear()
+    for t in (200, 600):
+        times = torch.full((3,), t)
+        assert torch.equal(part(x, times, 1).eps, ClassifierFree(TWO, None, 3.0)(x, times, 1).eps)
+        assert inner.calls == [1, None]
+        inner.calls.clear()
+
+
+def test_the_interval_is_each_pictures_own():
+    t, whole = torch.tensor([100, 300, 700]), ClassifierFree(TWO, None, 3.0)
+    found = ClassifierFree(TWO, None, 3.0, interval=(0.2, 0.6))(X[:3], t, 1)
+    for view in ("x_0", "eps"):
+        plain, guided = getattr(TWO(X[:3], t, 1), view), getattr(whole(X[:3], t, 1), view)
+        assert torch.equal(getattr(found, view), torch.stack([plain[0], guided[1], plain[2]]))
+
+
+class Fixed:
+    """Says eps 1 2 3 4 under the condition and 0 0 4 4 without, whatever x is."""
+
+    schedule = linear()
+
+    def __call__(self, x, t, cond=None):
+        eps = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]] if cond else [[[0.0, 0.0], [4.0, 4.0]]]).double().expand_as(x)
+        return to_prediction("eps", eps, x, *self.schedule.at(t))._replace(fraction=torch.full_like(x, bool(cond)))
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescale_by_hand_and_by_diffusers(phi):
+    x, t = torch.randn(5, 1, 2, 2).double(), torch.tensor([0, 10, 500, 900, 999])
+    found = ClassifierFree(Fixed(), None, 2.0, rescale=phi)(x, t, True)
+    guided = torch.tensor([2.0, 4.0, 2.0, 4.0]).double()  # its deviation is that of 1 2 3 4 times 2 / sqrt 5
+    assert torch.allclose(found.eps.flatten(1), (guided * (1 - phi + phi * 5**0.5 / 2)).expand(5, 4))
+    yes, no = Fixed()(x, t, True).eps, Fixed()(x, t).eps
+    assert torch.allclose(found.eps, rescale_noise_cfg(no + 2 * (yes - no), yes, phi))
+    a, s = Fixed.schedule.at(t)
+    assert torch.allclose(over(a, x) * found.x_0 + over(s, x) * found.eps, x)
+    assert (found.fraction == 1).all()
+
+
+def test_rescale_of_v_keeps_the_deviation_even_in_pure_noise():
+    schedule = zero_terminal(scaled_linear())
+    means = torch.tensor([[-1.0, 0.5, 2.0], [2.0, 0.0, -1.0]])
+    mixture = Mixture(schedule, means, torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
+    x, t = torch.randn(4, 3).double(), torch.tensor([0, 300, 998, 999])
+    a, s = schedule.at(t)
+    found = ClassifierFree(mixture, None, 4.0, rescale=1.0, target="v")(x, t, 1)
+    v, aim = from_prediction("v", found, a, s), from_prediction("v", mixture(x, t, 1), a, s)
+    assert torch.allclose(v.std(1), aim.std(1))
+    assert torch.allclose(over(a, x) * found.x_0 + over(s, x) * found.eps, x)
+    assert ClassifierFree(mixture, None, 4.0)(x, t, 1).x_0[-1].std() > 2 * found.x_0[-1].std()
+    in_eps = ClassifierFree(mixture, None, 4.0, rescale=1.0)(x, t, 1)
+    assert torch.isfinite(in_eps.x_0).all()
+
+
+@pytest.mark.parametrize("fields", [{"interval": (0.5, 0.4)}, {"interval": (-0.1, 0.4)}, {"interval": (0, 1.1)}])
+def test_an_impossible_interval_is_refused(fields):
+    with pytest.raises(ValueError, match="in an interval of t / T within 0 to 1"):
+        ClassifierFree(TWO, None, 2.0, **fields)
+    with pytest.raises(ValueError, match=r"share from 0 to 1, got 1\.5"):
+        ClassifierFree(TWO, None, 2.0, rescale=1.5)
+
+
+def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
+    good, bad = counting(Gaussian(linear(), 2.0, 0.4)), counting(Gaussian(linear(), 1.0, 0.8))
+    found = Autoguidance(good, bad, 2.0)(X, T, "any")
+    assert good.calls == bad.calls == ["any"]
+    assert torch.allclose(found.eps, 2 * good(X, T).eps - bad(X, T).eps)
+    a, s = good.schedule.at(T)
+    assert torch.allclose(over(a, X) * found.x_0 + over(s, X) * found.eps, X)
+    bad.calls.clear()
+    assert torch.equal(Autoguidance(good, bad, 1.0)(X, T).x_0, good(X, T).x_0)
+    assert bad.calls == []
+
+
+def test_autoguidance_undoes_what_the_worse_model_does_more_of():
+    """The worse is as far off again as the better: scale 2 is the truth."""
+    truth = Gaussian(linear(), 2.0, 0.4)
+
+    def off(by):
+        def denoiser(x, t, cond=None):
+            return to_prediction("eps", truth(x, t).eps + by, x, *truth.schedule.at(t))
+
+        denoiser.schedule = truth.schedule
+        return denoiser
+
+    x = sampled(Autoguidance(off(0.1), off(0.2), 2.0), None)
+    assert abs(x.mean() - 2.0) < 0.02
+    assert abs(sampled(off(0.1), None).mean() - 2.0) > 0.05
+
+
+def test_autoguidance_takes_models_of_one_schedule():
+    for other in (scaled_linear(), linear(500)):
+        with pytest.raises(ValueError, match="noise schedule that it shares"):
+            Autoguidance(Gaussian(linear(), 0.0, 1.0), Gaussian(other, 0.0, 1.0), 2.0)

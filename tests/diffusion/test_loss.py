@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm_kit.diffusion.loss import TimesConfig, draw_times, error, min_snr, noised
+from ldm_kit.diffusion.loss import error, min_snr, noised
 from ldm_kit.diffusion.prediction import Prediction, from_prediction, to_prediction
 from ldm_kit.diffusion.schedule import flow, scaled_linear, zero_terminal
 
@@ -48,35 +48,3 @@ def test_min_snr_is_finite_at_both_ends():
 def test_plain_eps_loss_is_untouched_where_snr_is_small():
     t = torch.tensor([999])
     assert min_snr(t, scaled_linear(), "eps", 5.0) == 1
-
-
-@pytest.mark.parametrize("density", ["uniform", "logit_normal"])
-def test_times_do_not_depend_on_how_the_global_batch_is_split(density):
-    config, positions = TimesConfig(density=density), torch.arange(40, 56)
-    whole = draw_times(config, 1, positions, 16, 1000)
-    split = torch.cat([draw_times(config, 1, part, 16, 1000) for part in positions.split(3)])
-    assert torch.equal(whole, split)
-    assert not torch.equal(whole, draw_times(config, 1, positions + 16, 16, 1000))
-    assert not torch.equal(whole, draw_times(config, 2, positions, 16, 1000))
-
-
-def test_stratified_times_visit_every_stratum():
-    t = draw_times(TimesConfig(), 3, torch.arange(64), 64, 1024)
-    assert (t // 16).tolist() == list(range(64))
-    free = draw_times(TimesConfig(stratified=False), 3, torch.arange(64), 64, 1024)
-    assert len(set((free // 16).tolist())) < 55
-
-
-def test_uniform_times_are_uniform():
-    t = draw_times(TimesConfig(stratified=False), 0, torch.arange(100_000), 8, 10)
-    assert torch.allclose(t.bincount() / 1e5, torch.full((10,), 0.1), atol=0.005)
-
-
-@pytest.mark.parametrize("stratified", [False, True])
-def test_logit_normal_times(stratified):
-    config = TimesConfig(density="logit_normal", mean=-0.5, std=0.8, stratified=stratified)
-    t = draw_times(config, 0, torch.arange(50_000), 50, 1000)
-    assert 0 <= t.min() <= t.max() <= 999
-    logit = torch.logit((t + 0.5) / 1000)
-    assert abs(logit.mean() + 0.5) < 0.02
-    assert abs(logit.std() - 0.8) < 0.02

@@ -65,7 +65,7 @@ def test_stochastic_samplers_recover_a_gaussian(sampler, kind):
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_grid_of_all_times_stays_finite(kind):
     exact, times = Gaussian(SCHEDULES[kind], m=2.0, s=0.5), trailing(1000, 1000)[-20:]
-    for sampler in (partial(ddpm, large=True), ddpm, partial(ddim, eta=1.0), heun):
+    for sampler in (partial(ddpm, variance="large"), ddpm, partial(ddim, eta=1.0), heun):
         noise = {} if sampler is heun else {"noise": lambda step, shape: torch.randn(4, *shape)}
         assert torch.isfinite(last(sampler(exact, torch.randn(4, 1), times, **noise))).all()
 
@@ -86,7 +86,7 @@ def test_ddpm_is_that_of_diffusers_step_for_step(variance, steps):
     solver = DDPMScheduler(**BETAS, clip_sample=False, variance_type=variance)  # leading, so that it ends at t = 0
     generator = torch.Generator().manual_seed(7)
     theirs = by_hand(solver, steps, start(), generator=generator)
-    ours = ddpm(TWO, start(), leading(1000, steps), noise=noise, large=variance == "fixed_large")
+    ours = ddpm(TWO, start(), leading(1000, steps), noise=noise, variance=variance.removeprefix("fixed_"))
     for state, x in zip(ours, theirs, strict=True):
         assert torch.allclose(state.x, x, atol=1e-5 if steps == 20 else 1e-3)  # diffusers sums betas in float32
 

@@ -95,9 +95,50 @@ def test_too_many_steps_are_refused_in_a_sentence(steps):
             grid(1000, steps)
 
 
+def test_constant_betas_are_the_latent_prior_of_diffae():
+    prior = build(ScheduleConfig(kind="constant"))
+    assert prior.a[-1].square().item() == pytest.approx(3.248e-4, rel=1e-3)
+    assert prior.snr(torch.tensor([85, 87]))[0] > 1 > prior.snr(torch.tensor([85, 87]))[1]
+    theirs = DDIMScheduler(trained_betas=[0.008] * 1000).alphas_cumprod
+    assert torch.allclose(prior.a.square(), theirs.double(), atol=1e-5)
+    half = build(ScheduleConfig(kind="constant", start=0.5, steps=3))
+    assert torch.allclose(half.a.square(), torch.tensor([0.5, 0.25, 0.125]).double())
+
+
+def test_given_betas_are_taken_as_they_are():
+    ours = build(ScheduleConfig(kind="given", steps=3, betas=(0.1, 0.2, 1.0)))
+    assert torch.allclose(ours.a.square(), torch.tensor([0.9, 0.72, 0.0]).double())
+    assert (ours.a[-1], ours.s[-1]) == (0, 1)
+    rescaled = build(ScheduleConfig(kind="given", steps=2, betas=(0.1, 0.2), zero_terminal=True))
+    assert torch.allclose(rescaled.a.square(), torch.tensor([0.9, 0.0]).double())
+
+
+def test_ends_are_scaled_as_guided_diffusion_does_only_on_request():
+    plain, scaled = (build(ScheduleConfig(kind="linear", steps=100, scale_ends=wish)) for wish in (False, True))
+    assert torch.equal(plain.a, schedules.linear(100, 1e-4, 0.02).a)
+    assert torch.equal(scaled.a, schedules.linear(100, 1e-3, 0.2).a)
+    assert plain.s[-1] < 0.9 < 0.9999 < scaled.s[-1]
+    assert torch.equal(build(ScheduleConfig(kind="linear", scale_ends=True)).a, schedules.linear().a)
+
+
 @pytest.mark.parametrize(
-    "fields", [{"kind": "flow", "zero_terminal": True}, {"kind": "flow", "start": 0.1}, {"kind": "cosine", "end": 0.1}]
+    ("fields", "sentence"),
+    [
+        ({"kind": "flow", "zero_terminal": True}, "flow already ends in noise"),
+        ({"kind": "flow", "start": 0.1}, "the flow schedule has none such"),
+        ({"kind": "cosine", "end": 0.1}, "the cosine schedule has none such"),
+        ({"kind": "constant", "end": 0.1}, "the constant schedule has none such"),
+        ({"kind": "given", "steps": 2, "betas": (0.1, 0.2), "start": 0.1}, "the given schedule has none such"),
+        ({"kind": "given"}, "kind given needs them"),
+        ({"kind": "linear", "steps": 2, "betas": (0.1, 0.2)}, "betas are for kind given"),
+        ({"kind": "given", "betas": (0.1, 0.2)}, "betas lists 2 numbers for 1000 training times; expected steps 2"),
+        ({"kind": "given", "steps": 3, "betas": (0.1, 1.0, 0.2)}, r"outside \(0, 1\), or a 1 before the last"),
+        ({"kind": "given", "steps": 2, "betas": (0.0, 0.2)}, r"outside \(0, 1\)"),
+        ({"kind": "given", "steps": 2, "betas": (0.1, 1.2)}, r"outside \(0, 1\)"),
+        ({"kind": "cosine", "scale_ends": True}, "scale_ends is for linear and scaled_linear"),
+        ({"kind": "linear", "steps": 10, "scale_ends": True}, "expected below 1"),
+    ],
 )
-def test_contradictions_are_refused(fields):
-    with pytest.raises(ValidationError):
+def test_contradictions_are_refused(fields, sentence):
+    with pytest.raises(ValidationError, match=sentence):
         ScheduleConfig(**fields)

@@ -1,6 +1,7 @@
 """sample.py: names, metadata and grid; and that a picture depends on its prompt, its seed and the settings alone."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ldm_kit.evaluation.files import read_metadata
 from ldm_kit.nets.solvers import SOLVERS
+from ldm_kit.wish import Wish
 from tests.world import World, through
 
 
@@ -36,7 +38,7 @@ def test_names_metadata_and_grid(world: World, tmp_path):
     ]
     about = read_metadata(tmp_path / "00000006-00003-ete-x.png")
     assert (about["prompt"], about["seed"]) == ("Été, ../x", "6")
-    settings = {"steps": 3, "solver": "dpm++", "guidance_scale": 3.0, "negative": None}
+    settings = {**json.loads(json.dumps(asdict(Wish(3)))), "clip": "none"}
     assert json.loads(about["settings"]) == settings
     assert json.loads(read_metadata(tmp_path / "grid.png")["settings"]) == settings
     with Image.open(tmp_path / "grid.png") as grid:
@@ -118,6 +120,87 @@ def test_lower_precision_draws_nearly_the_same(world: World, tmp_path, precision
     (full,) = draw(tmp_path / "full", world.model("text"), "red square").values()
     (low,) = draw(tmp_path / "low", world.model("text"), "red square", "--precision", precision).values()
     assert 0 < np.abs(full - low).mean() < 8
+
+
+GUIDES = {  # (model, arguments): what steers, in each of the ways there are
+    "algorithm 1": ("plain", ["red", "blue", "--solver", "ddpm", "--classifier", "{classifier}"]),
+    "algorithm 2": ("plain", ["red", "blue", "--solver", "ddim", "--eta", 0.7, "--classifier", "{classifier}"]),
+    "several steps": ("plain", ["red", "blue", "--solver", "dpm++", "--classifier", "{classifier}"]),
+    "classes": ("class", ["red", "blue", "--solver", "ddpm", "--classifier", "{classifier}"]),
+    "pixels": ("pixels", ["red", "blue", "--classifier", "{pixel_classifier}"]),
+    "learned variance": ("learned", ["red", "blue", "--solver", "ddpm", "--classifier", "{pixel_classifier}"]),
+    "text": ("text", ["a", "b", "--classifier_class", "green", "--classifier", "{classifier}"]),
+    "a worse model": ("class_pixels", ["red", "blue", "--worse", "{class_pixels}", "--autoguidance_scale", 3]),
+}
+
+
+@pytest.mark.parametrize("case", GUIDES)
+def test_batch_mates_change_nothing_with_guides(world: World, tmp_path, case):
+    name, arguments = GUIDES[case]
+    filled = [_filled(world, argument) for argument in arguments]
+    if "{classifier}" in arguments or "{pixel_classifier}" in arguments:
+        filled += ["--classifier_scale", 20]
+    alone = draw(tmp_path / "alone", world.model(name), *filled, "--count", 2, "--batch_size", 1)
+    together = draw(tmp_path / "together", world.model(name), *filled, "--count", 2, "--batch_size", 3)
+    assert len(alone) == len(together) == 4
+    for picture, other in zip(alone.values(), together.values(), strict=True):
+        assert np.abs(picture - other).max() <= 1
+
+
+def _filled(world: World, argument: object) -> object:
+    """A model's folder where its name stands in braces."""
+    name = str(argument)
+    return world.model(name[1:-1]) if name.startswith("{") else argument
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm++"])
+def test_a_classifier_steers(world: World, tmp_path, solver):
+    """Its class and its scale matter, and its scale 0 is none."""
+    base = (world.model("pixels"), "--solver", solver)
+    guided = (*base, "--classifier", world.model("pixel_classifier") / "model")
+    (plain,) = draw(tmp_path / "plain", *base).values()
+    (idle,) = draw(tmp_path / "idle", *guided, "red", "--classifier_scale", 0).values()
+    (one,) = draw(tmp_path / "one", *guided, "red").values()
+    (red,) = draw(tmp_path / "red", *guided, "red", "--classifier_scale", 30).values()
+    (blue,) = draw(tmp_path / "blue", *guided, "--classifier_class", "blue", "--classifier_scale", 30).values()
+    assert np.array_equal(plain, idle)
+    assert np.abs(plain - red).max() > 3
+    assert np.abs(red - blue).max() > 3
+    assert np.abs(one - red).max() > 3
+    about = json.loads(read_metadata(next((tmp_path / "one").glob("0*.png")))["settings"])
+    assert (about["classifier_scale"], about["algorithm"], about["clip"]) == (1.0, 1 if solver == "ddpm" else 2, "clip")
+
+
+SETTINGS = {  # flags -> what the metadata says of them
+    ("--guidance_rescale", 0.7): {"rescale": 0.7},
+    ("--guidance_interval", 0.1, 0.6): {"interval": [0.1, 0.6]},
+    ("--spacing", "leading"): {"spacing": "leading"},
+    ("--spacing", "ddim5"): {"spacing": "ddim5", "steps": 5},
+    ("--spacing", "2,1"): {"spacing": "2,1", "steps": 3},
+    ("--solver", "ddim", "--eta", 1): {"solver": "ddim", "eta": 1.0},
+    ("--clip", "none"): {"clip": "none"},
+    ("--clip", "dynamic"): {"clip": "dynamic"},
+}
+
+
+@pytest.mark.parametrize("flags", SETTINGS, ids=lambda flags: " ".join(str(flag) for flag in flags))
+def test_every_flag_matters_and_is_told(world: World, tmp_path, flags):
+    base = (world.model("class_pixels"), "red", "--guidance_scale", 8, "--solver", "ddim")
+    (plain,) = draw(tmp_path / "plain", *base).values()
+    (other,) = draw(tmp_path / "other", *base, *flags).values()
+    assert np.abs(plain - other).max() > 1
+    about = json.loads(read_metadata(next((tmp_path / "other").glob("0*.png")))["settings"])
+    assert {name: about[name] for name in SETTINGS[flags]} == SETTINGS[flags]
+
+
+def test_a_worse_model_steers(world: World, tmp_path):
+    """Away from itself: with the very same model there is nothing to steer by."""
+    base = (world.model("pixels"), "--autoguidance_scale", 4)
+    (plain,) = draw(tmp_path / "plain", world.model("pixels")).values()
+    (same,) = draw(tmp_path / "same", *base, "--worse", world.model("pixels")).values()
+    (steered,) = draw(tmp_path / "steered", *base, "--worse", world.model("learned")).values()
+    assert np.abs(plain - same).max() <= 1
+    assert np.abs(plain - steered).max() > 3
 
 
 def test_hostile_prompts_stay_in_the_folder(world: World, tmp_path):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.nets import solvers
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish
 from tests.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -33,6 +35,10 @@ JOBS = {  # name -> (model, pipeline, scheduler or None for the saved one, call)
     "plain": ("plain", "LDMPipeline", None, PLAIN),
     "plain_vq": ("plain_vq", "LDMPipeline", None, PLAIN),
     "plain_flow": ("plain_flow", "LDMPipeline", None, PLAIN),
+    "pixels": ("pixels", "DDIMPipeline", None, {**PLAIN, "use_clipped_model_output": True}),
+    "pixels, noisy": ("pixels", "DDIMPipeline", None, {**PLAIN, "use_clipped_model_output": True, "eta": 1.0}),
+    "pixels ddpm": ("pixels", "DDPMPipeline", "DDPMScheduler", PLAIN),
+    "learned": ("learned", "DDPMPipeline", None, PLAIN),
     "any": ("text", "DiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0, "latents": None}),
 }
 OURS = {  # what we draw for the same job
@@ -44,6 +50,10 @@ OURS = {  # what we draw for the same job
     "flow": Wish(STEPS, "dpm++", 2.0),
     "plain": Wish(STEPS, "ddim"),
     "plain_vq": Wish(STEPS, "ddim"),
+    "pixels": Wish(STEPS, "ddim"),
+    "pixels, noisy": Wish(STEPS, "ddim", eta=1.0),
+    "pixels ddpm": Wish(STEPS, "ddpm"),
+    "learned": Wish(STEPS, "ddpm", spacing="linspace"),
 }
 
 
@@ -77,6 +87,21 @@ def drawn(folder: Path, wish: Wish) -> np.ndarray:
     return pictures[0].permute(1, 2, 0).double().numpy()
 
 
+@pytest.fixture
+def one_stream(monkeypatch):
+    """Noise of steps as diffusers' pipelines draw it: of one picture's generator, after the noise it starts from."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def noise(seeds, step, shape):
+        if step == 0:
+            generator.manual_seed(SEED)
+            torch.randn(1, *shape, generator=generator)
+        return torch.randn(len(seeds), *shape, generator=generator)
+
+    monkeypatch.setattr(solvers, "step_noise", noise)
+
+
+@pytest.mark.usefixtures("one_stream")
 @pytest.mark.parametrize("name", OURS)
 def test_the_same_picture(world, theirs, name):
     ours, their = drawn(world.model(JOBS[name][0]) / "model", OURS[name]), grey(theirs[name])

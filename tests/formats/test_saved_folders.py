@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.parts import component, read_index
-from ldm_kit.pipeline import Pipeline, Wish
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish
 from tests.world import MODELS, World, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -25,6 +27,8 @@ PROMPTS = {
     "plain_flow": ["", ""],
     "plain_vq": ["", ""],
     "pixels": ["", ""],
+    "class_pixels": ["red", "green"],
+    "learned": ["", ""],
 }
 
 
@@ -51,6 +55,7 @@ def test_load_of_save_draws_the_same_bits(world, tmp_path, name):
     for solver in ("ddim", "dpm++", "ddpm"):
         assert torch.equal(pictures(first, prompts, solver), pictures(second, prompts, solver))
     assert (second.schedule_config, second.target) == (first.schedule_config, first.target)
+    assert second.variance == first.variance
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,11 +96,40 @@ def test_the_layout(world):
     for name in ("plain", "plain_vq", "plain_flow"):
         assert kinds[name]["_class_name"] == "LDMPipeline"
         assert "vqvae" in kinds[name]
+    assert (kinds["pixels"]["_class_name"], kinds["learned"]["_class_name"]) == ("DDIMPipeline", "DDPMPipeline")
+    assert kinds["class_pixels"]["_class_name"] == "ldm_kit.Pipeline", "plain diffusers would draw without the class"
     for name, index in kinds.items():
         folder = world.model(name) / "model"
         parts = {key for key, value in index.items() if isinstance(value, list) and value[0]}
         assert parts == {path.name for path in folder.iterdir() if path.is_dir()}
         assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned_range"])
+@pytest.mark.parametrize(("name", "clips"), [("plain", False), ("pixels", True)])
+def test_what_the_scheduler_says(world: World, tmp_path, name, clips, variance):
+    """The variance is kept, and pixels alone are clipped."""
+    model = Pipeline.load(world.model(name) / "model")
+    channels = model.latent_shape[0]
+    if variance == "learned_range":
+        model.unet = type(model.unet).from_config(model.unet.config, out_channels=2 * channels)
+    replace(model, variance=variance).save(tmp_path / "model")
+    said = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
+    assert said["clip_sample"] is clips
+    again = Pipeline.load(tmp_path / "model")
+    assert again.variance == variance
+    assert again.latent_shape[0] == channels
+    assert (again.schedule_config, again.target) == (model.schedule_config, model.target)
+
+
+def test_a_flow_model_of_pixels(world: World, tmp_path):
+    flow = Pipeline.load(world.model("plain_flow") / "model")
+    replace(flow, vae=None).save(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    again = Pipeline.load(tmp_path / "model")
+    assert again.target == "flow"
+    *_, last = again.states([""], [0], Wish(4, "ddim", spacing="leading"))
+    assert torch.isfinite(last.x).all(), "clipped at t = 0, where flow has no noise left"
 
 
 def _index(world: World, name: str) -> dict[str, object]:

@@ -3,8 +3,12 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from torch import Tensor
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
@@ -207,3 +211,61 @@ def test_a_zeroed_network_learns():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+ADM = {"time": "scale_shift", "resample": "resnet"}
+
+
+def changed(**fields):
+    return UNetConfig(**{**TINY.model_dump(), **fields})
+
+
+def test_adm_has_scale_shift_residual_resampling_and_a_norm_before_every_attention():
+    unet = plain(changed(**ADM), vector_width=128)
+    assert unet.config.down_block_types == ("ResnetDownsampleBlock2D", "AttnDownBlock2D")
+    assert unet.config.up_block_types == ("AttnUpBlock2D", "ResnetUpsampleBlock2D")
+    blocks = [m for m in unet.modules() if isinstance(m, ResnetBlock2D)]
+    assert all(m.time_emb_proj.out_features == 2 * m.out_channels for m in blocks)
+    assert sum(m.down for m in blocks) == sum(m.up for m in blocks) == 1
+    assert not [m for m in unet.modules() if isinstance(m, Downsample2D | Upsample2D) and m.use_conv]
+    assert all(m.group_norm is not None for m in unet.modules() if isinstance(m, Attention))
+    assert {m.eps for m in unet.modules() if isinstance(m, nn.GroupNorm)} == {1e-5}
+
+
+def test_by_default_nothing_of_adm():
+    unet = plain()
+    assert unet.config.down_block_types == ("DownBlock2D", "AttnDownBlock2D")
+    assert unet.config.up_block_types == ("AttnUpBlock2D", "UpBlock2D")
+    blocks = [m for m in unet.modules() if isinstance(m, ResnetBlock2D)]
+    assert all(m.time_emb_proj.out_features == m.out_channels for m in blocks)
+    assert not any(m.down or m.up for m in blocks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [ADM, {"time": "scale_shift"}, {"resample": "resnet"}, {"time_channels": 48}])
+def test_each_choice_builds_saves_and_starts_at_zero(fields, tmp_path):
+    unet, (x, t, _) = plain(changed(**fields)), batch()
+    unet.save_pretrained(tmp_path)
+    out = apply_unet(unet, x, t)
+    assert torch.equal(apply_unet(UNet2DModel.from_pretrained(tmp_path).eval(), x, t), out)
+    assert worst(out, apply_unet(unet, x, t.flip(0))) > 1e-3
+    zero_init_like_adm(unet)
+    assert apply_unet(unet, x, t).abs().max() == 0
+
+
+@torch.no_grad()
+def test_tokens_go_with_scale_shift_but_not_with_residual_resampling():
+    unet, (x, t, condition) = crossed(changed(time="scale_shift")), batch()
+    assert worst(apply_unet(unet, x, t, condition), apply_unet(unet, x, t.flip(0), condition)) > 1e-3
+    assert {m.time_embedding_norm for m in unet.modules() if isinstance(m, ResnetBlock2D)} == {"scale_shift"}
+    with pytest.raises(UserError, match=r"resample is resnet, but .* tokens .* expected conv"):
+        crossed(changed(resample="resnet"))
+
+
+def test_a_vector_is_as_wide_as_the_time_embedding():
+    config = changed(time_channels=48)
+    assert (config.time_width, TINY.time_width) == (48, 128)
+    with pytest.raises(UserError, match=r"a vector 128 wide does not fit .* 48"):
+        plain(config, vector_width=128)
+    x, t, _ = batch()
+    assert apply_unet(plain(config, vector_width=48), x, t, Condition(vector=torch.randn(3, 48))).shape == x.shape

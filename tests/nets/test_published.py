@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from ldm_kit.config import UserError, check, read, write
 from ldm_kit.nets.build import UNetConfig, build_unet
 from ldm_kit.nets.published import PRESETS
+from tests.nets.adm import ADM, Whole
 
 # name: side and channels of the latent, width of the tokens, millions of parameters (of the paper, or of spec 3.9)
 SIZES = {
@@ -19,6 +20,10 @@ SIZES = {
     "ldm4-text": (64, 3, 640, 403.6),
     "ldm8-text": (32, 4, 1280, 872.3),
     "ldm4-layout": (64, 3, 512, 246.3),
+    "adm64": (64, 3, None, 295.1),
+    "adm128": (128, 3, None, 420.5),
+    "adm256": (256, 3, None, 552.8),
+    "adm512": (512, 3, None, 557.8),
     "sd1": (64, 4, 768, 859.5),
     "sd2": (64, 4, 1024, 865.9),
 }
@@ -31,6 +36,24 @@ def test_presets_have_the_published_size(name):
         unet = build_unet(UNetConfig(preset=name), sample_size=side, channels=channels, cross_width=cross_width)
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
     assert isinstance(unet, UNet2DModel if cross_width is None else UNet2DConditionModel)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "millions"), [("64", 64, 296), ("128", 128, 422), ("256", 256, 554), ("512", 512, 559)]
+)
+def test_adm_with_its_classes_and_variance_has_the_papers_size(name, side, millions):
+    config = UNetConfig(preset=f"adm{name}")
+    with torch.device("meta"):
+        unet = build_unet(
+            config, sample_size=side, channels=3, out_channels=6, cross_width=None, vector_width=config.time_width
+        )
+        theirs = Whole(**ADM[name], out_channels=6, classes=1000)
+    ours = sum(p.numel() for p in unet.parameters()) + 1000 * config.time_width
+    assert round(ours / 1e6) == millions
+    narrow = 256 - config.widths[0] if name == "512" else 0  # sinusoids, which diffusers has as wide as the first level
+    assert ours + narrow * config.time_width == sum(p.numel() for p in theirs.parameters())
+    attended = [side // 2**level for level, attention in enumerate(config.attention) if attention]
+    assert attended == [32, 16, 8]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -17,11 +18,12 @@ from ldm_kit.data.toy import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import times_like
 from ldm_kit.diffusion.prediction import from_prediction
 from ldm_kit.diffusion.randomness import picture_noise
-from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
 from ldm_kit.nets.solvers import (
     SOLVERS,
     default_scheduler,
     from_scheduler_config,
+    learns_variance,
     scheduler_config,
     solve,
     to_scheduler,
@@ -35,8 +37,15 @@ CONFIGS = {
     "cosine": ScheduleConfig(kind="cosine"),
     "flow": ScheduleConfig(kind="flow"),
 }
+LISTED = {
+    "constant": ScheduleConfig(kind="constant"),
+    "given": ScheduleConfig(kind="given", steps=50, betas=tuple(torch.linspace(0.01, 0.3, 50).tolist())),
+    "scaled ends": ScheduleConfig(kind="linear", steps=50, scale_ends=True),
+    "to noise": ScheduleConfig(kind="given", steps=3, betas=(0.1, 0.5, 1.0)),
+    "rescaled": ScheduleConfig(kind="constant", steps=40, start=0.05, zero_terminal=True),
+}
 NOISE = picture_noise(range(200), (1,)).double()
-STOCHASTIC = ("ddpm", "euler-a")
+STOCHASTIC = ("ddpm", "ddpm-large", "euler-a", "sde")
 
 
 def mixture(kind):
@@ -46,7 +55,11 @@ def mixture(kind):
 
 @cache
 def truth(kind):
-    return last(solve("ddim", mixture(kind), NOISE, 1000))
+    return last(draw("ddim", mixture(kind), NOISE, 1000))
+
+
+def draw(name, denoiser, noise, steps, cond=None, **options):
+    return solve(name, denoiser, noise, trailing(len(denoiser.schedule), steps), cond, **options)
 
 
 def last(states):
@@ -58,7 +71,7 @@ def last(states):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_recovers_a_gaussian(name, kind):
     exact, seeds = Gaussian(build(CONFIGS[kind]), m=2.0, s=0.5), range(60)
-    x = last(solve(name, exact, picture_noise(seeds, (300,)), 150, seeds=seeds))
+    x = last(draw(name, exact, picture_noise(seeds, (300,)), 150, seeds=seeds))
     assert abs(x.mean() - 2.0) < 0.03
     assert abs(x.std() - 0.5) < 0.035  # the small variance is too small by O(1 / steps)
 
@@ -67,23 +80,23 @@ def test_every_solver_recovers_a_gaussian(name, kind):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_picture_does_not_depend_on_its_batch_mates(name, kind):
     exact, seeds = mixture(kind), [5, 3, 8, 1]
-    whole = last(solve(name, exact, picture_noise(seeds, (1,)), 12, seeds=seeds))
+    whole = last(draw(name, exact, picture_noise(seeds, (1,)), 12, seeds=seeds))
     for i, seed in enumerate(seeds):
-        alone = last(solve(name, exact, picture_noise([seed], (1,)), 12, seeds=[seed]))
+        alone = last(draw(name, exact, picture_noise([seed], (1,)), 12, seeds=[seed]))
         assert torch.allclose(whole[i], alone[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_solver_takes_the_condition(name):
     exact, seeds = mixture("zero"), range(2_000)
-    x = last(solve(name, exact, picture_noise(seeds, (1,)), 30, 0, seeds=seeds))
+    x = last(draw(name, exact, picture_noise(seeds, (1,)), 30, 0, seeds=seeds))
     assert abs(x.mean() + 1) < 0.05
 
 
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(SOLVERS), kind=st.sampled_from(sorted(CONFIGS)), steps=st.integers(1, 40))
 def test_any_number_of_steps_is_walked_and_finite(name, kind, steps):
-    states = list(solve(name, mixture(kind), picture_noise([0, 1], (1,)), steps, seeds=[0, 1]))
+    states = list(draw(name, mixture(kind), picture_noise([0, 1], (1,)), steps, seeds=[0, 1]))
     assert len(states) == steps
     assert states[-1].t == -1
     assert torch.isfinite(states[-1].x).all()
@@ -95,13 +108,13 @@ def test_any_number_of_steps_is_walked_and_finite(name, kind, steps):
 def test_as_many_steps_as_training_times_are_finite(name, kind):
     few = CONFIGS[kind].model_copy(update={"steps": 30})
     exact = Gaussian(build(few), m=0.0, s=1.0)
-    assert torch.isfinite(last(solve(name, exact, picture_noise([0], (4,)), 30, seeds=[0]))).all()
+    assert torch.isfinite(last(draw(name, exact, picture_noise([0], (4,)), 30, seeds=[0]))).all()
 
 
 @pytest.mark.parametrize("name", ["heun", "dpm++", "unipc"])
 @pytest.mark.parametrize("kind", ["zero", "linear", "flow"])
 def test_higher_order_beats_ddim_at_few_steps(name, kind):
-    errors = {n: (last(solve(n, mixture(kind), NOISE, 20)) - truth(kind)).square().mean() for n in ("ddim", name)}
+    errors = {n: (last(draw(n, mixture(kind), NOISE, 20)) - truth(kind)).square().mean() for n in ("ddim", name)}
     assert errors[name] < errors["ddim"] / 2
 
 
@@ -109,12 +122,12 @@ def test_higher_order_beats_ddim_at_few_steps(name, kind):
 def test_mistakes_are_told_in_a_sentence(name):
     exact, noise = mixture("linear"), torch.randn(2, 1)
     with pytest.raises(ValueError, match="1000 training times in 1001 steps; expected 1 to 1000"):
-        solve(name, exact, noise, 1001, seeds=[0, 1])
-    with pytest.raises(ValueError, match="unknown solver 'plms'; known are ddpm, ddim"):
-        solve("plms", exact, noise, 10)
+        draw(name, exact, noise, 1001, seeds=[0, 1])
+    with pytest.raises(ValueError, match="unknown solver 'plms'; known are ddpm, ddpm-large, ddim"):
+        draw("plms", exact, noise, 10)
     if name in STOCHASTIC:
         with pytest.raises(ValueError, match=f"{name} adds noise and needs one seed for each of 2 pictures, got"):
-            solve(name, exact, noise, 10, seeds=[1])
+            draw(name, exact, noise, 10, seeds=[1])
 
 
 @pytest.mark.parametrize("kind", ["linear", "zero", "cosine", "flow"])
@@ -131,13 +144,13 @@ def test_solve_is_the_scheduler_that_a_pipeline_would_use(name, kind):
     apart = {"linear": 1e-4, "cosine": 1e-3, "zero": 5e-3, "flow": 5e-3}[
         kind
     ]  # a = 0 is 2^-12 there, times are rounded
-    assert torch.allclose(last(solve(name, exact, noise, 20)), x, atol=apart)
+    assert torch.allclose(last(draw(name, exact, noise, 20)), x, atol=apart)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("kind", ["linear", "scaled", "zero", "cosine"])
 def test_schedulers_have_our_table(name, kind):
-    if (name, kind) == ("heun", "zero"):
+    if (name, kind) == ("heun", "zero") or name == "sde":
         pytest.skip("refused")
     theirs = to_scheduler(name, CONFIGS[kind], "v").alphas_cumprod.double()
     assert torch.allclose(theirs, build(CONFIGS[kind]).a.square(), atol=1e-6, rtol=0)
@@ -150,25 +163,43 @@ def test_what_diffusers_cannot_express_is_refused():
         to_scheduler("heun", CONFIGS["zero"], "v")
     with pytest.raises(UserError, match="got x0"):
         to_scheduler("euler-a", CONFIGS["linear"], "x0")
-    with pytest.raises(UserError, match="unknown solver 'lms'"):
+    with pytest.raises(UserError, match="no solver 'lms' of ours"):
         to_scheduler("lms", CONFIGS["linear"], "v")
 
 
-@pytest.mark.parametrize(("kind", "target"), [("flow", "v"), ("linear", "flow"), ("zero", "eps")])
+def test_constant_betas_are_told_from_a_list():
+    words = scheduler_config(LISTED["constant"], "eps")
+    assert words["trained_betas"] == [0.008] * 1000
+    assert from_scheduler_config(words) == (ScheduleConfig(kind="constant", start=0.008), "eps")
+    assert from_scheduler_config(scheduler_config(LISTED["given"], "v")) == (LISTED["given"], "v")
+
+
+@pytest.mark.parametrize(("kind", "target"), [("flow", "v"), ("linear", "flow"), ("zero", "eps"), ("to noise", "eps")])
 def test_targets_that_make_no_sense_are_refused(kind, target):
     with pytest.raises(UserError, match=r"expected|cannot predict"):
-        scheduler_config(CONFIGS[kind], target)
+        scheduler_config({**CONFIGS, **LISTED}[kind], target)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_the_default_scheduler_survives_saving(kind, tmp_path):
-    target = "flow" if kind == "flow" else "v"
-    solver = default_scheduler(CONFIGS[kind], target)
-    assert isinstance(solver, DPMSolverMultistepScheduler if kind == "flow" else DDIMScheduler)
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("kind", [*CONFIGS, *LISTED])
+def test_the_default_scheduler_survives_saving(kind, learned, tmp_path):
+    config, target = {**CONFIGS, **LISTED}[kind], "flow" if kind == "flow" else "v"
+    if learned and kind == "flow":
+        with pytest.raises(UserError, match="no scheduler for a flow model with a learned variance"):
+            default_scheduler(config, target, learned)
+        return
+    solver = default_scheduler(config, target, learned)
+    plain = DPMSolverMultistepScheduler if kind == "flow" else DDIMScheduler
+    assert type(solver) is (DDPMScheduler if learned else plain)
     solver.save_pretrained(tmp_path)
-    schedule, read = from_scheduler_config(type(solver).load_config(tmp_path))
+    words = type(solver).load_config(tmp_path)
+    assert learns_variance(words) == learned
+    assert words["timestep_spacing"] == ("linspace" if learned else "trailing")
+    schedule, read = from_scheduler_config(words)
     assert read == target
-    ours, again = build(CONFIGS[kind]), build(schedule)
+    ours, again = build(config), build(schedule)
+    if kind != "flow":
+        assert torch.allclose(solver.alphas_cumprod.double(), ours.a.square(), atol=2e-6)
     assert torch.equal(ours.a, again.a)
     assert torch.equal(ours.s, again.s)
 
@@ -229,9 +260,9 @@ def test_flow_matching_schedulers_are_understood():
             "PNDMScheduler has beta_schedule 'sigmoid'; expected one of linear, scaled_linear",
         ),
         ({"beta_schedule": None}, "beta_schedule None"),
-        ({"trained_betas": [0.1, 0.2]}, "its own list of betas"),
+        ({"trained_betas": [0.1, 0.2]}, r"holds 2 betas \(trained_betas\) for 1000 training times; expected 1000"),
         ({"prediction_type": "score"}, "prediction_type 'score'; expected one of epsilon"),
-        ({"variance_type": "learned_range"}, "also predict a variance"),
+        ({"variance_type": "learned"}, "predict a whole variance; expected learned_range"),
     ],
 )
 def test_what_we_cannot_express_is_refused(change, sentence):

@@ -20,9 +20,8 @@ from ldm_kit import config as configs
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.source import load
 from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
-from ldm_kit.methods.choose import open_stage
-from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.settings import Ranks
+from ldm_kit.methods.choose import open_stage, run_class
+from ldm_kit.methods.settings import NoisedRun, Ranks
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +51,8 @@ STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "steps": 50}, 
 STAGE_2["sample"] = {"steps": 2}
 TEXT = {**STAGE_2, "condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}}
 CLASSES = {**STAGE_2, "condition": {"kind": "class", "width": 16}}
+HALF = {"widths": [8, 16], "layers": 1, "attention": [False, True], "head_size": 8, "groups": 4, "dropout": 0.1}
+CLASSIFIER = {**COMMON, "method": "classifier", "net": HALF, "schedule": STAGE_2["schedule"], "shift": 2}
 
 
 def picture_folder(path: Path, count: int = 24, side: int = 16, seed: int = 0) -> Path:
@@ -66,14 +67,14 @@ def picture_folder(path: Path, count: int = 24, side: int = 16, seed: int = 0) -
     return path
 
 
-def settings(tree: dict, pictures: Path, run: Path, *overrides: str) -> AutoencoderRun | LatentRun:
+def settings(tree: dict, pictures: Path, run: Path, *overrides: str) -> AutoencoderRun | NoisedRun:
     """A config out of one of the trees above."""
     tree = deepcopy(tree)
     tree["run"] = str(run)
     tree["data"]["path"] = str(pictures)
     for override in overrides:
         configs.assign(tree, override)
-    kind = LatentRun if "unet" in tree else AutoencoderRun
+    kind = AutoencoderRun if isinstance(tree.get("autoencoder"), dict) else run_class(tree, "the test's config")
     return configs.check(kind, tree, "the test's config")
 
 
@@ -89,7 +90,7 @@ class Played:
 
 
 def play(
-    config: AutoencoderRun | LatentRun,
+    config: AutoencoderRun | NoisedRun,
     resume: str | None = None,
     until: int | None = None,
     between: Callable[[int], object] = lambda number: None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldm_kit import config as configs
-from ldm_kit.training import checkpoint
+from ldm_kit.training import checkpoint, run
 from tests.training.helpers import KL, ROOT, TEXT, picture_folder, settings
 
 BIN = Path(sys.executable).parent
@@ -83,3 +83,35 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     assert second.returncode != 0
     assert "is in use by process" in said[1]
     assert f'File "{ROOT / "train_ldm.py"}"' not in said[1]  # torchrun has a traceback of its own, the door has none
+
+
+def workers_of(process):
+    """Pids of a process's children, as the kernel lists them."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_workers_whose_launcher_is_killed_save_and_leave(launcher, tmp_path):
+    picture_folder(tmp_path / "pictures")
+    process = launch(launcher, "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
+    await_a_step(process, tmp_path / "run")
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    deadline = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    process.communicate()
+    ((_, path),) = checkpoint.steps(tmp_path / "run").items()
+    checkpoint.verify(path)
+    with run.Lock(tmp_path / "run"):
+        pass

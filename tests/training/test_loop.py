@@ -3,10 +3,12 @@ import json
 import pytest
 import torch
 
+from autoencoder.codebook import Codebook
 from ldm_kit.config import UserError
+from ldm_kit.diffusion.randomness import address
 from ldm_kit.training.checkpoint import load_tensors
 from ldm_kit.training.loop import TrainConfig
-from tests.training.helpers import KL, picture_folder, play, settings
+from tests.training.helpers import KL, VQ, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 
 
@@ -14,7 +16,7 @@ from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 def test_nan_stops_before_the_update(step):
     sentence, before, after = train_into_nan(step)
     assert sentence.startswith(
-        f"the gradient became infinite or NaN at step {step} (net nan); the run stops before that"
+        f"the loss or gradient became infinite or NaN at step {step} (loss of net nan on process 0; gradient of net nan"
     )
     assert before == after
 
@@ -22,7 +24,7 @@ def test_nan_stops_before_the_update(step):
 def test_a_huge_gradient_is_clipped_and_an_infinite_one_refused():
     for _ in trainer(Toy(lambda loss, step: loss * 1e15)).train(Numbers()):
         pass
-    with pytest.raises(UserError, match=r"at step 1 \(net (inf|nan)\)"):
+    with pytest.raises(UserError, match=r"at step 1 \(loss of net inf on process 0; gradient of net (inf|nan)"):
         next(trainer(Toy(lambda loss, step: loss * float("inf"))).train(Numbers()))
 
 
@@ -55,6 +57,21 @@ def test_every_step_has_dropout_of_its_own_and_the_same_again():
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_dropout_belongs_to_the_micro_batchs_first_position():
+    seen = []
+
+    def draw(loss, step):
+        seen.append(torch.rand(()).item())
+        return loss
+
+    list(trainer(Toy(draw), micro_batch=2, steps=2).train(Numbers()))
+    expected = []
+    for step, first in [(0, 0), (0, 2), (1, 4), (1, 6)]:
+        torch.manual_seed(address(1, "modules", step, first))
+        expected.append(torch.rand(()).item())
+    assert seen == expected
+
+
 def test_the_loop_yields_when_everything_is_consistent():
     running = trainer(Toy())
     for step in running.train(Numbers()):
@@ -81,6 +98,26 @@ def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
     running.wrapped["net"]._orig_mod = toy.net  # as torch.compile wraps
     path = running.save(tmp_path, TrainConfig(steps=6, batch_size=4))
     assert load_tensors(path / "model" / "net.safetensors").keys() == {"weight", "bias"}
+
+
+def test_revived_codes_start_without_moments(tmp_path, monkeypatch):
+    revive, settle = torch.arange(32) < 5, Codebook.settle
+    monkeypatch.setattr(Codebook, "settle", lambda self, step: settle(self, step) | (revive & (step == 3)))
+    pictures, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
+    config = settings(VQ, pictures, run, "autoencoder.ema=false", "autoencoder.revive_every=0", "train.keep=9")
+    held = {}
+
+    def look(opened):
+        opened.save_when_due = lambda trainer, step: held.update({step.number: rows(trainer)})
+
+    def rows(trainer):
+        state = trainer.optimisers["autoencoder"].state[trainer.task.codebook.embedding.weight]
+        return (state["exp_avg_sq"] != 0).any(1)
+
+    play(config, until=4, opened=look)
+    assert held[3][:5].any()
+    assert not held[4][:5].any()
+    assert held[4][5:].equal(held[3][5:] | held[4][5:])
 
 
 def test_one_loss_scale_serves_both_players(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_kit.training.optim import OptimConfig, adamw, clipped, dump, lr_factor, restore
+from ldm_kit.training.optim import OptimConfig, adamw, clip, dump, lr_factor, norm, restore
 
 TOTAL = 10
 
@@ -32,14 +32,16 @@ def test_vectors_are_not_decayed():
     assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.1, 1), (0.0, 3)]
 
 
-def test_the_norm_is_that_before_clipping():
+def test_a_long_gradient_is_cut_to_the_limit():
     net = nn.Linear(4, 4)
-    assert clipped(net, 1.0).item() == 0  # no gradient yet
+    assert norm(net).item() == 0  # no gradient yet
+    clip(net, 1.0, norm(net))
     net(torch.ones(1, 4)).sum().backward()
-    norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
-    assert clipped(net, None).item() == pytest.approx(norm.item())
-    assert clipped(net, 0.5).item() == pytest.approx(norm.item())
-    assert clipped(net, None).item() == pytest.approx(0.5, rel=1e-5)
+    expected = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
+    assert norm(net).item() == pytest.approx(expected)
+    for limit, left in [(None, expected), (2 * expected, expected), (0.5, 0.5)]:
+        clip(net, limit, norm(net))
+        assert norm(net).item() == pytest.approx(left, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

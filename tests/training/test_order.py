@@ -82,3 +82,15 @@ def test_workers_change_neither_batches_nor_the_global_random_state():
     for alone, helped in zip(*found, strict=True):
         assert torch.equal(alone["x"], helped["x"])
         assert torch.equal(alone["position"], helped["position"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "sizes"), [(8, 1, [8, 4, 2, 1]), (8, 2, [4, 2, 1]), (6, 1, [6, 3, 1]), (7, 1, [7, 1])]
+)
+def test_halving_keeps_the_batch_and_ends_at_one(batch, world, sizes):
+    share, found = Share.of(batch, None, world, world - 1), []
+    while share is not None:
+        assert share == Share.of(batch, share.size, world, world - 1)  # what a config could have asked for
+        found.append(share.size)
+        share = share.halved()
+    assert found == sizes

@@ -8,11 +8,12 @@ import torch
 
 from ldm_kit.training import checkpoint
 from ldm_kit.training.signals import Stopped
-from tests.training.helpers import CLASSES, KL, TEXT, VQ, picture_folder, play, ranks, settings, tensors_of
+from tests.training.helpers import CLASSES, CLASSIFIER, KL, TEXT, VQ, picture_folder, play, ranks, settings, tensors_of
 from tests.training.toy import train_into_nan
 
 STEPS = ("train.steps=10",)
 EXACT = ("unet.dropout=0",)  # module-level dropout is drawn by each process
+CALM = ("net.dropout=0",)
 # Inside hinge's margins the judge's last bias has no gradient but rounding, which Adam makes a whole step of.
 SMOOTH = ("criterion.adversarial.loss=vanilla",)
 FIXED = (*SMOOTH, "criterion.adversarial.adaptive=false")  # the adaptive weight is one per micro-batch
@@ -33,6 +34,7 @@ def all_kinds(pictures, folder):
         "text": play(settings(TEXT, pictures, folder / "text", *STEPS, *EXACT)),
         "text-accumulated": play(settings(TEXT, pictures, folder / "text2", *STEPS, *EXACT, "train.micro_batch=2")),
         "class": play(settings(CLASSES, pictures, folder / "class", *STEPS)),
+        "classifier": play(settings(CLASSIFIER, pictures, folder / "classifier", *STEPS, *CALM)),
         "muon": play(settings(KL, pictures, folder / "muon", *STEPS, *SMOOTH, "optim.muon={}")),
         "nan": train_into_nan(step=3, only_rank=1),
         "hinge": play(settings(VQ, pictures, folder / "hinge", *STEPS)),
@@ -73,7 +75,7 @@ def test_a_gradient_that_is_nan_on_one_stops_both(together):
     (first, second), _ = together
     assert first["nan"] == second["nan"]
     sentence, before, after = first["nan"]
-    assert "the gradient became infinite or NaN at step 3 (net nan)" in sentence
+    assert "at step 3 (loss of net nan on process 1; gradient of net nan, first in weight)" in sentence
     assert before == after
 
 
@@ -84,10 +86,10 @@ def test_a_signal_to_one_stops_both_after_the_step(together):
     checkpoint.verify(checkpoint.steps(folder / "stopped")[3])
 
 
-ALONE = {"kl": KL, "muon": KL, "vq": VQ, "text": TEXT}
+ALONE = {"kl": KL, "muon": KL, "vq": VQ, "text": TEXT, "classifier": CLASSIFIER}
 
 
-@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "muon", "vq", "text", "text-accumulated"])
+@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "muon", "vq", "text", "text-accumulated", "classifier"])
 def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
     (found, _), _ = together
     name = kind.removesuffix("-accumulated")
@@ -98,6 +100,7 @@ def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
         "muon": (*SMOOTH, "optim.muon={}"),
         "kl-accumulated": FIXED,
         "text-accumulated": EXACT,
+        "classifier": CALM,
     }[kind]
     alone = play(settings(ALONE[name], pictures, tmp_path / "run", *STEPS, *more))
     for key in {key for line in alone.lines for key in line if key.endswith(("loss", "_norm", "lambda"))}:

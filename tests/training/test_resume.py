@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from tests.training.helpers import CLASSES, KL, TEXT, VQ, Played, picture_folder, play, settings, tensors_of
+from tests.training.helpers import CLASSES, CLASSIFIER, KL, TEXT, VQ, Played, picture_folder, play, settings, tensors_of
 
-KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES}
+KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES, "classifier": CLASSIFIER}
 LAST = "checkpoint-00000008"
 
 

@@ -1,0 +1,238 @@
+"""Semantic encoders: pictures [B, C, R, R] in [-1, 1] to codes z [B, Z], trained with the decoder that they condition.
+
+DiffAE's (Preechakul et al. 2022) is ADM's downward half, in the released code with one convolution a block; PDAE's
+(Zhang et al. 2022) is a short stack of strided convolutions.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, silu
+
+from conditioning.base import Condition, ConditioningError
+
+Blocks = Literal["single", "double"]
+
+
+class SemanticEncoderConfig(BaseModel):
+    """DiffAE's encoder; level 0 has the picture's resolution, each next one half."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["diffae"] = Field(default="diffae", description="the downward half of a U-Net")
+    z_width: int = Field(default=512, ge=1, description="numbers in a code")
+    widths: tuple[int, ...] = Field(
+        default=(64, 128, 128, 128), min_length=1, description="feature channels of each level"
+    )
+    attention: tuple[bool, ...] = Field(
+        default=(False, True, False, False), description="attention at each level? (the paper: at 16 pixels)"
+    )
+    blocks: Blocks = Field(
+        default="single",
+        description="single: one convolution a block, as the released models have; double: full residual blocks",
+    )
+    layers: int = Field(default=2, ge=1, description="blocks of each level")
+    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SemanticEncoderConfig":
+        if len(self.attention) != len(self.widths):
+            raise ValueError(
+                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+            )
+        _divide(self.widths, self.groups)
+        return self
+
+
+class StridedEncoderConfig(BaseModel):
+    """PDAE's encoder; its defaults are those for 128 pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["strided"] = Field(default="strided", description="strided convolutions")
+    z_width: int = Field(default=512, ge=1, description="numbers in a code")
+    widths: tuple[int, ...] = Field(
+        default=(64, 128, 256, 256, 256), min_length=1, description="channels of each convolution; each halves the side"
+    )
+    attention: int | None = Field(default=3, ge=1, description="after how many convolutions; null: none")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StridedEncoderConfig":
+        if self.attention is not None and self.attention > len(self.widths):
+            raise ValueError(f"attention after {self.attention} convolutions, but there are {len(self.widths)}")
+        if self.attention is not None and self.widths[self.attention - 1] % self.heads:
+            raise ValueError(f"width {self.widths[self.attention - 1]} cannot be cut by heads {self.heads}")
+        _divide(self.widths, self.groups)
+        return self
+
+
+SemanticConfig = Annotated[SemanticEncoderConfig | StridedEncoderConfig, Field(discriminator="kind")]
+
+
+class SemanticEncoder(ModelMixin, ConfigMixin):
+    """Pictures [B, C, R, R] -> z [B, Z], for any R that halves often enough; nothing bounds or normalises z."""
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        z_width: int = 512,
+        widths: Sequence[int] = (64, 128, 128, 128),
+        attention: Sequence[bool] = (False, True, False, False),
+        blocks: Blocks = "single",
+        layers: int = 2,
+        groups: int = 32,
+    ) -> None:
+        """See `SemanticEncoderConfig`; `channels` is C."""
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.body = nn.Sequential(*_levels(widths, attention, blocks, layers, groups))
+        self.norm = nn.GroupNorm(groups, widths[-1])
+        self.out = nn.Linear(widths[-1], z_width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures: [-1, 1]; computed in the weights' dtype."""
+        h = self.body(self.conv_in(pictures.to(self.conv_in.weight.dtype)))
+        return self.out(silu(self.norm(h)).mean(dim=(2, 3)))
+
+
+class StridedEncoder(ModelMixin, ConfigMixin):
+    """Pictures [B, C, R, R] -> z [B, Z], for one R: the last features are flattened."""
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        channels: int = 3,
+        z_width: int = 512,
+        widths: Sequence[int] = (64, 128, 256, 256, 256),
+        attention: int | None = 3,
+        heads: int = 4,
+        groups: int = 32,
+    ) -> None:
+        """See `StridedEncoderConfig`; `resolution` is R, `channels` is C."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip((channels, *widths), widths, strict=False)):
+            layers += [] if i == 0 else [nn.GroupNorm(groups, before), nn.SiLU()]
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [_attention(after, heads, groups)] if i + 1 == attention else []
+        self.body = nn.Sequential(*layers, nn.GroupNorm(groups, widths[-1]), nn.SiLU())
+        side = -(-resolution // 2 ** len(widths))
+        self.out = nn.Linear(widths[-1] * side * side, z_width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures: [-1, 1]; computed in the weights' dtype. Raises ConditioningError on another size."""
+        side = self.config["resolution"]
+        if pictures.shape[-2:] != (side, side):
+            raise ConditioningError(f"this encoder sees pictures of side {side}, got {tuple(pictures.shape[-2:])}")
+        return self.out(self.body(pictures.to(self.out.weight.dtype)).flatten(1))
+
+
+def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3) -> SemanticEncoder | StridedEncoder:
+    """The encoder of a config for pictures [B, channels, resolution, resolution].
+
+    Raises ConditioningError where they cannot be halved that often.
+    """
+    match config:
+        case SemanticEncoderConfig():
+            halved, build = len(config.widths) - 1, SemanticEncoder
+        case StridedEncoderConfig():
+            halved, build = len(config.widths), StridedEncoder
+    if resolution % 2**halved:
+        raise ConditioningError(
+            f"a picture of side {resolution} cannot be halved {halved} times by the semantic encoder; expected a "
+            f"multiple of {2**halved}, or fewer widths"
+        )
+    fields = config.model_dump(exclude={"kind"})
+    more = {"resolution": resolution} if build is StridedEncoder else {}
+    return build(channels=channels, **more, **fields)
+
+
+def condition_of(z: Tensor) -> Condition:
+    """Codes [B, Z] as what a denoiser is given."""
+    return Condition(vector=z)
+
+
+class SingleBlock(nn.Module):
+    """skip(x) + conv(SiLU(norm(x))): ADM's block as it is left without a time embedding in DiffAE's released code."""
+
+    def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
+        super().__init__()
+        self.norm, self.conv, self.down = nn.GroupNorm(groups, before), nn.Conv2d(before, after, 3, padding=1), down
+        self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, h, w] -> [B, after, h, w], or half of h and w: averaged between SiLU and convolution."""
+        h = silu(self.norm(x))
+        if self.down:
+            h, x = avg_pool2d(h, 2), avg_pool2d(x, 2)
+        return self.skip(x) + self.conv(h)
+
+
+class DoubleBlock(nn.Module):
+    """diffusers' residual block without a time embedding; its second convolution starts at zero, as ADM's."""
+
+    def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
+        super().__init__()
+        self.block = ResnetBlock2D(
+            in_channels=before,
+            out_channels=after,
+            groups=groups,
+            eps=1e-5,
+            down=down,
+            temb_channels=None,  # pyright: ignore[reportArgumentType]  (their way to say: no time)
+        )
+        _zero(self.block.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, h, w] -> [B, after, h, w], or half of h and w."""
+        return self.block(x, None)
+
+
+def _levels(
+    widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
+) -> list[nn.Module]:
+    """The layers between the first convolution and the head, in the order of the released code."""
+    block = SingleBlock if blocks == "single" else DoubleBlock
+    parts: list[nn.Module] = []
+    width, last = widths[0], widths[-1]
+    for level, (after, attends) in enumerate(zip(widths, attention, strict=True)):
+        for _ in range(layers):
+            parts += [block(width, after, groups), *([_attention(after, 1, groups)] if attends else [])]
+            width = after
+        if level < len(widths) - 1:
+            parts.append(block(width, width, groups, down=True))
+    return [*parts, block(last, last, groups), _attention(last, 1, groups), block(last, last, groups)]
+
+
+def _attention(width: int, heads: int, groups: int) -> Attention:
+    """Attention over all places, added to its input; it starts as the identity."""
+    shape = {"heads": heads, "dim_head": width // heads, "norm_num_groups": groups, "eps": 1e-5}
+    attention = Attention(width, **shape, residual_connection=True, bias=True, _from_deprecated_attn_block=True)
+    _zero(attention.to_out[0])  # pyright: ignore[reportOptionalSubscript]
+    return attention
+
+
+@torch.no_grad()
+def _zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _divide(widths: Sequence[int], groups: int) -> None:
+    if bad := [w for w in widths if w < 1 or w % groups]:
+        raise ValueError(f"widths {bad} are not positive multiples of the {groups} groups of a norm")

@@ -1,0 +1,177 @@
+"""Parquet tables of pictures, as the Hugging Face Hub keeps its data sets.
+
+The picture's column holds the bytes of a file, or a struct {bytes, path}; of that, only the bytes are ever read: a path
+inside a table is never opened. A picture lies in a row group, which is read as a whole; one is kept at a time.
+"""
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ldm_kit.config import UserError
+from ldm_kit.data import packed
+from ldm_kit.data.images import Split
+from ldm_kit.data.listing import Entry, as_text
+from ldm_kit.data.packed import Offer, PackedConfig
+
+_log = logging.getLogger("ldm_kit.data")
+GROUP_LIMIT = 512 * 2**20  # bytes of the pictures in one row group, unpacked
+GROUP_SLOW = 32 * 2**20
+ROWS = 64  # looked at together while scanning
+
+
+class ParquetConfig(PackedConfig):
+    """A parquet file, or a folder of them."""
+
+    source: Literal["parquet"] = Field(default="parquet", description="which data: parquet tables")
+    image_column: str = Field(default="image", description="column of the pictures: bytes, or a struct {bytes, path}")
+    text_column: str | None = Field(default=None, description="column of captions; null: text or caption, if there")
+    label_column: str | None = Field(default=None, description="column of classes; null: label, if there")
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads samples out of parquet files."""
+
+    image: str = "image"
+    text: str | None = None
+    label: str | None = None
+    fields: Sequence[str] = ()
+
+    @property
+    def key(self) -> Sequence[str]:
+        """What an index depends on beside the file."""
+        return ["parquet", self.image, str(self.text), str(self.label), *self.fields]
+
+    def scan(self, path: Path) -> Iterator[Offer | str]:
+        """Every row in order, named by its number, and a complaint for each without a picture.
+
+        Raises:
+            UserError: no parquet file, a damaged one, a column missing or of another type, or too large row groups.
+        """
+        try:
+            with _parquet().ParquetFile(path) as file:
+                columns = self._columns(file.schema_arrow, path)
+                names = _class_names(file.schema_arrow, columns["label"])
+                image = _leaf(file.schema_arrow, self.image, path)
+                _refuse_large(file, image, path)
+                wanted = [image, *filter(None, {*columns.values(), *self.fields})]
+                for number, (place, row) in enumerate(_rows(file, wanted)):
+                    yield self._offer(f"{number:08d}", place, row, columns, names)
+        except _broken() as error:
+            raise UserError(f"{path} is no parquet file, or damaged ({' '.join(str(error).split()):.200})") from None
+
+    def _columns(self, schema: Any, path: Path) -> dict[str, str | None]:
+        """Which columns hold text and label, if any do."""
+        wanted = [name for name in (self.text, self.label, *self.fields) if name is not None]
+        if lost := [name for name in wanted if name not in schema.names]:
+            raise UserError(f"{path} has no column {lost[0]!r}; its columns are {', '.join(schema.names)}")
+        text = self.text or next((name for name in ("text", "caption") if name in schema.names), None)
+        return {"text": text, "label": self.label or ("label" if "label" in schema.names else None)}
+
+    def _offer(
+        self, name: str, place: tuple[int, int], row: dict[str, Any], columns: dict[str, str | None], names: list[str]
+    ) -> Offer | str:
+        image = row[self.image]
+        contents = image["bytes"] if isinstance(image, dict) else image
+        if not contents:
+            return f"{name}: holds no bytes of a picture (a path inside a table is never opened)"
+        text, label = (None if column is None else row[column] for column in (columns["text"], columns["label"]))
+        if not isinstance(text, str | None) or not isinstance(label, str | int | None):
+            return f"{name}: its text or label is neither text nor a number"
+        if isinstance(label, int) and 0 <= label < len(names):
+            label = names[label]
+        elif names and label == -1:  # how data sets write that there is none
+            label = None
+        fields = {field: as_text(row[field]) for field in self.fields}
+        return Offer(Entry(name, text or "", None if label is None else str(label), fields), place, contents)
+
+    def read(self, path: Path, place: tuple[int, int]) -> bytes:
+        """The picture's file at (row group, row in it)."""
+        stat = path.stat()
+        image = _group(path, (stat.st_size, stat.st_mtime_ns), place[0], self.image)[place[1]].as_py()
+        return image["bytes"] if isinstance(image, dict) else image
+
+
+def load(config: ParquetConfig) -> Split:
+    """Train and heldout parts of parquet files.
+
+    Raises:
+        UserError: pyarrow is missing, no files, a column missing, nothing usable, or more bad pictures than allowed.
+    """
+    _parquet()
+    reader = ParquetReader(config.image_column, config.text_column, config.label_column, config.fields)
+    return packed.load(config, reader, ".parquet")
+
+
+def _parquet() -> Any:
+    try:
+        return importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise UserError("data.source parquet needs the package pyarrow; pip install 'ldm_kit[parquet]'") from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    return (importlib.import_module("pyarrow").ArrowException, OSError)
+
+
+def _leaf(schema: Any, image: str, path: Path) -> str:
+    """The dotted name of the column that holds bytes."""
+    arrow = importlib.import_module("pyarrow")
+    if image not in schema.names:
+        raise UserError(f"{path} has no column {image!r}; name another image_column of {', '.join(schema.names)}")
+    kind = schema.field(image).type
+    inner = kind
+    if arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        inner = kind.field("bytes").type
+    if not (arrow.types.is_binary(inner) or arrow.types.is_large_binary(inner)):
+        raise UserError(f"{path}: column {image!r} is {kind}; expected bytes, or a struct with bytes")
+    return image if inner is kind else f"{image}.bytes"
+
+
+def _class_names(schema: Any, label: str | None) -> list[str]:
+    """The names of numbered classes, which `datasets` writes into a table's metadata; none if there are none."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def _refuse_large(file: Any, image: str, path: Path) -> None:
+    """A picture costs reading its row group: say so where that is much, stop where it would fill the memory."""
+    largest = max((_size(file.metadata.row_group(i), image) for i in range(file.num_row_groups)), default=0)
+    advice = "write the table anew with row groups of at most 100 rows (row_group_size=100), or as tar shards"
+    if largest > GROUP_LIMIT:
+        raise UserError(f"{path} has row groups of {largest / 2**20:,.0f} MiB; {advice}")
+    if largest > GROUP_SLOW:
+        _log.warning("%s: each picture costs reading a row group of %.0f MiB; %s", path.name, largest / 2**20, advice)
+
+
+def _size(group: Any, image: str) -> int:
+    columns = (group.column(i) for i in range(group.num_columns))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == image)
+
+
+def _rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    for group in range(file.num_row_groups):
+        row = 0
+        for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False):
+            for values in batch.to_pylist():
+                yield (group, row), values
+                row += 1
+
+
+@lru_cache(maxsize=1)
+def _group(path: Path, _stamp: tuple[int, int], group: int, image: str) -> Any:
+    """The pictures of one row group; a changed file is another one."""
+    with _parquet().ParquetFile(path) as file:
+        leaf = _leaf(file.schema_arrow, image, path)
+        return file.read_row_group(group, columns=[leaf], use_threads=False).column(image)

@@ -1,0 +1,154 @@
+"""A classifier of noisy pictures: the ADM U-Net's way down and middle, then attention pooling.
+
+Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 4 and appendix G. The blocks are
+diffusers': scale-shift norms, residual blocks that halve, plain attention.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from ldm_kit.config import Config, UserError
+from ldm_kit.nets.build import zero_init_like_adm
+
+
+class HalfUNetConfig(Config):
+    """A noisy classifier's network; level 0 has the latent's resolution, each next one half."""
+
+    widths: tuple[int, ...] = Field(default=(128, 256, 512), min_length=1, description="feature channels of each level")
+    attention: tuple[bool, ...] = Field(
+        default=(True, True, True), description="for each level: attention? (the middle block always has it)"
+    )
+    layers: int = Field(default=2, ge=1, description="residual blocks of each level")
+    head_size: int | None = Field(default=64, ge=1, description="channels of an attention head; null: one head")
+    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "HalfUNetConfig":
+        if len(self.attention) != len(self.widths):
+            raise ValueError(
+                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+            )
+        if bad := [w for w in self.widths if w < 1 or w % self.groups]:
+            raise ValueError(f"widths {bad} are not positive multiples of the {self.groups} groups of a norm")
+        attended = [*compress(self.widths, self.attention), self.widths[-1]]  # the middle's too
+        if bad := [w for w in attended if self.head_size is not None and w % self.head_size]:
+            raise ValueError(f"widths {bad} with attention cannot be cut by head_size {self.head_size}")
+        return self
+
+
+class AttentionPool2d(nn.Module):
+    """Features [B, C, h, w] to outputs [B, K]: their mean asks, and it and all places answer (Radford et al. 2021)."""
+
+    def __init__(self, side: int, width: int, out: int, head_size: int | None) -> None:
+        super().__init__()
+        self.heads = 1 if head_size is None else width // head_size
+        self.position = nn.Parameter(torch.randn(side * side + 1, width) / math.sqrt(width))
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.Linear(width, out)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """One vector a picture; no other token's answer is needed, so none is computed."""
+        places = h.flatten(2).transpose(1, 2)
+        tokens = torch.cat([places.mean(1, keepdim=True), places], dim=1) + self.position
+        q, k, v = self.to_q(tokens[:, :1]), self.to_k(tokens), self.to_v(tokens)
+        answer = scaled_dot_product_attention(self._by_head(q), self._by_head(k), self._by_head(v))
+        return self.to_out(answer.transpose(1, 2).flatten(1))
+
+    def _by_head(self, tokens: Tensor) -> Tensor:
+        """[B, L, C] to [B, heads, L, C / heads]."""
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class HalfUNet(ModelMixin, ConfigMixin):
+    """Noisy pictures or latents x_t [B, C, h, w] at integer times t [B] to logits [B, K] over named classes.
+
+    It starts as ADM does: the last convolution of every residual block and every attention's projection are zero.
+
+    Args:
+        sample_size: h = w, which the pooling's learned positions fix.
+        in_channels: C of the input.
+        classes: K class names, in the order of the logits.
+        widths: channels of each level.
+        attention: for each level, whether its residual blocks are followed by attention.
+        layers: residual blocks of a level.
+        head_size: channels of an attention head; None: one head as wide as its level.
+        groups: groups of every GroupNorm.
+        dropout: inside residual blocks.
+        time_width: channels of the sinusoidal time embedding, a quarter of the learned one's; None: the first width.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        sample_size: int,
+        in_channels: int,
+        classes: Sequence[str],
+        widths: Sequence[int],
+        attention: Sequence[bool],
+        layers: int = 2,
+        head_size: int | None = 64,
+        groups: int = 32,
+        dropout: float = 0.0,
+        time_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        time = widths[0] if time_width is None else time_width
+        whole = UNet2DModel(
+            in_channels=in_channels,
+            time_embedding_dim=4 * time,
+            down_block_types=tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attention),
+            up_block_types=("ResnetUpsampleBlock2D",) * len(widths),
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            downsample_type="resnet",
+            dropout=dropout,
+            attention_head_dim=head_size,
+            norm_num_groups=groups,
+            attn_norm_num_groups=groups,  # else the middle's attention has no norm beside scale-shift
+            resnet_time_scale_shift="scale_shift",
+        )
+        self.time_proj = Timesteps(time, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(time, 4 * time)
+        self.conv_in, self.down_blocks, self.mid_block = whole.conv_in, whole.down_blocks, whole.mid_block
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-5)
+        side = sample_size // 2 ** (len(widths) - 1)
+        self.pool = AttentionPool2d(side, widths[-1], len(classes), head_size)
+        zero_init_like_adm(self)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Logits [B, K], in the dtype of the weights (or of an autocast around it)."""
+        dtype = self.conv_in.weight.dtype
+        time: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
+        h: Tensor = self.conv_in(x.to(dtype))
+        for block in self.down_blocks:
+            h, _ = block(h, time)
+        middle: Any = self.mid_block
+        return self.pool(silu(self.norm_out(middle(h, time))))
+
+
+def build_half_unet(config: HalfUNetConfig, *, sample_size: int, channels: int, classes: Sequence[str]) -> HalfUNet:
+    """The classifier x_t [B, channels, sample_size, sample_size] -> logits [B, len(classes)].
+
+    Raises:
+        UserError: the input cannot be halved that often.
+    """
+    factor = 2 ** (len(config.widths) - 1)
+    if sample_size % factor:
+        raise UserError(
+            f"a latent of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
+            f"{factor}, or fewer net.widths"
+        )
+    return HalfUNet(sample_size=sample_size, in_channels=channels, classes=tuple(classes), **config.model_dump())

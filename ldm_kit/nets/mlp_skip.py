@@ -1,0 +1,87 @@
+"""DiffAE's prior over semantic codes: an MLP whose every layer sees the noisy code again.
+
+Preechakul et al. 2022, section 3.4 and appendix A.1; PDAE has the same. Codes are normalised per dimension before they
+are diffused, betas are constant (0.008), and the loss is L1.
+"""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ldm_kit.config import Config
+
+
+class SkipMLPConfig(Config):
+    """The network of a prior over codes; its defaults are the papers' for faces (20 layers for LSUN)."""
+
+    hidden: int = Field(default=2048, ge=1, description="channels between the layers")
+    layers: int = Field(default=10, ge=2, description="linear layers; all but the first see the noisy code again")
+    time_channels: int = Field(default=64, ge=2, multiple_of=2, description="sines and cosines of the time")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after each activation")
+
+
+class SkipMLP(ModelMixin, ConfigMixin):
+    """z_t [B, Z] at times t [B], and optionally a condition [B, D] -> [B, Z]."""
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        z_width: int = 512,
+        condition_width: int | None = None,
+        hidden: int = 2048,
+        layers: int = 10,
+        time_channels: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        """The arguments are those of `SkipMLPConfig`, and two that data decides.
+
+        Args:
+            z_width: Z.
+            condition_width: D of a condition (a class, a pooled text); its map starts at zero. None: unconditional.
+            hidden: see `SkipMLPConfig`, as for those that follow.
+        """
+        super().__init__()
+        self.time_proj = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(time_channels, z_width)
+        self.condition = None if condition_width is None else nn.Linear(condition_width, z_width, bias=False)
+        if self.condition is not None:
+            nn.init.zeros_(self.condition.weight)
+        inputs = [z_width] + [hidden + z_width] * (layers - 2)
+        self.stack = nn.ModuleList(ScaledLayer(width, hidden, z_width, dropout) for width in inputs)
+        self.out = nn.Linear(hidden + z_width, z_width)
+
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Computed in the weights' dtype. No condition is a condition of zeros (the null of guidance).
+
+        Raises ValueError for a condition that the network was not built for.
+        """
+        dtype = self.out.weight.dtype
+        z, h = z.to(dtype), z.to(dtype)
+        c = self.time_embedding(self.time_proj(t.expand(len(z))).to(dtype))
+        if condition is not None:
+            if self.condition is None:
+                raise ValueError("this prior was built without a condition; got one")
+            c = c + self.condition(condition.to(dtype))
+        for i, layer in enumerate(self.stack):
+            h = layer(h if i == 0 else torch.cat([h, z], dim=1), c)
+        return self.out(torch.cat([h, z], dim=1))
+
+
+class ScaledLayer(nn.Module):
+    """SiLU(LayerNorm(W h (1 + V SiLU(c)))): the time scales before the norm, and nothing shifts."""
+
+    def __init__(self, width: int, hidden: int, time_width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(width, hidden), nn.Linear(time_width, hidden)
+        for layer in (self.linear, self.scale):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self.norm, self.dropout = nn.LayerNorm(hidden), nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        """h [B, width] and the embedded time c [B, Z] -> [B, hidden]."""
+        return self.dropout(silu(self.norm(self.linear(h) * (1 + self.scale(silu(c))))))

@@ -1,0 +1,176 @@
+"""DiffAE's conditional U-Net: diffusers' `UNet2DModel` whose residual blocks are scaled by a semantic code as well.
+
+It has no cross-attention: the code is all that it is told. ADM's blocks re-sample (average pooling, nearest neighbour),
+attention has one head, and time and code are embedded apart (Preechakul et al. 2022, appendix A).
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ldm_kit.config import Config, UserError
+from ldm_kit.nets.adagn import give_z
+from ldm_kit.nets.apply import ConditionLike
+from ldm_kit.nets.build import zero_init_like_adm
+
+
+class SemanticUNetConfig(Config):
+    """A U-Net that decodes a semantic code; level 0 has the picture's resolution, each next one half."""
+
+    widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
+    attention: tuple[bool, ...] = Field(
+        default=(False, True, False), description="attention at each level? (the papers: at 16 pixels); always between"
+    )
+    layers: int = Field(default=2, ge=1, description="residual blocks of each level down; one more on the way up")
+    heads: int = Field(default=1, ge=1, description="attention heads at the narrowest level that has attention")
+    time_width: int = Field(default=512, ge=1, description="channels of the embedded time; free of the code's width")
+    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout in residual blocks")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SemanticUNetConfig":
+        if len(self.attention) != len(self.widths):
+            raise ValueError(
+                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+            )
+        if bad := [w for w in self.widths if w < 1 or w % self.groups]:
+            raise ValueError(f"widths {bad} are not positive multiples of the {self.groups} groups of a norm")
+        if bad := [w for w in (*compress(self.widths, self.attention), self.widths[-1]) if w % self.heads]:
+            raise ValueError(f"widths {bad} with attention cannot be cut by heads {self.heads}")
+        return self
+
+
+class SemanticUNet(ModelMixin, ConfigMixin):
+    """x_t [B, C, h, w] at times t [B] with a code z [B, Z] -> [B, C', h, w]; its first output is zero, as ADM's is."""
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        sample_size: int,
+        channels: int = 3,
+        out_channels: int | None = None,
+        z_width: int = 512,
+        widths: Sequence[int] = (64, 128, 128),
+        attention: Sequence[bool] = (False, True, False),
+        layers: int = 2,
+        heads: int = 1,
+        time_width: int = 512,
+        groups: int = 32,
+        dropout: float = 0.1,
+    ) -> None:
+        """The arguments are those of `SemanticUNetConfig`, and the shapes that data decides.
+
+        Args:
+            sample_size: side of a training picture (or latent).
+            channels: C.
+            out_channels: C'; C when left out.
+            z_width: Z.
+            widths: see `SemanticUNetConfig`, as for those that follow.
+        """
+        super().__init__()
+        shape: dict[str, Any] = {"sample_size": sample_size, "in_channels": channels}
+        self.unet = UNet2DModel(
+            **shape,
+            **_blocks(attention),
+            out_channels=out_channels or channels,
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            attention_head_dim=_head_size(widths, attention, heads),
+            time_embedding_dim=time_width + z_width,  # what each block receives
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+            norm_num_groups=groups,
+            attn_norm_num_groups=groups,  # else the middle attention has no norm (diffusers #4414)
+            dropout=dropout,
+        )
+        self.unet.time_embedding = TimeHalf(widths[0], time_width, z_width)  # pyright: ignore[reportAttributeAccessIssue]
+        self.unet.class_embedding = CodeHalf(time_width)  # pyright: ignore[reportAttributeAccessIssue]
+        give_z(self.unet, time_width, z_width)
+        zero_init_like_adm(self.unet)
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """Computed in the weights' dtype; a code of one row serves the whole batch. Raises ValueError on its shape."""
+        width = self.config["z_width"]
+        if z.dim() != 2 or z.shape[1] != width or len(z) not in (1, len(x)):
+            raise ValueError(f"expected codes [{len(x)}, {width}], got {list(z.shape)}")
+        dtype = self.unet.conv_in.weight.dtype
+        z = z.expand(len(x), width).to(dtype)
+        return self.unet(x.to(dtype), t, class_labels=z, return_dict=False)[0]
+
+
+class TimeHalf(nn.Module):
+    """Features of t [B, F] -> [time ; 0] [B, T + Z]: the sum with `CodeHalf` is a concatenation."""
+
+    def __init__(self, features: int, time_width: int, z_width: int) -> None:
+        super().__init__()
+        self.embedding, self.z_width = TimestepEmbedding(features, time_width), z_width
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Two linear maps with a SiLU between, then zeros."""
+        return pad(self.embedding(features), (0, self.z_width))
+
+
+class CodeHalf(nn.Module):
+    """z [B, Z] -> [0 ; z] [B, T + Z]."""
+
+    def __init__(self, time_width: int) -> None:
+        super().__init__()
+        self.time_width = time_width
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Nothing is learned here: each block has its own map of z."""
+        return pad(z, (self.time_width, 0))
+
+
+def build_semantic_unet(
+    config: SemanticUNetConfig, *, sample_size: int, channels: int, z_width: int, out_channels: int | None = None
+) -> SemanticUNet:
+    """The U-Net of a config for pictures (or latents) [B, channels, sample_size, sample_size] and codes [B, z_width].
+
+    Raises UserError where the picture cannot be halved that often.
+    """
+    factor = 2 ** (len(config.widths) - 1)
+    if sample_size % factor:
+        raise UserError(
+            f"a picture of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
+            f"{factor}, or fewer widths"
+        )
+    shape = {"sample_size": sample_size, "channels": channels, "z_width": z_width, "out_channels": out_channels}
+    return SemanticUNet(**shape, **config.model_dump())
+
+
+def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
+    """`partial(apply_semantic, unet)` is the network of a `NetworkDenoiser` whose conditions carry z as their vector.
+
+    Raises ValueError for a condition without.
+    """
+    if condition.vector is None:
+        raise ValueError("a semantic U-Net needs a condition's vector, the code z; got a condition without")
+    return unet(x, torch.as_tensor(t, device=x.device), condition.vector)
+
+
+def _blocks(attention: Sequence[bool]) -> dict[str, Any]:
+    down = tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attention)
+    up = tuple("AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attention))
+    kinds = {"downsample_type": "resnet", "upsample_type": "resnet"}
+    return {"down_block_types": down, "up_block_types": up, **kinds}
+
+
+def _head_size(widths: Sequence[int], attention: Sequence[bool], heads: int) -> int | None:
+    """One size for all levels, as `UNet2DModel` has it; None: a single head as wide as its level."""
+    if heads == 1:
+        return None
+    return math.gcd(*compress(widths, attention), widths[-1]) // heads

@@ -1,0 +1,216 @@
+"""PDAE's gradient estimator: a second decoder on a frozen U-Net's features, told the semantic code.
+
+The frozen U-Net runs as it is; hooks remember what its middle and upper blocks were given, and our own blocks are given
+the same, with a code beside the time (Zhang et al. 2022, section 4.1 and appendix). So it fits every U-Net of diffusers
+that is made of its usual blocks, with classes, tokens or neither, and the frozen output is bit for bit the plain one.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from inspect import signature
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import (
+    AttnUpBlock2D,
+    CrossAttnUpBlock2D,
+    ResnetUpsampleBlock2D,
+    SimpleCrossAttnUpBlock2D,
+    UpBlock2D,
+)
+from torch import Tensor, nn
+
+from ldm_kit.config import UserError
+from ldm_kit.nets.adagn import give_z
+from ldm_kit.nets.apply import ConditionLike, apply_unet
+from ldm_kit.nets.build import UNet, zero_init_like_adm
+
+UpBlock = UpBlock2D | AttnUpBlock2D | CrossAttnUpBlock2D | ResnetUpsampleBlock2D | SimpleCrossAttnUpBlock2D
+
+
+class ShiftUNet(ModelMixin, ConfigMixin):
+    """x_t [B, C, h, w], t [B] and z [B, Z] -> (the frozen U-Net's output, G [B, C, h, w]); G is 0 before training.
+
+    It owns the new parts alone: parameters, states and saved folders hold nothing of the frozen U-Net, which
+    `ShiftUNet.from_pretrained(folder, base=unet)` wants back. Moving this module moves the frozen one.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        *,
+        base: UNet,
+        z_width: int = 512,
+        copied: bool = False,
+        learned_range: bool = False,
+        base_digest: str | None = None,
+    ) -> None:
+        """Freeze `base`, in place, and build blocks like those of its middle and way up.
+
+        Args:
+            base: any U-Net of diffusers whose upper blocks are made of `ResnetBlock2D`.
+            z_width: Z.
+            copied: start from the frozen weights, not (as the paper does) from random ones; only the projections of z
+                and the last convolution start at zero. A base whose blocks add the time gets fresh projections of it.
+            learned_range: the base's output has 2C channels, the second half its variance.
+            base_digest: `digest` of the base that it was trained on; set by loading, else computed.
+
+        Raises:
+            UserError: a base of other blocks, or one that is not the base it was trained on.
+        """
+        super().__init__()
+        _refuse(base)
+        base_digest = _same(base_digest, digest(base))
+        self.register_to_config(z_width=z_width, copied=copied, learned_range=learned_range, base_digest=base_digest)
+        time_width = _time_width(base)
+        middle, norm, act = _ends(base)
+        self.mid_block, self.up_blocks = deepcopy(middle), deepcopy(base.up_blocks)
+        self.conv_norm_out, self.conv_act = deepcopy(norm), deepcopy(act)
+        if not copied:
+            self.apply(_reset)
+        made = {"device": base.device, "dtype": base.dtype}
+        self.z_embedding = nn.Linear(z_width, time_width, **made)
+        self.conv_out = _head(base.conv_out, learned_range, **made)
+        for part in self._decoder:
+            give_z(part, time_width, time_width, z_shift=True, keep_time=copied)
+            if not copied:
+                zero_init_like_adm(part)
+        self.requires_grad_(True)
+        self._frozen = (base.requires_grad_(False),)  # in a tuple: no child, so neither saved nor trained
+        self.train()
+
+    @property
+    def _decoder(self) -> list[nn.Module]:
+        return [self.mid_block, *self.up_blocks]
+
+    @property
+    def base(self) -> UNet:
+        """The frozen U-Net."""
+        return self._frozen[0]
+
+    def forward(
+        self, x: Tensor, t: Tensor, z: Tensor, condition: ConditionLike | Mapping[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A gradient flows into the new parts and z alone.
+
+        `condition` is the base's: a `Condition`, or a mapping of what its own `forward` calls things (`class_labels`).
+        """
+        base = self.base
+        if base.training:  # whoever holds it beside us may have called train()
+            base.eval()
+        with torch.no_grad(), _heard([base.mid_block, *base.up_blocks]) as heard:
+            out = _run(base, x, t, condition)
+        dtype = self.conv_out.weight.dtype
+        code = self.z_embedding(z.to(dtype)).expand(len(x), -1)
+        h: Tensor | None = None
+        for block, given in zip(self._decoder, heard, strict=True):
+            given = given if dtype == base.dtype else _cast(given, dtype)
+            h = given["hidden_states"] if h is None else h
+            h = block(**{**given, "hidden_states": h, "temb": torch.cat([given["temb"], code.to(given["temb"])], 1)})
+        return out, self.conv_out(self.conv_act(self.conv_norm_out(h)))
+
+    def train(self, mode: bool = True) -> "ShiftUNet":
+        """Of the new parts; the frozen U-Net never leaves eval."""
+        self.base.eval()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShiftUNet":
+        """What moves or casts us moves or casts the frozen U-Net."""
+        self.base._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+def digest(unet: nn.Module) -> str | None:
+    """A hash of all weights, or None on the meta device, which has none.
+
+    They are rounded to bfloat16, so that the same model opened in half the bits has the same hash.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(unet.state_dict().items()):
+        if value.is_meta:
+            return None
+        found.update(name.encode())
+        found.update(value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _same(trained: str | None, given: str | None) -> str | None:
+    if trained is not None and given is not None and trained != given:
+        raise UserError(
+            "the frozen U-Net is not the one that this gradient estimator was trained on: its weights differ"
+        )
+    return trained or given
+
+
+def _refuse(base: UNet) -> None:
+    kinds = [type(block).__name__ for block in base.up_blocks if not isinstance(block, UpBlock)]
+    if kinds:
+        raise UserError(f"a U-Net with {kinds[0]} cannot be given a second decoder; expected blocks of ResnetBlock2D")
+
+
+def _ends(base: UNet) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The middle block, and the last norm and activation."""
+    if base.mid_block is None or base.conv_norm_out is None or base.conv_act is None:
+        raise UserError("a U-Net without a middle block or a last norm cannot be given a second decoder")
+    return base.mid_block, base.conv_norm_out, base.conv_act
+
+
+def _time_width(base: UNet) -> int:
+    first = next(block for block in base.up_blocks.modules() if isinstance(block, ResnetBlock2D))
+    assert first.time_emb_proj is not None
+    return first.time_emb_proj.in_features
+
+
+def _head(conv: nn.Conv2d, learned_range: bool, **made: Any) -> nn.Conv2d:
+    channels = conv.out_channels // 2 if learned_range else conv.out_channels
+    size = conv.kernel_size[0]
+    head = nn.Conv2d(conv.in_channels, channels, size, padding=size // 2, **made)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def _reset(module: nn.Module) -> None:
+    """A module's own default initialisation, as torch gives it."""
+    match module:
+        case nn.Linear() | nn.Conv2d() | nn.GroupNorm() | nn.LayerNorm():
+            module.reset_parameters()
+
+
+@contextmanager
+def _heard(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Within, every block's arguments are remembered by name, in the order of the calls."""
+    heard: list[dict[str, Any]] = []
+
+    def remember(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        heard.append(dict(signature(block.forward).bind(*args, **named).arguments))
+
+    handles = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(base: UNet, x: Tensor, t: Tensor, condition: ConditionLike | Mapping[str, Any] | None) -> Tensor:
+    if isinstance(condition, Mapping):
+        return base(x.to(base.dtype), t, **condition, return_dict=False)[0]
+    return apply_unet(base, x, t, condition)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    match value:
+        case Tensor() if value.is_floating_point():
+            return value.to(dtype)
+        case tuple():
+            return tuple(_cast(item, dtype) for item in value)
+        case dict():
+            return {name: _cast(item, dtype) for name, item in value.items()}
+        case _:
+            return value

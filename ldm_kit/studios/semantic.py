@@ -1,0 +1,135 @@
+"""What the training of codes shows: held-out pictures decoded, figures, curves, and the finished model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm_kit import codes
+from ldm_kit.code_prior import CodePrior
+from ldm_kit.config import UserError
+from ldm_kit.data.batches import spread
+from ldm_kit.data.images import PictureSet
+from ldm_kit.evaluation.curves import curves
+from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.pictures import grid
+from ldm_kit.methods.pdae import PDAERun
+from ldm_kit.methods.prior_stage import PriorStage
+from ldm_kit.methods.semantic_stage import SemanticStage
+from ldm_kit.methods.settings import evaluating
+from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.training.checkpoint import write
+
+
+class SemanticStudio:
+    """DiffAE and PDAE: held-out pictures encoded and decoded with inferred and with random noise."""
+
+    def __init__(self, stage: SemanticStage, folder: Path) -> None:
+        self.stage, self.folder, settings = stage, folder, stage.settings
+        if isinstance(settings, PDAERun):
+            assert stage.base is not None
+            about = {"schedule_config": stage.base.schedule_config, "target": stage.base.target}
+        else:
+            about = {"schedule_config": settings.schedule, "target": settings.target}
+        width = settings.encoder.z_width
+        zero, one = torch.zeros(width), torch.ones(width)  # until the training set's are measured
+        self.model = SemanticModel(
+            stage.encoder, stage.decoder, stage.vae, mean=zero, std=one, base=stage.base, **about
+        )
+        self.figures: dict[str, float] = {}
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """The held-out loss, and the error of some held-out pictures decoded, with the weights at hand."""
+        stage, model, sample = self.stage, self.model.to(self._device), self.stage.settings.sample
+        shown = stage.data.heldout if len(stage.data.heldout) else stage.data.train
+        pictures = _some(shown, stage.settings.log.pictures)
+        with evaluating(stage.task.module):
+            z = model.encode(pictures)
+            inferred = model.decode(z, model.invert(pictures, z, sample.encode_steps), sample.decode_steps)
+            random = model.decode(z, None, sample.decode_steps)
+            loss = None if stage.heldout is None else stage.task.heldout_loss(*stage.heldout)
+        rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
+        captions = ["picture", "inferred noise", "random noise"] * len(pictures)
+        scale = max(1, 96 // model.resolution)
+        save_png(grid(rows, 6, scale, captions), self.folder / "pictures" / f"decoded-{number:08d}.png", None)
+        if loss is None:
+            return {}
+        errors = {"inferred": _mse(inferred, pictures), "random": _mse(random, pictures)}
+        self.figures = {"heldout_loss": loss, **{f"heldout_mse_{name}": value for name, value in errors.items()}}
+        return self.figures
+
+    def finish(self) -> str:
+        """Measure the training set's codes, save model/ and the curves; say where and how good."""
+        stage, model = self.stage, self.model.to(self._device)
+        with evaluating(stage.task.module):
+            model.mean, model.std = codes.statistics_of(codes.codes_of(stage.encoder, stage.data.train))
+            write(self.folder / "model", model.save)
+        curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", ["semantic_loss", *self.figures])
+        said = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()) or "nothing held out"
+        return f"semantic model in {self.folder / 'model'}: {said}; pictures in {self.folder / 'pictures'}"
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.stage.encoder.parameters()).device
+
+
+class PriorStudio:
+    """A prior over codes: the held-out loss, pictures out of drawn codes, and the whole model."""
+
+    def __init__(self, stage: PriorStage, folder: Path) -> None:
+        """Raises UserError where the semantic model cannot be opened, or is for other pictures."""
+        self.stage, self.folder, settings = stage, folder, stage.settings
+        self.model = SemanticModel.load(settings.model)
+        pictures = stage.data.train
+        if (self.model.channels, self.model.resolution) != (pictures.channels, pictures.resolution):
+            raise UserError(
+                f"data.resolution is {pictures.resolution}, but {settings.model} knows pictures of side "
+                f"{self.model.resolution}"
+            )
+        if settings.sample.stop and self.model.base is None:
+            raise UserError(f"sample.stop is for a PDAE, and {settings.model} is a DiffAE; leave it out")
+        prior = CodePrior(stage.task.module.mlp, stage.conditioner, settings.schedule)
+        self.model = replace(self.model, prior=prior, mean=stage.mean, std=stage.std)
+        self.heldout: float | None = None
+
+    def evaluate(self, number: int) -> dict[str, float]:
+        """The held-out loss, and pictures from fixed seeds, with the weights at hand."""
+        stage, sample = self.stage, self.stage.settings.sample
+        model = self.model.to(next(stage.task.module.parameters()).device)
+        classes = self._classes()
+        count = stage.settings.log.pictures if classes is None else len(classes)
+        with evaluating(stage.task.module):
+            z = model.sample_z(range(count), sample.steps, classes)
+            pictures = model.decode(z, None, sample.decode_steps, stop=sample.stop)
+            if stage.heldout is not None:
+                self.heldout = stage.task.heldout_loss(*stage.heldout)
+        scale = max(1, 96 // model.resolution)
+        save_png(grid(pictures, 4, scale, classes), self.folder / "pictures" / f"samples-{number:08d}.png", None)
+        return {} if self.heldout is None else {"heldout_loss": self.heldout}
+
+    def _classes(self) -> list[str] | None:
+        """Those of some training pictures, where codes are drawn by class."""
+        if not self.stage.classed:
+            return None
+        records, names = self.stage.data.train.records, self.stage.data.train.classes
+        chosen = [records[i].label for i in spread(len(records), self.stage.settings.log.pictures)]
+        return [names[label] for label in chosen if label is not None]
+
+    def finish(self) -> str:
+        """Save the semantic model with its prior as model/, and the curves; say where and how good."""
+        with evaluating(self.stage.task.module):
+            write(self.folder / "model", self.model.save)
+        keys = ["prior_loss"] if self.heldout is None else ["prior_loss", "heldout_loss"]
+        curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
+        loss = "nothing held out" if self.heldout is None else f"held-out loss {self.heldout:.4f}"
+        return f"semantic model with prior in {self.folder / 'model'}: {loss}; pictures in {self.folder / 'pictures'}"
+
+
+def _some(pictures: PictureSet, count: int) -> Tensor:
+    return pictures.pictures(spread(len(pictures), count))
+
+
+def _mse(one: Tensor, other: Tensor) -> float:
+    """Mean squared error of pictures uint8, as numbers in 0..1."""
+    return float(((one.double() - other.double()) / 255).square().mean())

@@ -1,0 +1,77 @@
+import math
+
+import pytest
+import torch
+
+from ldm_kit.diffusion.chain import chain
+from ldm_kit.diffusion.schedule import (
+    cosine,
+    flow,
+    from_betas,
+    linear,
+    respaced_betas,
+    scaled_linear,
+    sections,
+    trailing,
+    zero_terminal,
+)
+
+GRIDS = {"all": [*reversed(range(20)), -1], "some": [19, 13, 12, 4, 0, -1], "late": [18, 7, 3, -1]}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("schedule", [linear(20), cosine(20), zero_terminal(scaled_linear(20))])
+def test_links_are_the_standard_formulas_on_the_respaced_betas(schedule, grid):
+    times = GRIDS[grid]
+    betas = respaced_betas(schedule, times)
+    kept = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1).double(), kept[:-1]])
+    posterior = betas * (1 - before) / (1 - kept)
+    of_x_0 = betas * before.sqrt() / (1 - kept)
+    of_x = (1 - before) * (1 - betas).sqrt() / (1 - kept)
+    for i, one in enumerate(reversed(chain(schedule, times))):
+        assert one.forward == pytest.approx(betas[i].item())
+        assert one.posterior == pytest.approx(posterior[i].item(), abs=1e-12)
+        assert one.floor == pytest.approx(posterior[max(i, 1)].item())
+        assert (one.of_x, one.of_x_0) == pytest.approx((of_x[i].item(), of_x_0[i].item()), abs=1e-7)
+
+
+def test_respaced_betas_make_the_schedule_at_those_times():
+    times = sections(1000, "90,60,60,20,20")
+    ours = from_betas(respaced_betas(linear(), times))
+    assert torch.allclose(ours.a, linear().a[times[-2::-1]])
+
+
+def test_variances_by_name():
+    *_, middle, final = chain(linear(), trailing(1000, 10))
+    assert middle.variance("small", None) == middle.posterior < middle.forward == middle.variance("large", None)
+    assert final.variance("small", None) == 0
+    assert final.variance("large", None) == middle.posterior  # the replaced entry 0
+    ends = torch.tensor([0.0, 0.5, 1.0, 1.2]).double()
+    found = middle.variance("learned", ends)
+    low, high = math.log(middle.posterior), math.log(middle.forward)
+    assert found.tolist() == pytest.approx([math.exp(low + f * (high - low)) for f in ends.tolist()])
+    low, high = math.log(middle.posterior), math.log(final.forward)
+    assert final.variance("learned", ends).tolist() == pytest.approx(
+        [math.exp(low + f * (high - low)) for f in ends.tolist()]
+    )
+    assert torch.equal(middle.variance("auto", ends), found)
+    assert middle.variance("auto", None) == middle.posterior
+
+
+def test_flow_is_finite_to_the_last():
+    for one in chain(flow(), [2, 1, 0, -1]):
+        for kind in ("small", "large"):
+            assert math.isfinite(one.variance(kind, None))
+        assert torch.isfinite(one.variance("learned", torch.tensor([0.0, 1.0]))).all() or math.isnan(one.floor)
+    assert (one.of_x, one.of_x_0) == (0, 1)
+
+
+def test_what_is_undefined_is_refused():
+    (one,) = chain(linear(), [999, -1])
+    assert one.variance("small", None) == 0
+    for kind in ("large", "learned"):
+        with pytest.raises(ValueError, match=f"a chain of one step has no {kind} variance"):
+            one.variance(kind, torch.zeros(1))
+    with pytest.raises(ValueError, match="predictions have no fraction"):
+        chain(linear(), [999, 500, -1])[0].variance("learned", None)

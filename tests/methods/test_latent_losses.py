@@ -1,0 +1,141 @@
+"""Losses of the latent method: configs, what trains, and that a loss-aware density is exact under any split."""
+
+import pytest
+import torch
+
+from ldm_kit.config import UserError
+from ldm_kit.data.source import load
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.stage import LatentStage
+from ldm_kit.training import checkpoint
+from ldm_kit.training.checkpoint import load_tensors
+from tests.training.helpers import STAGE_2, picture_folder, play, ranks, settings, tensors_of
+
+HYBRID = ("variance=learned_range", "target=eps")
+AWARE = (*HYBRID, "loss=vlb", "times.density=loss_second_moment", "schedule.steps=2", "sample.steps=2")
+EXACT = ("unet.dropout=0", "train.steps=8")
+STATE = "model/state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return picture_folder(tmp_path_factory.mktemp("pictures") / "set")
+
+
+@pytest.fixture(scope="module")
+def aware(pictures, tmp_path_factory):
+    """An uninterrupted run of a loss-aware density, whose history is full after a few steps."""
+    run = tmp_path_factory.mktemp("aware") / "run"
+    return play(settings(STAGE_2, pictures, run, *AWARE, *EXACT)), run
+
+
+def checked(*overrides):
+    return settings(STAGE_2, "pictures", "run", *overrides)
+
+
+def test_a_learned_variance_is_trained_by_the_hybrid_loss():
+    assert checked(*HYBRID).loss == "hybrid"
+    assert checked(*HYBRID, "loss=vlb").loss == "vlb"
+    assert checked().loss == "simple"
+    config = checked(*HYBRID)
+    assert LatentRun.model_validate(config.model_dump()) == config
+
+
+FLOW = ("target=flow", "schedule.kind=flow")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((*FLOW, "variance=learned_range"), "variance learned_range needs the variational bound"),
+        ((*FLOW, "loss=vlb"), "loss vlb needs the variational bound"),
+        (("variance=learned_range", "loss=simple"), "loss simple never trains the variance"),
+        (("loss=hybrid",), "variance is small, which is fixed"),
+        (("loss=hybrid", "variance=large"), "variance is large, which is fixed"),
+        (("loss=vlb", "min_snr=5"), "min_snr weighs the squared error"),
+        (("vb_weight=0",), "vb_weight"),
+        (("schedule={kind: given, steps: 2, betas: [0.5, 1]}", "target=eps"), "ends in pure noise"),
+        (("variance=learned",), "variance"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(overrides, said):
+    with pytest.raises(UserError, match=said) as refused:
+        checked(*overrides)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_network_says_a_variance_for_every_channel(pictures, tmp_path):
+    config = settings(STAGE_2, pictures, tmp_path / "run", *HYBRID, "data.heldout=0.3")
+    stage = LatentStage.open(config, load(config.data), torch.device("cpu"))
+    unet = stage.task.module.unet
+    assert (unet.config["in_channels"], unet.config["out_channels"]) == (3, 6)
+    assert stage.task.objective.levels
+    batch = stage.batches.__getitems__([(i, i) for i in range(8)])
+    ((player, loss, logs),) = stage.task.losses(batch, 0)
+    assert player == "denoiser"
+    assert loss.isfinite()
+    assert logs.keys() == {"vb"}
+    assert stage.heldout is not None
+    assert stage.task.heldout_loss(*stage.heldout) > 0
+
+
+def test_a_latent_models_bound_has_no_levels(pictures):
+    from conditioning.none import NoCondition
+    from ldm_kit.methods.latent import Latent
+
+    config = settings(STAGE_2, pictures, "run", *HYBRID, "autoencoder=somewhere")
+    assert not Latent(config, torch.nn.Conv2d(1, 1, 1), NoCondition()).objective.levels
+
+
+def test_hybrid_training_logs_the_bound(pictures, tmp_path):
+    played = play(settings(STAGE_2, pictures, tmp_path / "run", *HYBRID, "train.steps=3"))
+    assert len(played.numbers("vb")) == 3
+    assert (played.numbers("denoiser_loss") > 0.001 * 50 * played.numbers("vb")).all()
+    plain = play(settings(STAGE_2, pictures, tmp_path / "plain", "train.steps=1"))
+    assert "vb" not in plain.lines[0]
+
+
+def history(run):
+    return load_tensors(next(iter(checkpoint.steps(run).values())) / STATE)
+
+
+def test_a_loss_aware_density_is_learned(aware):
+    _, run = aware
+    state = history(run)
+    assert int(state["times.seen"].sum()) == 64  # once per picture of every step
+    assert (state["times.seen"] >= 10).all()
+    assert (state["times.losses"] > 0).all()
+
+
+@pytest.mark.parametrize("at", [2, 6])  # before the history is full, and after
+def test_it_resumes_bit_for_bit(at, aware, pictures, tmp_path):
+    whole, run = aware
+    part = play(settings(STAGE_2, pictures, tmp_path / "run", *AWARE, *EXACT, f"train.checkpoint_every={at}"), until=at)
+    rest = play(settings(STAGE_2, pictures, tmp_path / "run", *AWARE, *EXACT, "train.checkpoint_every=100"), "latest")
+    assert part.lines + rest.lines == whole.lines
+    assert rest.weights == whole.weights
+    assert tensors_of(tmp_path / "run" / "checkpoint-00000008") == tensors_of(run / "checkpoint-00000008")
+
+
+def close_to(whole, run, played, other):
+    """Whether a run drew the same times and learned the same, but for rounding."""
+    expected, found = history(run), history(other)
+    assert torch.equal(found["times.seen"], expected["times.seen"])
+    torch.testing.assert_close(found["times.losses"], expected["times.losses"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(played.numbers("vb"), whole.numbers("vb"), rtol=1e-4, atol=0)
+
+
+def test_accumulation_changes_nothing(aware, pictures, tmp_path):
+    whole, run = aware
+    played = play(settings(STAGE_2, pictures, tmp_path / "run", *AWARE, *EXACT, "train.micro_batch=2"))
+    close_to(whole, run, played, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(aware, pictures, tmp_path):
+    whole, run = aware
+    config = settings(STAGE_2, pictures, tmp_path / "run", *AWARE, *EXACT, "train.micro_batch=2")
+    first, second = ranks(2, play, config, folder=tmp_path / "said")
+    assert first.weights == second.weights
+    assert first.lines == second.lines
+    close_to(whole, run, first, tmp_path / "run")

@@ -1,0 +1,159 @@
+"""The command `ldm-kit nll`: what it measures, writes and refuses."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ldm_kit.cli import app
+from ldm_kit.config import UserError, read
+from ldm_kit.data.images import to_unit
+from ldm_kit.data.source import load
+from ldm_kit.diffusion import bound, randomness
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.nll import Question, measure
+from ldm_kit.pipeline import Pipeline
+from tests.world import through
+
+STEPS = 12
+PIXELS = {"autoencoder": None, "schedule": {"kind": "linear", "steps": STEPS, "end": 0.5}, "train": {"steps": 4}}
+LEARNED = {"variance": "learned_range", "target": "eps"}
+
+
+def run_of(world, name, **more):
+    """A trained run on pixels with a third of the pictures held out."""
+    if name not in world.trained:
+        tree = {**world.ldm("pixels", name), **PIXELS, **more}
+        tree["train"] = {"batch_size": 4, **tree["train"]}
+        tree["data"] = {**world.common(name)["data"], "heldout": 0.3, **more.get("data", {})}
+        found = through("train_ldm", world.write(tree, f"{name}.yaml"))
+        assert found.status == 0, found.err
+        world.trained[name] = world.root / name
+    return world.trained[name]
+
+
+@pytest.fixture
+def labelled(world):
+    return run_of(world, "nll-class", condition={"kind": "class", "width": 16}, **LEARNED)
+
+
+def found_in(run):
+    return json.loads((run / "nll.json").read_text())
+
+
+def by_hand(run):
+    """The bound, picture by picture, each under its own label."""
+    pictures = load(read(LatentRun, run / "config.yaml").data).heldout
+    pipeline = Pipeline.load(run / "model")
+    rows = []
+    for place, record in enumerate(pictures.records):
+        x_0 = to_unit(pictures.pictures([place]))
+        row = [bound.prior(x_0, pipeline.schedule)]
+        for t in range(STEPS):
+            eps = randomness.normal(5, "nll", torch.tensor([place * STEPS + t]), x_0.shape[1:])
+            x_t = pipeline.schedule.a[t].float() * x_0 + pipeline.schedule.s[t].float() * eps
+            with torch.no_grad():
+                p = pipeline.denoiser()(x_t, torch.tensor([t]), pipeline.condition([pictures.classes[record.label]]))
+            p = p._replace(x_0=p.x_0.clamp(-1, 1))
+            row.append(bound.term(p, x_0, torch.tensor([t]), pipeline.schedule, variance="learned_range"))
+        rows.append(torch.cat(row))
+    return torch.stack(rows).double()
+
+
+def test_it_measures_every_term_of_every_held_out_picture(labelled):
+    said = measure(labelled, Question(seed=5, batch_size=3), "cpu")
+    found, rows = found_in(labelled), by_hand(labelled)
+    assert found["pictures"] == len(rows) > 4
+    assert found["prior"] == pytest.approx(float(rows[:, 0].mean()), rel=1e-5)
+    assert found["mean_term_by_time"] == pytest.approx(rows[:, 1:].mean(0).tolist(), rel=1e-4)
+    assert found["total"] == pytest.approx(float(rows.sum(1).mean()), rel=1e-5)
+    assert found["total"] == pytest.approx(found["prior"] + found["terms"])
+    assert found["first"] == pytest.approx(found["mean_term_by_time"][0])
+    assert found["standard_error"] == pytest.approx(float(rows.sum(1).std()) / math.sqrt(len(rows)), rel=1e-3)
+    assert (found["times"], found["of"], found["variance"]) == (STEPS, STEPS, "learned_range")
+    assert f"{found['total']:.4f}" in said
+    assert "all 12 times" in said
+    with Image.open(labelled / "nll.png") as picture:
+        assert picture.size[0] > 300
+
+
+def test_neither_batches_nor_the_way_to_the_model_change_a_number(labelled):
+    measure(labelled, Question(seed=5, batch_size=3), "cpu")
+    expected = found_in(labelled)
+    measure(labelled / "model", Question(seed=5, batch_size=64), "cpu")
+    assert found_in(labelled)["mean_term_by_time"] == pytest.approx(expected["mean_term_by_time"], rel=1e-4)
+    measure(labelled, Question(seed=6), "cpu")
+    assert found_in(labelled)["total"] != expected["total"]
+
+
+def test_fewer_times_are_an_unbiased_estimate_and_say_so(labelled, monkeypatch):
+    monkeypatch.setattr("ldm_kit.nll._draw", lambda curve, out: None)  # slow
+    measure(labelled, Question(), "cpu")
+    whole, estimates = found_in(labelled), []
+    for seed in range(8):
+        said = measure(labelled, Question(times=4, seed=seed), "cpu")
+        assert "an unbiased estimate from 4 random ones of 12 times for each picture" in said
+        estimates.append(found_in(labelled)["terms"])
+    spread = torch.tensor(estimates).std() / math.sqrt(len(estimates))
+    assert abs(sum(estimates) / len(estimates) - whole["terms"]) < 4 * spread
+    assert spread < 0.2 * whole["terms"]
+    assert found_in(labelled)["times"] == 4
+
+
+def test_count_takes_some_of_the_pictures(world):
+    run = run_of(world, "nll-plain", variance="large", loss="vlb")
+    measure(run, Question(count=1, times=1), "cpu")
+    found = found_in(run)
+    assert found["pictures"] == 1
+    assert found["standard_error"] is None
+    assert found["variance"] == "large"
+    assert sum(bits is not None for bits in found["mean_term_by_time"]) == 1
+
+
+def refused(place, **question):
+    with pytest.raises(UserError) as error:
+        measure(place, Question(**question), "cpu")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_numbers_out_of_range_are_refused(labelled):
+    for name in ("count", "times", "batch_size"):
+        assert f"--{name} is 0; expected 1 or more" in refused(labelled, **{name: 0})
+    assert f"--times is {STEPS}, but there are {STEPS} times in all" in refused(labelled, times=STEPS)
+
+
+def test_models_without_a_likelihood_are_refused_with_the_reason(world):
+    assert "how likely the decoder makes a picture is unknown" in refused(world.model("plain"))
+    flow = {"target": "flow", "schedule": {"kind": "flow", "steps": STEPS}}
+    assert "has no variational bound" in refused(run_of(world, "nll-flow", **flow))
+    assert "has held no pictures out" in refused(run_of(world, "nll-all", data={"heldout": 0.0}))
+
+
+def test_what_is_no_run_is_refused(world, labelled, tmp_path):
+    assert "has no config.yaml" in refused(tmp_path)
+    shutil.copytree(labelled / "model", tmp_path / "model")
+    assert "has no config.yaml" in refused(tmp_path / "model")
+    shutil.copy(labelled / "config.yaml", tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    assert "is no saved model" in refused(tmp_path)
+
+
+def test_the_command_is_a_door(labelled, tmp_path):
+    found = CliRunner().invoke(app, ["nll", str(labelled), "--count", "2", "--batch_size", "2", "--device", "cpu"])
+    assert found.exit_code == 0
+    assert "bits/dim bound the negative log-likelihood of 2 held-out pictures" in found.stdout
+    assert str(labelled / "nll.json") in found.stdout
+    for arguments, said in (
+        ([str(tmp_path)], "has no config.yaml"),
+        ([str(labelled), "--device", "abacus"], "cannot use the device 'abacus'"),
+    ):
+        found = CliRunner().invoke(app, ["nll", *arguments])
+        assert found.exit_code == 2
+        assert found.stderr.startswith("error: ")
+        assert said in found.stderr
+        assert found.stderr.count("\n") == 1
