@@ -1,22 +1,27 @@
 """What guidance and solvers are worth on OpenMoji's groups: class accuracy, Lite0 Fréchet distance and seconds.
 
-python benchmarks/guidance.py          trains what is missing in runs/benchmarks (an hour and more on 2 CPU cores), then
-                                       writes docs/guidance.md and the sheets beside it
+python benchmarks/guidance.py          trains what is missing in runs/benchmarks (an hour on 2 CPU cores), measures,
+                                       then writes docs/guidance.md and the sheets beside it
+python benchmarks/guidance.py pixels   measures one table anew
 """
 
+import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
 from judge import Judge, balanced, labels_of, pixels_of
+from PIL.Image import Image
 from torch import Tensor
 
 from ldm_kit.cli import door, serve
+from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
 from ldm_kit.evaluation.fidelity import frechet
@@ -49,54 +54,55 @@ class Row:
     accuracy: float
     distance: float
     seconds: float  # for all of its pictures
+
+
+class Drawn(NamedTuple):
+    """A row, and its first picture of each class."""
+
+    row: Row
     pictures: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The judge, the balanced reference, and the order of classes that every row draws."""
+    """The judge, the balanced reference, and what every row draws."""
 
     judge: Judge
     classes: tuple[str, ...]
     reference: Tensor  # Lite0 features of training pictures, equally many of each class (repeated where they are few)
-    precision: torch.dtype | None
+    count: int  # pictures of each class
 
-    def row(self, name: str, pipeline: Pipeline, wish: Wish, count: int) -> Row:
-        """`count` pictures of each class."""
-        labels = torch.arange(len(self.classes)).repeat(count)
-        prompts = [self.classes[k] for k in labels] if pipeline.conditioner.null is not None else [""] * len(labels)
-        if pipeline.classifier is not None:
-            prompts = [self.classes[k] for k in labels]
+    def drawn(self, name: str, pipeline: Pipeline, wish: Wish) -> Drawn:
+        """Draw the same classes from the same seeds, and judge them."""
+        labels = torch.arange(len(self.classes)).repeat(self.count)
+        named = pipeline.conditioner.null is not None or pipeline.classifier is not None
+        prompts = [self.classes[k] if named else "" for k in labels]
         began = time.monotonic()
         pictures = torch.cat(list(pipeline.draw(prompts, range(len(labels)), wish, 64)))
         seconds = time.monotonic() - began
         features = self.judge.features(pictures)
-        found = Row(
-            name,
-            balanced(self.judge.guess(features), labels),
-            frechet(features, self.reference),
-            seconds,
-            pictures[: 2 * len(self.classes)],
-        )
-        typer.echo(f"{name:50} {100 * found.accuracy:5.1f} %  {found.distance:8.2f}  {seconds:7.1f} s")
-        return found
+        accuracy = balanced(self.judge.guess(features), labels)
+        row = Row(name, accuracy, frechet(features, self.reference), seconds)
+        typer.echo(f"{name:50} {100 * row.accuracy:5.1f} %  {row.distance:8.2f}  {row.seconds:7.1f} s")
+        return Drawn(row, pictures[: len(self.classes)])
 
 
 def main(
-    count: Annotated[int, typer.Option(help="pictures of each class in every row of guidance")] = 40,
-    solver_count: Annotated[int, typer.Option("--solver_count", help="... in every row of solvers")] = 20,
-    bf16: Annotated[bool, typer.Option(help="draw in bf16")] = True,
+    tables: Annotated[list[str] | None, typer.Argument(help="latents, pixels, solvers; all when left out")] = None,
+    count: Annotated[int, typer.Option(help="pictures of each class in a row of guidance")] = 40,
+    solver_count: Annotated[int, typer.Option("--solver_count", help="... in a row of solvers")] = 10,
 ) -> None:
     """Train what is missing, draw, measure, write the tables."""
     with door():
-        for run, script in MODELS.items():
+        for run, script in () if tables else MODELS.items():
             _train(run, script)
         split = load(OpenMojiConfig(resolution=32))
-        bench = _bench(split, torch.bfloat16 if bf16 else None)
-        truth = _truth(bench, split)
-        latents, pixels = _latents(bench, count), _pixels(bench, count)
-        solvers = _solvers(bench, solver_count)
-        _write(bench, truth, {"latents": latents, "pixels": pixels, "solvers": solvers}, (count, solver_count))
+        bench = _bench(split, count)
+        (RUNS / "guidance").mkdir(exist_ok=True)
+        for name in tables or list(TABLES):
+            chosen = replace(bench, count=solver_count) if name == "solvers" else bench
+            _measure(name, chosen)
+        _write(_truth(bench, split), len(bench.classes), (count, solver_count))
 
 
 def _train(run: str, script: str) -> None:
@@ -107,13 +113,13 @@ def _train(run: str, script: str) -> None:
         raise typer.Exit(done.returncode)
 
 
-def _bench(split: Split, precision: torch.dtype | None) -> Bench:
+def _bench(split: Split, count: int) -> Bench:
     judge = Judge.trained(split.train)
     labels = labels_of(split.train)
     most = 200
     places = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
     chosen = torch.cat([part[torch.arange(most) * len(part) // most] for part in places])
-    return Bench(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[chosen]), precision)
+    return Bench(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[chosen]), count)
 
 
 def _truth(bench: Bench, split: Split) -> str:
@@ -125,72 +131,81 @@ def _truth(bench: Bench, split: Split) -> str:
     )
 
 
-def _opened(bench: Bench, run: str, classifier: str | None = None) -> Pipeline:
-    pipeline = Pipeline.load(RUNS / run / "model", precision=bench.precision)
-    if classifier is not None:
-        pipeline.classifier = NoisyClassifier.load(RUNS / classifier)
-    return pipeline
+def _opened(run: str, classifier: str | None = None) -> Pipeline:
+    pipeline = Pipeline.load(RUNS / run / "model", precision=torch.bfloat16)
+    return pipeline if classifier is None else pipeline.steered(NoisyClassifier.load(RUNS / classifier))
 
 
-def _latents(bench: Bench, count: int) -> list[Row]:
-    rows = [bench.row("unconditional", _opened(bench, "ldm_uncond"), STEPS, count)]
-    guided, classes = _opened(bench, "ldm_uncond", "classifier"), _opened(bench, "ldm_class")
+def _latents(bench: Bench) -> Iterator[Drawn]:
+    guided, classes = _opened("ldm_uncond", "classifier"), _opened("ldm_class")
+    yield bench.drawn("unconditional", _opened("ldm_uncond"), STEPS)
     for scale in SCALES:
-        rows.append(bench.row(f"classifier, scale {scale}", guided, replace(STEPS, classifier_scale=scale), count))
-    rows.append(bench.row("class-conditional", classes, STEPS, count))
+        yield bench.drawn(f"unconditional + classifier {scale}", guided, replace(STEPS, classifier_scale=scale))
+    yield bench.drawn("class-conditional", classes, STEPS)
     free = replace(STEPS, guidance_scale=GUIDANCE)
-    rows.append(bench.row(f"classifier-free guidance {GUIDANCE:g}", classes, free, count))
-    both = _opened(bench, "ldm_class", "classifier")
-    wish = replace(free, classifier_scale=1.0)
-    return [*rows, bench.row(f"classifier-free {GUIDANCE:g} + classifier 1", both, wish, count)]
+    yield bench.drawn(f"classifier-free {GUIDANCE:g}", classes, free)
+    both = _opened("ldm_class", "classifier")
+    yield bench.drawn(f"classifier-free {GUIDANCE:g} + classifier 1", both, replace(free, classifier_scale=1.0))
 
 
-def _pixels(bench: Bench, count: int) -> list[Row]:
+def _pixels(bench: Bench) -> Iterator[Drawn]:
     """One model, whose null condition is the unconditional row."""
-    plain, both = _opened(bench, "pixel_class"), _opened(bench, "pixel_class", "pixel_classifier")
+    plain, both = _opened("pixel_class"), _opened("pixel_class", "pixel_classifier")
     null, free = replace(STEPS, guidance_scale=0.0), replace(STEPS, guidance_scale=GUIDANCE)
-    return [
-        bench.row("unconditional (null condition)", plain, null, count),
-        bench.row("classifier, scale 2", both, replace(null, classifier_scale=2.0), count),
-        bench.row("class-conditional", plain, STEPS, count),
-        bench.row(f"classifier-free guidance {GUIDANCE:g}", plain, free, count),
-        bench.row(f"classifier-free {GUIDANCE:g} + classifier 1", both, replace(free, classifier_scale=1.0), count),
-    ]
+    yield bench.drawn("unconditional (the null class)", plain, null)
+    yield bench.drawn("unconditional + classifier 4", both, replace(null, classifier_scale=4.0))
+    yield bench.drawn("class-conditional", plain, STEPS)
+    yield bench.drawn(f"classifier-free {GUIDANCE:g}", plain, free)
+    yield bench.drawn(f"classifier-free {GUIDANCE:g} + classifier 1", both, replace(free, classifier_scale=1.0))
 
 
-def _solvers(bench: Bench, count: int) -> list[Row]:
-    pipeline = _opened(bench, "ldm_class")
-    wishes = [(f"{name}, {steps} steps", Wish(steps, name, GUIDANCE)) for name, steps in SOLVERS]
-    return [bench.row(name, pipeline, wish, count) for name, wish in wishes]
+def _solvers(bench: Bench) -> Iterator[Drawn]:
+    pipeline = _opened("ldm_class")
+    for name, steps in SOLVERS:
+        yield bench.drawn(f"{name}, {steps} steps", pipeline, Wish(steps, name, GUIDANCE))
 
 
-def _write(bench: Bench, truth: str, tables: dict[str, list[Row]], counts: tuple[int, int]) -> None:
+TABLES: dict[str, Callable[[Bench], Iterator[Drawn]]] = {"latents": _latents, "pixels": _pixels, "solvers": _solvers}
+
+
+def _measure(name: str, bench: Bench) -> None:
+    if name not in TABLES:
+        raise UserError(f"unknown table {name!r}; expected {', '.join(TABLES)}")
+    drawn = list(TABLES[name](bench))
+    (RUNS / "guidance" / f"{name}.json").write_text(json.dumps([asdict(one.row) for one in drawn], indent=1))
+    sheet = Path("docs") / f"guidance-{name}.png"
+    save_png(_sheet(bench.classes, drawn), sheet, {"attribution": ATTRIBUTION})
+
+
+def _sheet(classes: tuple[str, ...], drawn: list[Drawn]) -> Image:
+    shown = torch.cat([one.pictures for one in drawn])
+    return grid(shown, len(classes), scale=2, captions=list(classes) * len(drawn))
+
+
+def _write(truth: str, classes: int, counts: tuple[int, int]) -> None:
+    """docs/guidance.md from what was measured, now or before."""
     titles = {
         "latents": f"Guidance in latent space (DDIM, 25 steps, {counts[0]} pictures of each class)",
         "pixels": f"Guidance in pixels (DDIM, 25 steps, {counts[0]} pictures of each class)",
-        "solvers": f"Solvers (latents, classifier-free guidance {GUIDANCE:g}, {counts[1]} pictures of each class)",
+        "solvers": f"Solvers (latents, classifier-free {GUIDANCE:g}, {counts[1]} pictures of each class)",
     }
-    lines = ["# What guidance and solvers are worth", "", INTRODUCTION.format(truth=truth, count=len(bench.classes)), ""]
-    for name, rows in tables.items():
-        lines += [f"## {titles[name]}", "", HEAD]
-        lines += [f"| {r.name} | {100 * r.accuracy:.1f} % | {r.distance:.2f} | {r.seconds:.0f} |" for r in rows]
-        lines += ["", f"![rows in the table's order](guidance-{name}.png)", ""]
-        save_png(_sheet(bench, rows), Path("docs") / f"guidance-{name}.png", {"attribution": ATTRIBUTION})
+    lines = ["# What guidance and solvers are worth", "", INTRODUCTION.format(truth=truth, count=classes), ""]
+    for name, title in titles.items():
+        if (file := RUNS / "guidance" / f"{name}.json").exists():
+            rows = [Row(**row) for row in json.loads(file.read_text())]
+            lines += [f"## {title}", "", HEAD]
+            lines += [f"| {r.name} | {100 * r.accuracy:.1f} % | {r.distance:.2f} | {r.seconds:.0f} |" for r in rows]
+            lines += ["", f"![a row of pictures for each line of the table](guidance-{name}.png)", ""]
     Path("docs/guidance.md").write_text("\n".join(lines), encoding="utf-8")
     typer.echo("written: docs/guidance.md")
 
 
-def _sheet(bench: Bench, rows: list[Row]) -> Tensor:
-    shown = torch.cat([row.pictures[: len(bench.classes)] for row in rows])
-    captions = [row.name if k == 0 else name for row in rows for k, name in enumerate(bench.classes)]
-    return grid(shown, len(bench.classes), scale=2, captions=captions)  # pyright: ignore[reportReturnType]
-
-
 HEAD = "| | class accuracy | Lite0 Fréchet distance | seconds |\n|---|---|---|---|"
-INTRODUCTION = """Printed by `python benchmarks/guidance.py`: 32 px OpenMoji, its {count} groups as classes, small models
-trained for minutes on 2 CPU cores (configs/benchmarks/). Every row draws equally many pictures of each class from the
-same seeds. {truth} Chance is one in {count}. The distance is to training pictures, equally many of each class; it is
-biased by the number of pictures, so it compares within a table alone. Seconds are for all pictures of a row."""
+INTRODUCTION = """Printed by `python benchmarks/guidance.py`: 32 px OpenMoji, its {count} groups as classes, small
+models trained for minutes on 2 CPU cores (configs/benchmarks/). Every row draws equally many pictures of each class
+from the same seeds, in bf16. {truth} Chance is one in {count}. The distance is to training pictures, equally many of
+each class; it is biased by the number of pictures, so it compares within a table alone. Seconds are for all pictures
+of a row."""
 
 
 if __name__ == "__main__":
