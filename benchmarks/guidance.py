@@ -162,7 +162,7 @@ def _pixels(bench: Bench) -> Iterator[Drawn]:
 def _solvers(bench: Bench) -> Iterator[Drawn]:
     pipeline = _opened("ldm_class")
     for name, steps in SOLVERS:
-        yield bench.drawn(f"{name}, {steps} steps", pipeline, Wish(steps, name, GUIDANCE))
+        yield bench.drawn(f"{name}, {steps} steps", pipeline, Wish(steps, name, guidance_scale=1.0))
 
 
 TABLES: dict[str, Callable[[Bench], Iterator[Drawn]]] = {"latents": _latents, "pixels": _pixels, "solvers": _solvers}
@@ -187,7 +187,7 @@ def _write(truth: str, classes: int, counts: tuple[int, int]) -> None:
     titles = {
         "latents": f"Guidance in latent space (DDIM, 25 steps, {counts[0]} pictures of each class)",
         "pixels": f"Guidance in pixels (DDIM, 25 steps, {counts[0]} pictures of each class)",
-        "solvers": f"Solvers (latents, classifier-free {GUIDANCE:g}, {counts[1]} pictures of each class)",
+        "solvers": f"Solvers (latents, class-conditional, {counts[1]} pictures of each class)",
     }
     lines = ["# What guidance and solvers are worth", "", INTRODUCTION.format(truth=truth, count=classes), ""]
     for name, title in titles.items():

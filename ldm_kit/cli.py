@@ -49,12 +49,20 @@ def _told(error: Exception) -> str:
     raise error
 
 
-def serve(main: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a door's `main` as a command: its parameters are the flags, its docstring the help."""
-    door_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    door_app.command()(main)
+def serve(main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a door's `main` as a command: its parameters are the flags, its docstring the help.
+
+    Several functions are subcommands by their names; the first may be left out.
+    """
+    commands = (main,) if callable(main) else main
+    door_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
+    for command in commands:
+        door_app.command()(command)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(commands) > 1 and given and given[0] not in {"--help", *(command.__name__ for command in commands)}:
+        given = [commands[0].__name__, *given]
     try:
-        sys.exit(door_app(None if arguments is None else list(arguments), standalone_mode=False))
+        sys.exit(door_app(given, standalone_mode=False))
     except Exception as error:
         told = getattr(error, "format_message", None)  # click's own errors, whose class typer keeps to itself
         if told is None:

@@ -14,7 +14,7 @@ MODULES = sorted(
     for path in (ROOT / room).rglob("*.py")
     if path.name != "__init__.py" or path.stat().st_size
 )
-DOORS = ("train_ae.py", "train_ldm.py", "sample.py")
+DOORS = ("train_ae.py", "train_ldm.py", "sample.py", "edit.py")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 
 

@@ -16,17 +16,21 @@ from ldm_kit.data.openmoji import OpenMojiConfig
 from ldm_kit.methods.autoencoding import AutoencoderRun
 from ldm_kit.methods.choose import read_run
 from ldm_kit.methods.classifier import ClassifierRun
+from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.settings import NoisedRun
+from ldm_kit.methods.pdae import PDAERun
+from ldm_kit.methods.prior import PriorRun
+from ldm_kit.methods.settings import NoisedRun, RunConfig
 from ldm_kit.nets.build import build_unet
 from ldm_kit.nets.half_unet import build_half_unet
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 STAGE_1 = {path: read(AutoencoderRun, path) for path in FILES if isinstance(tree(path).get("autoencoder"), dict)}
-STAGE_2: dict[Path, NoisedRun] = {path: read_run(path) for path in FILES if path not in STAGE_1}
+STAGE_2: dict[Path, RunConfig] = {path: read_run(path) for path in FILES if path not in STAGE_1}
 DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
 CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
+SEMANTIC = {path: run for path, run in STAGE_2.items() if isinstance(run, DiffAERun | PDAERun | PriorRun)}
 MINILM_WIDTH = 384
 
 
@@ -36,7 +40,7 @@ def named(path: Path) -> str:
 
 def test_every_file_is_of_a_known_stage():
     assert FILES
-    assert set(FILES) == {*STAGE_1, *DENOISERS, *CLASSIFIERS}
+    assert set(FILES) == {*STAGE_1, *DENOISERS, *CLASSIFIERS, *SEMANTIC}
     assert not list((ROOT / "configs").rglob("*.yml"))
 
 

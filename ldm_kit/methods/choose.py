@@ -11,12 +11,23 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.classifier_stage import ClassifierStage
+from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.settings import NoisedRun, Ranks
+from ldm_kit.methods.pdae import PDAERun
+from ldm_kit.methods.prior import PriorRun
+from ldm_kit.methods.prior_stage import PriorStage
+from ldm_kit.methods.semantic_stage import SemanticStage
+from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.methods.stage import LatentStage
 
-RUNS: dict[str, type[NoisedRun]] = {"latent": LatentRun, "classifier": ClassifierRun}
-Stage = LatentStage | ClassifierStage
+RUNS: dict[str, type[RunConfig]] = {
+    "latent": LatentRun,
+    "classifier": ClassifierRun,
+    "diffae": DiffAERun,
+    "pdae": PDAERun,
+    "prior": PriorRun,
+}
+Stage = LatentStage | ClassifierStage | SemanticStage | PriorStage
 
 
 def read_run(path: Path | str, overrides: Sequence[str] = ()) -> Any:
@@ -29,7 +40,7 @@ def read_run(path: Path | str, overrides: Sequence[str] = ()) -> Any:
     return configs.check(run_class(tree, str(path)), tree, str(path))
 
 
-def run_class(tree: dict[str, Any], where: str) -> type[NoisedRun]:
+def run_class(tree: dict[str, Any], where: str) -> type[RunConfig]:
     """The class of a config tree; raises UserError for an unknown method."""
     method = tree.get("method", "latent")
     if method not in RUNS:
@@ -37,7 +48,7 @@ def run_class(tree: dict[str, Any], where: str) -> type[NoisedRun]:
     return RUNS[method]
 
 
-def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ranks | None = None) -> Stage:
+def open_stage(settings: RunConfig, data: Split, device: torch.device, ranks: Ranks | None = None) -> Stage:
     """All that a run trains with: its task, its batches, what it says at the start.
 
     Raises:
@@ -48,5 +59,9 @@ def open_stage(settings: NoisedRun, data: Split, device: torch.device, ranks: Ra
             return LatentStage.open(settings, data, device, ranks)
         case ClassifierRun():
             return ClassifierStage.open(settings, data, device)
+        case DiffAERun() | PDAERun():
+            return SemanticStage.open(settings, data, device)
+        case PriorRun():
+            return PriorStage.open(settings, data, device)
         case _:
             raise TypeError(f"no method trains a {type(settings).__name__}")

@@ -5,9 +5,12 @@ from typing import Protocol
 
 from ldm_kit.methods.choose import Stage
 from ldm_kit.methods.classifier_stage import ClassifierStage
+from ldm_kit.methods.prior_stage import PriorStage
+from ldm_kit.methods.semantic_stage import SemanticStage
 from ldm_kit.methods.stage import LatentStage
 from ldm_kit.studios.classifier import ClassifierStudio
 from ldm_kit.studios.latent import LatentStudio
+from ldm_kit.studios.semantic import PriorStudio, SemanticStudio
 
 
 class Studio(Protocol):
@@ -29,3 +32,7 @@ def open_studio(stage: Stage, folder: Path) -> Studio:
             return LatentStudio(stage, folder)
         case ClassifierStage():
             return ClassifierStudio(stage, folder)
+        case SemanticStage():
+            return SemanticStudio(stage, folder)
+        case PriorStage():
+            return PriorStudio(stage, folder)

@@ -11,13 +11,17 @@ from ldm_kit.code_prior import CodePrior
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet
+from ldm_kit.decoders import CodeDecoder, Decoder, ShiftDecoder
 from ldm_kit.evaluation.curves import curves
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
+from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior_stage import PriorStage
 from ldm_kit.methods.semantic_stage import SemanticStage
 from ldm_kit.methods.settings import evaluating
+from ldm_kit.nets.semantic_unet import SemanticUNet
+from ldm_kit.nets.shift_unet import ShiftUNet
 from ldm_kit.semantic_model import SemanticModel
 from ldm_kit.training.checkpoint import write
 
@@ -27,16 +31,9 @@ class SemanticStudio:
 
     def __init__(self, stage: SemanticStage, folder: Path) -> None:
         self.stage, self.folder, settings = stage, folder, stage.settings
-        if isinstance(settings, PDAERun):
-            assert stage.base is not None
-            about = {"schedule_config": stage.base.schedule_config, "target": stage.base.target}
-        else:
-            about = {"schedule_config": settings.schedule, "target": settings.target}
         width = settings.encoder.z_width
-        zero, one = torch.zeros(width), torch.ones(width)  # until the training set's are measured
-        self.model = SemanticModel(
-            stage.encoder, stage.decoder, stage.vae, mean=zero, std=one, base=stage.base, **about
-        )
+        unmeasured = torch.zeros(width), torch.ones(width)  # the training set's statistics come at the end
+        self.model = SemanticModel(stage.encoder, _decoder(stage), *unmeasured)
         self.figures: dict[str, float] = {}
 
     def evaluate(self, number: int) -> dict[str, float]:
@@ -87,7 +84,7 @@ class PriorStudio:
                 f"data.resolution is {pictures.resolution}, but {settings.model} knows pictures of side "
                 f"{self.model.resolution}"
             )
-        if settings.sample.stop and self.model.base is None:
+        if settings.sample.stop and not self.model.decoder.stops:
             raise UserError(f"sample.stop is for a PDAE, and {settings.model} is a DiffAE; leave it out")
         prior = CodePrior(stage.task.module.mlp, stage.conditioner, settings.schedule)
         self.model = replace(self.model, prior=prior, mean=stage.mean, std=stage.std)
@@ -124,6 +121,17 @@ class PriorStudio:
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
         loss = "nothing held out" if self.heldout is None else f"held-out loss {self.heldout:.4f}"
         return f"semantic model with prior in {self.folder / 'model'}: {loss}; pictures in {self.folder / 'pictures'}"
+
+
+def _decoder(stage: SemanticStage) -> Decoder:
+    match stage.settings:
+        case PDAERun():
+            assert isinstance(stage.decoder, ShiftUNet)
+            assert stage.base is not None
+            return ShiftDecoder(stage.decoder, stage.base)
+        case DiffAERun(schedule=schedule, target=target):
+            assert isinstance(stage.decoder, SemanticUNet)
+            return CodeDecoder(stage.decoder, stage.vae, schedule, target)
 
 
 def _some(pictures: PictureSet, count: int) -> Tensor:

@@ -108,6 +108,7 @@ class Session:
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, settings.seed)
         if self.resume is not None:
             trainer.load(self.resume)
+            say(f"going on from step {trainer.step}, {self.resume}")
         if self.main:
             run.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
         self.signals.watch()

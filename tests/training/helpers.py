@@ -21,7 +21,7 @@ from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.source import load
 from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
 from ldm_kit.methods.choose import open_stage, run_class
-from ldm_kit.methods.settings import NoisedRun, Ranks
+from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,10 @@ STAGE_2["sample"] = {"steps": 2}
 TEXT = {**STAGE_2, "condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}}
 CLASSES = {**STAGE_2, "condition": {"kind": "class", "width": 16}}
 HALF = {"widths": [8, 16], "layers": 1, "attention": [False, True], "head_size": 8, "groups": 4, "dropout": 0.1}
+ENCODER = {"kind": "diffae", "z_width": 8, "widths": [8, 16], "attention": [False, True], "layers": 1, "groups": 4}
+CODED = {"widths": [8, 16], "attention": [False, True], "layers": 1, "time_width": 16, "groups": 4, "dropout": 0.1}
+DIFFAE = {**COMMON, "method": "diffae", "encoder": ENCODER, "unet": CODED, "schedule": STAGE_2["schedule"]}
+DIFFAE["sample"] = {"encode_steps": 2, "decode_steps": 2}
 CLASSIFIER = {**COMMON, "method": "classifier", "net": HALF, "schedule": STAGE_2["schedule"], "shift": 2}
 
 
@@ -67,7 +71,7 @@ def picture_folder(path: Path, count: int = 24, side: int = 16, seed: int = 0) -
     return path
 
 
-def settings(tree: dict, pictures: Path, run: Path, *overrides: str) -> AutoencoderRun | NoisedRun:
+def settings(tree: dict, pictures: Path, run: Path, *overrides: str) -> RunConfig:
     """A config out of one of the trees above."""
     tree = deepcopy(tree)
     tree["run"] = str(run)
@@ -90,7 +94,7 @@ class Played:
 
 
 def play(
-    config: AutoencoderRun | NoisedRun,
+    config: RunConfig,
     resume: str | None = None,
     until: int | None = None,
     between: Callable[[int], object] = lambda number: None,

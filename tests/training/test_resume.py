@@ -6,9 +6,21 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from tests.training.helpers import CLASSES, CLASSIFIER, KL, TEXT, VQ, Played, picture_folder, play, settings, tensors_of
+from tests.training.helpers import (
+    CLASSES,
+    CLASSIFIER,
+    DIFFAE,
+    KL,
+    TEXT,
+    VQ,
+    Played,
+    picture_folder,
+    play,
+    settings,
+    tensors_of,
+)
 
-KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES, "classifier": CLASSIFIER}
+KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES, "classifier": CLASSIFIER, "diffae": DIFFAE}
 LAST = "checkpoint-00000008"
 
 
@@ -77,6 +89,14 @@ def test_muon_resumes_too(kind, pictures, whole, tmp_path):
     expected, run = whole(kind, "optim.muon={}")
     assert cut_and_resumed(kind, pictures, tmp_path / "run", (4,), "optim.muon={}") == expected
     assert tensors_of(tmp_path / "run" / LAST) == tensors_of(run / LAST)
+
+
+def test_a_resumed_run_says_where_it_goes_on(pictures, tmp_path, capsys):
+    play(settings(CLASSIFIER, pictures, tmp_path / "run", "train.checkpoint_every=2"), until=2)
+    assert "going on" not in capsys.readouterr().err
+    play(settings(CLASSIFIER, pictures, tmp_path / "run"), "latest", until=3)
+    path = tmp_path / "run" / "checkpoint-00000002"
+    assert f"going on from step 2, {path}" in capsys.readouterr().err
 
 
 def test_other_data_is_refused(pictures, tmp_path):

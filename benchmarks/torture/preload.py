@@ -1,0 +1,5 @@
+"""What the server of processes imports, once."""
+
+from benchmarks.torture import warm
+
+warm.settle()

@@ -1,0 +1,125 @@
+"""A trained prior over normalised codes: draw from it, save it, load it.
+
+Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and, if it knows classes, `class_encoder/`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import conditioning.factory as conditioners
+from conditioning.base import Condition, Conditioner, ConditioningError
+from ldm_kit import parts
+from ldm_kit.config import UserError
+from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion.denoiser import NetworkDenoiser
+from ldm_kit.diffusion.prediction import Target
+from ldm_kit.diffusion.samplers import ddim
+from ldm_kit.diffusion.schedule import ScheduleConfig, build, linspace, sections
+from ldm_kit.nets.mlp_skip import SkipMLP
+
+FOLDER = "prior"
+TARGET: Target = "eps"
+
+
+def strided(total: int, steps: int) -> list[int]:
+    """DiffAE's falling times, then -1: every i-th from 0 on where an integer stride i gives so many, else even ones.
+
+    Raises:
+        UserError: more steps than there are training times, or none.
+    """
+    try:
+        return sections(total, f"ddim{steps}")
+    except ValueError:
+        pass
+    try:
+        return linspace(total, steps)
+    except ValueError as error:
+        raise UserError(f"steps: {error}") from None
+
+
+def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+    """`partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`."""
+    return mlp(z, t, None if condition is None else condition.vector)
+
+
+@dataclass(eq=False)
+class CodePrior:
+    """Network, conditioner (of classes, or none) and noise; codes are normalised here."""
+
+    mlp: SkipMLP
+    conditioner: Conditioner
+    schedule_config: ScheduleConfig
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.mlp.config["z_width"]
+
+    @torch.no_grad()
+    def draw(self, seeds: Sequence[int], steps: int = 100, classes: Sequence[str | int] | None = None) -> Tensor:
+        """Normalised codes [N, D] float32 on the CPU, each from its own seed, by DDIM; nothing clips them.
+
+        Args:
+            seeds: one for each code; a picture of the same seed starts from other noise.
+            steps: of DDIM.
+            classes: one for each code; None: of no class in particular.
+
+        Raises:
+            UserError: classes that it does not know, or not one for each seed; more steps than training times.
+        """
+        device = next(self.mlp.parameters()).device
+        noise = randomness.picture_noise([randomness.address(seed, "code") for seed in seeds], (self.width,))
+        schedule = build(self.schedule_config).to(device)
+        denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
+        z, condition = noise.to(device), self._condition(classes, len(seeds))
+        for state in ddim(denoiser, z, strided(len(schedule), steps), condition):
+            z = state.x
+        return z.float().cpu()
+
+    def _condition(self, classes: Sequence[str | int] | None, count: int) -> Condition:
+        null = self.conditioner.null
+        if classes is not None and null is None:
+            raise UserError("this prior was trained without classes; leave them out")
+        if classes is not None and len(classes) != count:
+            raise UserError(f"got {len(classes)} classes for {count} codes; expected one each")
+        raw: Sequence[str | int] = [] if null is None else classes or [null] * count
+        try:
+            inputs = self.conditioner.prepare(raw)
+        except ConditioningError as error:
+            raise UserError(str(error)) from None
+        device = next(self.mlp.parameters()).device
+        return self.conditioner(**{name: value.to(device) for name, value in inputs.items()})
+
+    def to(self, device: torch.device | str) -> "CodePrior":
+        """Move the networks."""
+        self.mlp.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
+        self.conditioner.to(device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write its folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.mlp.save_pretrained(folder / "mlp")
+        conditioners.save(self.conditioner, folder)
+        parts.scheduler(self.schedule_config, TARGET, "small", pixels=False).save_pretrained(folder / "scheduler")
+
+    @classmethod
+    def load(cls, folder: Path, width: int) -> "CodePrior":
+        """Open its folder; raises UserError for a part that is missing, broken, or for codes of another width."""
+        schedule, *_ = parts.schedule(folder)
+        mlp = parts.component(folder, "mlp", "SkipMLP", {"SkipMLP": SkipMLP})
+        conditioner = parts.conditioner(folder)
+        about = mlp.config
+        if (about["z_width"], about["condition_width"]) != (width, conditioner.vector_width):
+            raise UserError(
+                f"{folder} is for codes of {about['z_width']} numbers and conditions of {about['condition_width']}; "
+                f"expected {width} and {conditioner.vector_width}"
+            )
+        for module in (mlp, conditioner):
+            module.eval().requires_grad_(False)
+        return cls(mlp, conditioner, schedule)

@@ -1,0 +1,98 @@
+"""Putting a prior's training together: codes of the training set, computed once, labels, network and task."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import conditioning.factory as conditioners
+from conditioning.base import Conditioner, Inputs
+from conditioning.labels import ClassConfig
+from ldm_kit import codes, parts
+from ldm_kit.config import UserError
+from ldm_kit.data import states
+from ldm_kit.data.images import PictureSet, Split, digest
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.semantic import CodeBatches
+from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.methods.latent import raw_conditions
+from ldm_kit.methods.prior import PriorRun, PriorTask
+from ldm_kit.nets.mlp_skip import SkipMLP
+
+
+@dataclass(eq=False)
+class PriorStage:
+    """All that a prior trains with."""
+
+    settings: PriorRun
+    data: Split
+    task: PriorTask
+    mean: Tensor  # [D], over the training set
+    std: Tensor
+    batches: CodeBatches
+    heldout: tuple[Tensor, Inputs] | None  # normalised codes [N, D], and their conditions
+
+    @classmethod
+    def open(cls, settings: PriorRun, data: Split, device: torch.device) -> "PriorStage":
+        """Encode the pictures and build what the config names.
+
+        Raises:
+            UserError: no semantic model, pictures that it cannot encode, pictures without the labels asked for.
+            ConditioningError: no classes.
+        """
+        folder = parts.model_folder(Path(settings.model))
+        encoder = codes.open_encoder(folder)
+        encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
+        _refuse_misfit(encoder, data.train, settings.model)
+        known = weights_digest(encoder)
+        z, raw = _codes(encoder, data.train, known), raw_conditions(settings.condition, data.train)
+        mean, std = codes.statistics_of(z)
+        width = z.shape[1]
+        conditioner = conditioners.build(settings.condition, classes=data.train.classes, time_width=width)
+        mlp = SkipMLP(z_width=width, condition_width=conditioner.vector_width, **settings.net.model_dump())
+        batches = CodeBatches(
+            (z - mean) / std, conditioner.prepare(raw), digest([known, data.train.fingerprint, *map(str, raw)])
+        )
+        heldout = None
+        if len(data.heldout):
+            inputs = conditioner.prepare(raw_conditions(settings.condition, data.heldout))
+            heldout = ((_codes(encoder, data.heldout, known) - mean) / std, inputs)
+        return cls(settings, data, PriorTask(settings, mlp, conditioner), mean, std, batches, heldout)
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """Of classes, or none."""
+        return self.task.module.conditioner
+
+    @property
+    def classed(self) -> bool:
+        """Whether codes are drawn by class."""
+        return isinstance(self.settings.condition, ClassConfig)
+
+    def opening(self) -> str:
+        """One paragraph on what is about to be trained."""
+        settings = self.settings
+        trained = sum(p.numel() for p in self.task.module.parameters())
+        return (
+            f"codes of {len(self.batches)} training pictures, {len(self.mean)} numbers each, by the encoder of "
+            f"{settings.model}; {len(self.data.heldout)} held out; prior of condition '{settings.condition.kind}' with "
+            f"{trained / 1e6:.1f} M parameters; {settings.train.steps} steps of {settings.train.batch_size} "
+            f"(global batch), lr {settings.optim.lr:g}"
+        )
+
+
+def _codes(encoder: codes.Encoder, pictures: PictureSet, known: str) -> Tensor:
+    """Codes [N, D] float32, kept on disk."""
+    key = states.key_of("codes", known, pictures.fingerprint)
+    return states.cached(cache_root() / "codes", key, lambda: {"z": codes.codes_of(encoder, pictures)})["z"]
+
+
+def _refuse_misfit(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:
+    about = encoder.config
+    side = about.get("resolution", pictures.resolution)
+    if (about["channels"], side) != (pictures.channels, pictures.resolution):
+        raise UserError(
+            f"the encoder of {model} is for pictures of {about['channels']} channels and side {side}, but those of "
+            f"data have {pictures.channels} and {pictures.resolution}"
+        )

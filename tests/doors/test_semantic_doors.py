@@ -1,0 +1,53 @@
+"""Codes through the door: a model is trained, then its prior; and another on the frozen model of another run."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from ldm_kit.semantic_model import SemanticModel
+from tests.world import World, through
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+ENCODER = {"kind": "diffae", "z_width": 8, "widths": [8, 16], "attention": [False, True], "layers": 1, "groups": 4}
+STRIDED = {"kind": "strided", "z_width": 8, "widths": [8, 16], "attention": 2, "groups": 4}
+UNET = {"widths": [8, 16], "attention": [False, True], "layers": 1, "time_width": 16, "groups": 4}
+SHOWN = {"encode_steps": 2, "decode_steps": 2}
+
+
+def trained(world: World, name: str, **tree: Any) -> SemanticModel:
+    found = through("train_ldm", world.write({**world.common(name), **tree}, f"{name}.yaml"))
+    assert found.status == 0, found.err
+    assert "semantic model" in found.out + found.err
+    run = world.root / name
+    assert len(list((run / "pictures").glob("*-00000002.png"))) == 1
+    assert (run / "pictures" / "curves.png").exists()
+    model = SemanticModel.load(run)
+    pictures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    assert model.decode(model.encode(pictures), None, 2).shape == pictures.shape
+    return model
+
+
+def figures(world: World, name: str) -> set[str]:
+    lines = (world.root / name / "metrics.jsonl").read_text().splitlines()
+    return {key for line in lines for key in json.loads(line) if key.startswith(("heldout", "semantic", "prior"))}
+
+
+def test_a_model_and_then_its_prior(world: World):
+    model = trained(world, "codes", method="diffae", encoder=ENCODER, unet=UNET, sample=SHOWN)
+    assert model.prior is None
+    drawn = {"steps": 2, "decode_steps": 2}
+    more = {"model": str(world.root / "codes"), "net": {"hidden": 8, "layers": 2}, "sample": drawn}
+    model = trained(world, "codes_prior", method="prior", condition={"kind": "class", "form": "vector"}, **more)
+    assert model.sample_z([0, 1], 2, ["red", "blue"]).shape == (2, 8)
+    assert {"semantic_loss", "heldout_loss"} <= figures(world, "codes")
+    assert {"heldout_mse_inferred", "heldout_mse_random"} <= figures(world, "codes")
+    assert {"prior_loss", "heldout_loss"} <= figures(world, "codes_prior")
+
+
+def test_codes_on_a_frozen_model_of_latents(world: World):
+    base = str(world.model("class"))
+    model = trained(world, "shifted", method="pdae", base=base, encoder=STRIDED, flip=True, sample=SHOWN)
+    assert model.latent_shape == (4, 8, 8)
+    assert {"semantic_loss", "heldout_loss"} <= figures(world, "shifted")

@@ -1,0 +1,264 @@
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from conditioning.semantic import condition_of
+from ldm_kit.config import UserError
+from ldm_kit.data.images import to_bytes, to_unit
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion.denoiser import Clipped
+from ldm_kit.diffusion.loss import noised
+from ldm_kit.diffusion.semantic import (
+    NetworkEstimator,
+    Shifted,
+    gap_coefficient,
+    gap_weight,
+    pdae_decode,
+    pdae_encode,
+    pdae_grid,
+)
+from ldm_kit.diffusion.times import draw_times
+from ldm_kit.frozen import Frozen
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.studios.choose import open_studio
+from tests.methods.semantic_toys import PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
+from tests.nets.originals import perturbed
+from tests.training.helpers import play, tensors_of
+
+KINDS = ("plain", "classes", "learned", "latents")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return two_factors(tmp_path_factory.mktemp("pictures") / "set")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bases")
+    return {kind: base(root / kind, kind) for kind in KINDS}
+
+
+def stage_of(pictures, tmp_path, folder, **more):
+    return opened(checked(PDAE, pictures, tmp_path / "run", base=str(folder), **more))
+
+
+def finished(stage, run):
+    run.mkdir(exist_ok=True)
+    (run / "metrics.jsonl").write_text('{"step": 8, "semantic_loss": 1.0}')
+    open_studio(stage, run).finish()
+    return run / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_keeps_its_bits_and_its_rest(pictures, bases, tmp_path, kind):
+    stage = stage_of(pictures, tmp_path, bases[kind])
+    frozen = stage.base.unet
+    before = weights_digest(frozen)
+    stage.task.module.train()
+    trained(stage, 3)
+    assert weights_digest(frozen) == before
+    assert not any(module.training for module in frozen.modules())
+    assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
+    (module,) = stage.task.players.values()
+    assert not any(value.data_ptr() == p.data_ptr() for p in frozen.parameters() for value in module.parameters())
+    assert set(stage.task.averaged) == {"encoder", "shift"}
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
+    stage = stage_of(pictures, tmp_path, bases[kind], gamma=0.3)
+    perturbed(stage.task.module)
+    batch = stage.batches.__getitems__([(i, i) for i in range(16)])
+    ((player, loss, logs),) = stage.task.losses(batch, 0)
+    position, shape = batch["position"], batch["mean"].shape[1:]
+    t, table = draw_times(stage.settings.times, 0, position, 16, STEPS), stage.task.schedule
+    eps = randomness.normal(0, "noise", position, shape)
+    x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * randomness.normal(0, "posterior", position, shape)
+    x_t = noised(x_0, eps, t, table).float()
+    with torch.no_grad():
+        z = stage.encoder(batch["picture"])
+        out, gap = stage.decoder(x_t, t, z, stage.base.null)
+        plain = apply_unet(stage.base.unet, x_t, t, stage.base.null)
+    assert torch.equal(out, plain)
+    c = gap_coefficient(t, table).view(-1, 1, 1, 1)
+    errors = (out[:, : shape[0]] + c * gap - eps).square().flatten(1).mean(1)
+    assert loss.item() == pytest.approx((errors * gap_weight(t, table, 0.3)).mean().item(), rel=1e-4)
+    assert player == "semantic"
+    assert logs["error"].item() == pytest.approx(errors.mean().item(), rel=1e-4)
+    assert gap.shape[1] == shape[0]
+
+
+def test_it_learns_what_the_frozen_model_does_not_know(pictures, bases, tmp_path):
+    stage = stage_of(pictures, tmp_path, bases["plain"], times={"density": "logit_normal", "mean": 1.0})
+    frozen = stage.task.heldout_loss(*stage.heldout)  # the gradient starts at zero
+    assert swapped(stage)[0] == swapped(stage)[1]
+    trained(stage, 60, 3e-3)
+    assert stage.task.heldout_loss(*stage.heldout) < 0.5 * frozen
+    own, others = swapped(stage)
+    assert own < others
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_path, kind):
+    stage = stage_of(pictures, tmp_path, bases[kind])
+    perturbed(stage.task.module)
+    folder = finished(stage, tmp_path / "run")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    nets = {f"{part}/{name}" for part in ("encoder", "shift") for name in ("config.json", WEIGHTS)}
+    assert files - {"manifest.json"} == nets | {"model_index.json", "statistics.safetensors"}
+    model, ours = SemanticModel.load(tmp_path / "run"), open_studio(stage, tmp_path / "run").model
+    shown = stage.data.train.pictures(range(3))
+    z = ours.encode(shown)
+    assert torch.equal(model.encode(shown), z)
+    assert torch.equal(model.invert(shown, z, 5), ours.invert(shown, z, 5))
+    assert torch.equal(model.decode(z, None, 5), ours.decode(z, None, 5))
+    assert (model.resolution, model.channels, model.z_width) == (8, 3, 8)
+    model.save(tmp_path / "elsewhere" / "deeper")
+    again = SemanticModel.load(tmp_path / "elsewhere" / "deeper")
+    assert torch.equal(again.decode(z, None, 5), ours.decode(z, None, 5))
+
+
+def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
+    stage = stage_of(pictures, tmp_path, bases["plain"])
+    perturbed(stage.task.module)
+    model, shown = open_studio(stage, tmp_path).model, stage.data.train.pictures(range(2))
+    z, table = model.encode(shown), stage.task.schedule
+
+    def network(x, t, cond):
+        return stage.decoder(x, t, cond.vector, stage.base.null)
+
+    denoiser = Clipped(Shifted(NetworkEstimator(network, table, "eps"), table))
+    grid = pdae_grid(STEPS, 8)
+    *_, up = pdae_encode(denoiser, to_unit(shown), grid, condition_of(z))
+    *_, down = pdae_decode(denoiser, model.noise([0, 1]), grid, condition_of(z))
+    assert torch.equal(model.invert(shown, z, 8), up.x)
+    assert torch.equal(model.decode(z, None, 8), to_bytes(down.x))
+    with pytest.raises(UserError, match="steps: cannot walk 200 training times in 200"):
+        model.decode(z, None, 200)
+
+
+def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_path):
+    stage = stage_of(pictures, tmp_path, bases["classes"])
+    perturbed(stage.task.module)
+    model = open_studio(stage, tmp_path).model
+    z = model.encode(stage.data.train.pictures(range(2)))
+    pictures = {stop: model.decode(z, None, 10, stop=stop) for stop in (0.0, 0.3, 1.0)}
+    assert not torch.equal(pictures[0.0], pictures[0.3])
+    assert torch.equal(pictures[1.0], model.decode(-z, None, 10, stop=1.0))
+    assert not torch.equal(pictures[0.3], model.decode(-z, None, 10, stop=0.3))
+
+
+def test_a_changed_base_is_refused(pictures, bases, tmp_path):
+    moved = shutil.copytree(bases["classes"], tmp_path / "base")
+    folder = finished(stage_of(pictures, tmp_path, moved), tmp_path / "run")
+    SemanticModel.load(folder)
+    for name in (f"unet/{WEIGHTS}", f"class_encoder/{WEIGHTS}"):
+        weights = load_file(moved / name)
+        first = sorted(weights)[0]
+        save_file({**weights, first: weights[first] + 1e-5}, moved / name)
+        with pytest.raises(UserError, match=r"is not the frozen model that .* was trained on: its weights") as refused:
+            SemanticModel.load(folder)
+        assert "\n" not in str(refused.value)
+        save_file(weights, moved / name)
+        SemanticModel.load(folder)
+    path = moved / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.08", "0.07"))
+    with pytest.raises(UserError, match="or its noise schedule have changed"):
+        SemanticModel.load(folder)
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="base, which is not there"):
+        SemanticModel.load(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "base": "somewhere"}))
+    with pytest.raises(UserError, match="base is 'somewhere'; expected a path and a sha256"):
+        SemanticModel.load(folder)
+
+
+def test_a_plain_diffusers_model_is_a_base(pictures, tmp_path):
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    shape = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = UNet2DModel(**shape, **blocks)
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=STEPS)).save_pretrained(tmp_path / "theirs")
+    stage = stage_of(pictures, tmp_path, tmp_path / "theirs")
+    trained(stage, 2)
+    finished(stage, tmp_path / "run")
+    assert SemanticModel.load(tmp_path / "run").decoder.base.target == "eps"
+
+
+def refused(pictures, tmp_path, folder, **more):
+    with pytest.raises(UserError) as said:
+        stage_of(pictures, tmp_path, folder, **more)
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+def test_what_cannot_be_a_base_is_refused_in_a_sentence(pictures, bases, tmp_path):
+    assert "is no saved model" in refused(pictures, tmp_path, tmp_path / "nothing")
+    stage = stage_of(pictures, tmp_path, bases["plain"])
+    folder = finished(stage, tmp_path / "run")
+    assert "holds a semantic model" in refused(pictures, tmp_path, folder)
+    other = two_factors(tmp_path / "set", 12)
+    config = checked(PDAE, other, tmp_path / "x", base=str(bases["plain"]))
+    data = {**config.data.model_dump(), "resolution": 16}
+    with pytest.raises(UserError, match="draws pictures of 3x8x8, but those of data are of 3x16x16"):
+        opened(checked({**PDAE, "data": data}, other, tmp_path / "x", base=str(bases["plain"])))
+    assert "has 200 times" in refused(pictures, tmp_path, bases["plain"], sample={"encode_steps": 200})
+
+
+@pytest.mark.parametrize("kind", ["zero", "flow"])
+def test_schedules_without_a_formula_are_refused(tmp_path, kind):
+    folder = base(tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    known = json.loads(path.read_text())
+    known |= {"rescale_betas_zero_snr": True} if kind == "zero" else {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    if kind == "flow":
+        del known["prediction_type"]
+    path.write_text(json.dumps(known))
+    with pytest.raises(
+        UserError, match="cannot be a base: its schedule " + ("ends" if kind == "zero" else "is a flow")
+    ):
+        Frozen.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"autoencoder": "somewhere"}, "are those of the base"),
+        ({"schedule": {"kind": "linear"}}, "are those of the base"),
+        ({"base": ""}, "base"),
+        ({"gamma": 2}, "gamma"),
+    ],
+)
+def test_what_belongs_to_the_base_is_not_asked_for(more, said):
+    with pytest.raises(UserError, match=said):
+        checked(PDAE, "pictures", "run", **{"base": "x", **more})
+
+
+def test_resumed_equals_uninterrupted(pictures, bases, tmp_path):
+    def config(run, every):
+        train = {"steps": 6, "batch_size": 8, "checkpoint_every": every}
+        return checked(PDAE, pictures, tmp_path / run, base=str(bases["plain"]), train=train, flip=True)
+
+    whole = play(config("whole", 100))
+    part = play(config("part", 3), until=3)
+    rest = play(config("part", 100), "latest")
+    assert part.lines + rest.lines == whole.lines
+    last = "checkpoint-00000006"
+    assert tensors_of(tmp_path / "part" / last) == tensors_of(tmp_path / "whole" / last)
+    assert "frozen" not in " ".join(tensors_of(tmp_path / "part" / last))

@@ -1,0 +1,202 @@
+import shutil
+
+import pytest
+import torch
+
+from conditioning.none import NoCondition
+from ldm_kit.code_prior import CodePrior
+from ldm_kit.config import UserError
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.source import load
+from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.diffusion.times import draw_times
+from ldm_kit.methods.latent import dropped_at
+from ldm_kit.nets.mlp_skip import SkipMLP
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.studios.choose import open_studio
+from tests.methods.semantic_toys import DIFFAE, PRIOR, base, checked, opened, trained, two_factors
+from tests.nets.originals import perturbed
+from tests.training.helpers import play, tensors_of
+
+CLASSES = {"condition": {"kind": "class", "form": "vector"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return two_factors(tmp_path_factory.mktemp("pictures") / "set")
+
+
+@pytest.fixture(scope="module")
+def semantic(pictures, tmp_path_factory):
+    """The run's folder of a semantic model that nobody has trained."""
+    run = tmp_path_factory.mktemp("semantic") / "run"
+    stage = opened(checked(DIFFAE, pictures, run, flip=True))
+    perturbed(stage.task.module)
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 8, "semantic_loss": 1.0}')
+    open_studio(stage, run).finish()
+    return run
+
+
+def stage_of(pictures, semantic, tmp_path, **more):
+    return opened(checked(PRIOR, pictures, tmp_path / "run", model=str(semantic), **more))
+
+
+def test_codes_are_those_of_the_plain_pictures_normalised(pictures, semantic, tmp_path):
+    stage, model = stage_of(pictures, semantic, tmp_path), SemanticModel.load(semantic)
+    whole = load(stage.settings.data).train
+    z = model.encode(whole.pictures(range(len(whole))))
+    torch.testing.assert_close(stage.mean, z.mean(0))
+    torch.testing.assert_close(stage.batches.codes, (z - z.mean(0)) / z.std(0, correction=0))
+    batch = stage.batches.__getitems__([(3, 7), (9, 0)])
+    assert torch.equal(batch["z"], stage.batches.codes[[7, 0]])
+    assert batch["position"].tolist() == [3, 9]
+    torch.testing.assert_close(stage.batches.codes.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+
+
+def test_codes_are_computed_once(pictures, semantic, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    first = stage_of(pictures, semantic, tmp_path).batches.codes
+    monkeypatch.setattr("ldm_kit.codes.encode", None)
+    assert torch.equal(stage_of(pictures, semantic, tmp_path).batches.codes, first)
+
+
+def test_the_loss_is_absolute_and_the_noise_is_addressed(pictures, semantic, tmp_path):
+    stage = stage_of(pictures, semantic, tmp_path, **CLASSES, condition_drop=0.4)
+    perturbed(stage.task.module)
+    batch = stage.batches.__getitems__([(i, i) for i in range(16)])
+    ((player, loss, logs),) = stage.task.losses(batch, 0)
+    position, table = batch["position"], build(stage.settings.schedule)
+    t = draw_times(stage.settings.times, 0, position, 16, 1000)
+    a, s = (c.view(-1, 1).float() for c in table.at(t))
+    eps = randomness.normal(0, "noise", position, (8,))
+    dropped = dropped_at(0, position, 0.4)
+    assert 0 < dropped.sum() < 16
+    labels = torch.where(dropped, 2, batch["inputs"]["labels"])  # row 2 of two classes: the null
+    vector = stage.conditioner.class_encoder(labels)
+    out = stage.task.module.mlp(a * batch["z"] + s * eps, t, vector)
+    assert loss.item() == pytest.approx((out - eps).abs().mean().item(), rel=1e-4)
+    assert (player, logs) == ("prior", {})
+    assert (table.a[-1] ** 2).item() == pytest.approx(3.248e-4, rel=1e-3)  # beta 0.008
+
+
+def test_it_learns_the_codes_and_their_classes(pictures, semantic, tmp_path):
+    stage = stage_of(pictures, semantic, tmp_path, **CLASSES, net={"hidden": 64, "layers": 3})
+    before = stage.task.heldout_loss(*stage.heldout)
+    trained(stage, 300, 3e-3)
+    assert stage.task.heldout_loss(*stage.heldout) < 0.8 * before
+    studio = open_studio(stage, tmp_path)
+    labels = torch.tensor([record.label for record in stage.data.train.records])
+    means = [stage.batches.codes[labels == label].mean(0) for label in range(2)]
+    drawn = studio.model.sample_z(range(40), 20, [stage.data.train.classes[i % 2] for i in range(40)])
+    z = (drawn - stage.mean) / stage.std
+    across = means[1] - means[0]
+    assert (z[1::2].mean(0) - z[::2].mean(0)) @ across > 0.5 * across @ across
+    assert z.std(0).mean().item() == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic, tmp_path, conditional):
+    before = {path: path.read_bytes() for path in semantic.rglob("*") if path.is_file()}
+    stage = stage_of(pictures, semantic, tmp_path, **(CLASSES if conditional else {}))
+    perturbed(stage.task.module)
+    run = tmp_path / "run"
+    run.mkdir()
+    studio = open_studio(stage, run)
+    assert set(studio.evaluate(8)) == {"heldout_loss"}
+    (run / "metrics.jsonl").write_text('{"step": 8, "prior_loss": 1.0, "heldout_loss": 1.0}')
+    studio.finish()
+    assert {path: path.read_bytes() for path in semantic.rglob("*") if path.is_file()} == before
+    source, model = SemanticModel.load(semantic), SemanticModel.load(run)
+    shown = stage.data.train.pictures(range(2))
+    assert torch.equal(model.encode(shown), source.encode(shown))
+    assert weights_digest(model.decoder.unet) == weights_digest(source.decoder.unet)
+    assert torch.equal(model.mean, stage.mean)
+    classes = ["t", "b", "t"] if conditional else None
+    z = model.sample_z([0, 1, 5], 10, classes)
+    torch.testing.assert_close(studio.model.sample_z([0, 1, 5], 10, classes), z)
+    torch.testing.assert_close(model.sample_z([5], 10, classes and ["t"])[0], z[2])
+    assert ((z - model.mean) / model.std).abs().max() > 1.5  # nothing clips codes
+    with pytest.raises(UserError, match="has no prior to draw codes from"):
+        source.sample_z([0])
+    with pytest.raises(UserError, match="unknown class 'x'" if conditional else "trained without classes"):
+        model.sample_z([0], classes=["x"])
+    with pytest.raises(UserError, match="steps: cannot walk 1000 training times in 2000"):
+        model.sample_z([0], 2000)
+    if conditional:
+        assert not torch.allclose(model.sample_z([0, 1, 5], 10), z)
+        with pytest.raises(UserError, match="got 1 classes for 2 codes"):
+            model.sample_z([0, 1], classes=["t"])
+
+
+def test_a_code_and_a_picture_of_one_seed_start_from_different_noise():
+    seen = []
+    prior = CodePrior(SkipMLP(z_width=64, hidden=8, layers=2), NoCondition(), ScheduleConfig(kind="constant"))
+    prior.mlp.forward = lambda z, t, condition: seen.append(z) or torch.zeros_like(z)
+    prior.draw(range(20), 2)
+    picture = randomness.picture_noise(range(20), (1, 8, 8)).flatten(1)
+    assert torch.corrcoef(torch.stack([seen[0].flatten(), picture.flatten()]))[0, 1].abs() < 0.1
+    prior.draw([3], 2)
+    assert torch.equal(seen[2][0], seen[0][3])
+
+
+def test_other_pictures_or_another_encoder_are_other_data(pictures, semantic, tmp_path):
+    fingerprint = stage_of(pictures, semantic, tmp_path).batches.fingerprint
+    assert stage_of(two_factors(tmp_path / "set", 40), semantic, tmp_path).batches.fingerprint != fingerprint
+    other = shutil.copytree(semantic, tmp_path / "other")
+    model = SemanticModel.load(other)
+    perturbed(model.encoder, seed=3)
+    model.save(other / "model")
+    assert stage_of(pictures, other, tmp_path).batches.fingerprint != fingerprint
+
+
+def test_resumed_equals_uninterrupted(pictures, semantic, tmp_path):
+    def config(run, every):
+        train = {"steps": 6, "batch_size": 16, "checkpoint_every": every}
+        return checked(PRIOR, pictures, tmp_path / run, model=str(semantic), train=train, **CLASSES)
+
+    whole = play(config("whole", 100))
+    part = play(config("part", 3), until=3)
+    rest = play(config("part", 100), "latest")
+    assert part.lines + rest.lines == whole.lines
+    last = "checkpoint-00000006"
+    assert tensors_of(tmp_path / "part" / last) == tensors_of(tmp_path / "whole" / last)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"flip": True}, "codes are those of the pictures as they are"),
+        ({"condition": {"kind": "class"}}, "condition.form must be vector"),
+        ({"schedule": {"kind": "flow"}}, "must be one of betas"),
+        ({"sample": {"steps": 2000}}, "sample.steps is 2000"),
+        ({"condition": {"kind": "text"}}, "condition.kind"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(more, said):
+    with pytest.raises(UserError, match=said) as refused:
+        checked(PRIOR, "pictures", "run", model="x", **more)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_has_no_codes_is_refused(pictures, semantic, tmp_path):
+    with pytest.raises(UserError, match="holds a DDIMPipeline, which has no semantic codes"):
+        stage_of(pictures, base(tmp_path / "plain"), tmp_path)
+    with pytest.raises(UserError, match="is no saved model"):
+        stage_of(pictures, tmp_path / "nothing", tmp_path)
+    assert Pipeline.load(tmp_path / "plain").vae is None
+    data = {**PRIOR["data"], "resolution": 16}
+    stage = opened(checked({**PRIOR, "data": data}, pictures, tmp_path / "run", model=str(semantic)))
+    with pytest.raises(UserError, match=r"data.resolution is 16, but .* knows pictures of side 8"):
+        open_studio(stage, tmp_path)
+    with pytest.raises(UserError, match=r"sample\.stop is for a PDAE"):
+        open_studio(stage_of(pictures, semantic, tmp_path, sample={"stop": 0.3}), tmp_path)
