@@ -23,7 +23,9 @@ def main(
     ] = "dpm++",
     spacing: Annotated[str, typer.Option(help="trailing, leading, linspace; ddim25; 90,60,60,20,20")] = "trailing",
     eta: Annotated[float, typer.Option(help="noise of ddim's steps; 1 is as much as ddpm's")] = 0.0,
-    clip: Annotated[str, typer.Option(help="what is predicted: none, clip or dynamic; auto: clip pixels")] = "auto",
+    clip: Annotated[
+        str, typer.Option(help="what is predicted: none, clip, dynamic or published; auto: clip pixels")
+    ] = "auto",
     guidance_scale: Annotated[float, typer.Option("--guidance_scale", help="classifier-free; 1 is none")] = 3.0,
     negative_prompt: Annotated[str | None, typer.Option("--negative_prompt", help="what to steer away from")] = None,
     rescale: Annotated[float, typer.Option("--guidance_rescale", help="0 to 1: tame guidance's contrast")] = 0.0,

@@ -141,13 +141,7 @@ class Pipeline:
         if self.worse is not None and wish.autoguidance_scale not in (None, 1):
             worse = Told(self.worse.denoiser(), self.worse.condition(prompts))
             denoiser = Autoguidance(denoiser, worse, wish.autoguidance_scale)
-        match wish.clip:
-            case "clip":
-                return Clipped(denoiser)
-            case "dynamic":
-                return Thresholded(denoiser)
-            case _:
-                return denoiser
+        return _clipped(denoiser, wish.clip)
 
     def labels(self, prompts: Sequence[str | int], wish: Wish) -> Tensor | None:
         """The classifier's labels [B] of prompts; None without one. Raises UserError for a class it does not know."""
@@ -170,12 +164,14 @@ class Pipeline:
         """Draw one batch, step by step: latents of `prompts`, each from its own seed (or from given noise).
 
         A classifier shifts what is guided and clipped already: eps (Algorithm 2), or the mean of ddpm's step
-        (Algorithm 1; Dhariwal & Nichol 2021).
+        (Algorithm 1; Dhariwal & Nichol 2021). Algorithm 2 moves x_0 by s^2 / a times the gradient: where a is almost 0
+        any error of the classifier throws it far away, so it is clipped again, which their code does not.
         """
         wish = self.settled(wish)
         denoiser, gradient = self._guided(prompts, wish), self._gradient(prompts, wish)
         if gradient is not None and wish.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
+            denoiser = denoiser if wish.clip == "published" else _clipped(denoiser, wish.clip)
         start = (randomness.picture_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts), self.times(wish)
         steps = {"eta": wish.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
@@ -246,3 +242,13 @@ class Pipeline:
             if module is not None:
                 module.eval().requires_grad_(False)
         return pipeline.to(device)
+
+
+def _clipped(denoiser: Denoiser, clip: str) -> Denoiser:
+    match clip:
+        case "clip" | "published":
+            return Clipped(denoiser)
+        case "dynamic":
+            return Thresholded(denoiser)
+        case _:
+            return denoiser

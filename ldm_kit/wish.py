@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from ldm_kit.config import UserError
 from ldm_kit.nets.solvers import FOREIGN, SOLVERS
 
-CLIPS = ("auto", "none", "clip", "dynamic")
+CLIPS = ("auto", "none", "clip", "dynamic", "published")
 ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
 CHURNING = ("ddim", "diffusers:DDIMScheduler")  # solvers that take eta
 
@@ -23,7 +23,9 @@ class Wish:
     interval: tuple[float, float] = (0.0, 1.0)  # of t / T, in which there is classifier-free guidance
     spacing: str = "trailing"  # which training times the steps visit, `schedule.spaced`
     eta: float = 0.0  # DDIM's noise; 1 is DDPM's
-    clip: str = "auto"  # of the predicted picture, after guidance; auto: clip pixels to [-1, 1], leave latents alone
+    # Of the predicted picture, after guidance. auto: clip pixels to [-1, 1], leave latents alone; published: as clip,
+    # but not once more after Algorithm 2, which breaks pictures where the schedule ends in almost pure noise.
+    clip: str = "auto"
     classifier_scale: float | None = None  # None: 1 where there is a classifier
     classifier_class: str | None = None  # None: the prompts name the classes
     algorithm: int | None = None  # Dhariwal & Nichol 2021: 1 shifts ddpm's mean, 2 eps; None: 1 for ddpm, else 2

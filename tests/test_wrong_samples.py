@@ -101,7 +101,7 @@ GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is t
     ),
     ("plain", ["--eta", "0.5"], "--eta 0.5 is for ddim alone, but --solver is dpm[+][+]"),
     ("plain", ["--eta", "2", "--solver", "ddim"], "--eta is 2.0; expected 0 to 1"),
-    ("plain", ["--clip", "soft"], "--clip is 'soft'; expected auto, none, clip, dynamic"),
+    ("plain", ["--clip", "soft"], "--clip is 'soft'; expected auto, none, clip, dynamic, published"),
     ("plain", ["--clip", "dynamic"], "--clip dynamic is for pixels, but this model draws latents"),
     ("plain", ["--clip", "clip"], "--clip clip is for pixels, but this model draws latents"),
     ("plain", [*JUDGED, "red", "--solver", "ddpm", "--steps", "1"], "--algorithm 1 shifts by a step's variance, and a"),
