@@ -3,6 +3,7 @@
 No loader state exists: resume starts at `step * global_batch`, on any number of processes or workers.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -96,7 +97,10 @@ class AddressedBatches:
 
 
 def loader(dataset: Any, batches: AddressedBatches, workers: int = 0) -> DataLoader[Any]:
-    """A DataLoader over a set whose `__getitems__(places)` returns a whole batch; the global random state stays."""
+    """A DataLoader over a set whose `__getitems__(places)` returns a whole batch; the global random state stays.
+
+    On Linux workers are forked, whatever Python's default: those of a fork server outlive a killed trainer.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -105,6 +109,7 @@ def loader(dataset: Any, batches: AddressedBatches, workers: int = 0) -> DataLoa
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
         worker_init_fn=signals.ignore if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 
