@@ -87,7 +87,10 @@ LDM = [
     (["target=flow"], "target 'flow' does not go with the scaled_linear schedule"),
     (["schedule={kind: cosine, start: 0.1}"], "start and end are betas; the cosine schedule has none"),
     (["schedule={kind: flow, zero_terminal: true}", "target=flow"], "flow already ends in noise"),
-    (["schedule.kind=sigmoid"], "schedule.kind: expected 'linear', 'scaled_linear', 'cosine', 'flow', 'constant' or 'given'"),
+    (
+        ["schedule.kind=sigmoid"],
+        "schedule.kind: expected 'linear', 'scaled_linear', 'cosine', 'flow', 'constant' or 'given'",
+    ),
     (["schedule.steps=10", "sample.steps=20"], "sample.steps is 20, but schedule.steps only 10"),
     (["sample.solver=rk4"], "sample.solver: expected 'ddpm', .*'ddim', .* got 'rk4'"),
     (["unet.preset=nanoo"], "unknown preset 'nanoo'; known are nano"),

@@ -29,21 +29,21 @@ class Log:
 
     def __init__(self, accelerator: Accelerator, folder: Path, config: LogConfig, first: int, total: int) -> None:
         self.accelerator, self.folder, self.config = accelerator, folder, config
-        self.main = accelerator.is_main_process
+        self.main, self.last = accelerator.is_main_process, total
         self.sums: dict[str, tuple[Tensor, int]] = {}  # a player may have had fewer turns than there were steps
         self.count, self.since = 0, time.monotonic()
         self.unwritten: list[str] = []  # lines that a full disk has no room for
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: Step) -> None:
-        """Take a step in; every `config.every` steps write the means since the last line."""
+        """Take a step in; every `config.every` steps, and at the last one, write the means since the last line."""
         values = {**step.logs, **{f"{player}_grad_norm": norm for player, norm in step.norms.items()}}
         for name, value in values.items():
             total, times = self.sums.get(name, (torch.zeros_like(value), 0))
             self.sums[name] = (total + value, times + 1)
         self.count += 1
         self.bar.update()
-        if step.number % self.config.every == 0:
+        if step.number % self.config.every == 0 or step.number == self.last:
             means = self.accelerator.reduce(
                 {name: total / n for name, (total, n) in self.sums.items()}, reduction="mean"
             )
