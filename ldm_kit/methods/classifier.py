@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from ldm_kit.data.batches import spread
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import loss, randomness, schedule, times
+from ldm_kit.diffusion import randomness, schedule, times
+from ldm_kit.methods.noising import noised
 from ldm_kit.methods.settings import NoisedRun, evaluating
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig
 from ldm_kit.training.ema import EmaConfig
@@ -128,11 +129,7 @@ class Classifying:
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """Float32 logits [B, K] of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
-        position, mean = batch["position"], batch["mean"]
-        draw = randomness.normal(seed, "posterior", position, mean.shape[1:])
-        eps = randomness.normal(seed, "noise", position, mean.shape[1:])
-        x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
-        return network(loss.noised(x_0, eps, t, self.schedule).to(mean.dtype), t).float()
+        return network(noised(batch, t, seed, self.schedule).x_t, t).float()
 
     @torch.no_grad()
     def heldout(self, latents: Latents, labels: Tensor, batch: int = 64) -> Heldout:

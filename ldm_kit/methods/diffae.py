@@ -16,7 +16,8 @@ from conditioning.semantic import SemanticConfig, SemanticEncoderConfig
 from ldm_kit.codes import Encoder
 from ldm_kit.diffusion import loss, schedule
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
-from ldm_kit.methods.semantic import Noised, ReconstructionConfig, SemanticTask, refuse_aware
+from ldm_kit.methods.noising import Noised
+from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
 from ldm_kit.methods.settings import NoisedRun
 from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig
 

@@ -23,11 +23,12 @@ from conditioning.none import NoConfig
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import loss, randomness, schedule
+from ldm_kit.diffusion import randomness, schedule
 from ldm_kit.diffusion.bound import VarianceType
 from ldm_kit.diffusion.objective import Errors, LossName, Objective
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.times import TrainingTimes
+from ldm_kit.methods.noising import noised
 from ldm_kit.methods.settings import NoisedRun, Ranks
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNetConfig
@@ -199,11 +200,7 @@ class Latent:
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
         """Unweighted errors of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
-        position, mean = batch["position"], batch["mean"]
-        draw = randomness.normal(seed, "posterior", position, mean.shape[1:])
-        x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
-        eps = randomness.normal(seed, "noise", position, mean.shape[1:])
-        x_t = loss.noised(x_0, eps, t, self.schedule)
+        x_0, eps, x_t, _ = noised(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     @torch.no_grad()

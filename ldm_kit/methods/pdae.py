@@ -20,7 +20,8 @@ from ldm_kit.diffusion import schedule
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
 from ldm_kit.diffusion.semantic import NetworkEstimator, gap_error, gap_weight
 from ldm_kit.frozen import Frozen
-from ldm_kit.methods.semantic import Noised, ReconstructionConfig, SemanticTask, refuse_aware
+from ldm_kit.methods.noising import Noised
+from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
 from ldm_kit.methods.settings import NoisedRun
 from ldm_kit.nets.shift_unet import ShiftUNet
 

@@ -1,7 +1,7 @@
 """What DiffAE and PDAE train alike: an encoder that sees the picture, and a decoder that sees its noised latent."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -11,9 +11,9 @@ from ldm_kit.config import Config
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import loss, randomness
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.times import TimesConfig, draw_times
+from ldm_kit.methods.noising import Noised, noised
 from ldm_kit.methods.settings import evaluating
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.settings import TrainConfig
@@ -41,15 +41,6 @@ class SemanticSettings(Protocol):
     def times(self) -> TimesConfig: ...
     @property
     def optim(self) -> OptimConfig: ...
-
-
-class Noised(NamedTuple):
-    """A batch of latents (or pixels) at their times."""
-
-    x_0: Tensor  # [B, Z, h, w]
-    eps: Tensor  # like x_0
-    x_t: Tensor  # like x_0
-    t: Tensor  # [B]
 
 
 class Measure(Protocol):
@@ -119,12 +110,8 @@ class SemanticTask:
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
         """Unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
-        position, mean = batch["position"], batch["mean"]
-        draw = randomness.normal(seed, "posterior", position, mean.shape[1:])
-        x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
-        eps = randomness.normal(seed, "noise", position, mean.shape[1:])
-        noised = Noised(x_0, eps, loss.noised(x_0, eps, t, self.schedule).to(mean.dtype), t)
-        return self.measure(module(noised.x_t, t, batch["picture"]), noised, self.schedule)
+        given = noised(batch, t, seed, self.schedule)
+        return self.measure(module(given.x_t, t, batch["picture"]), given, self.schedule)
 
     @torch.no_grad()
     def heldout_loss(self, latents: Latents, pictures: PictureSet, batch: int = 64) -> float:
