@@ -129,10 +129,16 @@ class Autoencode(nn.Module):
         return self.vae.decoder.conv_out.weight
 
 
+def reduction(vae: AutoencoderKL | VQModel) -> int:
+    """How many times smaller a latent's side is than its picture's."""
+    config: Any = _known(vae).config
+    return 2 ** (len(config.block_out_channels) - 1)
+
+
 def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple[int, int, int]:
     """(Z, h, w) of a picture's latent. Raises AutoencoderError when a side is no multiple of the reduction factor."""
     config: Any = _known(vae).config
-    factor = 2 ** (len(config.block_out_channels) - 1)
+    factor = reduction(vae)
     if height % factor or width % factor:
         raise AutoencoderError(
             f"A picture of {height}x{width} px does not fit: this autoencoder needs multiples of {factor}."

@@ -47,8 +47,7 @@ class SemanticModel:
     def resolution(self) -> int:
         """R, pixels along each side."""
         vae = self.decoder.vae
-        halved = 0 if vae is None else len(vae.config["block_out_channels"]) - 1
-        return self.latent_shape[1] * 2**halved
+        return self.latent_shape[1] * (1 if vae is None else first_stage.reduction(vae))
 
     @property
     def channels(self) -> int:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from autoencoder import saved
-from autoencoder.base import encode
+from autoencoder.base import encode, reduction
 from ldm_kit.config import UserError
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data.images import PictureSet
@@ -73,7 +73,7 @@ def _refuse_misfit(vae: AutoencoderKL | VQModel | None, pictures: PictureSet, se
     if vae is None:
         return
     config: Any = vae.config
-    factor = 2 ** (len(config.block_out_channels) - 1)
+    factor = reduction(vae)
     if config.in_channels != pictures.channels:
         raise UserError(
             f"the autoencoder in {settings.autoencoder} is for pictures of {config.in_channels} channels, "
