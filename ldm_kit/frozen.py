@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
+from autoencoder.base import reduction
 from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit import parts
 from ldm_kit.config import UserError
@@ -22,7 +23,6 @@ from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNet
-from ldm_kit.nets.layout import choose_attention
 
 
 @dataclass(eq=False)
@@ -46,23 +46,13 @@ class Frozen:
             UserError: no diffusion model, one without a null condition, or a schedule that PDAE has no formula for.
         """
         place = parts.model_folder(Path(folder))
-        index = parts.read_index(place)
-        schedule, target, variance = parts.schedule(place)
+        vae, unet, conditioner, schedule, target, variance = parts.opened(place, device)
         _refuse_schedule(place, build(schedule))
-        first = next((name for name in ("vae", "vqvae") if name in index), None)
-        vae = None if first is None else parts.component(place, first, index[first], parts.FIRST_STAGE)
-        unet = parts.component(place, "unet", index["unet"], parts.UNET)
-        conditioner = parts.conditioner(place)
-        learned = variance == "learned_range"
-        parts.refuse_misfits(place, vae, unet, conditioner, learned=learned)
-        choose_attention(unet, torch.device(device), "auto")
-        for module in (vae, unet):
-            if module is not None:
-                module.to(device).eval().requires_grad_(False)
         known = [str(schedule.model_dump()), target, variance]
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
-        null = _null(place, conditioner).to(device)
+        learned = variance == "learned_range"
+        null = _null(place, conditioner, device)
         return cls(place, vae, unet, null, schedule, target, learned, digest([*known, *weights]))
 
     @property
@@ -72,7 +62,7 @@ class Frozen:
         if self.vae is None:
             return about.in_channels, about.sample_size, about.sample_size
         vae: Any = self.vae.config
-        side = about.sample_size * 2 ** (len(vae.block_out_channels) - 1)
+        side = about.sample_size * reduction(self.vae)
         return vae.in_channels, side, side
 
     def denoiser(self, schedule: Schedule) -> NetworkDenoiser:
@@ -131,9 +121,9 @@ def _refuse_schedule(folder: Path, schedule: Schedule) -> None:
 
 
 @torch.no_grad()
-def _null(folder: Path, conditioner: Conditioner) -> Condition:
+def _null(folder: Path, conditioner: Conditioner, device: torch.device | str) -> Condition:
     try:
-        null = conditioner(**conditioner.null_inputs())
+        null = conditioner(**{name: value.to(device) for name, value in conditioner.null_inputs().items()})
     except ConditioningError as error:
         raise UserError(f"{folder} cannot be a base without a null condition: {error}") from None
     conditioner.release()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
@@ -19,6 +19,7 @@ from ldm_kit.diffusion.bound import VarianceType
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.layout import choose_attention
 from ldm_kit.nets.solvers import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
 
 INDEX = "model_index.json"
@@ -189,6 +190,37 @@ def refuse_misfits(folder: Path, vae: Any, unet: Any, conditioner: Conditioner, 
     ):
         if ours != theirs:
             raise UserError(f"{folder}: the U-Net {what} of width {ours}, but the conditioner's have {theirs}")
+
+
+class Opened(NamedTuple):
+    """The parts of a diffusion model, in evaluation mode and without gradients."""
+
+    vae: Any  # None: it draws pixels
+    unet: Any
+    conditioner: Conditioner
+    schedule: ScheduleConfig
+    target: Target
+    variance: VarianceType
+
+
+def opened(folder: Path, device: torch.device | str) -> Opened:
+    """Everything in a diffusion model's folder, on a device.
+
+    Raises:
+        UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
+    """
+    index = read_index(folder)
+    noise = schedule(folder)
+    first = next((name for name in ("vae", "vqvae") if name in index), None)
+    vae = None if first is None else component(folder, first, index[first], FIRST_STAGE)
+    unet = component(folder, "unet", index["unet"], UNET)
+    choose_attention(unet, torch.device(device), "auto")
+    told = conditioner(folder)
+    refuse_misfits(folder, vae, unet, told, learned=noise[2] == "learned_range")
+    for module in (vae, unet, told):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    return Opened(vae, unet, told, *noise)
 
 
 def _vector_width(unet: Any) -> int | None:

@@ -30,7 +30,6 @@ from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, Spacing, build, spaced
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.layout import choose_attention
 from ldm_kit.nets.solvers import solve
 from ldm_kit.noisy_classifier import NoisyClassifier, first_stage_of
 from ldm_kit.steering import Space, Told, class_names, labels_of, refuse_other_condition, refuse_stranger
@@ -132,8 +131,11 @@ class Pipeline:
         """The network as it was trained, unguided and unclipped."""
         return NetworkDenoiser(self._network, self.schedule, self.target, self.variance == "learned_range")
 
-    def _guided(self, prompts: Sequence[str | int], wish: Wish) -> Denoiser:
-        """The network with classifier-free guidance, then autoguidance, then clipped: the guided x_0 is a picture."""
+    def guided(self, prompts: Sequence[str | int], wish: Wish) -> Denoiser:
+        """The network with classifier-free guidance, then autoguidance, then clipped: the guided x_0 is a picture.
+
+        `wish` is a settled one; of `prompts` only a worse model sees more than how many there are.
+        """
         denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and wish.guidance_scale != 1:
             null = self.condition([self.conditioner.null if wish.negative is None else wish.negative] * len(prompts))
@@ -168,7 +170,7 @@ class Pipeline:
         any error of the classifier throws it far away, so it is clipped again, which their code does not.
         """
         wish = self.settled(wish)
-        denoiser, gradient = self._guided(prompts, wish), self._gradient(prompts, wish)
+        denoiser, gradient = self.guided(prompts, wish), self._gradient(prompts, wish)
         if gradient is not None and wish.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
             denoiser = denoiser if wish.clip == "published" else _clipped(denoiser, wish.clip)
@@ -228,20 +230,8 @@ class Pipeline:
         Raises:
             UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
         """
-        folder = Path(folder)
-        index = parts.read_index(folder)
-        schedule, target, variance = parts.schedule(folder)
-        first = next((name for name in ("vae", "vqvae") if name in index), None)
-        vae = None if first is None else parts.component(folder, first, index[first], parts.FIRST_STAGE)
-        unet = parts.component(folder, "unet", index["unet"], parts.UNET)
-        choose_attention(unet, torch.device(device), "auto")
-        conditioner = parts.conditioner(folder)
-        parts.refuse_misfits(folder, vae, unet, conditioner, learned=variance == "learned_range")
-        pipeline = cls(vae, unet, conditioner, schedule, target, precision, variance)
-        for module in (vae, unet, conditioner):
-            if module is not None:
-                module.eval().requires_grad_(False)
-        return pipeline.to(device)
+        vae, unet, conditioner, schedule, target, variance = parts.opened(Path(folder), device)
+        return cls(vae, unet, conditioner, schedule, target, precision, variance)
 
 
 def _clipped(denoiser: Denoiser, clip: str) -> Denoiser:

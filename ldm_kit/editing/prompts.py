@@ -11,12 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from autoencoder.base import decode, encode
+from autoencoder.base import decode, encode, reduction
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.chain import levels
-from ldm_kit.diffusion.denoiser import Clipped, Denoiser, times_like
-from ldm_kit.diffusion.guidance import ClassifierFree
+from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.prediction import over
 from ldm_kit.diffusion.randomness import picture_noise
 from ldm_kit.diffusion.samplers import State, ddim
@@ -71,8 +70,7 @@ def shape(pipeline: Pipeline) -> tuple[int, int]:
     channels, side, _ = pipeline.latent_shape
     if pipeline.vae is None:
         return channels, side
-    config = pipeline.vae.config
-    return config["in_channels"], side * 2 ** (len(config["block_out_channels"]) - 1)
+    return pipeline.vae.config["in_channels"], side * reduction(pipeline.vae)
 
 
 @torch.no_grad()
@@ -83,13 +81,9 @@ def latents_of(pipeline: Pipeline, pictures: Tensor) -> Tensor:
 
 
 def guided(pipeline: Pipeline, count: int, how: Redrawing) -> Denoiser:
-    """The model's denoiser with classifier-free guidance, pixels clipped."""
-    denoiser: Denoiser = pipeline.denoiser()
-    null = pipeline.conditioner.null
-    if null is not None and how.guidance_scale != 1:
-        other = pipeline.condition([how.negative or null] * count)
-        denoiser = ClassifierFree(denoiser, other, how.guidance_scale)
-    return Clipped(denoiser) if pipeline.vae is None else denoiser
+    """The model's denoiser for `count` pictures with classifier-free guidance, pixels clipped."""
+    wish = Wish(how.steps, guidance_scale=how.guidance_scale, negative=how.negative)
+    return pipeline.guided([""] * count, pipeline.settled(wish))
 
 
 @torch.no_grad()
