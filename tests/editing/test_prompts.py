@@ -11,6 +11,7 @@ from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
 from ldm_kit.diffusion.semantic import pdae_grid
+from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composed, inpainted, latent_mask
 from ldm_kit.editing.prompts import Redrawing, falling, inverted, rising, shape
 from ldm_kit.pipeline import Pipeline
@@ -113,6 +114,17 @@ def test_resampling_brings_what_is_new_nearer_to_the_true_conditional():
         assert len(exact.seen) == 49 * resample + 1
     assert means[1] - means[0] > 0.3
     assert abs(means[1] - 1.72) < 0.15
+
+
+@pytest.mark.parametrize(("resample", "mean"), [(1, 1.21), (4, 1.64), (16, 1.75)])
+def test_what_resampling_is_worth_as_the_page_says(resample, mean, monkeypatch):
+    """docs/editing.md. The denoiser is linear, so that the walk without any noise is the mean of all walks."""
+    drawn = []
+    monkeypatch.setattr(inpainting, "step_noise", lambda seeds, *where: drawn.append(where) or torch.zeros(1, 2, 1, 1))
+    x_0, mask = torch.tensor([2.0, 0.0]).double().view(1, 2, 1, 1), torch.tensor([False, True]).view(1, 2, 1, 1)
+    found = last(inpainted(Told(LINEAR), x_0, mask, trailing(1000, 50), seeds=[0], resample=resample))
+    assert float(found[0, 1]) == pytest.approx(mean, abs=0.005)
+    assert len(set(drawn)) == len(drawn) > 98 * resample, "the kept part's and the step's noise, ever new"
 
 
 def test_a_latent_is_painted_anew_if_any_of_its_pixels_is():
