@@ -3,6 +3,7 @@
 python benchmarks/guidance.py          trains what is missing in runs/benchmarks (an hour on 2 CPU cores), measures,
                                        then writes docs/guidance.md and the sheets beside it
 python benchmarks/guidance.py pixels   measures one table anew
+python benchmarks/guidance.py --seed 1 repeats it from wholly other noise, beside, and leaves the page alone
 """
 
 import json
@@ -24,7 +25,7 @@ from ldm_kit.cli import door, serve
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.evaluation.fidelity import frechet
+from ldm_kit.evaluation.fidelity import frechet, wilson
 from ldm_kit.evaluation.files import save_png
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.noisy_classifier import NoisyClassifier
@@ -71,14 +72,16 @@ class Bench:
     classes: tuple[str, ...]
     reference: Tensor  # Lite0 features of training pictures, equally many of each class (repeated where they are few)
     count: int  # pictures of each class
+    seed: int  # no two share the noise of any picture
 
     def drawn(self, name: str, pipeline: Pipeline, wish: Wish) -> Drawn:
-        """Draw the same classes from the same seeds, and judge them."""
+        """Draw the same classes from the same noise, and judge them."""
         labels = torch.arange(len(self.classes)).repeat(self.count)
         named = pipeline.conditioner.null is not None or pipeline.classifier is not None
         prompts = [self.classes[k] if named else "" for k in labels]
         began = time.monotonic()
-        pictures = torch.cat(list(pipeline.draw(prompts, range(len(labels)), wish, 64)))
+        noise = range(self.seed * len(labels), (self.seed + 1) * len(labels))
+        pictures = torch.cat(list(pipeline.draw(prompts, noise, wish, 64)))
         seconds = time.monotonic() - began
         features = self.judge.features(pictures)
         accuracy = balanced(self.judge.guess(features), labels)
@@ -91,18 +94,19 @@ def main(
     tables: Annotated[list[str] | None, typer.Argument(help="latents, pixels, solvers; all when left out")] = None,
     count: Annotated[int, typer.Option(help="pictures of each class in a row of guidance")] = 40,
     solver_count: Annotated[int, typer.Option("--solver_count", help="... in a row of solvers")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="of the noise; the page is of 0, others are printed alone")] = 0,
 ) -> None:
     """Train what is missing, draw, measure, write the tables."""
     with door():
         for run, script in () if tables else MODELS.items():
             _train(run, script)
         split = load(OpenMojiConfig(resolution=32))
-        bench = _bench(split, count)
-        (RUNS / "guidance").mkdir(exist_ok=True)
+        bench = _bench(split, count, seed)
         for name in tables or list(TABLES):
             chosen = replace(bench, count=solver_count) if name == "solvers" else bench
             _measure(name, chosen)
-        _write(_truth(bench, split), len(bench.classes), (count, solver_count))
+        if seed == 0:
+            _write(_truth(bench, split), len(bench.classes), (count, solver_count))
 
 
 def _train(run: str, script: str) -> None:
@@ -113,13 +117,13 @@ def _train(run: str, script: str) -> None:
         raise typer.Exit(done.returncode)
 
 
-def _bench(split: Split, count: int) -> Bench:
+def _bench(split: Split, count: int, seed: int) -> Bench:
     judge = Judge.trained(split.train)
     labels = labels_of(split.train)
     most = 200
     places = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
     chosen = torch.cat([part[torch.arange(most) * len(part) // most] for part in places])
-    return Bench(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[chosen]), count)
+    return Bench(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[chosen]), count, seed)
 
 
 def _truth(bench: Bench, split: Split) -> str:
@@ -172,8 +176,10 @@ def _measure(name: str, bench: Bench) -> None:
     if name not in TABLES:
         raise UserError(f"unknown table {name!r}; expected {', '.join(TABLES)}")
     drawn = list(TABLES[name](bench))
-    (RUNS / "guidance" / f"{name}.json").write_text(json.dumps([asdict(one.row) for one in drawn], indent=1))
-    sheet = Path("docs") / f"guidance-{name}.png"
+    folder = RUNS / ("guidance" if bench.seed == 0 else f"guidance-{bench.seed}")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps([asdict(one.row) for one in drawn], indent=1))
+    sheet = (folder if bench.seed else Path("docs")) / f"guidance-{name}.png"
     save_png(_sheet(bench.classes, drawn), sheet, {"attribution": ATTRIBUTION})
 
 
@@ -185,27 +191,35 @@ def _sheet(classes: tuple[str, ...], drawn: list[Drawn]) -> Image:
 def _write(truth: str, classes: int, counts: tuple[int, int]) -> None:
     """docs/guidance.md from what was measured, now or before."""
     titles = {
-        "latents": f"Guidance in latent space (DDIM, 25 steps, {counts[0]} pictures of each class)",
-        "pixels": f"Guidance in pixels (DDIM, 25 steps, {counts[0]} pictures of each class)",
-        "solvers": f"Solvers (latents, class-conditional, {counts[1]} pictures of each class)",
+        "latents": ("Guidance in latent space (DDIM, 25 steps", counts[0]),
+        "pixels": ("Guidance in pixels (DDIM, 25 steps", counts[0]),
+        "solvers": ("Solvers (latents, class-conditional", counts[1]),
     }
     lines = ["# What guidance and solvers are worth", "", INTRODUCTION.format(truth=truth, count=classes), ""]
-    for name, title in titles.items():
+    for name, (title, count) in titles.items():
         if (file := RUNS / "guidance" / f"{name}.json").exists():
             rows = [Row(**row) for row in json.loads(file.read_text())]
-            lines += [f"## {title}", "", HEAD]
-            lines += [f"| {r.name} | {100 * r.accuracy:.1f} % | {r.distance:.2f} | {r.seconds:.0f} |" for r in rows]
+            lines += [f"## {title}, {count} pictures of each class)", "", HEAD]
+            lines += [_line(row, classes * count) for row in rows]
             lines += ["", f"![a row of pictures for each line of the table](guidance-{name}.png)", ""]
     Path("docs/guidance.md").write_text("\n".join(lines), encoding="utf-8")
     typer.echo("written: docs/guidance.md")
 
 
-HEAD = "| | class accuracy | Lite0 Fréchet distance | seconds |\n|---|---|---|---|"
+def _line(row: Row, count: int) -> str:
+    """Of a table; `count` pictures in all, equally many of each class, so that the mean of classes is their share."""
+    low, high = (100 * bound for bound in wilson(row.accuracy, count))
+    accuracy = f"{100 * row.accuracy:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"| {row.name} | {accuracy} | {row.distance:.2f} | {row.seconds:.0f} |"
+
+
+HEAD = "| | class accuracy [95 %] | Lite0 Fréchet distance | seconds |\n|---|---|---|---|"
 INTRODUCTION = """Printed by `python benchmarks/guidance.py`: 32 px OpenMoji, its {count} groups as classes, small
 models trained for minutes on 2 CPU cores (configs/benchmarks/). Every row draws equally many pictures of each class
-from the same seeds, in bf16. {truth} Chance is one in {count}. The distance is to training pictures, equally many of
-each class; it is biased by the number of pictures, so it compares within a table alone. Seconds are for all pictures
-of a row."""
+from the same seeds, in bf16. {truth} Chance is one in {count}. Brackets hold Wilson's 95 %
+interval, of the pictures alone: each model was trained once, and another run of training may differ by more. The
+distance is to training pictures, equally many of each class; it is biased by the number of pictures, so it compares
+within a table alone. Seconds are for all pictures of a row."""
 
 
 if __name__ == "__main__":
