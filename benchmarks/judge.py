@@ -1,4 +1,4 @@
-"""An independent judge of classes: logistic regression on Lite0 features of clean pictures (no model of ours in it)."""
+"""Independent judges: logistic regression on features of clean pictures (no model of ours in them)."""
 
 from dataclasses import dataclass
 
@@ -15,34 +15,50 @@ SIDE = 96  # 32 px pictures are enlarged to this for Lite0, which was trained on
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
-    """Lite0 features, standardised, and a weighted linear classifier on them."""
+class Readout:
+    """A weighted linear classifier of features, which it standardises."""
 
-    lite0: Perceptual
     mean: Tensor
     std: Tensor
     weights: Tensor  # [D + 1, K]
 
     @classmethod
-    def trained(cls, pictures: PictureSet, decay: float = 0.1) -> "Judge":
-        """On a labelled set; every class weighs the same, however many pictures it has."""
-        lite0 = Perceptual(LITE0)
-        features, labels = features_of(lite0, pixels_of(pictures)), labels_of(pictures)
+    def trained(cls, features: Tensor, labels: Tensor, count: int, decay: float = 0.1) -> "Readout":
+        """Features float64 [N, D] of labels [N] below `count`; every class weighs the same, however rare it is."""
         mean, std = features.mean(0), features.std(0) + 1e-6
         inputs = _with_bias((features - mean) / std)
-        share = 1 / labels.bincount(minlength=len(pictures.classes)).clamp_min(1).double()
-        weights = torch.zeros(inputs.shape[1], len(pictures.classes), dtype=torch.float64, requires_grad=True)
+        share = 1 / labels.bincount(minlength=count).clamp_min(1).double()
+        weights = torch.zeros(inputs.shape[1], count, dtype=torch.float64, requires_grad=True)
         solver = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             solver.zero_grad()
             error = cross_entropy(inputs @ weights, labels, weight=share / share.mean())
-            total = error + decay * weights[:-1].square().sum() / len(pictures.classes)
+            total = error + decay * weights[:-1].square().sum() / count
             total.backward()
             return total
 
         solver.step(loss)  # pyright: ignore[reportArgumentType]  (a tensor is a float here)
-        return cls(lite0, mean, std, weights.detach())
+        return cls(mean, std, weights.detach())
+
+    def guess(self, features: Tensor) -> Tensor:
+        """Classes [N] of features [N, D]."""
+        return (_with_bias((features - self.mean) / self.std) @ self.weights).argmax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Classes by Lite0 features."""
+
+    lite0: Perceptual
+    readout: Readout
+
+    @classmethod
+    def trained(cls, pictures: PictureSet) -> "Judge":
+        """On a labelled set."""
+        lite0 = Perceptual(LITE0)
+        features = features_of(lite0, pixels_of(pictures))
+        return cls(lite0, Readout.trained(features, labels_of(pictures), len(pictures.classes)))
 
     def features(self, pictures: Tensor) -> Tensor:
         """Lite0 features float64 [N, D] of pictures uint8 [N, 3, R, R]."""
@@ -50,7 +66,22 @@ class Judge:
 
     def guess(self, features: Tensor) -> Tensor:
         """Classes [N] of features [N, D]."""
-        return (_with_bias((features - self.mean) / self.std) @ self.weights).argmax(1)
+        return self.readout.guess(features)
+
+
+def colours_of(pictures: Tensor, levels: int = 8) -> Tensor:
+    """Histograms float64 [N, levels^3] of colours: roots of the shares of uint8 [N, 3, H, W]; each pixel is split
+    between the eight nearest bins, so that a small change of colour is a small change here."""
+    place = pictures.double() / 255 * (levels - 1)
+    low = place.floor().clamp_max(levels - 2)
+    over = place - low
+    found = torch.zeros(len(pictures), levels**3, dtype=torch.float64)
+    for corner in torch.cartesian_prod(*[torch.arange(2)] * 3):
+        up = corner.view(1, 3, 1, 1)
+        share = torch.where(up == 1, over, 1 - over).prod(1).flatten(1)
+        bins = ((low.long() + up) * torch.tensor([levels**2, levels, 1]).view(1, 3, 1, 1)).sum(1).flatten(1)
+        found.scatter_add_(1, bins, share)
+    return (found / found.sum(1, keepdim=True)).sqrt()
 
 
 def features_of(lite0: Perceptual, pictures: Tensor) -> Tensor:
