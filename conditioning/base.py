@@ -41,6 +41,19 @@ class Condition:
         """The batch size, 0 when there is no condition at all."""
         return next((len(value) for value in self._fields() if value is not None), 0)
 
+    @property
+    def pooled(self) -> Tensor | None:
+        """One vector [B, D] for a denoiser that does not attend: its own, or the mean of the tokens; None without both.
+
+        The mean is over what the mask lets through (Reimers and Gurevych 2019), of zeros where that is nothing.
+        """
+        if self.vector is not None or self.tokens is None:
+            return self.vector
+        if self.mask is None:
+            return self.tokens.mean(dim=1)
+        shown = self.mask[..., None].to(self.tokens.dtype)
+        return (self.tokens * shown).sum(dim=1) / shown.sum(dim=1).clamp_min(1)
+
     def __getitem__(self, index: slice) -> "Condition":
         """A slice of the batch."""
         return self._map(lambda value: value[index])
@@ -92,6 +105,11 @@ class Conditioner(nn.Module, ABC):
 
     vector_width: int | None = None
     """D of the vector [B, D] that is added to the denoiser's time embedding; None without one."""
+
+    @property
+    def pooled_width(self) -> int | None:
+        """D of `Condition.pooled`; None where there is nothing to pool."""
+        return self.width if self.vector_width is None else self.vector_width
 
     @property
     @abstractmethod

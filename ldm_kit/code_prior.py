@@ -1,8 +1,10 @@
 """A trained prior over normalised codes: draw from it, save it, load it.
 
-Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and, if it knows classes, `class_encoder/`.
+Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and what it is told by: `class_encoder/`,
+`text_encoder/` and `tokenizer/`, or text_reference.json; or nothing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,8 @@ from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit import parts
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import randomness
-from ldm_kit.diffusion.denoiser import NetworkDenoiser
+from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, linspace, sections
@@ -43,13 +46,13 @@ def strided(total: int, steps: int) -> list[int]:
 
 
 def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-    """`partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`."""
-    return mlp(z, t, None if condition is None else condition.vector)
+    """`partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`; it is told the pooled condition."""
+    return mlp(z, t, None if condition is None else condition.pooled)
 
 
 @dataclass(eq=False)
 class CodePrior:
-    """Network, conditioner (of classes, or none) and noise; codes are normalised here."""
+    """Network, conditioner (of classes, of text, or none) and noise; codes are normalised here."""
 
     mlp: SkipMLP
     conditioner: Conditioner
@@ -61,33 +64,51 @@ class CodePrior:
         return self.mlp.config["z_width"]
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], steps: int = 100, classes: Sequence[str | int] | None = None) -> Tensor:
+    def draw(
+        self,
+        seeds: Sequence[int],
+        steps: int = 100,
+        told: Sequence[str | int] | None = None,
+        *,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
         """Normalised codes [N, D] float32 on the CPU, each from its own seed, by DDIM; nothing clips them.
 
         Args:
             seeds: one for each code; a picture of the same seed starts from other noise.
             steps: of DDIM.
-            classes: one for each code; None: of no class in particular.
+            told: a class or a prompt for each code, as the prior was trained; None: nothing in particular.
+            guidance_scale: classifier-free, away from what the prior draws untold; 1 is none.
 
         Raises:
-            UserError: classes that it does not know, or not one for each seed; more steps than training times.
+            UserError: classes that it does not know, or not one for each seed; more steps than training times; a
+                guidance scale below 0, or one of a prior that is told nothing.
         """
+        self._refuse_guidance(guidance_scale, told)
         device = next(self.mlp.parameters()).device
         noise = randomness.picture_noise([randomness.address(seed, "code") for seed in seeds], (self.width,))
         schedule = build(self.schedule_config).to(device)
-        denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
-        z, condition = noise.to(device), self._condition(classes, len(seeds))
+        denoiser: Denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
+        z, condition = noise.to(device), self._condition(told, len(seeds))
+        if guidance_scale != 1:
+            denoiser = ClassifierFree(denoiser, self._condition(None, len(seeds)), guidance_scale)
         for state in ddim(denoiser, z, strided(len(schedule), steps), condition):
             z = state.x
         return z.float().cpu()
 
-    def _condition(self, classes: Sequence[str | int] | None, count: int) -> Condition:
+    def _refuse_guidance(self, scale: float, told: Sequence[str | int] | None) -> None:
+        if not (math.isfinite(scale) and scale >= 0):
+            raise UserError(f"guidance_scale is {scale}; expected a number of 0 or more, 1 is no guidance")
+        if scale != 1 and told is None:
+            raise UserError(f"guidance_scale is {scale:g}, but there is no class or prompt to guide to; expected 1")
+
+    def _condition(self, told: Sequence[str | int] | None, count: int) -> Condition:
         null = self.conditioner.null
-        if classes is not None and null is None:
-            raise UserError("this prior was trained without classes; leave them out")
-        if classes is not None and len(classes) != count:
-            raise UserError(f"got {len(classes)} classes for {count} codes; expected one each")
-        raw: Sequence[str | int] = [] if null is None else classes or [null] * count
+        if told is not None and null is None:
+            raise UserError("this prior was trained without classes and captions; leave class and prompt out")
+        if told is not None and len(told) != count:
+            raise UserError(f"got {len(told)} classes or prompts for {count} codes; expected one each")
+        raw: Sequence[str | int] = [] if null is None else [null] * count if told is None else told
         try:
             inputs = self.conditioner.prepare(raw)
         except ConditioningError as error:
@@ -115,10 +136,10 @@ class CodePrior:
         mlp = parts.component(folder, "mlp", "SkipMLP", {"SkipMLP": SkipMLP})
         conditioner = parts.conditioner(folder)
         about = mlp.config
-        if (about["z_width"], about["condition_width"]) != (width, conditioner.vector_width):
+        if (about["z_width"], about["condition_width"]) != (width, conditioner.pooled_width):
             raise UserError(
                 f"{folder} is for codes of {about['z_width']} numbers and conditions of {about['condition_width']}; "
-                f"expected {width} and {conditioner.vector_width}"
+                f"expected {width} and {conditioner.pooled_width}"
             )
         for module in (mlp, conditioner):
             module.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, VQModel
@@ -24,6 +24,7 @@ from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.diffusion.semantic import (
+    Interpolated,
     NetworkEstimator,
     Shifted,
     pdae_decode,
@@ -38,6 +39,13 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 
 Vae = AutoencoderKL | VQModel
 _UNET, _SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
+
+
+class Towards(NamedTuple):
+    """Where PDAE's trajectories of a batch lead, beside its own codes."""
+
+    z: Tensor  # [B, D]
+    weight: Tensor  # [B], 0: the batch's own code; 1: this one
 
 
 @dataclass(eq=False)
@@ -79,10 +87,12 @@ class CodeDecoder:
         """From latents to the stochastic code (Preechakul et al. 2022, eq. 8)."""
         return stochastic_code(self.denoiser(), x, self.grid(steps), condition_of(z))
 
-    def down(self, x: Tensor, z: Tensor, steps: int, stop: float) -> Iterator[State]:
-        """From noise to latents; raises UserError for a stop, which needs a frozen model."""
+    def down(self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: Towards | None = None) -> Iterator[State]:
+        """From noise to latents; raises UserError for a stop and for trajectories, which need a frozen model."""
         if stop:
             raise UserError(f"stop is {stop}, but this model has no frozen one to leave steps to; expected 0")
+        if towards is not None:
+            raise UserError("trajectories mix a PDAE's gradients, and this model has none; mix the codes themselves")
         return ddim(self.denoiser(), x, [*self.grid(steps)[::-1], -1], condition_of(z))
 
     def to(self, device: torch.device | str) -> "CodeDecoder":
@@ -134,8 +144,8 @@ class ShiftDecoder:
         about = self.base.unet.config
         return about["in_channels"], about["sample_size"], about["sample_size"]
 
-    def denoiser(self) -> Denoiser:
-        """What predicts under a `condition_of(z)`, clipped in pixels."""
+    def denoiser(self, towards: Towards | None = None) -> Denoiser:
+        """What predicts under a `condition_of(z)`, on the way to other codes if wished, clipped in pixels."""
 
         def network(x: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
             return self.shift(x, t, cond.vector, self.base.null)
@@ -143,7 +153,10 @@ class ShiftDecoder:
         estimator = NetworkEstimator(
             cast(network, self.precision), self.schedule, self.base.target, self.base.learned_range
         )
-        return clipped(Shifted(estimator, self.schedule), self.vae)
+        shifted: Denoiser = Shifted(estimator, self.schedule)
+        if towards is not None:
+            shifted = Interpolated(shifted, condition_of(towards.z), towards.weight)
+        return clipped(shifted, self.vae)
 
     def frozen(self) -> Denoiser:
         """The base alone, clipped in pixels."""
@@ -161,10 +174,13 @@ class ShiftDecoder:
         """From latents to their noise."""
         return pdae_encode(self.denoiser(), x, self.grid(steps), condition_of(z))
 
-    def down(self, x: Tensor, z: Tensor, steps: int, stop: float) -> Iterator[State]:
-        """From noise to latents; a share `stop` of the steps, the last ones, is the base's alone."""
+    def down(self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: Towards | None = None) -> Iterator[State]:
+        """From noise to latents; a share `stop` of the steps, the last ones, is the base's alone.
+
+        Towards other codes every step takes (1 - w) G(z) + w G(z'): trajectory interpolation (Zhang et al. 2022).
+        """
         frozen = self.frozen() if stop else None
-        return pdae_decode(self.denoiser(), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
+        return pdae_decode(self.denoiser(towards), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
 
     def to(self, device: torch.device | str) -> "ShiftDecoder":
         """Move all networks."""

@@ -2,7 +2,8 @@
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
 training set's codes), optionally `prior/`, `model_index.json`; and DiffAE's `unet/`, `scheduler/` and, in latents,
-`vae/`, or PDAE's `shift/`, whose base is referred to by its path from there and a sha256.
+`vae/`, or PDAE's `shift/`, whose base is referred to by its path from there, or its commit on
+the Hub, and a sha256.
 """
 
 import json
@@ -20,7 +21,7 @@ from ldm_kit.code_prior import CodePrior
 from ldm_kit.codes import Encoder
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.decoders import Decoder
+from ldm_kit.decoders import Decoder, Towards
 from ldm_kit.diffusion import randomness
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.nets.layout import choose_attention
@@ -99,6 +100,7 @@ class SemanticModel:
         stop: float = 0.0,
         *,
         seeds: Sequence[int] | None = None,
+        towards: Towards | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Pictures uint8 [N, C, R, R] of codes z [N, D].
@@ -110,12 +112,16 @@ class SemanticModel:
             batch: pictures at a time.
             stop: of PDAE, the share of the last steps that is left to the frozen model.
             seeds: one for each picture; None: 0, 1, ...
+            towards: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
             progress: called with (done, all) steps.
 
         Raises:
-            UserError: codes, noise or seeds that do not fit, more steps than training times, or a stop of DiffAE.
+            UserError: codes, noise or seeds that do not fit, more steps than training times, or a stop or trajectories
+                of DiffAE.
         """
         self._refuse_codes(z, len(z))
+        if towards is not None:
+            self._refuse_codes(towards.z, len(z))
         if not 0 <= stop <= 1 or (stop > 0 and not self.decoder.stops):
             raise UserError(f"stop is {stop}; expected a share of the steps, 0 to 1, and 0 without a frozen model")
         noise = self.noise(range(len(z)) if seeds is None else seeds) if x_T is None else x_T
@@ -123,7 +129,8 @@ class SemanticModel:
             raise UserError(f"got noise {[*noise.shape]}; expected {[len(z), *self.latent_shape]}, one for each code")
 
         def walk(part: slice) -> Iterator[State]:
-            return self.decoder.down(noise[part].to(self.device), z[part].to(self.device), steps, stop)
+            other = None if towards is None else Towards(*(value[part].to(self.device) for value in towards))
+            return self.decoder.down(noise[part].to(self.device), z[part].to(self.device), steps, stop, towards=other)
 
         found = self._walked(len(z), batch, steps, walk, progress)
         none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
@@ -134,15 +141,24 @@ class SemanticModel:
         drawn = [randomness.picture_noise([seed], self.latent_shape) for seed in seeds]
         return torch.cat([torch.zeros(0, *self.latent_shape), *drawn])
 
-    def sample_z(self, seeds: Sequence[int], steps: int = 100, classes: Sequence[str | int] | None = None) -> Tensor:
-        """New codes z [N, D] out of the prior, not normalised, each from its own seed.
+    def sample_z(
+        self,
+        seeds: Sequence[int],
+        steps: int = 100,
+        told: Sequence[str | int] | None = None,
+        *,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """New codes z [N, D] out of the prior, not normalised, each from its own seed and class or prompt.
+
+        The arguments are those of `CodePrior.draw`.
 
         Raises:
             UserError: there is no prior, or it does not know the classes.
         """
         if self.prior is None:
             raise UserError("this model has no prior to draw codes from; train one with `method: prior`")
-        return self.prior.draw(seeds, steps, classes) * self.std + self.mean
+        return self.prior.draw(seeds, steps, told, guidance_scale=guidance_scale) * self.std + self.mean
 
     def _walked(
         self,

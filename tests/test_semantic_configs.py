@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from conditioning.labels import ClassConfig
+from conditioning.none import NoConfig
+from conditioning.pretrained import PretrainedTextConfig
 from conditioning.semantic import build_semantic
+from conditioning.text import TextConfig
 from ldm_kit.data.openmoji import OpenMojiConfig
 from ldm_kit.diffusion.schedule import build
 from ldm_kit.methods.diffae import DiffAERun
@@ -15,7 +19,7 @@ from ldm_kit.nets.build import build_unet
 from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import build_semantic_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
-from tests.test_configs import FILES, SEMANTIC, STAGE_2, latents_of, named
+from tests.test_configs import FILES, MINILM_WIDTH, SEMANTIC, STAGE_2, latents_of, named
 
 
 def of(kind: type) -> list:
@@ -66,13 +70,26 @@ def test_priors_build_on_a_semantic_model_of_the_same_pictures(path):
     config = SEMANTIC[path]
     model = known(config.model)
     assert model.data == config.data
+    z_width = model.encoder.z_width
     with torch.device("meta"):
-        mlp = SkipMLP(z_width=model.encoder.z_width, **config.net.model_dump())
-        assert mlp(torch.zeros(2, model.encoder.z_width), torch.zeros(2)).shape == (2, model.encoder.z_width)
+        mlp = SkipMLP(z_width=z_width, condition_width=told_width(config, z_width), **config.net.model_dump())
+        assert mlp(torch.zeros(2, z_width), torch.zeros(2)).shape == (2, z_width)
+
+
+def told_width(config: PriorRun, z_width: int) -> int | None:
+    match config.condition:
+        case NoConfig():
+            return None
+        case PretrainedTextConfig():
+            return MINILM_WIDTH
+        case ClassConfig(width=width):
+            return width or z_width
+        case TextConfig(width=width):
+            return width
 
 
 def test_there_is_one_of_every_method_and_a_tiny_one():
     found = {path.stem for path in FILES if path.parent.name == "semantic"}
-    tiny = {"diffae_tiny", "pdae_tiny", "prior_tiny"}
-    assert found == {"diffae_pixels32", "diffae_latents", "prior", "pdae_latents"} | tiny
+    tiny = {"diffae_tiny", "pdae_tiny", "prior_tiny", "prior_text_tiny"}
+    assert found == {"diffae_pixels32", "diffae_latents", "prior", "prior_text", "pdae_latents"} | tiny
     assert all(config.train.steps < 10 for path, config in SEMANTIC.items() if path.stem in tiny)

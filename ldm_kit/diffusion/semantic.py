@@ -83,12 +83,13 @@ class Shifted:
 class Interpolated:
     """Between two conditions at every step: (1 - weight) of the given one and weight of `other`, in x_0 and eps.
 
-    For `Shifted` that is G = (1 - w) G(z_1) + w G(z_2), PDAE's trajectory interpolation; put `Clipped` around it.
+    The weight is a number or [B]. For `Shifted` that is G = (1 - w) G(z_1) + w G(z_2), PDAE's trajectory interpolation;
+    put `Clipped` around it.
     """
 
     denoiser: Denoiser
     other: Any
-    weight: float
+    weight: float | Tensor
 
     @property
     def schedule(self) -> Schedule:
@@ -97,7 +98,8 @@ class Interpolated:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p, q = self.denoiser(x, t, cond), self.denoiser(x, t, self.other)
-        x_0, eps = torch.lerp(p.x_0, q.x_0, self.weight), torch.lerp(p.eps, q.eps, self.weight)
+        w = over(torch.as_tensor(self.weight, dtype=x.dtype, device=x.device).expand(len(x)), x)
+        x_0, eps = torch.lerp(p.x_0, q.x_0, w), torch.lerp(p.eps, q.eps, w)
         return Prediction(x_0, eps, p.fraction)
 
 

