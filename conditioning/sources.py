@@ -90,20 +90,36 @@ def _in_package(name: str) -> Source:
 
 
 def _on_hub(name: str) -> Source:
-    folder = _snapshot(name, HUB_FILES, lambda folder: bool(_weights(folder)))
+    folder = snapshot(name, HUB_FILES, lambda folder: bool(_weights(folder)))
     if folder is None:
         raise _missing(name, "it is neither in the local cache nor to be downloaded now")
     return _in_folder(folder, name)
 
 
-def _snapshot(repository: str, files: list[str], complete: Callable[[Path], bool]) -> Path | None:
-    """The local copy of a Hub repository if it is complete, else a download of the named files, else None."""
+def snapshot(
+    repository: str,
+    files: list[str],
+    complete: Callable[[Path], bool],
+    *,
+    ignored: str | None = "*/*",
+    revision: str | None = None,
+) -> Path | None:
+    """The local copy of a Hub repository if it is complete, else a download of the named files, else None.
+
+    Args:
+        repository: its name on the Hub.
+        files: patterns of the names of files.
+        complete: whether a folder has all that is needed.
+        ignored: a pattern of what is not wanted; by default all folders.
+        revision: branch, tag or commit; None: main.
+    """
     from huggingface_hub import snapshot_download
 
+    wanted = {"revision": revision, "allow_patterns": files, "ignore_patterns": ignored}
     for local in (True, False):
         try:
             # Not hf_hub_download, which without a network retries for 24 seconds.
-            path = snapshot_download(repository, allow_patterns=files, ignore_patterns="*/*", local_files_only=local)
+            path = snapshot_download(repository, **wanted, local_files_only=local)
         except Exception as error:  # of many unrelated classes, and each means that it cannot be had this way
             logger.info("no %s copy of %s: %s", "local" if local else "remote", repository, error)
             continue
@@ -134,7 +150,7 @@ def _open_clip_tag(architecture: str, tag: str) -> Source:
     entry = open_clip.get_pretrained_cfg(architecture, tag)
     repository, _, file = entry.get("hf_hub", "").rpartition("/")
     name = f"{Path(file).stem}.safetensors" if file else "open_clip_model.safetensors"
-    folder = _snapshot(repository, [name], lambda folder: (folder / name).is_file()) if repository else None
+    folder = snapshot(repository, [name], lambda folder: (folder / name).is_file()) if repository else None
     if folder is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
         why = f"no safetensors of the tag {tag!r} in the local cache or to be downloaded now (its tags: {tags})"

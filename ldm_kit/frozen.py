@@ -1,18 +1,21 @@
 """A frozen diffusion model on which a semantic one is built: ours or plain diffusers', of pixels or of latents.
 
-PDAE never changes it and keeps no copy: it is known by where it lies and by a sha256 over all that matters of it.
+PDAE never changes it and keeps no copy: it is known by where it lies, a folder or a commit on the Hugging Face Hub,
+and by a sha256 over all that matters of it.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from autoencoder.base import reduction
+from conditioning import sources
 from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit import parts
 from ldm_kit.config import UserError
@@ -23,6 +26,23 @@ from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.build import UNet
+
+HUB_NAME, COMMIT = re.compile(r"\w[\w.-]*/\w[\w.-]*"), re.compile(r"[0-9a-f]{40}")
+_WEIGHED = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # parts with weights
+_WEIGHTS = tuple(
+    f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
+)
+_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{part}/{name}" for part in _WEIGHED for name in _WEIGHTS)]
+
+
+class Origin(NamedTuple):
+    """A model on the Hugging Face Hub, at one commit."""
+
+    name: str  # owner/name
+    commit: str
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.commit[:12]}"
 
 
 @dataclass(eq=False)
@@ -37,15 +57,23 @@ class Frozen:
     target: Target
     learned_range: bool
     sha256: str
+    origin: Origin | None = None  # None: a folder
 
     @classmethod
-    def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> "Frozen":
-        """Open a model's folder, or a run's.
+    def open(cls, base: Path | str, device: torch.device | str = "cpu", *, revision: str | None = None) -> "Frozen":
+        """Open a model's folder, or a run's, or a model on the Hub (`owner/name`): its local copy, or a download.
+
+        Args:
+            base: where it is.
+            device: where it goes.
+            revision: of the Hub: branch, tag or commit; None: main.
 
         Raises:
-            UserError: no diffusion model, one without a null condition, or a schedule that PDAE has no formula for.
+            UserError: no diffusion model, one without a null condition, a schedule that PDAE has no formula for, or a
+                model of the Hub that cannot be had now.
         """
-        place = parts.model_folder(Path(folder))
+        folder, origin = _found(base, revision)
+        place = parts.model_folder(folder)
         vae, unet, conditioner, schedule, target, variance = parts.opened(place, device)
         _refuse_schedule(place, build(schedule))
         known = [str(schedule.model_dump()), target, variance]
@@ -53,7 +81,12 @@ class Frozen:
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         learned = variance == "learned_range"
         null = _null(place, conditioner, device)
-        return cls(place, vae, unet, null, schedule, target, learned, digest([*known, *weights]))
+        return cls(place, vae, unet, null, schedule, target, learned, digest([*known, *weights]), origin)
+
+    @property
+    def name(self) -> str:
+        """What a sentence calls it."""
+        return str(self.folder if self.origin is None else self.origin)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,6 +116,8 @@ class Frozen:
 
     def reference(self, folder: Path) -> dict[str, str]:
         """What a model in `folder` remembers of its base: the way there, and what must be found."""
+        if self.origin is not None:
+            return {"hub": self.origin.name, "revision": self.origin.commit, "sha256": self.sha256}
         return {"path": os.path.relpath(self.folder.resolve(), folder.resolve()), "sha256": self.sha256}
 
 
@@ -94,22 +129,55 @@ def reopened(folder: Path, reference: Any, device: torch.device | str = "cpu") -
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
-            pass
+            found = Frozen.open(_beside(folder, path), device)
+        case {"hub": str(name), "revision": str(commit), "sha256": str(sha256)} if HUB_NAME.fullmatch(
+            name
+        ) and COMMIT.fullmatch(commit):
+            found = Frozen.open(name, device, revision=commit)
         case _:
-            raise UserError(f"{folder / parts.INDEX}: base is {reference!r:.80}; expected a path and a sha256")
+            raise UserError(
+                f"{folder / parts.INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
+                "model on the Hub, its commit as revision, and a sha256"
+            )
+    if found.sha256 != sha256:
+        raise UserError(
+            f"{found.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
+            "noise schedule have changed since"
+        )
+    return found
+
+
+def _beside(folder: Path, path: str) -> Path:
     place = Path(os.path.normpath(folder.resolve() / path))
     if not place.is_dir():
         raise UserError(
             f"{folder} is built on the frozen model {place}, which is not there; put it back, or mend "
             f"base.path in {folder / parts.INDEX}"
         )
-    found = Frozen.open(place, device)
-    if found.sha256 != sha256:
+    return place
+
+
+def _found(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
+    """A base's folder, and where on the Hub it is from: a name that is a folder is that folder."""
+    folder = Path(base)
+    if folder.exists() or not HUB_NAME.fullmatch(str(base)):
+        if revision is not None:
+            raise UserError(f"{base} is no model on the Hub, but a folder, which has no revision {revision!r:.80}")
+        return folder, None
+    copy = sources.snapshot(str(base), _HUB_FILES, _complete, ignored=None, revision=revision)
+    if copy is None:
+        at = "" if revision is None else f" at revision {revision:.80}"
         raise UserError(
-            f"{place} is not the frozen model that {folder} was trained on: its weights, its condition or its noise "
-            f"schedule have changed since"
+            f"cannot have the frozen model {base}{at}: there is no such folder, and as a model of safetensors on the "
+            "Hub it is neither in the local cache nor to be downloaded now"
         )
-    return found
+    return copy, Origin(str(base), copy.name)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a copy has an index, and weights in each of its parts."""
+    there = [folder / part for part in _WEIGHED if (folder / part).is_dir()]
+    return (folder / parts.INDEX).is_file() and all(any(part.glob("*.safetensors")) for part in there)
 
 
 def _refuse_schedule(folder: Path, schedule: Schedule) -> None:

@@ -30,7 +30,13 @@ class PDAERun(NoisedRun):
     """A semantic encoder and a gradient estimator, trained on a frozen model."""
 
     method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")
-    base: str = Field(min_length=1, description="folder of the frozen model, or of its run; never changed")
+    base: str = Field(
+        min_length=1,
+        description="the frozen model, never changed: its folder, its run's, or its name on the Hub, owner/name",
+    )
+    base_revision: str | None = Field(
+        default=None, min_length=1, description="of a base on the Hub: branch, tag or commit; left out: main"
+    )
     encoder: SemanticConfig = StridedEncoderConfig()
     copied: bool = Field(
         default=False, description="start the second decoder from the frozen one's weights; the paper: afresh"

@@ -48,7 +48,7 @@ class SemanticStage:
         """
         base = None
         if isinstance(settings, PDAERun):
-            base = Frozen.open(settings.base, device)
+            base = Frozen.open(settings.base, device, revision=settings.base_revision)
             _refuse_misfit(base, data.train, settings)
             first = FirstStage(settings.model_copy(update={"autoencoder": settings.base}), base.vae, device)
         else:
@@ -67,7 +67,7 @@ class SemanticStage:
         """One paragraph on what is about to be trained."""
         settings = self.settings
         trained = sum(p.numel() for p in self.task.module.parameters() if p.requires_grad)
-        base = "" if self.base is None else f" on the frozen {type(self.base.unet).__name__} of {self.base.folder}"
+        base = "" if self.base is None else f" on the frozen {type(self.base.unet).__name__} of {self.base.name}"
         return (
             f"{len(self.data.train)} training pictures as latents {tuple(self.latents.shape)}, "
             f"{len(self.data.heldout)} held out; codes of {settings.encoder.z_width} numbers, encoder and "

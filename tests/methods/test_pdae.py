@@ -1,5 +1,6 @@
 import json
 import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.decoders import Towards
 from ldm_kit.diffusion import randomness
 from ldm_kit.diffusion.denoiser import Clipped
 from ldm_kit.diffusion.loss import noised
@@ -23,7 +25,7 @@ from ldm_kit.diffusion.semantic import (
     pdae_grid,
 )
 from ldm_kit.diffusion.times import draw_times
-from ldm_kit.frozen import Frozen
+from ldm_kit.frozen import Frozen, reopened
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.semantic_model import SemanticModel
 from ldm_kit.studios.choose import open_studio
@@ -164,6 +166,31 @@ def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_pat
     assert not torch.equal(pictures[0.3], model.decode(-z, None, 10, stop=0.3))
 
 
+def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bases, tmp_path):
+    stage = stage_of(pictures, tmp_path, bases["plain"])
+    perturbed(stage.task.module)
+    model, table = open_studio(stage, tmp_path).model, stage.task.schedule
+    one, two = model.encode(stage.data.train.pictures([0, 1, 2])), model.encode(stage.data.train.pictures([3, 4, 6]))
+    weight, null = torch.tensor([0.0, 0.4, 1.0]), stage.base.null
+
+    def network(x, t, z):
+        (out, first), (_, second) = stage.decoder(x, t, z, null), stage.decoder(x, t, two, null)
+        return out, torch.lerp(first, second, weight.view(-1, 1, 1, 1))
+
+    denoiser = Clipped(Shifted(NetworkEstimator(network, table, "eps"), table))
+    with torch.no_grad():
+        *_, down = pdae_decode(denoiser, model.noise([0, 1, 2]), pdae_grid(STEPS, 8), one)
+    drawn = model.decode(one, None, 8, towards=Towards(two, weight))
+    assert (drawn.int() - to_bytes(down.x).int()).abs().max() <= 1
+    assert torch.equal(drawn[[0]], model.decode(one, None, 8)[[0]])
+    assert (drawn[2].int() - model.decode(two, None, 8)[2].int()).abs().max() <= 1
+    assert not torch.equal(drawn[1], model.decode(torch.lerp(one, two, weight[:, None]), None, 8)[1]), "codes, not G"
+    batches = model.decode(one, None, 8, batch=2, towards=Towards(two, weight))
+    assert (drawn.int() - batches.int()).abs().max() <= 1
+    with pytest.raises(UserError, match="expected 3 codes of 8 numbers"):
+        model.decode(one, None, 8, towards=Towards(two[:2], weight))
+
+
 def test_a_changed_base_is_refused(pictures, bases, tmp_path):
     moved = shutil.copytree(bases["classes"], tmp_path / "base")
     folder = finished(stage_of(pictures, tmp_path, moved), tmp_path / "run")
@@ -188,6 +215,94 @@ def test_a_changed_base_is_refused(pictures, bases, tmp_path):
     (folder / "model_index.json").write_text(json.dumps({**index, "base": "somewhere"}))
     with pytest.raises(UserError, match="base is 'somewhere'; expected a path and a sha256"):
         SemanticModel.load(folder)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(bases, tmp_path, monkeypatch):
+    """A cache of the Hub that holds the base of classes as a-person/a-model, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    place = tmp_path / "hub" / "models--a-person--a-model"
+    shutil.copytree(bases["classes"], place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    return place
+
+
+def test_a_base_on_the_hub_is_pinned_to_its_commit(pictures, bases, hub, tmp_path):
+    stage = stage_of(pictures, tmp_path, "a-person/a-model")
+    assert "a-person/a-model at 0123456789ab" in stage.opening()
+    perturbed(stage.task.module)
+    folder = finished(stage, tmp_path / "run")
+    base = json.loads((folder / "model_index.json").read_text())["base"]
+    assert base == {"hub": "a-person/a-model", "revision": COMMIT, "sha256": Frozen.open(bases["classes"]).sha256}
+    (hub / "refs" / "main").write_text("f" * 40)  # the branch moves on; the model does not
+    model = SemanticModel.load(folder)
+    z = model.encode(stage.data.train.pictures(range(2)))
+    ours = open_studio(stage, tmp_path).model
+    assert torch.equal(model.decode(z, None, 5), ours.decode(z, None, 5))
+    model.save(tmp_path / "deeper" / "again")
+    assert json.loads((tmp_path / "deeper" / "again" / "model_index.json").read_text())["base"] == base
+    weights = hub / "snapshots" / COMMIT / "unet" / WEIGHTS
+    found = load_file(weights)
+    save_file({name: value + 1e-5 for name, value in found.items()}, weights)
+    with pytest.raises(UserError, match="a-person/a-model at 0123456789ab is not the frozen model"):
+        SemanticModel.load(folder)
+    weights.unlink()
+    with pytest.raises(
+        UserError, match=r"cannot have the frozen model a-person/a-model at revision 01.* downloaded now"
+    ):
+        SemanticModel.load(folder)
+
+
+def test_a_base_is_downloaded_as_data_alone(bases, hub, monkeypatch):
+    asked = []
+
+    def download(name, *, local_files_only, **wanted):
+        if local_files_only:
+            raise FileNotFoundError
+        asked.append((name, wanted))
+        return hub / "snapshots" / COMMIT
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = Frozen.open("a-person/a-model", revision="v1")
+    assert found.origin == ("a-person/a-model", COMMIT)
+    ((name, wanted),) = asked
+    assert (name, wanted["revision"], wanted["ignore_patterns"]) == ("a-person/a-model", "v1", None)
+    files = ["model_index.json", "unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"]
+    files += ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model-00001-of-00002.safetensors"]
+    others = ["pipeline.py", "unet/net.py", "unet/diffusion_pytorch_model.bin", "v1-5-pruned.safetensors", "a.ckpt"]
+    others += ["safety_checker/model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    patterns = wanted["allow_patterns"]
+    assert [any(fnmatch(file, pattern) for pattern in patterns) for file in files] == [True] * len(files)
+    assert not [file for file in others if any(fnmatch(file, pattern) for pattern in patterns)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (
+            {"hub": "../up", "revision": COMMIT, "sha256": "x"},
+            "expected a path and a sha256, or the name of a model on",
+        ),
+        ({"hub": "a-person/a-model", "revision": "main", "sha256": "x"}, "expected a path and a sha256, or the name"),
+    ],
+)
+def test_references_that_are_none(hub, reference, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        reopened(tmp_path, reference)
+
+
+def test_bases_that_the_hub_has_not(hub, bases):
+    with pytest.raises(UserError, match="cannot have the frozen model no-one/nothing: there is no such folder, and"):
+        Frozen.open("no-one/nothing")
+    with pytest.raises(UserError, match="at revision v9"):
+        Frozen.open("a-person/a-model", revision="v9")
+    with pytest.raises(UserError, match="is no model on the Hub, but a folder, which has no revision 'v9'"):
+        Frozen.open(bases["plain"], revision="v9")
 
 
 def test_a_plain_diffusers_model_is_a_base(pictures, tmp_path):
