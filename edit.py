@@ -24,6 +24,7 @@ Guidance = Annotated[float, typer.Option("--guidance_scale", help="classifier-fr
 Negative = Annotated[str | None, typer.Option("--negative_prompt", help="what to steer away from")]
 Count = Annotated[int, typer.Option(help="pictures")]
 Seed = Annotated[int, typer.Option(help="of the first picture; the next counts up")]
+Stop = Annotated[float, typer.Option(help="PDAE: share of the last steps left to the frozen model; 0.3 after a prior")]
 Batch = Annotated[int, typer.Option("--batch_size", help="pictures at once; changes no picture")]
 OUT = Path("edits")
 
@@ -36,6 +37,7 @@ def change(
     strip: Annotated[str | None, typer.Option(help='strengths side by side: "-0.3,0,0.3"')] = None,
     steps: DrawSteps = 100,
     invert_steps: InvertSteps = 250,
+    stop: Stop = 0.0,
     out: Out = OUT,
     device: Device = None,
     precision: Precision = "no",
@@ -46,7 +48,7 @@ def change(
         from ldm_kit.editing.tasks import Place, Steps, change
 
         place = Place(model, out, device, precision, metadata)
-        done = change(place, image, attribute, strength or (), strip, Steps(invert_steps, steps))
+        done = change(place, image, attribute, strength or (), strip, Steps(invert_steps, steps, stop))
         typer.echo(done)
 
 
@@ -79,10 +81,14 @@ def interpolate(
     model: Model,
     image: Annotated[list[Path], typer.Option(help="the two pictures, each by its own --image")],
     count: Annotated[int, typer.Option(help="pictures, both ends among them")] = 8,
+    along: Annotated[
+        Literal["latent", "trajectory"], typer.Option(help="trajectory: a PDAE's gradients are mixed at every step")
+    ] = "latent",
     morph: Annotated[Path | None, typer.Option(help="an animation as well: .gif, .png or .apng")] = None,
     duration: Annotated[int, typer.Option(help="milliseconds of its frames")] = 80,
     steps: DrawSteps = 100,
     invert_steps: InvertSteps = 250,
+    stop: Stop = 0.0,
     out: Out = OUT,
     device: Device = None,
     precision: Precision = "no",
@@ -90,10 +96,11 @@ def interpolate(
 ) -> None:
     """Pictures between two (semantic model)."""
     with door():
-        from ldm_kit.editing.tasks import Place, Steps, interpolate
+        from ldm_kit.editing.interpolation import Journey, interpolate
+        from ldm_kit.editing.tasks import Place, Steps
 
         place = Place(model, out, device, precision, metadata)
-        done = interpolate(place, image, count, Steps(invert_steps, steps), morph, duration)
+        done = interpolate(place, image, Journey(count, along, morph, duration), Steps(invert_steps, steps, stop))
         typer.echo(done)
 
 
@@ -103,6 +110,7 @@ def mix(
     details: Annotated[Path, typer.Option(help="the picture that lends its stochastic details")],
     steps: DrawSteps = 100,
     invert_steps: InvertSteps = 250,
+    stop: Stop = 0.0,
     out: Out = OUT,
     device: Device = None,
     precision: Precision = "no",
@@ -113,7 +121,7 @@ def mix(
         from ldm_kit.editing.tasks import Place, Steps, mix
 
         place = Place(model, out, device, precision, metadata)
-        done = mix(place, content, details, Steps(invert_steps, steps))
+        done = mix(place, content, details, Steps(invert_steps, steps, stop))
         typer.echo(done)
 
 
@@ -156,6 +164,7 @@ def decode(
     model: Model,
     codes: Annotated[Path, typer.Option(help="a file that encode wrote")],
     steps: DrawSteps = 100,
+    stop: Stop = 0.0,
     seed: Seed = 0,
     out: Out = OUT,
     batch_size: Batch = 32,
@@ -167,8 +176,38 @@ def decode(
     with door():
         from ldm_kit.editing.tasks import Place, Steps, decode
 
-        done = decode(Place(model, out, device, precision, metadata), codes, Steps(draw=steps), seed, batch_size)
-        typer.echo(done)
+        place = Place(model, out, device, precision, metadata)
+        typer.echo(decode(place, codes, Steps(draw=steps, stop=stop), seed, batch_size))
+
+
+def draw(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option("--prompt", "--class", help="what the prior is told")] = None,
+    count: Count = 8,
+    seed: Seed = 0,
+    attribute: Annotated[str | None, typer.Option(help="draw until the code has this learned attribute")] = None,
+    threshold: Annotated[float | None, typer.Option(help="of its probability; 0.5 left out")] = None,
+    tries: Annotated[int, typer.Option(help="codes for a picture, at most")] = 1000,
+    steps: Annotated[int, typer.Option(help="steps of the code")] = 100,
+    decode_steps: Annotated[int, typer.Option("--decode_steps", help="steps of the picture")] = 100,
+    guidance_scale: Guidance = 1.0,
+    stop: Stop = 0.0,
+    out: Out = OUT,
+    batch_size: Batch = 32,
+    device: Device = None,
+    precision: Precision = "no",
+    metadata: Metadata = True,
+) -> None:
+    """New pictures out of a prior over codes (semantic model trained with `method: prior`)."""
+    with door():
+        from ldm_kit.editing.generating import Drawing, draw
+        from ldm_kit.editing.rejection import barred
+        from ldm_kit.editing.retouching import Draws
+        from ldm_kit.editing.tasks import Place
+
+        place = Place(model, out, device, precision, metadata)
+        how = Drawing(steps, decode_steps, guidance_scale, stop, batch_size)
+        typer.echo(draw(place, Draws(prompt, count, seed), how, barred(attribute, threshold, tries)))
 
 
 def reprompt(
@@ -251,7 +290,7 @@ def inpaint(
         typer.echo(done)
 
 
-main = (change, learn, interpolate, mix, neighbours, encode, decode, reprompt, img2img, inpaint)
+main = (change, learn, interpolate, mix, neighbours, encode, decode, draw, reprompt, img2img, inpaint)
 
 if __name__ == "__main__":
     serve(main)

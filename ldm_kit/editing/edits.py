@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.decoders import Towards
 from ldm_kit.diffusion.semantic import manipulated, slerp
 from ldm_kit.editing.directions import Direction
 from ldm_kit.editing.seam import Code, Semantic, statistics, step_bar
@@ -31,10 +32,18 @@ def read(model: Semantic, pictures: Tensor, steps: int = 250) -> Code:
     return Code(z.float().cpu(), x_T.float().cpu())
 
 
-def drawn(model: Semantic, code: Code, steps: int = 100, batch: int = 32) -> Tensor:
-    """Pictures uint8 [N, C, R, R] of codes, with a progress bar."""
+def drawn(
+    model: Semantic,
+    code: Code,
+    steps: int = 100,
+    batch: int = 32,
+    *,
+    stop: float = 0.0,
+    towards: Towards | None = None,
+) -> Tensor:
+    """Pictures uint8 [N, C, R, R] of codes, with a progress bar; `stop` and `towards` are for a PDAE."""
     with step_bar("drawing") as tell:
-        return model.decode(code.z, code.x_T, steps=steps, batch=batch, progress=tell)
+        return model.decode(code.z, code.x_T, steps, batch, stop, towards=towards, progress=tell)
 
 
 def refuse_strength(strength: float, flag: str = "--strength") -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.data.images import PictureSet
+from ldm_kit.decoders import Towards
 
 Progress = Callable[[int, int], object]  # (steps done, steps in all)
 
@@ -60,6 +61,7 @@ class Semantic(Protocol):
         batch: int = 32,
         stop: float = 0.0,
         *,
+        towards: Towards | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Codes to pictures, uint8 [N, C, R, R]."""

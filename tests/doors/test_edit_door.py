@@ -312,6 +312,7 @@ def test_help_names_the_commands():
         "neighbours",
         "encode",
         "decode",
+        "draw",
         "reprompt",
         "img2img",
         "inpaint",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm_kit.semantic_model import SemanticModel
-from tests.world import World, through
+from tests.world import TEXT, World, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 ENCODER = {"kind": "diffae", "z_width": 8, "widths": [8, 16], "attention": [False, True], "layers": 1, "groups": 4}
@@ -34,16 +34,33 @@ def figures(world: World, name: str) -> set[str]:
     return {key for line in lines for key in json.loads(line) if key.startswith(("heldout", "semantic", "prior"))}
 
 
-def test_a_model_and_then_its_prior(world: World):
-    model = trained(world, "codes", method="diffae", encoder=ENCODER, unet=UNET, sample=SHOWN)
-    assert model.prior is None
-    drawn = {"steps": 2, "decode_steps": 2}
-    more = {"model": str(world.root / "codes"), "net": {"hidden": 8, "layers": 2}, "sample": drawn}
-    model = trained(world, "codes_prior", method="prior", condition={"kind": "class", "form": "vector"}, **more)
-    assert model.sample_z([0, 1], 2, ["red", "blue"]).shape == (2, 8)
+CLASSES = {"kind": "class", "form": "vector"}
+
+
+@pytest.fixture(scope="module")
+def codes(world: World) -> SemanticModel:
+    return trained(world, "codes", method="diffae", encoder=ENCODER, unet=UNET, sample=SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "told"),
+    [("codes_prior", CLASSES, ["red", "blue"]), ("codes_told", TEXT, ["red square 1", "blue square 2"])],
+)
+def test_a_prior_of_codes(world: World, codes, name, condition, told):
+    assert codes.prior is None
+    sample = {"steps": 2, "decode_steps": 2, "guidance_scale": 2}
+    more = {"model": str(world.root / "codes"), "net": {"hidden": 8, "layers": 2}, "sample": sample}
+    more |= {"optim": {"lr": 1e-2, "warmup": 0}, "train": {"steps": 2, "batch_size": 4}}
+    model = trained(world, name, method="prior", condition=condition, **more)
+    z = model.sample_z([0, 0], 2, told)
+    assert z.shape == (2, 8)
+    assert not torch.equal(z[0], z[1]), "two things told, one noise"
+    assert {"prior_loss", "heldout_loss"} <= figures(world, name)
+
+
+def test_figures_of_codes(world: World, codes):
     assert {"semantic_loss", "heldout_loss"} <= figures(world, "codes")
     assert {"heldout_mse_inferred", "heldout_mse_random"} <= figures(world, "codes")
-    assert {"prior_loss", "heldout_loss"} <= figures(world, "codes_prior")
 
 
 def test_codes_on_a_frozen_model_of_latents(world: World):

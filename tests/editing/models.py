@@ -1,19 +1,24 @@
-"""A small semantic model with random weights, saved as a trained one is."""
+"""Small semantic models with random weights, saved as trained ones are."""
 
 from pathlib import Path
 
 import torch
 
+from conditioning.base import Conditioner
 from conditioning.semantic import SemanticEncoder
-from ldm_kit.decoders import CodeDecoder
+from ldm_kit.code_prior import CodePrior
+from ldm_kit.decoders import CodeDecoder, ShiftDecoder
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.frozen import Frozen
+from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import SemanticUNet
+from ldm_kit.nets.shift_unet import ShiftUNet
 from ldm_kit.semantic_model import SemanticModel
 from tests.nets.originals import perturbed
 
 
-def semantic(folder: Path, seed: int = 0) -> Path:
-    """A DiffAE of 16 px pictures with codes of 8 numbers."""
+def semantic(folder: Path, seed: int = 0, conditioner: Conditioner | None = None) -> Path:
+    """A DiffAE of 16 px pictures with codes of 8 numbers; with a conditioner, also a prior that it tells."""
     torch.manual_seed(seed)
     shape = {"channels": 3, "z_width": 8, "widths": (16, 32), "attention": (False, False), "layers": 1, "groups": 8}
     with torch.no_grad():
@@ -21,5 +26,20 @@ def semantic(folder: Path, seed: int = 0) -> Path:
         unet = perturbed(SemanticUNet(**shape, sample_size=16, time_width=32, dropout=0.0))
     schedule = ScheduleConfig(kind="linear", steps=200, end=0.08)
     mean, std = torch.randn(8), torch.rand(8) + 0.5
-    SemanticModel(encoder, CodeDecoder(unet, None, schedule, "eps"), mean, std).save(folder)
+    prior = None
+    if conditioner is not None:
+        mlp = SkipMLP(z_width=8, condition_width=conditioner.pooled_width, hidden=16, layers=3)
+        prior = CodePrior(perturbed(mlp), conditioner, ScheduleConfig(kind="constant", steps=200, start=0.03))
+    SemanticModel(encoder, CodeDecoder(unet, None, schedule, "eps"), mean, std, prior).save(folder)
+    return folder
+
+
+def shifted(folder: Path, frozen: Path) -> Path:
+    """A PDAE of 8 px pictures with codes of 8 numbers, on a saved base of `semantic_toys`."""
+    torch.manual_seed(0)
+    base = Frozen.open(frozen)
+    with torch.no_grad():
+        encoder = perturbed(SemanticEncoder(channels=3, z_width=8, widths=(16, 32), attention=(False,) * 2, groups=8))
+        shift = perturbed(ShiftUNet(base=base.unet, z_width=8))
+    SemanticModel(encoder.eval(), ShiftDecoder(shift.eval(), base), torch.randn(8), torch.rand(8) + 0.5).save(folder)
     return folder
