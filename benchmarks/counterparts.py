@@ -62,7 +62,8 @@ def edits_of(everything: InMemory, split: Split, count: int) -> list[Edit]:
     found: list[Edit] = []
     for column in from_openmoji(everything):
         kinds = KINDS.get(column.name, ())
-        places = [i for i, value in enumerate(column.values) if value in kinds]
+        named = enumerate(zip(column.values, column.pairs or (), strict=False))
+        places = [i for i, (value, pair) in named if value in kinds and pair is not None]
         listed = sorted(places, key=lambda i: _pair(column, i))
         for _, group in groupby(listed, key=lambda i: _pair(column, i)):
             found += _between(column, list(group), everything, seen)
@@ -101,7 +102,8 @@ def edited(
     roles = [record.fields["role"] for record in train.records]
     directions = learn(z, from_openmoji(train), roles, key_of(model))
     code = read(model, sources, steps[0])
-    ways = [directions[edit.name] for edit in edits]
+    found = normalised(model, code.z)
+    ways = [directions[edit.name].at(one) for edit, one in zip(edits, found, strict=True)]
     rows = [moved(model, code.z[[i]], [Change(way, way.typical)]) for i, way in enumerate(ways)]
     return drawn(model, Code(torch.cat(rows), code.x_T), steps[1], 64)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm_kit.cli import door, serve
 from ldm_kit.config import UserError
 from ldm_kit.data.openmoji import OpenMojiConfig, load_all, split
+from ldm_kit.editing.counterparts import paired
 from ldm_kit.editing.directions import TO, Direction, typical
 from ldm_kit.editing.edits import Change, moved
 from ldm_kit.editing.fitting import Fit, classifier, difference, scored
@@ -123,21 +124,27 @@ def fits(z: Tensor, step: Step) -> dict[str, Fit]:
 
 
 def _cells(drawings: Drawings, step: Step) -> dict[str, Cell]:
-    z, found = drawings.zn, {}
+    z = drawings.zn
+    found: dict[str, Cell] = {}
+    auroc, direction = 0.0, None
     for name, fit in fits(z, step).items():
-        auroc = scored(fit, z[step.new], step.positive).auroc
-        assert auroc is not None, "the new drawings are of both tones"
+        auroc = scored(fit, z[step.new], step.positive).auroc or 0.0
         strength = typical(fit, z[step.before].mean(0), z[step.after].mean(0))
         length = float(fit.weight.norm())
         direction = Direction(name, (fit.weight / length).float(), strength, length, fit.bias)
-        found[name] = Cell(auroc, _left(drawings, step.truths, Change(direction, strength)))
+        found[name] = Cell(auroc, _left(drawings, step.truths, direction))
+    assert direction is not None
+    pairs = paired(z[step.pairs[:, 0]], z[step.pairs[:, 1]])
+    local = direction._replace(counterparts=pairs)  # of the mean step, which comes last and is what it reads by
+    found["step of the likest counterparts"] = Cell(auroc, _left(drawings, step.truths, local))
     return found
 
 
-def _left(drawings: Drawings, pairs: Tensor, change: Change) -> float:
+def _left(drawings: Drawings, pairs: Tensor, direction: Direction) -> float:
     model, (before, truth) = drawings.model, (drawings.pictures[side] for side in pairs.T)
-    z = drawings.z[pairs[:, 0]]
-    edited = model.decode(moved(model, z, [change]), model.invert(before, z))
+    z, ways = drawings.z[pairs[:, 0]], [direction.at(one) for one in drawings.zn[pairs[:, 0]]]
+    codes = [moved(model, one[None], [Change(way, way.typical)]) for one, way in zip(z, ways, strict=True)]
+    edited = model.decode(torch.cat(codes), model.invert(before, z))
     return float((_distance(edited, truth) / _distance(before, truth)).mean())
 
 

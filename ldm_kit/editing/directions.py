@@ -1,14 +1,14 @@
 """Directions by name in the normalised space of a model's codes: looked up, saved beside the model, joined.
 
-Two files: directions.safetensors holds the numbers, directions.json what they are called and how well they read
-pictures that they were not fitted to.
+Two files: directions.safetensors holds the numbers (and, of a step between counterparts, their codes), directions.json
+what they are called and how well they read pictures that they were not fitted to.
 """
 
 import difflib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm_kit.config import Config, UserError
+from ldm_kit.editing.counterparts import Counterparts
 from ldm_kit.editing.fitting import Fit, difference
 from ldm_kit.evaluation.files import write_whole
 
 FILE = "directions"
 TO = " > "  # between two values of an attribute
+_ENDS = ("before", "after")
 _SHAPES = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}
 
 
@@ -37,6 +39,7 @@ class About(Config):
     others: int = Field(ge=0, description="pictures without it, or unlabelled ones")
     auroc: float | None = Field(default=None, description="on pictures held out")
     average_precision: float | None = Field(default=None, description="on pictures held out")
+    temperature: float | None = Field(default=None, gt=0, description="of counterparts' votes, `counterparts`")
 
 
 class _Listed(Config):
@@ -52,6 +55,18 @@ class Direction(NamedTuple):
     typical: float
     scale: float
     bias: float
+    counterparts: Counterparts | None = None
+
+    def at(self, z: Tensor) -> "Direction":
+        """The way from one picture's normalised code [D]: the step of its likes, where there are counterparts.
+
+        Its typical strength is that step's length; without counterparts every picture goes the same way.
+        """
+        if self.counterparts is None:
+            return self
+        step = self.counterparts.step(z[None])[0]
+        length = float(step.norm())
+        return self._replace(vector=step / max(length, 1e-12), typical=length / math.sqrt(len(step)))
 
     def logit(self, z: Tensor) -> Tensor:
         """Log-odds [N] that pictures have the attribute, of normalised codes [N, D]."""
@@ -68,6 +83,7 @@ class Directions:
     scales: Tensor  # [K]
     biases: Tensor  # [K]
     key: str  # of the model, `seam.key_of`
+    counterparts: Mapping[str, Counterparts] = field(default_factory=dict)  # by name, of those learned from such
 
     @property
     def names(self) -> list[str]:
@@ -97,8 +113,9 @@ class Directions:
         raise UserError(f"unknown attribute {name!r:.80}; {self._near(said)}")
 
     def _at(self, i: int) -> Direction:
-        about = self.abouts[i]
-        return Direction(about.name, self.vectors[i], about.typical, float(self.scales[i]), float(self.biases[i]))
+        about, pairs = self.abouts[i], self.counterparts.get(self.names[i])
+        scale, bias = float(self.scales[i]), float(self.biases[i])
+        return Direction(about.name, self.vectors[i], about.typical, scale, bias, pairs)
 
     def _near(self, said: str) -> str:
         if len(self.names) <= 12:
@@ -110,11 +127,15 @@ class Directions:
         """These and the new ones, which take the place of those of the same name; both of one model."""
         kept = [i for i, about in enumerate(self.abouts) if about.name not in new.names]
         numbers = {name: torch.cat([getattr(self, name)[kept], getattr(new, name)]) for name in _SHAPES}
-        return Directions((*(self.abouts[i] for i in kept), *new.abouts), **numbers, key=self.key)
+        abouts = (*(self.abouts[i] for i in kept), *new.abouts)
+        pairs = {name: one for name, one in self.counterparts.items() if name not in new.names}
+        return Directions(abouts, **numbers, key=self.key, counterparts={**pairs, **new.counterparts})
 
     def save(self, folder: Path) -> None:
         """Write both files into a folder, each whole or not at all."""
         numbers = {name: getattr(self, name).float().contiguous() for name in _SHAPES}
+        for name, pairs in self.counterparts.items():
+            numbers |= {f"{end} {name}": getattr(pairs, end).float().contiguous() for end in _ENDS}
         write_whole(folder / f"{FILE}.safetensors", safetensors.torch.save(numbers, {"key": self.key}))
         listed = _Listed(key=self.key, directions=self.abouts).model_dump(mode="json")
         write_whole(folder / f"{FILE}.json", (json.dumps(listed, indent=2, ensure_ascii=False) + "\n").encode())
@@ -128,25 +149,44 @@ class Directions:
         """
         try:
             listed = _Listed.model_validate_json((folder / f"{FILE}.json").read_bytes())
-            numbers = safetensors.torch.load_file(folder / f"{FILE}.safetensors")
+            found = safetensors.torch.load_file(folder / f"{FILE}.safetensors")
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {FILE}; learn some first with edit.py learn") from None
         except (OSError, ValidationError, SafetensorError) as error:
             raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn anew") from None
+        numbers = {name: value for name, value in found.items() if name in _SHAPES}
         shapes = {name: value.dim() for name, value in numbers.items()}
-        if shapes != _SHAPES or {len(value) for value in numbers.values()} != {len(listed.directions)}:
+        pairs = _counterparts(listed.directions, found)
+        misfit = shapes != _SHAPES or {len(value) for value in numbers.values()} != {len(listed.directions)}
+        if misfit or pairs is None:
             raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; learn anew")
         if listed.key != key:
             raise UserError(f"the {FILE} in {folder} were learned with another model; learn anew with this one")
-        return cls(listed.directions, **numbers, key=listed.key)
+        return cls(listed.directions, **numbers, key=listed.key, counterparts=pairs)
 
 
-def gathered(found: Sequence[tuple[About, Fit, Tensor]], key: str) -> Directions:
+def _counterparts(abouts: Sequence[About], found: Mapping[str, Tensor]) -> dict[str, Counterparts] | None:
+    """Those of a file's tensors; None where one is missing or two do not match."""
+    kept: dict[str, Counterparts] = {}
+    for about in abouts:
+        if about.temperature is not None:
+            ends = [found.get(f"{end} {about.name}") for end in _ENDS]
+            before, after = ends
+            if before is None or after is None or before.dim() != 2 or before.shape != after.shape:
+                return None
+            kept[about.name] = Counterparts(before, after, about.temperature)
+    return kept
+
+
+def gathered(
+    found: Sequence[tuple[About, Fit, Tensor]], key: str, counterparts: Mapping[str, Counterparts] | None = None
+) -> Directions:
     """Directions of what is known of each, its fit, and the mean [D] of the codes that have the attribute."""
     lengths = torch.stack([fit.weight.norm() for _, fit, _ in found])
     vectors = torch.stack([fit.weight for _, fit, _ in found]) / lengths[:, None]
     means, biases = torch.stack([mean for _, _, mean in found]), torch.tensor([fit.bias for _, fit, _ in found])
-    return Directions(tuple(a for a, _, _ in found), vectors.float(), means.float(), lengths.float(), biases, key)
+    abouts, pairs = tuple(about for about, _, _ in found), dict(counterparts or {})
+    return Directions(abouts, vectors.float(), means.float(), lengths.float(), biases, key, pairs)
 
 
 def typical(fit: Fit, before: Tensor, after: Tensor) -> float:
@@ -162,7 +202,8 @@ def _direction(name: str, fit: Fit) -> Direction:
 
 
 def _reversed(one: Direction, name: str) -> Direction:
-    return Direction(name, -one.vector, one.typical, one.scale, -one.bias)
+    pairs = None if one.counterparts is None else one.counterparts.back()
+    return Direction(name, -one.vector, one.typical, one.scale, -one.bias, pairs)
 
 
 def _plain(name: str) -> str:

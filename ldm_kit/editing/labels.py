@@ -57,8 +57,9 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
     ]
 
 
-def _counterparts(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str, ...]:
-    return tuple(f"{field['role']}/{field[other]}" for field in fields)
+def _counterparts(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | None, ...]:
+    """One name for drawings that differ in an attribute alone; none where the other one is mixed in several ways."""
+    return tuple(None if field[other] == "mixed" else f"{field['role']}/{field[other]}" for field in fields)
 
 
 def from_file(

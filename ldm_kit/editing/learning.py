@@ -2,8 +2,8 @@
 
 The default estimator is the classifier, DiffAE's: on held-out drawings it tells an attribute better than a difference
 of means does, and what merely goes along with it turns it less. To go from one value of an attribute to another
-("skin tone: light > dark") the mean step is taken, of counterparts where there are any: on OpenMoji it ends nearer to
-the true counterpart (docs/editing.md).
+("skin tone: light > dark") the step between counterparts is taken where there are any, that of those most like the
+picture; else the difference of the means. On OpenMoji it ends nearer to the true counterpart (docs/semantic.md).
 """
 
 import logging
@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import unit_hash
 from ldm_kit.editing import fitting
+from ldm_kit.editing.counterparts import Counterparts, paired
 from ldm_kit.editing.directions import TO, About, Directions, gathered, typical
 from ldm_kit.editing.fitting import Fit, Score
 from ldm_kit.editing.labels import Column
@@ -54,12 +55,13 @@ def learn(
     """
     how = how or Learning()
     held = torch.tensor([unit_hash("probe", name) < how.heldout for name in names])
-    found = [one for column in columns for one in (*_values(z, column, held, how), *_steps(z, column, held))]
+    pairs: dict[str, Counterparts] = {}
+    found = [one for column in columns for one in (*_values(z, column, held, how), *_steps(z, column, held, pairs))]
     if not found:
         raise UserError(
             f"nothing to learn from {len(z)} pictures: no attribute has {FEWEST} pictures with it and {FEWEST} without"
         )
-    return gathered(found, key)
+    return gathered(found, key, pairs)
 
 
 def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directions:
@@ -117,27 +119,30 @@ def _fitted(z: Tensor, has: Tensor, lacks: Tensor, how: Learning) -> tuple[Fit, 
     return fitting.classifier(z[used], has[used], how.decay), "classifier"
 
 
-def _steps(z: Tensor, column: Column, held: Tensor) -> list[_Found]:
-    """Mean steps between counterparts, for each two values that have enough of them."""
+def _steps(z: Tensor, column: Column, held: Tensor, kept: dict[str, Counterparts]) -> list[_Found]:
+    """Steps between counterparts, for each two values that have enough of them; puts the pairs into `kept`."""
     if column.pairs is None or column.binary:
         return []
     found: list[_Found] = []
     for before, after in combinations(column.kinds, 2):
         pairs = counterparts(column, before, after)
-        kept = torch.tensor([not bool(held[a] or held[b]) for a, b in pairs.tolist()], dtype=torch.bool)
-        if int(kept.sum()) >= FEWEST_PAIRS:
-            found.append(_step(z, f"{column.name}: {before}{TO}{after}", pairs[kept], pairs[~kept]))
+        used = torch.tensor([not bool(held[a] or held[b]) for a, b in pairs.tolist()], dtype=torch.bool)
+        if int(used.sum()) >= FEWEST_PAIRS:
+            name = f"{column.name}: {before}{TO}{after}"
+            ends = pairs[used].T
+            kept[name] = paired(z[ends[0]], z[ends[1]])
+            found.append(_step(z, name, pairs[used], pairs[~used], kept[name].temperature))
     return found
 
 
-def _step(z: Tensor, name: str, pairs: Tensor, new: Tensor) -> _Found:
+def _step(z: Tensor, name: str, pairs: Tensor, new: Tensor, temperature: float) -> _Found:
     before, after = z[pairs[:, 0]], z[pairs[:, 1]]
     fit = fitting.difference(before, after)
     labels = torch.arange(2 * len(new)) >= len(new)
     score = fitting.scored(fit, z[new.T.flatten()], labels)._asdict()
     mean, strength = after.mean(0), typical(fit, before.mean(0), after.mean(0))
-    count = {"positives": len(pairs), "others": len(pairs)}
-    return About(name=name, estimator="pairs", typical=strength, **count, **score), fit, mean
+    numbers = {"positives": len(pairs), "others": len(pairs), "typical": strength, "temperature": temperature}
+    return About(name=name, estimator="pairs", **numbers, **score), fit, mean
 
 
 def counterparts(column: Column, before: str, after: str) -> Tensor:

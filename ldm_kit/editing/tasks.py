@@ -17,8 +17,8 @@ from ldm_kit.editing import codes, edits
 from ldm_kit.editing.codes import Codes
 from ldm_kit.editing.directions import FILE, Direction, Directions
 from ldm_kit.editing.edits import Change
-from ldm_kit.editing.pictures import read_picture, save_animation, save_sheet
-from ldm_kit.editing.seam import Code, Semantic, codes_of, key_of
+from ldm_kit.editing.pictures import read_picture, save_sheet
+from ldm_kit.editing.seam import Code, Semantic, codes_of, key_of, normalised
 from ldm_kit.evaluation.files import MAX_SEED
 from ldm_kit.parts import device_named, model_folder
 from ldm_kit.semantic_model import SemanticModel
@@ -26,24 +26,47 @@ from ldm_kit.semantic_model import SemanticModel
 
 @dataclass(frozen=True)
 class Steps:
-    """Of DDIM: how many to read a picture's x_T, and how many to draw."""
+    """Of DDIM: how many to read a picture's x_T, how many to draw, and which share of these a frozen model has."""
 
     invert: int = 250
     draw: int = 100
+    stop: float = 0.0  # of PDAE: the last steps' share that is the frozen model's alone
+    flags: tuple[str, str] = ("--invert_steps", "--steps")  # what the user calls them
+
+    @property
+    def drawing(self) -> dict[str, float]:
+        """What a picture says of how it was drawn."""
+        name = self.flags[1].removeprefix("--")
+        return {name: self.draw} | ({"stop": self.stop} if self.stop else {})
 
     def refuse(self) -> None:
         """Refuse numbers out of range; raises UserError."""
-        for flag, steps in (("--invert_steps", self.invert), ("--steps", self.draw)):
+        for flag, steps in zip(self.flags, (self.invert, self.draw), strict=True):
             if steps < 1:
                 raise UserError(f"{flag} is {steps}; expected 1 or more")
+        if not 0 <= self.stop <= 1:
+            raise UserError(f"--stop is {self.stop:g}; expected a share of the steps, 0 to 1")
 
     def fit(self, model: SemanticModel) -> None:
-        """Refuse more steps than the model's noise has times; raises UserError, naming the flag."""
-        for flag, steps in (("--invert_steps", self.invert), ("--steps", self.draw)):
-            try:
-                model.decoder.grid(steps)
-            except UserError as error:
-                raise UserError(f"{flag} {steps}: {str(error).removeprefix('steps: ')}") from None
+        """Refuse more steps than the model's noise has times, and a stop without a frozen model; raises UserError."""
+        self._walkable(model, self.flags[0], self.invert)
+        self.fit_drawing(model)
+
+    def fit_drawing(self, model: SemanticModel) -> None:
+        """The same, where nothing is read; raises UserError, naming the flag."""
+        self._walkable(model, self.flags[1], self.draw)
+        if self.stop and not model.decoder.stops:
+            raise UserError(
+                f"--stop {self.stop:g} leaves the last steps to the frozen model of a PDAE, which this model has not; "
+                "leave it out"
+            )
+
+    @staticmethod
+    def _walkable(model: SemanticModel, flag: str, steps: int) -> None:
+        try:
+            model.decoder.grid(steps)
+        except UserError as error:
+            raise UserError(f"{flag} {steps}: {str(error).removeprefix('steps: ')}") from None
 
 
 @dataclass(frozen=True)
@@ -109,12 +132,14 @@ def change(
     wanted = _refused(attributes, strengths, line)
     model = place.open(steps)
     known = Directions.load(place.directions, key_of(model))
-    rows, captions = _rows([known[name] for name in attributes], strengths, wanted)
-    picture = _read(model, image)
+    chosen = [known[name] for name in attributes]
+    picture = read_for(model, image)
+    z = normalised(model, model.encode(picture))[0]
+    rows, captions = _rows([direction.at(z) for direction in chosen], strengths, wanted)
     place.ready()
     code = edits.along(model, edits.read(model, picture, steps.invert), rows)
-    shown = torch.cat([picture, edits.drawn(model, code, steps.draw)])
-    return _saved(place, shown, ["picture", *captions], steps, edits=captions)
+    shown = torch.cat([picture, edits.drawn(model, code, steps.draw, stop=steps.stop)])
+    return saved(place, shown, ["picture", *captions], steps, edits=captions)
 
 
 def _rows(
@@ -161,36 +186,15 @@ def _spread(strengths: Sequence[float], typical: Sequence[float]) -> list[float]
     return list(strengths) * len(typical) if len(strengths) == 1 else list(strengths)
 
 
-def interpolate(
-    place: Place, images: Sequence[Path], count: int, steps: Steps, morph: Path | None, duration: int = 80
-) -> Done:
-    """Pictures between two, both among them, and an animation of them if wished."""
-    steps.refuse()
-    if len(images) != 2:
-        raise UserError(f"got {len(images)} pictures; expected two, each by its own --image")
-    if count < 2:
-        raise UserError(f"--count is {count}; expected 2 or more, the two ends being the pictures as read")
-    model = place.open(steps)
-    both = torch.cat([_read(model, image) for image in images])
-    place.ready()
-    code = edits.read(model, both, steps.invert)
-    frames = edits.drawn(model, edits.between(code.take([0]), code.take([1]), count), steps.draw)
-    if morph is not None:
-        save_animation(frames, morph, duration)
-    captions = [f"{i / (count - 1):.0%}" for i in range(count)]
-    shown = torch.cat([both[:1], frames, both[1:]])
-    return _saved(place, shown, ["first", *captions, "last"], steps, interpolated=count)
-
-
 def mix(place: Place, content: Path, details: Path, steps: Steps) -> Done:
     """What one picture shows with the stochastic details of another."""
     steps.refuse()
     model = place.open(steps)
-    both = torch.cat([_read(model, path) for path in (content, details)])
+    both = torch.cat([read_for(model, path) for path in (content, details)])
     place.ready()
     code = edits.read(model, both, steps.invert)
-    new = edits.drawn(model, edits.mixed(code.take([0]), code.take([1])), steps.draw)
-    return _saved(place, torch.cat([both, new]), ["content", "details", "mixed"], steps, mixed=True)
+    new = edits.drawn(model, edits.mixed(code.take([0]), code.take([1])), steps.draw, stop=steps.stop)
+    return saved(place, torch.cat([both, new]), ["content", "details", "mixed"], steps, mixed=True)
 
 
 def neighbours(place: Place, image: Path, among: Path, count: int) -> list[tuple[str, float]]:
@@ -198,7 +202,7 @@ def neighbours(place: Place, image: Path, among: Path, count: int) -> list[tuple
     if count < 1:
         raise UserError(f"--count is {count}; expected 1 or more")
     model = place.open()
-    query = model.encode(_read(model, image))[0].float().cpu()
+    query = model.encode(read_for(model, image))[0].float().cpu()
     if among.is_dir():
         pictures = load_folder(folder_config(model, among))
         names, z = [record.name for record in pictures.records], codes_of(model, pictures)
@@ -208,7 +212,7 @@ def neighbours(place: Place, image: Path, among: Path, count: int) -> list[tuple
     places, cosines = edits.nearest(model, query, z, count)
     if pictures is not None:
         captions = [f"{cosine:.3f}" for cosine in cosines]
-        shown = torch.cat([_read(model, image), pictures.pictures(places)])
+        shown = torch.cat([read_for(model, image), pictures.pictures(places)])
         save_sheet(shown, ["picture", *captions], place.out, about=place.about(neighbours=count))
     return [(names[i], cosine) for i, cosine in zip(places, cosines, strict=True)]
 
@@ -230,12 +234,13 @@ def decode(place: Place, file: Path, steps: Steps, seed: int = 0, batch: int = 3
     steps.refuse()
     refuse_counts(batch, seed)
     model = place.open()
+    steps.fit_drawing(model)
     found = Codes.load(file, key_of(model))
     x_T = model.noise(range(seed, seed + len(found.z))) if found.x_T is None else found.x_T
     place.ready()
-    pictures = edits.drawn(model, Code(found.z, x_T), steps.draw, batch)
+    pictures = edits.drawn(model, Code(found.z, x_T), steps.draw, batch, stop=steps.stop)
     captions = [Path(name).stem for name in found.names]
-    return _saved(place, pictures, captions, steps, columns=8, decoded=len(pictures))
+    return saved(place, pictures, captions, steps, columns=8, decoded=len(pictures))
 
 
 def refuse_counts(batch: int, seed: int = 0) -> None:
@@ -246,7 +251,8 @@ def refuse_counts(batch: int, seed: int = 0) -> None:
         raise UserError(f"--seed is {seed}; expected 0 to 2^63")
 
 
-def _read(model: SemanticModel, path: Path) -> Tensor:
+def read_for(model: SemanticModel, path: Path) -> Tensor:
+    """The user's picture as the model sees pictures, uint8 [1, C, R, R]; raises UserError where it is none."""
     return read_picture(path, model.resolution, model.channels)[None]
 
 
@@ -255,7 +261,7 @@ def folder_config(model: Semantic, path: Path) -> FolderConfig:
     return FolderConfig.model_validate({"path": path, "resolution": model.resolution, "channels": model.channels})
 
 
-def _saved(
+def saved(
     place: Place,
     pictures: Tensor,
     captions: Sequence[str],
@@ -264,5 +270,6 @@ def _saved(
     columns: int | None = None,
     **settings: Any,
 ) -> Done:
-    about = place.about(**settings, invert_steps=steps.invert, steps=steps.draw)
+    """Write pictures and their sheet, with what the PNGs shall say of settings and steps."""
+    about = place.about(**settings, invert_steps=steps.invert, **steps.drawing)
     return Done(len(pictures), save_sheet(pictures, captions, place.out, columns=columns, about=about))
