@@ -30,6 +30,14 @@ def test_a_tiny_share_of_what_needs_no_other_process(tmp_path, capsys):
     assert said.out.strip() in written.read_text()
 
 
+def test_a_promise_tried_again_replaces_its_result_and_no_other(tmp_path):
+    file = tmp_path / "results.json"
+    torture.kept(file, [Result("worlds", 40, 40, ["torn"]), Result("kills", 84, 84)])
+    found = torture.kept(file, [Result("worlds", 40, 40)])
+    assert [(one.promise, one.trials, one.failures) for one in found] == [("kills", 84, []), ("worlds", 40, [])]
+    assert torture.kept(file, []) == found
+
+
 def test_blind_verification_is_seen(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "verify", lambda folder: None)
     assert torture.main(["--only", "corruption", "--share", "0.005", "--folder", str(tmp_path)]) == 1

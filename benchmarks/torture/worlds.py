@@ -56,7 +56,8 @@ def recorded(pictures: Path, kind: str, run: Path, *overrides: str) -> list[list
     def drawing(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def drawn(seed: int, name: str, positions: Tensor, *more: Any) -> Tensor:
             values = draw(seed, name, positions, *more)
-            note(positions, name, values)
+            if batches:  # every process may draw alike for itself, when it is set up and when it evaluates
+                note(positions, name, values)
             return values
 
         return drawn
@@ -65,10 +66,11 @@ def recorded(pictures: Path, kind: str, run: Path, *overrides: str) -> list[list
         note(batches[-1]["position"], "time", t)
         return noised(x_0, eps, t, schedule)
 
-    def losing(self: Any, batch: Any, step: int) -> Any:
+    def losing(self: Any, batch: Any, step: int) -> Iterator[Any]:
         batches.append(batch)
         note(batch["position"], "picture", batch["x" if "x" in batch else "mean"])
-        return losses(self, batch, step)
+        yield from losses(self, batch, step)
+        batches.clear()
 
     batches, noised, losses = [], loss.noised, TASKS[kind].losses
     with ExitStack() as stack:
