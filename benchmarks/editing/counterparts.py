@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from judge import Judge, Readout, colours_of
 from torch import Tensor
 
+from benchmarks.judge import Judge, Readout, colours_of
 from ldm_kit.data.images import InMemory, PictureSet, Split, unit_hash
 from ldm_kit.editing.directions import TO
 from ldm_kit.editing.edits import Change, drawn, moved, read

@@ -1,0 +1,1 @@
+"""What semantic codes are worth on OpenMoji, and edits against true counterparts."""
