@@ -11,7 +11,7 @@ from benchmarks.editing.counterparts import Edit, apart, edits_of
 from benchmarks.editing.reading import Probe, cross_faded, probes
 from benchmarks.judge import Readout, colours_of
 from benchmarks.linear import Linear
-from ldm_kit.data.images import InMemory, Record, Split, subset
+from ldm_kit.data.images import InMemory, Record, Split
 from ldm_kit.editing.labels import Column
 from ldm_kit.semantic_model import SemanticModel
 from tests.editing.models import semantic, shifted
