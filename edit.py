@@ -191,6 +191,9 @@ def draw(
     steps: Annotated[int, typer.Option(help="steps of the code")] = 100,
     decode_steps: Annotated[int, typer.Option("--decode_steps", help="steps of the picture")] = 100,
     guidance_scale: Guidance = 1.0,
+    clip: Annotated[
+        Literal["none", "published"], typer.Option(help="published: codes are clipped as PDAE's code does by mistake")
+    ] = "none",
     stop: Stop = 0.0,
     out: Out = OUT,
     batch_size: Batch = 32,
@@ -206,7 +209,7 @@ def draw(
         from ldm_kit.editing.tasks import Place
 
         place = Place(model, out, device, precision, metadata)
-        how = Drawing(steps, decode_steps, guidance_scale, stop, batch_size)
+        how = Drawing(steps, decode_steps, guidance_scale, stop, batch_size, clip)
         typer.echo(draw(place, Draws(prompt, count, seed), how, barred(attribute, threshold, tries)))
 
 

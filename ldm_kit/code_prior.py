@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit import parts
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import randomness
-from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import ddim
@@ -27,6 +28,7 @@ from ldm_kit.nets.mlp_skip import SkipMLP
 
 FOLDER = "prior"
 TARGET: Target = "eps"
+Clip = Literal["none", "published"]
 
 
 def strided(total: int, steps: int) -> list[int]:
@@ -71,14 +73,17 @@ class CodePrior:
         told: Sequence[str | int] | None = None,
         *,
         guidance_scale: float = 1.0,
+        clip: Clip = "none",
     ) -> Tensor:
-        """Normalised codes [N, D] float32 on the CPU, each from its own seed, by DDIM; nothing clips them.
+        """Normalised codes [N, D] float32 on the CPU, each from its own seed, by DDIM.
 
         Args:
             seeds: one for each code; a picture of the same seed starts from other noise.
             steps: of DDIM.
             told: a class or a prompt for each code, as the prior was trained; None: nothing in particular.
             guidance_scale: classifier-free, away from what the prior draws untold; 1 is none.
+            clip: none, as codes have no range; published: what PDAE's released code does, by a mistake that its
+                results contain. It puts noise, and x_0 at every step, into -1..1, and derives eps anew from x_0.
 
         Raises:
             UserError: classes that it does not know, or not one for each seed; more steps than training times; a
@@ -92,6 +97,8 @@ class CodePrior:
         z, condition = noise.to(device), self._condition(told, len(seeds))
         if guidance_scale != 1:
             denoiser = ClassifierFree(denoiser, self._condition(None, len(seeds)), guidance_scale)
+        if clip == "published":
+            denoiser, z = Clipped(denoiser), z.clamp(-1, 1)
         for state in ddim(denoiser, z, strided(len(schedule), steps), condition):
             z = state.x
         return z.float().cpu()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoencoder import base as first_stage
 from ldm_kit import code_prior, codes, decoders, parts
-from ldm_kit.code_prior import CodePrior
+from ldm_kit.code_prior import Clip, CodePrior
 from ldm_kit.codes import Encoder
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
@@ -148,6 +148,7 @@ class SemanticModel:
         told: Sequence[str | int] | None = None,
         *,
         guidance_scale: float = 1.0,
+        clip: Clip = "none",
     ) -> Tensor:
         """New codes z [N, D] out of the prior, not normalised, each from its own seed and class or prompt.
 
@@ -158,7 +159,8 @@ class SemanticModel:
         """
         if self.prior is None:
             raise UserError("this model has no prior to draw codes from; train one with `method: prior`")
-        return self.prior.draw(seeds, steps, told, guidance_scale=guidance_scale) * self.std + self.mean
+        z = self.prior.draw(seeds, steps, told, guidance_scale=guidance_scale, clip=clip)
+        return z * self.std + self.mean
 
     def _walked(
         self,

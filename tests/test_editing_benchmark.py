@@ -12,6 +12,7 @@ from benchmarks.editing.reading import Probe, cross_faded, probes
 from benchmarks.judge import Readout, colours_of
 from benchmarks.linear import Linear
 from ldm_kit.data.images import InMemory, Record, Split
+from ldm_kit.decoders import ShiftDecoder
 from ldm_kit.editing.labels import Column
 from ldm_kit.semantic_model import SemanticModel
 from tests.editing.models import semantic, shifted
@@ -115,6 +116,7 @@ def test_what_is_frozen_costs_a_forward_pass_and_counts_as_nothing_trained(tmp_p
         p.numel() for n in (plain.encoder, plain.decoder.unet) for p in n.parameters()
     )
     model = SemanticModel.load(shifted(tmp_path / "pdae", saved_base(tmp_path / "base")))
+    assert isinstance(model.decoder, ShiftDecoder)
     new = [name for name, _ in model.decoder.shift.named_parameters() if not name.startswith("base.")]
     assert trained_parameters(model) == sum(
         p.numel() for name, p in model.decoder.shift.named_parameters() if name in new

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ldm_kit.code_prior import Clip
 from ldm_kit.config import UserError
 from ldm_kit.editing import edits
 from ldm_kit.editing.directions import Directions
@@ -26,6 +27,7 @@ class Drawing:
     guidance_scale: float = 1.0  # of the code
     stop: float = 0.0
     batch: int = 32
+    clip: Clip = "none"  # of the code
 
     @property
     def decoding(self) -> Steps:
@@ -67,7 +69,8 @@ def draw(place: Place, draws: Draws, how: Drawing, bar: Bar | None = None) -> Dr
     place.ready()
     pictures = edits.drawn(model, Code(z, model.noise(seeds)), how.decode_steps, how.batch, stop=how.stop)
     told_apart = {} if bar is None else {"attribute": bar.attribute, "threshold": bar.threshold}
-    numbers = {"steps": how.steps, "guidance_scale": how.guidance_scale} | how.decoding.drawing
+    clipped = {} if how.clip == "none" else {"clip": how.clip}
+    numbers = {"steps": how.steps, "guidance_scale": how.guidance_scale} | clipped | how.decoding.drawing
     about = place.about(drawn=draws.count, prompt=draws.prompt, **told_apart, **numbers)
     sheet = save_sheet(pictures, captions, place.out, columns=min(8, draws.count), seeds=seeds, about=about)
     return Drawn(Done(len(pictures), sheet), told)
@@ -80,7 +83,7 @@ def _codes(
 
     def codes(seeds: Sequence[int]) -> Tensor:
         told = None if draws.prompt is None else [draws.prompt] * len(seeds)
-        return model.sample_z(seeds, how.steps, told, guidance_scale=how.guidance_scale)
+        return model.sample_z(seeds, how.steps, told, guidance_scale=how.guidance_scale, clip=how.clip)
 
     names = [f"{draws.prompt or 'drawn'}, seed {seed}" for seed in draws.seeds]
     if bar is None:
