@@ -12,7 +12,7 @@ from benchmarks.editing.reading import Probe, cross_faded, probes
 from benchmarks.judge import Readout, colours_of
 from benchmarks.linear import Linear
 from ldm_kit.data.images import InMemory, Record, Split
-from ldm_kit.decoders import ShiftDecoder
+from ldm_kit.decoders import CodeDecoder, ShiftDecoder
 from ldm_kit.editing.labels import Column
 from ldm_kit.semantic_model import SemanticModel
 from tests.editing.models import semantic, shifted
@@ -112,9 +112,9 @@ def test_distances_are_of_pixels_in_0_to_1():
 
 def test_what_is_frozen_costs_a_forward_pass_and_counts_as_nothing_trained(tmp_path):
     plain = SemanticModel.load(semantic(tmp_path / "plain"))
-    assert trained_parameters(plain) == sum(
-        p.numel() for n in (plain.encoder, plain.decoder.unet) for p in n.parameters()
-    )
+    assert isinstance(plain.decoder, CodeDecoder)
+    networks = (plain.encoder, plain.decoder.unet)
+    assert trained_parameters(plain) == sum(p.numel() for network in networks for p in network.parameters())
     model = SemanticModel.load(shifted(tmp_path / "pdae", saved_base(tmp_path / "base")))
     assert isinstance(model.decoder, ShiftDecoder)
     new = [name for name, _ in model.decoder.shift.named_parameters() if not name.startswith("base.")]
