@@ -1,0 +1,74 @@
+"""What the machine is, what it reaches, and how much arithmetic a training step is."""
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed.world import CHANNELS, SIDE, denoiser
+from conditioning.base import Condition
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.layout import choose_attention
+from ldm_kit.training.session import cores
+
+MATRIX = 1024  # side of the matrices
+PICTURES, FEATURES = 64, 256  # of the convolution
+REPEATS = 20  # in a unit: one alone is over too soon to be timed
+
+
+def described() -> str:
+    """Processor, cores, threads and versions, in a sentence."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        name += " with " + (", ".join(f for f in ("amx_bf16", "avx512_bf16", "avx512f") if f in flags) or "no AVX-512")
+    return (
+        f"{name}; {cores()} of {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch {torch.__version__}"
+    )
+
+
+def matrices(dtype: torch.dtype) -> Iterator[object]:
+    """Products of two square matrices."""
+    a, b = torch.randn(MATRIX, MATRIX, dtype=dtype), torch.randn(MATRIX, MATRIX, dtype=dtype)
+    while True:
+        yield [a @ b for _ in range(REPEATS)]
+
+
+@torch.no_grad()
+def convolutions(dtype: torch.dtype) -> Iterator[object]:
+    """3x3 convolutions of the U-Net's inner shape."""
+    x = torch.randn(PICTURES, FEATURES, SIDE, SIDE, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(FEATURES, FEATURES, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    while True:
+        yield [F.conv2d(x, weight, padding=1) for _ in range(REPEATS)]
+
+
+MATRIX_FLOPS = REPEATS * 2 * MATRIX**3  # of a unit
+CONVOLUTION_FLOPS = REPEATS * 2 * PICTURES * SIDE**2 * FEATURES**2 * 9
+
+
+def step_flops(settings: LatentRun, width: int, tokens: int = 24, side: int = SIDE) -> int:
+    """Floating-point operations of the U-Net's forward and backward on a batch, counted on the meta device."""
+    with torch.device("meta"):
+        unet: Any = denoiser(settings, width, side)
+        choose_attention(unet, "cpu")
+        batch = settings.train.batch_size
+        x, t = torch.empty(batch, CHANNELS, side, side), torch.zeros(batch, dtype=torch.long)
+        cond = Condition(tokens=torch.empty(batch, tokens, width), mask=torch.ones(batch, tokens, dtype=torch.bool))
+        with FlopCounterMode(display=False) as counter:
+            apply_unet(unet, x, t, cond).sum().backward()
+    return counter.get_total_flops()
+
+
+def parameters(net: Any) -> float:
+    """In millions."""
+    return sum(p.numel() for p in net.parameters()) / 1e6

@@ -1,0 +1,210 @@
+"""The peers' side: the recipes of diffusers' example scripts and pages, told in our own words.
+
+Stage 2 follows examples/text_to_image/train_text_to_image.py: a frozen VAE and text encoder run on every batch, cast
+to the mixed precision's type; the U-Net is trained in float32 weights (under autocast when mixed) by torch's AdamW at
+its defaults with clipping at 1, a constant learning rate and EMAModel after each step; the loss is read each step.
+Stage 1 follows examples/research_projects/autoencoderkl/train_autoencoderkl.py: weights and pictures cast to the mixed
+precision's type, the same optimiser and EMA, and, where there is a game, turns of autoencoder and discriminator by
+batch. Differences, all to their advantage: pictures are decoded beforehand, the perceptual distance is ours (Lite0),
+and without a game no discriminator is evaluated.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModel, AutoTokenizer
+
+from autoencoder.config import build as build_autoencoder
+from autoencoder.discriminator import Discriminator
+from autoencoder.perceptual import Perceptual
+from benchmarks.speed.world import World, denoiser
+from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.parts import hushed
+from ldm_kit.wish import Wish
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class Captioned:
+    """Pictures in [-1, 1], half of them mirrored, and token ids, batch by batch."""
+
+    pictures: PictureSet
+    tokenizer: Any = None
+    length: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        x = torch.stack([_maybe_mirrored(to_unit(self.pictures.picture(index))) for index in indices])
+        if self.tokenizer is None:
+            return {"pixel_values": x}
+        captions = [self.pictures.records[index].text for index in indices]
+        rules: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return {
+            "pixel_values": x,
+            "input_ids": self.tokenizer(captions, max_length=self.length, **rules).input_ids,
+        }
+
+
+def _maybe_mirrored(x: Tensor) -> Tensor:
+    return x.flip(2) if torch.rand(()) < 0.5 else x
+
+
+def _whole(batch: Any) -> Any:
+    return batch
+
+
+def _batches(data: Captioned, size: int) -> DataLoader[Any]:
+    return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, collate_fn=_whole)  # pyright: ignore[reportArgumentType]
+
+
+class Player:
+    """A network with AdamW, a schedule and, where asked for, diffusers' EMA, all prepared by accelerate."""
+
+    def __init__(self, accelerator: Accelerator, net: nn.Module, lr: float, averaged: bool = True) -> None:
+        self.accelerator = accelerator
+        optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+        schedule = get_scheduler("constant", optimizer=optimiser, num_warmup_steps=0, num_training_steps=10**6)
+        self.net, self.optimiser, self.schedule = accelerator.prepare(net, optimiser, schedule)
+        self.ema = EMAModel(net.parameters()) if averaged else None
+
+    def move(self, loss: Tensor) -> float:
+        """Backward, clip, step, average; the loss as a number, which their progress bar shows."""
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.net.parameters())
+        return loss.item()
+
+
+def _cast(dtype: torch.dtype, *nets: Any) -> None:
+    with hushed():  # diffusers warns that it does not know what this does to its networks
+        for net in nets:
+            net.to(dtype)
+
+
+def text_encoder(world: World, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The frozen encoder and its tokenizer."""
+    with hushed():
+        model = AutoModel.from_pretrained(world.text_encoder, local_files_only=True, dtype=dtype)
+        return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(world.text_encoder)
+
+
+def stage2(world: World, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
+    """Text-to-image training, one step at a time."""
+    settings = world.stage2(*overrides)
+    accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
+    text, tokenizer = text_encoder(world, dtype)
+    vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
+    _cast(dtype, vae.requires_grad_(False))
+    unet = denoiser(settings, text.config.hidden_size).train()
+    player = Player(accelerator, unet, lr=1e-4)
+    length = getattr(settings.condition, "length", 77)
+    data = _batches(Captioned(world.split().train, tokenizer, length), settings.train.batch_size)
+    noising: Any = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
+    while True:
+        for batch in accelerator.prepare(data):
+            with torch.no_grad():
+                z = vae.encode(batch["pixel_values"].to(dtype)).latent_dist.sample() * vae.config.scaling_factor
+                states = text(batch["input_ids"]).last_hidden_state
+            noise = torch.randn_like(z)
+            t = torch.randint(0, len(noising.betas), (len(z),))
+            noisy, target = noising.add_noise(z, noise, t), noising.get_velocity(z, noise, t)
+            found = player.net(noisy, t, states, return_dict=False)[0]
+            yield player.move(F.mse_loss(found.float(), target.float()))
+
+
+def stage1(world: World, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
+    """Autoencoder training, one unit at a time: a step, or with a game a step of either player."""
+    settings = world.stage1(*overrides)
+    accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
+    vae: Any = build_autoencoder(settings.autoencoder)
+    game = settings.criterion.adversarial
+    player = Player(accelerator, vae, lr=4.5e-6)
+    rival = Player(accelerator, Discriminator(settings.discriminator), 4.5e-6, averaged=False) if game else None
+    losses = Stage1Losses(settings, vae, rival.net if rival else None)
+    _cast(dtype, vae, *([rival.net] if rival else []))
+    if player.ema is not None:
+        player.ema.to(dtype=dtype)
+    data = _batches(Captioned(world.split().train), settings.train.batch_size)
+    turn = 0
+    while True:
+        for batch in accelerator.prepare(data):
+            x, turn = batch["pixel_values"].to(dtype), turn + 1
+            posterior = vae.encode(x).latent_dist
+            made = vae.decode(posterior.sample()).sample
+            if rival is None or turn % 2:
+                player.move(losses.generator(x, made, posterior))
+            else:
+                rival.move(losses.discriminator(x, made))
+                if player.ema is not None:
+                    player.ema.step(vae.parameters())  # theirs steps after every batch
+            if rival is None or turn % 2 == 0:
+                yield turn
+
+
+class Stage1Losses:
+    """What either player minimises."""
+
+    def __init__(self, settings: AutoencoderRun, vae: Any, rival: nn.Module | None) -> None:
+        self.criterion, self.vae, self.rival = settings.criterion, vae, rival
+        self.perceptual = Perceptual(settings.perceptual)
+
+    def generator(self, x: Tensor, made: Tensor, posterior: Any) -> Tensor:
+        """Sums over elements, as theirs, with the adaptively weighted game."""
+        pixel = F.mse_loss(made.float(), x.float(), reduction="none")
+        seen = self.perceptual(made, x).view(-1, 1, 1, 1)
+        nll = (pixel + self.criterion.perceptual_weight * seen).sum() / len(x)
+        loss = nll + self.criterion.kl_weight * posterior.kl().sum() / len(x)
+        if self.rival is None:
+            return loss
+        g, last = -self.rival(made).mean(), self.vae.decoder.conv_out.weight
+        ours, theirs = (torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (nll, g))
+        return loss + 0.5 * (ours / (theirs + 1e-4)).clamp(0, 1e4).detach() * g
+
+    def discriminator(self, x: Tensor, made: Tensor) -> Tensor:
+        """Hinge."""
+        assert self.rival is not None
+        real, fake = self.rival(x), self.rival(made.detach())
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+@torch.no_grad()
+def drawing(world: World, wish: Wish, count: int, mixed: bool) -> Iterator[object]:
+    """Text to pictures as diffusers' pages show it: guidance in one batch, DPM++ from the model's own scheduler."""
+    text, tokenizer = text_encoder(world, torch.float32)
+    unet: Any = UNet2DConditionModel.from_pretrained(world.model / "unet")
+    vae: Any = AutoencoderKL.from_pretrained(world.model / "vae")
+    saved: Any = DDPMScheduler.load_config(world.model / "scheduler")
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(saved, timestep_spacing="trailing")
+    captions = [record.text for record in world.split().train.records[:count]]
+    length = getattr(world.stage2().condition, "length", 77)
+    rules: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    while True:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            ids = tokenizer([""] * count + captions, max_length=length, **rules).input_ids
+            states = text(ids).last_hidden_state
+            scheduler.set_timesteps(wish.steps)
+            shape = (count, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+            z = torch.randn(shape) * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                both = scheduler.scale_model_input(torch.cat([z, z]), t)
+                null, told = unet(both, t, encoder_hidden_states=states).sample.chunk(2)
+                z = scheduler.step(null + wish.guidance_scale * (told - null), t, z).prev_sample
+            x = vae.decode(z / vae.config.scaling_factor).sample
+            yield (x / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 1).mul(255).round().byte().numpy()

@@ -1,0 +1,175 @@
+"""The tables: training of both stages, sampling, and the share of the machine that a step reaches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from benchmarks.speed import machine, ours, peers, strangers
+from benchmarks.speed.page import table
+from benchmarks.speed.turns import Measured, Plan, Work, in_turns
+from benchmarks.speed.world import World, denoiser
+from ldm_kit.wish import Wish
+
+HEAD = ("", "a second", "times the first row", "within a turn", "in processor time")
+GAME = "criterion.adversarial={start: 0}"
+ADAMW = "optim.muon=null"  # the peers' optimiser: what a step costs apart from that choice
+JUDGE = "discriminator={layers: 2}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A U-Net and its batch."""
+
+    name: str
+    widths: tuple[int, ...]
+    batch: int
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Of the demo's config."""
+        return f"unet.widths={list(self.widths)}", f"train.batch_size={self.batch}"
+
+
+DEMO, LARGE, QUICK = Size("demo", (128, 256), 64), Size("large", (192, 416), 16), Size("quick", (32, 64), 4)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The world, how often, and whether only to see that all works."""
+
+    world: World
+    plan: Plan
+    quick: bool = False
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Of stage 2."""
+        return (QUICK,) if self.quick else (DEMO, LARGE)
+
+    def measured(self, variants: Mapping[str, Work]) -> dict[str, Measured]:
+        """All variants in turns."""
+        return in_turns(variants, self.plan)
+
+    def compared(self, variants: Mapping[str, Work], unit: int = 1) -> str:
+        """A table of all variants beside the first, `unit` pieces in each of their units."""
+        found = self.measured(variants)
+        first = next(iter(found.values()))
+        return table(HEAD, [_row(name, one, first, unit) for name, one in found.items()])
+
+
+def _row(name: str, one: Measured, first: Measured, unit: int) -> Sequence[str]:
+    low, high = one.spread(first)
+    ratios = "1" if one is first else f"{one.times(first):.2f}"
+    spread = "" if one is first else f"{low:.2f} to {high:.2f}"
+    return name, f"{unit / one.seconds:.3g}", ratios, spread, f"{one.times_cpu(first):.2f}"
+
+
+def stage2(bench: Bench) -> str:
+    """Training steps of the denoiser."""
+    parts = ["## Stage 2: training steps of the denoiser"]
+    for size in bench.sizes:
+        settings = bench.world.stage2(*size.overrides)
+        millions = machine.parameters(denoiser(settings, 384))
+        given = size.overrides
+        variants = {
+            "peers' recipe, float32": partial(peers.stage2, bench.world, "no", given),
+            "peers' recipe, bf16": partial(peers.stage2, bench.world, "bf16", given),
+            "ours without a cache": partial(ours.stage2, bench.world, given, False),
+            "ours, AdamW in Muon's place": partial(ours.stage2, bench.world, (*given, ADAMW)),
+            "ours": partial(ours.stage2, bench.world, given),
+        }
+        parts += [f"U-Net of {millions:.1f} M parameters, batch {size.batch}:", bench.compared(variants)]
+    return "\n\n".join(parts)
+
+
+def stage1(bench: Bench) -> str:
+    """Training steps of the autoencoder."""
+    size = ("train.batch_size=4",) if bench.quick else ()
+    parts = ["## Stage 1: training steps of the autoencoder"]
+    for title, given in {
+        "The demo's losses (no game), batch 8:": size,
+        "With a discriminator, both players in each step (theirs move in turns: a unit is two steps):": (
+            *size,
+            GAME,
+            JUDGE,
+        ),
+    }.items():
+        variants = {
+            "peers' recipe, float32": partial(peers.stage1, bench.world, "no", given),
+            "peers' recipe, bf16": partial(peers.stage1, bench.world, "bf16", given),
+            "ours, AdamW in Muon's place": partial(ours.stage1, bench.world, (*given, ADAMW)),
+            "ours": partial(ours.stage1, bench.world, given),
+        }
+        parts += [title, bench.compared(variants)]
+    return "\n\n".join(parts)
+
+
+def sampling(bench: Bench) -> str:
+    """Pictures a second."""
+    steps, count = (2, 2) if bench.quick else (15, 16)
+    wish = Wish(steps=steps, solver="dpm++", guidance_scale=2.0)
+    few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
+    variants = {
+        "diffusers, float32": partial(peers.drawing, bench.world, wish, count, False),
+        "diffusers, bf16 autocast": partial(peers.drawing, bench.world, wish, count, True),
+        "ours, float32": partial(ours.drawing, bench.world, wish, count, None),
+        "ours, bf16": partial(ours.drawing, bench.world, wish, count, torch.bfloat16),
+    }
+    title = (
+        f"## Sampling: pictures\n\nThe demo's U-Net, DPM++ with {steps} steps, guidance 2, {count} pictures in a batch:"
+    )
+    return f"{title}\n\n{few.compared(variants, count)}"
+
+
+def machine_share(bench: Bench) -> str:
+    """Achieved operations a second beside what the machine reaches in the same run."""
+    size = bench.sizes[0]
+    settings = bench.world.stage2(*size.overrides)
+    flops = {
+        "matrix product, bf16": machine.MATRIX_FLOPS,
+        "convolution, bf16": machine.CONVOLUTION_FLOPS,
+        "matrix product, float32": machine.MATRIX_FLOPS,
+        "our training step": machine.step_flops(settings, 384),
+    }
+    works: list[Work] = [
+        partial(machine.matrices, torch.bfloat16),
+        partial(machine.convolutions, torch.bfloat16),
+        partial(machine.matrices, torch.float32),
+        partial(ours.stage2, bench.world, size.overrides),
+    ]
+    found = bench.measured(dict(zip(flops, works, strict=True)))
+    best = found["matrix product, bf16"]
+    rows = []
+    for name, one in found.items():
+        share = flops[name] / flops["matrix product, bf16"] * best.seconds / one.seconds
+        cpu = flops[name] / flops["matrix product, bf16"] * one.times_cpu(best)
+        rows.append((name, f"{flops[name] / one.seconds / 1e9:.0f}", f"{100 * share:.0f} %", f"{100 * cpu:.0f} %"))
+    head = ("", "GFLOP/s", "of the bf16 matrix product", "... in processor time")
+    title = (
+        f"## Share of the machine\n\nA step of the demo's U-Net is {flops['our training step'] / 1e9:.0f} GFLOP "
+        f"(matrix products and convolutions, forward and backward, batch {size.batch}):"
+    )
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def pixels(bench: Bench) -> str:
+    """Beside denoising-diffusion-pytorch, at about as many parameters."""
+    title = "## Pixels: training steps beside denoising-diffusion-pytorch"
+    if not strangers.installed():
+        return f"{title}\n\nnot installed (see benchmarks/speed/strangers.py)"
+    batch = 4 if bench.quick else 16
+    given = ("unet={widths: [64, 128, 256], attention: [false, false, true], layers: 1, head_size: 32}",)
+    given = (*given, f"train.batch_size={batch}", "target=v", "flip=true")
+    variants = {
+        "denoising-diffusion-pytorch, float32": partial(strangers.pixels, bench.world, batch, "no"),
+        "... with amp, bf16": partial(strangers.pixels, bench.world, batch, "bf16"),
+        "ours, bf16": partial(ours.pixels, bench.world, given),
+    }
+    theirs, mine = machine.parameters(strangers.network()), ours.pixel_parameters(given)
+    about = (
+        f"Unconditional, 32 px, batch {batch}; their U-Net has {theirs:.1f} M parameters, ours {mine:.1f} M. The nets "
+        "differ (theirs attends at every level), so this compares recipes as they come."
+    )
+    return f"{title}\n\n{about}\n\n{bench.compared(variants)}"

@@ -1,0 +1,90 @@
+"""What all variants share: OpenMoji at 32 px, the demo's configs, and networks with random weights in a folder."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import conditioning.factory as conditioners
+from autoencoder.config import build as build_autoencoder
+from autoencoder.statistics import fold, measure
+from conditioning import sources
+from ldm_kit.config import read
+from ldm_kit.data.images import Split, subset, to_unit
+from ldm_kit.data.openmoji import OpenMojiConfig, load
+from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.nets.build import UNet, build_unet
+from ldm_kit.pipeline import Pipeline
+
+AE, LDM = Path("configs/demo/ae.yaml"), Path("configs/demo/ldm.yaml")
+ENDLESS = 1_000_000  # steps: no variant comes to its end
+SIDE, CHANNELS = 8, 4  # of the demo's latents
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the shared things lie, and how many pictures there are."""
+
+    folder: Path
+    raster: Path
+    pictures: int
+
+    @classmethod
+    def make(cls, folder: Path, pictures: int = 1024) -> "World":
+        """Write an autoencoder and a whole model with random weights; caches go into `folder` from here on."""
+        world = cls(folder, cache_root(), pictures)
+        world.split()  # rasterised where the user keeps it
+        os.environ["LDM_KIT_CACHE"] = str(folder / "cache")
+        torch.manual_seed(0)
+        vae: Any = build_autoencoder(read(AutoencoderRun, AE, []).autoencoder)
+        fold(vae, measure(vae, [to_unit(world.split().train.pictures(range(min(256, pictures))))]))
+        vae.save_pretrained(world.autoencoder)
+        settings = world.stage2()
+        conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
+        unet = denoiser(settings, conditioner.width)
+        Pipeline(vae, unet, conditioner, settings.schedule, settings.target).save(world.model)
+        return world
+
+    @property
+    def autoencoder(self) -> Path:
+        """The first stage's folder."""
+        return self.folder / "ae"
+
+    @property
+    def model(self) -> Path:
+        """The folder of a whole model, U-Net of the demo's size."""
+        return self.folder / "model"
+
+    @property
+    def text_encoder(self) -> Path:
+        """The folder of the frozen text encoder, for transformers."""
+        condition: Any = self.stage2().condition
+        return sources.find(condition.model).folder
+
+    def split(self) -> Split:
+        """The first pictures of OpenMoji's training part; none are held out."""
+        whole = load(OpenMojiConfig(resolution=32, cache=self.raster))
+        few = range(min(self.pictures, len(whole.train)))
+        return Split(subset(whole.train, few), subset(whole.train, []), None)
+
+    def stage2(self, *overrides: str) -> LatentRun:
+        """The demo's config in a run folder of its own."""
+        place = (f"run={self._run()}", f"autoencoder={self.autoencoder}", f"train.steps={ENDLESS}")
+        return read(LatentRun, LDM, [*place, *overrides])
+
+    def stage1(self, *overrides: str) -> AutoencoderRun:
+        """The demo's config in a run folder of its own."""
+        return read(AutoencoderRun, AE, [f"run={self._run()}", f"train.steps={ENDLESS}", *overrides])
+
+    def _run(self) -> str:
+        return tempfile.mkdtemp(prefix="run-", dir=self.folder)
+
+
+def denoiser(settings: LatentRun, cross_width: int | None, side: int = SIDE) -> UNet:
+    """The U-Net that a config describes, for the demo's latents."""
+    return build_unet(settings.unet, sample_size=side, channels=CHANNELS, cross_width=cross_width)
