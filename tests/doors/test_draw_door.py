@@ -86,6 +86,15 @@ def test_codes_are_drawn_until_they_have_what_a_few_examples_have(models, tmp_pa
     assert min(shares) >= 80
 
 
+def test_codes_clipped_as_published(models, tmp_path):
+    free, clipped = (
+        drew(models["plain"], tmp_path / clip, "--count", 2, "--clip", clip) for clip in ("none", "published")
+    )
+    assert any(not np.array_equal(one, other) for one, other in zip(free.values(), clipped.values(), strict=True))
+    assert json.loads(read_metadata(tmp_path / "published" / "sheet.png")["edit"])["clip"] == "published"
+    assert "clip" not in read_metadata(tmp_path / "none" / "sheet.png")["edit"]
+
+
 def test_stop_leaves_the_end_to_the_frozen_model(models, world, tmp_path):
     given = ("--model", models["pdae"], "--image", world.pictures / "00.png", "--attribute", "rose", "--strength", 0.5)
     found = {}
