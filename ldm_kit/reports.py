@@ -12,7 +12,7 @@ from autoencoder.statistics import LatentStatistics, fold, measure
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.files import save_png, spared
 from ldm_kit.evaluation.pictures import pairs_grid
 from ldm_kit.methods.autoencoding import Autoencoding, evaluate, pictures_of
 from ldm_kit.methods.settings import evaluating
@@ -47,7 +47,9 @@ class Report:
             x = to_unit(self.shown.pictures(spread(len(self.shown), self.task.config.log.pictures)))
             made = pictures_of(self.task.vae, x.to(self.device)).cpu()
         picture = pairs_grid(to_bytes(x), to_bytes(made), columns=8, scale=2)
-        save_png(picture, self.folder / "pictures" / f"reconstruction-{number:08d}.png", None)
+        out = self.folder / "pictures" / f"reconstruction-{number:08d}.png"
+        with spared(out):
+            save_png(picture, out, None)
         return self.figures
 
     def finish(self) -> str:

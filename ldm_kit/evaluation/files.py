@@ -1,11 +1,13 @@
 """Picture files: whole or absent, named by numbers and a harmless slug, and able to say how they were made."""
 
 import io
+import logging
 import os
 import re
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from ldm_kit.config import UserError
 
 MAX_SEED = 2**64 - 1
+_log = logging.getLogger("ldm_kit.evaluation")
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -33,6 +36,15 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     write_whole(path, buffer.getvalue())
+
+
+@contextmanager
+def spared(path: Path) -> Iterator[None]:
+    """Around the writing of a picture that the work can do without: a full disk costs it, and a warning."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("could not write %s: %s; the work goes on without it", path, error.strerror or error)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png, write_whole
+from ldm_kit.evaluation.files import save_png, spared, write_whole
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.methods.classifier import LEVELS, Heldout
 from ldm_kit.methods.classifier_stage import ClassifierStage, labels_of
@@ -50,7 +50,8 @@ class ClassifierStudio:
             logits = self.stage.task.guess(latents, place, place, torch.full(place.shape, LOW))
         captions = [self._caption(*pair) for pair in zip(labels_of(shown)[place], logits.argmax(1), strict=True)]
         scale = max(1, 96 // shown.resolution)
-        save_png(grid(shown.pictures(place.tolist()), 4, scale=scale, captions=captions), path, None)
+        with spared(path):
+            save_png(grid(shown.pictures(place.tolist()), 4, scale=scale, captions=captions), path, None)
 
     def _caption(self, truth: Tensor, guess: Tensor) -> str:
         classes = self.model.classes
@@ -86,4 +87,5 @@ def over_noise(found: Heldout, out: Path) -> None:
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_whole(out, buffer.getvalue())
+    with spared(out):
+        write_whole(out, buffer.getvalue())

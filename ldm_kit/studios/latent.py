@@ -9,7 +9,7 @@ from torch import Tensor
 from conditioning.base import ConditioningError
 from ldm_kit.config import UserError
 from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.files import save_png, spared
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.methods.settings import evaluating
 from ldm_kit.methods.stage import LatentStage, prompts_of
@@ -47,7 +47,9 @@ class LatentStudio:
         asked = self.pipeline.conditioner.null is not None  # else what it drew is nobody's wish
         captions = [self._caption(prompt) for prompt in self.prompts] if asked else None
         scale = max(3, 96 // pictures.shape[-1])
-        save_png(grid(pictures, 4, scale=scale, captions=captions), self.folder / "pictures" / name, None)
+        out = self.folder / "pictures" / name
+        with spared(out):
+            save_png(grid(pictures, 4, scale=scale, captions=captions), out, None)
 
     def _caption(self, prompt: str | int) -> str:
         return prompt if isinstance(prompt, str) else self.stage.data.train.classes[prompt]

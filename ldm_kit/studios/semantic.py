@@ -13,7 +13,7 @@ from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet
 from ldm_kit.decoders import CodeDecoder, Decoder, ShiftDecoder
 from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png
+from ldm_kit.evaluation.files import save_png, spared
 from ldm_kit.evaluation.pictures import grid
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.pdae import PDAERun
@@ -49,7 +49,9 @@ class SemanticStudio:
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
         scale = max(1, 96 // model.resolution)
-        save_png(grid(rows, 6, scale, captions), self.folder / "pictures" / f"decoded-{number:08d}.png", None)
+        out = self.folder / "pictures" / f"decoded-{number:08d}.png"
+        with spared(out):
+            save_png(grid(rows, 6, scale, captions), out, None)
         if loss is None:
             return {}
         errors = {"inferred": _mse(inferred, pictures), "random": _mse(random, pictures)}
@@ -102,7 +104,9 @@ class PriorStudio:
             if stage.heldout is not None:
                 self.heldout = stage.task.heldout_loss(*stage.heldout)
         scale = max(1, 96 // model.resolution)
-        save_png(grid(pictures, 4, scale, told), self.folder / "pictures" / f"samples-{number:08d}.png", None)
+        out = self.folder / "pictures" / f"samples-{number:08d}.png"
+        with spared(out):
+            save_png(grid(pictures, 4, scale, told), out, None)
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
 
     def finish(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -61,8 +62,7 @@ class Log:
         line = json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}})
         self.unwritten.append(f"{line}\n")
         try:
-            _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
-            self.unwritten.clear()
+            self._flush()
             self.accelerator.log(dict(values), step=number)
         except OSError as error:
             self.say(f"warning: cannot write metrics at step {number}: {error.strerror or error}; training goes on")
@@ -85,9 +85,16 @@ class Log:
         if self.main:
             self.bar.write(text)
 
+    def _flush(self) -> None:
+        _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
+        self.unwritten.clear()
+
     def close(self) -> None:
-        """End the bar and the trackers."""
+        """Write what found no room before, end the bar and the trackers."""
         self.bar.close()
+        if self.unwritten:
+            with suppress(OSError):  # it was said when it happened
+                self._flush()
         self.accelerator.end_training()
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm_kit.config import UserError
 from ldm_kit.evaluation.curves import _panel, _series
+from ldm_kit.evaluation.files import spared
 from ldm_kit.evaluation.pictures import curves, file_name, grid, pairs_grid, read_metadata, save_png, strip
 
 
@@ -227,3 +228,13 @@ def test_curves_complain_at_the_door(tmp_path):
     with pytest.raises(UserError, match="no 'los'; known: loss"):
         curves(path, tmp_path / "a.png", ["los"])
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_picture_that_can_be_spared_costs_a_warning_alone(tmp_path, caplog):
+    (tmp_path / "pictures").write_text("no folder")
+    out = tmp_path / "pictures" / "a.png"
+    with spared(out):
+        save_png(Image.new("L", (4, 4)), out)
+    assert f"could not write {out}" in caplog.text
+    with pytest.raises(ValueError, match="4"), spared(out):
+        raise ValueError(4)

@@ -13,6 +13,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
+from ldm_kit.training import log as logging_of_runs
 from ldm_kit.training.log import Log, LogConfig
 from ldm_kit.training.loop import Step
 from tests.training.helpers import CLASSES, picture_folder, play, settings, tensors_of
@@ -143,6 +144,19 @@ def test_metrics_wait_for_room(tmp_path, capsys):
     assert "cannot write metrics at step 2" in capsys.readouterr().out
     log.write(3, {"loss": 3.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_the_last_line_is_tried_again_at_the_end(tmp_path, monkeypatch):
+    log = Log(trainer(Toy()).accelerator, tmp_path, LogConfig(), first=0, total=3)
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(logging_of_runs, "_append", full)
+        log.write(3, {"loss": 1.0})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
 
 
 def test_an_evaluation_that_cannot_be_written_does_not_end_the_run(tmp_path):
