@@ -45,7 +45,8 @@ def change(
 ) -> None:
     """Change attributes of a picture (semantic model); the word `change` may be left out."""
     with door():
-        from ldm_kit.editing.tasks import Place, Steps, change
+        from ldm_kit.editing.place import Place, Steps
+        from ldm_kit.editing.tasks import change
 
         place = Place(model, out, device, precision, metadata)
         done = change(place, image, attribute, strength or (), strip, Steps(invert_steps, steps, stop))
@@ -68,7 +69,7 @@ def learn(
     """Learn attributes from labels, from OpenMoji or from a dozen examples, and save them with the model."""
     with door():
         from ldm_kit.editing.learning import Learning
-        from ldm_kit.editing.tasks import Place
+        from ldm_kit.editing.place import Place
         from ldm_kit.editing.teaching import Lesson, described, teach
 
         source = (images, labels, openmoji, positive, negative, name, tuple(column or ()), pair)
@@ -97,7 +98,7 @@ def interpolate(
     """Pictures between two (semantic model)."""
     with door():
         from ldm_kit.editing.interpolation import Journey, interpolate
-        from ldm_kit.editing.tasks import Place, Steps
+        from ldm_kit.editing.place import Place, Steps
 
         place = Place(model, out, device, precision, metadata)
         done = interpolate(place, image, Journey(count, along, morph, duration), Steps(invert_steps, steps, stop))
@@ -118,7 +119,8 @@ def mix(
 ) -> None:
     """What one picture shows with another's details (semantic model)."""
     with door():
-        from ldm_kit.editing.tasks import Place, Steps, mix
+        from ldm_kit.editing.place import Place, Steps
+        from ldm_kit.editing.tasks import mix
 
         place = Place(model, out, device, precision, metadata)
         done = mix(place, content, details, Steps(invert_steps, steps, stop))
@@ -135,7 +137,8 @@ def neighbours(
 ) -> None:
     """The pictures most like one, by their codes (semantic model)."""
     with door():
-        from ldm_kit.editing.tasks import Place, neighbours
+        from ldm_kit.editing.place import Place
+        from ldm_kit.editing.tasks import neighbours
 
         for name, cosine in neighbours(Place(model, out, device), image, among, count):
             typer.echo(f"{cosine:6.3f} {name}")
@@ -153,7 +156,8 @@ def encode(
 ) -> None:
     """Codes of a folder's pictures into one file (semantic model)."""
     with door():
-        from ldm_kit.editing.tasks import Place, Steps, encode
+        from ldm_kit.editing.place import Place, Steps
+        from ldm_kit.editing.tasks import encode
 
         place = Place(model, out, device, precision)
         count = encode(place, images, Steps(invert_steps), details=details, batch=batch_size)
@@ -174,7 +178,8 @@ def decode(
 ) -> None:
     """Pictures of encoded ones (semantic model)."""
     with door():
-        from ldm_kit.editing.tasks import Place, Steps, decode
+        from ldm_kit.editing.place import Place, Steps
+        from ldm_kit.editing.tasks import decode
 
         place = Place(model, out, device, precision, metadata)
         typer.echo(decode(place, codes, Steps(draw=steps, stop=stop), seed, batch_size))
@@ -204,9 +209,9 @@ def draw(
     """New pictures out of a prior over codes (semantic model trained with `method: prior`)."""
     with door():
         from ldm_kit.editing.generating import Drawing, draw
+        from ldm_kit.editing.place import Place
         from ldm_kit.editing.rejection import barred
         from ldm_kit.editing.retouching import Draws
-        from ldm_kit.editing.tasks import Place
 
         place = Place(model, out, device, precision, metadata)
         how = Drawing(steps, decode_steps, guidance_scale, stop, batch_size, clip)
@@ -230,9 +235,9 @@ def reprompt(
 ) -> None:
     """Invert a picture and draw it under another prompt or class (model of text or classes)."""
     with door():
+        from ldm_kit.editing.place import Place
         from ldm_kit.editing.prompts import Redrawing
         from ldm_kit.editing.retouching import reprompt
-        from ldm_kit.editing.tasks import Place
 
         how = Redrawing(steps, guidance_scale, negative_prompt, strength, refine)
         done, told = reprompt(Place(model, out, device, precision, metadata), image, source, prompt, how)
@@ -256,9 +261,9 @@ def img2img(
 ) -> None:
     """Draw a picture again from a noisy version of itself (any model but semantic ones)."""
     with door():
+        from ldm_kit.editing.place import Place
         from ldm_kit.editing.prompts import Redrawing
         from ldm_kit.editing.retouching import Draws, img2img
-        from ldm_kit.editing.tasks import Place
 
         how = Redrawing(steps, guidance_scale, negative_prompt, strength)
         done = img2img(Place(model, out, device, precision, metadata), image, Draws(prompt, count, seed), how)
@@ -283,9 +288,9 @@ def inpaint(
 ) -> None:
     """Paint a masked part of a picture anew (any model but semantic ones)."""
     with door():
+        from ldm_kit.editing.place import Place
         from ldm_kit.editing.prompts import Redrawing
         from ldm_kit.editing.retouching import Draws, inpaint
-        from ldm_kit.editing.tasks import Place
 
         place = Place(model, out, device, precision, metadata)
         how = Redrawing(steps, guidance_scale, negative_prompt)

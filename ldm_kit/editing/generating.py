@@ -11,10 +11,10 @@ from ldm_kit.config import UserError
 from ldm_kit.editing import edits
 from ldm_kit.editing.directions import Directions
 from ldm_kit.editing.pictures import save_sheet
+from ldm_kit.editing.place import Done, Place, Steps, refuse_counts
 from ldm_kit.editing.rejection import Accepted, Bar, accepted
 from ldm_kit.editing.retouching import Draws
 from ldm_kit.editing.seam import Code, key_of, normalised
-from ldm_kit.editing.tasks import Done, Place, Steps, refuse_counts
 from ldm_kit.semantic_model import SemanticModel
 
 

@@ -12,8 +12,8 @@ from ldm_kit.config import UserError
 from ldm_kit.decoders import Towards
 from ldm_kit.editing import edits
 from ldm_kit.editing.pictures import save_animation
+from ldm_kit.editing.place import Done, Place, Steps, read_for, saved
 from ldm_kit.editing.seam import Code, Semantic
-from ldm_kit.editing.tasks import Done, Place, Steps, read_for, saved
 from ldm_kit.semantic_model import SemanticModel
 
 

@@ -14,6 +14,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.inpainting import composed, inpainted, latent_mask
 from ldm_kit.editing.pictures import read_mask, read_picture, save_sheet
+from ldm_kit.editing.place import Done, Place
 from ldm_kit.editing.prompts import (
     Redrawing,
     Told,
@@ -26,7 +27,6 @@ from ldm_kit.editing.prompts import (
     started,
     told,
 )
-from ldm_kit.editing.tasks import Done, Place
 from ldm_kit.evaluation.files import MAX_SEED
 from ldm_kit.parts import device_named, model_folder
 from ldm_kit.pipeline import Pipeline

@@ -12,8 +12,8 @@ from ldm_kit.editing import labels
 from ldm_kit.editing.directions import Directions
 from ldm_kit.editing.labels import Column
 from ldm_kit.editing.learning import Learning, learn, learn_few
+from ldm_kit.editing.place import Place, folder_config
 from ldm_kit.editing.seam import Semantic, codes_of, key_of, normalised
-from ldm_kit.editing.tasks import Place, folder_config
 
 FILE = "directions.json"
 
