@@ -46,6 +46,7 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
                 with trainer.ema.applied():
                     figures = log.evaluated(step.number, report.evaluate)
             run.save_when_due(trainer, step, figures)
+        log.settle()
         if run.main:
             with trainer.ema.applied():
                 log.say(report.finish())

@@ -44,6 +44,7 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
                 with trainer.ema.applied():
                     figures = log.evaluated(step.number, studio.evaluate)
             run.save_when_due(trainer, step, figures)
+        log.settle()
         if run.main:
             with trainer.ema.applied():
                 log.say(studio.finish())

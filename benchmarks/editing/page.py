@@ -147,7 +147,6 @@ SECTIONS: dict[str, tuple[str, str, Head]] = {
         "the judge reads them; it is right about two thirds of real pictures.",
         {
             "model": ("", ""),
-            "swapped": ("swapped", ""),
             "count": ("pictures", ""),
             "nearer": ("nearer to z's", ".0%"),
             "group_z": ("group of z's", ".0%"),

@@ -131,10 +131,9 @@ def cross_faded(pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Swap:
-    """Pictures of two groups, each drawn with the other's z, or with the other's x_T; shares of `count`."""
+    """Pictures of two groups, each drawn with the other's x_T; shares of `count`."""
 
     model: str
-    swapped: str  # "z" or "x_T"
     count: int
     nearer: float  # more like the picture that z is of than like the one that x_T is of, by Lite0 features
     group_z: float  # the judge reads the group of the picture that z is of
@@ -152,7 +151,7 @@ def swaps(name: str, model: SemanticModel, code: Code, labels: Tensor, steps: in
     likeness = [torch.cosine_similarity(drawn - centre, known[i] - centre) for i in (torch.arange(count), other)]
     group = judge.guess(drawn)
     shares = [_share(likeness[0] > likeness[1]), _share(group == labels), _share(group == labels[other])]
-    return Swap(name, "x_T", count, *shares), pictures
+    return Swap(name, count, *shares), pictures
 
 
 @dataclass(frozen=True)

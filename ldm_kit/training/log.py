@@ -62,7 +62,7 @@ class Log:
         line = json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}})
         self.unwritten.append(f"{line}\n")
         try:
-            self._flush()
+            self._write()
             self.accelerator.log(dict(values), step=number)
         except OSError as error:
             self.say(f"warning: cannot write metrics at step {number}: {error.strerror or error}; training goes on")
@@ -85,16 +85,19 @@ class Log:
         if self.main:
             self.bar.write(text)
 
-    def _flush(self) -> None:
+    def _write(self) -> None:
         _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
         self.unwritten.clear()
 
-    def close(self) -> None:
-        """Write what found no room before, end the bar and the trackers."""
-        self.bar.close()
+    def settle(self) -> None:
+        """After the last step: try once more to write what found no room before."""
         if self.unwritten:
             with suppress(OSError):  # it was said when it happened
-                self._flush()
+                self._write()
+
+    def close(self) -> None:
+        """End the bar and the trackers."""
+        self.bar.close()
         self.accelerator.end_training()
 
 

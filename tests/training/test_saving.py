@@ -155,7 +155,7 @@ def test_the_last_line_is_tried_again_at_the_end(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(logging_of_runs, "_append", full)
         log.write(3, {"loss": 1.0})
-    log.close()
+    log.settle()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
 
 
