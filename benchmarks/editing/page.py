@@ -121,10 +121,9 @@ SECTIONS: dict[str, tuple[str, str, Head]] = {
             "model": ("", ""),
             "steps": ("steps", ""),
             "noise": ("x_T", ""),
-            "mse": ("MSE", ".5f"),
+            "mse": ("MSE", ".1e"),
             "ssim": ("SSIM", ".3f"),
             "lite0": ("Lite0 distance", ".3f"),
-            "seconds": ("seconds", ".0f"),
         },
     ),
     "probes": (
