@@ -37,7 +37,8 @@ def page(results: Sequence[Result], share: float) -> str:
 
 PAGE = """# Training under fire
 
-`make torture` prints this table ({where}); `python -m benchmarks.torture --share 0.1 --only kills` tries a part.
+`make torture` prints this table ({where}); `python -m benchmarks.torture --share 0.1 --only kills` tries a part, and
+with `--results FILE` promises are tried anew one by one, while the rows of the others stay.
 What is promised, and how far it goes, says [training.md](training.md).
 
 {table}
