@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_kit.data.batches import spread
+
 TEMPERATURES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.3, 1.0)  # of a softmax of cosines; the last is nearly the mean
 MOST = 1000  # pairs that are kept
 
@@ -32,7 +34,8 @@ class Counterparts(NamedTuple):
 
 def paired(before: Tensor, after: Tensor) -> Counterparts:
     """Of codes [P, D], P at least 2; the temperature is the one that best foretells pairs left out one at a time."""
-    before, after = before[:MOST].float(), after[:MOST].float()
+    kept = spread(len(before), MOST)  # of all of them, for neighbours in a table are often alike
+    before, after = before[kept].float(), after[kept].float()
     likeness = _cosines(before, before).fill_diagonal_(-torch.inf)
     steps = after - before
 

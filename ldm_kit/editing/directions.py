@@ -60,7 +60,8 @@ class Direction(NamedTuple):
     def at(self, z: Tensor) -> "Direction":
         """The way from one picture's normalised code [D]: the step of its likes, where there are counterparts.
 
-        Its typical strength is that step's length; without counterparts every picture goes the same way.
+        Its typical strength is that step's length; without counterparts every picture goes the same way. What it is
+        to go is not what it reads by: ask `logit` of the direction as it was learned.
         """
         if self.counterparts is None:
             return self
