@@ -8,10 +8,8 @@ python -m benchmarks.editing edits   measures one table anew
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
@@ -20,8 +18,9 @@ from torch import Tensor
 
 from autoencoder.base import decode, encode
 from benchmarks.editing import page
+from benchmarks.editing.bench import MODELS, RUNS, Bench
 from benchmarks.editing.compute import last_step, trained_parameters, training_flops
-from benchmarks.editing.counterparts import Edit, Outcome, Umpire, edited, edits_of
+from benchmarks.editing.counterparts import Outcome, Step, Umpire, edited, steps_of
 from benchmarks.editing.reading import (
     FRAMES,
     Draw,
@@ -37,18 +36,15 @@ from benchmarks.editing.reading import (
     smoothness,
     swaps,
 )
-from benchmarks.judge import Judge, pixels_of
-from benchmarks.linear import Linear
+from benchmarks.judge import pixels_of
 from ldm_kit.cli import door, serve
 from ldm_kit.config import UserError
-from ldm_kit.data.images import InMemory, Split, to_bytes, to_unit, unit_hash
-from ldm_kit.data.openmoji import OpenMojiConfig, load, load_all
+from ldm_kit.data.images import InMemory, to_bytes, to_unit
 from ldm_kit.diffusion.randomness import normal
 from ldm_kit.editing.edits import read
 from ldm_kit.editing.labels import from_openmoji
 from ldm_kit.semantic_model import SemanticModel
 
-RUNS = Path("runs/benchmarks")
 DOORS = {  # run -> door, in the order in which they are needed
     "ae": "train_ae.py",
     "ldm_uncond": "train_ldm.py",
@@ -57,7 +53,6 @@ DOORS = {  # run -> door, in the order in which they are needed
     "pdae_latents": "train_ldm.py",
     "prior": "train_ldm.py",
 }
-MODELS = {"DiffAE, pixels": "diffae_pixels", "DiffAE, latents": "diffae_latents", "PDAE, latents": "pdae_latents"}
 STEPS = (10, 20, 50, 100, 250)
 READ, DRAW = 100, 50  # steps of all else: up to x_T, and down
 
@@ -71,53 +66,6 @@ class Cost:
     steps: int
     petaflops: float
     heldout: float  # error of pictures held out
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """The data, the judges and the models, each opened when it is first asked for."""
-
-    split: Split
-    everything: InMemory
-    judge: Judge
-    counts: page.Counts
-    opened: dict[str, SemanticModel] = field(default_factory=dict)
-
-    @classmethod
-    def at(cls, counts: page.Counts) -> "Bench":
-        """OpenMoji at 32 px."""
-        about = OpenMojiConfig(resolution=32)
-        split = load(about)
-        return cls(split, load_all(about), Judge.trained(split.train), counts)
-
-    def model(self, name: str) -> SemanticModel:
-        """A trained model, in bf16."""
-        if name not in self.opened:
-            self.opened[name] = SemanticModel.load(RUNS / MODELS[name], precision=torch.bfloat16)
-        return self.opened[name]
-
-    @cached_property
-    def linear(self) -> Linear:
-        """As many principal components as the models' codes have numbers: what no training needs."""
-        return Linear.fitted(self.split.train, 256)
-
-    @cached_property
-    def unseen(self) -> list[int]:
-        """Places in the whole set of the pictures that nothing was trained on, in an order decided by hash."""
-        seen = {record.name for record in self.split.train.records}
-        names = [record.name for record in self.everything.records]
-        return sorted(
-            (i for i, name in enumerate(names) if name not in seen), key=lambda i: unit_hash("unseen", names[i])
-        )
-
-    @cached_property
-    def edits(self) -> list[Edit]:
-        """With known answers."""
-        return edits_of(self.everything, self.split, self.counts.edits)
-
-    def pictures(self, places: Sequence[int]) -> Tensor:
-        """Pictures uint8 [N, 3, R, R] of the whole set."""
-        return self.everything.pictures(places)
 
 
 def main(
@@ -181,6 +129,13 @@ def _probes(bench: Bench) -> Iterator[Probe]:
     for name, read_z in readers.items():
         for row in probes(name, {"train": read_z(train), "unseen": read_z(unseen)}, columns):
             yield _said(row)
+
+
+def _steps(bench: Bench) -> Iterator[Step]:
+    models = {"256 principal components": bench.linear, **{name: bench.model(name) for name in MODELS}}
+    for name, model in models.items():
+        for step in steps_of(name, model, bench.split, bench.everything, bench.edits):
+            yield _said(step)
 
 
 def _edits(bench: Bench) -> Iterator[Outcome]:
@@ -264,6 +219,7 @@ def _prior(bench: Bench) -> Iterator[Draw]:
 TABLES: dict[str, Callable[[Bench], Iterator[Any]]] = {
     "compute": _compute,
     "edits": _edits,
+    "steps": _steps,
     "reconstruction": _reconstruction,
     "probes": _probes,
     "swaps": _swaps,

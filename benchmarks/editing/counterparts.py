@@ -1,6 +1,6 @@
 """Edits with a known answer: OpenMoji holds the same role in another skin tone or gender, drawn by the same hands."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.judge import Judge, Readout, colours_of
 from ldm_kit.data.images import InMemory, PictureSet, Split, unit_hash
-from ldm_kit.editing.directions import TO
+from ldm_kit.editing.directions import TO, Directions
 from ldm_kit.editing.edits import Change, drawn, moved, read
 from ldm_kit.editing.labels import Column, from_openmoji
 from ldm_kit.editing.learning import learn
@@ -91,6 +91,39 @@ def _names(everything: InMemory, edit: Edit) -> str:
     return f"{everything.records[edit.source].name} {everything.records[edit.target].name}"
 
 
+def learned(model: Semantic, train: PictureSet) -> Directions:
+    """As `edit.py learn --openmoji` learns them."""
+    z = normalised(model, codes_of(model, train))
+    return learn(z, from_openmoji(train), [record.fields["role"] for record in train.records], key_of(model))
+
+
+@dataclass(frozen=True)
+class Step:
+    """How near codes come to the truth's, before anything is drawn; means over `count` edits."""
+
+    model: str
+    attribute: str
+    way: str
+    count: int
+    left: float  # distance(moved, truth) / distance(unmoved, truth) of normalised codes
+    closer: float  # share of those below 1
+
+
+def steps_of(name: str, model: Semantic, split: Split, everything: InMemory, edits: Sequence[Edit]) -> Iterator[Step]:
+    """For each attribute: one step for all pictures, and each picture's own."""
+    directions = learned(model, split.train)
+    for attribute in KINDS:
+        chosen = [edit for edit in edits if edit.attribute == attribute]
+        ends = [everything.pictures([getattr(edit, end) for edit in chosen]) for end in ("source", "target")]
+        z, truth = (normalised(model, model.encode(pictures)) for pictures in ends)
+        ways = [directions[edit.name] for edit in chosen]
+        own = [way.at(one) for way, one in zip(ways, z, strict=True)]
+        for way, used in {"one step for all": ways, "each picture's own": own}.items():
+            steps = torch.stack([one.vector * one.typical for one in used]) * z.shape[1] ** 0.5
+            left = (z + steps - truth).norm(dim=1) / (z - truth).norm(dim=1)
+            yield Step(name, attribute, way, len(chosen), float(left.mean()), _share(left < 1))
+
+
 def edited(
     model: Semantic, train: PictureSet, sources: Tensor, edits: Sequence[Edit], steps: tuple[int, int]
 ) -> Tensor:
@@ -98,9 +131,7 @@ def edited(
 
     `steps` are those of reading x_T and of drawing.
     """
-    z = normalised(model, codes_of(model, train))
-    roles = [record.fields["role"] for record in train.records]
-    directions = learn(z, from_openmoji(train), roles, key_of(model))
+    directions = learned(model, train)
     code = read(model, sources, steps[0])
     found = normalised(model, code.z)
     ways = [directions[edit.name].at(one) for edit, one in zip(edits, found, strict=True)]

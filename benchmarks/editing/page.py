@@ -113,6 +113,19 @@ SECTIONS: dict[str, tuple[str, str, Head]] = {
             "rank_lite0": ("median rank (Lite0)", ".0f"),
         },
     ),
+    "steps": (
+        "One step for all, or each picture's own",
+        "The same edits as distances between normalised codes, before anything is drawn. One step for all is the "
+        "mean step of training counterparts; each picture's own is that of those most like it, which `edit.py` "
+        "takes. *Left* and *closer* as above.",
+        {
+            "model": ("", ""),
+            "attribute": ("attribute", ""),
+            "way": ("step", ""),
+            "left": ("left", ".2f"),
+            "closer": ("closer", ".0%"),
+        },
+    ),
     "reconstruction": (
         "Reconstruction",
         "{reconstructed} pictures, read and drawn in the same number of steps. With random x_T only z is of the "
