@@ -6,10 +6,12 @@ by the hash of its weights.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -34,6 +36,11 @@ class PretrainedTextConfig(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="how states are stored; bfloat16 has the range of float32, which T5 needs"
     )
+    pool: bool = Field(
+        False,
+        description="beside attention to the tokens, their mean is mapped and added to the time embedding, "
+        "as SDXL adds its pooled text: a caption is then heard sooner",
+    )
 
 
 class PretrainedConditioner(Conditioner):
@@ -47,6 +54,7 @@ class PretrainedConditioner(Conditioner):
         self.config = config
         self.source = sources.find(config.model)
         self.width = sources.hidden_width(self.source)
+        self.vector_width = self.width if config.pool else None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._encoder: Encoder | None = None
         self._null: Encoded | None = None
@@ -84,8 +92,16 @@ class PretrainedConditioner(Conditioner):
         return _gather(parts, _rows(unique, captions))
 
     def forward(self, states: Tensor, mask: Tensor) -> Condition:
-        """states: [B, L, D] of any floating type, mask: [B, L] -> the same as a condition, in float32."""
-        return Condition(tokens=states.float(), mask=mask)
+        """states: [B, L, D] of any floating type, mask: [B, L] -> the same as a condition, in float32.
+
+        With `pool` it has a vector too: the mean of the tokens' states, its components with a root mean square of 1.
+        """
+        condition = Condition(tokens=states.float(), mask=mask)
+        if not self.config.pool:
+            return condition
+        mean = condition.pooled
+        assert mean is not None
+        return replace(condition, vector=F.normalize(mean, dim=1) * self.width**0.5)
 
     def release(self) -> None:
         """Free the encoder; the null stays, and `prepare` loads the encoder again when it needs it."""

@@ -30,6 +30,7 @@ from ldm_kit.diffusion.prediction import Target
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, Spacing, build, spaced
 from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.layout import rounded
 from ldm_kit.nets.solvers import solve
 from ldm_kit.noisy_classifier import NoisyClassifier, first_stage_of
 from ldm_kit.steering import Space, Told, class_names, labels_of, refuse_other_condition, refuse_stranger
@@ -198,7 +199,12 @@ class Pipeline:
             yield self.pictures(last.x)
 
     def save(self, folder: Path) -> None:
-        """Write the diffusers layout."""
+        """Write the diffusers layout; raises UserError where `load` has rounded the weights."""
+        if len(types := {str(weight.dtype) for weight in self.unet.parameters()}) > 1:
+            raise UserError(
+                f"{folder}: not saved: the U-Net's weights were rounded for drawing ({', '.join(sorted(types))}); "
+                "open the model without a precision to save it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         scheduler = parts.scheduler(self.schedule_config, self.target, self.variance, pixels=self.vae is None)
         entries = conditioners.save(self.conditioner, folder)
@@ -227,10 +233,14 @@ class Pipeline:
     ) -> "Pipeline":
         """Open a saved folder: ours, or any diffusers folder of the same parts. No pickled or remote code is run.
 
+        With a `precision` the networks run under autocast to it, and the U-Net's weights are rounded to it once.
+
         Raises:
             UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
         """
         vae, unet, conditioner, schedule, target, variance = parts.opened(Path(folder), device)
+        if precision is not None:
+            rounded(unet, precision)
         return cls(vae, unet, conditioner, schedule, target, precision, variance)
 
 

@@ -260,3 +260,17 @@ def test_guides_move_along(classes, judge):
     steered = classes.steered(Noted(judge.net, judge.classes, judge.schedule_config, judge.first_stage), classes)
     steered.to("cpu")
     assert moves == ["cpu"]
+
+
+@pytest.mark.parametrize("name", ["text", "pixels"])
+def test_rounding_weights_once_draws_what_autocast_draws(world, name, tmp_path):
+    folder = world.model(name) / "model"
+    once = Pipeline.load(folder, precision=torch.bfloat16)
+    each = replace(Pipeline.load(folder), precision=torch.bfloat16)
+    assert once.unet.conv_in.weight.dtype == torch.bfloat16
+    wish, prompts = Wish(steps=3), ["red", "blue"]
+    assert torch.equal(next(once.draw(prompts, [0, 1], wish)), next(each.draw(prompts, [0, 1], wish)))
+    each.save(tmp_path / "whole")
+    with pytest.raises(UserError, match="not saved: the U-Net's weights were rounded"):
+        once.save(tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()

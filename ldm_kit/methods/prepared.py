@@ -18,7 +18,7 @@ def prepared(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
     """
     if not isinstance(conditioner, PretrainedConditioner):
         return conditioner.prepare(raw)
-    key = states.key_of(conditioner.config.model_dump(), conditioner.source.sha256(), list(raw))
+    key = states.key_of(conditioner.config.model_dump(exclude={"pool"}), conditioner.source.sha256(), list(raw))
 
     def encoded() -> Inputs:
         with tqdm(desc="captions", unit="caption", leave=False) as bar:

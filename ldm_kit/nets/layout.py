@@ -25,6 +25,16 @@ def choose_attention(unet: nn.Module, device: torch.device | str, kind: Attentio
             module.set_processor(processor)  # pyright: ignore[reportArgumentType]
 
 
+def rounded(unet: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of linear maps and convolutions in `dtype`, in place, for drawing under autocast to it.
+
+    Autocast rounds the same weights to the same values, but anew in every call: a tenth of a call here.
+    """
+    for module in unet.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
 def channels_last(unet: nn.Module) -> None:
     """Keep weights and activations [B, h, w, C] in memory, which tensor cores want.
 

@@ -58,6 +58,22 @@ def test_minilm_means_something(minilm):
 
 
 @has_minilm
+def test_the_pooled_vector_is_the_mean_of_what_the_mask_shows(minilm):
+    pooled = build(PretrainedTextConfig(model=MINILM, length=16, pool=True))
+    assert (minilm.vector_width, pooled.vector_width, pooled.pooled_width) == (None, 384, 384)
+    inputs = minilm.prepare(CAPTIONS)
+    assert minilm(**inputs).vector is None
+    vectors = pooled(**pooled.prepare(CAPTIONS)).vector
+    for vector, states, mask in zip(vectors, inputs["states"], inputs["mask"], strict=True):
+        mean = states[mask].float().mean(dim=0)
+        torch.testing.assert_close(vector, mean / mean.square().mean().sqrt())
+    assert torch.equal(vectors[0], vectors[2])
+    null = pooled(**pooled.null_inputs()).vector[0]
+    assert torch.equal(null, vectors[3])  # the empty caption's
+    assert not torch.allclose(null, vectors[0])
+
+
+@has_minilm
 def test_equal_captions_are_equal_and_the_null_is_always_the_same_bits(minilm):
     inputs, null = minilm.prepare(CAPTIONS), minilm.null_inputs()
     assert torch.equal(inputs["states"][0], inputs["states"][2])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
 from ldm_kit.training import optim
-from ldm_kit.training.muon import Muon, MuonConfig, as_matrix, matrices
+from ldm_kit.training.muon import CUBIC, LINEAR, QUINTIC, Muon, MuonConfig, as_matrix, blocks, matrices, orthogonal
 from ldm_kit.training.optim import OptimConfig
 
 
@@ -65,3 +66,74 @@ def test_state_goes_through_dump_and_restore_bit_for_bit(channels_last):
 
 def test_a_net_without_matrices_is_left_to_adamw():
     assert list(optim.build("net", nn.Conv2d(3, 8, 3), OptimConfig(muon=MuonConfig()))) == ["net"]
+
+
+@pytest.mark.parametrize(("rows", "most", "count"), [(256, 64, 4), (96, 64, 2), (64, 64, 1), (130, 64, 5), (67, 64, 1)])
+def test_blocks_are_equal(rows, most, count):
+    assert blocks(rows, most) == count
+    assert blocks(rows, None) == 1
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 64), (64, 576), (576, 64), (128, 200)])
+@pytest.mark.parametrize("kind", ["random", "condition 1e6", "rank 1", "zero", "tiny"])
+def test_orthogonal_agrees_with_torch(m, n, kind):
+    torch.manual_seed(0)
+    x = {
+        "random": torch.randn(m, n),
+        "condition 1e6": torch.randn(m, m) @ torch.diag(torch.logspace(0, -6, m)) @ torch.randn(m, n),
+        "rank 1": torch.randn(m, 1) @ torch.randn(1, n),
+        "zero": torch.zeros(m, n),
+        "tiny": 1e-12 * torch.randn(m, n),
+    }[kind]
+    found = orthogonal(x[None])[0].float()
+    expected = zeropower(x, (LINEAR, CUBIC, QUINTIC), 5, 1e-30).float()
+    assert torch.linalg.svdvals(found)[0] < 1.5  # and not blown up by eigenvalues that rounding made negative
+    if kind in ("random", "tiny") and m != n:  # where no singular value is lost in rounding
+        assert (found - expected).norm() < 0.06 * expected.norm()
+    alignment = (found * x).sum() / (expected * x).sum().clamp_min(1e-30)
+    assert kind == "zero" or abs(alignment - 1) < 0.05  # it goes downhill as far
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4, 7])
+def test_so_many_iterations(iterations):
+    x = torch.randn(1, 64, 300, generator=torch.Generator().manual_seed(0))
+    expected = zeropower(x[0], (LINEAR, CUBIC, QUINTIC), iterations, 1e-30).float()
+    assert (orthogonal(x, iterations)[0].float() - expected).norm() < 0.06 * expected.norm()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_whole_matrices_move_as_torchs_muon_moves_them(channels_last):
+    ours, theirs = net(channels_last), net(channels_last)
+    weights = list(matrices(ours))
+    muon = Muon(weights, MuonConfig(lr=0.1, block=None), weight_decay=0.1)
+    views = [nn.Parameter(as_matrix(weight.detach().clone(), weight)) for weight in matrices(theirs)]
+    torchs = torch.optim.Muon(views, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    before = [view.detach().clone() for view in views]
+    for _ in range(3):
+        for weight, view in zip(weights, views, strict=True):
+            weight.grad = torch.randn_like(weight)
+            view.grad = as_matrix(weight.grad, weight).clone()
+        muon.step()
+        torchs.step()
+    for weight, view, start in zip(weights, views, before, strict=True):
+        moved = as_matrix(weight.detach(), weight) - start
+        assert (moved - (view - start)).norm() < 0.1 * moved.norm()
+
+
+def test_each_block_of_rows_moves_by_itself_and_weights_without_gradient_stay():
+    torch.manual_seed(0)
+    weights = [
+        nn.Parameter(torch.randn(128, 256)),
+        nn.Parameter(torch.randn(64, 256)),
+        nn.Parameter(torch.ones(64, 64)),
+    ]
+    before = [weight.detach().clone() for weight in weights]
+    muon = Muon(weights, MuonConfig(lr=1.0), weight_decay=0.0)
+    weights[0].grad = torch.randn(128, 256)
+    weights[0].grad[64:] *= 1e-3  # alone in its block, it moves as far
+    weights[1].grad = torch.randn(64, 256)
+    muon.step()
+    change = (weights[0] - before[0]).detach() / (0.2 * 256**0.5)
+    for block in (change[:64], change[64:], (weights[1] - before[1]).detach() / (0.2 * 256**0.5)):
+        assert torch.linalg.svdvals(block).sub(1).abs().max() < 0.4
+    assert torch.equal(weights[2], before[2])
