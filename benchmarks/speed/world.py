@@ -73,8 +73,13 @@ class World:
         return Split(subset(whole.train, few), subset(whole.train, []), None)
 
     def stage2(self, *overrides: str) -> LatentRun:
-        """The demo's config in a run folder of its own."""
-        place = (f"run={self._run()}", f"autoencoder={self.autoencoder}", f"train.steps={ENDLESS}")
+        """The demo's config in a run folder of its own, on tokens alone, as the peers' U-Net is."""
+        place = (
+            f"run={self._run()}",
+            f"autoencoder={self.autoencoder}",
+            f"train.steps={ENDLESS}",
+            "condition.pool=false",
+        )
         return read(LatentRun, LDM, [*place, *overrides])
 
     def stage1(self, *overrides: str) -> AutoencoderRun:

@@ -29,6 +29,7 @@ from ldm_kit.data.openmoji import OpenMojiConfig
 from ldm_kit.diffusion import randomness
 from ldm_kit.evaluation.reconstruction import Running, psnr, ssim
 from ldm_kit.methods.settings import Ranks, RunConfig
+from ldm_kit.nets.layout import suit
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import Turn
 
@@ -103,7 +104,9 @@ class Autoencoding:
     def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the modules that DDP wrapped; the perceptual trunk follows to their device."""
         self.wrapped = wrapped
-        self.perceptual.to(next(self.autoencode.parameters()).device)
+        device = next(self.autoencode.parameters()).device
+        suit(self.vae, device, self.config.train)
+        self.perceptual.to(device)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside weights: the codebook's running statistics."""

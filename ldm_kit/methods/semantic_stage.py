@@ -16,7 +16,7 @@ from ldm_kit.methods.diffae import DiffAERun, diffae_task
 from ldm_kit.methods.first_stage import FirstStage
 from ldm_kit.methods.pdae import PDAERun, pdae_task
 from ldm_kit.methods.semantic import SemanticTask
-from ldm_kit.nets.layout import choose_attention
+from ldm_kit.nets.layout import suit
 from ldm_kit.nets.semantic_unet import SemanticUNet, build_semantic_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
 
@@ -58,7 +58,7 @@ class SemanticStage:
         encoder = build_semantic(settings.encoder, resolution=pictures.resolution, channels=pictures.channels)
         decoder, task = _decoding(settings, encoder, latents, base)
         for net in (encoder, decoder):
-            choose_attention(net, device, "auto")
+            suit(net, device, settings.train)
         batches = PicturedLatents(latents, pictures, settings.seed)
         heldout = (first.latents(data.heldout, "heldout"), data.heldout) if len(data.heldout) else None
         return cls(settings, data, first.vae, base, encoder, decoder, task, latents, batches, heldout)

@@ -16,7 +16,7 @@ from ldm_kit.methods.latent import Latent, LatentRun, raw_conditions
 from ldm_kit.methods.prepared import prepared
 from ldm_kit.methods.settings import Ranks
 from ldm_kit.nets.build import build_unet
-from ldm_kit.nets.layout import choose_attention
+from ldm_kit.nets.layout import suit
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class LatentStage:
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
         )
-        choose_attention(unet, device, "auto")
+        suit(unet, device, settings.train)
         task = Latent(settings, unet, conditioner, ranks)
         batches = LatentBatches(latents, prepared(conditioner, raw), raw, settings.seed)
         heldout = None

@@ -89,6 +89,8 @@ class HalfUNet(ModelMixin, ConfigMixin):
         time_width: channels of the sinusoidal time embedding, a quarter of the learned one's; None: the first width.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,

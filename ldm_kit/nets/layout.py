@@ -1,14 +1,51 @@
-"""How a U-Net computes, never what: which attention kernel, which memory layout."""
+"""How a U-Net computes, never what: attention kernel, memory layout, compiled blocks, activations kept or not."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 AttentionKind = Literal["auto", "sdpa", "math"]
+SHAPES = 64  # compiled variants of a block; torch gives up after 8, and a U-Net has a dozen shapes of residual blocks
+
+
+class Manner(Protocol):
+    """What a run's config says of how its networks compute."""
+
+    @property
+    def compile(self) -> bool: ...
+    @property
+    def checkpointing(self) -> bool: ...
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Of weights and activations."""
+        ...
+
+
+def suit(net: nn.Module, device: torch.device, manner: Manner) -> None:
+    """Make a network that is about to be trained compute as its run's config says, in place.
+
+    Checkpointing reaches networks of diffusers' blocks; a short encoder keeps its activations.
+    """
+    choose_attention(net, device)
+    if manner.layout(device) is torch.channels_last:
+        channels_last(net)
+    if manner.checkpointing and getattr(net, "_supports_gradient_checkpointing", False):
+        net.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    if manner.compile:
+        compile_blocks(net)
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Have torch compile residual and transformer blocks, each shape when it is first met; names and weights stay."""
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    for module in net.modules():
+        if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
+            module.compile(dynamic=False)
 
 
 def choose_attention(unet: nn.Module, device: torch.device | str, kind: AttentionKind = "auto") -> None:

@@ -51,7 +51,7 @@ class Trainer:
     kept: list[Tensor] = field(init=False, default_factory=list)  # buffers before the attempt at a step
 
     def __post_init__(self) -> None:
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        layout = self.config.layout(self.accelerator.device)
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             agree.give(module.state_dict().values())

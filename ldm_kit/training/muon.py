@@ -96,16 +96,16 @@ def _factor(gram: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """A weight that moves: as a matrix, with its gradient and momentum of the same shape, in `count` blocks."""
+    """A weight that moves: as a matrix, with its gradient and momentum of the same shape, in so many blocks."""
 
     weight: Tensor
     gradient: Tensor
     momentum: Tensor
-    count: int
+    blocks: int
 
     def cut(self, matrix: Tensor) -> Tensor:
-        """[O, N] as blocks [count, O / count, N]."""
-        return matrix.view(self.count, -1, matrix.shape[1])
+        """[O, N] as blocks [K, O / K, N]."""
+        return matrix.view(self.blocks, -1, matrix.shape[1])
 
 
 class Muon(torch.optim.Optimizer):
@@ -120,7 +120,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(views, {"lr": config.lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of every weight that has a gradient."""
         (group,) = self.param_groups
         pieces = list(self._pieces(group["params"]))
@@ -129,7 +129,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_([p.momentum for p in pieces], [p.gradient for p in pieces], 1 - ahead)
         for alike in _alike(pieces):
             looks = [piece.cut(torch.lerp(piece.gradient, piece.momentum, ahead).bfloat16()) for piece in alike]
-            moves = orthogonal(torch.cat(looks), self.config.iterations).split([piece.count for piece in alike])
+            moves = orthogonal(torch.cat(looks), self.config.iterations).split([piece.blocks for piece in alike])
             pace = -group["lr"] * LIKE_ADAMW * max(moves[0].shape[1:]) ** 0.5
             for piece, move in zip(alike, moves, strict=True):
                 piece.weight.mul_(1 - group["lr"] * group["weight_decay"])

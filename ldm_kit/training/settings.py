@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from ldm_kit.config import Config
@@ -18,7 +19,16 @@ class TrainConfig(Config):
     precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="autocast precision; weights stay float32"
     )
-    channels_last: bool = Field(default=True, description="memory layout of the networks")
+    channels_last: bool | None = Field(
+        default=None,
+        description="memory layout of the networks; null: channels-last on GPUs and on CPUs with AMX, where it is fast",
+    )
+    compile: bool = Field(
+        default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
+    )
+    checkpointing: bool = Field(
+        default=False, description="make activations again in the backward pass: less memory, a third more time"
+    )
     workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
     checkpoint_every: int = Field(
         default=1000, gt=0, description="steps between checkpoints; the last step always has one"
@@ -36,3 +46,9 @@ class TrainConfig(Config):
         description="average gradients during the backward pass: faster over slow links, but memory that runs out on "
         "one process then stops the run",
     )
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Of weights and activations; the same on every machine of a kind, so that a resumed run keeps it."""
+        fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        last = fast if self.channels_last is None else self.channels_last
+        return torch.channels_last if last else torch.contiguous_format
