@@ -101,7 +101,7 @@ class PretrainedConditioner(Conditioner):
             return condition
         mean = condition.pooled
         assert mean is not None
-        return replace(condition, vector=F.normalize(mean, dim=1) * self.width**0.5)
+        return replace(condition, vector=F.normalize(mean, dim=1) * mean.shape[1] ** 0.5)
 
     def release(self) -> None:
         """Free the encoder; the null stays, and `prepare` loads the encoder again when it needs it."""
