@@ -105,15 +105,15 @@ def text_encoder(world: World, dtype: torch.dtype) -> tuple[Any, Any]:
         return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(world.text_encoder)
 
 
-def stage2(world: World, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
-    """Text-to-image training, one step at a time."""
+def stage2(world: World, precision: str, overrides: Sequence[str] = (), lr: float = 1e-4) -> Iterator[Player]:
+    """Text-to-image training, one step at a time; the network, with its average, after each."""
     settings = world.stage2(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
     text, tokenizer = text_encoder(world, dtype)
     vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
     _cast(dtype, vae.requires_grad_(False))
     unet = denoiser(settings, text.config.hidden_size).train()
-    player = Player(accelerator, unet, lr=1e-4)
+    player = Player(accelerator, unet, lr)
     length = getattr(settings.condition, "length", 77)
     data = _batches(Captioned(world.split().train, tokenizer, length), settings.train.batch_size)
     noising: Any = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
@@ -126,7 +126,8 @@ def stage2(world: World, precision: str, overrides: Sequence[str] = ()) -> Itera
             t = torch.randint(0, len(noising.betas), (len(z),))
             noisy, target = noising.add_noise(z, noise, t), noising.get_velocity(z, noise, t)
             found = player.net(noisy, t, states, return_dict=False)[0]
-            yield player.move(F.mse_loss(found.float(), target.float()))
+            player.move(F.mse_loss(found.float(), target.float()))
+            yield player
 
 
 def stage1(world: World, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:

@@ -32,7 +32,7 @@ class MuonConfig(Config):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
-        default=64, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
+        default=128, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
     )
 
 
@@ -123,13 +123,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of every weight that has a gradient."""
         (group,) = self.param_groups
-        pieces = list(self._pieces(group["params"]))
-        ahead = self.config.momentum
-        if pieces:
-            torch._foreach_lerp_([p.momentum for p in pieces], [p.gradient for p in pieces], 1 - ahead)
-        for alike in _alike(pieces):
-            looks = [piece.cut(torch.lerp(piece.gradient, piece.momentum, ahead).bfloat16()) for piece in alike]
-            moves = orthogonal(torch.cat(looks), self.config.iterations).split([piece.blocks for piece in alike])
+        for alike in _alike(self._pieces(group["params"])):
+            looks = _looks(alike, self.config.momentum)
+            moves = orthogonal(looks, self.config.iterations).split([piece.blocks for piece in alike])
             pace = -group["lr"] * LIKE_ADAMW * max(moves[0].shape[1:]) ** 0.5
             for piece, move in zip(alike, moves, strict=True):
                 piece.weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -149,6 +145,16 @@ class Muon(torch.optim.Optimizer):
         """Forget the weights' gradients."""
         for weight in self.weights:
             weight.grad = None
+
+
+def _looks(pieces: list[Piece], memory: float) -> Tensor:
+    """Move the momenta on; Nesterov's look ahead in bfloat16, all blocks one after the other. Gradients are used up."""
+    shape = pieces[0].cut(pieces[0].gradient).shape[1:]
+    looks = pieces[0].gradient.new_empty((sum(piece.blocks for piece in pieces), *shape), dtype=torch.bfloat16)
+    for piece, look in zip(pieces, looks.split([piece.blocks for piece in pieces]), strict=True):
+        piece.momentum.lerp_(piece.gradient, 1 - memory)
+        look.copy_(piece.cut(piece.gradient.lerp_(piece.momentum, memory)))
+    return looks
 
 
 def _alike(pieces: Iterable[Piece]) -> Iterable[list[Piece]]:

@@ -1,0 +1,108 @@
+"""Training for so many seconds of one core: the kit's own loop under a config, and the peers' script restated."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+import conditioning.factory as conditioners
+from benchmarks.speed import peers
+from benchmarks.speed.world import World
+from ldm_kit.config import read
+from ldm_kit.data.openmoji import load
+from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.settings import evaluating
+from ldm_kit.methods.stage import LatentStage
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.training.session import session
+
+CONFIG = Path("configs/demo/ldm.yaml")
+PILOT = 8  # steps that tell how long one takes; the first two are not counted
+Judge = Callable[[Pipeline], dict[str, float]]
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained with: overrides of the demo's config, or, with a `peer_lr`, the peers' script at that rate."""
+
+    overrides: tuple[str, ...] = ()
+    peer_lr: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """A run of the kit's loop."""
+
+    stage: LatentStage
+    trainer: Any
+    log: Any
+
+    def seconds(self) -> Iterator[float]:
+        """Processor time so far, after each step."""
+        began = time.process_time()
+        for step in self.trainer.train(self.stage.batches):
+            self.log.step(step)
+            yield time.process_time() - began
+
+    def judged(self, judge: Judge) -> Figures:
+        """What the averaged weights are worth."""
+        module, settings = self.stage.task.module, self.stage.settings
+        about: Any = (self.stage.vae, module.unet, module.conditioner, settings.schedule, settings.target)
+        with self.trainer.ema.applied(), evaluating(module):
+            return judge(Pipeline(*about, torch.bfloat16))
+
+
+@contextmanager
+def running(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: int) -> Iterator[Running]:
+    """The demo's config with a recipe's overrides, opened in a folder of its own."""
+    given = (f"run={place}", f"autoencoder={autoencoder}", f"seed={seed}", f"train.steps={steps}")
+    settings = read(LatentRun, CONFIG, [*given, "log.tensorboard=false", *recipe.overrides])
+    with session(settings, None) as run:
+        stage = LatentStage.open(settings, load(settings.data), run.device)
+        trainer = run.trainer(stage.task)
+        yield Running(stage, trainer, run.log(trainer))
+
+
+def pace(recipe: Recipe, place: Path, autoencoder: Path) -> float:
+    """Seconds of processor time a step of ours takes."""
+    with running(recipe, place, autoencoder, seed=0, steps=10**6) as run:
+        spent = list(islice(run.seconds(), PILOT))
+    return (spent[-1] - spent[1]) / (PILOT - 2)
+
+
+def ours(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: int, judge: Judge) -> Figures:
+    """The kit's loop to its end, where its learning rate has fallen to nothing."""
+    with running(recipe, place, autoencoder, seed, steps) as run:
+        *_, seconds = run.seconds()
+        return {"steps": steps, "seconds": seconds, **run.judged(judge)}
+
+
+def theirs(recipe: Recipe, place: Path, autoencoder: Path, seed: int, limit: float, judge: Judge) -> Figures:
+    """The peers' script in bf16, until `limit` seconds are spent; its averaged weights."""
+    assert recipe.peer_lr is not None
+    place.mkdir(parents=True)
+    (place / "ae").symlink_to(autoencoder.resolve())
+    world = World(place, cache_root(), 10**6)
+    torch.manual_seed(seed)
+    steps, began = peers.stage2(world, "bf16", lr=recipe.peer_lr), time.process_time()
+    for number, player in enumerate(steps, start=1):
+        if (seconds := time.process_time() - began) >= limit:
+            return {"steps": number, "seconds": seconds, **judge(_averaged(player, world, autoencoder))}
+    raise AssertionError("their loop has no end")
+
+
+def _averaged(player: peers.Player, world: World, autoencoder: Path) -> Pipeline:
+    assert player.ema is not None
+    player.ema.copy_to(player.net.parameters())
+    settings = world.stage2()
+    conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
+    about: Any = (AutoencoderKL.from_pretrained(autoencoder), player.net.eval(), conditioner)
+    return Pipeline(*about, settings.schedule, settings.target, torch.bfloat16)
