@@ -128,7 +128,7 @@ def test_each_block_of_rows_moves_by_itself_and_weights_without_gradient_stay():
         nn.Parameter(torch.ones(64, 64)),
     ]
     before = [weight.detach().clone() for weight in weights]
-    muon = Muon(weights, MuonConfig(lr=1.0), weight_decay=0.0)
+    muon = Muon(weights, MuonConfig(lr=1.0, block=64), weight_decay=0.0)
     weights[0].grad = torch.randn(128, 256)
     weights[0].grad[64:] *= 1e-3  # alone in its block, it moves as far
     weights[1].grad = torch.randn(64, 256)
