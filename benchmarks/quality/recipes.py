@@ -15,7 +15,7 @@ import conditioning.factory as conditioners
 from benchmarks.speed import peers
 from benchmarks.speed.world import World
 from ldm_kit.config import read
-from ldm_kit.data.openmoji import load
+from ldm_kit.data.openmoji import OpenMojiConfig, load
 from ldm_kit.methods.first_stage import cache_root
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.settings import evaluating
@@ -55,9 +55,10 @@ class Running:
     def judged(self, judge: Judge) -> Figures:
         """What the averaged weights are worth."""
         module, settings = self.stage.task.module, self.stage.settings
-        about: Any = (self.stage.vae, module.unet, module.conditioner, settings.schedule, settings.target)
+        vae: Any = self.stage.vae
+        unet: Any = module.unet
         with self.trainer.ema.applied(), evaluating(module):
-            return judge(Pipeline(*about, torch.bfloat16))
+            return judge(Pipeline(vae, unet, module.conditioner, settings.schedule, settings.target, torch.bfloat16))
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def running(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: in
     given = (f"run={place}", f"autoencoder={autoencoder}", f"seed={seed}", f"train.steps={steps}")
     settings = read(LatentRun, CONFIG, [*given, "log.tensorboard=false", *recipe.overrides])
     with session(settings, None) as run:
-        stage = LatentStage.open(settings, load(settings.data), run.device)
+        stage = LatentStage.open(settings, load(OpenMojiConfig(resolution=32)), run.device)
         trainer = run.trainer(stage.task)
         yield Running(stage, trainer, run.log(trainer))
 
@@ -104,5 +105,6 @@ def _averaged(player: peers.Player, world: World, autoencoder: Path) -> Pipeline
     player.ema.copy_to(player.net.parameters())
     settings = world.stage2()
     conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
-    about: Any = (AutoencoderKL.from_pretrained(autoencoder), player.net.eval(), conditioner)
-    return Pipeline(*about, settings.schedule, settings.target, torch.bfloat16)
+    vae: Any = AutoencoderKL.from_pretrained(autoencoder)
+    unet: Any = player.net.eval()
+    return Pipeline(vae, unet, conditioner, settings.schedule, settings.target, torch.bfloat16)

@@ -1,0 +1,112 @@
+"""Trainings in workers of their own, a core each, and what their models are judged by."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import current_process, get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from autoencoder.perceptual import Perceptual
+from benchmarks.quality.recipes import Figures, Judge, Recipe, ours, pace, theirs
+from ldm_kit.data.images import to_unit
+from ldm_kit.data.openmoji import OpenMojiConfig, load
+from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
+from ldm_kit.demo.show import LITE0, WISH, judges
+from ldm_kit.evaluation.fidelity import embed, frechet
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.training.session import cores
+
+FOLDER = Path("runs/benchmarks/quality")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    recipe: Recipe
+    minutes: float
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """Where its figures are kept."""
+        told = [*self.recipe.overrides, f"peer {self.recipe.peer_lr}" if self.recipe.peer_lr else "ours"]
+        words = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
+        return FOLDER / f"{words}-{self.minutes:g}min-{self.seed}.json"
+
+    def done(self) -> Figures:
+        """Its figures."""
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+
+def run(jobs: Sequence[Job], autoencoder: Path, prompts: int) -> None:
+    """Every training that has no figures yet, as many at a time as there are cores."""
+    left = [job for job in dict.fromkeys(jobs) if not job.path.exists()]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=_alone) as pool:
+        paces: dict[Recipe, Future[float]] = {}
+        for job in left:
+            if job.recipe.peer_lr is None and job.recipe not in paces:
+                paces[job.recipe] = pool.submit(_pace, job.recipe, autoencoder)
+        steps = {recipe: found.result() for recipe, found in paces.items()}
+        waiting = [pool.submit(_train, job, autoencoder, prompts, steps.get(job.recipe)) for job in left]
+        for job in tqdm(waiting, unit="training", disable=not waiting):
+            job.result()
+
+
+def _alone() -> None:
+    """One thread, on a core of this worker's own."""
+    torch.set_num_threads(1)
+    free = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {free[(current_process()._identity[0] - 1) % len(free)]})
+
+
+def _pace(recipe: Recipe, autoencoder: Path) -> float:
+    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
+        return pace(recipe, Path(folder) / "run", autoencoder)
+
+
+def _train(job: Job, autoencoder: Path, prompts: int, step: float | None) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="quality-"))
+    try:
+        judge = judging(autoencoder, prompts)
+        given = (job.recipe, folder / "run", autoencoder, job.seed)
+        if step is None:
+            found = theirs(*given, job.minutes * 60, judge)
+        else:
+            found = ours(*given, max(10, round(job.minutes * 60 / step)), judge)
+    finally:
+        shutil.rmtree(folder)
+    job.path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def judging(autoencoder: Path, prompts: int) -> Judge:
+    """Prompt fidelity as the demo has it, and the distance of Lite0 features to the prompts' true pictures."""
+    split = load(OpenMojiConfig(resolution=32))
+    drawings, lite0 = Drawings.all(split), Perceptual(LITE0)
+    parts = {"seen": split.train, "unseen": split.compositional}
+
+    @torch.no_grad()
+    def judge(pipeline: Pipeline) -> Figures:
+        latents = judges(pipeline, torch.device("cpu"))["autoencoder latents"]
+        references, found = known(drawings, latents), {}
+        for name, part in parts.items():
+            assert part is not None
+            texts = chosen(part, prompts, name)
+            made = draw(pipeline, texts, WISH)
+            row = measured(drawings, references, made, texts, latents)
+            found |= {f"{name} rank1": row.rank1, f"{name} rank5": row.rank5}
+            if name == "seen":
+                true = drawings.pixels[[drawings.of[text] for text in texts]]
+                clouds = [embed(lambda x: lite0.features(to_unit(x)), pictures) for pictures in (made, true)]
+                found["lite0"] = frechet(*clouds)
+        return found
+
+    return judge
