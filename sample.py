@@ -17,7 +17,8 @@ def main(
     prompts_file: Annotated[Path | None, typer.Option("--prompts_file", help="a text file, one prompt a line")] = None,
     count: Annotated[int, typer.Option(help="pictures of each prompt")] = 1,
     seed: Annotated[int, typer.Option(help="seed of each prompt's first picture; the next counts up")] = 0,
-    steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
+    fast: Annotated[bool, typer.Option("--fast", help="what time allows: 8 steps, bf16 (docs/performance.md)")] = False,
+    steps: Annotated[int | None, typer.Option(help="sampling steps; left out: 20, or 8 with --fast")] = None,
     solver: Annotated[
         str, typer.Option(help="ddpm, ddpm-large, ddim, dpm++, unipc, heun, euler-a, sde or diffusers:CLASS")
     ] = "dpm++",
@@ -39,14 +40,16 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the pictures and grid.png")] = Path("samples"),
     batch_size: Annotated[int, typer.Option("--batch_size", help="pictures at once; changes no picture")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")] = None,
-    precision: Annotated[str, typer.Option(help="no, bf16 or fp16 autocast")] = "no",
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16; left out: no, or bf16 with --fast")] = None,
     metadata: Annotated[bool, typer.Option("--metadata/--no_metadata", help="prompt and settings in the PNGs")] = True,
 ) -> None:
     """Draw every prompt `count` times; a picture depends on its prompt, seed and settings alone."""
     with door():
         from ldm_kit.drawing import Guides, Order, draw_to_folder
-        from ldm_kit.wish import Wish
+        from ldm_kit.wish import FAST_STEPS, Wish
 
+        steps = steps if steps is not None else FAST_STEPS if fast else Wish.steps
+        precision = precision or ("bf16" if fast else "no")
         free = (guidance_scale, negative_prompt, rescale, interval)
         by_others = (classifier_scale, classifier_class, algorithm, autoguidance_scale)
         wish = Wish(steps, solver, *free, spacing, eta, clip, *by_others)

@@ -2,19 +2,21 @@
 
 python -m benchmarks.quality recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
 python -m benchmarks.quality choices     the demo's recipe with one thing changed, each for 2 minutes
+python -m benchmarks.quality steps       the demo's model drawn with several solvers and numbers of steps
 
 Every training has a core to itself, one thread, and a budget of that core's processor time, so that what else the
 machine does meanwhile changes little. Rows lie in runs/benchmarks/quality, one file a training: a second call goes on.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.quality.recipes import Recipe
+from benchmarks.quality.recipes import Figures, Recipe
+from benchmarks.quality.steps import ROWS, drawn
 from benchmarks.quality.trainings import FOLDER, Job, run
 from benchmarks.speed import machine
 from benchmarks.speed.page import put, table
@@ -43,8 +45,9 @@ FIGURES = {
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="recipes, choices; both when left out")] = None,
     autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = Path("runs/demo/ae/model"),
+    model: Annotated[Path, typer.Option(help="what `steps` draws with")] = Path("runs/demo/ldm/model"),
     minutes: Annotated[float, typer.Option(help="of one core, for the peers; choices have a fifth of it")] = 10,
-    seeds: Annotated[int, typer.Option(help="trainings of each row")] = 3,
+    seeds: Annotated[int, typer.Option(help="trainings of each row of recipes and choices")] = 3,
     prompts: Annotated[int, typer.Option(help="pictures that a figure is taken from")] = 200,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/performance.md")] = True,
 ) -> None:
@@ -52,15 +55,18 @@ def main(
     with door():
         if not autoencoder.is_dir():
             raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
-        sections: Mapping[str, Callable[[float, int], dict[str, list[Job]]]] = {"recipes": recipes, "choices": choices}
-        chosen_names = names or list(sections)
-        if unknown := [name for name in chosen_names if name not in sections]:
-            raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(sections)}")
+        chosen = names or list(TITLES)
+        if unknown := [name for name in chosen if name not in TITLES]:
+            raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(TITLES)}")
         FOLDER.mkdir(parents=True, exist_ok=True)
-        for name in chosen_names:
-            rows = sections[name](minutes, seeds)
-            run([job for jobs in rows.values() for job in jobs], autoencoder, prompts)
-            text = f"{TITLES[name]}\n\n{_table(rows)}\n\n{_about(name, seeds, prompts)}"
+        for name in chosen:
+            if name == "steps":
+                found, about = _steps(drawn(model, prompts)), "one model, one picture a prompt"
+            else:
+                rows = (recipes if name == "recipes" else choices)(minutes, seeds)
+                run([job for jobs in rows.values() for job in jobs], autoencoder, prompts)
+                found, about = _table(rows), f"means over {seeds} seeds and their range"
+            text = f"{TITLES[name]}\n\n{found}\n\n{_about(name, about, prompts)}"
             typer.echo(f"{text}\n")
             if page:
                 put(f"quality {name}", text)
@@ -81,6 +87,7 @@ def choices(minutes: float, seeds: int) -> dict[str, list[Job]]:
 TITLES = {
     "recipes": "## Time to quality: whole recipes",
     "choices": "## Time to quality: single choices\n\nThe demo's recipe with one thing changed, each for as long:",
+    "steps": "## What steps are worth\n\nThe demo's model, guidance 2:",
 }
 
 
@@ -105,10 +112,20 @@ def _shown(key: str, values: Sequence[float]) -> str:
     return f"{mean:.0f}{unit} ({low:.0f} to {high:.0f})"
 
 
-def _about(name: str, seeds: int, prompts: int) -> str:
+def _steps(found: Mapping[str, Figures]) -> str:
+    first = next(iter(found.values()))["seconds a picture"]
+    lines = []
+    for name, one in found.items():
+        times = first / one["seconds a picture"]
+        shown = [f"{one[key]:.0f}" if key == "lite0" else f"{100 * one[key]:.1f} %" for key in FIGURES.values()]
+        lines.append((name, str(ROWS[name].evaluations), f"{times:.1f}", *shown))
+    return table(("", "network evaluations", "times as fast", *FIGURES), lines)
+
+
+def _about(name: str, about: str, prompts: int) -> str:
     return (
-        f"`python -m benchmarks.quality {name}` on {machine.described()}, each training on one core with one thread; "
-        f"means over {seeds} seeds and their range, {prompts} prompts (at most) a figure."
+        f"`python -m benchmarks.quality {name}` on {machine.described()}, each row on one core with one thread; "
+        f"{about}, {prompts} prompts (at most) a figure."
     )
 
 

@@ -1,9 +1,11 @@
 """Trainings in workers of their own, a core each, and what their models are judged by."""
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from autoencoder.perceptual import Perceptual
-from benchmarks.quality.recipes import Figures, Judge, Recipe, ours, pace, theirs
+from benchmarks.quality.recipes import CONFIG, Figures, Judge, Recipe, ours, pace, theirs
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.openmoji import OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
@@ -22,6 +24,7 @@ from ldm_kit.demo.show import LITE0, WISH, judges
 from ldm_kit.evaluation.fidelity import embed, frechet
 from ldm_kit.pipeline import Pipeline
 from ldm_kit.training.session import cores
+from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
 
@@ -39,7 +42,8 @@ class Job:
         """Where its figures are kept."""
         told = [*self.recipe.overrides, f"peer {self.recipe.peer_lr}" if self.recipe.peer_lr else "ours"]
         words = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
-        return FOLDER / f"{words}-{self.minutes:g}min-{self.seed}.json"
+        config = hashlib.sha256(CONFIG.read_bytes()).hexdigest()[:8]  # another config, another training
+        return FOLDER / f"{config}-{words}-{self.minutes:g}min-{self.seed}.json"
 
     def done(self) -> Figures:
         """Its figures."""
@@ -49,8 +53,7 @@ class Job:
 def run(jobs: Sequence[Job], autoencoder: Path, prompts: int) -> None:
     """Every training that has no figures yet, as many at a time as there are cores."""
     left = [job for job in dict.fromkeys(jobs) if not job.path.exists()]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=_alone) as pool:
+    with workers() as pool:
         paces: dict[Recipe, Future[float]] = {}
         for job in left:
             if job.recipe.peer_lr is None and job.recipe not in paces:
@@ -59,6 +62,12 @@ def run(jobs: Sequence[Job], autoencoder: Path, prompts: int) -> None:
         waiting = [pool.submit(_train, job, autoencoder, prompts, steps.get(job.recipe)) for job in left]
         for job in tqdm(waiting, unit="training", disable=not waiting):
             job.result()
+
+
+def workers() -> ProcessPoolExecutor:
+    """As many processes as there are cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=_alone)
 
 
 def _alone() -> None:
@@ -76,7 +85,7 @@ def _pace(recipe: Recipe, autoencoder: Path) -> float:
 def _train(job: Job, autoencoder: Path, prompts: int, step: float | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
-        judge = judging(autoencoder, prompts)
+        judge = judging(prompts)
         given = (job.recipe, folder / "run", autoencoder, job.seed)
         if step is None:
             found = theirs(*given, job.minutes * 60, judge)
@@ -87,8 +96,8 @@ def _train(job: Job, autoencoder: Path, prompts: int, step: float | None) -> Non
     job.path.write_text(json.dumps(found), encoding="utf-8")
 
 
-def judging(autoencoder: Path, prompts: int) -> Judge:
-    """Prompt fidelity as the demo has it, and the distance of Lite0 features to the prompts' true pictures."""
+def judging(prompts: int, wish: Wish = WISH) -> Judge:
+    """Prompt fidelity as the demo has it, Lite0's distance to the prompts' true pictures, and seconds a picture."""
     split = load(OpenMojiConfig(resolution=32))
     drawings, lite0 = Drawings.all(split), Perceptual(LITE0)
     parts = {"seen": split.train, "unseen": split.compositional}
@@ -99,11 +108,13 @@ def judging(autoencoder: Path, prompts: int) -> Judge:
         references, found = known(drawings, latents), {}
         for name, part in parts.items():
             assert part is not None
-            texts = chosen(part, prompts, name)
-            made = draw(pipeline, texts, WISH)
+            texts, began = chosen(part, prompts, name), time.process_time()
+            made = draw(pipeline, texts, wish)
+            spent = (time.process_time() - began) / len(texts)
             row = measured(drawings, references, made, texts, latents)
             found |= {f"{name} rank1": row.rank1, f"{name} rank5": row.rank5}
             if name == "seen":
+                found["seconds a picture"] = spent
                 true = drawings.pixels[[drawings.of[text] for text in texts]]
                 clouds = [embed(lambda x: lite0.features(to_unit(x)), pictures) for pictures in (made, true)]
                 found["lite0"] = frechet(*clouds)

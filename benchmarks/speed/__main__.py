@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Bench], str]] = {
     "sampling": sections.sampling,
     "machine": sections.machine_share,
     "growth": growth.growth,
+    "processes": growth.processes,
     "start": growth.start,
     "pixels": sections.pixels,
 }

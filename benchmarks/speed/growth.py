@@ -1,5 +1,7 @@
 """What a step costs as things grow, and how long doors take to open."""
 
+import json
+import os
 import resource
 import statistics
 import subprocess
@@ -8,11 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from benchmarks.speed import ours
 from benchmarks.speed.page import table
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.turns import Work
+from benchmarks.speed.world import LDM
 
 TOKENS = 8  # few, so that a hundred thousand captions fit in memory
 DOORS = ("train_ae.py", "train_ldm.py", "sample.py", "edit.py")
@@ -45,6 +49,45 @@ def growth(bench: Bench) -> str:
     ]
     head = ("our stage-2 step", "milliseconds", "... of processor time")
     return f"## Growth\n\nThe demo's U-Net on random latents, {TOKENS} tokens:\n\n{table(head, rows)}"
+
+
+def processes(bench: Bench) -> str:
+    """Steps a second of the door itself with one process and two, a thread each, gradients averaged over gloo."""
+    batch = 8 if bench.quick else 64
+    cases = {
+        f"1 process, batch {batch}": (1, batch),
+        f"2 processes, batch {batch} between them": (2, batch),
+        f"2 processes, batch {batch} each": (2, 2 * batch),
+    }
+    rows, first = [], 0.0
+    for name, (count, size) in cases.items():
+        pictures = size * _steps_a_second(bench, count, size)
+        first = first or pictures
+        rows.append((name, f"{pictures / size:.2f}", f"{pictures:.0f}", f"{pictures / first:.2f}"))
+    head = ("stage 2, the demo's U-Net", "steps a second", "pictures a second", "times the first row")
+    return f"## Growth with processes\n\nOne thread each, so two processes have two cores:\n\n{table(head, rows)}"
+
+
+def _steps_a_second(bench: Bench, count: int, batch: int) -> float:
+    settings, size = bench.world.stage2(), bench.sizes[0]
+    steps = 4 if bench.quick else 8 * bench.plan.blocks
+    given = {
+        "run": settings.run,
+        "autoencoder": bench.world.autoencoder,
+        "data.cache": bench.world.raster,
+        "train.steps": steps,
+        "log.every": steps // 4,  # the first quarter is not counted
+        "log.evaluate_every": 10 * steps,
+        "log.tensorboard": "false",
+    }
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "train_ldm.py")
+    told = [f"{key}={value}" for key, value in given.items()]
+    arguments = [*launch, str(LDM), *told, *size.overrides, f"train.batch_size={batch}"]
+    alone = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run(arguments, check=True, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines = (Path(settings.run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = [line["steps_per_second"] for line in map(json.loads, lines) if "steps_per_second" in line]
+    return statistics.median(speeds[1:])
 
 
 def start(bench: Bench) -> str:

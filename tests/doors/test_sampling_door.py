@@ -203,6 +203,19 @@ def test_a_worse_model_steers(world: World, tmp_path):
     assert np.abs(plain - steered).max() > 3
 
 
+def test_fast_is_a_word_for_flags(world: World, tmp_path):
+    model = world.model("text")
+    for name, flags in {
+        "fast": ["--fast"],
+        "told": ["--steps", "8", "--precision", "bf16"],
+        "more": ["--fast", "--steps", "3", "--precision", "no"],
+        "three": ["--steps", "3"],
+    }.items():
+        assert through("sample", model, "red", "--out", tmp_path / name, *flags).status == 0
+    found = {name: next((tmp_path / name).glob("*red*.png")).read_bytes() for name in ("fast", "told", "more", "three")}
+    assert found["fast"] == found["told"] != found["more"] == found["three"]
+
+
 def test_hostile_prompts_stay_in_the_folder(world: World, tmp_path):
     prompts = ["../../etc/passwd", "CON", "a\nb", "-rf", "x" * 300, "\u202egnp.exe", "💥", "a/b\\c", "%s", ".hidden"]
     arguments = ("--", world.model("text"), *prompts)

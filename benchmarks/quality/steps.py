@@ -1,0 +1,61 @@
+"""What steps are worth: one trained model, drawn with several solvers and budgets of network evaluations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality.recipes import Figures
+from benchmarks.quality.trainings import judging, workers
+from ldm_kit.pipeline import Pipeline
+from ldm_kit.wish import Wish
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of drawing."""
+
+    wish: Wish
+    precision: torch.dtype | None = torch.bfloat16
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network for a picture: two a step where there is guidance, and again as many in heun's."""
+        low, high = self.wish.interval
+        return round((2 if self.wish.solver == "heun" else 1) * self.wish.steps * (1 + high - low))
+
+
+def _row(solver: str, steps: int, interval: tuple[float, float] = (0.0, 1.0)) -> Row:
+    return Row(Wish(steps=steps, solver=solver, guidance_scale=2.0, interval=interval))
+
+
+ROWS: Mapping[str, Row] = {
+    "PNDM, 50 steps, float32 (StableDiffusionPipeline's defaults)": Row(
+        Wish(steps=50, solver="diffusers:PNDMScheduler", guidance_scale=2.0), None
+    ),
+    "ddim, 50": _row("ddim", 50),
+    "ddim, 10": _row("ddim", 10),
+    "dpm++, 50": _row("dpm++", 50),
+    "dpm++, 20": _row("dpm++", 20),
+    "dpm++, 15": _row("dpm++", 15),
+    "dpm++, 10": _row("dpm++", 10),
+    "dpm++, 10, guided at t / T of 0.2 to 0.9": _row("dpm++", 10, (0.2, 0.9)),
+    "dpm++, 8": _row("dpm++", 8),
+    "dpm++, 6": _row("dpm++", 6),
+    "unipc, 10": _row("unipc", 10),
+    "unipc, 8": _row("unipc", 8),
+    "unipc, 6": _row("unipc", 6),
+    "heun, 5": _row("heun", 5),
+}
+
+
+def drawn(model: Path, prompts: int) -> dict[str, Figures]:
+    """Figures of every row, several rows at a time."""
+    with workers() as pool:
+        waiting = {name: pool.submit(_drawn, row, model, prompts) for name, row in ROWS.items()}
+        return {name: found.result() for name, found in waiting.items()}
+
+
+def _drawn(row: Row, model: Path, prompts: int) -> Figures:
+    return judging(prompts, row.wish)(Pipeline.load(model, precision=row.precision))
