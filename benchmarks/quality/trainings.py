@@ -51,8 +51,8 @@ class Job:
 
 
 def run(jobs: Sequence[Job], autoencoder: Path, prompts: int) -> None:
-    """Every training that has no figures yet, as many at a time as there are cores."""
-    left = [job for job in dict.fromkeys(jobs) if not job.path.exists()]
+    """Every training that has no figures yet, as many at a time as there are cores; one seed of all, then the next."""
+    left = sorted((job for job in dict.fromkeys(jobs) if not job.path.exists()), key=lambda job: job.seed)
     with workers() as pool:
         paces: dict[Recipe, Future[float]] = {}
         for job in left:

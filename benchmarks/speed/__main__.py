@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.speed import growth, machine, sections
+from benchmarks.speed import growth, machine, sections, strangers
 from benchmarks.speed.page import put
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.turns import Plan
@@ -50,6 +50,9 @@ def main(
         with tempfile.TemporaryDirectory(prefix="speed-") as folder:
             bench = Bench(World.make(Path(folder), 64 if quick else 1024), plan, quick)
             for name in chosen:
+                if name == "pixels" and not strangers.installed():
+                    typer.echo("pixels: left out, denoising-diffusion-pytorch is not installed (strangers.py)\n")
+                    continue
                 text = f"{SECTIONS[name](bench)}\n\n{_about(name, plan)}"
                 typer.echo(f"{text}\n")
                 if page and not quick:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,6 @@ STARTS = {
 
 def growth(bench: Bench) -> str:
     """Seconds a step against batch, resolution and size of the set."""
-    few = replace(bench, plan=replace(bench.plan, steps=1))
     batches, records = ((2, 4), 20) if bench.quick else ((8, 16, 32, 64), 1000)
     small = bench.sizes[0].overrides[0]
     batch = batches[len(batches) // 2 - 1]
@@ -43,7 +41,7 @@ def growth(bench: Bench) -> str:
     grown = {f"batch {size}": step(8, records, size) for size in batches}
     grown |= {f"latents {side} x {side}, batch {batch}": step(side, records, batch) for side in (8, 16)}
     grown |= {f"{n} records, batch {batch}": step(8, n, batch) for n in (records, 100 * records)}
-    found = few.measured(grown)
+    found = bench.measured(grown)
     rows = [
         (name, f"{one.seconds * 1e3:.0f}", f"{statistics.median(one.cpu) * 1e3:.0f}") for name, one in found.items()
     ]

@@ -157,8 +157,6 @@ def machine_share(bench: Bench) -> str:
 def pixels(bench: Bench) -> str:
     """Beside denoising-diffusion-pytorch, at about as many parameters."""
     title = "## Pixels: training steps beside denoising-diffusion-pytorch"
-    if not strangers.installed():
-        return f"{title}\n\nnot installed (see benchmarks/speed/strangers.py)"
     batch = 4 if bench.quick else 16
     given = ("unet={widths: [64, 128, 256], attention: [false, false, true], layers: 1, head_size: 32}",)
     given = (*given, f"train.batch_size={batch}", "target=v", "flip=true")
