@@ -19,6 +19,10 @@ class TrainConfig(Config):
     precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="autocast precision; weights stay float32"
     )
+    attention: Literal["auto", "sdpa", "math", "xformers"] = Field(
+        default="auto",
+        description="kernel of attention; auto: math on a CPU, else sdpa; xformers only if it works here",
+    )
     channels_last: bool | None = Field(
         default=None,
         description="memory layout of the networks; null: channels-last on GPUs and on CPUs with AMX, where it is fast",

@@ -1,11 +1,16 @@
 """How networks are made to compute: nothing of it changes what they compute."""
 
+import sys
+import warnings
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models import attention_processor
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor, XFormersAttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
@@ -128,3 +133,45 @@ def test_an_autoencoder_is_suited_too():
     suit(net, CPU, manner(checkpointing=True))
     assert net.encoder.gradient_checkpointing
     assert net.decoder.gradient_checkpointing
+
+
+def right(query, key, value, attn_bias=None, op=None, scale=None):
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias, scale=scale)
+
+
+def wrong(query, key, value, attn_bias=None, op=None, scale=None):
+    return right(query, key, value, scale=scale)  # deaf to the mask
+
+
+def broken(*args, **kwargs):
+    raise NotImplementedError("No operator found\nfor this and that")
+
+
+@pytest.mark.parametrize(("operation", "said"), [
+    (right, None), (wrong, "its results are not torch's"), (broken, "No operator found"), (None, "no xformers here"),
+])  # fmt: skip
+def test_xformers_is_used_only_where_it_works(operation, said, monkeypatch):
+    class Refused:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "xformers":
+                raise ImportError("no xformers here")
+
+    monkeypatch.setattr(sys, "meta_path", [Refused(), *sys.meta_path])
+    if operation is not None:
+        ops = SimpleNamespace(memory_efficient_attention=operation)
+        fake = SimpleNamespace(ops=ops)
+        monkeypatch.setitem(sys.modules, "xformers", fake)
+        monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+        monkeypatch.setattr(attention_processor, "xformers", fake)
+    net, plain = unet().eval(), unet().eval()
+    suit(plain, CPU, manner())
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        suit(net, CPU, manner(attention="xformers"))
+    found = [str(one.message) for one in heard if "xformers" in str(one.message)]
+    assert found == ([] if said is None else [f"attention xformers cannot be used here ({said}); torch's own is used"])
+    kinds = {type(m.processor) for m in net.modules() if isinstance(m, Attention)}
+    assert kinds == {XFormersAttnProcessor if said is None else AttnProcessor}
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 5, 16))
+    a, b = net(*inputs).sample, plain(*inputs).sample
+    assert torch.allclose(a, b, atol=1e-4) if said is None else torch.equal(a, b)
