@@ -21,6 +21,7 @@ from ldm_kit.config import Config
 SMALLEST = 64  # a matrix with a smaller side is left to AdamW: first and last layers, narrow nets
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315  # of Newton and Schulz's iteration, as Jordan et al. tuned them
 LIKE_ADAMW = 0.2  # root mean square of an update at learning rate 1 (Liu et al. 2025, eq. 4)
+AT_ONCE = 2**22, 2**26  # numbers worked on together, on a CPU (a few megabytes, in cache) and elsewhere
 
 
 class MuonConfig(Config):
@@ -157,9 +158,13 @@ def _looks(pieces: list[Piece], memory: float) -> Tensor:
     return looks
 
 
-def _alike(pieces: Iterable[Piece]) -> Iterable[list[Piece]]:
-    """Pieces whose blocks have one shape."""
+def _alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces whose blocks have one shape, as many together as AT_ONCE has room for."""
     found: dict[tuple[int, ...], list[Piece]] = defaultdict(list)
     for piece in pieces:
-        found[tuple(piece.cut(piece.weight).shape[1:])].append(piece)
-    return found.values()
+        alike = found[tuple(piece.cut(piece.weight).shape[1:])]
+        if alike and (len(alike) + 1) * piece.weight.numel() > AT_ONCE[piece.weight.device.type != "cpu"]:
+            yield alike.copy()
+            alike.clear()
+        alike.append(piece)
+    yield from found.values()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
-from ldm_kit.training import optim
+from ldm_kit.training import muon, optim
 from ldm_kit.training.muon import CUBIC, LINEAR, QUINTIC, Muon, MuonConfig, as_matrix, blocks, matrices, orthogonal
 from ldm_kit.training.optim import OptimConfig
 
@@ -31,10 +31,10 @@ def test_it_takes_wide_matrices_and_convolutions_only(channels_last):
 def test_a_step_moves_the_weight_itself_along_an_orthogonal_matrix(channels_last):
     conv = net(channels_last)[2]
     before = conv.weight.detach().clone()
-    muon = Muon([conv.weight], MuonConfig(lr=0.1), weight_decay=0.0)
+    optimiser = Muon([conv.weight], MuonConfig(lr=0.1), weight_decay=0.0)
     conv.weight.grad = torch.randn_like(conv.weight).contiguous()  # not the weight's layout: must be paired by element
     push = as_matrix(conv.weight.grad, conv.weight)
-    muon.step()
+    optimiser.step()
     change = as_matrix((conv.weight - before).detach(), conv.weight)
     assert torch.linalg.svdvals(change / (0.1 * 0.2 * 576**0.5)).sub(1).abs().max() < 0.4  # Newton-Schulz is not exact
     assert torch.nn.functional.cosine_similarity(change.flatten(), -push.flatten(), dim=0) > 0.5
@@ -105,7 +105,7 @@ def test_so_many_iterations(iterations):
 def test_whole_matrices_move_as_torchs_muon_moves_them(channels_last):
     ours, theirs = net(channels_last), net(channels_last)
     weights = list(matrices(ours))
-    muon = Muon(weights, MuonConfig(lr=0.1, block=None), weight_decay=0.1)
+    optimiser = Muon(weights, MuonConfig(lr=0.1, block=None), weight_decay=0.1)
     views = [nn.Parameter(as_matrix(weight.detach().clone(), weight)) for weight in matrices(theirs)]
     torchs = torch.optim.Muon(views, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     before = [view.detach().clone() for view in views]
@@ -113,7 +113,7 @@ def test_whole_matrices_move_as_torchs_muon_moves_them(channels_last):
         for weight, view in zip(weights, views, strict=True):
             weight.grad = torch.randn_like(weight)
             view.grad = as_matrix(weight.grad, weight).clone()
-        muon.step()
+        optimiser.step()
         torchs.step()
     for weight, view, start in zip(weights, views, before, strict=True):
         moved = as_matrix(weight.detach(), weight) - start
@@ -128,12 +128,26 @@ def test_each_block_of_rows_moves_by_itself_and_weights_without_gradient_stay():
         nn.Parameter(torch.ones(64, 64)),
     ]
     before = [weight.detach().clone() for weight in weights]
-    muon = Muon(weights, MuonConfig(lr=1.0, block=64), weight_decay=0.0)
+    optimiser = Muon(weights, MuonConfig(lr=1.0, block=64), weight_decay=0.0)
     weights[0].grad = torch.randn(128, 256)
     weights[0].grad[64:] *= 1e-3  # alone in its block, it moves as far
     weights[1].grad = torch.randn(64, 256)
-    muon.step()
+    optimiser.step()
     change = (weights[0] - before[0]).detach() / (0.2 * 256**0.5)
     for block in (change[:64], change[64:], (weights[1] - before[1]).detach() / (0.2 * 256**0.5)):
         assert torch.linalg.svdvals(block).sub(1).abs().max() < 0.4
     assert torch.equal(weights[2], before[2])
+
+
+def test_what_is_worked_on_together_changes_nothing_else(monkeypatch):
+    changes = []
+    for most in (1, 2**22):
+        monkeypatch.setattr(muon, "AT_ONCE", (most, most))
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.zeros(64, 128)) for _ in range(3)]
+        optimiser = Muon(weights, MuonConfig(lr=1.0), weight_decay=0.0)
+        for weight in weights:
+            weight.grad = torch.randn(64, 128)
+        optimiser.step()
+        changes.append(torch.stack([weight.detach() for weight in weights]))
+    torch.testing.assert_close(changes[0], changes[1], rtol=0.02, atol=0.02)
