@@ -9,7 +9,7 @@ from ldm_kit.nets.solvers import FOREIGN, SOLVERS
 CLIPS = ("auto", "none", "clip", "dynamic", "published")
 ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
 CHURNING = ("ddim", "diffusers:DDIMScheduler")  # solvers that take eta
-FAST_STEPS = 8  # of dpm++: below these, pictures are visibly worse (docs/performance.md, what steps are worth)
+FAST_STEPS = 8  # of dpm++, whose pictures are about those of 50 (docs/performance.md, what steps are worth)
 
 
 @dataclass(frozen=True)
