@@ -28,9 +28,7 @@ OURS = Recipe()
 CHOICES = {
     "the demo's recipe": OURS,
     "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
-    "Muon on whole weights": Recipe(("optim.muon.block=null",)),
     "captions by attention alone": Recipe(("condition.pool=false",)),
-    "time added, not scale and shift": Recipe(("unet.time=add",)),
     "min-SNR 5": Recipe(("min_snr=5",)),
     "logit-normal times": Recipe(("times.density=logit_normal",)),
 }

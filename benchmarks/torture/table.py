@@ -58,9 +58,10 @@ What is promised, and how far it goes, says [training.md](training.md).
   whose entry it has wrong.
 - **1, 2, 4 processes**: pictures with their flips, times, noises and drops equal as sets for each batch; losses within
   1e-6 relatively over 100 steps, and after the number changed twice in the middle. Without dropout and revived codes,
-  which are not promised. Autoencoders against their discriminator are compared over 30 steps (KL) and 10 (VQ): the game
-  is chaotic, and within 100 steps a learning rate that differs by 1e-7 moves a loss as far as another number of
-  processes does; and where rounding changes which code is nearest, a VQ autoencoder's loss leaps.
+  which are not promised. Autoencoders against their discriminator are compared over 30 steps (KL) and 10 (VQ, in
+  channels-last layout): the game is chaotic, and within 100 steps a learning rate that differs by 1e-7 moves a loss as
+  far as another number of processes does; and where rounding changes which code is nearest, a VQ autoencoder's loss
+  leaps, in contiguous layout at the seventh step.
 - **ckpt-chaos** is a crash tester from PyPI that knows nothing of this project. Its published figures for others, on
   its own machine: {published}.
 """
