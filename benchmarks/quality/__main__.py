@@ -29,7 +29,6 @@ CHOICES = {
     "the demo's recipe": OURS,
     "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
     "captions by attention alone": Recipe(("condition.pool=false",)),
-    "min-SNR 5": Recipe(("min_snr=5",)),
     "logit-normal times": Recipe(("times.density=logit_normal",)),
 }
 FIGURES = {
