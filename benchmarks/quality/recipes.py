@@ -37,6 +37,15 @@ class Recipe:
     peer_lr: float | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a training lives, on which first stage, with which seed."""
+
+    run: Path
+    autoencoder: Path
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Running:
     """A run of the kit's loop."""
@@ -62,9 +71,9 @@ class Running:
 
 
 @contextmanager
-def running(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: int) -> Iterator[Running]:
+def running(recipe: Recipe, place: Place, steps: int) -> Iterator[Running]:
     """The demo's config with a recipe's overrides, opened in a folder of its own."""
-    given = (f"run={place}", f"autoencoder={autoencoder}", f"seed={seed}", f"train.steps={steps}")
+    given = (f"run={place.run}", f"autoencoder={place.autoencoder}", f"seed={place.seed}", f"train.steps={steps}")
     settings = read(LatentRun, CONFIG, [*given, "log.tensorboard=false", *recipe.overrides])
     with session(settings, None) as run:
         stage = LatentStage.open(settings, load(OpenMojiConfig(resolution=32)), run.device)
@@ -72,39 +81,39 @@ def running(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: in
         yield Running(stage, trainer, run.log(trainer))
 
 
-def pace(recipe: Recipe, place: Path, autoencoder: Path) -> float:
+def pace(recipe: Recipe, place: Place) -> float:
     """Seconds of processor time a step of ours takes."""
-    with running(recipe, place, autoencoder, seed=0, steps=10**6) as run:
+    with running(recipe, place, steps=10**6) as run:
         spent = list(islice(run.seconds(), PILOT))
     return (spent[-1] - spent[1]) / (PILOT - 2)
 
 
-def ours(recipe: Recipe, place: Path, autoencoder: Path, seed: int, steps: int, judge: Judge) -> Figures:
+def ours(recipe: Recipe, place: Place, steps: int, judge: Judge) -> Figures:
     """The kit's loop to its end, where its learning rate has fallen to nothing."""
-    with running(recipe, place, autoencoder, seed, steps) as run:
+    with running(recipe, place, steps) as run:
         *_, seconds = run.seconds()
         return {"steps": steps, "seconds": seconds, **run.judged(judge)}
 
 
-def theirs(recipe: Recipe, place: Path, autoencoder: Path, seed: int, limit: float, judge: Judge) -> Figures:
+def theirs(recipe: Recipe, place: Place, limit: float, judge: Judge) -> Figures:
     """The peers' script in bf16, until `limit` seconds are spent; its averaged weights."""
     assert recipe.peer_lr is not None
-    place.mkdir(parents=True)
-    (place / "ae").symlink_to(autoencoder.resolve())
-    world = World(place, cache_root(), 10**6)
-    torch.manual_seed(seed)
+    place.run.mkdir(parents=True)
+    (place.run / "ae").symlink_to(place.autoencoder.resolve())
+    world = World(place.run, cache_root(), 10**6)
+    torch.manual_seed(place.seed)
     steps, began = peers.stage2(world, "bf16", lr=recipe.peer_lr), time.process_time()
     for number, player in enumerate(steps, start=1):
         if (seconds := time.process_time() - began) >= limit:
-            return {"steps": number, "seconds": seconds, **judge(_averaged(player, world, autoencoder))}
+            return {"steps": number, "seconds": seconds, **judge(_averaged(player, world))}
     raise AssertionError("their loop has no end")
 
 
-def _averaged(player: peers.Player, world: World, autoencoder: Path) -> Pipeline:
+def _averaged(player: peers.Player, world: World) -> Pipeline:
     assert player.ema is not None
     player.ema.copy_to(player.net.parameters())
     settings = world.stage2()
     conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
-    vae: Any = AutoencoderKL.from_pretrained(autoencoder)
+    vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
     unet: Any = player.net.eval()
     return Pipeline(vae, unet, conditioner, settings.schedule, settings.target, torch.bfloat16)

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from autoencoder.perceptual import Perceptual
-from benchmarks.quality.recipes import CONFIG, Figures, Judge, Recipe, ours, pace, theirs
+from benchmarks.quality.recipes import CONFIG, Figures, Judge, Place, Recipe, ours, pace, theirs
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.openmoji import OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
@@ -79,18 +79,18 @@ def _alone() -> None:
 
 def _pace(recipe: Recipe, autoencoder: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        return pace(recipe, Path(folder) / "run", autoencoder)
+        return pace(recipe, Place(Path(folder) / "run", autoencoder))
 
 
 def _train(job: Job, autoencoder: Path, prompts: int, step: float | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
         judge = judging(prompts)
-        given = (job.recipe, folder / "run", autoencoder, job.seed)
+        place = Place(folder / "run", autoencoder, job.seed)
         if step is None:
-            found = theirs(*given, job.minutes * 60, judge)
+            found = theirs(job.recipe, place, job.minutes * 60, judge)
         else:
-            found = ours(*given, max(10, round(job.minutes * 60 / step)), judge)
+            found = ours(job.recipe, place, max(10, round(job.minutes * 60 / step)), judge)
     finally:
         shutil.rmtree(folder)
     job.path.write_text(json.dumps(found), encoding="utf-8")
