@@ -100,6 +100,7 @@ def test_compile_marks_blocks_and_leaves_names_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, which pytest would make errors of inside it
 def test_compiled_blocks_compute_the_same():
     plain, inputs = asked("unet")
     net = deepcopy(plain)
