@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.quality.recipes import Figures, Recipe
 from benchmarks.quality.steps import ROWS, drawn
-from benchmarks.quality.trainings import FOLDER, Job, run
+from benchmarks.quality.trainings import Job, Setting, run
 from benchmarks.speed import machine
 from benchmarks.speed.page import put, table
 from ldm_kit.cli import door, serve
@@ -55,14 +55,14 @@ def main(
         chosen = names or list(TITLES)
         if unknown := [name for name in chosen if name not in TITLES]:
             raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(TITLES)}")
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        setting = Setting(autoencoder, prompts)
         for name in chosen:
             if name == "steps":
                 found, about = _steps(drawn(model, prompts)), "one model, one picture a prompt"
             else:
                 rows = (recipes if name == "recipes" else choices)(minutes, seeds)
-                run([job for jobs in rows.values() for job in jobs], autoencoder, prompts)
-                found, about = _table(rows), f"means over {seeds} seeds and their range"
+                run([job for jobs in rows.values() for job in jobs], setting)
+                found, about = _table(rows, setting), f"means over {seeds} seeds and their range"
             text = f"{TITLES[name]}\n\n{found}\n\n{_about(name, about, prompts)}"
             typer.echo(f"{text}\n")
             if page:
@@ -92,10 +92,10 @@ def _jobs(recipe: Recipe, minutes: float, seeds: int) -> list[Job]:
     return [Job(recipe, minutes, seed) for seed in range(seeds)]
 
 
-def _table(rows: Mapping[str, Sequence[Job]]) -> str:
+def _table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
     lines = []
     for name, jobs in rows.items():
-        found = [job.done() for job in jobs]
+        found = [setting.done(job) for job in jobs]
         shown = [_shown(key, [one[key] for one in found]) for key in FIGURES.values()]
         steps, seconds = (statistics.median(one[key] for one in found) for key in ("steps", "seconds"))
         lines.append((name, f"{seconds:.0f}", f"{steps:.0f}", *shown))

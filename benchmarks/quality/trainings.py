@@ -37,29 +37,45 @@ class Job:
     minutes: float
     seed: int
 
-    @property
-    def path(self) -> Path:
-        """Where its figures are kept."""
+    def path(self, folder: Path) -> Path:
+        """Where in a folder its figures are kept."""
         told = [*self.recipe.overrides, f"peer {self.recipe.peer_lr}" if self.recipe.peer_lr else "ours"]
         words = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
-        config = hashlib.sha256(CONFIG.read_bytes()).hexdigest()[:8]  # another config, another training
-        return FOLDER / f"{config}-{words}-{self.minutes:g}min-{self.seed}.json"
-
-    def done(self) -> Figures:
-        """Its figures."""
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        return folder / f"{words}-{self.minutes:g}min-{self.seed}.json"
 
 
-def run(jobs: Sequence[Job], autoencoder: Path, prompts: int) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings of a table share."""
+
+    autoencoder: Path
+    prompts: int
+
+    @property
+    def folder(self) -> Path:
+        """Of figures that were got with this config, this autoencoder and so many prompts, and no others."""
+        found = hashlib.sha256(f"{self.prompts}".encode())
+        for path in (CONFIG, *sorted(self.autoencoder.glob("*.safetensors"))):
+            found.update(path.read_bytes())
+        return FOLDER / found.hexdigest()[:12]
+
+    def done(self, job: Job) -> Figures:
+        """A job's figures."""
+        return json.loads(job.path(self.folder).read_text(encoding="utf-8"))
+
+
+def run(jobs: Sequence[Job], setting: Setting) -> None:
     """Every training that has no figures yet, as many at a time as there are cores; one seed of all, then the next."""
-    left = sorted((job for job in dict.fromkeys(jobs) if not job.path.exists()), key=lambda job: job.seed)
+    folder, autoencoder = setting.folder, setting.autoencoder
+    folder.mkdir(parents=True, exist_ok=True)
+    left = sorted((job for job in dict.fromkeys(jobs) if not job.path(folder).exists()), key=lambda job: job.seed)
     with workers() as pool:
         paces: dict[Recipe, Future[float]] = {}
         for job in left:
             if job.recipe.peer_lr is None and job.recipe not in paces:
                 paces[job.recipe] = pool.submit(_pace, job.recipe, autoencoder)
         steps = {recipe: found.result() for recipe, found in paces.items()}
-        waiting = [pool.submit(_train, job, autoencoder, prompts, steps.get(job.recipe)) for job in left]
+        waiting = [pool.submit(_train, job, setting, steps.get(job.recipe)) for job in left]
         for job in tqdm(waiting, unit="training", disable=not waiting):
             job.result()
 
@@ -82,18 +98,20 @@ def _pace(recipe: Recipe, autoencoder: Path) -> float:
         return pace(recipe, Place(Path(folder) / "run", autoencoder))
 
 
-def _train(job: Job, autoencoder: Path, prompts: int, step: float | None) -> None:
+def _train(job: Job, setting: Setting, step: float | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
-        judge = judging(prompts)
-        place = Place(folder / "run", autoencoder, job.seed)
+        judge = judging(setting.prompts)
+        place = Place(folder / "run", setting.autoencoder, job.seed)
         if step is None:
             found = theirs(job.recipe, place, job.minutes * 60, judge)
         else:
             found = ours(job.recipe, place, max(10, round(job.minutes * 60 / step)), judge)
     finally:
         shutil.rmtree(folder)
-    job.path.write_text(json.dumps(found), encoding="utf-8")
+    path = job.path(setting.folder)
+    path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+    path.with_suffix(".part").replace(path)  # whole, or not there
 
 
 def judging(prompts: int, wish: Wish = WISH) -> Judge:

@@ -31,7 +31,7 @@ class TrainConfig(Config):
         default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
     )
     checkpointing: bool = Field(
-        default=False, description="make activations again in the backward pass: less memory, a third more time"
+        default=False, description="make activations again in the backward pass: less memory, more time"
     )
     workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
     checkpoint_every: int = Field(
