@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
@@ -22,7 +22,7 @@ from ldm_kit.training import checkpoint
 # Where things lie, how often they are shown or kept; what lies there is compared by fingerprint when training goes on.
 _MAY_CHANGE = (
     *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep", "train.keep_best"),
-    *("train.save_attempts", "train.max_skips", "train.overlap"),
+    *("train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
     *("data.cache", "data.path", "data.memory_limit"),
 )
 
@@ -96,10 +96,13 @@ def choose(run: Path, resume: str | None) -> Path | None:
 def same_config(folder: Path, config: BaseModel) -> None:
     """Refuse to resume under a config that would change the result. A run may be prolonged if its rate is constant.
 
+    A field that is younger than the checkpoint counts as what it is when left out, so its default must be what was done
+    before there was such a field.
+
     Raises:
         UserError: naming every differing key.
     """
-    old = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"]
+    old = _completed(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"], type(config))
     free = _MAY_CHANGE if _decays(old) else (*_MAY_CHANGE, "train.steps")
     changed = [
         key
@@ -109,6 +112,14 @@ def same_config(folder: Path, config: BaseModel) -> None:
     if changed:
         verb = "differs" if len(changed) == 1 else "differ"
         raise UserError(f"cannot resume {folder}: {', '.join(changed)} {verb} from the config it was trained with")
+
+
+def _completed(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """A saved config with the fields that it does not know at their defaults; as it is where it has become invalid."""
+    try:
+        return kind.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def _decays(config: Mapping[str, Any]) -> bool:

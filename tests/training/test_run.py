@@ -96,6 +96,7 @@ def refused(tree, tmp_path, old, new):
         "train.keep=5",
         "train.checkpoint_every=3",
         "train.steps=80",
+        "train.checkpointing=true",
         "data.memory_limit=0",
     ],
 )
@@ -116,6 +117,29 @@ def test_what_changes_results_is_refused_by_name(tmp_path, key):
 def test_every_differing_key_is_named(tmp_path):
     with pytest.raises(UserError, match=r": condition\.length, seed, unet\.widths differ from"):
         refused(TEXT, tmp_path, [], ["seed=3", "condition.length=9", "unet.widths=[8,8]"])
+
+
+def older(tmp_path, change):
+    """A checkpoint whose config was changed as plain text, as if by another version of the kit."""
+    folder = checkpointed(tmp_path, settings(KL, tmp_path, tmp_path / "run"))
+    state = folder / "trainer_state.json"
+    known = json.loads(state.read_text())
+    change(known["config"])
+    state.write_text(json.dumps(known))
+    return folder
+
+
+def test_a_checkpoint_may_be_older_than_a_field_that_is_left_out(tmp_path):
+    folder = older(tmp_path, lambda config: config["train"].pop("compile"))
+    run.same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
+    with pytest.raises(UserError, match=r": train\.compile differs from"):
+        run.same_config(folder, settings(KL, tmp_path, tmp_path / "run", "train.compile=true"))
+
+
+def test_a_checkpoint_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path):
+    folder = older(tmp_path, lambda config: config["train"].update(magic=3))
+    with pytest.raises(UserError, match=r": train\.magic differs from"):
+        run.same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("optimiser", ["optim", "discriminator_optim"])

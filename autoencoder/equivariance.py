@@ -1,0 +1,60 @@
+"""Latents that move as pictures do, which a diffusion model learns sooner (Kouzelis et al. 2025, "EQ-VAE").
+
+In a share of the steps the latent is scaled down and turned before it is decoded, and the whole loss compares with the
+picture scaled and turned alike. Of the other steps some train on small pictures throughout.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+DRAWS = 4  # numbers that a step's move is made of
+
+
+class Move(NamedTuple):
+    """What happens to a square of numbers: its side becomes `side` / `of` as long, and it is turned by quarters."""
+
+    side: int
+    of: int
+    turns: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Latents or pictures [B, C, H, W], whose sides are multiples of `of`, moved."""
+        if self.side != self.of:
+            size = [length * self.side // self.of for length in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return torch.rot90(x, self.turns, (-2, -1))
+
+
+class EquivarianceConfig(BaseModel):
+    """How often and how far latents are moved in training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(default=0.5, ge=0, le=1, description="Of steps that decode a moved latent.")
+    small: float = Field(
+        default=0.25, ge=0, le=1, description="Of the other steps, on pictures scaled down beforehand."
+    )
+    least: float = Field(default=0.25, gt=0, lt=1, description="Smallest scale.")
+
+    def smallest(self, side: int) -> int:
+        """The least side that a latent of a side may come to."""
+        return math.ceil(self.least * side)
+
+    def drawn(self, u: Sequence[float], side: int) -> tuple[Move | None, Move | None]:
+        """What happens to a step's pictures beforehand, and to its latents [B, Z, side, side] before they are decoded.
+
+        u: `DRAWS` numbers in [0, 1) that belong to the step.
+        """
+        low = self.smallest(side)
+        scaled = low + int(u[1] * (side - low))
+        if side < 2 or scaled == side:  # nothing is smaller
+            return None, None
+        if u[0] < self.share:
+            return None, Move(scaled, side, 1 + int(u[2] * 3))
+        return (Move(scaled, side) if u[3] < self.small else None), None
