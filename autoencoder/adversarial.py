@@ -1,6 +1,6 @@
 """The two-player step: one pass of the autoencoder feeds its own loss, then the discriminator's (Esser et al. 2021)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,34 +18,34 @@ Logs = dict[str, Tensor]
 
 def two_player(
     x: Tensor,
-    noise: Tensor,
+    made: Reconstruction,
     step: int,
     *,
-    autoencode: Callable[[Tensor, Tensor], Reconstruction],
     criterion: AutoencoderLoss,
     last_layer: Tensor,
     discriminate: Map | None = None,
     raw_discriminator: nn.Module | None = None,
     average: Map = itself,
     codebook: Codebook | None = None,
+    judged: Tensor | None = None,
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
     """Yield ("autoencoder", loss, logs), then where it learns ("discriminator", loss, logs): call backward in between.
 
-    `autoencode` and `discriminate` are the wrapped modules; `raw_discriminator` is the unwrapped one, frozen until the
-    autoencoder's backward is over. `average` is the mean over ranks. Consume the generator to its end: `codebook` sees
-    the latents when it resumes after the autoencoder's turn, and is the caller's to settle once the step stands. Logs
-    are detached tensors; lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but
-    has no players.
+    `made` is what the wrapped autoencoder made and is to be compared with x [B, C, H, W]; pass it on without keeping
+    it, or its graph outlives the backward pass. `discriminate` is the wrapped discriminator, `raw_discriminator` the
+    unwrapped one, frozen until the autoencoder's backward is over. `average` is the mean over ranks; `judged` [B] are
+    the pictures that the perceptual distance sees. Consume the generator to its end: `codebook` sees the latents when
+    it resumes after the autoencoder's turn, and is the caller's to settle once the step stands. Logs are detached
+    tensors; lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but has no players.
     """
     game = criterion.config.adversarial
     if game is not None and (discriminate is None or raw_discriminator is None):
         raise AutoencoderError("The criterion asks for an adversarial game: pass discriminate and raw_discriminator.")
-    made = autoencode(x, noise)
     fake, latents, indices = made.picture.detach(), made.moments.mean.detach(), made.indices
     with frozen(raw_discriminator):
         yield (
             "autoencoder",
-            *_autoencoder_side(criterion(x, made), made, step, game, raw_discriminator, last_layer, average),
+            *_autoencoder_side(criterion(x, made, judged), made, step, game, raw_discriminator, last_layer, average),
         )
     del made
     if codebook is not None and indices is not None:

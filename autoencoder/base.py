@@ -4,6 +4,7 @@ A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and
 latent that the U-Net sees; `posterior` and `Autoencode` speak of the raw one, on which the KL term is defined.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -113,12 +114,16 @@ class Autoencode(nn.Module):
         self.beta = beta
         self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
 
-    def forward(self, x: Tensor, noise: Tensor) -> Reconstruction:
-        """Encode x [B, C, H, W], draw a latent with `noise` [B, Z, h, w] (unused by VQ), decode."""
+    def forward(self, x: Tensor, noise: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> Reconstruction:
+        """Encode x [B, C, H, W], draw a latent with `noise` [B, Z, h, w] (unused by VQ), decode.
+
+        `move` is what happens to the latent in between; latents of a codebook stay where they are.
+        """
         scale = None if self.log_scale is None else self.log_scale.clone()
         moments = posterior(self.vae, x)
         if isinstance(self.vae, AutoencoderKL):
-            picture = reconstruct(self.vae, sample(moments, noise))
+            z = sample(moments, noise)
+            picture = reconstruct(self.vae, z if move is None else move(z))
             return Reconstruction(picture, moments, picture.new_zeros(()), log_scale=scale)
         found: Quantised = quantise(moments.mean, self.vae.quantize.embedding.weight, self.beta)
         return Reconstruction(_render(self.vae, found.latents), moments, found.loss, found.indices, scale)

@@ -68,6 +68,11 @@ class CriterionConfig(BaseModel):
     kl_weight: float = Field(default=1e-6, ge=0, description="Weight of the KL in nats, in LDM's sum convention.")
     perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the perceptual distance.")
     learned_scale: bool = Field(default=False, description="Learn the likelihood's log scale s.")
+    perceptual_every: int = Field(
+        default=1,
+        ge=1,
+        description="Judge one picture in so many, which then counts so many times: cheaper, and the same on average.",
+    )
     pixel: Literal["l1", "l2"] = Field(default="l1", description="Pixel error.")
     codebook_weight: float = Field(default=1.0, ge=0, description="Weight of a VQ model's codebook loss.")
     adversarial: AdversarialConfig | None = Field(default=None, description="The game; none for no discriminator.")
@@ -114,21 +119,35 @@ class AutoencoderLoss(nn.Module):
         self.config = config
         self.perceptual = perceptual
 
-    def forward(self, x: Tensor, made: Reconstruction) -> Terms:
-        """The terms for pictures x [B, C, H, W]. Raises AutoencoderError when s is wanted but `made` brings none."""
+    def judged(self, position: Tensor) -> Tensor | None:
+        """Which pictures at sample positions [B] the perceptual distance sees, bool [B]; None: all."""
+        every = self.config.perceptual_every
+        return None if every == 1 else position % every == 0
+
+    def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> Terms:
+        """The terms for pictures x [B, C, H, W], of which the perceptual distance sees those `judged` [B].
+
+        Raises AutoencoderError when s is wanted but `made` brings none.
+        """
         if self.config.learned_scale != (made.log_scale is not None):
             raise AutoencoderError(
                 f"learned_scale is {self.config.learned_scale} in the criterion but not in the autoencoder: "
                 "build Autoencode(vae, learned_scale=config.learned_scale)."
             )
         pixel = losses.pixel_error(made.picture, x, self.config.pixel)
-        perceptual = self._perceptual(made.picture, x)
+        perceptual = self._perceptual(made.picture, x, judged)
         kl = losses.kl_per_pixel(made.moments, x) if made.indices is None else pixel.new_zeros(len(x))
         nll = losses.nll(pixel + self.config.perceptual_weight * perceptual, made.log_scale)
         total = nll.mean() + self.config.kl_weight * kl.mean() + self.config.codebook_weight * made.codebook_loss
         return Terms(total, nll.mean(), pixel.mean(), perceptual.mean(), kl.mean(), made.codebook_loss)
 
-    def _perceptual(self, picture: Tensor, x: Tensor) -> Tensor:
+    def _perceptual(self, picture: Tensor, x: Tensor, judged: Tensor | None) -> Tensor:
         if self.perceptual is None or self.config.perceptual_weight == 0:
             return x.new_zeros(len(x))
-        return self.perceptual(picture, x)
+        if judged is None:
+            return self.perceptual(picture, x)
+        places = judged.nonzero()[:, 0]
+        if len(places) == 0:
+            return x.new_zeros(len(x))
+        found = self.config.perceptual_every * self.perceptual(picture[places], x[places])
+        return found.new_zeros(len(x)).index_copy(0, places, found)

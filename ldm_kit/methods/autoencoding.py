@@ -21,6 +21,7 @@ from autoencoder.codebook import Codebook, CodeUsage, forget
 from autoencoder.config import AutoencoderConfig, build
 from autoencoder.criterion import AutoencoderLoss, CriterionConfig
 from autoencoder.discriminator import Discriminator, DiscriminatorConfig
+from autoencoder.equivariance import DRAWS, EquivarianceConfig, Move
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from autoencoder.vq import VQConfig
 from ldm_kit.data.batches import chunks
@@ -40,6 +41,9 @@ class AutoencoderRun(RunConfig):
     autoencoder: AutoencoderConfig
     criterion: CriterionConfig = CriterionConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
+    equivariance: EquivarianceConfig | None = Field(
+        default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
+    )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim")
 
@@ -54,14 +58,22 @@ class AutoencoderRun(RunConfig):
             )
         if net.channels != channels:
             raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
+        if self.equivariance is not None and isinstance(net, VQConfig):
+            raise ValueError("equivariance moves latents between the codes of a codebook; expected autoencoder.kind kl")
         if self.criterion.adversarial is not None:
             if judge.channels != channels:
                 raise ValueError(f"discriminator.channels is {judge.channels}, but the pictures have {channels}")
-            if net.resolution < (least := 3 * 2**judge.layers):
+            if self._smallest < (least := 3 * 2**judge.layers):
                 raise ValueError(
-                    f"discriminator.layers {judge.layers} needs pictures of {least} px, got {net.resolution}"
+                    f"discriminator.layers {judge.layers} needs pictures of {least} px, got {self._smallest}"
                 )
         return self
+
+    @property
+    def _smallest(self) -> int:
+        """Side in pixels of the smallest pictures that a step may train on."""
+        factor, side = 2 ** (len(self.autoencoder.widths) - 1), self.autoencoder.resolution
+        return side if self.equivariance is None else factor * self.equivariance.smallest(side // factor)
 
 
 class Autoencoding:
@@ -133,19 +145,29 @@ class Autoencoding:
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[Turn]:
         """The autoencoder's turn, then the discriminator's once it learns."""
         x, position = batch["x"], batch["position"]
+        beforehand, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
+        x = x if beforehand is None else beforehand(x)
         shape = latent_shape(self.vae, *x.shape[-2:])
+        noise = randomness.normal(self.config.seed, "posterior", position, shape)
         return two_player(
-            x,
-            randomness.normal(self.config.seed, "posterior", position, shape),
+            x if move is None else move(x),
+            self.wrapped["autoencoder"](x, noise, move),
             step,
-            autoencode=self.wrapped["autoencoder"],
             criterion=self.criterion,
             last_layer=self.autoencode.last_layer,
             discriminate=self.wrapped.get("discriminator"),
             raw_discriminator=self.discriminator,
             average=self.average,
             codebook=self.codebook,
+            judged=self.criterion.judged(position),
         )
+
+    def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
+        """Of pictures beforehand and of latents, the same on every process and in every micro-batch of a step."""
+        if (wanted := self.config.equivariance) is None:
+            return None, None
+        u = randomness.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
+        return wanted.drawn(u.tolist(), side)
 
 
 @torch.no_grad()

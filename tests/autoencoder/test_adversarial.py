@@ -24,9 +24,8 @@ def play(players, step=0, balance="ldm", **game):
     criterion = AutoencoderLoss(CriterionConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
     return two_player(
         X,
-        NOISE,
+        wrapped(X, NOISE),
         step,
-        autoencode=wrapped,
         criterion=criterion,
         last_layer=wrapped.last_layer,
         discriminate=judge,
@@ -124,11 +123,11 @@ def test_a_learned_scale_gets_a_gradient(players):
 
 def test_without_a_game_there_is_one_player(players):
     criterion = AutoencoderLoss(CriterionConfig())
-    turns = two_player(X, NOISE, 0, autoencode=players[0], criterion=criterion, last_layer=players[0].last_layer)
+    turns = two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer)
     assert [turn[0] for turn in turns] == ["autoencoder"]
     criterion = AutoencoderLoss(CriterionConfig(adversarial=AdversarialConfig()))
     with pytest.raises(AutoencoderError, match="pass discriminate"):
-        next(two_player(X, NOISE, 0, autoencode=players[0], criterion=criterion, last_layer=players[0].last_layer))
+        next(two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer))
 
 
 def test_freezing_ends_even_when_the_loop_breaks_off(players):

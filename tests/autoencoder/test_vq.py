@@ -171,7 +171,7 @@ def test_a_training_step_shows_the_codebook_its_latents_after_the_backward():
     before = book.embedding.weight.clone()
     x, criterion = torch.rand(2, 3, 16, 16), AutoencoderLoss(CriterionConfig())
     turns = two_player(
-        x, torch.empty(0), 1, autoencode=wrapped, criterion=criterion, last_layer=wrapped.last_layer, codebook=book
+        x, wrapped(x, torch.empty(0)), 1, criterion=criterion, last_layer=wrapped.last_layer, codebook=book
     )
     for _, loss, logs in turns:
         loss.backward()
