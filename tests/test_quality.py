@@ -1,17 +1,22 @@
 """The benchmark of time to quality: its files, its tables, and that recipes are what they say."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality import trainings
 from benchmarks.quality.recipes import CONFIG, Recipe
 from benchmarks.quality.steps import ROWS
 from benchmarks.quality.trainings import Job, Setting
+from benchmarks.quality.trials import TRIALS, dispersion
 from ldm_kit.config import read
-from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.latent import Latent, LatentRun
 from ldm_kit.wish import refuse
 
 
@@ -40,9 +45,61 @@ def test_figures_are_not_taken_for_those_of_another_setting(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("name", quality.CHOICES)
-def test_a_choice_changes_the_demos_config(name):
-    plain, changed = read(LatentRun, CONFIG, []), read(LatentRun, CONFIG, list(quality.CHOICES[name].overrides))
-    assert (plain == changed) == (name == "the demo's recipe")
+def test_a_choice_changes_something_that_there_is(name):
+    recipe = quality.CHOICES[name]
+    changed = [read(LatentRun, CONFIG, list(recipe.overrides)) != read(LatentRun, CONFIG, [])]
+    changed += [recipe.trial is not None and issubclass(TRIALS[recipe.trial], Latent)]
+    if recipe.first_stage is not None:
+        given = list(recipe.first_stage)
+        changed += [
+            read(AutoencoderRun, trainings.FIRST_STAGE, given) != read(AutoencoderRun, trainings.FIRST_STAGE, [])
+        ]
+    assert sum(changed) == (name != "the demo's recipe")
+
+
+def test_a_first_stage_of_its_own_is_not_taken_for_another(monkeypatch, tmp_path):
+    setting = Setting(tmp_path / "table", 200)
+    plain, own = Recipe(), Recipe(first_stage=("criterion.pixel=l1",))
+    found = [
+        setting.first_stage(plain),
+        setting.first_stage(own),
+        setting.first_stage(Recipe(first_stage=("flip=false",))),
+    ]
+    assert found[0] == setting.autoencoder
+    (tmp_path / "other.yaml").write_text("train: {}\n")
+    monkeypatch.setattr(trainings, "FIRST_STAGE", tmp_path / "other.yaml")
+    assert len({*found, setting.first_stage(own)}) == 4
+
+
+@pytest.fixture
+def latents():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(16, 4, 2, 2, generator=generator) for _ in range(2)]
+
+
+def test_assigned_noise_is_the_same_noise_with_less_to_move(latents):
+    x_0, eps = latents
+    made = object.__new__(TRIALS["assigned"]).chosen(x_0, eps, torch.arange(16))  # pyright: ignore
+    assert {tuple(one.flatten().tolist()) for one in made} == {tuple(one.flatten().tolist()) for one in eps}
+    assert (made - x_0).flatten(1).norm(dim=1).sum() < (eps - x_0).flatten(1).norm(dim=1).sum()
+
+
+def test_the_nearest_noise_depends_on_no_batch_mate(latents):
+    x_0, eps = latents
+    task = object.__new__(TRIALS["nearest"])
+    task.config = SimpleNamespace(seed=0)
+    whole = task.chosen(x_0, eps, torch.arange(16))
+    parts = [task.chosen(x_0[i : i + 1], eps[i : i + 1], torch.tensor([i])) for i in range(16)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert ((whole - x_0).flatten(1).norm(dim=1) <= (eps - x_0).flatten(1).norm(dim=1)).all()
+    assert not torch.equal(whole, eps)
+
+
+def test_dispersion_is_its_formula_and_falls_as_features_part(latents):
+    h = latents[0]
+    pairs = [math.exp(-float((a - b).square().sum()) / (h[0].numel() * 0.5)) for a in h for b in h]
+    assert float(dispersion(h, 0.5)) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-4)
+    assert dispersion(3 * h) < dispersion(h) < dispersion(0 * h) == 0
 
 
 def test_the_table_has_means_and_ranges():

@@ -28,8 +28,20 @@ OURS = Recipe()
 CHOICES = {
     "the demo's recipe": OURS,
     "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
+    "Muon on whole weights": Recipe(("optim.muon.block=null",)),
+    "Muon at 6e-3, AdamW at 3e-3": Recipe(("optim.muon.lr=6e-3", "optim.lr=3e-3")),
+    "learning rate constant": Recipe(("optim.decay=constant",)),
     "captions by attention alone": Recipe(("condition.pool=false",)),
-    "logit-normal times": Recipe(("times.density=logit_normal",)),
+    "time added": Recipe(("unet.time=add",)),
+    "uniform times": Recipe(("times.density=uniform",)),
+    "eps, min-SNR 5, uniform times": Recipe(("target=eps", "min_snr=5", "times.density=uniform")),
+    "flow": Recipe(("target=flow", "schedule.kind=flow")),
+    "average over more (std 0.1)": Recipe(("ema.std=0.1",)),
+    "average over less (std 0.025)": Recipe(("ema.std=0.025",)),
+    "noise assigned over the batch": Recipe(trial="assigned"),
+    "the nearest of four noises": Recipe(trial="nearest"),
+    "dispersive loss": Recipe(trial="dispersive"),
+    "equivariant latents (EQ-VAE)": Recipe(first_stage=("equivariance={}",)),
 }
 FIGURES = {
     "Lite0 distance": "lite0",

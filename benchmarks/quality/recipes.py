@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 import conditioning.factory as conditioners
+from benchmarks.quality.trials import TRIALS
 from benchmarks.speed import peers
 from benchmarks.speed.world import World
 from ldm_kit.config import read
@@ -31,10 +32,22 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained with: overrides of the demo's config, or, with a `peer_lr`, the peers' script at that rate."""
+    """What is trained with: overrides of the demo's config, or, with a `peer_lr`, the peers' script at that rate.
+
+    `trial` is a changed task of `trials`; `first_stage` trains an autoencoder anew, under overrides of the demo's.
+    """
 
     overrides: tuple[str, ...] = ()
     peer_lr: float | None = None
+    trial: str | None = None
+    first_stage: tuple[str, ...] | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All of it in words."""
+        of = [f"peer {self.peer_lr}" if self.peer_lr else "ours"]
+        of += [f"trial {self.trial}"] if self.trial else []
+        return (*self.overrides, *(f"first {word}" for word in self.first_stage or ()), *of)
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,8 @@ def running(recipe: Recipe, place: Place, steps: int) -> Iterator[Running]:
     settings = read(LatentRun, CONFIG, [*given, "log.tensorboard=false", *recipe.overrides])
     with session(settings, None) as run:
         stage = LatentStage.open(settings, load(OpenMojiConfig(resolution=32)), run.device)
+        if recipe.trial is not None:
+            stage.task = TRIALS[recipe.trial](settings, stage.task.module.unet, stage.task.module.conditioner)
         trainer = run.trainer(stage.task)
         yield Running(stage, trainer, run.log(trainer))
 

@@ -58,4 +58,4 @@ def drawn(model: Path, prompts: int) -> dict[str, Figures]:
 
 
 def _drawn(row: Row, model: Path, prompts: int) -> Figures:
-    return judging(prompts, row.wish)(Pipeline.load(model, precision=row.precision))
+    return judging(prompts, model / "vae", row.wish)(Pipeline.load(model, precision=row.precision))

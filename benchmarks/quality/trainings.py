@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import torch
+import yaml
+from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from autoencoder.perceptual import Perceptual
@@ -27,6 +31,20 @@ from ldm_kit.training.session import cores
 from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
+FIRST_STAGE = Path("configs/demo/ae.yaml")
+
+
+def _recipe(config: Path, *, whole: bool) -> str:
+    """What a config says of training, without where it goes, what is shown of it, and, unless `whole`, its length."""
+    given = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not whole:
+        given["train"].pop("steps", None)
+    return json.dumps({key: value for key, value in given.items() if key not in ("run", "log", "sample")})
+
+
+def _words(told: Sequence[str]) -> str:
+    """As a file's name."""
+    return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
 
 
 @dataclass(frozen=True)
@@ -39,9 +57,7 @@ class Job:
 
     def path(self, folder: Path) -> Path:
         """Where in a folder its figures are kept."""
-        told = [*self.recipe.overrides, f"peer {self.recipe.peer_lr}" if self.recipe.peer_lr else "ours"]
-        words = "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
-        return folder / f"{words}-{self.minutes:g}min-{self.seed}.json"
+        return folder / f"{_words(self.recipe.told)}-{self.minutes:g}min-{self.seed}.json"
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,18 @@ class Setting:
 
     @property
     def folder(self) -> Path:
-        """Of figures that were got with this config, this autoencoder and so many prompts, and no others."""
-        found = hashlib.sha256(f"{self.prompts}".encode())
-        for path in (CONFIG, *sorted(self.autoencoder.glob("*.safetensors"))):
+        """Of figures that were got with this recipe, this autoencoder and so many prompts, and no others."""
+        found = hashlib.sha256(f"{self.prompts} {_recipe(CONFIG, whole=False)}".encode())
+        for path in sorted(self.autoencoder.glob("*.safetensors")):
             found.update(path.read_bytes())
         return FOLDER / found.hexdigest()[:12]
+
+    def first_stage(self, recipe: Recipe) -> Path:
+        """The autoencoder that a recipe trains on: that of the table, or one of the recipe's own."""
+        if recipe.first_stage is None:
+            return self.autoencoder
+        of = hashlib.sha256(_recipe(FIRST_STAGE, whole=True).encode()).hexdigest()[:12]
+        return FOLDER / "first" / f"{_words(recipe.first_stage)}-{of}" / "model"
 
     def done(self, job: Job) -> Figures:
         """A job's figures."""
@@ -66,14 +89,18 @@ class Setting:
 
 def run(jobs: Sequence[Job], setting: Setting) -> None:
     """Every training that has no figures yet, as many at a time as there are cores; one seed of all, then the next."""
-    folder, autoencoder = setting.folder, setting.autoencoder
+    folder = setting.folder
     folder.mkdir(parents=True, exist_ok=True)
     left = sorted((job for job in dict.fromkeys(jobs) if not job.path(folder).exists()), key=lambda job: job.seed)
     with workers() as pool:
+        first = {setting.first_stage(job.recipe): job.recipe.first_stage for job in left}
+        missing = {path: overrides for path, overrides in first.items() if overrides is not None and not path.is_dir()}
+        for trained in [pool.submit(_first_stage, path.parent, overrides) for path, overrides in missing.items()]:
+            trained.result()
         paces: dict[Recipe, Future[float]] = {}
         for job in left:
             if job.recipe.peer_lr is None and job.recipe not in paces:
-                paces[job.recipe] = pool.submit(_pace, job.recipe, autoencoder)
+                paces[job.recipe] = pool.submit(_pace, job.recipe, setting.first_stage(job.recipe))
         steps = {recipe: found.result() for recipe, found in paces.items()}
         waiting = [pool.submit(_train, job, setting, steps.get(job.recipe)) for job in left]
         for job in tqdm(waiting, unit="training", disable=not waiting):
@@ -93,6 +120,12 @@ def _alone() -> None:
     os.sched_setaffinity(0, {free[(current_process()._identity[0] - 1) % len(free)]})
 
 
+def _first_stage(run: Path, overrides: Sequence[str]) -> None:
+    """Train the demo's autoencoder under overrides; where this is broken off, no model is left."""
+    given = [f"run={run}", "log.tensorboard=false", *overrides]
+    subprocess.run([sys.executable, "train_ae.py", str(FIRST_STAGE), *given], check=True, stdout=subprocess.DEVNULL)
+
+
 def _pace(recipe: Recipe, autoencoder: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         return pace(recipe, Place(Path(folder) / "run", autoencoder))
@@ -101,8 +134,8 @@ def _pace(recipe: Recipe, autoencoder: Path) -> float:
 def _train(job: Job, setting: Setting, step: float | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
-        judge = judging(setting.prompts)
-        place = Place(folder / "run", setting.autoencoder, job.seed)
+        judge = judging(setting.prompts, setting.autoencoder)
+        place = Place(folder / "run", setting.first_stage(job.recipe), job.seed)
         if step is None:
             found = theirs(job.recipe, place, job.minutes * 60, judge)
         else:
@@ -114,15 +147,18 @@ def _train(job: Job, setting: Setting, step: float | None) -> None:
     path.with_suffix(".part").replace(path)  # whole, or not there
 
 
-def judging(prompts: int, wish: Wish = WISH) -> Judge:
-    """Prompt fidelity as the demo has it, Lite0's distance to the prompts' true pictures, and seconds a picture."""
-    split = load(OpenMojiConfig(resolution=32))
+def judging(prompts: int, autoencoder: Path, wish: Wish = WISH) -> Judge:
+    """Prompt fidelity as the demo has it, Lite0's distance to the prompts' true pictures, and seconds a picture.
+
+    The latents in which the nearest drawing is sought are those of one autoencoder, whichever the pictures are made by.
+    """
+    split, vae = load(OpenMojiConfig(resolution=32)), AutoencoderKL.from_pretrained(autoencoder)
     drawings, lite0 = Drawings.all(split), Perceptual(LITE0)
     parts = {"seen": split.train, "unseen": split.compositional}
 
     @torch.no_grad()
     def judge(pipeline: Pipeline) -> Figures:
-        latents = judges(pipeline, torch.device("cpu"))["autoencoder latents"]
+        latents = judges(vae, torch.device("cpu"))["autoencoder latents"]
         references, found = known(drawings, latents), {}
         for name, part in parts.items():
             assert part is not None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -45,7 +46,7 @@ def show(model: Path, count: int) -> Summary:
     prompts = {name: chosen(part, count, name) for name, part in parts.items()}
     pictures = {name: draw(pipeline, texts, WISH) for name, texts in prompts.items()}
     rows: dict[str, Fidelity] = {}
-    for judge, features in judges(pipeline, device or torch.device("cpu")).items():
+    for judge, features in judges(pipeline.vae, device or torch.device("cpu")).items():
         references = known(drawings, features)
         for name, texts in prompts.items():
             rows[f"{name}, nearest in {judge}"] = measured(drawings, references, pictures[name], texts, features)
@@ -59,10 +60,8 @@ def show(model: Path, count: int) -> Summary:
     return Summary({"psnr": psnr, **figures}, text, sheet)
 
 
-def judges(pipeline: Pipeline, device: torch.device) -> dict[str, Features]:
-    """Features in which the nearest drawing is sought: the autoencoder's own latents, and Lite0's."""
-    vae = pipeline.vae
-    assert vae is not None
+def judges(vae: Any, device: torch.device) -> dict[str, Features]:
+    """Features in which the nearest drawing is sought: an autoencoder's latents, and Lite0's."""
     lite0 = Perceptual(LITE0).to(device)
 
     def latents(x: Tensor) -> Tensor:
