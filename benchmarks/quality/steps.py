@@ -20,14 +20,24 @@ class Row:
     precision: torch.dtype | None = torch.bfloat16
 
     @property
+    def autoguided(self) -> bool:
+        """Whether a worse model guides."""
+        return self.wish.autoguidance_scale is not None
+
+    @property
     def evaluations(self) -> int:
-        """Of the network for a picture: two a step where there is guidance, and again as many in heun's."""
+        """Of a network for a picture: two a step where there is guidance, and again as many in heun's."""
         low, high = self.wish.interval
-        return round((2 if self.wish.solver == "heun" else 1) * self.wish.steps * (1 + high - low))
+        guided = (high - low) * (self.wish.guidance_scale != 1) + self.autoguided
+        return round((2 if self.wish.solver == "heun" else 1) * self.wish.steps * (1 + guided))
 
 
 def _row(solver: str, steps: int, interval: tuple[float, float] = (0.0, 1.0)) -> Row:
     return Row(Wish(steps=steps, solver=solver, guidance_scale=2.0, interval=interval))
+
+
+def _autoguided(scale: float) -> Row:
+    return Row(Wish(steps=10, solver="dpm++", guidance_scale=1.0, autoguidance_scale=scale))
 
 
 ROWS: Mapping[str, Row] = {
@@ -42,20 +52,27 @@ ROWS: Mapping[str, Row] = {
     "dpm++, 10": _row("dpm++", 10),
     "dpm++, 10, guided at t / T of 0.2 to 0.9": _row("dpm++", 10, (0.2, 0.9)),
     "dpm++, 8": _row("dpm++", 8),
+    "dpm++, 8, guided at t / T of 0.2 to 0.9": _row("dpm++", 8, (0.2, 0.9)),
     "dpm++, 6": _row("dpm++", 6),
     "unipc, 10": _row("unipc", 10),
     "unipc, 8": _row("unipc", 8),
     "unipc, 6": _row("unipc", 6),
     "heun, 5": _row("heun", 5),
+    "dpm++, 10, no guidance": Row(Wish(steps=10, solver="dpm++", guidance_scale=1.0)),
+    "dpm++, 10, autoguided by 1.5 in its place": _autoguided(1.5),
+    "dpm++, 10, autoguided by 2.5 in its place": _autoguided(2.5),
 }
 
 
-def drawn(model: Path, prompts: int) -> dict[str, Figures]:
-    """Figures of every row, several rows at a time."""
+def drawn(model: Path, worse: Path, prompts: int) -> dict[str, Figures]:
+    """Figures of every row, several rows at a time; `worse` is the model that guides where one does."""
     with workers() as pool:
-        waiting = {name: pool.submit(_drawn, row, model, prompts) for name, row in ROWS.items()}
+        waiting = {name: pool.submit(_drawn, row, model, worse, prompts) for name, row in ROWS.items()}
         return {name: found.result() for name, found in waiting.items()}
 
 
-def _drawn(row: Row, model: Path, prompts: int) -> Figures:
-    return judging(prompts, model / "vae", row.wish)(Pipeline.load(model, precision=row.precision))
+def _drawn(row: Row, model: Path, worse: Path, prompts: int) -> Figures:
+    pipeline = Pipeline.load(model, precision=row.precision)
+    if row.autoguided:
+        pipeline = pipeline.steered(None, Pipeline.load(worse, precision=row.precision))
+    return judging(prompts, model / "vae", row.wish)(pipeline)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from autoencoder.perceptual import Perceptual
-from benchmarks.quality.recipes import CONFIG, Figures, Judge, Place, Recipe, ours, pace, theirs
+from benchmarks.quality.recipes import CONFIG, Figures, Judge, Place, Recipe, ours, pace, running, theirs
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.openmoji import OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
@@ -32,6 +33,7 @@ from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
 FIRST_STAGE = Path("configs/demo/ae.yaml")
+GUIDE_STEPS = 160  # about a sixth of the demo's
 
 
 def _recipe(config: Path, *, whole: bool) -> str:
@@ -124,6 +126,26 @@ def _first_stage(run: Path, overrides: Sequence[str]) -> None:
     """Train the demo's autoencoder under overrides; where this is broken off, no model is left."""
     given = [f"run={run}", "log.tensorboard=false", *overrides]
     subprocess.run([sys.executable, "train_ae.py", str(FIRST_STAGE), *given], check=True, stdout=subprocess.DEVNULL)
+
+
+def guide(setting: Setting) -> Path:
+    """A worse model for autoguidance: the demo's recipe, ended early."""
+    path = setting.folder / f"guide-{GUIDE_STEPS}"
+    if not path.is_dir():
+        with workers() as pool:
+            pool.submit(_guide, path, setting.autoencoder).result()
+    return path
+
+
+def _guide(path: Path, autoencoder: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="quality-"))
+    try:
+        with running(Recipe(), Place(folder / "run", autoencoder), GUIDE_STEPS) as run:
+            deque(run.seconds(), maxlen=0)
+            with run.averaged() as pipeline:
+                pipeline.save(path)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _pace(recipe: Recipe, autoencoder: Path) -> float:

@@ -23,6 +23,7 @@ from ldm_kit.config import UserError
 
 SECTIONS: dict[str, Callable[[Bench], str]] = {
     "stage2": sections.stage2,
+    "settings": sections.settings,
     "stage1": sections.stage1,
     "sampling": sections.sampling,
     "machine": sections.machine_share,

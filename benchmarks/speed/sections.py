@@ -84,6 +84,38 @@ def stage2(bench: Bench) -> str:
     return "\n\n".join(parts)
 
 
+SETTINGS = {
+    "as configured": (),
+    "AdamW for all": (ADAMW,),
+    "Muon on whole weights": ("optim.muon.block=null",),
+    "Muon on blocks of 64": ("optim.muon.block=64",),
+    "float32": ("train.precision=no",),
+    "channels-last": ("train.channels_last=true",),
+    "attention by torch's SDPA": ("train.attention=sdpa",),
+    "activations made again (train.checkpointing)": ("train.checkpointing=true",),
+    "compiled blocks (train.compile)": ("train.compile=true",),
+}
+
+
+def settings(bench: Bench) -> str:
+    """What single settings do to a training step of stage 2."""
+    size = bench.sizes[0]
+    half = {"half the pictures at once (train.micro_batch)": (f"train.micro_batch={size.batch // 2}",)}
+    wanted = {name: (*size.overrides, *given) for name, given in (SETTINGS | half).items()}
+    found = bench.measured({name: partial(ours.stage2, bench.world, given) for name, given in wanted.items()})
+    usual, head = found["as configured"], ("", "milliseconds", *HEAD[2:], "first step, s", "most memory, GB")
+    rows = []
+    for name, one in found.items():
+        *_, times, spread, cpu = _row(name, one, usual, 1)
+        shown = f"{1e3 * one.seconds:.0f}", times, spread, cpu, f"{one.first:.0f}", f"{one.memory / 1e9:.1f}"
+        rows.append((name, *shown))
+    title = (
+        f"## What single settings do\n\nThe demo's stage 2, batch {size.batch}, one thing changed in each row; the "
+        "first step is timed with all that opens:"
+    )
+    return f"{title}\n\n{table(head, rows)}"
+
+
 def stage1(bench: Bench) -> str:
     """Training steps of the autoencoder."""
     size = ("train.batch_size=4",) if bench.quick else ()

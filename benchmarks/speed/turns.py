@@ -1,6 +1,7 @@
 """Variants in processes of their own, measured in turns (A B A B ...), so that a noisy machine disturbs all alike."""
 
 import os
+import resource
 import statistics
 import time
 import traceback
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 Work = Callable[[], Iterator[object]]  # opens a variant; each `next` is one unit of its work
 
@@ -26,12 +27,22 @@ class Plan:
     warmup: int = 2
 
 
-@dataclass(frozen=True)
+class Turn(NamedTuple):
+    """Of a block: seconds a unit by the clock and of processor time, and the most memory so far, in bytes."""
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+@dataclass
 class Measured:
     """Seconds a unit, of each block."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)  # of all threads: free of what else the machine does meanwhile
+    first: float = 0.0  # seconds by the clock until the first unit is done, with all that opens
+    memory: int = 0  # most bytes that its process held
 
     @property
     def seconds(self) -> float:
@@ -62,8 +73,8 @@ class Runner:
         self.process.start()
         theirs.close()
 
-    def run(self, count: int) -> tuple[float, float]:
-        """Seconds by the clock, and of processor time, for each of `count` units; raises RuntimeError if it fails."""
+    def run(self, count: int) -> Turn:
+        """Make `count` units; raises RuntimeError if it fails."""
         self.pipe.send(count)
         try:
             found = self.pipe.recv()
@@ -89,12 +100,15 @@ def in_turns(variants: Mapping[str, Work], plan: Plan) -> dict[str, Measured]:
         for runner in runners:
             stack.callback(runner.close)
         for runner in runners:
-            runner.run(plan.warmup)
+            found[runner.name].first = runner.run(1).wall
+            if plan.warmup > 1:
+                runner.run(plan.warmup - 1)
         for _ in range(plan.blocks):
             for runner in runners:
-                wall, cpu = runner.run(plan.steps)
-                found[runner.name].wall.append(wall)
-                found[runner.name].cpu.append(cpu)
+                turn, one = runner.run(plan.steps), found[runner.name]
+                one.wall.append(turn.wall)
+                one.cpu.append(turn.cpu)
+                one.memory = turn.memory
     return found
 
 
@@ -112,8 +126,9 @@ def _serve(work: Work, pipe: Any) -> None:
             pipe.send(traceback.format_exc())
 
 
-def _timed(units: Iterator[object], count: int) -> tuple[float, float]:
+def _timed(units: Iterator[object], count: int) -> Turn:
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         next(units)
-    return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
+    spent = (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
+    return Turn(*spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
