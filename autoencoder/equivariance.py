@@ -6,6 +6,7 @@ picture scaled and turned alike. Of the other steps some train on small pictures
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -24,11 +25,22 @@ class Move(NamedTuple):
     turns: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Latents or pictures [B, C, H, W], whose sides are multiples of `of`, moved."""
+        """Latents or pictures [B, C, H, W], whose sides are multiples of `of`, moved, in float32 or better."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.side != self.of:
-            size = [length * self.side // self.of for length in x.shape[-2:]]
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+            rows, columns = (_resized(length, length * self.side // self.of).to(x) for length in x.shape[-2:])
+            with torch.autocast(x.device.type, enabled=False):
+                x = rows @ x @ columns.T
         return torch.rot90(x, self.turns, (-2, -1))
+
+
+@lru_cache(maxsize=256)
+def _resized(old: int, new: int) -> Tensor:
+    """The matrix [new, old] of bilinear resizing, which blurs what gets smaller.
+
+    As products it has the same gradient every time on every device, which F.interpolate has not.
+    """
+    return F.interpolate(torch.eye(old)[None, None], size=(new, old), mode="bilinear", antialias=True)[0, 0]
 
 
 class EquivarianceConfig(BaseModel):

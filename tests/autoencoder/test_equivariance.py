@@ -47,6 +47,15 @@ def test_a_move_is_the_same_for_latents_as_for_pictures():
     assert torch.allclose(Move(3, 8)(x), x[..., :12, :12])
 
 
+@pytest.mark.parametrize("side", range(2, 8))
+def test_scaling_is_torchs_and_keeps_its_precision_under_autocast(side):
+    x = torch.rand(2, 3, 32, 32)
+    expected = F.interpolate(x, size=(4 * side, 4 * side), mode="bilinear", antialias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(Move(side, 8)(x), expected)
+        assert Move(side, 8)(x.bfloat16()).dtype == torch.float32
+
+
 def test_numbers_out_of_range_are_refused():
     for given in ({"share": 1.5}, {"small": -1}, {"least": 0}, {"least": 1}, {"unknown": 1}):
         with pytest.raises(ValidationError):
