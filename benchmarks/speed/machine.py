@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoencoder.base import Autoencode, latent_shape
+from autoencoder.config import build
 from benchmarks.speed.world import CHANNELS, SIDE, denoiser
 from conditioning.base import Condition
+from ldm_kit.methods.autoencoding import AutoencoderRun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.layout import choose_attention
@@ -66,6 +69,18 @@ def step_flops(settings: LatentRun, width: int, tokens: int = 24, side: int = SI
         cond = Condition(tokens=torch.empty(batch, tokens, width), mask=torch.ones(batch, tokens, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter:
             apply_unet(unet, x, t, cond).sum().backward()
+    return counter.get_total_flops()
+
+
+def autoencoder_flops(settings: AutoencoderRun) -> int:
+    """As `step_flops`, of a pass through the autoencoder and back; the perceptual distance is not counted."""
+    net = settings.autoencoder
+    with torch.device("meta"):
+        both: Any = Autoencode(build(net))
+        x = torch.empty(settings.train.batch_size, net.channels, net.resolution, net.resolution)
+        noise = torch.empty(len(x), *latent_shape(both.vae, net.resolution, net.resolution))
+        with FlopCounterMode(display=False) as counter:
+            both(x, noise).picture.sum().backward()
     return counter.get_total_flops()
 
 

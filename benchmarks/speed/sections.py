@@ -158,18 +158,20 @@ def sampling(bench: Bench) -> str:
 def machine_share(bench: Bench) -> str:
     """Achieved operations a second beside what the machine reaches in the same run."""
     size = bench.sizes[0]
-    settings = bench.world.stage2(*size.overrides)
+    settings, first = bench.world.stage2(*size.overrides), ("train.batch_size=4",) if bench.quick else ()
     flops = {
         "matrix product, bf16": machine.MATRIX_FLOPS,
         "convolution, bf16": machine.CONVOLUTION_FLOPS,
         "matrix product, float32": machine.MATRIX_FLOPS,
         "our training step": machine.step_flops(settings, 384),
+        "our training step of stage 1": machine.autoencoder_flops(bench.world.stage1(*first)),
     }
     works: list[Work] = [
         partial(machine.matrices, torch.bfloat16),
         partial(machine.convolutions, torch.bfloat16),
         partial(machine.matrices, torch.float32),
         partial(ours.stage2, bench.world, size.overrides),
+        partial(ours.stage1, bench.world, first),
     ]
     found = bench.measured(dict(zip(flops, works, strict=True)))
     best = found["matrix product, bf16"]
@@ -181,7 +183,8 @@ def machine_share(bench: Bench) -> str:
     head = ("", "GFLOP/s", "of the bf16 matrix product", "... in processor time")
     title = (
         f"## Share of the machine\n\nA step of the demo's U-Net is {flops['our training step'] / 1e9:.0f} GFLOP "
-        f"(matrix products and convolutions, forward and backward, batch {size.batch}):"
+        f"(matrix products and convolutions, forward and backward, batch {size.batch}), one of its autoencoder "
+        f"{flops['our training step of stage 1'] / 1e9:.1f} (the perceptual distance not counted):"
     )
     return f"{title}\n\n{table(head, rows)}"
 
