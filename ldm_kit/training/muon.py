@@ -140,7 +140,8 @@ class Muon(torch.optim.Optimizer):
             if not slots:
                 slots["momentum_buffer"] = torch.zeros_like(view)
             count = blocks(len(view), self.config.block)
-            yield Piece(view, as_matrix(weight.grad, weight), slots["momentum_buffer"], count)
+            shown = as_matrix(weight.detach(), weight)  # not `view`: what wraps a module may have moved its weights
+            yield Piece(shown, as_matrix(weight.grad, weight), slots["momentum_buffer"], count)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the weights' gradients."""
