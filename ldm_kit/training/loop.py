@@ -55,16 +55,16 @@ class Trainer:
         for module in self.task.players.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
             agree.give(module.state_dict().values())
-        self.ema = Ema(self.averaging, self.task.averaged)
-        self.optimisers = {}
-        for name, module in self.task.players.items():
-            self.optimisers |= optim.build(name, module, self.optim[name])
-        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.players):
-            raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         alone = not self.config.overlap  # without DDP around it: gradients are averaged when all have theirs
         players = self.task.players.items()
         self.wrapped = {name: self.accelerator.prepare_model(net, evaluation_mode=alone) for name, net in players}
         self.task.wrap(self.wrapped)
+        self.ema = Ema(self.averaging, self.task.averaged)
+        self.optimisers = {}  # after wrapping: accelerate moves the weights of several processes on a CPU once more
+        for name, module in self.task.players.items():
+            self.optimisers |= optim.build(name, module, self.optim[name])
+        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.players):
+            raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         self.share = self._share()
 
     def _share(self, fits: int | None = None) -> Share:

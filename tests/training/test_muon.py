@@ -40,6 +40,17 @@ def test_a_step_moves_the_weight_itself_along_an_orthogonal_matrix(channels_last
     assert torch.nn.functional.cosine_similarity(change.flatten(), -push.flatten(), dim=0) > 0.5
 
 
+def test_it_moves_a_weight_whose_memory_was_changed_after_it_was_built():
+    """Accelerate moves a module to cpu:0 on several processes, which copies the weights."""
+    layer = nn.Linear(64, 96)
+    optimiser = Muon([layer.weight], MuonConfig(), weight_decay=0.0)
+    layer.weight.data = layer.weight.data.clone()
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn_like(layer.weight)
+    optimiser.step()
+    assert (layer.weight != before).float().mean() > 0.99
+
+
 def train(made: nn.Sequential, optimisers: dict[str, torch.optim.Optimizer], steps: range) -> None:
     for step in steps:
         x = torch.randn(4, 64, 5, 5, generator=torch.Generator().manual_seed(step))

@@ -17,6 +17,7 @@ CALM = ("net.dropout=0",)
 # Inside hinge's margins the judge's last bias has no gradient but rounding, which Adam makes a whole step of.
 SMOOTH = ("criterion.adversarial.loss=vanilla",)
 FIXED = (*SMOOTH, "criterion.adversarial.adaptive=false")  # the adaptive weight is one per micro-batch
+MUON = (*SMOOTH, "optim.muon={}", "autoencoder.widths=[8,64]")  # narrower weights are AdamW's
 # Revival copies latents of the main process, so it sees the split; in the other layout rounding soon makes a leap.
 STILL = (*SMOOTH, "autoencoder.revive_every=0", "train.channels_last=true")
 
@@ -36,7 +37,7 @@ def all_kinds(pictures, folder):
         "text-accumulated": play(settings(TEXT, pictures, folder / "text2", *STEPS, *EXACT, "train.micro_batch=2")),
         "class": play(settings(CLASSES, pictures, folder / "class", *STEPS)),
         "classifier": play(settings(CLASSIFIER, pictures, folder / "classifier", *STEPS, *CALM)),
-        "muon": play(settings(KL, pictures, folder / "muon", *STEPS, *SMOOTH, "optim.muon={}")),
+        "muon": play(settings(KL, pictures, folder / "muon", *STEPS, *MUON)),
         "nan": train_into_nan(step=3, only_rank=1),
         "hinge": play(settings(VQ, pictures, folder / "hinge", *STEPS)),
         "stopped": stopped(settings(KL, pictures, folder / "stopped", *STEPS)),
@@ -87,10 +88,10 @@ def test_a_signal_to_one_stops_both_after_the_step(together):
     checkpoint.verify(checkpoint.steps(folder / "stopped")[3])
 
 
-ALONE = {"kl": KL, "muon": KL, "vq": VQ, "text": TEXT, "classifier": CLASSIFIER}
+ALONE = {"kl": KL, "vq": VQ, "text": TEXT, "classifier": CLASSIFIER}
 
 
-@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "muon", "vq", "text", "text-accumulated", "classifier"])
+@pytest.mark.parametrize("kind", ["kl", "kl-accumulated", "vq", "text", "text-accumulated", "classifier"])
 def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
     (found, _), _ = together
     name = kind.removesuffix("-accumulated")
@@ -98,7 +99,6 @@ def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
         "vq": STILL,
         "text": EXACT,
         "kl": SMOOTH,
-        "muon": (*SMOOTH, "optim.muon={}"),
         "kl-accumulated": FIXED,
         "text-accumulated": EXACT,
         "classifier": CALM,
@@ -108,6 +108,15 @@ def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
         tolerance = 1e-6 if key.endswith("loss") else 1e-5
         torch.testing.assert_close(found[kind].numbers(key), alone.numbers(key), rtol=tolerance, atol=0)
     assert [line["lr"] for line in found[kind].lines] == [line["lr"] for line in alone.lines]
+
+
+def test_muon_moves_two_processes_as_one(pictures, together, tmp_path):
+    (found, _), folder = together
+    (path,) = checkpoint.steps(folder / "muon").values()
+    assert any(name.endswith(".muon.safetensors") for name in tensors_of(path)), tensors_of(path)
+    alone = play(settings(KL, pictures, tmp_path / "run", *STEPS, *MUON))
+    losses = found["muon"].numbers("autoencoder_loss"), alone.numbers("autoencoder_loss")
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)  # its bfloat16 makes more of a difference in rounding
 
 
 def test_one_process_goes_on_from_the_one_checkpoint_of_two(pictures, together, tmp_path):
