@@ -1,4 +1,4 @@
-# make demo   trains an autoencoder and a text-to-image model on OpenMoji, then draws and measures (about 15 minutes on 2 CPU cores)
+# make demo   trains an autoencoder and a text-to-image model on OpenMoji, then draws and measures (a quarter of an hour at most on 2 CPU cores)
 # make test   checks style, types, import directions and behaviour
 # make torture   kills, corrupts and starves the trainer about 1,300 times; prints one table (docs/torture.md)
 PYTHON ?= python3

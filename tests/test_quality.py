@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.quality import __main__ as quality
-from benchmarks.quality import trainings
-from benchmarks.quality.recipes import CONFIG, Recipe
+from benchmarks.quality import recipes, trainings
+from benchmarks.quality.recipes import CONFIG, Place, Recipe, theirs
 from benchmarks.quality.steps import ROWS
 from benchmarks.quality.trainings import Job, Setting
 from benchmarks.quality.trials import TRIALS, dispersion
@@ -25,9 +25,26 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "FOLDER", tmp_path)
 
 
-def test_every_training_has_a_file_of_its_own_and_choices_share_the_demos(tmp_path):
-    jobs = {job for rows in (quality.recipes(10, 3), quality.choices(10, 3)) for many in rows.values() for job in many}
-    assert len({job.path(tmp_path) for job in jobs}) == len(jobs) == 3 * (3 + 1 + len(quality.CHOICES) - 1)
+def test_every_training_has_a_file_of_its_own_but_for_one_that_two_tables_share(tmp_path):
+    tables = [rows(10, 3) for rows in quality.TRAINED.values()]
+    jobs = {job for rows in tables for many in rows.values() for job in many}
+    assert len({job.path(tmp_path) for job in jobs}) == len(jobs) == 3 * (sum(map(len, tables)) - 1)
+
+
+@pytest.mark.parametrize("name", quality.PEERS)
+def test_the_peers_train_the_network_of_their_row(name, tmp_path, monkeypatch):
+    def opened(world, precision, overrides, lr):
+        widths.append(world.stage2(*overrides).unet.widths)
+        return iter([object()])
+
+    widths, recipe = [], quality.PEERS[name]
+    monkeypatch.setattr(recipes.peers, "stage2", opened)
+    monkeypatch.setattr(recipes, "_averaged", lambda player, world, recipe: world.stage2(*recipe.overrides))
+    theirs(
+        recipe, Place(tmp_path / "run", tmp_path), 0.0, lambda pipeline: {"judged": widths.append(pipeline.unet.widths)}
+    )
+    assert widths[0] == widths[1]
+    assert (widths[0] == (128, 256)) == (quality.WIDE_NAME in name)
 
 
 def test_figures_are_not_taken_for_those_of_another_setting(monkeypatch, tmp_path):
@@ -47,14 +64,15 @@ def test_figures_are_not_taken_for_those_of_another_setting(monkeypatch, tmp_pat
 @pytest.mark.parametrize("name", quality.CHOICES)
 def test_a_choice_changes_something_that_there_is(name):
     recipe = quality.CHOICES[name]
-    changed = [read(LatentRun, CONFIG, list(recipe.overrides)) != read(LatentRun, CONFIG, [])]
+    assert recipe.overrides[0] == quality.WIDE
+    changed = [read(LatentRun, CONFIG, list(recipe.overrides)) != read(LatentRun, CONFIG, [quality.WIDE])]
     changed += [recipe.trial is not None and issubclass(TRIALS[recipe.trial], Latent)]
     if recipe.first_stage is not None:
         given = list(recipe.first_stage)
         changed += [
             read(AutoencoderRun, trainings.FIRST_STAGE, given) != read(AutoencoderRun, trainings.FIRST_STAGE, [])
         ]
-    assert sum(changed) == (name != "the demo's recipe")
+    assert sum(changed) == (name != "the recipe")
 
 
 def test_a_first_stage_of_its_own_is_not_taken_for_another(monkeypatch, tmp_path):

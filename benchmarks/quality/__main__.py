@@ -1,7 +1,8 @@
 """Time to quality on OpenMoji, of whole recipes and of single choices in ours, over several seeds.
 
 python -m benchmarks.quality recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
-python -m benchmarks.quality choices     the demo's recipe with one thing changed, each for 2 minutes
+python -m benchmarks.quality widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
+python -m benchmarks.quality choices     the recipe with one thing changed, on a wide U-Net, each for 2 minutes
 python -m benchmarks.quality steps       the demo's model drawn with several solvers and numbers of steps
 
 Every training has a core to itself, one thread, and a budget of that core's processor time, so that what else the
@@ -10,6 +11,7 @@ machine does meanwhile changes little. Rows lie in runs/benchmarks/quality, one 
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +25,15 @@ from benchmarks.speed.page import put, table
 from ldm_kit.cli import door, serve
 from ldm_kit.config import UserError
 
-PEERS = {"peers' script, bf16": Recipe(peer_lr=1e-4)}
-OURS = Recipe()
-CHOICES = {
-    "the demo's recipe": OURS,
+WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
+PEERS = {
+    "peers' script, bf16": Recipe(peer_lr=1e-4),
+    "peers' script, bf16, at ten times its learning rate": Recipe(peer_lr=1e-3),
+    f"peers' script, bf16, {WIDE_NAME}": Recipe((WIDE,), peer_lr=1e-4),
+}
+OURS, OURS_WIDE = Recipe(), Recipe((WIDE,))
+CHANGES = {
+    "the recipe": Recipe(),
     "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
     "Muon on whole weights": Recipe(("optim.muon.block=null",)),
     "Muon at 6e-3, AdamW at 3e-3": Recipe(("optim.muon.lr=6e-3", "optim.lr=3e-3")),
@@ -42,6 +49,9 @@ CHOICES = {
     "dispersive loss": Recipe(trial="dispersive"),
     "equivariant latents (EQ-VAE)": Recipe(first_stage=("equivariance={}",)),
 }
+CHOICES = {name: replace(change, overrides=(WIDE, *change.overrides)) for name, change in CHANGES.items()}
+TRIED = ((64, 64), (64, 128), (128, 128), (128, 256))
+WIDTHS = {f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in TRIED}
 FIGURES = {
     "Lite0 distance": "lite0",
     "rank 1": "seen rank1",
@@ -51,7 +61,7 @@ FIGURES = {
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="recipes, choices; both when left out")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="some of the above; all when left out")] = None,
     autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = Path("runs/demo/ae/model"),
     model: Annotated[Path, typer.Option(help="what `steps` draws with")] = Path("runs/demo/ldm/model"),
     minutes: Annotated[float, typer.Option(help="of one core, for the peers; choices have a fifth of it")] = 10,
@@ -71,9 +81,10 @@ def main(
             if name == "steps":
                 found, about = _steps(drawn(model, guide(setting), prompts)), "one model, one picture a prompt"
             else:
-                rows = (recipes if name == "recipes" else choices)(minutes, seeds)
+                rows = TRAINED[name](minutes, seeds)
                 run([job for jobs in rows.values() for job in jobs], setting)
-                found, about = _table(rows, setting), f"means over {seeds} seeds and their range"
+                seen = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
+                found, about = _table(rows, setting), seen
             text = f"{TITLES[name]}\n\n{found}\n\n{_about(name, about, prompts)}"
             typer.echo(f"{text}\n")
             if page:
@@ -81,20 +92,28 @@ def main(
 
 
 def recipes(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Ours for a twentieth, a tenth and a fifth of the peers' time."""
-    shares = (0.05, 0.1, 0.2)
-    rows = {f"ours, {share * minutes:g} min": _jobs(OURS, share * minutes, seeds) for share in shares}
-    return rows | {f"{name}, {minutes:g} min": _jobs(recipe, minutes, seeds) for name, recipe in PEERS.items()}
+    """Ours for a twentieth, a tenth and a fifth of the peers' time; once on a wide U-Net."""
+    cases = [("ours", OURS, 0.05), ("ours", OURS, 0.1), ("ours", OURS, 0.2), (f"ours, {WIDE_NAME}", OURS_WIDE, 0.2)]
+    cases += [(name, recipe, 1.0) for name, recipe in PEERS.items()]
+    return {f"{name}, {share * minutes:g} min": _jobs(recipe, share * minutes, seeds) for name, recipe, share in cases}
+
+
+def widths(minutes: float, seeds: int) -> dict[str, list[Job]]:
+    """Ours on U-Nets of several widths, for as long as the peers."""
+    return {name: _jobs(recipe, minutes, seeds) for name, recipe in WIDTHS.items()}
 
 
 def choices(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Ours with one thing changed, in as much time."""
+    """Ours with one thing changed, for a fifth of the peers' time."""
     return {name: _jobs(recipe, minutes * 0.2, seeds) for name, recipe in CHOICES.items()}
 
 
+TRAINED = {"recipes": recipes, "widths": widths, "choices": choices}
 TITLES = {
     "recipes": "## Time to quality: whole recipes",
-    "choices": "## Time to quality: single choices\n\nThe demo's recipe with one thing changed, each for as long:",
+    "widths": "## Time to quality: how wide a U-Net\n\nThe demo's recipe, channels of the two levels:",
+    "choices": "## Time to quality: single choices\n\nThe demo's recipe on a U-Net 128 and 256 channels wide, with one "
+    "thing changed in each row, each for as long:",
     "steps": "## What steps are worth\n\nThe demo's model, guidance 2 (autoguidance is by the same after "
     f"{GUIDE_STEPS} steps of training, alone):",
 }
@@ -115,10 +134,10 @@ def _table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
 
 
 def _shown(key: str, values: Sequence[float]) -> str:
-    """Mean, and the range over seeds."""
+    """Mean, and the range over seeds where there are several."""
     scale, unit = (1, "") if key == "lite0" else (100, " %")
     low, mean, high = (scale * value for value in (min(values), statistics.mean(values), max(values)))
-    return f"{mean:.0f}{unit} ({low:.0f} to {high:.0f})"
+    return f"{mean:.0f}{unit}" + (f" ({low:.0f} to {high:.0f})" if len(values) > 1 else "")
 
 
 def _steps(found: Mapping[str, Figures]) -> str:

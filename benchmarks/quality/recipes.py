@@ -32,7 +32,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained with: overrides of the demo's config, or, with a `peer_lr`, the peers' script at that rate.
+    """What is trained with: overrides of the demo's config; with a `peer_lr`, by the peers' script at that rate.
 
     `trial` is a changed task of `trials`; `first_stage` trains an autoencoder anew, under overrides of the demo's.
     """
@@ -119,17 +119,17 @@ def theirs(recipe: Recipe, place: Place, limit: float, judge: Judge) -> Figures:
     (place.run / "ae").symlink_to(place.autoencoder.resolve())
     world = World(place.run, cache_root(), 10**6)
     torch.manual_seed(place.seed)
-    steps, began = peers.stage2(world, "bf16", lr=recipe.peer_lr), time.process_time()
+    steps, began = peers.stage2(world, "bf16", recipe.overrides, recipe.peer_lr), time.process_time()
     for number, player in enumerate(steps, start=1):
         if (seconds := time.process_time() - began) >= limit:
-            return {"steps": number, "seconds": seconds, **judge(_averaged(player, world))}
+            return {"steps": number, "seconds": seconds, **judge(_averaged(player, world, recipe))}
     raise AssertionError("their loop has no end")
 
 
-def _averaged(player: peers.Player, world: World) -> Pipeline:
+def _averaged(player: peers.Player, world: World, recipe: Recipe) -> Pipeline:
     assert player.ema is not None
     player.ema.copy_to(player.net.parameters())
-    settings = world.stage2()
+    settings = world.stage2(*recipe.overrides)
     conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
     vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
     unet: Any = player.net.eval()

@@ -33,7 +33,7 @@ from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
 FIRST_STAGE = Path("configs/demo/ae.yaml")
-GUIDE_STEPS = 160  # about a sixth of the demo's
+GUIDE_STEPS = 600  # a sixth of the demo's
 
 
 def _recipe(config: Path, *, whole: bool) -> str:

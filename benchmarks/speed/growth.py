@@ -32,7 +32,7 @@ STARTS = {
 def growth(bench: Bench) -> str:
     """Seconds a step against batch, resolution and size of the set."""
     batches, records = ((2, 4), 20) if bench.quick else ((8, 16, 32, 64), 1000)
-    small = bench.sizes[0].overrides[0]
+    small = bench.size.overrides[0]
     batch = batches[len(batches) // 2 - 1]
 
     def step(side: int, count: int, size: int) -> Work:
@@ -46,7 +46,7 @@ def growth(bench: Bench) -> str:
         (name, f"{one.seconds * 1e3:.0f}", f"{statistics.median(one.cpu) * 1e3:.0f}") for name, one in found.items()
     ]
     head = ("our stage-2 step", "milliseconds", "... of processor time")
-    return f"## Growth\n\nThe demo's U-Net on random latents, {TOKENS} tokens:\n\n{table(head, rows)}"
+    return f"## Growth\n\nA U-Net {bench.size.wide} on random latents, {TOKENS} tokens:\n\n{table(head, rows)}"
 
 
 def processes(bench: Bench) -> str:
@@ -62,12 +62,12 @@ def processes(bench: Bench) -> str:
         pictures = size * _steps_a_second(bench, count, size)
         first = first or pictures
         rows.append((name, f"{pictures / size:.2f}", f"{pictures:.0f}", f"{pictures / first:.2f}"))
-    head = ("stage 2, the demo's U-Net", "steps a second", "pictures a second", "times the first row")
+    head = (f"stage 2, U-Net {bench.size.wide}", "steps a second", "pictures a second", "times the first row")
     return f"## Growth with processes\n\nOne thread each, so two processes have two cores:\n\n{table(head, rows)}"
 
 
 def _steps_a_second(bench: Bench, count: int, batch: int) -> float:
-    settings, size = bench.world.stage2(), bench.sizes[0]
+    settings, size = bench.world.stage2(), bench.size
     steps = 4 if bench.quick else 8 * bench.plan.blocks
     given = {
         "run": settings.run,

@@ -10,6 +10,7 @@ from benchmarks.speed import machine, ours, peers, strangers
 from benchmarks.speed.page import table
 from benchmarks.speed.turns import Measured, Plan, Work, in_turns
 from benchmarks.speed.world import World, denoiser
+from ldm_kit.methods.latent import LatentRun
 from ldm_kit.wish import Wish
 
 HEAD = ("", "a second", "times the first row", "within a turn", "in processor time")
@@ -26,13 +27,28 @@ class Size:
     widths: tuple[int, ...]
     batch: int
 
+    @classmethod
+    def of(cls, name: str, settings: LatentRun) -> "Size":
+        """That of a config."""
+        return cls(name, tuple(settings.unet.widths), settings.train.batch_size)
+
     @property
     def overrides(self) -> tuple[str, ...]:
         """Of the demo's config."""
         return f"unet.widths={list(self.widths)}", f"train.batch_size={self.batch}"
 
+    @property
+    def wide(self) -> str:
+        """The widths in words."""
+        return f"{' and '.join(map(str, self.widths))} channels wide"
 
-DEMO, LARGE, QUICK = Size("demo", (128, 256), 64), Size("large", (192, 416), 16), Size("quick", (32, 64), 4)
+    @property
+    def shown(self) -> str:
+        """All in words."""
+        return f"{self.wide}, batch {self.batch}"
+
+
+MIDDLE, LARGE, QUICK = Size("middle", (128, 256), 64), Size("large", (192, 416), 16), Size("quick", (32, 64), 4)
 
 
 @dataclass(frozen=True)
@@ -45,8 +61,13 @@ class Bench:
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """Of stage 2."""
-        return (QUICK,) if self.quick else (DEMO, LARGE)
+        """Of stage 2: the demo's, and two more."""
+        return (QUICK,) if self.quick else (Size.of("demo", self.world.stage2()), MIDDLE, LARGE)
+
+    @property
+    def size(self) -> Size:
+        """Of stage 2, where one size has to do."""
+        return QUICK if self.quick else MIDDLE
 
     def measured(self, variants: Mapping[str, Work]) -> dict[str, Measured]:
         """All variants in turns."""
@@ -80,7 +101,8 @@ def stage2(bench: Bench) -> str:
             "ours, AdamW in Muon's place": partial(ours.stage2, bench.world, (*given, ADAMW)),
             "ours": partial(ours.stage2, bench.world, given),
         }
-        parts += [f"U-Net of {millions:.1f} M parameters, batch {size.batch}:", bench.compared(variants)]
+        title = "The demo's U-Net" if size.name == "demo" else "U-Net"
+        parts += [f"{title} of {millions:.1f} M parameters, {size.shown}:", bench.compared(variants)]
     return "\n\n".join(parts)
 
 
@@ -99,7 +121,7 @@ SETTINGS = {
 
 def settings(bench: Bench) -> str:
     """What single settings do to a training step of stage 2."""
-    size = bench.sizes[0]
+    size = bench.size
     half = {"half the pictures at once (train.micro_batch)": (f"train.micro_batch={size.batch // 2}",)}
     wanted = {name: (*size.overrides, *given) for name, given in (SETTINGS | half).items()}
     found = bench.measured({name: partial(ours.stage2, bench.world, given) for name, given in wanted.items()})
@@ -110,8 +132,8 @@ def settings(bench: Bench) -> str:
         shown = f"{1e3 * one.seconds:.0f}", times, spread, cpu, f"{one.first:.0f}", f"{one.memory / 1e9:.1f}"
         rows.append((name, *shown))
     title = (
-        f"## What single settings do\n\nThe demo's stage 2, batch {size.batch}, one thing changed in each row; the "
-        "first step is timed with all that opens:"
+        f"## What single settings do\n\nStage 2, U-Net {size.shown}, one thing changed in each row; the first step is "
+        "timed with all that opens:"
     )
     return f"{title}\n\n{table(head, rows)}"
 
@@ -157,7 +179,7 @@ def sampling(bench: Bench) -> str:
 
 def machine_share(bench: Bench) -> str:
     """Achieved operations a second beside what the machine reaches in the same run."""
-    size = bench.sizes[0]
+    size = bench.size
     settings, first = bench.world.stage2(*size.overrides), ("train.batch_size=4",) if bench.quick else ()
     flops = {
         "matrix product, bf16": machine.MATRIX_FLOPS,
@@ -182,8 +204,8 @@ def machine_share(bench: Bench) -> str:
         rows.append((name, f"{flops[name] / one.seconds / 1e9:.0f}", f"{100 * share:.0f} %", f"{100 * cpu:.0f} %"))
     head = ("", "GFLOP/s", "of the bf16 matrix product", "... in processor time")
     title = (
-        f"## Share of the machine\n\nA step of the demo's U-Net is {flops['our training step'] / 1e9:.0f} GFLOP "
-        f"(matrix products and convolutions, forward and backward, batch {size.batch}), one of its autoencoder "
+        f"## Share of the machine\n\nA step of a U-Net {size.shown} is {flops['our training step'] / 1e9:.0f} GFLOP "
+        f"(matrix products and convolutions, forward and backward), one of the demo's autoencoder "
         f"{flops['our training step of stage 1'] / 1e9:.1f} (the perceptual distance not counted):"
     )
     return f"{title}\n\n{table(head, rows)}"
