@@ -12,8 +12,9 @@ import pytest
 from benchmarks import profile_step
 from benchmarks.speed import machine, turns
 from benchmarks.speed.page import put, table
+from benchmarks.speed.sections import Bench, Size
 from benchmarks.speed.turns import Measured, Plan, in_turns
-from benchmarks.speed.world import LDM
+from benchmarks.speed.world import LDM, World
 from ldm_kit.config import read
 from ldm_kit.methods.latent import LatentRun
 
@@ -47,6 +48,16 @@ def test_a_section_replaces_itself_alone(tmp_path):
     assert "first" not in text
     assert text.index("| \\1 | 2 |") < text.index("second")
     assert text.count("<!--") == 4
+
+
+def test_the_first_size_is_the_demos_and_each_next_one_larger(tmp_path):
+    bench = Bench(World(tmp_path, tmp_path, 1), Plan(1, 1, 1))
+    demo = read(LatentRun, LDM, [])
+    assert bench.sizes[0] == Size("demo", demo.unet.widths, demo.train.batch_size)
+    assert bench.size in bench.sizes
+    wanted = [read(LatentRun, LDM, list(size.overrides)) for size in bench.sizes]
+    assert [one.unet.widths for one in wanted] == sorted({one.unet.widths for one in wanted})
+    assert "64 and 64 channels wide, batch 3" in Size("", (64, 64), 3).shown
 
 
 def test_arithmetic_grows_with_the_batch():
