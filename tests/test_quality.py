@@ -146,4 +146,20 @@ def test_no_autoencoder_is_one_sentence(capsys):
     with pytest.raises(SystemExit):
         serve(quality.main, ["recipes", "--autoencoder", "nowhere", "--no_page"])
     assert capsys.readouterr().err.startswith("error: no autoencoder in nowhere; `make demo` trains one")
+    with pytest.raises(SystemExit):
+        serve(quality.main, ["steps", "--autoencoder", "tests", "--model", "tests/model", "--no_page"])
+    assert capsys.readouterr().err.startswith("error: no config.yaml beside tests/model; `steps` draws with the model")
     assert not list(Path(trainings.FOLDER).iterdir())
+
+
+def test_the_table_of_steps_tells_which_model_and_what_guides_it(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(CONFIG.read_text().replace("widths: [64, 64]", "widths: [32, 96]"))
+    figures = {"seconds a picture": 1.0, "lite0": 9.0, "seen rank1": 0.5, "seen rank5": 0.5, "unseen rank5": 0.5}
+    asked = []
+    monkeypatch.setattr(quality, "guide", lambda setting, recipe, steps: asked.append((recipe.overrides, steps)))
+    monkeypatch.setattr(quality, "drawn", lambda model, worse, prompts: dict.fromkeys(ROWS, figures))
+    section, title, _ = quality._drawn(tmp_path / "model", Setting(tmp_path, 1))
+    whole = read(LatentRun, CONFIG, []).train.steps
+    assert asked == [(("unet.widths=[32, 96]",), whole // 6)]
+    assert section == "steps 32 and 96"
+    assert f"after {whole} steps" in title

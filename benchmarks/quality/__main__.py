@@ -3,7 +3,8 @@
 python -m benchmarks.quality recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
 python -m benchmarks.quality widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
 python -m benchmarks.quality choices     the recipe with one thing changed, on a wide U-Net, each for 2 minutes
-python -m benchmarks.quality steps       the demo's model drawn with several solvers and numbers of steps
+python -m benchmarks.quality steps       the demo's model drawn with several solvers and numbers of steps; with --model
+                                         another of its recipe, which has a table of its own for each width
 
 Every training has a core to itself, one thread, and a budget of that core's processor time, so that what else the
 machine does meanwhile changes little. Rows lie in runs/benchmarks/quality, one file a training: a second call goes on.
@@ -19,11 +20,12 @@ import typer
 
 from benchmarks.quality.recipes import Figures, Recipe
 from benchmarks.quality.steps import ROWS, drawn
-from benchmarks.quality.trainings import GUIDE_STEPS, Job, Setting, guide, run
+from benchmarks.quality.trainings import Job, Setting, guide, run
 from benchmarks.speed import machine
 from benchmarks.speed.page import put, table
 from ldm_kit.cli import door, serve
-from ldm_kit.config import UserError
+from ldm_kit.config import UserError, read
+from ldm_kit.methods.latent import LatentRun
 
 WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
 PEERS = {
@@ -73,22 +75,23 @@ def main(
     with door():
         if not autoencoder.is_dir():
             raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
-        chosen = names or list(TITLES)
-        if unknown := [name for name in chosen if name not in TITLES]:
-            raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(TITLES)}")
+        chosen = names or list(SECTIONS)
+        if unknown := [name for name in chosen if name not in SECTIONS]:
+            raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(SECTIONS)}")
         setting = Setting(autoencoder, prompts)
         for name in chosen:
             if name == "steps":
-                found, about = _steps(drawn(model, guide(setting), prompts)), "one model, one picture a prompt"
+                section, title, found = _drawn(model, setting)
+                about = "one model, one picture a prompt"
             else:
                 rows = TRAINED[name](minutes, seeds)
                 run([job for jobs in rows.values() for job in jobs], setting)
-                seen = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
-                found, about = _table(rows, setting), seen
-            text = f"{TITLES[name]}\n\n{found}\n\n{_about(name, about, prompts)}"
+                section, title, found = name, TITLES[name], _table(rows, setting)
+                about = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
+            text = f"{title}\n\n{found}\n\n{_about(name, about, prompts)}"
             typer.echo(f"{text}\n")
             if page:
-                put(f"quality {name}", text)
+                put(f"quality {section}", text)
 
 
 def recipes(minutes: float, seeds: int) -> dict[str, list[Job]]:
@@ -109,13 +112,12 @@ def choices(minutes: float, seeds: int) -> dict[str, list[Job]]:
 
 
 TRAINED = {"recipes": recipes, "widths": widths, "choices": choices}
+SECTIONS = (*TRAINED, "steps")
 TITLES = {
     "recipes": "## Time to quality: whole recipes",
     "widths": "## Time to quality: how wide a U-Net\n\nThe demo's recipe, channels of the two levels:",
     "choices": "## Time to quality: single choices\n\nThe demo's recipe on a U-Net 128 and 256 channels wide, with one "
     "thing changed in each row, each for as long:",
-    "steps": "## What steps are worth\n\nThe demo's model, guidance 2 (autoguidance is by the same after "
-    f"{GUIDE_STEPS} steps of training, alone):",
 }
 
 
@@ -138,6 +140,22 @@ def _shown(key: str, values: Sequence[float]) -> str:
     scale, unit = (1, "") if key == "lite0" else (100, " %")
     low, mean, high = (scale * value for value in (min(values), statistics.mean(values), max(values)))
     return f"{mean:.0f}{unit}" + (f" ({low:.0f} to {high:.0f})" if len(values) > 1 else "")
+
+
+def _drawn(model: Path, setting: Setting) -> tuple[str, str, str]:
+    """The section of a model's solvers and steps: its name, title and table."""
+    config = model.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"no config.yaml beside {model}; `steps` draws with the model of a finished run: --model")
+    settings = read(LatentRun, config, [])
+    early = settings.train.steps // 6
+    worse = guide(setting, Recipe((f"unet.widths={list(settings.unet.widths)}",)), early)
+    wide = " and ".join(map(str, settings.unet.widths))
+    title = (
+        f"## What steps are worth: U-Net {wide} channels wide\n\nThe demo's recipe after {settings.train.steps} steps, "
+        f"guidance 2 (autoguidance is by the same after {early} steps, alone):"
+    )
+    return f"steps {wide}", title, _steps(drawn(model, worse, setting.prompts))
 
 
 def _steps(found: Mapping[str, Figures]) -> str:

@@ -33,7 +33,6 @@ from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
 FIRST_STAGE = Path("configs/demo/ae.yaml")
-GUIDE_STEPS = 600  # a sixth of the demo's
 
 
 def _recipe(config: Path, *, whole: bool) -> str:
@@ -128,19 +127,19 @@ def _first_stage(run: Path, overrides: Sequence[str]) -> None:
     subprocess.run([sys.executable, "train_ae.py", str(FIRST_STAGE), *given], check=True, stdout=subprocess.DEVNULL)
 
 
-def guide(setting: Setting) -> Path:
-    """A worse model for autoguidance: the demo's recipe, ended early."""
-    path = setting.folder / f"guide-{GUIDE_STEPS}"
+def guide(setting: Setting, recipe: Recipe, steps: int) -> Path:
+    """A worse model for autoguidance: a recipe ended early."""
+    path = setting.folder / f"guide-{_words(recipe.told)}-{steps}"
     if not path.is_dir():
         with workers() as pool:
-            pool.submit(_guide, path, setting.autoencoder).result()
+            pool.submit(_guide, path, setting.autoencoder, recipe, steps).result()
     return path
 
 
-def _guide(path: Path, autoencoder: Path) -> None:
+def _guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
     try:
-        with running(Recipe(), Place(folder / "run", autoencoder), GUIDE_STEPS) as run:
+        with running(recipe, Place(folder / "run", autoencoder), steps) as run:
             deque(run.seconds(), maxlen=0)
             with run.averaged() as pipeline:
                 pipeline.save(path)
