@@ -75,6 +75,10 @@ class Condition:
         """Without gradient."""
         return self._map(Tensor.detach)
 
+    def before(self, other: "Condition") -> "Condition | None":
+        """Both as one batch, where they have one size; else None."""
+        return Condition.cat([self, other]) if len(self) == len(other) else None
+
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
         """One batch of all; shorter token sequences are padded with masked zeros.

@@ -140,7 +140,8 @@ class Pipeline:
         denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and wish.guidance_scale != 1:
             null = self.condition([self.conditioner.null if wish.negative is None else wish.negative] * len(prompts))
-            denoiser = ClassifierFree(denoiser, null, wish.guidance_scale, wish.rescale, wish.interval, self.target)
+            settings = wish.guidance_scale, wish.rescale, wish.interval, self.target
+            denoiser = ClassifierFree(denoiser, null, *settings, join=Condition.before)
         if self.worse is not None and wish.autoguidance_scale not in (None, 1):
             worse = Told(self.worse.denoiser(), self.worse.condition(prompts))
             denoiser = Autoguidance(denoiser, worse, wish.autoguidance_scale)

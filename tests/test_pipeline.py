@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conditioning.base import Condition
 from ldm_kit import pipeline as pipelines
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import times_like
 from ldm_kit.diffusion.randomness import picture_noise
+from ldm_kit.nets.apply import apply_unet
 from ldm_kit.noisy_classifier import NoisyClassifier
 from ldm_kit.pipeline import Pipeline
 from ldm_kit.wish import Wish
@@ -274,3 +276,19 @@ def test_rounding_weights_once_draws_what_autocast_draws(world, name, tmp_path):
     with pytest.raises(UserError, match="not saved: the U-Net's weights were rounded"):
         once.save(tmp_path / "rounded")
     assert not (tmp_path / "rounded").exists()
+
+
+@pytest.mark.parametrize("name", ["text", "class_pixels"])
+def test_guidance_asks_the_network_once_a_step(world, name, monkeypatch):
+    model, wish, asked = Pipeline.load(world.model(name) / "model"), Wish(steps=3, guidance_scale=2.0), []
+
+    def counted(unet, x, t, cond):
+        asked.append(len(x))
+        return apply_unet(unet, x, t, cond)
+
+    monkeypatch.setattr(pipelines, "apply_unet", counted)
+    *_, joined = model.states(NAMES, SEEDS, wish)
+    monkeypatch.setattr(Condition, "before", lambda self, other: None)
+    *_, apart = model.states(NAMES, SEEDS, wish)
+    assert asked == [4, 4, 4, *[2] * 6]
+    torch.testing.assert_close(joined.x, apart.x, atol=1e-5, rtol=1e-5)

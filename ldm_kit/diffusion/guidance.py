@@ -29,6 +29,9 @@ class ClassifierFree:
 
     `interval` (Kynkaanniemi et al. 2024) guides only where low <= t / T <= high; elsewhere the wished condition alone
     is evaluated.
+
+    `join` puts a wished condition and the null behind one another, so that one call of twice the batch answers for
+    both; where it returns None, or there is none, there are two calls.
     """
 
     denoiser: Denoiser
@@ -37,6 +40,7 @@ class ClassifierFree:
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
     target: Target = "eps"
+    join: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -53,23 +57,35 @@ class ClassifierFree:
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        yes = self.denoiser(x, t, cond)
         low, high = self.interval
         part = t / len(self.schedule)
         inside = (low <= part) & (part <= high)
         if self.scale == 1 or not inside.any():
-            return yes
-        guided = _extrapolate(self.denoiser(x, t, self.null), yes, self.scale)
+            return self.denoiser(x, t, cond)
+        yes, no = self._both(x, t, cond)
+        guided = _extrapolate(no, yes, self.scale)
         if self.rescale > 0:
             guided = self._rescaled(guided, yes, x, t)
         here = over(inside, x).bool()
         return guided._replace(x_0=torch.where(here, guided.x_0, yes.x_0), eps=torch.where(here, guided.eps, yes.eps))
+
+    def _both(self, x: Tensor, t: Tensor, cond: Any) -> tuple[Prediction, Prediction]:
+        joined = None if self.join is None else self.join(cond, self.null)
+        if joined is None:
+            return self.denoiser(x, t, cond), self.denoiser(x, t, self.null)
+        both = [(part, part) if part is None else part.chunk(2) for part in self.denoiser(*_twice(x, t), joined)]
+        yes, no = zip(*both, strict=True)
+        return Prediction(*yes), Prediction(*no)
 
     def _rescaled(self, guided: Prediction, yes: Prediction, x: Tensor, t: Tensor) -> Prediction:
         a, s = self.schedule.at(t)
         out, aim = (from_prediction(self.target, p, a, s) for p in (guided, yes))
         factor = aim.flatten(1).std(1) / out.flatten(1).std(1)
         return restated(self.target, out * over(1 + self.rescale * (factor - 1), x), guided, x, a, s)
+
+
+def _twice(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat([x, x]), torch.cat([t, t])
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,8 @@ def test_joining_pads_the_shorter_and_masks_the_padding():
     assert both.mask.tolist() == [[True, False, False], [True] * 3, [True] * 3]
     assert Condition.cat([long, long]).mask is None
     assert len(Condition.cat([Condition(), Condition()])) == 0
+    assert long.before(long[:0]) is None
+    assert len(long.before(long)) == 2 * len(long)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from ldm_kit.data.toy import Gaussian, Mixture
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree
-from ldm_kit.diffusion.prediction import from_prediction, over, to_prediction
+from ldm_kit.diffusion.prediction import Prediction, from_prediction, over, to_prediction
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import linear, scaled_linear, trailing, zero_terminal
 
@@ -108,6 +108,29 @@ def test_outside_the_interval_the_condition_alone_is_asked():
         assert torch.equal(part(x, times, 1).eps, ClassifierFree(TWO, None, 3.0)(x, times, 1).eps)
         assert inner.calls == [1, None]
         inner.calls.clear()
+
+
+def test_joined_conditions_are_asked_in_one_call():
+    asked = []
+
+    def denoiser(x, t, cond=None):
+        asked.append((len(x), cond.tolist()))
+        plain = TWO(x, t)
+        here = cond[:, None].to(x)
+        return Prediction(plain.x_0 + here, plain.eps - here, here)
+
+    denoiser.schedule = TWO.schedule
+    yes, no = torch.arange(16), torch.arange(16) - 100
+    two = ClassifierFree(denoiser, no, 3.0)(X, T, yes)
+    one = ClassifierFree(denoiser, no, 3.0, join=lambda a, b: torch.cat([a, b]))(X, T, yes)
+    assert asked == [(16, yes.tolist()), (16, no.tolist()), (32, [*yes.tolist(), *no.tolist()])]
+    for found, expected in zip(one, two, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(one.fraction[:, 0], yes.to(one.fraction))  # that of the wished condition
+    asked.clear()
+    ClassifierFree(denoiser, no, 3.0, join=lambda a, b: None)(X, T, yes)
+    ClassifierFree(denoiser, no, 1.0, join=lambda a, b: torch.cat([a, b]))(X, T, yes)
+    assert [count for count, _ in asked] == [16, 16, 16]
 
 
 def test_the_interval_is_each_pictures_own():
