@@ -165,16 +165,17 @@ def sampling(bench: Bench) -> str:
     steps, count = (2, 2) if bench.quick else (15, 16)
     wish = Wish(steps=steps, solver="dpm++", guidance_scale=2.0)
     few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
-    variants = {
-        "diffusers, float32": partial(peers.drawing, bench.world, wish, count, False),
-        "diffusers, bf16 autocast": partial(peers.drawing, bench.world, wish, count, True),
-        "ours, float32": partial(ours.drawing, bench.world, wish, count, None),
-        "ours, bf16": partial(ours.drawing, bench.world, wish, count, torch.bfloat16),
-    }
-    title = (
-        f"## Sampling: pictures\n\nThe demo's U-Net, DPM++ with {steps} steps, guidance 2, {count} pictures in a batch:"
-    )
-    return f"{title}\n\n{few.compared(variants, count)}"
+    parts = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
+    for size in bench.sizes[:2]:
+        world = bench.world.drawing(size.name, *size.overrides)
+        variants = {
+            "diffusers, float32": partial(peers.drawing, world, wish, count, False),
+            "diffusers, bf16 autocast": partial(peers.drawing, world, wish, count, True),
+            "ours, float32": partial(ours.drawing, world, wish, count, None),
+            "ours, bf16": partial(ours.drawing, world, wish, count, torch.bfloat16),
+        }
+        parts += [f"U-Net {size.wide}:", few.compared(variants, count)]
+    return "\n\n".join(parts)
 
 
 def machine_share(bench: Bench) -> str:

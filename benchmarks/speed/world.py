@@ -2,11 +2,12 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
 import conditioning.factory as conditioners
 from autoencoder.config import build as build_autoencoder
@@ -33,6 +34,7 @@ class World:
     folder: Path
     raster: Path
     pictures: int
+    name: str = "model"
 
     @classmethod
     def make(cls, folder: Path, pictures: int = 1024) -> "World":
@@ -44,10 +46,14 @@ class World:
         vae: Any = build_autoencoder(read(AutoencoderRun, AE, []).autoencoder)
         fold(vae, measure(vae, [to_unit(world.split().train.pictures(range(min(256, pictures))))]))
         vae.save_pretrained(world.autoencoder)
-        settings = world.stage2()
+        return world.drawing("model")
+
+    def drawing(self, name: str, *overrides: str) -> "World":
+        """The same world, whose whole model has a U-Net under overrides of the demo's config."""
+        world, settings = replace(self, name=name), self.stage2(*overrides)
         conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
-        unet = denoiser(settings, conditioner.width)
-        Pipeline(vae, unet, conditioner, settings.schedule, settings.target).save(world.model)
+        vae, unet = AutoencoderKL.from_pretrained(self.autoencoder), denoiser(settings, conditioner.width)
+        Pipeline(vae, unet, conditioner, settings.schedule, settings.target).save(world.model)  # pyright: ignore[reportArgumentType]
         return world
 
     @property
@@ -57,8 +63,8 @@ class World:
 
     @property
     def model(self) -> Path:
-        """The folder of a whole model, U-Net of the demo's size."""
-        return self.folder / "model"
+        """The folder of a whole model; of the demo's size where no other is named."""
+        return self.folder / self.name
 
     @property
     def text_encoder(self) -> Path:
