@@ -96,7 +96,8 @@ class CodePrior:
         denoiser: Denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
         z, condition = noise.to(device), self._condition(told, len(seeds))
         if guidance_scale != 1:
-            denoiser = ClassifierFree(denoiser, self._condition(None, len(seeds)), guidance_scale)
+            null = self._condition(None, len(seeds))
+            denoiser = ClassifierFree(denoiser, null, guidance_scale, join=Condition.before)
         if clip == "published":
             denoiser, z = Clipped(denoiser), z.clamp(-1, 1)
         for state in ddim(denoiser, z, strided(len(schedule), steps), condition):

@@ -160,6 +160,6 @@ def test_the_table_of_steps_tells_which_model_and_what_guides_it(tmp_path, monke
     monkeypatch.setattr(quality, "drawn", lambda model, worse, prompts: dict.fromkeys(ROWS, figures))
     section, title, _ = quality._drawn(tmp_path / "model", Setting(tmp_path, 1))
     whole = read(LatentRun, CONFIG, []).train.steps
-    assert asked == [(("unet.widths=[32, 96]",), whole // 6)]
+    assert asked == [(("unet.widths=[32,96]",), whole // 6)]
     assert section == "steps 32 and 96"
-    assert f"after {whole} steps" in title
+    assert f"run={tmp_path} unet.widths=[32,96] train.steps={whole}`" in title

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.quality.recipes import Figures, Recipe
+from benchmarks.quality.recipes import CONFIG, Figures, Recipe
 from benchmarks.quality.steps import ROWS, drawn
 from benchmarks.quality.trainings import Job, Setting, guide, run
 from benchmarks.speed import machine
@@ -53,7 +53,11 @@ CHANGES = {
 }
 CHOICES = {name: replace(change, overrides=(WIDE, *change.overrides)) for name, change in CHANGES.items()}
 TRIED = ((64, 64), (64, 128), (128, 128), (128, 256))
-WIDTHS = {f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in TRIED}
+WIDTHS = {
+    "48 and 48 (in 16 groups)": Recipe(("unet.widths=[48,48]", "unet.groups=16")),
+    **{f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in TRIED},
+    "64 and 64, two blocks a level": Recipe(("unet.widths=[64,64]", "unet.layers=2")),
+}
 FIGURES = {
     "Lite0 distance": "lite0",
     "rank 1": "seen rank1",
@@ -82,13 +86,15 @@ def main(
         for name in chosen:
             if name == "steps":
                 section, title, found = _drawn(model, setting)
-                about = "one model, one picture a prompt"
+                about, flags = "one model, one picture a prompt", {"--model": str(model)}
             else:
                 rows = TRAINED[name](minutes, seeds)
                 run([job for jobs in rows.values() for job in jobs], setting)
                 section, title, found = name, TITLES[name], _table(rows, setting)
                 about = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
-            text = f"{title}\n\n{found}\n\n{_about(name, about, prompts)}"
+                flags = {"--minutes": f"{minutes:g}", "--seeds": str(seeds)}
+            command = " ".join([name, *(f"{flag} {value}" for flag, value in flags.items())])
+            text = f"{title}\n\n{found}\n\n{_about(command, about, prompts)}"
             typer.echo(f"{text}\n")
             if page:
                 put(f"quality {section}", text)
@@ -148,12 +154,13 @@ def _drawn(model: Path, setting: Setting) -> tuple[str, str, str]:
     if not config.is_file():
         raise UserError(f"no config.yaml beside {model}; `steps` draws with the model of a finished run: --model")
     settings = read(LatentRun, config, [])
-    early = settings.train.steps // 6
-    worse = guide(setting, Recipe((f"unet.widths={list(settings.unet.widths)}",)), early)
+    steps, early = settings.train.steps, settings.train.steps // 6
+    width = f"unet.widths=[{','.join(map(str, settings.unet.widths))}]"
+    worse = guide(setting, Recipe((width,)), early)
     wide = " and ".join(map(str, settings.unet.widths))
     title = (
-        f"## What steps are worth: U-Net {wide} channels wide\n\nThe demo's recipe after {settings.train.steps} steps, "
-        f"guidance 2 (autoguidance is by the same after {early} steps, alone):"
+        f"## What steps are worth: U-Net {wide} channels wide\n\n`train_ldm.py {CONFIG} run={model.parent} {width} "
+        f"train.steps={steps}`, guidance 2 (autoguidance is by the same after {early} steps, alone):"
     )
     return f"steps {wide}", title, _steps(drawn(model, worse, setting.prompts))
 
@@ -168,9 +175,9 @@ def _steps(found: Mapping[str, Figures]) -> str:
     return table(("", "network evaluations", "times as fast", *FIGURES), lines)
 
 
-def _about(name: str, about: str, prompts: int) -> str:
+def _about(command: str, about: str, prompts: int) -> str:
     return (
-        f"`python -m benchmarks.quality {name}` on {machine.described()}, each row on one core with one thread; "
+        f"`python -m benchmarks.quality {command}` on {machine.described()}, each row on one core with one thread; "
         f"{about}, {prompts} prompts (at most) a figure."
     )
 

@@ -34,11 +34,11 @@ class World:
     folder: Path
     raster: Path
     pictures: int
-    name: str = "model"
+    name: str = ""  # of the whole model that `drawing` has written
 
     @classmethod
     def make(cls, folder: Path, pictures: int = 1024) -> "World":
-        """Write an autoencoder and a whole model with random weights; caches go into `folder` from here on."""
+        """Write an autoencoder with random weights; caches go into `folder` from here on."""
         world = cls(folder, cache_root(), pictures)
         world.split()  # rasterised where the user keeps it
         os.environ["LDM_KIT_CACHE"] = str(folder / "cache")
@@ -46,7 +46,7 @@ class World:
         vae: Any = build_autoencoder(read(AutoencoderRun, AE, []).autoencoder)
         fold(vae, measure(vae, [to_unit(world.split().train.pictures(range(min(256, pictures))))]))
         vae.save_pretrained(world.autoencoder)
-        return world.drawing("model")
+        return world
 
     def drawing(self, name: str, *overrides: str) -> "World":
         """The same world, whose whole model has a U-Net under overrides of the demo's config."""
@@ -63,8 +63,8 @@ class World:
 
     @property
     def model(self) -> Path:
-        """The folder of a whole model; of the demo's size where no other is named."""
-        return self.folder / self.name
+        """The folder of a whole model."""
+        return self.folder / "models" / self.name
 
     @property
     def text_encoder(self) -> Path:

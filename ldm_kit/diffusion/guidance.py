@@ -73,8 +73,8 @@ class ClassifierFree:
         joined = None if self.join is None else self.join(cond, self.null)
         if joined is None:
             return self.denoiser(x, t, cond), self.denoiser(x, t, self.null)
-        both = [(part, part) if part is None else part.chunk(2) for part in self.denoiser(*_twice(x, t), joined)]
-        yes, no = zip(*both, strict=True)
+        found = self.denoiser(torch.cat([x, x]), torch.cat([t, t]), joined)
+        yes, no = zip(*((part, part) if part is None else part.chunk(2) for part in found), strict=True)
         return Prediction(*yes), Prediction(*no)
 
     def _rescaled(self, guided: Prediction, yes: Prediction, x: Tensor, t: Tensor) -> Prediction:
@@ -82,10 +82,6 @@ class ClassifierFree:
         out, aim = (from_prediction(self.target, p, a, s) for p in (guided, yes))
         factor = aim.flatten(1).std(1) / out.flatten(1).std(1)
         return restated(self.target, out * over(1 + self.rescale * (factor - 1), x), guided, x, a, s)
-
-
-def _twice(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.cat([x, x]), torch.cat([t, t])
 
 
 @dataclass(frozen=True, eq=False)
