@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 
 Model = Annotated[Path, typer.Option(help="a saved model's folder, or a run's")]
 Image = Annotated[Path, typer.Option(help="the picture; scaled and cropped to the model's size")]
@@ -44,11 +44,11 @@ def change(
     metadata: Metadata = True,
 ) -> None:
     """Change attributes of a picture (semantic model); the word `change` may be left out."""
-    with door():
-        from ldm_kit.editing.place import Place, Steps
-        from ldm_kit.editing.tasks import change
+    with cli_errors():
+        from ldm_kit.editing.attributes import change
+        from ldm_kit.editing.context import EditContext, Steps
 
-        place = Place(model, out, device, precision, metadata)
+        place = EditContext(model, out, device, precision, metadata)
         done = change(place, image, attribute, strength or (), strip, Steps(invert_steps, steps, stop))
         typer.echo(done)
 
@@ -67,15 +67,17 @@ def learn(
     device: Device = None,
 ) -> None:
     """Learn attributes from labels, from OpenMoji or from a dozen examples, and save them with the model."""
-    with door():
-        from ldm_kit.editing.learning import Learning
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.teaching import Lesson, described, teach
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext
+        from ldm_kit.editing.fit_directions import FitOptions
+        from ldm_kit.editing.learn import TrainingExamples, describe_directions, learn_attributes
 
         source = (images, labels, openmoji, positive, negative, name, tuple(column or ()), pair)
-        place = Place(model, OUT, device)
-        found = teach(place, Lesson(*source, Learning(estimator=estimator)))
-        typer.echo("\n".join([*described(found), f"{len(found.names)} directions saved in {place.directions}"]))
+        place = EditContext(model, OUT, device)
+        found = learn_attributes(place, TrainingExamples(*source, FitOptions(estimator=estimator)))
+        typer.echo(
+            "\n".join([*describe_directions(found), f"{len(found.names)} directions saved in {place.directions}"])
+        )
 
 
 def interpolate(
@@ -96,12 +98,14 @@ def interpolate(
     metadata: Metadata = True,
 ) -> None:
     """Pictures between two (semantic model)."""
-    with door():
-        from ldm_kit.editing.interpolation import Journey, interpolate
-        from ldm_kit.editing.place import Place, Steps
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext, Steps
+        from ldm_kit.editing.interpolation import InterpolationOptions, interpolate
 
-        place = Place(model, out, device, precision, metadata)
-        done = interpolate(place, image, Journey(count, along, morph, duration), Steps(invert_steps, steps, stop))
+        place = EditContext(model, out, device, precision, metadata)
+        done = interpolate(
+            place, image, InterpolationOptions(count, along, morph, duration), Steps(invert_steps, steps, stop)
+        )
         typer.echo(done)
 
 
@@ -118,11 +122,11 @@ def mix(
     metadata: Metadata = True,
 ) -> None:
     """What one picture shows with another's details (semantic model)."""
-    with door():
-        from ldm_kit.editing.place import Place, Steps
-        from ldm_kit.editing.tasks import mix
+    with cli_errors():
+        from ldm_kit.editing.attributes import mix
+        from ldm_kit.editing.context import EditContext, Steps
 
-        place = Place(model, out, device, precision, metadata)
+        place = EditContext(model, out, device, precision, metadata)
         done = mix(place, content, details, Steps(invert_steps, steps, stop))
         typer.echo(done)
 
@@ -136,11 +140,11 @@ def neighbours(
     device: Device = None,
 ) -> None:
     """The pictures most like one, by their codes (semantic model)."""
-    with door():
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.tasks import neighbours
+    with cli_errors():
+        from ldm_kit.editing.attributes import neighbours
+        from ldm_kit.editing.context import EditContext
 
-        for name, cosine in neighbours(Place(model, out, device), image, among, count):
+        for name, cosine in neighbours(EditContext(model, out, device), image, among, count):
             typer.echo(f"{cosine:6.3f} {name}")
 
 
@@ -155,11 +159,11 @@ def encode(
     precision: Precision = "no",
 ) -> None:
     """Codes of a folder's pictures into one file (semantic model)."""
-    with door():
-        from ldm_kit.editing.place import Place, Steps
-        from ldm_kit.editing.tasks import encode
+    with cli_errors():
+        from ldm_kit.editing.attributes import encode
+        from ldm_kit.editing.context import EditContext, Steps
 
-        place = Place(model, out, device, precision)
+        place = EditContext(model, out, device, precision)
         count = encode(place, images, Steps(invert_steps), details=details, batch=batch_size)
         typer.echo(f"codes of {count} pictures in {out}")
 
@@ -177,15 +181,15 @@ def decode(
     metadata: Metadata = True,
 ) -> None:
     """Pictures of encoded ones (semantic model)."""
-    with door():
-        from ldm_kit.editing.place import Place, Steps
-        from ldm_kit.editing.tasks import decode
+    with cli_errors():
+        from ldm_kit.editing.attributes import decode
+        from ldm_kit.editing.context import EditContext, Steps
 
-        place = Place(model, out, device, precision, metadata)
+        place = EditContext(model, out, device, precision, metadata)
         typer.echo(decode(place, codes, Steps(draw=steps, stop=stop), seed, batch_size))
 
 
-def draw(
+def sample_prior(
     model: Model,
     prompt: Annotated[str | None, typer.Option("--prompt", "--class", help="what the prior is told")] = None,
     count: Count = 8,
@@ -207,15 +211,17 @@ def draw(
     metadata: Metadata = True,
 ) -> None:
     """New pictures out of a prior over codes (semantic model trained with `method: prior`)."""
-    with door():
-        from ldm_kit.editing.generating import Drawing, draw
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.rejection import barred
-        from ldm_kit.editing.retouching import Draws
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext
+        from ldm_kit.editing.prompt_edits import SampleSeeds
+        from ldm_kit.editing.rejection_sampling import attribute_threshold
+        from ldm_kit.editing.sample_prior import PriorOptions, sample_prior
 
-        place = Place(model, out, device, precision, metadata)
-        how = Drawing(steps, decode_steps, guidance_scale, stop, batch_size, clip)
-        typer.echo(draw(place, Draws(prompt, count, seed), how, barred(attribute, threshold, tries)))
+        place = EditContext(model, out, device, precision, metadata)
+        how = PriorOptions(steps, decode_steps, guidance_scale, stop, batch_size, clip)
+        typer.echo(
+            sample_prior(place, SampleSeeds(prompt, count, seed), how, attribute_threshold(attribute, threshold, tries))
+        )
 
 
 def reprompt(
@@ -234,13 +240,13 @@ def reprompt(
     metadata: Metadata = True,
 ) -> None:
     """Invert a picture and draw it under another prompt or class (model of text or classes)."""
-    with door():
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.prompts import Redrawing
-        from ldm_kit.editing.retouching import reprompt
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext
+        from ldm_kit.editing.inversion import Img2ImgOptions
+        from ldm_kit.editing.prompt_edits import reprompt
 
-        how = Redrawing(steps, guidance_scale, negative_prompt, strength, refine)
-        done, told = reprompt(Place(model, out, device, precision, metadata), image, source, prompt, how)
+        how = Img2ImgOptions(steps, guidance_scale, negative_prompt, strength, refine)
+        done, told = reprompt(EditContext(model, out, device, precision, metadata), image, source, prompt, how)
         typer.echo(f"{told}\n{done}")
 
 
@@ -260,13 +266,15 @@ def img2img(
     metadata: Metadata = True,
 ) -> None:
     """Draw a picture again from a noisy version of itself (any model but semantic ones)."""
-    with door():
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.prompts import Redrawing
-        from ldm_kit.editing.retouching import Draws, img2img
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext
+        from ldm_kit.editing.inversion import Img2ImgOptions
+        from ldm_kit.editing.prompt_edits import SampleSeeds, img2img
 
-        how = Redrawing(steps, guidance_scale, negative_prompt, strength)
-        done = img2img(Place(model, out, device, precision, metadata), image, Draws(prompt, count, seed), how)
+        how = Img2ImgOptions(steps, guidance_scale, negative_prompt, strength)
+        done = img2img(
+            EditContext(model, out, device, precision, metadata), image, SampleSeeds(prompt, count, seed), how
+        )
         typer.echo(done)
 
 
@@ -287,18 +295,18 @@ def inpaint(
     metadata: Metadata = True,
 ) -> None:
     """Paint a masked part of a picture anew (any model but semantic ones)."""
-    with door():
-        from ldm_kit.editing.place import Place
-        from ldm_kit.editing.prompts import Redrawing
-        from ldm_kit.editing.retouching import Draws, inpaint
+    with cli_errors():
+        from ldm_kit.editing.context import EditContext
+        from ldm_kit.editing.inversion import Img2ImgOptions
+        from ldm_kit.editing.prompt_edits import SampleSeeds, inpaint
 
-        place = Place(model, out, device, precision, metadata)
-        how = Redrawing(steps, guidance_scale, negative_prompt)
-        done = inpaint(place, image, mask, Draws(prompt, count, seed), how, resample)
+        place = EditContext(model, out, device, precision, metadata)
+        how = Img2ImgOptions(steps, guidance_scale, negative_prompt)
+        done = inpaint(place, image, mask, SampleSeeds(prompt, count, seed), how, resample)
         typer.echo(done)
 
 
-main = (change, learn, interpolate, mix, neighbours, encode, decode, draw, reprompt, img2img, inpaint)
+main = (change, learn, interpolate, mix, neighbours, encode, decode, sample_prior, reprompt, img2img, inpaint)
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 
 
 def main(
@@ -44,20 +44,20 @@ def main(
     metadata: Annotated[bool, typer.Option("--metadata/--no_metadata", help="prompt and settings in the PNGs")] = True,
 ) -> None:
     """Draw every prompt `count` times; a picture depends on its prompt, seed and settings alone."""
-    with door():
-        from ldm_kit.drawing import Guides, Order, draw_to_folder
-        from ldm_kit.wish import FAST_STEPS, Wish
+    with cli_errors():
+        from ldm_kit.inference.generate import GenerationRequest, GuideModels, generate_to_folder
+        from ldm_kit.models.options import FAST_STEPS, SamplingOptions
 
-        steps = steps if steps is not None else FAST_STEPS if fast else Wish.steps
+        steps = steps if steps is not None else FAST_STEPS if fast else SamplingOptions.steps
         precision = precision or ("bf16" if fast else "no")
         free = (guidance_scale, negative_prompt, rescale, interval)
         by_others = (classifier_scale, classifier_class, algorithm, autoguidance_scale)
-        wish = Wish(steps, solver, *free, spacing, eta, clip, *by_others)
-        order = Order(tuple(prompts or ()), prompts_file, count, seed, batch_size)
+        wish = SamplingOptions(steps, solver, *free, spacing, eta, clip, *by_others)
+        order = GenerationRequest(tuple(prompts or ()), prompts_file, count, seed, batch_size)
         more = {"device": device, "precision": precision, "metadata": metadata}
-        grid = draw_to_folder(model, order, wish, out, guides=Guides(classifier, worse), **more)
+        grid = generate_to_folder(model, order, wish, out, guides=GuideModels(classifier, worse), **more)
         typer.echo(f"{grid.pictures} pictures in {out}, all of them in {grid.path}")
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

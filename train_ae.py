@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     resume: Annotated[str | None, typer.Option(help="`latest`, or a checkpoint's folder")] = None,
 ) -> None:
     """Train an autoencoder; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
-    with door():
+    with cli_errors():
         train(config, overrides or [], resume)
 
 
@@ -25,9 +25,9 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
     """Build, train, normalise, save."""
     from ldm_kit.config import read
     from ldm_kit.data.batches import PictureBatches
-    from ldm_kit.data.source import load
-    from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
-    from ldm_kit.methods.settings import Ranks
+    from ldm_kit.data.sources import load
+    from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
+    from ldm_kit.methods.base import Collectives
     from ldm_kit.reports import Report
     from ldm_kit.training.session import due, session
 
@@ -35,7 +35,7 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
     with session(settings, resume) as run:
         with run.first():
             data = load(settings.data)
-        task = Autoencoding(settings, Ranks(run.average, run.total, run.share))
+        task = Autoencoding(settings, Collectives(run.average, run.total, run.share))
         trainer = run.trainer(task)
         log, report = run.log(trainer), Report(task, data, run.folder, run.device)
         log.say(report.opening())
@@ -46,7 +46,7 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
                 with trainer.ema.applied():
                     figures = log.evaluated(step.number, report.evaluate)
             run.save_when_due(trainer, step, figures)
-        log.settle()
+        log.flush()
         if run.main:
             with trainer.ema.applied():
                 log.say(report.finish())
@@ -54,4 +54,4 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 
 
 def main(
@@ -17,22 +17,22 @@ def main(
     resume: Annotated[str | None, typer.Option(help="`latest`, or a checkpoint's folder")] = None,
 ) -> None:
     """Train a diffusion model; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
-    with door():
+    with cli_errors():
         train(config, overrides or [], resume)
 
 
 def train(config: Path, overrides: list[str], resume: str | None) -> None:
     """Build, cache latents, train, save."""
-    from ldm_kit.data.source import load
+    from ldm_kit.data.sources import load
+    from ldm_kit.methods.base import Collectives
     from ldm_kit.methods.choose import open_stage, read_run
-    from ldm_kit.methods.settings import Ranks
     from ldm_kit.studios.choose import open_studio
     from ldm_kit.training.session import due, session
 
     settings = read_run(config, overrides)
     with session(settings, resume) as run:
         with run.first():
-            ranks = Ranks(run.average, run.total, run.share)
+            ranks = Collectives(run.average, run.total, run.share)
             stage = open_stage(settings, load(settings.data), run.device, ranks)
         trainer = run.trainer(stage.task)
         log, studio = run.log(trainer), open_studio(stage, run.folder)
@@ -44,7 +44,7 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
                 with trainer.ema.applied():
                     figures = log.evaluated(step.number, studio.evaluate)
             run.save_when_due(trainer, step, figures)
-        log.settle()
+        log.flush()
         if run.main:
             with trainer.ema.applied():
                 log.say(studio.finish())
@@ -52,4 +52,4 @@ def train(config: Path, overrides: list[str], resume: str | None) -> None:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

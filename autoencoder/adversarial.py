@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autoencoder import losses
+from autoencoder import loss_terms
 from autoencoder.base import AutoencoderError, Reconstruction
 from autoencoder.codebook import Codebook, Map, itself, perplexity
-from autoencoder.criterion import AdversarialConfig, AutoencoderLoss, Terms
+from autoencoder.loss import AdversarialConfig, AutoencoderLoss, LossTerms
 
 Player = Literal["autoencoder", "discriminator"]
 Logs = dict[str, Tensor]
@@ -78,7 +78,7 @@ def frozen(module: nn.Module | None) -> Iterator[None]:
 
 
 def _autoencoder_side(
-    terms: Terms,
+    terms: LossTerms,
     made: Reconstruction,
     step: int,
     game: AdversarialConfig | None,
@@ -94,7 +94,7 @@ def _autoencoder_side(
         return terms.total, logs | _usage(made)
     loss, g, weight = terms.total, torch.zeros_like(terms.total), torch.zeros_like(terms.total)
     if discriminator is not None and (factor := game.factor(step)) > 0:
-        g = losses.generator_loss(discriminator(made.picture).float())
+        g = loss_terms.generator_loss(discriminator(made.picture).float())
         ratio = adaptive_weight(terms.nll, g, last_layer, game.max_weight, average) if game.adaptive else 1.0
         weight = torch.full_like(weight, game.weight * factor) * ratio
         loss = loss + weight * g
@@ -103,7 +103,7 @@ def _autoencoder_side(
 
 def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discriminate: Map) -> tuple[Tensor, Logs]:
     real_logits, fake_logits = discriminate(torch.cat([x, fake.to(x.dtype)])).float().chunk(2)
-    loss = (losses.hinge_loss if game.loss == "hinge" else losses.vanilla_loss)(real_logits, fake_logits)
+    loss = (loss_terms.hinge_loss if game.loss == "hinge" else loss_terms.vanilla_loss)(real_logits, fake_logits)
     right = torch.cat([real_logits > 0, fake_logits < 0]).float().mean()
     return loss, {"d_loss": loss.detach(), "d_accuracy": right}
 

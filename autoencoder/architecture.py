@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 
 class Architecture(BaseModel):
@@ -15,16 +15,26 @@ class Architecture(BaseModel):
     channels: int = Field(default=3, ge=1, description="Channels of a picture: 1 grey, 3 RGB.")
     resolution: int = Field(default=32, ge=1, description="Side of a training picture in pixels.")
     widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="Feature channels of each level.")
-    layers: int = Field(default=1, ge=1, description="Residual blocks per encoder level; the decoder has one more.")
+    layers_per_block: int = Field(
+        validation_alias=AliasChoices("layers_per_block", "layers"),
+        default=1,
+        ge=1,
+        description="Residual blocks per encoder level; the decoder has one more.",
+    )
     latent_channels: int = Field(default=4, ge=1, description="Channels Z of a latent.")
     attention_levels: tuple[int, ...] = Field(default=(), description="Levels with attention after each block.")
-    norm_groups: int = Field(default=16, ge=1, description="Groups of every GroupNorm; must divide all widths.")
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "norm_groups"),
+        default=16,
+        ge=1,
+        description="Groups of every GroupNorm; must divide all widths.",
+    )
     middle_attention: bool = Field(default=True, description="Attention at the bottom of encoder and decoder.")
 
     @model_validator(mode="after")
     def _fits(self) -> "Architecture":
-        if bad := [w for w in self.widths if w < 1 or w % self.norm_groups]:
-            raise ValueError(f"widths {bad} are not multiples of norm_groups {self.norm_groups}")
+        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
+            raise ValueError(f"widths {bad} are not multiples of norm_num_groups {self.norm_num_groups}")
         if bad := [n for n in self.attention_levels if not 0 <= n < len(self.widths)]:
             raise ValueError(f"attention_levels {bad} do not exist: widths has levels 0 to {len(self.widths) - 1}")
         if self.resolution % self.factor:
@@ -50,9 +60,9 @@ class Architecture(BaseModel):
             "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attention),
             "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attention)),
             "block_out_channels": self.widths,
-            "layers_per_block": self.layers,
+            "layers_per_block": self.layers_per_block,
             "latent_channels": self.latent_channels,
-            "norm_num_groups": self.norm_groups,
+            "norm_num_groups": self.norm_num_groups,
             "sample_size": self.resolution,
             "scaling_factor": 1.0,  # `statistics.fold` sets it once the latents are known
             "mid_block_add_attention": self.middle_attention,
@@ -73,5 +83,10 @@ def published(
     *multiples: int, latent_channels: int, attention_levels: tuple[int, ...] = (), **more: Any
 ) -> dict[str, Any]:
     """A configuration of the LDM model zoo: 128 base channels, two blocks per level, trained at 256 px."""
-    shape = {"resolution": 256, "widths": tuple(128 * m for m in multiples), "layers": 2, "norm_groups": 32}
+    shape = {
+        "resolution": 256,
+        "widths": tuple(128 * m for m in multiples),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+    }
     return {**shape, "latent_channels": latent_channels, "attention_levels": attention_levels, **more}

@@ -50,7 +50,7 @@ class Codebook:
         self.embedding, self.settings, self.reduce, self.share = embedding, settings, reduce, share
         self.counts = torch.ones(len(embedding.weight), device=embedding.weight.device)
         self.sums = embedding.weight.detach().float().clone()
-        self.discard()
+        self.discard_step()
         embedding.weight.requires_grad_(not settings.ema)
 
     @torch.no_grad()
@@ -58,15 +58,15 @@ class Codebook:
         """Take in raw latents z [B, d, h, w] and their codes [B, h, w] of a micro-batch; nothing moves yet."""
         self.seen.append((flatten(z.float()), indices.flatten()))
 
-    def discard(self) -> None:
+    def discard_step(self) -> None:
         """Forget what was seen since the codebook last settled."""
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def settle(self, step: int) -> Tensor:
+    def after_step(self, step: int) -> Tensor:
         """Move on by what the micro-batches of a step have shown, however many; the mask [K] of codes revived now."""
         vectors, chosen = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
-        self.discard()
+        self.discard_step()
         self._to(vectors.device)
         counts = torch.zeros_like(self.counts).index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float32))
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)

@@ -17,7 +17,7 @@ KL_PRESETS = MappingProxyType(
         "tiny32-f2": {"resolution": 32, "widths": (32, 64), "latent_channels": 4},
         "tiny32-f4": {"resolution": 32, "widths": (32, 64, 64), "latent_channels": 4},
         "tiny64-f4": {"resolution": 64, "widths": (32, 64, 128), "latent_channels": 4},
-        "small64-f8": {"resolution": 64, "widths": (64, 128, 256, 256), "layers": 2, "latent_channels": 8},
+        "small64-f8": {"resolution": 64, "widths": (64, 128, 256, 256), "layers_per_block": 2, "latent_channels": 8},
     }
 )
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from autoencoder.backbones import LpipsBackbone, TimmBackbone
 from autoencoder.base import AutoencoderError
-from autoencoder.trunks import LpipsTrunk, TimmTrunk
 
 
 class PerceptualConfig(BaseModel):
@@ -99,12 +99,12 @@ def enlarged(x: Tensor, minimum: int) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _build(config: PerceptualConfig) -> LpipsTrunk | TimmTrunk | None:
+def _build(config: PerceptualConfig) -> LpipsBackbone | TimmBackbone | None:
     if config.spec == "none":
         return None
     if config.spec == "lpips":
-        return LpipsTrunk(config.net, config.weights)
-    return TimmTrunk(config.spec.removeprefix("timm:"), config.weights, config.stages)
+        return LpipsBackbone(config.net, config.weights)
+    return TimmBackbone(config.spec.removeprefix("timm:"), config.weights, config.stages)
 
 
 def _rgb(x: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_kit.training import checkpoint
+from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.settings import TrainConfig
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 TIMES = 7
 WIDTH, LAYERS = 1024, 24
@@ -49,10 +49,10 @@ class Stack:
 
     def __init__(self) -> None:
         self.net = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
-        self.players: Mapping[str, nn.Module] = {"net": self.net}
-        self.averaged = self.players
+        self.modules: Mapping[str, nn.Module] = {"net": self.net}
+        self.ema_modules = self.modules
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Nothing to take."""
 
     def state(self) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class Stack:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
 
-    def losses(self, batch: Tensor, step: int) -> Iterator[Turn]:
+    def losses(self, batch: Tensor, step: int) -> Iterator[LossTerm]:
         """Something with a gradient."""
         yield "net", self.net(batch).square().mean(), {}
 

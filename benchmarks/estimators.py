@@ -14,17 +14,17 @@ import typer
 from linear import Linear
 from torch import Tensor
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
-from ldm_kit.data.openmoji import OpenMojiConfig, load_all, split
-from ldm_kit.editing.counterparts import paired
-from ldm_kit.editing.directions import TO, Direction, typical
-from ldm_kit.editing.edits import Change, moved
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load_all, split
+from ldm_kit.editing.fit_directions import counterparts
 from ldm_kit.editing.fitting import Fit, classifier, difference, scored
 from ldm_kit.editing.labels import Column, from_openmoji
-from ldm_kit.editing.learning import counterparts
-from ldm_kit.editing.seam import codes_of, normalised
-from ldm_kit.evaluation.files import write_whole
+from ldm_kit.editing.operations import Change, move_codes
+from ldm_kit.models.directions import TO, Direction, typical
+from ldm_kit.models.pairs import pair_directions
+from ldm_kit.models.protocol import encode_pictures, normalise
+from ldm_kit.viz.png import write_atomic
 
 WIDTH = 128
 STEPS = (("light", "dark"), ("none", "dark"), ("medium", "light"))  # skin tones, from one to the other
@@ -57,8 +57,8 @@ class Drawings:
         model, names = Linear.fitted(train, WIDTH), {record.name for record in train.records}
         trained = torch.tensor([record.name in names for record in everything.records])
         tones = next(column for column in from_openmoji(everything) if column.name == "skin tone")
-        z = codes_of(model, everything)
-        return cls(model, everything.pixels, z, normalised(model, z), tones, trained)
+        z = encode_pictures(model, everything)
+        return cls(model, everything.pixels, z, normalise(model, z), tones, trained)
 
     def having(self, *values: str) -> Tensor:
         """Which drawings [N] have one of these skin tones."""
@@ -99,7 +99,7 @@ def main(
     page: Annotated[Path | None, typer.Option(help="a page whose table, between its marks, is replaced")] = None,
 ) -> None:
     """Fit the model, try every estimator on every step, print the table."""
-    with door():
+    with cli_errors():
         if page is not None:
             _between(page)  # a page without marks is refused before the work, not after
         drawings = Drawings.read()
@@ -108,7 +108,7 @@ def main(
         typer.echo(table)
         if page is not None:
             head, tail = _between(page)
-            write_whole(page, f"{head}{BEGIN}\n{table}\n{END}{tail}".encode())
+            write_atomic(page, f"{head}{BEGIN}\n{table}\n{END}{tail}".encode())
 
 
 def fits(z: Tensor, step: Step) -> dict[str, Fit]:
@@ -134,7 +134,7 @@ def _cells(drawings: Drawings, step: Step) -> dict[str, Cell]:
         direction = Direction(name, (fit.weight / length).float(), strength, length, fit.bias)
         found[name] = Cell(auroc, _left(drawings, step.truths, direction))
     assert direction is not None
-    pairs = paired(z[step.pairs[:, 0]], z[step.pairs[:, 1]])
+    pairs = pair_directions(z[step.pairs[:, 0]], z[step.pairs[:, 1]])
     local = direction._replace(counterparts=pairs)  # of the mean step, which comes last and is what it reads by
     found["step of the likest counterparts"] = Cell(auroc, _left(drawings, step.truths, local))
     return found
@@ -143,7 +143,7 @@ def _cells(drawings: Drawings, step: Step) -> dict[str, Cell]:
 def _left(drawings: Drawings, pairs: Tensor, direction: Direction) -> float:
     model, (before, truth) = drawings.model, (drawings.pictures[side] for side in pairs.T)
     z, ways = drawings.z[pairs[:, 0]], [direction.at(one) for one in drawings.zn[pairs[:, 0]]]
-    codes = [moved(model, one[None], [Change(way, way.typical)]) for one, way in zip(z, ways, strict=True)]
+    codes = [move_codes(model, one[None], [Change(way, way.typical)]) for one, way in zip(z, ways, strict=True)]
     edited = model.decode(torch.cat(codes), model.invert(before, z))
     return float((_distance(edited, truth) / _distance(before, truth)).mean())
 
@@ -182,4 +182,4 @@ def _between(page: Path) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

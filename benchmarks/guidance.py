@@ -21,16 +21,16 @@ from judge import Judge, balanced, labels_of, pixels_of
 from PIL.Image import Image
 from torch import Tensor
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
-from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.evaluation.fidelity import frechet, wilson
-from ldm_kit.evaluation.files import save_png
-from ldm_kit.evaluation.pictures import grid
-from ldm_kit.noisy_classifier import NoisyClassifier
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.data.openmoji.dataset import ATTRIBUTION, OpenMojiConfig, load
+from ldm_kit.metrics.fidelity import frechet, wilson
+from ldm_kit.models.classifier import NoisyClassifier
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png
 
 RUNS = Path("runs/benchmarks")
 MODELS = {  # run -> door, in the order in which they are needed
@@ -41,7 +41,7 @@ MODELS = {  # run -> door, in the order in which they are needed
     "pixel_class": "train_ldm.py",
     "pixel_classifier": "train_ldm.py",
 }
-STEPS = Wish(steps=25, solver="ddim", guidance_scale=1.0)
+STEPS = SamplingOptions(steps=25, solver="ddim", guidance_scale=1.0)
 SCALES = (0, 1, 2, 4, 8)
 GUIDANCE = 2.0
 SOLVERS = (("ddpm", 1000), ("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 20))
@@ -74,7 +74,7 @@ class Bench:
     count: int  # pictures of each class
     seed: int  # no two share the noise of any picture
 
-    def drawn(self, name: str, pipeline: Pipeline, wish: Wish) -> Drawn:
+    def drawn(self, name: str, pipeline: Pipeline, wish: SamplingOptions) -> Drawn:
         """Draw the same classes from the same noise, and judge them."""
         labels = torch.arange(len(self.classes)).repeat(self.count)
         named = pipeline.conditioner.null is not None or pipeline.classifier is not None
@@ -97,7 +97,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="of the noise; the page is of 0, others are printed alone")] = 0,
 ) -> None:
     """Train what is missing, draw, measure, write the tables."""
-    with door():
+    with cli_errors():
         for run, script in () if tables else MODELS.items():
             _train(run, script)
         split = load(OpenMojiConfig(resolution=32))
@@ -137,7 +137,7 @@ def _truth(bench: Bench, split: Split) -> str:
 
 def _opened(run: str, classifier: str | None = None) -> Pipeline:
     pipeline = Pipeline.load(RUNS / run / "model", precision=torch.bfloat16)
-    return pipeline if classifier is None else pipeline.steered(NoisyClassifier.load(RUNS / classifier))
+    return pipeline if classifier is None else pipeline.with_guides(NoisyClassifier.load(RUNS / classifier))
 
 
 def _latents(bench: Bench) -> Iterator[Drawn]:
@@ -166,7 +166,7 @@ def _pixels(bench: Bench) -> Iterator[Drawn]:
 def _solvers(bench: Bench) -> Iterator[Drawn]:
     pipeline = _opened("ldm_class")
     for name, steps in SOLVERS:
-        yield bench.drawn(f"{name}, {steps} steps", pipeline, Wish(steps, name, guidance_scale=1.0))
+        yield bench.drawn(f"{name}, {steps} steps", pipeline, SamplingOptions(steps, name, guidance_scale=1.0))
 
 
 TABLES: dict[str, Callable[[Bench], Iterator[Drawn]]] = {"latents": _latents, "pixels": _pixels, "solvers": _solvers}
@@ -223,4 +223,4 @@ within a table alone. Seconds are for all pictures of a row."""
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

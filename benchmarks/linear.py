@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, to_bytes, to_unit
-from ldm_kit.decoders import Towards
-from ldm_kit.editing.seam import Progress
+from ldm_kit.models.decoders import TrajectoryTarget
+from ldm_kit.models.protocol import Progress
 
 CHUNK = 1024  # pictures whose pixels are float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """Fulfils `ldm_kit.editing.seam.Semantic`: read and drawn again a picture is the same to the last bit.
+    """Fulfils `ldm_kit.models.protocol.Semantic`: read and drawn again a picture is the same to the last bit.
 
     Steps, batches and stops are taken and change nothing; there is one step.
     """
@@ -86,7 +86,7 @@ class Linear:
         batch: int = 32,
         stop: float = 0.0,
         *,
-        towards: Towards | None = None,
+        towards: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Pictures uint8 [N, C, R, R] of codes z [N, D] and what they miss [N, C, R, R], clamped and rounded.

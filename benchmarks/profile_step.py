@@ -26,14 +26,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.speed import machine, ours
 from benchmarks.speed.page import put, table
 from benchmarks.speed.world import World
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
 
 PHASES = {  # what is wrapped, and the phase that it is: a phase's time is its own, without those within
     "torch.utils.data.dataloader._BaseDataLoaderIter.__next__": "loader and cache",
     "ldm_kit.training.loop.Trainer._accumulate": "forward and loss",
-    "ldm_kit.diffusion.randomness.normal": "noise and times",
-    "ldm_kit.diffusion.randomness.uniform": "noise and times",
+    "ldm_kit.diffusion.rng.normal": "noise and times",
+    "ldm_kit.diffusion.rng.uniform": "noise and times",
     "autoencoder.perceptual.Perceptual.forward": "perceptual distance, forward",
     "torch.Tensor.backward": "backward",
     "ldm_kit.training.loop.Trainer._norms": "gradient's norm, finite?, clipping",
@@ -212,7 +212,7 @@ def main(
     page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/performance.md")] = True,
 ) -> None:
     """Profile, print, write the tables."""
-    with door(), tempfile.TemporaryDirectory(prefix="profile-") as folder, open(os.devnull, "w") as nowhere:
+    with cli_errors(), tempfile.TemporaryDirectory(prefix="profile-") as folder, open(os.devnull, "w") as nowhere:
         warnings.simplefilter("ignore")
         chosen = stages or list(STAGES)
         if unknown := [stage for stage in chosen if stage not in STAGES]:
@@ -230,4 +230,4 @@ def main(
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

@@ -12,13 +12,14 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, silu
 
 from conditioning.base import Condition, ConditioningError
 
 Blocks = Literal["single", "double"]
+_SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_num_groups": "groups"}  # in config.json
 
 
 class SemanticEncoderConfig(BaseModel):
@@ -31,23 +32,32 @@ class SemanticEncoderConfig(BaseModel):
     widths: tuple[int, ...] = Field(
         default=(64, 128, 128, 128), min_length=1, description="feature channels of each level"
     )
-    attention: tuple[bool, ...] = Field(
-        default=(False, True, False, False), description="attention at each level? (the paper: at 16 pixels)"
+    attention_levels: tuple[bool, ...] = Field(
+        validation_alias=AliasChoices("attention_levels", "attention"),
+        default=(False, True, False, False),
+        description="attention at each level? (the paper: at 16 pixels)",
     )
     blocks: Blocks = Field(
         default="single",
         description="single: one convolution a block, as the released models have; double: full residual blocks",
     )
-    layers: int = Field(default=2, ge=1, description="blocks of each level")
-    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    layers_per_block: int = Field(
+        validation_alias=AliasChoices("layers_per_block", "layers"), default=2, ge=1, description="blocks of each level"
+    )
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "groups"),
+        default=32,
+        ge=1,
+        description="groups of every GroupNorm; must divide every width",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "SemanticEncoderConfig":
-        if len(self.attention) != len(self.widths):
+        if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
             )
-        _divide(self.widths, self.groups)
+        _divide(self.widths, self.norm_num_groups)
         return self
 
 
@@ -63,7 +73,12 @@ class StridedEncoderConfig(BaseModel):
     )
     attention: int | None = Field(default=3, ge=1, description="after how many convolutions; null: none")
     heads: int = Field(default=4, ge=1, description="attention heads")
-    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "groups"),
+        default=32,
+        ge=1,
+        description="groups of every GroupNorm; must divide every width",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "StridedEncoderConfig":
@@ -71,7 +86,7 @@ class StridedEncoderConfig(BaseModel):
             raise ValueError(f"attention after {self.attention} convolutions, but there are {len(self.widths)}")
         if self.attention is not None and self.widths[self.attention - 1] % self.heads:
             raise ValueError(f"width {self.widths[self.attention - 1]} cannot be cut by heads {self.heads}")
-        _divide(self.widths, self.groups)
+        _divide(self.widths, self.norm_num_groups)
         return self
 
 
@@ -157,7 +172,7 @@ def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3
             f"a picture of side {resolution} cannot be halved {halved} times by the semantic encoder; expected a "
             f"multiple of {2**halved}, or fewer widths"
         )
-    fields = config.model_dump(exclude={"kind"})
+    fields = {_SAVED.get(name, name): value for name, value in config.model_dump(exclude={"kind"}).items()}
     more = {"resolution": resolution} if build is StridedEncoder else {}
     return build(channels=channels, **more, **fields)
 

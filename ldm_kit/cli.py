@@ -24,7 +24,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerato
 
 
 @contextlib.contextmanager
-def door() -> Iterator[None]:
+def cli_errors() -> Iterator[None]:
     """Turn a user's mistake into one sentence on stderr and exit status 2; let real faults through with their trace."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -56,7 +56,9 @@ def _told(error: Exception) -> str:
     raise error
 
 
-def serve(main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None) -> NoReturn:
+def run_cli(
+    main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None
+) -> NoReturn:
     """Run a door's `main` as a command: its parameters are the flags, its docstring the help.
 
     Several functions are subcommands by their names; the first may be left out.
@@ -89,7 +91,7 @@ def doctor() -> None:
     """Say which versions and devices there are."""
     import torch
 
-    from ldm_kit.training.run import versions
+    from ldm_kit.training.run_folder import versions
 
     for name, found in versions().items():
         typer.echo(f"{name:14} {found}")
@@ -107,10 +109,10 @@ def nll(
     device: Device = None,
 ) -> None:
     """Bound the negative log-likelihood, in bits per dimension, of a run's held-out pictures under its model."""
-    with door():
-        from ldm_kit.nll import Question, measure
+    with cli_errors():
+        from ldm_kit.inference.likelihood import LikelihoodRequest, evaluate_likelihood
 
-        typer.echo(measure(run, Question(count, times, seed, batch_size), device))
+        typer.echo(evaluate_likelihood(run, LikelihoodRequest(count, times, seed, batch_size), device))
 
 
 @convert.command("guided-diffusion")
@@ -128,9 +130,9 @@ def guided_diffusion(
     classes: Annotated[Path | None, typer.Option(help="a text file of class names, one a line, in their order")] = None,
 ) -> None:
     """Turn a denoiser or a noisy classifier of openai/guided-diffusion into a saved model."""
-    with door():
-        from ldm_kit.converting.guided import Origin, convert_guided_diffusion
-        from ldm_kit.nets.guided_layout import Heads
+    with cli_errors():
+        from ldm_kit.convert.guided_diffusion import Origin, convert_guided_diffusion
+        from ldm_kit.convert.guided_diffusion_layout import Heads
 
         origin = Origin(kind, image_size, schedule, Heads(head_size, heads, new_order), classes)
         typer.echo(convert_guided_diffusion(checkpoint, out, origin))
@@ -148,9 +150,9 @@ def diffae(
     device: Device = None,
 ) -> None:
     """Turn a diffusion autoencoder of phizaz/diffae into a saved model."""
-    with door():
-        from ldm_kit.converting.diffae import convert_diffae
-        from ldm_kit.converting.semantic import Beside
+    with cli_errors():
+        from ldm_kit.convert.common import Beside
+        from ldm_kit.convert.diffae import convert_diffae
 
         beside = Beside(image_size, statistics, images, classifier, attributes, device)
         typer.echo(convert_diffae(checkpoint, out, beside))
@@ -171,9 +173,9 @@ def pdae(
     device: Device = None,
 ) -> None:
     """Turn a PDAE of ckczzj/PDAE into two saved models: OUT/base, which is frozen, and OUT/model on it."""
-    with door():
-        from ldm_kit.converting.pdae import Origin, convert_pdae
-        from ldm_kit.converting.semantic import Beside
+    with cli_errors():
+        from ldm_kit.convert.common import Beside
+        from ldm_kit.convert.pdae import Origin, convert_pdae
 
         beside = Beside(image_size, statistics, images, classifier, attributes, device)
         typer.echo(convert_pdae(checkpoint, out, Origin(beside, prior, heads, encoder_heads)))

@@ -7,12 +7,14 @@ its resolved config beside its results.
 
 import difflib
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 _CHATTER = r"^Input should be|^\w+ should have|, (unable to parse|got a number).*| after validation.*|, not \d+$"
 C = TypeVar("C", bound=BaseModel)
@@ -101,12 +103,48 @@ def assign(tree: dict[str, Any], override: str) -> None:
 
 
 def check(kind: type[C], tree: Any, where: str) -> C:
-    """Validate a plain tree into `kind`, turning pydantic's report into sentences that name `where`."""
+    """Validate a plain tree into `kind`, turning pydantic's report into sentences that name `where`.
+
+    A key's name in an older release is still read, with a `FutureWarning` that gives the new name.
+    """
+    for old, new in old_keys(kind, tree):
+        warnings.warn(
+            f"{where}: {old} is now called {new}; the old name is read for one more release", FutureWarning, 3
+        )
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         faults = [_sentence(kind, fault) for fault in error.errors(include_url=False)]
         raise UserError(f"{where}: " + "; ".join(faults)) from None
+
+
+def old_keys(kind: type[BaseModel], tree: Any) -> list[tuple[str, str]]:
+    """Return (old, new) dotted names of the keys in a plain tree that an older release called otherwise."""
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        new = next((name for name, field in kind.model_fields.items() if key in _names(name, field)), key)
+        if new != key:
+            found.append((str(key), new))
+        field = kind.model_fields.get(new)
+        for below in _models(field.annotation) if field is not None else ():
+            if not _tagged_otherwise(below, value):
+                found += [(f"{new}.{a}", f"{new}.{b}") for a, b in old_keys(below, value)]
+    return list(dict.fromkeys(found))
+
+
+def _names(name: str, field: FieldInfo) -> list[str]:
+    """The names under which a field is read: its own, and those of older releases."""
+    aliases = field.validation_alias
+    return [name, *(str(choice) for choice in aliases.choices)] if isinstance(aliases, AliasChoices) else [name]
+
+
+def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
+    """Whether a tree belongs to another member of a union than `kind`."""
+    tags = {
+        name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
+    }
+    single = {name: values[0] for name, values in tags.items() if len(values) == 1}
+    return isinstance(tree, Mapping) and any(tree.get(name, value) != value for name, value in single.items())
 
 
 def write(config: BaseModel, path: Path) -> None:

@@ -11,13 +11,13 @@ from autoencoder.base import AutoencoderError
 from autoencoder.statistics import LatentStatistics, fold, measure
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
-from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png, spared
-from ldm_kit.evaluation.pictures import pairs_grid
-from ldm_kit.methods.autoencoding import Autoencoding, evaluate, pictures_of
-from ldm_kit.methods.settings import evaluating
-from ldm_kit.parts import tidy
+from ldm_kit.methods.autoencoder import Autoencoding, evaluate, pictures_of
+from ldm_kit.methods.base import eval_mode
+from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.checkpoint import write
+from ldm_kit.viz.curves import curves
+from ldm_kit.viz.grid import pairs_grid
+from ldm_kit.viz.png import save_png, tolerate_oserror
 
 MEASURED = 50_000  # pictures at most, for the latents' statistics
 
@@ -42,13 +42,13 @@ class Report:
 
     def evaluate(self, number: int) -> dict[str, float]:
         """Held-out figures with the weights at hand, and a grid of reconstructions."""
-        with evaluating(self.task.autoencode):
+        with eval_mode(self.task.autoencode):
             self.figures = evaluate(self.task, self.shown, self.device)
             x = to_unit(self.shown.pictures(spread(len(self.shown), self.task.config.log.pictures)))
             made = pictures_of(self.task.vae, x.to(self.device)).cpu()
         picture = pairs_grid(to_bytes(x), to_bytes(made), columns=8, scale=2)
         out = self.folder / "pictures" / f"reconstruction-{number:08d}.png"
-        with spared(out):
+        with tolerate_oserror(out):
             save_png(picture, out, None)
         return self.figures
 
@@ -78,7 +78,7 @@ class Report:
 
 def _save(vae: AutoencoderKL | VQModel, folder: Path) -> None:
     vae.save_pretrained(folder)
-    tidy(folder)
+    strip_paths(folder)
 
 
 def _listed(values: Tensor) -> str:

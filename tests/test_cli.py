@@ -8,7 +8,7 @@ import typer
 
 from autoencoder.base import AutoencoderError
 from conditioning.base import ConditioningError
-from ldm_kit.cli import doctor, door, serve
+from ldm_kit.cli import cli_errors, doctor, run_cli
 from ldm_kit.config import UserError
 
 
@@ -16,11 +16,11 @@ def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[o
     """Exit status and stderr of a door within which something is raised."""
 
     def main() -> None:
-        with door():
+        with cli_errors():
             raise error
 
     with pytest.raises(SystemExit) as stopped:
-        serve(main, [])
+        run_cli(main, [])
     return stopped.value.code, capsys.readouterr().err
 
 
@@ -48,7 +48,7 @@ def test_out_of_memory_names_the_ways_out(capsys):
 
 @pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), KeyError("bug"), OSError("bug")])
 def test_real_faults_keep_their_trace(error):
-    with pytest.raises(type(error), match="bug"), door():
+    with pytest.raises(type(error), match="bug"), cli_errors():
         raise error
 
 
@@ -69,12 +69,12 @@ def test_flags_are_read_in_sentences_too(capsys):
 
     for arguments in (["x"], [], ["1", "--nowhere"]):
         with pytest.raises(SystemExit) as stopped:
-            serve(main, arguments)
+            run_cli(main, arguments)
         assert stopped.value.code == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ")
         assert said.count("\n") == 1
     with pytest.raises(SystemExit) as stopped:
-        serve(main, ["3"])
+        run_cli(main, ["3"])
     assert not stopped.value.code
     assert capsys.readouterr().out == "3\n"

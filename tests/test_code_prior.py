@@ -3,15 +3,15 @@
 import torch
 
 from conditioning.none import NoCondition
-from ldm_kit.code_prior import CodePrior, strided
-from ldm_kit.data.toy import Gaussian
-from ldm_kit.diffusion.randomness import address, picture_noise
+from ldm_kit.diffusion.analytic import Gaussian
+from ldm_kit.diffusion.rng import derive_seed, initial_noise
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.models.prior import CodePrior, strided
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 CONSTANT = ScheduleConfig(kind="constant")
 SEEDS = range(40)
-NOISE = picture_noise([address(seed, "code") for seed in SEEDS], (8,))
+NOISE = initial_noise([derive_seed(seed, "code") for seed in SEEDS], (8,))
 
 
 def prior(eps) -> tuple[CodePrior, list[torch.Tensor]]:

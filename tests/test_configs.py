@@ -12,17 +12,17 @@ from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
 from ldm_kit.config import read, tree
-from ldm_kit.data.openmoji import OpenMojiConfig
-from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.methods.autoencoder import AutoencoderRun
+from ldm_kit.methods.base import NoisedRun, RunConfig
 from ldm_kit.methods.choose import read_run
 from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
-from ldm_kit.methods.settings import NoisedRun, RunConfig
-from ldm_kit.nets.build import build_unet
 from ldm_kit.nets.half_unet import build_half_unet
+from ldm_kit.nets.unet import build_unet
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -12,9 +12,9 @@ from benchmarks.editing.reading import Probe, cross_faded, probes
 from benchmarks.judge import Readout, colours_of
 from benchmarks.linear import Linear
 from ldm_kit.data.images import InMemory, Record, Split
-from ldm_kit.decoders import CodeDecoder, ShiftDecoder
 from ldm_kit.editing.labels import Column
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.models.decoders import CodeDecoder, ShiftDecoder
+from ldm_kit.models.semantic import SemanticModel
 from tests.editing.models import semantic, shifted
 from tests.methods.semantic_toys import base as saved_base
 

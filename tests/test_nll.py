@@ -12,16 +12,20 @@ from typer.testing import CliRunner
 from ldm_kit.cli import app
 from ldm_kit.config import UserError, read
 from ldm_kit.data.images import to_unit
-from ldm_kit.data.source import load
-from ldm_kit.diffusion import bound, randomness
+from ldm_kit.data.sources import load
+from ldm_kit.diffusion import likelihood, rng
+from ldm_kit.inference.likelihood import LikelihoodRequest, evaluate_likelihood
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.nll import Question, measure
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.pipeline import Pipeline
 from tests.world import through
 
 STEPS = 12
-PIXELS = {"autoencoder": None, "schedule": {"kind": "linear", "steps": STEPS, "end": 0.5}, "train": {"steps": 4}}
-LEARNED = {"variance": "learned_range", "target": "eps"}
+PIXELS = {
+    "autoencoder": None,
+    "schedule": {"kind": "linear", "num_train_timesteps": STEPS, "end": 0.5},
+    "train": {"steps": 4},
+}
+LEARNED = {"variance": "learned_range", "prediction_type": "eps"}
 
 
 def run_of(world, name, **more):
@@ -52,20 +56,20 @@ def by_hand(run):
     rows = []
     for place, record in enumerate(pictures.records):
         x_0 = to_unit(pictures.pictures([place]))
-        row = [bound.prior(x_0, pipeline.schedule)]
+        row = [likelihood.prior(x_0, pipeline.schedule)]
         for t in range(STEPS):
-            eps = randomness.normal(5, "nll", torch.tensor([place * STEPS + t]), x_0.shape[1:])
+            eps = rng.normal(5, "nll", torch.tensor([place * STEPS + t]), x_0.shape[1:])
             x_t = pipeline.schedule.a[t].float() * x_0 + pipeline.schedule.s[t].float() * eps
             with torch.no_grad():
                 p = pipeline.denoiser()(x_t, torch.tensor([t]), pipeline.condition([pictures.classes[record.label]]))
             p = p._replace(x_0=p.x_0.clamp(-1, 1))
-            row.append(bound.term(p, x_0, torch.tensor([t]), pipeline.schedule, variance="learned_range"))
+            row.append(likelihood.term(p, x_0, torch.tensor([t]), pipeline.schedule, variance="learned_range"))
         rows.append(torch.cat(row))
     return torch.stack(rows).double()
 
 
 def test_it_measures_every_term_of_every_held_out_picture(labelled):
-    said = measure(labelled, Question(seed=5, batch_size=3), "cpu")
+    said = evaluate_likelihood(labelled, LikelihoodRequest(seed=5, batch_size=3), "cpu")
     found, rows = found_in(labelled), by_hand(labelled)
     assert found["pictures"] == len(rows) > 4
     assert found["prior"] == pytest.approx(float(rows[:, 0].mean()), rel=1e-5)
@@ -82,20 +86,20 @@ def test_it_measures_every_term_of_every_held_out_picture(labelled):
 
 
 def test_neither_batches_nor_the_way_to_the_model_change_a_number(labelled):
-    measure(labelled, Question(seed=5, batch_size=3), "cpu")
+    evaluate_likelihood(labelled, LikelihoodRequest(seed=5, batch_size=3), "cpu")
     expected = found_in(labelled)
-    measure(labelled / "model", Question(seed=5, batch_size=64), "cpu")
+    evaluate_likelihood(labelled / "model", LikelihoodRequest(seed=5, batch_size=64), "cpu")
     assert found_in(labelled)["mean_term_by_time"] == pytest.approx(expected["mean_term_by_time"], rel=1e-4)
-    measure(labelled, Question(seed=6), "cpu")
+    evaluate_likelihood(labelled, LikelihoodRequest(seed=6), "cpu")
     assert found_in(labelled)["total"] != expected["total"]
 
 
 def test_fewer_times_are_an_unbiased_estimate_and_say_so(labelled, monkeypatch):
-    monkeypatch.setattr("ldm_kit.nll._draw", lambda curve, out: None)  # slow
-    measure(labelled, Question(), "cpu")
+    monkeypatch.setattr("ldm_kit.inference.likelihood._draw", lambda curve, out: None)  # slow
+    evaluate_likelihood(labelled, LikelihoodRequest(), "cpu")
     whole, estimates = found_in(labelled), []
     for seed in range(8):
-        said = measure(labelled, Question(times=4, seed=seed), "cpu")
+        said = evaluate_likelihood(labelled, LikelihoodRequest(times=4, seed=seed), "cpu")
         assert "an unbiased estimate from 4 random ones of 12 times for each picture" in said
         estimates.append(found_in(labelled)["terms"])
     spread = torch.tensor(estimates).std() / math.sqrt(len(estimates))
@@ -106,7 +110,7 @@ def test_fewer_times_are_an_unbiased_estimate_and_say_so(labelled, monkeypatch):
 
 def test_count_takes_some_of_the_pictures(world):
     run = run_of(world, "nll-plain", variance="large", loss="vlb")
-    measure(run, Question(count=1, times=1), "cpu")
+    evaluate_likelihood(run, LikelihoodRequest(count=1, times=1), "cpu")
     found = found_in(run)
     assert found["pictures"] == 1
     assert found["standard_error"] is None
@@ -116,7 +120,7 @@ def test_count_takes_some_of_the_pictures(world):
 
 def refused(place, **question):
     with pytest.raises(UserError) as error:
-        measure(place, Question(**question), "cpu")
+        evaluate_likelihood(place, LikelihoodRequest(**question), "cpu")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -129,7 +133,7 @@ def test_numbers_out_of_range_are_refused(labelled):
 
 def test_models_without_a_likelihood_are_refused_with_the_reason(world):
     assert "how likely the decoder makes a picture is unknown" in refused(world.model("plain"))
-    flow = {"target": "flow", "schedule": {"kind": "flow", "steps": STEPS}}
+    flow = {"prediction_type": "flow", "schedule": {"kind": "flow", "num_train_timesteps": STEPS}}
     assert "has no variational bound" in refused(run_of(world, "nll-flow", **flow))
     assert "has held no pictures out" in refused(run_of(world, "nll-all", data={"heldout": 0.0}))
 

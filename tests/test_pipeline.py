@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from conditioning.base import Condition
-from ldm_kit import pipeline as pipelines
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import times_like
-from ldm_kit.diffusion.randomness import picture_noise
+from ldm_kit.diffusion.rng import initial_noise
+from ldm_kit.models import pipeline as pipelines
+from ldm_kit.models.classifier import NoisyClassifier
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.noisy_classifier import NoisyClassifier
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 NAMES, SEEDS, T = ["red", "blue"], [3, 4], 400
@@ -52,7 +52,7 @@ def given(monkeypatch):
         calls.append({"name": name, "denoiser": denoiser, "noise": noise, "times": times, "cond": cond, **more})
         return iter(())
 
-    monkeypatch.setattr(pipelines, "solve", note)
+    monkeypatch.setattr(pipelines, "sample", note)
 
     def ask(pipeline, prompts, wish):
         assert list(pipeline.states(prompts, SEEDS[: len(prompts)], wish)) == []
@@ -69,7 +69,7 @@ def said(pipeline, x, t, prompts):
 
 def far(pipeline):
     """x_t of whose x_0 a good part lies outside [-1, 1]."""
-    return 2 * picture_noise(SEEDS, pipeline.latent_shape), times_like(torch.zeros(2), T)
+    return 2 * initial_noise(SEEDS, pipeline.latent_shape), times_like(torch.zeros(2), T)
 
 
 def slope(judge, x, t, labels):
@@ -84,8 +84,8 @@ def test_guidance_then_clipping_then_the_classifier(classes, judge, given, clip)
 
     By default what was shifted is clipped again, and eps follows once more.
     """
-    wish = Wish(solver="ddim", guidance_scale=4.0, classifier_scale=30.0, clip=clip)
-    call = given(classes.steered(judge), NAMES, wish)
+    wish = SamplingOptions(solver="ddim", guidance_scale=4.0, classifier_scale=30.0, clip=clip)
+    call = given(classes.with_guides(judge), NAMES, wish)
     (x, t), a_s = far(classes), classes.schedule.at(torch.tensor(T))
     a, s = (float(c) for c in a_s)
     yes, no = said(classes, x, t, NAMES), said(classes, x, t, ["", ""])
@@ -106,8 +106,8 @@ def test_guidance_then_clipping_then_the_classifier(classes, judge, given, clip)
 
 
 def test_algorithm_1_leaves_eps_alone(classes, judge, given):
-    wish = Wish(solver="ddpm", guidance_scale=1.0, classifier_scale=2.0, clip="none")
-    call = given(classes.steered(judge), NAMES, wish)
+    wish = SamplingOptions(solver="ddpm", guidance_scale=1.0, classifier_scale=2.0, clip="none")
+    call = given(classes.with_guides(judge), NAMES, wish)
     x, t = far(classes)
     with torch.no_grad():
         assert torch.equal(call["denoiser"](x, t, call["cond"]).eps, said(classes, x, t, NAMES).eps)
@@ -117,15 +117,17 @@ def test_algorithm_1_leaves_eps_alone(classes, judge, given):
 
 @pytest.mark.parametrize(("solver", "algorithm", "found"), [("ddpm", None, 1), ("ddpm", 2, 2), ("ddim", None, 2)])
 def test_which_algorithm(classes, judge, given, solver, algorithm, found):
-    steered = classes.steered(judge)
-    wish = Wish(solver=solver, algorithm=algorithm)
-    assert steered.settled(wish).algorithm == found
+    steered = classes.with_guides(judge)
+    wish = SamplingOptions(solver=solver, algorithm=algorithm)
+    assert steered.resolve(wish).algorithm == found
     assert (given(steered, NAMES, wish)["gradient"] is not None) == (found == 1)
 
 
 def test_no_scale_is_no_classifier(classes, judge, given):
     x, t = far(classes)
-    call = given(classes.steered(judge), NAMES, Wish(classifier_scale=0.0, guidance_scale=1.0, clip="none"))
+    call = given(
+        classes.with_guides(judge), NAMES, SamplingOptions(classifier_scale=0.0, guidance_scale=1.0, clip="none")
+    )
     assert call["gradient"] is None
     with torch.no_grad():
         assert torch.equal(call["denoiser"](x, t, call["cond"]).eps, said(classes, x, t, NAMES).eps)
@@ -134,7 +136,11 @@ def test_no_scale_is_no_classifier(classes, judge, given):
 def test_autoguidance_asks_the_worse_model_its_own_condition(classes, given):
     """D = worse + scale (better - worse), where the worse model looks its class up in its own table."""
     worse = replace(classes, conditioner=moved(classes.conditioner))
-    call = given(classes.steered(worse=worse), NAMES, Wish(guidance_scale=1.0, autoguidance_scale=3.0, clip="none"))
+    call = given(
+        classes.with_guides(worse=worse),
+        NAMES,
+        SamplingOptions(guidance_scale=1.0, autoguidance_scale=3.0, clip="none"),
+    )
     x, t = far(classes)
     better, bad = said(classes, x, t, NAMES), said(worse, x, t, NAMES)
     assert (better.eps - bad.eps).abs().max() > 1e-3
@@ -155,7 +161,7 @@ def moved(conditioner):
 @pytest.mark.parametrize("clip", ["auto", "none", "clip", "dynamic", "published"])
 def test_clipping(classes, given, clip):
     x, t = far(classes)
-    call = given(classes, NAMES, Wish(guidance_scale=1.0, clip=clip))
+    call = given(classes, NAMES, SamplingOptions(guidance_scale=1.0, clip=clip))
     with torch.no_grad():
         found = call["denoiser"](x, t, call["cond"])
     plain = said(classes, x, t, NAMES)
@@ -173,16 +179,16 @@ def test_clipping(classes, given, clip):
 
 
 def test_latents_are_not_clipped(latents, given):
-    assert latents.settled(Wish()).clip == "none"
+    assert latents.resolve(SamplingOptions()).clip == "none"
     x, t = far(latents)
-    call = given(latents, ["", ""], Wish())
+    call = given(latents, ["", ""], SamplingOptions())
     with torch.no_grad():
         assert torch.equal(call["denoiser"](x, t, call["cond"]).x_0, said(latents, x, t, ["", ""]).x_0)
 
 
 def test_interval_and_rescale_reach_guidance(classes, given):
     x, t = far(classes)
-    base = Wish(guidance_scale=9.0, clip="none")
+    base = SamplingOptions(guidance_scale=9.0, clip="none")
     views = [base, replace(base, interval=(0.0, 0.3)), replace(base, interval=(0.3, 0.5)), replace(base, rescale=0.7)]
     with torch.no_grad():
         eps = [given(classes, NAMES, wish)["denoiser"](x, t, classes.condition(NAMES)).eps for wish in views]
@@ -194,44 +200,44 @@ def test_interval_and_rescale_reach_guidance(classes, given):
 
 
 def test_a_spacing_may_bring_its_own_steps(classes, given):
-    call = given(classes, NAMES, Wish(spacing="ddim10", steps=77, eta=0.5, solver="ddim"))
+    call = given(classes, NAMES, SamplingOptions(spacing="ddim10", steps=77, eta=0.5, solver="ddim"))
     assert call["times"] == [*range(900, -1, -100), -1]
     assert call["eta"] == 0.5
-    assert classes.settled(Wish(spacing="10,5")).steps == 15
-    assert given(classes, NAMES, Wish(steps=4))["times"] == [999, 749, 499, 249, -1]
+    assert classes.resolve(SamplingOptions(spacing="10,5")).steps == 15
+    assert given(classes, NAMES, SamplingOptions(steps=4))["times"] == [999, 749, 499, 249, -1]
 
 
 def test_classes_of_a_classifier(world, classes, judge):
-    pixels = Pipeline.load(world.model("pixels") / "model").steered(judge)
+    pixels = Pipeline.load(world.model("pixels") / "model").with_guides(judge)
     index = judge.classes.index
-    assert pixels.labels(["blue", "red"], Wish()).tolist() == [index("blue"), index("red")]
-    assert pixels.labels(["", ""], Wish(classifier_class="green")).tolist() == [index("green")] * 2
-    by_number = classes.steered(judge).labels([0, 2], Wish())
+    assert pixels.labels(["blue", "red"], SamplingOptions()).tolist() == [index("blue"), index("red")]
+    assert pixels.labels(["", ""], SamplingOptions(classifier_class="green")).tolist() == [index("green")] * 2
+    by_number = classes.with_guides(judge).labels([0, 2], SamplingOptions())
     assert by_number.tolist() == [index(classes.conditioner.classes[0]), index(classes.conditioner.classes[2])]
     with pytest.raises(UserError, match="unknown class 'rad': the nearest of the classifier's 3 are red"):
-        pixels.labels(["rad"], Wish())
+        pixels.labels(["rad"], SamplingOptions())
 
 
 def test_a_text_prompt_is_no_class(world):
     text = Pipeline.load(world.model("text") / "model")
-    text = text.steered(NoisyClassifier.load(world.model("classifier")))
+    text = text.with_guides(NoisyClassifier.load(world.model("classifier")))
     with pytest.raises(UserError, match="give --classifier_class"):
-        text.labels(["red"], Wish())
-    assert len(text.labels(["a", "b"], Wish(classifier_class="red"))) == 2
+        text.labels(["red"], SamplingOptions())
+    assert len(text.labels(["a", "b"], SamplingOptions(classifier_class="red"))) == 2
 
 
 def test_a_guide_has_to_be_at_home_here(classes, judge):
     """The same schedule, said in two ways, is the same; another last beta is another."""
     alike = classes.schedule_config.model_copy(update={"start": 0.00085, "end": 0.012})
-    assert classes.steered(replace(judge, schedule_config=alike)).classifier is not None
+    assert classes.with_guides(replace(judge, schedule_config=alike)).classifier is not None
     other = alike.model_copy(update={"end": 0.013})
     with pytest.raises(UserError, match=r"the classifier knows .*end 0\.013.*but the generator .*end 0\.012"):
-        classes.steered(replace(judge, schedule_config=other))
+        classes.with_guides(replace(judge, schedule_config=other))
     few = replace(judge, schedule_config=alike.model_copy(update={"steps": 500}))
     with pytest.raises(UserError, match=r"steps 500.*steps 1000"):
-        classes.steered(few)
+        classes.with_guides(few)
     with pytest.raises(UserError, match=r"sees latents of the autoencoder abcdef.*draws pixels"):
-        classes.steered(replace(judge, first_stage="abcdef"))
+        classes.with_guides(replace(judge, first_stage="abcdef"))
 
 
 def test_a_learned_variance(learned, given):
@@ -239,7 +245,7 @@ def test_a_learned_variance(learned, given):
     assert learned.latent_shape == (3, 16, 16)
     x, t = far(learned)
     with torch.no_grad():
-        fraction = given(learned, ["", ""], Wish(solver="ddpm"))["denoiser"](x, t, None).fraction
+        fraction = given(learned, ["", ""], SamplingOptions(solver="ddpm"))["denoiser"](x, t, None).fraction
     assert fraction.shape == x.shape
     *_, last = learned.denoiser()(x, t, None)
     assert last is not None
@@ -247,8 +253,8 @@ def test_a_learned_variance(learned, given):
 
 def test_which_variance(classes, given):
     """That of the model, unless the solver names one."""
-    assert given(classes, NAMES, Wish(solver="ddpm"))["variance"] == "auto"
-    assert given(replace(classes, variance="large"), NAMES, Wish(solver="ddpm"))["variance"] == "large"
+    assert given(classes, NAMES, SamplingOptions(solver="ddpm"))["variance"] == "auto"
+    assert given(replace(classes, variance="large"), NAMES, SamplingOptions(solver="ddpm"))["variance"] == "large"
 
 
 def test_guides_move_along(classes, judge):
@@ -259,7 +265,7 @@ def test_guides_move_along(classes, judge):
             moves.append(device)
             return self
 
-    steered = classes.steered(Noted(judge.net, judge.classes, judge.schedule_config, judge.first_stage), classes)
+    steered = classes.with_guides(Noted(judge.net, judge.classes, judge.schedule_config, judge.first_stage), classes)
     steered.to("cpu")
     assert moves == ["cpu"]
 
@@ -270,7 +276,7 @@ def test_rounding_weights_once_draws_what_autocast_draws(world, name, tmp_path):
     once = Pipeline.load(folder, precision=torch.bfloat16)
     each = replace(Pipeline.load(folder), precision=torch.bfloat16)
     assert once.unet.conv_in.weight.dtype == torch.bfloat16
-    wish, prompts = Wish(steps=3), ["red", "blue"]
+    wish, prompts = SamplingOptions(steps=3), ["red", "blue"]
     assert torch.equal(next(once.draw(prompts, [0, 1], wish)), next(each.draw(prompts, [0, 1], wish)))
     each.save(tmp_path / "whole")
     with pytest.raises(UserError, match="not saved: the U-Net's weights were rounded"):
@@ -280,7 +286,7 @@ def test_rounding_weights_once_draws_what_autocast_draws(world, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["text", "class_pixels"])
 def test_guidance_asks_the_network_once_a_step(world, name, monkeypatch):
-    model, wish, asked = Pipeline.load(world.model(name) / "model"), Wish(steps=3, guidance_scale=2.0), []
+    model, wish, asked = Pipeline.load(world.model(name) / "model"), SamplingOptions(steps=3, guidance_scale=2.0), []
 
     def counted(unet, x, t, cond):
         asked.append(len(x))

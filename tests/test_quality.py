@@ -15,9 +15,9 @@ from benchmarks.quality.steps import ROWS
 from benchmarks.quality.trainings import Job, Setting
 from benchmarks.quality.trials import TRIALS, dispersion
 from ldm_kit.config import read
-from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.latent import Latent, LatentRun
-from ldm_kit.wish import refuse
+from ldm_kit.models.options import check_options
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_choice_changes_something_that_there_is(name):
 
 def test_a_first_stage_of_its_own_is_not_taken_for_another(monkeypatch, tmp_path):
     setting = Setting(tmp_path / "table", 200)
-    plain, own = Recipe(), Recipe(first_stage=("criterion.pixel=l1",))
+    plain, own = Recipe(), Recipe(first_stage=("loss.pixel=l1",))
     found = [
         setting.first_stage(plain),
         setting.first_stage(own),
@@ -132,7 +132,7 @@ def test_the_table_has_means_and_ranges():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_of_steps_can_be_drawn(name):
-    refuse(ROWS[name].wish)
+    check_options(ROWS[name].wish)
 
 
 def test_what_a_picture_costs_the_network():
@@ -141,13 +141,13 @@ def test_what_a_picture_costs_the_network():
 
 
 def test_no_autoencoder_is_one_sentence(capsys):
-    from ldm_kit.cli import serve
+    from ldm_kit.cli import run_cli
 
     with pytest.raises(SystemExit):
-        serve(quality.main, ["recipes", "--autoencoder", "nowhere", "--no_page"])
+        run_cli(quality.main, ["recipes", "--autoencoder", "nowhere", "--no_page"])
     assert capsys.readouterr().err.startswith("error: no autoencoder in nowhere; `make demo` trains one")
     with pytest.raises(SystemExit):
-        serve(quality.main, ["steps", "--autoencoder", "tests", "--model", "tests/model", "--no_page"])
+        run_cli(quality.main, ["steps", "--autoencoder", "tests", "--model", "tests/model", "--no_page"])
     assert capsys.readouterr().err.startswith("error: no config.yaml beside tests/model; `steps` draws with the model")
     assert not list(Path(trainings.FOLDER).iterdir())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm_kit.config import read
-from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.choose import read_run
 
 ROOT = Path(__file__).parent.parent

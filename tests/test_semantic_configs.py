@@ -9,16 +9,16 @@ from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
 from conditioning.semantic import build_semantic
 from conditioning.text import TextConfig
-from ldm_kit.data.openmoji import OpenMojiConfig
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.diffusion.schedule import build
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
-from ldm_kit.nets.build import build_unet
 from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import build_semantic_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
+from ldm_kit.nets.unet import build_unet
 from tests.test_configs import FILES, MINILM_WIDTH, SEMANTIC, STAGE_2, latents_of, named
 
 

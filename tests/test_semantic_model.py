@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conditioning.semantic import SemanticEncoderConfig, build_semantic, condition_of
-from ldm_kit.code_prior import strided
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_unit
-from ldm_kit.data.toy import Gaussian
-from ldm_kit.decoders import CodeDecoder
+from ldm_kit.diffusion.analytic import Gaussian
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
+from ldm_kit.diffusion.pdae import stochastic_code
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, linear, sections
-from ldm_kit.diffusion.semantic import stochastic_code
-from ldm_kit.nets.layout import choose_attention
+from ldm_kit.diffusion.schedule import ScheduleConfig, linear, respacing_sections
+from ldm_kit.models.decoders import CodeDecoder
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.prior import strided
+from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.nets.execution import set_attention
 from ldm_kit.nets.semantic_unet import SemanticUNetConfig, build_semantic_unet
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.semantic_model import SemanticModel
 from tests.methods.semantic_toys import ENCODER, UNET, base
 from tests.nets.originals import perturbed
 
@@ -37,7 +37,7 @@ def made(vae: Any = None) -> SemanticModel:
     unet = perturbed(build_semantic_unet(SemanticUNetConfig(**UNET), **shape, z_width=8))
     encoder = perturbed(build_semantic(SemanticEncoderConfig(**ENCODER), resolution=8))
     for net in (encoder, unet):
-        choose_attention(net, "cpu")  # as loading does
+        set_attention(net, "cpu")  # as loading does
     return SemanticModel(encoder, CodeDecoder(unet, vae, LINEAR, "eps"), torch.randn(8), torch.rand(8) + 0.5)
 
 
@@ -104,7 +104,7 @@ def test_pixels_are_clipped_both_ways_and_latents_never(models, kind):
     assert (p.x_0.abs().max() <= 1) == (kind == "pixels")
     plain = NetworkDenoiser(lambda x, t, c: model.decoder.unet(x, t, c.vector), linear(), "eps")
     chosen = Clipped(plain) if kind == "pixels" else plain
-    grid = sections(1000, "ddim10")
+    grid = respacing_sections(1000, "ddim10")
     with torch.no_grad():
         x_0 = to_unit(shown()) if kind == "pixels" else model._latents(shown())
         *_, up = stochastic_code(chosen, x_0, grid[-2::-1], condition_of(z))

@@ -61,7 +61,7 @@ def test_the_first_size_is_the_demos_and_each_next_one_larger(tmp_path):
 
 
 def test_arithmetic_grows_with_the_batch():
-    given = ("unet.widths=[32]", "unet.attention=[true]", "unet.groups=8")
+    given = ("unet.widths=[32]", "unet.attention_levels=[true]", "unet.norm_num_groups=8")
     one, two = (machine.step_flops(read(LatentRun, LDM, [*given, f"train.batch_size={n}"]), 16, 4) for n in (1, 2))
     assert 1.9 < two / one <= 2
 

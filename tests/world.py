@@ -18,7 +18,7 @@ from PIL import Image
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 TEXT = {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}
-FLOW = {"target": "flow", "schedule": {"kind": "flow"}}
+FLOW = {"prediction_type": "flow", "schedule": {"kind": "flow"}}
 MODELS: dict[str, dict[str, Any]] = {  # name -> what differs from the text model on the KL autoencoder
     "text": {},
     "flow": FLOW,
@@ -73,7 +73,7 @@ class World:
         net = {"kind": kind, "resolution": 16, "widths": [16, 16], "latent_channels": 4, "middle_attention": False}
         more = {"codes": 32} if kind == "vq" else {}
         criterion = {"balance": "custom", "perceptual_weight": 0.0, "kl_weight": 1e-6, "learned_scale": False}
-        parts = {"autoencoder": {**net, **more}, "perceptual": {"spec": "none"}, "criterion": criterion}
+        parts = {"autoencoder": {**net, **more}, "perceptual": {"spec": "none"}, "loss": criterion}
         return {**self.common(run), **parts}
 
     def ldm(self, name: str, run: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class World:
             **self.common(run),
             "autoencoder": "kl",
             "condition": TEXT,
-            "unet": {"widths": [16, 16], "attention": [False, True], "heads": 2},
+            "unet": {"widths": [16, 16], "attention_levels": [False, True], "heads": 2},
             "optim": {"lr": 1e-2, "warmup": 0},
             "train": {"steps": 8, "batch_size": 8, "checkpoint_every": 4},
             "sample": {"steps": 2},
@@ -94,7 +94,13 @@ class World:
 
     def classifier(self, name: str, run: str) -> dict[str, Any]:
         """A noisy classifier's config, on an autoencoder that is trained already or on pixels."""
-        net = {"widths": [16, 16], "attention": [False, True], "layers": 1, "head_size": 8, "groups": 8}
+        net = {
+            "widths": [16, 16],
+            "attention_levels": [False, True],
+            "layers_per_block": 1,
+            "head_size": 8,
+            "norm_num_groups": 8,
+        }
         tree = {
             **self.common(run),
             "method": "classifier",
@@ -133,7 +139,7 @@ def through(door: str, *arguments: Any) -> Outcome:
     """Run train_ae, train_ldm or sample in this process, as its command line would."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from ldm_kit.cli import serve
+    from ldm_kit.cli import run_cli
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -141,7 +147,7 @@ def through(door: str, *arguments: Any) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning, r"diffusers\.")
         with pytest.raises(SystemExit) as stopped:
-            serve(importlib.import_module(door).main, [str(argument) for argument in arguments])
+            run_cli(importlib.import_module(door).main, [str(argument) for argument in arguments])
     code = stopped.value.code
     return Outcome(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 

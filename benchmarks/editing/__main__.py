@@ -37,13 +37,13 @@ from benchmarks.editing.reading import (
     swaps,
 )
 from benchmarks.judge import pixels_of
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, to_bytes, to_unit
-from ldm_kit.diffusion.randomness import normal
-from ldm_kit.editing.edits import read
+from ldm_kit.diffusion.rng import normal
+from ldm_kit.editing import operations
 from ldm_kit.editing.labels import from_openmoji
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.models.semantic import SemanticModel
 
 DOORS = {  # run -> door, in the order in which they are needed
     "ae": "train_ae.py",
@@ -75,7 +75,7 @@ def main(
     drawn: Annotated[int, typer.Option(help="pictures of each row of the prior's table")] = 371,
 ) -> None:
     """Train what is missing, measure, write the tables."""
-    with door():
+    with cli_errors():
         if unknown := [name for name in tables or () if name not in TABLES]:
             raise UserError(f"unknown table {unknown[0]!r}; expected {', '.join(TABLES)}")
         for run, script in () if tables else DOORS.items():
@@ -162,7 +162,7 @@ def _swaps(bench: Bench) -> Iterator[Swap]:
     pictures = bench.pictures(places)
     shown = [pictures[:12], pictures[len(places) // 2 :][:12]]
     for name in MODELS:
-        code = read(bench.model(name), pictures, READ)
+        code = operations.encode(bench.model(name), pictures, READ)
         row, drawn = swaps(name, bench.model(name), code, labels, DRAW, bench.judge)
         shown.append(drawn[:12])
         yield _said(row)
@@ -189,7 +189,7 @@ def _interpolation(bench: Bench) -> Iterator[Smoothness]:
     yield _said(smoothness("mixed pixels", cross_faded(pictures), bench.judge))
     shown: list[Tensor] = []
     for name in MODELS:
-        frames = interpolated(bench.model(name), read(bench.model(name), pictures, READ), DRAW)
+        frames = interpolated(bench.model(name), operations.encode(bench.model(name), pictures, READ), DRAW)
         shown += [frames[:3].flatten(0, 1)]
         yield _said(smoothness(name, frames, bench.judge))
     page.sheet("interpolation", torch.cat(shown), FRAMES)
@@ -229,4 +229,4 @@ TABLES: dict[str, Callable[[Bench], Iterator[Any]]] = {
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

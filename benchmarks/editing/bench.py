@@ -13,8 +13,8 @@ from benchmarks.editing.counterparts import Edit, edits_of
 from benchmarks.judge import Judge
 from benchmarks.linear import Linear
 from ldm_kit.data.images import InMemory, Split, unit_hash
-from ldm_kit.data.openmoji import OpenMojiConfig, load, load_all
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load, load_all
+from ldm_kit.models.semantic import SemanticModel
 
 RUNS = Path("runs/benchmarks")
 MODELS = {"DiffAE, pixels": "diffae_pixels", "DiffAE, latents": "diffae_latents", "PDAE, latents": "pdae_latents"}

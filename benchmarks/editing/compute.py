@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conditioning.semantic import condition_of
-from ldm_kit.decoders import ShiftDecoder
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.models.decoders import ShiftDecoder
+from ldm_kit.models.semantic import SemanticModel
 
 BACKWARD = 2  # a backward pass by its forward
 

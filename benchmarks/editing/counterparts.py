@@ -9,12 +9,12 @@ from torch import Tensor
 
 from benchmarks.judge import Judge, Readout, colours_of
 from ldm_kit.data.images import InMemory, PictureSet, Split, unit_hash
-from ldm_kit.editing.directions import TO, Directions
-from ldm_kit.editing.edits import Change, drawn, moved, read
+from ldm_kit.editing.fit_directions import learn
 from ldm_kit.editing.labels import Column, from_openmoji
-from ldm_kit.editing.learning import learn
-from ldm_kit.editing.seam import Code, Semantic, codes_of, key_of, normalised
-from ldm_kit.evaluation.fidelity import ranks
+from ldm_kit.editing.operations import Change, decode, encode, move_codes
+from ldm_kit.metrics.fidelity import ranks
+from ldm_kit.models.directions import TO, Directions
+from ldm_kit.models.protocol import Code, Semantic, encode_pictures, encoder_digest, normalise
 
 KINDS = {
     "skin tone": ("none", "light", "medium-light", "medium", "medium-dark", "dark"),
@@ -93,8 +93,8 @@ def _names(everything: InMemory, edit: Edit) -> str:
 
 def learned(model: Semantic, train: PictureSet) -> Directions:
     """As `edit.py learn --openmoji` learns them."""
-    z = normalised(model, codes_of(model, train))
-    return learn(z, from_openmoji(train), [record.fields["role"] for record in train.records], key_of(model))
+    z = normalise(model, encode_pictures(model, train))
+    return learn(z, from_openmoji(train), [record.fields["role"] for record in train.records], encoder_digest(model))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def steps_of(name: str, model: Semantic, split: Split, everything: InMemory, edi
     for attribute in KINDS:
         chosen = [edit for edit in edits if edit.attribute == attribute]
         ends = [everything.pictures([getattr(edit, end) for edit in chosen]) for end in ("source", "target")]
-        z, truth = (normalised(model, model.encode(pictures)) for pictures in ends)
+        z, truth = (normalise(model, model.encode(pictures)) for pictures in ends)
         ways = [directions[edit.name] for edit in chosen]
         own = [way.at(one) for way, one in zip(ways, z, strict=True)]
         for way, used in {"one step for all": ways, "each picture's own": own}.items():
@@ -132,11 +132,11 @@ def edited(
     `steps` are those of reading x_T and of drawing.
     """
     directions = learned(model, train)
-    code = read(model, sources, steps[0])
-    found = normalised(model, code.z)
+    code = encode(model, sources, steps[0])
+    found = normalise(model, code.z)
     ways = [directions[edit.name].at(one) for edit, one in zip(edits, found, strict=True)]
-    rows = [moved(model, code.z[[i]], [Change(way, way.typical)]) for i, way in enumerate(ways)]
-    return drawn(model, Code(torch.cat(rows), code.x_T), steps[1], 64)
+    rows = [move_codes(model, code.z[[i]], [Change(way, way.typical)]) for i, way in enumerate(ways)]
+    return decode(model, Code(torch.cat(rows), code.x_T), steps[1], 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ class Umpire:
         everything = self.everything.pixels
         source, target = (torch.tensor([getattr(edit, end) for edit in edits]) for end in ("source", "target"))
         after, before = apart(pictures, everything[target]), apart(everything[source], everything[target])
-        right = [read == edit.after for read, edit in zip(self.values(pictures, attribute), edits, strict=True)]
+        right = [encode == edit.after for encode, edit in zip(self.values(pictures, attribute), edits, strict=True)]
         lite0 = self.judge.features(pictures)
         cosines = [_cosine(one, self.features[target], self.features) for one in (lite0, self.features[source])]
         flat = self.everything.pixels.float().flatten(1)

@@ -11,9 +11,9 @@ import typer
 from torch import Tensor
 
 from benchmarks.editing.counterparts import Edit
-from ldm_kit.data.openmoji import ATTRIBUTION
-from ldm_kit.evaluation.files import save_png
-from ldm_kit.evaluation.pictures import grid
+from ldm_kit.data.openmoji.dataset import ATTRIBUTION
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png
 
 DOCS = Path("docs")
 

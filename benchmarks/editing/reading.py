@@ -10,12 +10,12 @@ from torch import Tensor
 from benchmarks.judge import Judge
 from ldm_kit.data.images import to_unit
 from ldm_kit.editing import fitting
-from ldm_kit.editing.edits import between, mixed
 from ldm_kit.editing.labels import Column
-from ldm_kit.editing.seam import Code
-from ldm_kit.evaluation.fidelity import frechet
-from ldm_kit.evaluation.reconstruction import mse, ssim
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.editing.operations import interpolate, mix_codes
+from ldm_kit.metrics.fidelity import frechet
+from ldm_kit.metrics.reconstruction import mse, ssim
+from ldm_kit.models.protocol import Code
+from ldm_kit.models.semantic import SemanticModel
 
 FRAMES = 9  # of an interpolation, both ends among them
 FEWEST = 5  # unseen pictures with a value, below which it is left out of a probe's mean
@@ -117,7 +117,7 @@ def smoothness(way: str, frames: Tensor, judge: Judge) -> Smoothness:
 def interpolated(model: SemanticModel, code: Code, steps: int) -> Tensor:
     """Frames uint8 [P, FRAMES, 3, R, R] between the first and the second half of codes [2 P, ...]."""
     half = len(code.z) // 2
-    pairs = [between(code.take([i]), code.take([half + i]), FRAMES) for i in range(half)]
+    pairs = [interpolate(code.take([i]), code.take([half + i]), FRAMES) for i in range(half)]
     drawn = model.decode(torch.cat([p.z for p in pairs]), torch.cat([p.x_T for p in pairs]), steps, 64)
     return drawn.view(half, FRAMES, *drawn.shape[1:])
 
@@ -144,7 +144,7 @@ def swaps(name: str, model: SemanticModel, code: Code, labels: Tensor, steps: in
     """Of codes [2 P, ...] whose halves are of different groups, `labels` [2 P]; and the pictures [2 P, 3, R, R]."""
     count = len(code.z)
     other = torch.arange(count).roll(count // 2)
-    pictures = model.decode(*mixed(code, code.take(other.tolist())), steps, 64)
+    pictures = model.decode(*mix_codes(code, code.take(other.tolist())), steps, 64)
     originals = model.decode(*code, steps, 64)
     drawn, known = judge.features(pictures), judge.features(originals)
     centre = known.mean(0)

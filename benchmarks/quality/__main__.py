@@ -23,7 +23,7 @@ from benchmarks.quality.steps import ROWS, drawn
 from benchmarks.quality.trainings import Job, Setting, guide, run
 from benchmarks.speed import machine
 from benchmarks.speed.page import put, table
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError, read
 from ldm_kit.methods.latent import LatentRun
 
@@ -39,12 +39,12 @@ CHANGES = {
     "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
     "Muon on whole weights": Recipe(("optim.muon.block=null",)),
     "Muon at 6e-3, AdamW at 3e-3": Recipe(("optim.muon.lr=6e-3", "optim.lr=3e-3")),
-    "learning rate constant": Recipe(("optim.decay=constant",)),
+    "learning rate constant": Recipe(("optim.lr_schedule=constant",)),
     "captions by attention alone": Recipe(("condition.pool=false",)),
     "time added": Recipe(("unet.time=add",)),
-    "uniform times": Recipe(("times.density=uniform",)),
-    "eps, min-SNR 5, uniform times": Recipe(("target=eps", "min_snr=5", "times.density=uniform")),
-    "flow": Recipe(("target=flow", "schedule.kind=flow")),
+    "uniform times": Recipe(("timestep_sampling.density=uniform",)),
+    "eps, min-SNR 5, uniform times": Recipe(("prediction_type=eps", "min_snr=5", "timestep_sampling.density=uniform")),
+    "flow": Recipe(("prediction_type=flow", "schedule.kind=flow")),
     "average over more (std 0.1)": Recipe(("ema.std=0.1",)),
     "noise assigned over the batch": Recipe(trial="assigned"),
     "the nearest of four noises": Recipe(trial="nearest"),
@@ -54,9 +54,9 @@ CHANGES = {
 CHOICES = {name: replace(change, overrides=(WIDE, *change.overrides)) for name, change in CHANGES.items()}
 TRIED = ((64, 64), (64, 128), (128, 128), (128, 256))
 WIDTHS = {
-    "48 and 48 (in 16 groups)": Recipe(("unet.widths=[48,48]", "unet.groups=16")),
+    "48 and 48 (in 16 groups)": Recipe(("unet.widths=[48,48]", "unet.norm_num_groups=16")),
     **{f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in TRIED},
-    "64 and 64, two blocks a level": Recipe(("unet.widths=[64,64]", "unet.layers=2")),
+    "64 and 64, two blocks a level": Recipe(("unet.widths=[64,64]", "unet.layers_per_block=2")),
 }
 FIGURES = {
     "Lite0 distance": "lite0",
@@ -76,7 +76,7 @@ def main(
     page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/performance.md")] = True,
 ) -> None:
     """Train, measure, and write the tables."""
-    with door():
+    with cli_errors():
         if not autoencoder.is_dir():
             raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
         chosen = names or list(SECTIONS)
@@ -183,4 +183,4 @@ def _about(command: str, about: str, prompts: int) -> str:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

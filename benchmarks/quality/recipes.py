@@ -16,12 +16,12 @@ from benchmarks.quality.trials import TRIALS
 from benchmarks.speed import peers
 from benchmarks.speed.world import World
 from ldm_kit.config import read
-from ldm_kit.data.openmoji import OpenMojiConfig, load
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.first_stage import cache_root
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.settings import evaluating
 from ldm_kit.methods.stage import LatentStage
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.session import session
 
 CONFIG = Path("configs/demo/ldm.yaml")
@@ -75,13 +75,13 @@ class Running:
             yield time.process_time() - began
 
     @contextmanager
-    def averaged(self) -> Iterator[Pipeline]:
+    def ema_modules(self) -> Iterator[Pipeline]:
         """The model with its averaged weights."""
         module, settings = self.stage.task.module, self.stage.settings
         vae: Any = self.stage.vae
         unet: Any = module.unet
-        with self.trainer.ema.applied(), evaluating(module):
-            yield Pipeline(vae, unet, module.conditioner, settings.schedule, settings.target, torch.bfloat16)
+        with self.trainer.ema.applied(), eval_mode(module):
+            yield Pipeline(vae, unet, module.conditioner, settings.schedule, settings.prediction_type, torch.bfloat16)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def ours(recipe: Recipe, place: Place, steps: int, judge: Judge) -> Figures:
     """The kit's loop to its end, where its learning rate has fallen to nothing."""
     with running(recipe, place, steps) as run:
         *_, seconds = run.seconds()
-        with run.averaged() as pipeline:
+        with run.ema_modules() as pipeline:
             return {"steps": steps, "seconds": seconds, **judge(pipeline)}
 
 
@@ -133,4 +133,4 @@ def _averaged(player: peers.Player, world: World, recipe: Recipe) -> Pipeline:
     conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
     vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
     unet: Any = player.net.eval()
-    return Pipeline(vae, unet, conditioner, settings.schedule, settings.target, torch.bfloat16)
+    return Pipeline(vae, unet, conditioner, settings.schedule, settings.prediction_type, torch.bfloat16)

@@ -8,15 +8,15 @@ import torch
 
 from benchmarks.quality.recipes import Figures
 from benchmarks.quality.trainings import judging, workers
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
 class Row:
     """One way of drawing."""
 
-    wish: Wish
+    wish: SamplingOptions
     precision: torch.dtype | None = torch.bfloat16
 
     @property
@@ -33,16 +33,16 @@ class Row:
 
 
 def _row(solver: str, steps: int, interval: tuple[float, float] = (0.0, 1.0)) -> Row:
-    return Row(Wish(steps=steps, solver=solver, guidance_scale=2.0, interval=interval))
+    return Row(SamplingOptions(steps=steps, solver=solver, guidance_scale=2.0, interval=interval))
 
 
 def _autoguided(scale: float) -> Row:
-    return Row(Wish(steps=10, solver="dpm++", guidance_scale=1.0, autoguidance_scale=scale))
+    return Row(SamplingOptions(steps=10, solver="dpm++", guidance_scale=1.0, autoguidance_scale=scale))
 
 
 ROWS: Mapping[str, Row] = {
     "PNDM, 50 steps, float32 (StableDiffusionPipeline's defaults)": Row(
-        Wish(steps=50, solver="diffusers:PNDMScheduler", guidance_scale=2.0), None
+        SamplingOptions(steps=50, solver="diffusers:PNDMScheduler", guidance_scale=2.0), None
     ),
     "ddim, 50": _row("ddim", 50),
     "ddim, 10": _row("ddim", 10),
@@ -58,7 +58,7 @@ ROWS: Mapping[str, Row] = {
     "unipc, 8": _row("unipc", 8),
     "unipc, 6": _row("unipc", 6),
     "heun, 5": _row("heun", 5),
-    "dpm++, 10, no guidance": Row(Wish(steps=10, solver="dpm++", guidance_scale=1.0)),
+    "dpm++, 10, no guidance": Row(SamplingOptions(steps=10, solver="dpm++", guidance_scale=1.0)),
     "dpm++, 10, autoguided by 1.5 in its place": _autoguided(1.5),
     "dpm++, 10, autoguided by 2.5 in its place": _autoguided(2.5),
 }
@@ -74,5 +74,5 @@ def drawn(model: Path, worse: Path, prompts: int) -> dict[str, Figures]:
 def _drawn(row: Row, model: Path, worse: Path, prompts: int) -> Figures:
     pipeline = Pipeline.load(model, precision=row.precision)
     if row.autoguided:
-        pipeline = pipeline.steered(None, Pipeline.load(worse, precision=row.precision))
+        pipeline = pipeline.with_guides(None, Pipeline.load(worse, precision=row.precision))
     return judging(prompts, model / "vae", row.wish)(pipeline)

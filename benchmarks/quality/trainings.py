@@ -23,13 +23,13 @@ from tqdm import tqdm
 from autoencoder.perceptual import Perceptual
 from benchmarks.quality.recipes import CONFIG, Figures, Judge, Place, Recipe, ours, pace, running, theirs
 from ldm_kit.data.images import to_unit
-from ldm_kit.data.openmoji import OpenMojiConfig, load
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
 from ldm_kit.demo.show import LITE0, WISH, judges
-from ldm_kit.evaluation.fidelity import embed, frechet
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.metrics.fidelity import embed, frechet
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.session import cores
-from ldm_kit.wish import Wish
 
 FOLDER = Path("runs/benchmarks/quality")
 FIRST_STAGE = Path("configs/demo/ae.yaml")
@@ -141,7 +141,7 @@ def _guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> None:
     try:
         with running(recipe, Place(folder / "run", autoencoder), steps) as run:
             deque(run.seconds(), maxlen=0)
-            with run.averaged() as pipeline:
+            with run.ema_modules() as pipeline:
                 pipeline.save(path)
     finally:
         shutil.rmtree(folder)
@@ -168,7 +168,7 @@ def _train(job: Job, setting: Setting, step: float | None) -> None:
     path.with_suffix(".part").replace(path)  # whole, or not there
 
 
-def judging(prompts: int, autoencoder: Path, wish: Wish = WISH) -> Judge:
+def judging(prompts: int, autoencoder: Path, wish: SamplingOptions = WISH) -> Judge:
     """Prompt fidelity as the demo has it, Lite0's distance to the prompts' true pictures, and seconds a picture.
 
     The latents in which the nearest drawing is sought are those of one autoencoder, whichever the pictures are made by.

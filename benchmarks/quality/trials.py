@@ -9,11 +9,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from conditioning.base import Inputs
-from ldm_kit.diffusion import loss, randomness
+from ldm_kit.diffusion import loss, rng
 from ldm_kit.diffusion.objective import Errors
+from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.methods.latent import Latent
-from ldm_kit.methods.noising import noised
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 
 class _Chosen(Latent):
@@ -25,7 +25,7 @@ class _Chosen(Latent):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        x_0, eps, _, _ = noised(batch, t, seed, self.schedule)
+        x_0, eps, _, _ = noise_batch(batch, t, seed, self.schedule)
         eps = self.chosen(x_0, eps, batch["position"])
         return self.objective.errors(
             network(loss.noised(x_0, eps, t, self.schedule), t, inputs), x_0, eps, t, self.schedule
@@ -44,7 +44,7 @@ class Nearest(_Chosen):
     """Each latent has the nearest of four noises of its own, so that no batch mate matters."""
 
     def chosen(self, x_0: Tensor, eps: Tensor, position: Tensor) -> Tensor:
-        more = [randomness.normal(self.config.seed, f"noise {k}", position, x_0.shape[1:]) for k in range(3)]
+        more = [rng.normal(self.config.seed, f"noise {k}", position, x_0.shape[1:]) for k in range(3)]
         all_ = torch.stack([eps, *more], 1)
         nearest = (all_ - x_0[:, None]).flatten(2).norm(dim=2).argmin(1)
         return all_[torch.arange(len(x_0)), nearest]
@@ -55,7 +55,7 @@ class Dispersive(Latent):
 
     weight = 0.25
 
-    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         with _seen(self.module.unet.mid_block) as features:
             for player, value, logs in super().losses(batch, step):
                 yield player, value + self.weight * dispersion(features.pop()), logs

@@ -18,7 +18,7 @@ from benchmarks.speed.page import put
 from benchmarks.speed.sections import Bench
 from benchmarks.speed.turns import Plan
 from benchmarks.speed.world import World
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
 
 SECTIONS: dict[str, Callable[[Bench], str]] = {
@@ -42,7 +42,7 @@ def main(
     page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/performance.md")] = True,
 ) -> None:
     """Measure, print, and write the tables."""
-    with door():
+    with cli_errors():
         chosen = names or list(SECTIONS)
         if unknown := [name for name in chosen if name not in SECTIONS]:
             raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(SECTIONS)}")
@@ -65,4 +65,4 @@ def _about(name: str, plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

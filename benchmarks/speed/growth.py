@@ -23,7 +23,7 @@ STARTS = {
     "python -c pass": ("-c", "pass"),
     "import torch": ("-c", "import torch"),
     "import ldm_kit": ("-c", "import ldm_kit"),
-    "import ldm_kit.pipeline": ("-c", "import ldm_kit.pipeline"),
+    "import ldm_kit.models.pipeline": ("-c", "import ldm_kit.models.pipeline"),
     **{f"{door} --help": (door, "--help") for door in DOORS},
     "ldm-kit --help": ("-c", "from ldm_kit.cli import app; app()", "--help"),
 }

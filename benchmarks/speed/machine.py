@@ -14,10 +14,10 @@ from autoencoder.base import Autoencode, latent_shape
 from autoencoder.config import build
 from benchmarks.speed.world import CHANNELS, SIDE, denoiser
 from conditioning.base import Condition
-from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.layout import choose_attention
+from ldm_kit.nets.execution import set_attention
 from ldm_kit.training.session import cores
 
 MATRIX = 1024  # side of the matrices
@@ -63,7 +63,7 @@ def step_flops(settings: LatentRun, width: int, tokens: int = 24, side: int = SI
     """Floating-point operations of the U-Net's forward and backward on a batch, counted on the meta device."""
     with torch.device("meta"):
         unet: Any = denoiser(settings, width, side)
-        choose_attention(unet, "cpu")
+        set_attention(unet, "cpu")
         batch = settings.train.batch_size
         x, t = torch.empty(batch, CHANNELS, side, side), torch.zeros(batch, dtype=torch.long)
         cond = Condition(tokens=torch.empty(batch, tokens, width), mask=torch.ones(batch, tokens, dtype=torch.bool))

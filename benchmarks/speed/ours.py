@@ -16,18 +16,18 @@ from ldm_kit.config import read
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches, Latents
-from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
+from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
+from ldm_kit.methods.base import Collectives, RunConfig
 from ldm_kit.methods.latent import Latent, LatentRun
-from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.methods.stage import LatentStage
-from ldm_kit.nets.build import build_unet
-from ldm_kit.nets.layout import choose_attention
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.session import session
-from ldm_kit.training.task import Source
-from ldm_kit.wish import Wish
+from ldm_kit.training.task import BatchSource
 
-Opened = tuple[Any, Source]  # a task, and its batches
+Opened = tuple[Any, BatchSource]  # a task, and its batches
 PIXELS = "configs/pixels/openmoji32_uncond.yaml"
 
 
@@ -49,7 +49,7 @@ def stage2(world: World, overrides: Sequence[str] = (), cached: bool = True) -> 
 
 
 def _stage2(settings: LatentRun, split: Split, cached: bool, device: torch.device) -> Opened:
-    stage = LatentStage.open(settings, split, device, Ranks())
+    stage = LatentStage.open(settings, split, device, Collectives())
     return stage.task, stage.batches if cached else Uncached(stage, stage.task.module.conditioner)
 
 
@@ -87,7 +87,7 @@ def synthetic(world: World, side: int, count: int, tokens: int, overrides: Seque
     def opened(device: torch.device) -> Opened:
         conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
         unet = denoiser(settings, conditioner.width, side)
-        choose_attention(unet, device)
+        set_attention(unet, device)
         mean = torch.randn(count, 1, CHANNELS, side, side).half()
         inputs = _states(count, tokens, conditioner.width or 1)
         batches = LatentBatches(Latents(mean, torch.zeros_like(mean), "random"), inputs, [""] * count, settings.seed)
@@ -127,7 +127,7 @@ def pixel_parameters(overrides: Sequence[str]) -> float:
     return sum(p.numel() for p in unet.parameters()) / 1e6
 
 
-def drawing(world: World, wish: Wish, count: int, precision: torch.dtype | None) -> Iterator[object]:
+def drawing(world: World, wish: SamplingOptions, count: int, precision: torch.dtype | None) -> Iterator[object]:
     """Pictures from a saved model, `count` at a time in one batch."""
     pipeline = Pipeline.load(world.model, precision=precision)
     prompts = [record.text for record in world.split().train.records[:count]]

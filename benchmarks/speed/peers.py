@@ -28,9 +28,9 @@ from autoencoder.discriminator import Discriminator
 from autoencoder.perceptual import Perceptual
 from benchmarks.speed.world import World, denoiser
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.methods.autoencoding import AutoencoderRun
-from ldm_kit.parts import hushed
-from ldm_kit.wish import Wish
+from ldm_kit.methods.autoencoder import AutoencoderRun
+from ldm_kit.models.folder import silence_diffusers
+from ldm_kit.models.options import SamplingOptions
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
@@ -93,14 +93,14 @@ class Player:
 
 
 def _cast(dtype: torch.dtype, *nets: Any) -> None:
-    with hushed():  # diffusers warns that it does not know what this does to its networks
+    with silence_diffusers():  # diffusers warns that it does not know what this does to its networks
         for net in nets:
             net.to(dtype)
 
 
 def text_encoder(world: World, dtype: torch.dtype) -> tuple[Any, Any]:
     """The frozen encoder and its tokenizer."""
-    with hushed():
+    with silence_diffusers():
         model = AutoModel.from_pretrained(world.text_encoder, local_files_only=True, dtype=dtype)
         return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(world.text_encoder)
 
@@ -135,7 +135,7 @@ def stage1(world: World, precision: str, overrides: Sequence[str] = ()) -> Itera
     settings = world.stage1(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
     vae: Any = build_autoencoder(settings.autoencoder)
-    game = settings.criterion.adversarial
+    game = settings.loss.adversarial
     player = Player(accelerator, vae, lr=4.5e-6)
     rival = Player(accelerator, Discriminator(settings.discriminator), 4.5e-6, averaged=False) if game else None
     losses = Stage1Losses(settings, vae, rival.net if rival else None)
@@ -163,7 +163,7 @@ class Stage1Losses:
     """What either player minimises."""
 
     def __init__(self, settings: AutoencoderRun, vae: Any, rival: nn.Module | None) -> None:
-        self.criterion, self.vae, self.rival = settings.criterion, vae, rival
+        self.criterion, self.vae, self.rival = settings.loss, vae, rival
         self.perceptual = Perceptual(settings.perceptual)
 
     def generator(self, x: Tensor, made: Tensor, posterior: Any) -> Tensor:
@@ -186,7 +186,7 @@ class Stage1Losses:
 
 
 @torch.no_grad()
-def drawing(world: World, wish: Wish, count: int, mixed: bool) -> Iterator[object]:
+def drawing(world: World, wish: SamplingOptions, count: int, mixed: bool) -> Iterator[object]:
     """Text to pictures as diffusers' pages show it: guidance in one batch, DPM++ from the model's own scheduler."""
     text, tokenizer = text_encoder(world, torch.float32)
     unet: Any = UNet2DConditionModel.from_pretrained(world.model / "unet")

@@ -11,10 +11,10 @@ from benchmarks.speed.page import table
 from benchmarks.speed.turns import Measured, Plan, Work, in_turns
 from benchmarks.speed.world import World, denoiser
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.wish import Wish
+from ldm_kit.models.options import SamplingOptions
 
 HEAD = ("", "a second", "times the first row", "within a turn", "in processor time")
-GAME = "criterion.adversarial={start: 0}"
+GAME = "loss.adversarial={start: 0}"
 ADAMW = "optim.muon=null"  # the peers' optimiser: what a step costs apart from that choice
 JUDGE = "discriminator={layers: 2}"
 
@@ -163,7 +163,7 @@ def stage1(bench: Bench) -> str:
 def sampling(bench: Bench) -> str:
     """Pictures a second."""
     steps, count = (2, 2) if bench.quick else (15, 16)
-    wish = Wish(steps=steps, solver="dpm++", guidance_scale=2.0)
+    wish = SamplingOptions(steps=steps, solver="dpm++", guidance_scale=2.0)
     few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
     parts = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
     for size in bench.sizes[:2]:
@@ -217,7 +217,7 @@ def pixels(bench: Bench) -> str:
     title = "## Pixels: training steps beside denoising-diffusion-pytorch"
     batch = 4 if bench.quick else 16
     given = ("unet={widths: [64, 128, 256], attention: [false, false, true], layers: 1, head_size: 32}",)
-    given = (*given, f"train.batch_size={batch}", "target=v", "flip=true")
+    given = (*given, f"train.batch_size={batch}", "prediction_type=v", "flip=true")
     variants = {
         "denoising-diffusion-pytorch, float32": partial(strangers.pixels, bench.world, batch, "no"),
         "... with amp, bf16": partial(strangers.pixels, bench.world, batch, "bf16"),

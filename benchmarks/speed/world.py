@@ -15,12 +15,12 @@ from autoencoder.statistics import fold, measure
 from conditioning import sources
 from ldm_kit.config import read
 from ldm_kit.data.images import Split, subset, to_unit
-from ldm_kit.data.openmoji import OpenMojiConfig, load
-from ldm_kit.methods.autoencoding import AutoencoderRun
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
+from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.first_stage import cache_root
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.nets.build import UNet, build_unet
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.nets.unet import UNet, build_unet
 
 AE, LDM = Path("configs/demo/ae.yaml"), Path("configs/demo/ldm.yaml")
 ENDLESS = 1_000_000  # steps: no variant comes to its end
@@ -53,7 +53,7 @@ class World:
         world, settings = replace(self, name=name), self.stage2(*overrides)
         conditioner = conditioners.build(settings.condition, captions=[], classes=(), time_width=512)
         vae, unet = AutoencoderKL.from_pretrained(self.autoencoder), denoiser(settings, conditioner.width)
-        Pipeline(vae, unet, conditioner, settings.schedule, settings.target).save(world.model)  # pyright: ignore[reportArgumentType]
+        Pipeline(vae, unet, conditioner, settings.schedule, settings.prediction_type).save(world.model)  # pyright: ignore[reportArgumentType]
         return world
 
     @property

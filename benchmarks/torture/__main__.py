@@ -75,5 +75,5 @@ def named(cases: Iterable[Case], pattern: str) -> list[Case]:
 
 
 if __name__ == "__main__":
-    warm.settle()
+    warm.after_step()
     sys.exit(main())

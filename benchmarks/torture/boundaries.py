@@ -11,7 +11,12 @@ from benchmarks.torture.trial import Case
 from ldm_kit.training import checkpoint
 
 KINDS = ("text", "vq")
-RUN = ("train.steps=4", "train.checkpoint_every=2", "train.keep=1", "log.evaluate_every=100")  # two saves, one pruned
+RUN = (
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "train.keep_last=1",
+    "log.evaluate_every=100",
+)  # two saves, one pruned
 _UUID = re.compile(r"\.[0-9a-f]{32}")
 ENDS = {"before": {-signal.SIGKILL}, "torn": {-signal.SIGKILL}, "term": {143, 0, -signal.SIGTERM}}
 

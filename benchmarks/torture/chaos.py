@@ -18,7 +18,7 @@ from ldm_kit import config as configs
 from tests.training.helpers import ROOT
 
 POINTS = 48  # in all modes together; each takes two starts of the door, about 15 s
-RUN = ("train.steps=4", "train.checkpoint_every=2", "train.keep=9", "log.evaluate_every=100")
+RUN = ("train.steps=4", "train.checkpoint_every=2", "train.keep_last=9", "log.evaluate_every=100")
 PUBLISHED = "HF Trainer 5.18.0: 17 of 19 HARD_FAIL; Lightning 2.6.6: 2 of 5 LOST_WORK"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.torture.bench import Bench, same
 from benchmarks.torture.trial import Case
 from ldm_kit.config import UserError
-from ldm_kit.training import checkpoint, run
+from ldm_kit.training import checkpoint, run_folder
 from tests.training.helpers import play, tensors_of
 
 KINDS = ("vq", "text")
@@ -63,7 +63,7 @@ def found(whole: Path, name: str, place: int, flipped: bool = False) -> None:
         assert named, f"the sentence does not name the file: {said}"
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            assert run.choose(whole, "latest") == whole / OLDER, "latest is not the checkpoint before"
+            assert run_folder.resume_checkpoint(whole, "latest") == whole / OLDER, "latest is not the checkpoint before"
         assert [str(warning.message) for warning in caught] == [f"{said}; trying the one before"]
     finally:
         (newer / name).write_bytes(before)
@@ -73,7 +73,7 @@ def found(whole: Path, name: str, place: int, flipped: bool = False) -> None:
 def refusal(path: Path) -> str:
     """The sentence with which a checkpoint is refused that was asked for by its path."""
     try:
-        run.choose(path.parent, str(path))
+        run_folder.resume_checkpoint(path.parent, str(path))
     except UserError as error:
         return str(error)
     raise AssertionError("the damage was not found")

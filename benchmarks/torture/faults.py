@@ -80,7 +80,7 @@ def spoilt(bench: Bench, kind: str, world: int, bad: int, what: str) -> None:
         (bundle,) = (folder / "run").glob("fault-*")
         checkpoint.verify(bundle)
         often = f"train.checkpoint_every={BAD - 1}"
-        whole = anywhere(bench, world, gone_on, kind, folder / "whole", None, often, "train.keep=5")
+        whole = anywhere(bench, world, gone_on, kind, folder / "whole", None, often, "train.keep_last=5")
         same(tensors_of(bundle), tensors_of(folder / "whole" / f"checkpoint-{BAD - 1:08d}"))
         rest = anywhere(bench, world, gone_on, kind, folder / "run", str(bundle))
         assert rest[0] == whole[0][BAD - 1 :], "it does not go on to the same losses"

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.torture import victims
 from benchmarks.torture.bench import DOORS, Bench, Door, ended, figures, good, outcome, places, same, until
 from benchmarks.torture.trial import Case
-from ldm_kit.training import checkpoint, run
+from ldm_kit.training import checkpoint, run_folder
 from tests.training.helpers import tensors_of
 
 ALONE, RANKS, LAUNCHERS = 60, 16, 8  # trials
@@ -96,7 +96,7 @@ def orphaned(bench: Bench, kind: str, pause: float) -> None:
             victims.end(worker)
         assert left, "workers go on without their launcher"
         good(door.run, had=True)
-        with run.Lock(door.run):
+        with run_folder.Lock(door.run):
             (step,) = checkpoint.steps(door.run)
         end = (f"train.steps={step + 2}", *RARE)
         _the_same_end(bench, kind, door, end, folder / "whole")

@@ -2,4 +2,4 @@
 
 from benchmarks.torture import warm
 
-warm.settle()
+warm.after_step()

@@ -34,12 +34,12 @@ def _settle_in(environment: Mapping[str, str], said: Path) -> None:
 
 def door(name: str, line: Sequence[str], environment: Mapping[str, str], said: Path, plan: crash.Plan | None) -> None:
     """A door as its command line runs it."""
-    from ldm_kit.cli import serve
+    from ldm_kit.cli import run_cli
 
     _settle_in(environment, said)
     if plan is not None:
         crash.arm(plan)
-    serve(importlib.import_module(name).main, line)
+    run_cli(importlib.import_module(name).main, line)
 
 
 def rank(environment: Mapping[str, str], file: Path, function: Callable[..., Any], arguments: Sequence[Any]) -> None:

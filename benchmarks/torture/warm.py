@@ -8,13 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 NEEDED = (
-    *("train_ae", "train_ldm", "ldm_kit.methods.autoencoding", "ldm_kit.methods.choose", "ldm_kit.reports"),
+    *("train_ae", "train_ldm", "ldm_kit.methods.autoencoder", "ldm_kit.methods.choose", "ldm_kit.reports"),
     *("ldm_kit.studios.choose", "ldm_kit.training.session", "tests.training.helpers"),
     *("benchmarks.torture.faults", "benchmarks.torture.resume", "benchmarks.torture.worlds"),
 )
 
 
-def settle() -> None:
+def after_step() -> None:
     """One thread, in this process as in those that are forked: bits depend on the number."""
     torch.set_num_threads(1)
     for name in NEEDED:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.torture.bench import KINDS, Bench
 from benchmarks.torture.trial import Case
-from ldm_kit.diffusion import loss, randomness
-from ldm_kit.methods.autoencoding import Autoencoding
+from ldm_kit.diffusion import loss, rng
+from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.classifier import Classifying
 from ldm_kit.methods.latent import Latent
 from tests.training.helpers import Played, digest, play, settings
@@ -76,8 +76,8 @@ def recorded(pictures: Path, kind: str, run: Path, *overrides: str) -> list[list
     batches, noised, losses = [], loss.noised, TASKS[kind].losses
     with ExitStack() as stack:
         for where, name, replacement in [
-            (randomness, "normal", drawing(randomness.normal)),
-            (randomness, "uniform", drawing(randomness.uniform)),
+            (rng, "normal", drawing(rng.normal)),
+            (rng, "uniform", drawing(rng.uniform)),
             (loss, "noised", noising),
             (TASKS[kind], "losses", losing),
         ]:

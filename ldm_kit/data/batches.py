@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion import rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class PictureBatches:
 
 def flips(seed: int, position: Tensor) -> Tensor:
     """Which positions [B] are mirrored, bool [B]: a fair coin each."""
-    return randomness.uniform(seed, "flip", position) < 0.5
+    return rng.uniform(seed, "flip", position) < 0.5
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:

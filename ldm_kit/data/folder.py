@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError
+from ldm_kit.data.folder_index import Entry, entries, inside
+from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Record, Split, digest, split_off, subset
-from ldm_kit.data.listing import Entry, entries, inside
-from ldm_kit.data.reading import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 
 _log = logging.getLogger("ldm_kit.data")
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm_kit.data.reading import BadPicture as BadPicture  # the reader lives next door, its names belong here too
-from ldm_kit.data.reading import load_image as load_image
+from ldm_kit.data.image_files import BadPicture as BadPicture
+from ldm_kit.data.image_files import load_image as load_image
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
-from ldm_kit.data import drafts
+from ldm_kit.data import atomic
 from ldm_kit.data.batches import chunks, flips
 from ldm_kit.data.images import PictureSet, digest, to_unit
-from ldm_kit.data.rows import Pixels, Rows, Stored, locate
+from ldm_kit.data.tensor_store import Pixels, Rows, Stored, locate
 
 Moments = tuple[Tensor, Tensor]  # mean, logvar
 Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] -> [B, Z, h, w] each
@@ -148,7 +148,7 @@ def _write(path: Path, moments: Moments, key: str) -> None:
     mean, logvar = moments
     about = {"fingerprint": key, "checksum": _checksum(moments)}
     try:
-        drafts.write(path, save({"mean": mean, "logvar": logvar}, metadata=about))  # with the umask's mode
+        atomic.write(path, save({"mean": mean, "logvar": logvar}, metadata=about))  # with the umask's mode
     except OSError as error:
         raise UserError(f"cannot write the latents' cache {path.parent}: {error.strerror}") from None
 
@@ -207,7 +207,7 @@ def _verified(folder: Path) -> dict[str, Any]:
 
 def _remember(folder: Path, known: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a cache that may only be read is checked at every start
-        drafts.write(folder / VERIFIED, json.dumps(known).encode())
+        atomic.write(folder / VERIFIED, json.dumps(known).encode())
 
 
 def _streamed_checksum(path: Path) -> str:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ldm_kit.config import UserError
-from ldm_kit.data import packed
+from ldm_kit.data import archives
+from ldm_kit.data.archives import Offer, PackedConfig
+from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.images import Split
-from ldm_kit.data.listing import Entry, as_text
-from ldm_kit.data.packed import Offer, PackedConfig
 
 _log = logging.getLogger("ldm_kit.data")
 GROUP_LIMIT = 512 * 2**20  # bytes of the pictures in one row group, unpacked
@@ -108,7 +108,7 @@ def load(config: ParquetConfig) -> Split:
     """
     _parquet()
     reader = ParquetReader(config.image_column, config.text_column, config.label_column, config.fields)
-    return packed.load(config, reader, ".parquet")
+    return archives.load(config, reader, ".parquet")
 
 
 def _parquet() -> Any:

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, Literal
 from pydantic import Field
 
 from ldm_kit.config import UserError
-from ldm_kit.data import packed
+from ldm_kit.data import archives
+from ldm_kit.data.archives import Offer, PackedConfig
+from ldm_kit.data.folder_index import Entry, as_text
+from ldm_kit.data.image_files import SUFFIXES
 from ldm_kit.data.images import Split
-from ldm_kit.data.listing import Entry, as_text
-from ldm_kit.data.packed import Offer, PackedConfig
-from ldm_kit.data.reading import SUFFIXES
 
 PICTURE_LIMIT = 256 * 2**20  # bytes of a picture's file
 TEXT_LIMIT = 2**20  # bytes of a caption, class or .json
@@ -88,7 +88,7 @@ def load(config: WebDatasetConfig) -> Split:
     Raises:
         UserError: no shards, a file that is no plain tar, nothing usable, or more bad pictures than allowed.
     """
-    return packed.load(config, TarReader(config.fields), ".tar")
+    return archives.load(config, TarReader(config.fields), ".tar")
 
 
 def members(path: Path) -> tuple[Groups, list[str]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ldm_kit.cli import door, serve
+from ldm_kit.cli import cli_errors, run_cli
 
 AE, LDM = Path("runs/demo/ae"), Path("runs/demo/ldm")
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
@@ -23,7 +23,7 @@ def main(
     ] = True,
 ) -> None:
     """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
-    with door():
+    with cli_errors():
         began = time.monotonic()
         _say("1/3  stage 1: an autoencoder (32 px pictures to 8x8 latents)")
         _train("train_ae.py", "configs/demo/ae.yaml", AE, fresh)
@@ -60,4 +60,4 @@ def _minutes(began: float) -> str:
 
 
 if __name__ == "__main__":
-    serve(main)
+    run_cli(main)

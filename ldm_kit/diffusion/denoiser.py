@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm_kit.diffusion.prediction import Prediction, Target, over, to_prediction
+from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, to_prediction
 from ldm_kit.diffusion.schedule import Schedule
 
 
@@ -41,7 +41,7 @@ class NetworkDenoiser:
 
     network: Callable[[Tensor, Tensor, Any], Tensor]
     schedule: Schedule
-    target: Target
+    target: PredictionType
     learned_range: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -69,7 +69,7 @@ class Clipped:
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p = self.denoiser(x, t, cond)
         a, s = self.schedule.at(t)
-        return restated("x0", p.x_0.clamp(self.low, self.high), p, x, a, s)
+        return with_output("x0", p.x_0.clamp(self.low, self.high), p, x, a, s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +99,18 @@ class Thresholded:
         p = self.denoiser(x, t, cond)
         a, s = self.schedule.at(t)
         reach = torch.quantile(p.x_0.abs().flatten(1).float(), self.quantile, dim=1).clamp(1, self.largest)
-        limit = over(reach, p.x_0)
-        return restated("x0", p.x_0.clamp(-limit, limit) / limit, p, x, a, s)
+        limit = expand_like(reach, p.x_0)
+        return with_output("x0", p.x_0.clamp(-limit, limit) / limit, p, x, a, s)
 
 
-def restated(target: Target, out: Tensor, p: Prediction, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
+def with_output(target: PredictionType, out: Tensor, p: Prediction, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
     """`p`, made to say `out` at x_t with coefficients [B]; a view that `out` cannot give stays.
 
     That is x_0 where a = 0 and out is eps, and eps where s = 0 and out is x_0.
     """
     found = to_prediction(target, out, x, a, s)
-    x_0 = torch.where(over(a, x) > 0, found.x_0, p.x_0) if target == "eps" else found.x_0
-    eps = torch.where(over(s, x) > 0, found.eps, p.eps) if target == "x0" else found.eps
+    x_0 = torch.where(expand_like(a, x) > 0, found.x_0, p.x_0) if target == "eps" else found.x_0
+    eps = torch.where(expand_like(s, x) > 0, found.eps, p.eps) if target == "x0" else found.eps
     return Prediction(x_0, eps, p.fraction)
 
 

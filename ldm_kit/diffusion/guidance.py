@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_kit.diffusion.denoiser import Denoiser, Gradient, restated
-from ldm_kit.diffusion.prediction import Prediction, Target, from_prediction, over
+from ldm_kit.diffusion.denoiser import Denoiser, Gradient, with_output
+from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, from_prediction
 from ldm_kit.diffusion.schedule import Schedule
 
 
@@ -39,7 +39,7 @@ class ClassifierFree:
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
-    target: Target = "eps"
+    target: PredictionType = "eps"
     join: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class ClassifierFree:
         guided = _extrapolate(no, yes, self.scale)
         if self.rescale > 0:
             guided = self._rescaled(guided, yes, x, t)
-        here = over(inside, x).bool()
+        here = expand_like(inside, x).bool()
         return guided._replace(x_0=torch.where(here, guided.x_0, yes.x_0), eps=torch.where(here, guided.eps, yes.eps))
 
     def _both(self, x: Tensor, t: Tensor, cond: Any) -> tuple[Prediction, Prediction]:
@@ -81,7 +81,7 @@ class ClassifierFree:
         a, s = self.schedule.at(t)
         out, aim = (from_prediction(self.target, p, a, s) for p in (guided, yes))
         factor = aim.flatten(1).std(1) / out.flatten(1).std(1)
-        return restated(self.target, out * over(1 + self.rescale * (factor - 1), x), guided, x, a, s)
+        return with_output(self.target, out * expand_like(1 + self.rescale * (factor - 1), x), guided, x, a, s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ class ClassifierGuided:
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p = self.denoiser(x, t, cond)
         a, s = self.schedule.at(t)
-        return restated("eps", p.eps - over(s, x) * self.gradient(x, t), p, x, a, s)
+        return with_output("eps", p.eps - expand_like(s, x) * self.gradient(x, t), p, x, a, s)
 
 
 def _extrapolate(no: Prediction, yes: Prediction, scale: float) -> Prediction:

@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from ldm_kit.diffusion import bound, loss
-from ldm_kit.diffusion.bound import VarianceType
-from ldm_kit.diffusion.prediction import Target, to_prediction
+from ldm_kit.diffusion import likelihood, loss
+from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.prediction import PredictionType, to_prediction
 from ldm_kit.diffusion.schedule import Schedule
 
 LossName = Literal["simple", "hybrid", "vlb"]
@@ -24,7 +24,7 @@ class Errors(NamedTuple):
 class Objective:
     """One of the losses, with what it depends on."""
 
-    target: Target
+    target: PredictionType
     loss: LossName = "simple"
     variance: VarianceType = "small"
     vb_weight: float = 1e-3
@@ -45,7 +45,7 @@ class Objective:
         seen = out.detach() if self.loss == "hybrid" else out
         p = to_prediction(self.target, seen, loss.noised(x_0, eps, t, schedule), *schedule.at(t))
         p = p._replace(fraction=None if v is None else (v + 1) / 2)
-        return Errors(simple, bound.term(p, x_0, t, schedule, variance=self.variance, levels=self.levels))
+        return Errors(simple, likelihood.term(p, x_0, t, schedule, variance=self.variance, levels=self.levels))
 
     def combined(self, errors: Errors, steps: int) -> Tensor:
         """The loss [B] that errors make, in training over `steps` times T.

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Target = Literal["eps", "x0", "v", "flow"]
+PredictionType = Literal["eps", "x0", "v", "flow"]
 
 
 class Prediction(NamedTuple):
@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
     fraction: Tensor | None = None
 
 
-def over(c: Tensor, x: Tensor) -> Tensor:
+def expand_like(c: Tensor, x: Tensor) -> Tensor:
     """Coefficients [B] as [B, 1, 1, ...] in the dtype of `x`, to multiply pictures [B, ...]."""
     return c.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
@@ -47,13 +47,13 @@ def from_flow(u: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
     return Prediction(x - s * u, x + a * u)
 
 
-def to_prediction(kind: Target, out: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
+def to_prediction(kind: PredictionType, out: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
     """A network's output of the given kind, with x_t and coefficients [B], as a `Prediction`."""
     views = {"eps": from_eps, "x0": from_x0, "v": from_v, "flow": from_flow}
-    return views[kind](out, x, over(a, x), over(s, x))
+    return views[kind](out, x, expand_like(a, x), expand_like(s, x))
 
 
-def from_prediction(kind: Target, p: Prediction, a: Tensor, s: Tensor) -> Tensor:
+def from_prediction(kind: PredictionType, p: Prediction, a: Tensor, s: Tensor) -> Tensor:
     """The network output of the given kind that says the same as `p`; with the truth for `p`, the training target."""
     match kind:
         case "eps":
@@ -61,6 +61,6 @@ def from_prediction(kind: Target, p: Prediction, a: Tensor, s: Tensor) -> Tensor
         case "x0":
             return p.x_0
         case "v":
-            return over(a, p.eps) * p.eps - over(s, p.x_0) * p.x_0
+            return expand_like(a, p.eps) * p.eps - expand_like(s, p.x_0) * p.x_0
         case "flow":
             return p.eps - p.x_0

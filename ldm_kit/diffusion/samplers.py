@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldm_kit.diffusion.chain import Variance, chain, levels, link
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, times_like
-from ldm_kit.diffusion.prediction import Prediction, Target, from_prediction
+from ldm_kit.diffusion.posterior import Variance, chain, levels, link
+from ldm_kit.diffusion.prediction import Prediction, PredictionType, from_prediction
 
 Noise = Callable[[int, Sequence[int]], Tensor]  # (step, shape of one picture) -> [B, *shape]
 
@@ -131,7 +131,7 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
         yield State(x, t_next, p)
 
 
-class Solver(Protocol):
+class SchedulerLike(Protocol):
     """What we use of a diffusers scheduler whose timesteps are set."""
 
     timesteps: Tensor
@@ -146,8 +146,14 @@ class Solver(Protocol):
 
 
 @torch.no_grad()
-def drive(
-    solver: Solver, denoiser: Denoiser, x: Tensor, cond: Any = None, *, target: Target, **step_options: Any
+def run_scheduler(
+    solver: SchedulerLike,
+    denoiser: Denoiser,
+    x: Tensor,
+    cond: Any = None,
+    *,
+    target: PredictionType,
+    **step_options: Any,
 ) -> Iterator[State]:
     """Any diffusers scheduler, driven by our denoiser, so that guidance works with all of them.
 

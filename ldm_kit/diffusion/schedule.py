@@ -12,7 +12,7 @@ from itertools import accumulate, repeat
 from typing import Literal, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from ldm_kit.config import Config
@@ -100,7 +100,12 @@ class ScheduleConfig(Config):
         description="linear: DDPM; scaled_linear: LDM and SD; cosine: iDDPM; flow: rectified flow; "
         "constant: one beta for all times; given: the list in betas",
     )
-    steps: int = Field(default=1000, ge=2, description="number of training times T")
+    num_train_timesteps: int = Field(
+        validation_alias=AliasChoices("num_train_timesteps", "steps"),
+        default=1000,
+        ge=2,
+        description="number of training times T",
+    )
     start: float | None = Field(
         default=None, gt=0, lt=1, description="first beta (linear 1e-4, scaled_linear 0.00085), or the constant (0.008)"
     )
@@ -123,11 +128,13 @@ class ScheduleConfig(Config):
         if self.scale_ends and not ends:
             raise ValueError(f"scale_ends is for linear and scaled_linear, which have two ends, got {self.kind}")
         if ends and max(self.ends()) >= 1:
-            raise ValueError(f"scale_ends makes betas {self.ends()} of 1000 / {self.steps}; expected below 1")
+            raise ValueError(
+                f"scale_ends makes betas {self.ends()} of 1000 / {self.num_train_timesteps}; expected below 1"
+            )
         if (self.kind == "given") != (self.betas is not None):
             raise ValueError(f"betas are for kind given, and kind given needs them; got kind {self.kind}")
         if self.betas is not None:
-            _refuse_betas(self.betas, self.steps)
+            _refuse_betas(self.betas, self.num_train_timesteps)
         if self.kind == "flow" and self.zero_terminal:
             raise ValueError("zero_terminal is for schedules made of betas; flow already ends in noise")
         return self
@@ -135,7 +142,7 @@ class ScheduleConfig(Config):
     def ends(self) -> tuple[float, float]:
         """First and last beta of the linear and scaled_linear schedules, scaled where that is wished."""
         first, last = (1e-4, 2e-2) if self.kind == "linear" else (0.00085, 0.012)
-        by = 1000 / self.steps if self.scale_ends else 1.0
+        by = 1000 / self.num_train_timesteps if self.scale_ends else 1.0
         return (self.start or first) * by, (self.end or last) * by
 
 
@@ -143,15 +150,15 @@ def build(config: ScheduleConfig) -> Schedule:
     """The schedule that a config names."""
     match config.kind:
         case "linear":
-            schedule = linear(config.steps, *config.ends())
+            schedule = linear(config.num_train_timesteps, *config.ends())
         case "scaled_linear":
-            schedule = scaled_linear(config.steps, *config.ends())
+            schedule = scaled_linear(config.num_train_timesteps, *config.ends())
         case "cosine":
-            schedule = cosine(config.steps)
+            schedule = cosine(config.num_train_timesteps)
         case "flow":
-            schedule = flow(config.steps)
+            schedule = flow(config.num_train_timesteps)
         case "constant":
-            schedule = constant(config.steps, config.start or CONSTANT)
+            schedule = constant(config.num_train_timesteps, config.start or CONSTANT)
         case "given":
             schedule = from_betas(torch.tensor(config.betas, dtype=torch.float64))
     return zero_terminal(schedule) if config.zero_terminal else schedule
@@ -184,7 +191,7 @@ def linspace(total: int, steps: int) -> list[int]:
     return [round((total - 1) * i / (steps - 1)) for i in reversed(range(steps))] + [-1]
 
 
-def walk(total: int, steps: int, spacing: str = "trailing") -> list[int]:
+def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
     """Falling times of the named spacing, then -1: trailing, leading or linspace.
 
     Raises:
@@ -204,7 +211,7 @@ def walk(total: int, steps: int, spacing: str = "trailing") -> list[int]:
             )
 
 
-def sections(total: int, spec: str) -> list[int]:
+def respacing_sections(total: int, spec: str) -> list[int]:
     """Falling times of guided-diffusion's respacing, then -1.
 
     "ddimN": every i-th time from 0 on, for the smallest stride i that gives N of them. "n1,n2,...": the training times
@@ -240,9 +247,13 @@ def _strided(total: int, steps: int) -> range:
     return range(0, total, strides[steps])
 
 
-def spaced(total: int, steps: int, spacing: str) -> list[int]:
-    """Falling times, then -1: of `sections` where the spacing is a respacing, which decides the steps, or of `walk`."""
-    return walk(total, steps, spacing) if _RESPACING.fullmatch(spacing) is None else sections(total, spacing)
+def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
+    """Falling times, then -1: of `respacing_sections` where the spacing is a respacing, which decides the steps, or of `timesteps`."""
+    return (
+        timesteps(total, steps, spacing)
+        if _RESPACING.fullmatch(spacing) is None
+        else respacing_sections(total, spacing)
+    )
 
 
 def respaced_betas(schedule: Schedule, times: Sequence[int]) -> Tensor:

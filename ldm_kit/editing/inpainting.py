@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from ldm_kit.diffusion.chain import levels, link
 from ldm_kit.diffusion.denoiser import Denoiser
-from ldm_kit.diffusion.randomness import step_noise
+from ldm_kit.diffusion.posterior import levels, link
+from ldm_kit.diffusion.rng import step_noise
 from ldm_kit.diffusion.samplers import State, ddim
 
 
@@ -19,7 +19,7 @@ def latent_mask(mask: Tensor, side: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def inpainted(
+def inpaint_latents(
     denoiser: Denoiser,
     x_0: Tensor,
     mask: Tensor,
@@ -72,6 +72,6 @@ class _Draws:
         return step_noise(self.seeds, self.count, self.like.shape[1:]).to(self.like)
 
 
-def composed(picture: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:
+def composite(picture: Tensor, drawn: Tensor, mask: Tensor) -> Tensor:
     """Drawn pictures uint8 [N, C, R, R] within the mask bool [R, R], one picture [C, R, R] outside."""
     return torch.where(mask, drawn, picture)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.decoders import Towards
-from ldm_kit.editing import edits
-from ldm_kit.editing.pictures import save_animation
-from ldm_kit.editing.place import Done, Place, Steps, read_for, saved
-from ldm_kit.editing.seam import Code, Semantic
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.editing import operations
+from ldm_kit.editing.context import EditContext, EditResult, Steps, read_image_for, save_result
+from ldm_kit.editing.image_io import save_animation
+from ldm_kit.models.decoders import TrajectoryTarget
+from ldm_kit.models.protocol import Code, Semantic
+from ldm_kit.models.semantic import SemanticModel
 
 
 @dataclass(frozen=True)
-class Journey:
+class InterpolationOptions:
     """How to go from one picture to another.
 
     `latent`: z on a line and x_T on a great circle. `trajectory`, PDAE's: the same x_T, and at every step the gradients
@@ -44,7 +44,7 @@ class Journey:
             )
 
 
-def interpolate(place: Place, images: Sequence[Path], how: Journey, steps: Steps) -> Done:
+def interpolate(place: EditContext, images: Sequence[Path], how: InterpolationOptions, steps: Steps) -> EditResult:
     """Pictures between two, both among them, and an animation of them if wished.
 
     Raises:
@@ -56,22 +56,22 @@ def interpolate(place: Place, images: Sequence[Path], how: Journey, steps: Steps
     how.refuse()
     model = place.open(steps)
     how.fit(model)
-    both = torch.cat([read_for(model, image) for image in images])
+    both = torch.cat([read_image_for(model, image) for image in images])
     place.ready()
-    frames = between(model, edits.read(model, both, steps.invert), how, steps)
+    frames = interpolated_codes(model, operations.encode(model, both, steps.invert), how, steps)
     if how.morph is not None:
         save_animation(frames, how.morph, how.duration)
     captions = [f"{i / (how.count - 1):.0%}" for i in range(how.count)]
     shown = torch.cat([both[:1], frames, both[1:]])
-    return saved(place, shown, ["first", *captions, "last"], steps, interpolated=how.count, along=how.along)
+    return save_result(place, shown, ["first", *captions, "last"], steps, interpolated=how.count, along=how.along)
 
 
-def between(model: Semantic, ends: Code, how: Journey, steps: Steps) -> Tensor:
+def interpolated_codes(model: Semantic, ends: Code, how: InterpolationOptions, steps: Steps) -> Tensor:
     """Pictures uint8 [count, C, R, R] from the first of two codes to the second."""
     first, last = ends.take([0]), ends.take([1])
-    code = edits.between(first, last, how.count)
+    code = operations.interpolate(first, last, how.count)
     if how.along == "latent":
-        return edits.drawn(model, code, steps.draw, stop=steps.stop)
-    towards = Towards(last.z.expand(how.count, -1), torch.linspace(0, 1, how.count))
+        return operations.decode(model, code, steps.draw, stop=steps.stop)
+    towards = TrajectoryTarget(last.z.expand(how.count, -1), torch.linspace(0, 1, how.count))
     start = Code(first.z.expand(how.count, -1), code.x_T)
-    return edits.drawn(model, start, steps.draw, stop=steps.stop, towards=towards)
+    return operations.decode(model, start, steps.draw, stop=steps.stop, towards=towards)

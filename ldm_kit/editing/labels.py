@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ldm_kit.config import UserError
+from ldm_kit.data.folder_index import as_text
 from ldm_kit.data.images import PictureSet
-from ldm_kit.data.listing import as_text
 
 MOST_VALUES = 32  # of a column; what has more is a caption, a number or a name
 _YES, _NO = {"1", "true", "yes"}, {"0", "-1", "false", "no"}

@@ -9,6 +9,7 @@ import torch
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
+from ldm_kit.methods.base import Collectives, RunConfig
 from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.classifier_stage import ClassifierStage
 from ldm_kit.methods.diffae import DiffAERun
@@ -17,7 +18,6 @@ from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
 from ldm_kit.methods.prior_stage import PriorStage
 from ldm_kit.methods.semantic_stage import SemanticStage
-from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.methods.stage import LatentStage
 
 RUNS: dict[str, type[RunConfig]] = {
@@ -48,7 +48,7 @@ def run_class(tree: dict[str, Any], where: str) -> type[RunConfig]:
     return RUNS[method]
 
 
-def open_stage(settings: RunConfig, data: Split, device: torch.device, ranks: Ranks | None = None) -> Stage:
+def open_stage(settings: RunConfig, data: Split, device: torch.device, ranks: Collectives | None = None) -> Stage:
     """All that a run trains with: its task, its batches, what it says at the start.
 
     Raises:

@@ -18,13 +18,13 @@ from torch.nn.functional import cross_entropy
 
 from ldm_kit.data.batches import spread
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import randomness, schedule, times
-from ldm_kit.methods.noising import noised
-from ldm_kit.methods.settings import NoisedRun, evaluating
+from ldm_kit.diffusion import rng, schedule, timesteps
+from ldm_kit.methods.base import NoisedRun, eval_mode
+from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 QUARTILES = 4
 LEVELS = 8  # of noise, at which every held-out picture is classified: two a quartile
@@ -52,8 +52,10 @@ class ClassifierRun(NoisedRun):
             raise ValueError("shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out")
         if self.shift >= self.data.resolution:
             raise ValueError(f"shift {self.shift} moves a picture of {self.data.resolution} pixels out of itself")
-        if self.times.density == "loss_second_moment":
-            raise ValueError("times.density loss_second_moment is for a bound; expected uniform or logit_normal")
+        if self.timestep_sampling.density == "loss_second_moment":
+            raise ValueError(
+                "timestep_sampling.density loss_second_moment is for a bound; expected uniform or logit_normal"
+            )
         return self
 
 
@@ -88,12 +90,12 @@ class Classifying:
         self.wrapped: nn.Module = net
 
     @property
-    def players(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """The network."""
         return {"classifier": self.net}
 
     @property
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_modules(self) -> dict[str, nn.Module]:
         """By component folder of the saved model."""
         return {"classifier": self.net}
 
@@ -102,7 +104,7 @@ class Classifying:
         """The run's."""
         return {"classifier": self.config.optim}
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the module that DDP wrapped, and bring the tables to its device."""
         self.wrapped = wrapped["classifier"]
         device = next(self.net.parameters()).device
@@ -115,7 +117,7 @@ class Classifying:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
 
-    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Cross-entropy at times, with noise and shifts, that belong to the position; accuracy beside it."""
         seed, position, label = self.config.seed, batch["position"], batch["inputs"]["label"]
         t = self._times(seed, position, self.config.train.batch_size)
@@ -129,13 +131,13 @@ class Classifying:
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """Float32 logits [B, K] of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
-        return network(noised(batch, t, seed, self.schedule).x_t, t).float()
+        return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     @torch.no_grad()
     def heldout(self, latents: Latents, labels: Tensor, batch: int = 64) -> Heldout:
         """Figures over held-out latents, each at `LEVELS` fixed times, with fixed noise."""
         chosen = torch.tensor(spread(len(latents), MOST))
-        with evaluating(self.net):
+        with eval_mode(self.net):
             rows = [self._level(level, latents, labels, chosen.split(batch)) for level in range(LEVELS)]
         losses, first, top = zip(*rows, strict=True)
         return Heldout(losses, first, top if len(self.net.config["classes"]) > TOP else None)
@@ -147,7 +149,7 @@ class Classifying:
         found: list[Tensor] = []
         for place in parts:
             position = place * LEVELS + level
-            u = (level + randomness.uniform(HELDOUT_SEED, "time", position)) / LEVELS
+            u = (level + rng.uniform(HELDOUT_SEED, "time", position)) / LEVELS
             logits, label = self.guess(latents, place, position, u), labels[place]
             errors = cross_entropy(logits, label, reduction="none")
             found.append(torch.stack([errors, hits(logits, label, 1), hits(logits, label, TOP)]))
@@ -164,12 +166,12 @@ class Classifying:
         return self.logits(batch, t, HELDOUT_SEED, self.net).cpu()
 
     def _times(self, seed: int, position: Tensor, batch: int) -> Tensor:
-        return times.draw_times(self.config.times, seed, position, batch, len(self.schedule))
+        return timesteps.sample_timesteps(self.config.timestep_sampling, seed, position, batch, len(self.schedule))
 
     def _shares(self) -> Tensor:
         """The share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
-        count, even = 4096, self.config.times.model_copy(update={"stratified": True})
-        t = times.draw_times(even, 0, torch.arange(count), count, len(self.schedule))
+        count, even = 4096, self.config.timestep_sampling.model_copy(update={"stratified": True})
+        t = timesteps.sample_timesteps(even, 0, torch.arange(count), count, len(self.schedule))
         return self._quartile(t).bincount(minlength=QUARTILES) / count
 
     def _quartile(self, t: Tensor) -> Tensor:
@@ -199,7 +201,7 @@ def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
 
 def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
     """Pictures [B, C, H, W], each moved by whole pixels in -most..most both ways, its edges repeated."""
-    rows, columns = (_moved(x.shape[i], most, randomness.uniform(seed, f"shift {i}", position)) for i in (2, 3))
+    rows, columns = (_moved(x.shape[i], most, rng.uniform(seed, f"shift {i}", position)) for i in (2, 3))
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -11,8 +11,8 @@ from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.methods.classifier import ClassifierRun, Classifying
 from ldm_kit.methods.first_stage import FirstStage
+from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.half_unet import build_half_unet
-from ldm_kit.nets.layout import suit
 
 
 @dataclass(eq=False)
@@ -41,7 +41,7 @@ class ClassifierStage:
         channels, side, _ = latents.shape
         classes = data.train.classes
         net = build_half_unet(settings.net, sample_size=side, channels=channels, classes=classes)
-        suit(net, device, settings.train)
+        configure_network(net, device, settings.train)
         names: list[str | int] = [classes[int(label)] for label in labels]
         batches = LatentBatches(latents, {"label": labels}, names, settings.seed)
         heldout = None

@@ -9,16 +9,16 @@ Expected: see the header of that config.
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 
 from conditioning.semantic import SemanticConfig, SemanticEncoderConfig
-from ldm_kit.codes import Encoder
 from ldm_kit.diffusion import loss, schedule
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
-from ldm_kit.methods.noising import Noised
+from ldm_kit.methods.base import NoisedRun
+from ldm_kit.methods.inputs import NoisedBatch
 from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
-from ldm_kit.methods.settings import NoisedRun
+from ldm_kit.models.codes import Encoder
 from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig
 
 
@@ -29,19 +29,27 @@ class DiffAERun(NoisedRun):
     encoder: SemanticConfig = SemanticEncoderConfig()
     unet: SemanticUNetConfig
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
-    target: Literal["eps", "v"] = Field(default="eps", description="what the network predicts; the paper: eps")
+    prediction_type: Literal["eps", "v"] = Field(
+        validation_alias=AliasChoices("prediction_type", "target"),
+        default="eps",
+        description="what the network predicts; the paper: eps",
+    )
     sample: ReconstructionConfig = ReconstructionConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "DiffAERun":
-        refuse_aware(self.times)
+        refuse_aware(self.timestep_sampling)
         if self.schedule.kind == "flow":
-            raise ValueError("schedule flow goes with target flow, which a semantic model has not; take linear")
+            raise ValueError(
+                "schedule flow goes with prediction_type flow, which a semantic model has not; take linear"
+            )
         betas = self.schedule.betas
-        if self.target == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
-            raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v")
-        if (most := max(self.sample.encode_steps, self.sample.decode_steps)) > self.schedule.steps:
-            raise ValueError(f"sample asks for {most} steps, but schedule.steps is only {self.schedule.steps}")
+        if self.prediction_type == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
+            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v")
+        if (most := max(self.sample.encode_steps, self.sample.decode_steps)) > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"sample asks for {most} steps, but schedule.num_train_timesteps is only {self.schedule.num_train_timesteps}"
+            )
         return self
 
 
@@ -60,8 +68,8 @@ class DiffusionAutoencoder(nn.Module):
 def diffae_task(config: DiffAERun, encoder: Encoder, unet: SemanticUNet) -> SemanticTask:
     """The training of both: the plain error of the target, at uniform times unless told otherwise."""
 
-    def measure(out: Any, noised: Noised, table: Schedule) -> Tensor:
-        return loss.error(out, noised.x_0, noised.eps, noised.t, table, config.target)
+    def measure(out: Any, noised: NoisedBatch, table: Schedule) -> Tensor:
+        return loss.error(out, noised.x_0, noised.eps, noised.t, table, config.prediction_type)
 
     parts = {"encoder": encoder, "unet": unet}
     return SemanticTask(config, DiffusionAutoencoder(encoder, unet), parts, schedule.build(config.schedule), measure)

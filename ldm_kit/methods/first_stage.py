@@ -16,7 +16,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
-from ldm_kit.methods.settings import NoisedRun
+from ldm_kit.methods.base import NoisedRun
 
 
 @dataclass(eq=False)

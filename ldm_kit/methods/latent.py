@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,18 +23,18 @@ from conditioning.none import NoConfig
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import randomness, schedule
-from ldm_kit.diffusion.bound import VarianceType
+from ldm_kit.diffusion import rng, schedule
+from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.objective import Errors, LossName, Objective
-from ldm_kit.diffusion.prediction import Target
-from ldm_kit.diffusion.times import TrainingTimes
-from ldm_kit.methods.noising import noised
-from ldm_kit.methods.settings import NoisedRun, Ranks
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.timesteps import TimestepSampler
+from ldm_kit.methods.base import Collectives, NoisedRun
+from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.build import UNetConfig
-from ldm_kit.nets.solvers import SolverName
+from ldm_kit.nets.unet import UNetConfig
+from ldm_kit.solvers.samplers import SamplerName
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 
 class SampleConfig(Config):
@@ -44,7 +44,7 @@ class SampleConfig(Config):
         default=(), description="what to draw; empty: the first captions or classes of the set"
     )
     steps: int = Field(default=20, gt=0, description="sampling steps")
-    solver: SolverName = Field(default="dpm++", description="how the noise is walked down")
+    solver: SamplerName = Field(default="dpm++", description="how the noise is walked down")
     guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
 
 
@@ -53,9 +53,17 @@ class LatentRun(NoisedRun):
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     condition: ConditioningConfig = NoConfig()
-    condition_drop: float = Field(default=0.1, ge=0, lt=1, description="share of samples trained on the null condition")
+    condition_dropout: float = Field(
+        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of samples trained on the null condition",
+    )
     unet: UNetConfig
-    target: Target = Field(default="v", description="what the network predicts")
+    prediction_type: PredictionType = Field(
+        validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
+    )
     min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
     variance: VarianceType = Field(
         default="small",
@@ -84,22 +92,24 @@ class LatentRun(NoisedRun):
 
     @model_validator(mode="after")
     def _fits(self) -> "LatentRun":
-        if (self.target == "flow") != (self.schedule.kind == "flow"):
+        if (self.prediction_type == "flow") != (self.schedule.kind == "flow"):
             raise ValueError(
-                f"target {self.target!r} does not go with the {self.schedule.kind} schedule; target flow goes with the "
+                f"prediction_type {self.prediction_type!r} does not go with the {self.schedule.kind} schedule; prediction_type flow goes with the "
                 "flow schedule, and eps, x0 and v with all others"
             )
-        if self.sample.steps > self.schedule.steps:
-            raise ValueError(f"sample.steps is {self.sample.steps}, but schedule.steps only {self.schedule.steps}")
+        if self.sample.steps > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"sample.steps is {self.sample.steps}, but schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
+            )
         betas = self.schedule.betas
-        if self.target == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
-            raise ValueError("target 'eps' is undefined where the schedule ends in pure noise; take v or x0")
+        if self.prediction_type == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
+            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
         return self
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "LatentRun":
         learned = self.variance == "learned_range"
-        if self.target == "flow" and (learned or self.loss != "simple"):
+        if self.prediction_type == "flow" and (learned or self.loss != "simple"):
             asked = "variance learned_range" if learned else f"loss {self.loss}"
             raise ValueError(
                 f"{asked} needs the variational bound of a variance-preserving schedule; the flow schedule has none"
@@ -129,15 +139,15 @@ class Latent:
     """The denoising task, for the training loop."""
 
     def __init__(
-        self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, ranks: Ranks | None = None
+        self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, ranks: Collectives | None = None
     ) -> None:
-        self.config, self.ranks = config, ranks or Ranks()
+        self.config, self.ranks = config, ranks or Collectives()
         self.module = LatentDiffusion(unet, conditioner)
         self.null = conditioner.null_inputs()
         self.schedule = schedule.build(config.schedule)
-        self.times = TrainingTimes(config.times, config.seed, config.train.batch_size, len(self.schedule))
+        self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(self.schedule))
         self.objective = Objective(
-            config.target,
+            config.prediction_type,
             config.loss,
             config.variance,
             config.vb_weight,
@@ -147,12 +157,12 @@ class Latent:
         self.wrapped: nn.Module = self.module
 
     @property
-    def players(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """U-Net and trained conditioner share one optimiser."""
         return {"denoiser": self.module}
 
     @property
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_modules(self) -> dict[str, nn.Module]:
         """By component folder of the saved model."""
         return {"unet": self.module.unet, **self.module.conditioner.trainable}
 
@@ -161,7 +171,7 @@ class Latent:
         """The run's."""
         return {"denoiser": self.config.optim}
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the module that DDP wrapped, and bring the tables to its device."""
         self.wrapped = wrapped["denoiser"]
         device = next(self.module.parameters()).device
@@ -176,19 +186,19 @@ class Latent:
         """Take back what `state` gave."""
         self.times.load_state(state)
 
-    def settle(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+    def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
         """A step stands: a loss-aware density of times follows its losses."""
-        self.times.settle(self.ranks.total)
+        self.times.after_step(self.ranks.total)
 
-    def discard(self) -> None:
+    def discard_step(self) -> None:
         """A step is void: so are its losses."""
-        self.times.discard()
+        self.times.discard_step()
 
-    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """The configured loss; noise, times and drops belong to the position. Logs the bound's mean term as `vb`."""
         position = batch["position"]
         t, weight = self.times.draw(position)
-        dropped = dropped_at(self.config.seed, position, self.config.condition_drop)
+        dropped = dropped_at(self.config.seed, position, self.config.condition_dropout)
         errors = self.errors(batch, t, self.config.seed, drop(batch["inputs"], self.null, dropped), self.wrapped)
         each = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
         self.times.meet(position, t, each)
@@ -200,7 +210,7 @@ class Latent:
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
         """Unweighted errors of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
-        x_0, eps, x_t, _ = noised(batch, t, seed, self.schedule)
+        x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     @torch.no_grad()
@@ -230,7 +240,7 @@ HELDOUT_SEED = 20220420  # fixed, so that held-out losses of different runs comp
 
 def dropped_at(seed: int, position: Tensor, share: float) -> Tensor:
     """Which positions [B] train on the null condition, bool [B]."""
-    return randomness.uniform(seed, "drop", position) < share
+    return rng.uniform(seed, "drop", position) < share
 
 
 def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:

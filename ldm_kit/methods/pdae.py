@@ -15,14 +15,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from conditioning.semantic import SemanticConfig, StridedEncoderConfig
-from ldm_kit.codes import Encoder
 from ldm_kit.diffusion import schedule
+from ldm_kit.diffusion.pdae import NetworkEstimator, pdae_loss, pdae_weight
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
-from ldm_kit.diffusion.semantic import NetworkEstimator, gap_error, gap_weight
-from ldm_kit.frozen import Frozen
-from ldm_kit.methods.noising import Noised
+from ldm_kit.methods.base import NoisedRun
+from ldm_kit.methods.inputs import NoisedBatch
 from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
-from ldm_kit.methods.settings import NoisedRun
+from ldm_kit.models.base_model import BaseModel
+from ldm_kit.models.codes import Encoder
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 
@@ -46,7 +46,7 @@ class PDAERun(NoisedRun):
 
     @model_validator(mode="after")
     def _fits(self) -> "PDAERun":
-        refuse_aware(self.times)
+        refuse_aware(self.timestep_sampling)
         if self.autoencoder is not None or self.schedule != ScheduleConfig():
             raise ValueError("autoencoder and schedule are those of the base; leave them out")
         return self
@@ -55,7 +55,7 @@ class PDAERun(NoisedRun):
 class ShiftedDiffusion(nn.Module):
     """Encoder and gradient estimator as one module, so that DDP around it sees every gradient; the base is no part."""
 
-    def __init__(self, encoder: Encoder, shift: ShiftUNet, base: Frozen) -> None:
+    def __init__(self, encoder: Encoder, shift: ShiftUNet, base: BaseModel) -> None:
         super().__init__()
         self.encoder, self.shift = encoder, shift
         self._base = (base,)  # in a tuple: nothing of it is registered
@@ -65,14 +65,14 @@ class ShiftedDiffusion(nn.Module):
         return self.shift(x, t, self.encoder(picture), self._base[0].null.to(x.device))
 
 
-def pdae_task(config: PDAERun, encoder: Encoder, shift: ShiftUNet, base: Frozen) -> SemanticTask:
+def pdae_task(config: PDAERun, encoder: Encoder, shift: ShiftUNet, base: BaseModel) -> SemanticTask:
     """The training of both new parts: the error of the shifted eps, weighted by signal and noise."""
 
-    def measure(out: Any, noised: Noised, table: Schedule) -> Tensor:
+    def measure(out: Any, noised: NoisedBatch, table: Schedule) -> Tensor:
         estimator = NetworkEstimator(lambda _x, _t, _cond: out, table, base.target, base.learned_range)
         frozen, gap = estimator(noised.x_t, noised.t, None)
-        return gap_error(frozen.eps, gap, noised.eps, noised.t, table)
+        return pdae_loss(frozen.eps, gap, noised.eps, noised.t, table)
 
     parts = {"encoder": encoder, "shift": shift}
-    module, weigh = ShiftedDiffusion(encoder, shift, base), partial(gap_weight, gamma=config.gamma)
+    module, weigh = ShiftedDiffusion(encoder, shift, base), partial(pdae_weight, gamma=config.gamma)
     return SemanticTask(config, module, parts, schedule.build(base.schedule_config), measure, weigh)

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from conditioning.base import Conditioner, Inputs
 from conditioning.pretrained import PretrainedConditioner
-from ldm_kit.data import states
+from ldm_kit.data import tensor_cache
 from ldm_kit.methods.first_stage import cache_root
 
 
@@ -18,7 +18,7 @@ def prepared(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
     """
     if not isinstance(conditioner, PretrainedConditioner):
         return conditioner.prepare(raw)
-    key = states.key_of(conditioner.config.model_dump(exclude={"pool"}), conditioner.source.sha256(), list(raw))
+    key = tensor_cache.key_of(conditioner.config.model_dump(exclude={"pool"}), conditioner.source.sha256(), list(raw))
 
     def encoded() -> Inputs:
         with tqdm(desc="captions", unit="caption", leave=False) as bar:
@@ -29,4 +29,4 @@ def prepared(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
 
             return conditioner.prepare(raw, progress)
 
-    return states.cached(cache_root() / "states", key, encoded)
+    return tensor_cache.cached(cache_root() / "states", key, encoded)

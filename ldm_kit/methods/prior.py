@@ -12,24 +12,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
-from ldm_kit.code_prior import apply_mlp
 from ldm_kit.config import Config
-from ldm_kit.diffusion import loss, randomness, schedule
+from ldm_kit.diffusion import loss, rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.diffusion.times import TimesConfig, draw_times
+from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
+from ldm_kit.methods.base import RunConfig, eval_mode
 from ldm_kit.methods.latent import dropped_at
 from ldm_kit.methods.semantic import HELDOUT_SEED, refuse_aware
-from ldm_kit.methods.settings import RunConfig, evaluating
+from ldm_kit.models.prior import apply_mlp
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 PLAYER = "prior"
 
@@ -54,22 +54,34 @@ class PriorRun(RunConfig):
     model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
-    times: TimesConfig = TimesConfig()
+    timestep_sampling: TimestepSamplingConfig = Field(
+        default=TimestepSamplingConfig(),
+        validation_alias=AliasChoices("timestep_sampling", "times"),
+        description="density of training times",
+    )
     condition: ConditioningConfig = NoConfig()
-    condition_drop: float = Field(default=0.1, ge=0, lt=1, description="share of samples trained on the null condition")
+    condition_dropout: float = Field(
+        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of samples trained on the null condition",
+    )
     sample: DrawConfig = DrawConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "PriorRun":
-        refuse_aware(self.times)
+        refuse_aware(self.timestep_sampling)
         if self.flip:
             raise ValueError("flip must be false: codes are those of the pictures as they are")
         if isinstance(self.condition, ClassConfig) and self.condition.form != "vector":
             raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
         if self.schedule.kind == "flow" or self.schedule.zero_terminal:
             raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
-        if self.sample.steps > self.schedule.steps:
-            raise ValueError(f"sample.steps is {self.sample.steps}, but schedule.steps only {self.schedule.steps}")
+        if self.sample.steps > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"sample.steps is {self.sample.steps}, but schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
+            )
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
@@ -97,12 +109,12 @@ class PriorTask:
         self.wrapped: nn.Module = self.module
 
     @property
-    def players(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """MLP and conditioner share one optimiser."""
         return {PLAYER: self.module}
 
     @property
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_modules(self) -> dict[str, nn.Module]:
         """By component folder of the saved prior."""
         return {"mlp": self.module.mlp, **self.module.conditioner.trainable}
 
@@ -111,7 +123,7 @@ class PriorTask:
         """The run's."""
         return {PLAYER: self.config.optim}
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the module that DDP wrapped, and bring the tables to its device."""
         self.wrapped, device = wrapped[PLAYER], self._device
         self.schedule = self.schedule.to(device)
@@ -124,18 +136,20 @@ class PriorTask:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
 
-    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Mean absolute error of eps; noise, times and drops belong to the position."""
         config, position = self.config, batch["position"]
-        t = draw_times(config.times, config.seed, position, config.train.batch_size, len(self.schedule))
-        dropped = dropped_at(config.seed, position, config.condition_drop)
+        t = sample_timesteps(
+            config.timestep_sampling, config.seed, position, config.train.batch_size, len(self.schedule)
+        )
+        dropped = dropped_at(config.seed, position, config.condition_dropout)
         inputs = drop(batch["inputs"], self.null, dropped)
         yield PLAYER, self.errors(batch, t, config.seed, inputs, self.wrapped).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
         """Absolute errors [B] of eps at times t [B], with noise addressed by `seed` and the batch's positions."""
         z = batch["z"]
-        eps = randomness.normal(seed, "noise", batch["position"], z.shape[1:])
+        eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
         out = module(loss.noised(z, eps, t, self.schedule).to(z.dtype), t, inputs)
         return (out.float() - eps).abs().mean(1)
 
@@ -146,7 +160,7 @@ class PriorTask:
         t = ((place + 0.5) / len(codes) * len(self.schedule)).long().to(self._device)
         batch = {"z": codes.to(self._device), "position": place.to(self._device)}
         chosen = {name: value.to(self._device) for name, value in inputs.items()}
-        with evaluating(self.module):
+        with eval_mode(self.module):
             return float(self.errors(batch, t, HELDOUT_SEED, chosen, self.module).double().mean())
 
     @property

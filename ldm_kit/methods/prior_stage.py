@@ -9,17 +9,18 @@ from torch import Tensor
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, Inputs
 from conditioning.none import NoConfig
-from ldm_kit import codes, parts
 from ldm_kit.config import UserError
-from ldm_kit.data import states
+from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
+from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
-from ldm_kit.data.semantic import CodeBatches
 from ldm_kit.methods.first_stage import cache_root
 from ldm_kit.methods.latent import raw_conditions
 from ldm_kit.methods.prepared import prepared
 from ldm_kit.methods.prior import PriorRun, PriorTask
+from ldm_kit.models import codes
+from ldm_kit.models import folder as parts
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 
@@ -49,7 +50,7 @@ class PriorStage:
         _refuse_misfit(encoder, data.train, settings.model)
         known = weights_digest(encoder)
         z, raw = _codes(encoder, data.train, known), raw_conditions(settings.condition, data.train)
-        mean, std = codes.statistics_of(z)
+        mean, std = codes.code_statistics(z)
         width = z.shape[1]
         captions = [text for text in raw if isinstance(text, str)]
         conditioner = conditioners.build(
@@ -95,8 +96,8 @@ class PriorStage:
 
 def _codes(encoder: codes.Encoder, pictures: PictureSet, known: str) -> Tensor:
     """Codes [N, D] float32, kept on disk."""
-    key = states.key_of("codes", known, pictures.fingerprint)
-    return states.cached(cache_root() / "codes", key, lambda: {"z": codes.codes_of(encoder, pictures)})["z"]
+    key = tensor_cache.key_of("codes", known, pictures.fingerprint)
+    return tensor_cache.cached(cache_root() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
 
 
 def _refuse_misfit(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:

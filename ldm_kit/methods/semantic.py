@@ -12,12 +12,12 @@ from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion.schedule import Schedule
-from ldm_kit.diffusion.times import TimesConfig, draw_times
-from ldm_kit.methods.noising import Noised, noised
-from ldm_kit.methods.settings import evaluating
+from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
+from ldm_kit.methods.base import eval_mode
+from ldm_kit.methods.inputs import NoisedBatch, noise_batch
+from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.settings import TrainConfig
-from ldm_kit.training.task import Turn
+from ldm_kit.training.task import LossTerm
 
 HELDOUT_SEED = 20220420  # fixed, so that held-out losses of different runs compare
 PLAYER = "semantic"
@@ -38,7 +38,7 @@ class SemanticSettings(Protocol):
     @property
     def train(self) -> TrainConfig: ...
     @property
-    def times(self) -> TimesConfig: ...
+    def timestep_sampling(self) -> TimestepSamplingConfig: ...
     @property
     def optim(self) -> OptimConfig: ...
 
@@ -46,7 +46,7 @@ class SemanticSettings(Protocol):
 class Measure(Protocol):
     """How far a module's output is from the truth."""
 
-    def __call__(self, out: Any, noised: Noised, schedule: Schedule, /) -> Tensor:
+    def __call__(self, out: Any, noise_batch: NoisedBatch, schedule: Schedule, /) -> Tensor:
         """Unweighted errors [B]."""
         ...
 
@@ -72,12 +72,12 @@ class SemanticTask:
         self.wrapped: nn.Module = module
 
     @property
-    def players(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """Encoder and decoder share one optimiser."""
         return {PLAYER: self.module}
 
     @property
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_modules(self) -> dict[str, nn.Module]:
         """By component folder of the saved model."""
         return self.parts
 
@@ -86,7 +86,7 @@ class SemanticTask:
         """The run's."""
         return {PLAYER: self.config.optim}
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the module that DDP wrapped, and bring the tables to its device."""
         self.wrapped = wrapped[PLAYER]
         self.schedule = self.schedule.to(self._device)
@@ -98,10 +98,12 @@ class SemanticTask:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take back."""
 
-    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[Turn]:
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """The weighted error; noise and times belong to the position. Logs the plain error where there are weights."""
         config, position = self.config, batch["position"]
-        t = draw_times(config.times, config.seed, position, config.train.batch_size, len(self.schedule))
+        t = sample_timesteps(
+            config.timestep_sampling, config.seed, position, config.train.batch_size, len(self.schedule)
+        )
         errors = self.errors(batch, t, config.seed, self.wrapped)
         if self.weigh is None:
             yield PLAYER, errors.mean(), {}
@@ -110,14 +112,14 @@ class SemanticTask:
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
         """Unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
-        given = noised(batch, t, seed, self.schedule)
+        given = noise_batch(batch, t, seed, self.schedule)
         return self.measure(module(given.x_t, t, batch["picture"]), given, self.schedule)
 
     @torch.no_grad()
     def heldout_loss(self, latents: Latents, pictures: PictureSet, batch: int = 64) -> float:
         """Mean unweighted error over held-out latents, each at its own fixed time and noise."""
         found: list[Tensor] = []
-        with evaluating(self.module):
+        with eval_mode(self.module):
             for part in chunks(pictures, batch):
                 place = torch.tensor(part)
                 t = ((place + 0.5) / len(pictures) * len(self.schedule)).long()
@@ -136,7 +138,9 @@ class SemanticTask:
         return next(self.module.parameters()).device
 
 
-def refuse_aware(times: TimesConfig) -> None:
+def refuse_aware(timestep_sampling: TimestepSamplingConfig) -> None:
     """Raise ValueError for a density of times that only a variational bound has a use for."""
-    if times.density == "loss_second_moment":
-        raise ValueError("times.density loss_second_moment is for a bound; expected uniform or logit_normal")
+    if timestep_sampling.density == "loss_second_moment":
+        raise ValueError(
+            "timestep_sampling.density loss_second_moment is for a bound; expected uniform or logit_normal"
+        )

@@ -6,17 +6,17 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 
 from conditioning.semantic import build_semantic
-from ldm_kit.codes import Encoder
 from ldm_kit.config import UserError
+from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import Latents
-from ldm_kit.data.semantic import PicturedLatents
-from ldm_kit.frozen import Frozen
 from ldm_kit.methods.diffae import DiffAERun, diffae_task
 from ldm_kit.methods.first_stage import FirstStage
 from ldm_kit.methods.pdae import PDAERun, pdae_task
 from ldm_kit.methods.semantic import SemanticTask
-from ldm_kit.nets.layout import suit
+from ldm_kit.models.base_model import BaseModel
+from ldm_kit.models.codes import Encoder
+from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.semantic_unet import SemanticUNet, build_semantic_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
 
@@ -30,7 +30,7 @@ class SemanticStage:
     settings: DiffAERun | PDAERun
     data: Split
     vae: AutoencoderKL | VQModel | None
-    base: Frozen | None  # PDAE's
+    base: BaseModel | None  # PDAE's
     encoder: Encoder
     decoder: Decoder
     task: SemanticTask
@@ -48,7 +48,7 @@ class SemanticStage:
         """
         base = None
         if isinstance(settings, PDAERun):
-            base = Frozen.open(settings.base, device, revision=settings.base_revision)
+            base = BaseModel.open(settings.base, device, revision=settings.base_revision)
             _refuse_misfit(base, data.train, settings)
             first = FirstStage(settings.model_copy(update={"autoencoder": settings.base}), base.vae, device)
         else:
@@ -58,7 +58,7 @@ class SemanticStage:
         encoder = build_semantic(settings.encoder, resolution=pictures.resolution, channels=pictures.channels)
         decoder, task = _decoding(settings, encoder, latents, base)
         for net in (encoder, decoder):
-            suit(net, device, settings.train)
+            configure_network(net, device, settings.train)
         batches = PicturedLatents(latents, pictures, settings.seed)
         heldout = (first.latents(data.heldout, "heldout"), data.heldout) if len(data.heldout) else None
         return cls(settings, data, first.vae, base, encoder, decoder, task, latents, batches, heldout)
@@ -77,7 +77,7 @@ class SemanticStage:
 
 
 def _decoding(
-    settings: DiffAERun | PDAERun, encoder: Encoder, latents: Latents, base: Frozen | None
+    settings: DiffAERun | PDAERun, encoder: Encoder, latents: Latents, base: BaseModel | None
 ) -> tuple[Decoder, SemanticTask]:
     width = settings.encoder.z_width
     if isinstance(settings, PDAERun):
@@ -89,14 +89,17 @@ def _decoding(
     return unet, diffae_task(settings, encoder, unet)
 
 
-def _refuse_misfit(base: Frozen, pictures: PictureSet, settings: PDAERun) -> None:
+def _refuse_misfit(base: BaseModel, pictures: PictureSet, settings: PDAERun) -> None:
     given = (pictures.channels, pictures.resolution, pictures.resolution)
     if given != base.shape:
         raise UserError(
             f"the frozen model in {settings.base} draws pictures of {_sized(base.shape)}, but those of data are of "
             f"{_sized(given)}; expected the same"
         )
-    most, total = max(settings.sample.encode_steps, settings.sample.decode_steps), base.schedule_config.steps
+    most, total = (
+        max(settings.sample.encode_steps, settings.sample.decode_steps),
+        base.schedule_config.num_train_timesteps,
+    )
     if most >= total:
         raise UserError(f"sample asks for {most} steps, but the frozen model in {settings.base} has {total} times")
 

@@ -11,12 +11,12 @@ from conditioning.base import Inputs
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches, Latents
+from ldm_kit.methods.base import Collectives
 from ldm_kit.methods.first_stage import FirstStage
 from ldm_kit.methods.latent import Latent, LatentRun, raw_conditions
 from ldm_kit.methods.prepared import prepared
-from ldm_kit.methods.settings import Ranks
-from ldm_kit.nets.build import build_unet
-from ldm_kit.nets.layout import suit
+from ldm_kit.nets.execution import configure_network
+from ldm_kit.nets.unet import build_unet
 
 
 @dataclass(eq=False)
@@ -32,7 +32,9 @@ class LatentStage:
     heldout: tuple[Latents, Inputs] | None
 
     @classmethod
-    def open(cls, settings: LatentRun, data: Split, device: torch.device, ranks: Ranks | None = None) -> "LatentStage":
+    def open(
+        cls, settings: LatentRun, data: Split, device: torch.device, ranks: Collectives | None = None
+    ) -> "LatentStage":
         """Build everything that a config names.
 
         Raises:
@@ -55,7 +57,7 @@ class LatentStage:
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
         )
-        suit(unet, device, settings.train)
+        configure_network(unet, device, settings.train)
         task = Latent(settings, unet, conditioner, ranks)
         batches = LatentBatches(latents, prepared(conditioner, raw), raw, settings.seed)
         heldout = None

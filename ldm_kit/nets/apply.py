@@ -7,7 +7,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from ldm_kit.nets.build import UNet
+from ldm_kit.nets.unet import UNet
 
 
 class ConditionLike(Protocol):

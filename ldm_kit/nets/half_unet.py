@@ -14,35 +14,48 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.nets.build import zero_init_like_adm
+from ldm_kit.nets.arguments import network_arguments
+from ldm_kit.nets.unet import zero_init_like_adm
 
 
 class HalfUNetConfig(Config):
     """A noisy classifier's network; level 0 has the latent's resolution, each next one half."""
 
     widths: tuple[int, ...] = Field(default=(128, 256, 512), min_length=1, description="feature channels of each level")
-    attention: tuple[bool, ...] = Field(
-        default=(True, True, True), description="for each level: attention? (the middle block always has it)"
+    attention_levels: tuple[bool, ...] = Field(
+        validation_alias=AliasChoices("attention_levels", "attention"),
+        default=(True, True, True),
+        description="for each level: attention? (the middle block always has it)",
     )
-    layers: int = Field(default=2, ge=1, description="residual blocks of each level")
+    layers_per_block: int = Field(
+        validation_alias=AliasChoices("layers_per_block", "layers"),
+        default=2,
+        ge=1,
+        description="residual blocks of each level",
+    )
     head_size: int | None = Field(default=64, ge=1, description="channels of an attention head; null: one head")
-    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "groups"),
+        default=32,
+        ge=1,
+        description="groups of every GroupNorm; must divide every width",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
 
     @model_validator(mode="after")
     def _fits(self) -> "HalfUNetConfig":
-        if len(self.attention) != len(self.widths):
+        if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
             )
-        if bad := [w for w in self.widths if w < 1 or w % self.groups]:
-            raise ValueError(f"widths {bad} are not positive multiples of the {self.groups} groups of a norm")
-        attended = [*compress(self.widths, self.attention), self.widths[-1]]  # the middle's too
+        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
+            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
+        attended = [*compress(self.widths, self.attention_levels), self.widths[-1]]  # the middle's too
         if bad := [w for w in attended if self.head_size is not None and w % self.head_size]:
             raise ValueError(f"widths {bad} with attention cannot be cut by head_size {self.head_size}")
         return self
@@ -153,4 +166,5 @@ def build_half_unet(config: HalfUNetConfig, *, sample_size: int, channels: int, 
             f"a latent of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
             f"{factor}, or fewer net.widths"
         )
-    return HalfUNet(sample_size=sample_size, in_channels=channels, classes=tuple(classes), **config.model_dump())
+    shape = {"sample_size": sample_size, "in_channels": channels, "classes": tuple(classes)}
+    return HalfUNet(**shape, **network_arguments(config))

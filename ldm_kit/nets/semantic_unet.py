@@ -14,38 +14,51 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.unets.unet_2d import UNet2DModel
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.nets.adagn import give_z
 from ldm_kit.nets.apply import ConditionLike
-from ldm_kit.nets.build import zero_init_like_adm
+from ldm_kit.nets.arguments import network_arguments
+from ldm_kit.nets.unet import zero_init_like_adm
 
 
 class SemanticUNetConfig(Config):
     """A U-Net that decodes a semantic code; level 0 has the picture's resolution, each next one half."""
 
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
-    attention: tuple[bool, ...] = Field(
-        default=(False, True, False), description="attention at each level? (the papers: at 16 pixels); always between"
+    attention_levels: tuple[bool, ...] = Field(
+        validation_alias=AliasChoices("attention_levels", "attention"),
+        default=(False, True, False),
+        description="attention at each level? (the papers: at 16 pixels); always between",
     )
-    layers: int = Field(default=2, ge=1, description="residual blocks of each level down; one more on the way up")
+    layers_per_block: int = Field(
+        validation_alias=AliasChoices("layers_per_block", "layers"),
+        default=2,
+        ge=1,
+        description="residual blocks of each level down; one more on the way up",
+    )
     heads: int = Field(default=1, ge=1, description="attention heads at the narrowest level that has attention")
     time_width: int = Field(default=512, ge=1, description="channels of the embedded time; free of the code's width")
-    groups: int = Field(default=32, ge=1, description="groups of every GroupNorm; must divide every width")
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "groups"),
+        default=32,
+        ge=1,
+        description="groups of every GroupNorm; must divide every width",
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout in residual blocks")
 
     @model_validator(mode="after")
     def _fits(self) -> "SemanticUNetConfig":
-        if len(self.attention) != len(self.widths):
+        if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention has {len(self.attention)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
             )
-        if bad := [w for w in self.widths if w < 1 or w % self.groups]:
-            raise ValueError(f"widths {bad} are not positive multiples of the {self.groups} groups of a norm")
-        if bad := [w for w in (*compress(self.widths, self.attention), self.widths[-1]) if w % self.heads]:
+        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
+            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
+        if bad := [w for w in (*compress(self.widths, self.attention_levels), self.widths[-1]) if w % self.heads]:
             raise ValueError(f"widths {bad} with attention cannot be cut by heads {self.heads}")
         return self
 
@@ -149,7 +162,7 @@ def build_semantic_unet(
             f"{factor}, or fewer widths"
         )
     shape = {"sample_size": sample_size, "channels": channels, "z_width": z_width, "out_channels": out_channels}
-    return SemanticUNet(**shape, **config.model_dump())
+    return SemanticUNet(**shape, **network_arguments(config))
 
 
 def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ldm_kit.config import UserError
 from ldm_kit.nets.adagn import give_z
 from ldm_kit.nets.apply import ConditionLike, apply_unet
-from ldm_kit.nets.build import UNet, zero_init_like_adm
+from ldm_kit.nets.unet import UNet, zero_init_like_adm
 
 UpBlock = UpBlock2D | AttnUpBlock2D | CrossAttnUpBlock2D | ResnetUpsampleBlock2D | SimpleCrossAttnUpBlock2D
 

@@ -9,14 +9,14 @@ from torch import Tensor
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
-from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png, spared, write_whole
-from ldm_kit.evaluation.pictures import grid
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.classifier import LEVELS, Heldout
 from ldm_kit.methods.classifier_stage import ClassifierStage, labels_of
-from ldm_kit.methods.settings import evaluating
-from ldm_kit.noisy_classifier import NoisyClassifier, first_stage_of
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.training.checkpoint import write
+from ldm_kit.viz.curves import curves
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png, tolerate_oserror, write_atomic
 
 LOW = 0.05  # t / T of the guesses that are shown
 FIRST = "heldout_accuracy"
@@ -46,11 +46,11 @@ class ClassifierStudio:
     def _guesses(self, shown: PictureSet, latents: Latents, path: Path) -> None:
         """Some pictures, each with its class, and what it is taken for where that is another."""
         place = torch.tensor(spread(len(shown), self.stage.settings.log.pictures))
-        with evaluating(self.stage.task.net):
+        with eval_mode(self.stage.task.net):
             logits = self.stage.task.guess(latents, place, place, torch.full(place.shape, LOW))
         captions = [self._caption(*pair) for pair in zip(labels_of(shown)[place], logits.argmax(1), strict=True)]
         scale = max(1, 96 // shown.resolution)
-        with spared(path):
+        with tolerate_oserror(path):
             save_png(grid(shown.pictures(place.tolist()), 4, scale=scale, captions=captions), path, None)
 
     def _caption(self, truth: Tensor, guess: Tensor) -> str:
@@ -59,7 +59,7 @@ class ClassifierStudio:
 
     def finish(self) -> str:
         """Save model/ in the diffusers layout, and the curves; say where and how good."""
-        with evaluating(self.stage.task.net):
+        with eval_mode(self.stage.task.net):
             write(self.folder / "model", self.model.save)
         keys = ["classifier_loss", "accuracy", *(key for key in self.figures if key in ("heldout_loss", FIRST))]
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
@@ -87,5 +87,5 @@ def over_noise(found: Heldout, out: Path) -> None:
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    with spared(out):
-        write_whole(out, buffer.getvalue())
+    with tolerate_oserror(out):
+        write_atomic(out, buffer.getvalue())

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from conditioning.base import ConditioningError
 from ldm_kit.config import UserError
-from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png, spared
-from ldm_kit.evaluation.pictures import grid
-from ldm_kit.methods.settings import evaluating
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.stage import LatentStage, prompts_of
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.checkpoint import write
-from ldm_kit.wish import Wish
+from ldm_kit.viz.curves import curves
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png, tolerate_oserror
 
 
 class LatentStudio:
@@ -26,7 +26,7 @@ class LatentStudio:
         self.stage, self.folder = stage, folder
         self.module = stage.task.module
         unet, conditioner = self.module.unet, self.module.conditioner
-        about = (settings.schedule, settings.target)
+        about = (settings.schedule, settings.prediction_type)
         self.pipeline = Pipeline(stage.vae, unet, conditioner, *about, variance=settings.variance)  # pyright: ignore[reportArgumentType]
         self.prompts = prompts_of(settings, stage.data, settings.log.pictures)
         _check_prompts(self.pipeline, self.prompts)
@@ -35,10 +35,10 @@ class LatentStudio:
     def evaluate(self, number: int) -> dict[str, float]:
         """The held-out loss, and a grid from fixed seeds, with the weights at hand."""
         sample = self.stage.settings.sample
-        with evaluating(self.module):
+        with eval_mode(self.module):
             if self.stage.heldout is not None:
                 self.heldout = self.stage.task.heldout_loss(*self.stage.heldout)
-            wish = Wish(sample.steps, sample.solver, sample.guidance_scale)
+            wish = SamplingOptions(sample.steps, sample.solver, sample.guidance_scale)
             pictures = torch.cat(list(self.pipeline.draw(self.prompts, range(len(self.prompts)), wish)))
         self._save(pictures, f"samples-{number:08d}.png")
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
@@ -48,7 +48,7 @@ class LatentStudio:
         captions = [self._caption(prompt) for prompt in self.prompts] if asked else None
         scale = max(3, 96 // pictures.shape[-1])
         out = self.folder / "pictures" / name
-        with spared(out):
+        with tolerate_oserror(out):
             save_png(grid(pictures, 4, scale=scale, captions=captions), out, None)
 
     def _caption(self, prompt: str | int) -> str:
@@ -56,7 +56,7 @@ class LatentStudio:
 
     def finish(self) -> str:
         """Save model/ in the diffusers layout, and the curves; say where and how good."""
-        with evaluating(self.module):
+        with eval_mode(self.module):
             write(self.folder / "model", self.pipeline.save)
         keys = ("denoiser_loss",) if self.heldout is None else ("denoiser_loss", "heldout_loss")
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)

@@ -6,24 +6,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm_kit import codes
-from ldm_kit.code_prior import CodePrior
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet
-from ldm_kit.decoders import CodeDecoder, Decoder, ShiftDecoder
-from ldm_kit.evaluation.curves import curves
-from ldm_kit.evaluation.files import save_png, spared
-from ldm_kit.evaluation.pictures import grid
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior_stage import PriorStage
 from ldm_kit.methods.semantic_stage import SemanticStage
-from ldm_kit.methods.settings import evaluating
+from ldm_kit.models import codes
+from ldm_kit.models.decoders import CodeDecoder, Decoder, ShiftDecoder
+from ldm_kit.models.prior import CodePrior
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from ldm_kit.nets.shift_unet import ShiftUNet
-from ldm_kit.semantic_model import SemanticModel
 from ldm_kit.training.checkpoint import write
+from ldm_kit.viz.curves import curves
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png, tolerate_oserror
 
 
 class SemanticStudio:
@@ -41,7 +41,7 @@ class SemanticStudio:
         stage, model, sample = self.stage, self.model.to(self._device), self.stage.settings.sample
         shown = stage.data.heldout if len(stage.data.heldout) else stage.data.train
         pictures = _some(shown, stage.settings.log.pictures)
-        with evaluating(stage.task.module):
+        with eval_mode(stage.task.module):
             z = model.encode(pictures)
             inferred = model.decode(z, model.invert(pictures, z, sample.encode_steps), sample.decode_steps)
             random = model.decode(z, None, sample.decode_steps)
@@ -50,7 +50,7 @@ class SemanticStudio:
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
         scale = max(1, 96 // model.resolution)
         out = self.folder / "pictures" / f"decoded-{number:08d}.png"
-        with spared(out):
+        with tolerate_oserror(out):
             save_png(grid(rows, 6, scale, captions), out, None)
         if loss is None:
             return {}
@@ -61,8 +61,8 @@ class SemanticStudio:
     def finish(self) -> str:
         """Measure the training set's codes, save model/ and the curves; say where and how good."""
         stage, model = self.stage, self.model.to(self._device)
-        with evaluating(stage.task.module):
-            model.mean, model.std = codes.statistics_of(codes.codes_of(stage.encoder, stage.data.train))
+        with eval_mode(stage.task.module):
+            model.mean, model.std = codes.code_statistics(codes.encode_set(stage.encoder, stage.data.train))
             write(self.folder / "model", model.save)
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", ["semantic_loss", *self.figures])
         said = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()) or "nothing held out"
@@ -98,20 +98,20 @@ class PriorStudio:
         model = self.model.to(next(stage.task.module.parameters()).device)
         told = stage.told(stage.settings.log.pictures)
         count = stage.settings.log.pictures if told is None else len(told)
-        with evaluating(stage.task.module):
+        with eval_mode(stage.task.module):
             z = model.sample_z(range(count), sample.steps, told, guidance_scale=sample.guidance_scale)
             pictures = model.decode(z, None, sample.decode_steps, stop=sample.stop)
             if stage.heldout is not None:
                 self.heldout = stage.task.heldout_loss(*stage.heldout)
         scale = max(1, 96 // model.resolution)
         out = self.folder / "pictures" / f"samples-{number:08d}.png"
-        with spared(out):
+        with tolerate_oserror(out):
             save_png(grid(pictures, 4, scale, told), out, None)
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
 
     def finish(self) -> str:
         """Save the semantic model with its prior as model/, and the curves; say where and how good."""
-        with evaluating(self.stage.task.module):
+        with eval_mode(self.stage.task.module):
             write(self.folder / "model", self.model.save)
         keys = ["prior_loss"] if self.heldout is None else ["prior_loss", "heldout_loss"]
         curves(self.folder / "metrics.jsonl", self.folder / "pictures" / "curves.png", keys)
@@ -125,7 +125,7 @@ def _decoder(stage: SemanticStage) -> Decoder:
             assert isinstance(stage.decoder, ShiftUNet)
             assert stage.base is not None
             return ShiftDecoder(stage.decoder, stage.base)
-        case DiffAERun(schedule=schedule, target=target):
+        case DiffAERun(schedule=schedule, prediction_type=target):
             assert isinstance(stage.decoder, SemanticUNet)
             return CodeDecoder(stage.decoder, stage.vae, schedule, target)
 

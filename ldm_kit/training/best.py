@@ -12,7 +12,7 @@ NOTE = "best.json"
 
 
 @dataclass
-class Best:
+class BestCheckpoint:
     """Which checkpoint of a run has the best figure; `wanted` is its name, after `max:` where higher is better."""
 
     folder: Path

@@ -144,7 +144,7 @@ def remove(folder: Path) -> None:
     shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
-def sweep(run: Path) -> None:
+def remove_stale_tmp(run: Path) -> None:
     """Remove what a killed save or delete left behind; only the holder of the run's lock may."""
     for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm_kit.config import UserError
-from ldm_kit.training import agree
-from ldm_kit.training.step import Seen
+from ldm_kit.training import distributed
+from ldm_kit.training.step import StepStats
 
 NAMED = 5  # tensors that are listed of each player
 Report = dict[str, Any]
@@ -27,7 +27,7 @@ class Fault(UserError):
         self.report = report
 
 
-def all_finite(seen: Seen, norms: Mapping[str, Tensor]) -> bool:
+def all_finite(seen: StepStats, norms: Mapping[str, Tensor]) -> bool:
     """Whether every loss of this process and every gradient is finite."""
     values = [*norms.values(), *(loss for losses in seen.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
@@ -53,7 +53,7 @@ def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def report(
     step: int,
-    seen: Seen,
+    seen: StepStats,
     norms: Mapping[str, Tensor],
     players: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
@@ -78,7 +78,7 @@ def report(
         "gradient_norms": {player: _text(norm) for player, norm in norms.items()},
         "spoilt_gradients": {n: spoilt({k: p.grad for k, p in m.named_parameters()}) for n, m in players.items()},
         "spoilt_weights": {n: spoilt(dict(m.named_parameters())) for n, m in players.items()},
-        "processes": agree.gathered(mine),
+        "processes": distributed.all_gather_objects(mine),
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config
-from ldm_kit.training.loop import Step
+from ldm_kit.training.step import TrainStep
 
 
 class LogConfig(Config):
@@ -36,7 +36,7 @@ class Log:
         self.unwritten: list[str] = []  # lines that a full disk has no room for
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
-    def step(self, step: Step) -> None:
+    def step(self, step: TrainStep) -> None:
         """Take a step in; every `config.every` steps, and at the last one, write the means since the last line."""
         values = {**step.logs, **{f"{player}_grad_norm": norm for player, norm in step.norms.items()}}
         for name, value in values.items():
@@ -89,7 +89,7 @@ class Log:
         _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
         self.unwritten.clear()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """After the last step: try once more to write what found no room before."""
         if self.unwritten:
             with suppress(OSError):  # it was said when it happened

@@ -19,16 +19,16 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.randomness import address
-from ldm_kit.training import agree, checkpoint, faults, memory, optim, state
+from ldm_kit.diffusion.rng import derive_seed
+from ldm_kit.training import checkpoint, distributed, faults, memory, optim, state
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader, to_device
+from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig, lr_factor
-from ldm_kit.training.order import AddressedBatches, Share, loader, placed
-from ldm_kit.training.run import versions
+from ldm_kit.training.run_folder import versions
 from ldm_kit.training.say import say
-from ldm_kit.training.settings import TrainConfig
-from ldm_kit.training.step import Seen, Step
-from ldm_kit.training.task import Settling, Source, Task
+from ldm_kit.training.step import StepStats, TrainStep
+from ldm_kit.training.task import BatchSource, StatefulTask, Task
 
 
 @dataclass(eq=False)
@@ -47,36 +47,36 @@ class Trainer:
     ema: Ema = field(init=False)
     wrapped: dict[str, nn.Module] = field(init=False)
     optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
-    share: Share = field(init=False)
+    share: BatchSplit = field(init=False)
     kept: list[Tensor] = field(init=False, default_factory=list)  # buffers before the attempt at a step
 
     def __post_init__(self) -> None:
         layout = self.config.layout(self.accelerator.device)
-        for module in self.task.players.values():
+        for module in self.task.modules.values():
             module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-            agree.give(module.state_dict().values())
+            distributed.broadcast_(module.state_dict().values())
         alone = not self.config.overlap  # without DDP around it: gradients are averaged when all have theirs
-        players = self.task.players.items()
+        players = self.task.modules.items()
         self.wrapped = {name: self.accelerator.prepare_model(net, evaluation_mode=alone) for name, net in players}
-        self.task.wrap(self.wrapped)
-        self.ema = Ema(self.averaging, self.task.averaged)
+        self.task.set_ddp_modules(self.wrapped)
+        self.ema = Ema(self.averaging, self.task.ema_modules)
         self.optimisers = {}  # after wrapping: accelerate moves the weights of several processes on a CPU once more
-        for name, module in self.task.players.items():
+        for name, module in self.task.modules.items():
             self.optimisers |= optim.build(name, module, self.optim[name])
-        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.players):
+        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.modules):
             raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         self.share = self._share()
 
-    def _share(self, fits: int | None = None) -> Share:
+    def _share(self, fits: int | None = None) -> BatchSplit:
         """This process's share of a batch, with at most `fits` pictures at once where memory has run out before."""
         ranks = self.accelerator.num_processes, self.accelerator.process_index
-        share: Share | None = Share.of(self.config.batch_size, self.config.micro_batch, *ranks)
+        share: BatchSplit | None = BatchSplit.of(self.config.batch_size, self.config.micro_batch, *ranks)
         while fits is not None and share is not None and share.size > fits:
             share = share.halved()
         assert share is not None
         return share
 
-    def train(self, data: Source) -> Iterator[Step]:
+    def train(self, data: BatchSource) -> Iterator[TrainStep]:
         """Train from the current step to the last one.
 
         Raises:
@@ -103,30 +103,30 @@ class Trainer:
             self._settle(stands)
             self.step += 1
             self.ema.update(self.step)
-            yield Step(self.step, lr, norms, seen.logs)
+            yield TrainStep(self.step, lr, norms, seen.logs)
 
-    def _batches(self, data: Source) -> Iterator[Any]:
-        order = AddressedBatches(self.share, self.seed, len(data), self.step, self.config.steps)
+    def _batches(self, data: BatchSource) -> Iterator[Any]:
+        order = StepBatchSampler(self.share, self.seed, len(data), self.step, self.config.steps)
         return iter(loader(data, order, self.config.workers))
 
-    def _attempt(self, batches: Iterator[Any]) -> Seen | None:
+    def _attempt(self, batches: Iterator[Any]) -> StepStats | None:
         """All micro-batches forward and back; None on every process when one of them is out of memory."""
-        self.kept = [buffer.clone() for buffer in agree.buffers(self.task.players.values())]
+        self.kept = [buffer.clone() for buffer in distributed.buffers(self.task.modules.values())]
         seen = None
         try:
             seen = self._accumulate(batches)
-        except agree.Void:
+        except distributed.StepAborted:
             return None
         except RuntimeError as error:
-            if not memory.short(error) or (self.config.overlap and agree.several()):
+            if not memory.short(error) or (self.config.overlap and distributed.is_distributed()):
                 raise
-        return None if agree.largest(int(seen is None)) else seen
+        return None if distributed.all_reduce_max(int(seen is None)) else seen
 
-    def _accumulate(self, batches: Iterator[Any]) -> Seen:
-        seen, parts = Seen(), self.share.accumulation
+    def _accumulate(self, batches: Iterator[Any]) -> StepStats:
+        seen, parts = StepStats(), self.share.accumulation
         for micro, positions in enumerate(self.share.micro_batches(self.step)):
-            torch.manual_seed(address(self.seed, "modules", self.step, positions[0]))
-            batch = placed(next(batches), self.accelerator.device)
+            torch.manual_seed(derive_seed(self.seed, "modules", self.step, positions[0]))
+            batch = to_device(next(batches), self.accelerator.device)
             with ExitStack() as stack:
                 if micro + 1 < parts:
                     for module in self.wrapped.values():
@@ -156,24 +156,24 @@ class Trainer:
 
     def _norms(self) -> dict[str, Tensor]:
         """The norm of each player's gradient, once that is averaged over processes and unscaled."""
-        if agree.several() and not self.config.overlap:
-            agree.average_gradients([p for module in self.task.players.values() for p in optim.trained(module)])
+        if distributed.is_distributed() and not self.config.overlap:
+            distributed.average_gradients([p for module in self.task.modules.values() for p in optim.trained(module)])
         if (scaler := self.accelerator.scaler) is not None:
             for optimiser in self._playing().values():
                 scaler.unscale_(optimiser)
-        return {name: optim.norm(module) for name, module in self.task.players.items()}
+        return {name: optim.norm(module) for name, module in self.task.modules.items()}
 
-    def _judge(self, data: Source, seen: Seen, norms: Mapping[str, Tensor]) -> bool:
+    def _judge(self, data: BatchSource, seen: StepStats, norms: Mapping[str, Tensor]) -> bool:
         """Whether the step is finite everywhere. Under fp16 a few in a row need not be; else a Fault stops all."""
-        if not agree.largest(int(not faults.all_finite(seen, norms))):
+        if not distributed.all_reduce_max(int(not faults.all_finite(seen, norms))):
             self.skipped = 0
             return True
         self.skipped += 1
         if self.accelerator.scaler is not None and self.skipped < self.config.max_skips:
             return False
-        order = AddressedBatches(self.share, self.seed, len(data), self.step, self.step + 1)
+        order = StepBatchSampler(self.share, self.seed, len(data), self.step, self.step + 1)
         batches = [(places, data.__getitems__(places)) for places in order]
-        report = faults.report(self.step + 1, seen, norms, self.task.players, batches)
+        report = faults.report(self.step + 1, seen, norms, self.task.modules, batches)
         self._restore()
         raise faults.Fault(report, self.skipped if self.accelerator.scaler is not None else 0)
 
@@ -185,8 +185,8 @@ class Trainer:
         """Clip, and move the weights of every player that had a turn; the learning rate of the first."""
         scaler = self.accelerator.scaler
         playing = self._playing()
-        for name, module in self.task.players.items():
-            optim.clip(module, self.optim[name].clip, norms[name])
+        for name, module in self.task.modules.items():
+            optim.clip(module, self.optim[name].max_grad_norm, norms[name])
         for name, optimiser in playing.items():
             for group in optimiser.param_groups:
                 group["lr"] = self._lr(name)
@@ -201,21 +201,21 @@ class Trainer:
         if not stands:
             self._restore()
             return
-        if isinstance(self.task, Settling):
-            self.task.settle(self.step, self.optimisers)
-        agree.give(agree.buffers(self.task.players.values()))
+        if isinstance(self.task, StatefulTask):
+            self.task.after_step(self.step, self.optimisers)
+        distributed.broadcast_(distributed.buffers(self.task.modules.values()))
 
     @torch.no_grad()
     def _restore(self) -> None:
         """Buffers as before the attempt at this step, and nothing gathered from it."""
-        for buffer, value in zip(agree.buffers(self.task.players.values()), self.kept, strict=True):
+        for buffer, value in zip(distributed.buffers(self.task.modules.values()), self.kept, strict=True):
             buffer.copy_(value)
-        if isinstance(self.task, Settling):
-            self.task.discard()
+        if isinstance(self.task, StatefulTask):
+            self.task.discard_step()
 
     def _lr(self, name: str) -> float:
         """The learning rate with which one of the optimisers makes the next step."""
-        config = self.optim[optim.player_of(name)]
+        config = self.optim[optim.module_of(name)]
         return optim.peak(self.optimisers[name], config) * lr_factor(config, self.step + 1, self.config.steps)
 
     @property
@@ -242,7 +242,7 @@ class Trainer:
                 self._write(path, config, more)
             except UserError as error:
                 failed = str(error)
-        if (said := agree.gathered(failed)[0]) is not None:
+        if (said := distributed.all_gather_objects(failed)[0]) is not None:
             raise UserError(said)
         return path
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
 from ldm_kit.config import Config
@@ -24,11 +24,16 @@ class OptimConfig(Config):
         default=0.01, ge=0, description="decoupled weight decay, on tensors of two or more dimensions"
     )
     warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
-    decay: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="shape after warm-up, to 0 at the end"
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        validation_alias=AliasChoices("lr_schedule", "decay"),
+        default="constant",
+        description="shape after warm-up, to 0 at the end",
     )
-    clip: float | None = Field(
-        default=1.0, gt=0, description="largest gradient norm of each player; null: never clipped"
+    max_grad_norm: float | None = Field(
+        validation_alias=AliasChoices("max_grad_norm", "clip"),
+        default=1.0,
+        gt=0,
+        description="largest gradient norm of each player; null: never clipped",
     )
     muon: MuonConfig | None = Field(default=None, description="Muon for matrices and convolutions; null: AdamW for all")
 
@@ -38,7 +43,7 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
     if step <= config.warmup:
         return step / config.warmup
     left = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
-    match config.decay:
+    match config.lr_schedule:
         case "constant":
             return 1.0
         case "linear":
@@ -56,7 +61,7 @@ def build(player: str, module: nn.Module, config: OptimConfig) -> dict[str, torc
     return {player: rest, f"{player}.muon": Muon(wide, config.muon, config.weight_decay)}
 
 
-def player_of(name: str) -> str:
+def module_of(name: str) -> str:
     """Whose optimiser a name of `build` means."""
     return name.partition(".")[0]
 

@@ -13,16 +13,17 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.diffusion.randomness import address
-from ldm_kit.training import agree, checkpoint, kinds, launcher, run
+from ldm_kit.diffusion.rng import derive_seed
+from ldm_kit.training import checkpoint, distributed, launch, launcher, run_folder
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.faults import Fault
-from ldm_kit.training.keeper import Keeper
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.loop import Step, TrainConfig, Trainer
+from ldm_kit.training.loop import TrainConfig, Trainer
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.say import say
 from ldm_kit.training.signals import Signals, Stopped
+from ldm_kit.training.step import TrainStep
 from ldm_kit.training.task import Task
 
 
@@ -60,10 +61,10 @@ class Session:
     resume: Path | None
     signals: Signals = field(default_factory=Signals)
     training: Trainer | None = None
-    keeper: Keeper = field(init=False)
+    keeper: CheckpointRetention = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = Keeper(self.folder, self.settings, self.resume)
+        self.keeper = CheckpointRetention(self.folder, self.settings, self.resume)
 
     @property
     def main(self) -> bool:
@@ -83,21 +84,21 @@ class Session:
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
-        agree.unbroken()
+        distributed.check_peers()
         reduced = self.accelerator.reduce(value, reduction="sum")
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over all processes."""
-        agree.unbroken()
+        distributed.check_peers()
         reduced = self.accelerator.reduce(value, reduction="mean")
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
     def share(self, value: torch.Tensor) -> torch.Tensor:
         """The main process's tensor, on every process."""
-        agree.unbroken()
+        distributed.check_peers()
         shared = broadcast(value)
         assert isinstance(shared, torch.Tensor)
         return shared
@@ -110,7 +111,7 @@ class Session:
             trainer.load(self.resume)
             say(f"going on from step {trainer.step}, {self.resume}")
         if self.main:
-            run.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
+            run_folder.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
         self.signals.watch()
         self.training = trainer
         return trainer
@@ -119,7 +120,7 @@ class Session:
         """The run's log, at the trainer's step."""
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
-    def save_when_due(self, trainer: Trainer, step: Step, figures: Mapping[str, float] | None = None) -> None:
+    def save_when_due(self, trainer: Trainer, step: TrainStep, figures: Mapping[str, float] | None = None) -> None:
         """Save every `train.checkpoint_every` steps, at the last one, at the best one, and when asked to stop.
 
         Args:
@@ -141,7 +142,7 @@ class Session:
         if last:
             self.signals.release()  # what follows has nothing left to lose
 
-    def _stop(self, asked: int, step: Step) -> None:
+    def _stop(self, asked: int, step: TrainStep) -> None:
         stopped = Stopped(asked)
         say(f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on")
         self.accelerator.end_training()
@@ -177,7 +178,7 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def due(step: Step, every: int, last: int) -> bool:
+def due(step: TrainStep, every: int, last: int) -> bool:
     """Whether something that happens every so often, and at the last step, happens now."""
     return step.number % every == 0 or step.number == last
 
@@ -191,15 +192,15 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
             came out infinite or NaN.
     """
     folder = Path(settings.run)
-    kinds.refuse_unsupported(os.environ)
+    launch.check_supported(os.environ)
     accelerator = Accelerator(
         mixed_precision=settings.train.precision,
         cpu=not torch.accelerator.is_available(),
         log_with="tensorboard" if settings.log.tensorboard else None,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=agree.PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=distributed.TIMEOUT)],
     )
-    kinds.refuse_unknown(accelerator.distributed_type)
+    launch.check_known(accelerator.distributed_type)
     use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with contextlib.ExitStack() as stack:
         if launcher.launched():
@@ -207,15 +208,17 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         found, refused = None, None
         if accelerator.is_main_process:
             try:
-                stack.enter_context(run.Lock(folder))
-                checkpoint.sweep(folder)
+                stack.enter_context(run_folder.Lock(folder))
+                checkpoint.remove_stale_tmp(folder)
                 found = _choose(folder, settings, resume)
             except UserError as error:
                 refused = str(error)
-        found, refused = agree.gathered((found, refused))[0]  # the same checkpoint, or refusal, on every process
+        found, refused = distributed.all_gather_objects((found, refused))[
+            0
+        ]  # the same checkpoint, or refusal, on every process
         if refused is not None:
             raise UserError(refused)
-        torch.manual_seed(address(settings.seed, "weights"))  # every process starts from the same weights
+        torch.manual_seed(derive_seed(settings.seed, "weights"))  # every process starts from the same weights
         if settings.log.tensorboard:
             accelerator.init_trackers("tensorboard")
         opened = Session(accelerator, folder, settings, found)
@@ -229,9 +232,9 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 def _choose(folder: Path, settings: Any, resume: str | None) -> Path | None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        found = run.choose(folder, resume)
+        found = run_folder.resume_checkpoint(folder, resume)
     if found is not None:
-        run.same_config(found, settings)
+        run_folder.check_same_config(found, settings)
     assert isinstance(settings, Config)
-    run.write_config(folder, settings)
+    run_folder.write_config(folder, settings)
     return found

@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from ldm_kit.training import agree
+from ldm_kit.training import distributed
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -38,7 +38,7 @@ class Signals:
 
     def agreed(self) -> int:
         """The signal that any process has caught, the same on all of them; 0 for none. All processes must ask."""
-        return agree.largest(self.caught)
+        return distributed.all_reduce_max(self.caught)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == self.caught == signal.SIGINT:

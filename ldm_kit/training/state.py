@@ -27,7 +27,7 @@ class State:
 
     def files(self) -> tuple[Files, dict[str, Any]]:
         """Tensors by file name, and the plain values that go with them."""
-        files: Files = {f"model/{name}": module.state_dict() for name, module in self.task.players.items()}
+        files: Files = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
         groups: dict[str, Any] = {}
         for name, optimiser in self.optimisers.items():
             files[f"optimizer/{name}"], groups[name] = optim.dump(optimiser)
@@ -39,7 +39,7 @@ class State:
 
     def load(self, folder: Path, plain: Mapping[str, Any]) -> None:
         """Take back what `files` gave, out of a checkpoint's folder and its plain values."""
-        for name, module in self.task.players.items():
+        for name, module in self.task.modules.items():
             module.load_state_dict(_read(folder, f"model/{name}"))
         for name, optimiser in self.optimisers.items():
             optim.restore(optimiser, _read(folder, f"optimizer/{name}"), plain["optimizer"][name])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass
-class Seen:
+class StepStats:
     """What one process saw of a step: means for the log, and each player's loss in each micro-batch."""
 
     logs: dict[str, Tensor] = field(default_factory=dict)
@@ -22,7 +22,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """What a step left behind: its number (1 = the first), learning rate, gradient norms and logs (device tensors)."""
 
     number: int

@@ -6,25 +6,25 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm_kit.training.order import Place
+from ldm_kit.training.batches import SampleIndex
 
-Turn = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
+LossTerm = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
 
 
 class Task(Protocol):
     """What the loop trains."""
 
     @property
-    def players(self) -> Mapping[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         """Modules with an optimiser each, by name; the loop wraps them for DDP and hands them back through `wrap`."""
         ...
 
     @property
-    def averaged(self) -> Mapping[str, nn.Module]:
+    def ema_modules(self) -> Mapping[str, nn.Module]:
         """Modules whose weights are averaged (EMA), by the folder that they are saved in."""
         ...
 
-    def wrap(self, wrapped: Mapping[str, nn.Module]) -> None:
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the wrapped players, which `losses` must call."""
         ...
 
@@ -36,29 +36,29 @@ class Task(Protocol):
         """Take back what `state` gave."""
         ...
 
-    def losses(self, batch: Any, step: int) -> Iterator[Turn]:
+    def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
         """One turn for each player; the loop runs backward before it asks for the next turn.
 
         The attempt may be void (out of memory, not finite) and then comes again, so nothing but gradients and buffers
-        may change here; what else moves is a matter for `Settling`.
+        may change here; what else moves is a matter for `StatefulTask`.
         """
         ...
 
 
 @runtime_checkable
-class Settling(Protocol):
+class StatefulTask(Protocol):
     """A task that changes weights or state otherwise than by gradients: it gathers in `losses`, and acts afterwards."""
 
-    def settle(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+    def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
         """The optimisers (by name) have made their step, which stands: act on what its micro-batches have shown."""
         ...
 
-    def discard(self) -> None:
+    def discard_step(self) -> None:
         """The attempt at a step is void: forget what its micro-batches have shown."""
         ...
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     @property
@@ -68,6 +68,6 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, places: Sequence[Place]) -> Any:
+    def __getitems__(self, places: Sequence[SampleIndex]) -> Any:
         """A whole batch for (position, index) pairs: a tensor, or a dict of such."""
         ...

@@ -4,24 +4,24 @@ from pydantic import ValidationError
 
 from autoencoder.adversarial import adaptive_weight, frozen, two_player
 from autoencoder.base import Autoencode, AutoencoderError
-from autoencoder.criterion import AdversarialConfig, AutoencoderLoss, CriterionConfig
 from autoencoder.discriminator import Discriminator, DiscriminatorConfig
 from autoencoder.kl import KLConfig, build_kl
+from autoencoder.loss import AdversarialConfig, AutoencoderLoss, LossConfig
 
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 NOISE = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
-def players():
+def modules():
     torch.manual_seed(0)
-    config = KLConfig(resolution=16, widths=(8, 16), norm_groups=4, latent_channels=2)
+    config = KLConfig(resolution=16, widths=(8, 16), norm_num_groups=4, latent_channels=2)
     return Autoencode(build_kl(config)), Discriminator(DiscriminatorConfig(width=8, layers=1, groups=4))
 
 
 def play(players, step=0, balance="ldm", **game):
     wrapped, judge = players
-    criterion = AutoencoderLoss(CriterionConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
+    criterion = AutoencoderLoss(LossConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
     return two_player(
         X,
         wrapped(X, NOISE),
@@ -122,10 +122,10 @@ def test_a_learned_scale_gets_a_gradient(players):
 
 
 def test_without_a_game_there_is_one_player(players):
-    criterion = AutoencoderLoss(CriterionConfig())
+    criterion = AutoencoderLoss(LossConfig())
     turns = two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer)
     assert [turn[0] for turn in turns] == ["autoencoder"]
-    criterion = AutoencoderLoss(CriterionConfig(adversarial=AdversarialConfig()))
+    criterion = AutoencoderLoss(LossConfig(adversarial=AdversarialConfig()))
     with pytest.raises(AutoencoderError, match="pass discriminate"):
         next(two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer))
 

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from autoencoder.equivariance import DRAWS, EquivarianceConfig, Move
-from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion import rng
 
 
 def draws(config, side=8, count=2000):
-    u = randomness.uniform(3, "move", torch.arange(count * DRAWS)).view(count, DRAWS)
+    u = rng.uniform(3, "move", torch.arange(count * DRAWS)).view(count, DRAWS)
     return [config.drawn(row.tolist(), side) for row in u]
 
 

@@ -9,7 +9,7 @@ from autoencoder.config import AutoencoderConfig, build
 from autoencoder.kl import KL_PRESETS, KLConfig
 from autoencoder.vq import VQ_PRESETS, VQConfig
 
-TINY = {"resolution": 16, "widths": (8, 16), "norm_groups": 4, "latent_channels": 2}
+TINY = {"resolution": 16, "widths": (8, 16), "norm_num_groups": 4, "latent_channels": 2}
 
 
 def tiny(kind, **more):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from autoencoder import trunks
+from autoencoder import backbones
 from autoencoder.base import Autoencode, AutoencoderError
 from autoencoder.kl import KLConfig, build_kl
 from autoencoder.perceptual import Perceptual, PerceptualConfig, enlarged
@@ -22,7 +22,7 @@ def lite0():
 @needs_lite0
 def test_its_gradient_reaches_the_decoder(lite0):
     torch.manual_seed(0)
-    wrapped, x = Autoencode(build_kl(KLConfig(widths=(8, 16), norm_groups=4))), torch.rand(2, 3, 32, 32) * 2 - 1
+    wrapped, x = Autoencode(build_kl(KLConfig(widths=(8, 16), norm_num_groups=4))), torch.rand(2, 3, 32, 32) * 2 - 1
     lite0(wrapped(x, torch.randn(2, 4, 16, 16)).picture, x).sum().backward()
     assert wrapped.last_layer.grad.abs().sum() > 0
     assert wrapped.vae.encoder.conv_in.weight.grad.abs().sum() > 0
@@ -54,7 +54,7 @@ def test_fused_features_are_timm_s(lite0):
     import timm
 
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    trunks._fill_timm(model, trunks._read(f"package:{PACKAGE}"), PACKAGE)
+    backbones._fill_timm(model, backbones._read(f"package:{PACKAGE}"), PACKAGE)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)

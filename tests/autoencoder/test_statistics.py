@@ -7,7 +7,7 @@ from autoencoder.kl import KLConfig, build_kl
 from autoencoder.statistics import LatentStatistics, fold, measure
 from autoencoder.vq import VQConfig, build_vq
 
-TINY = {"resolution": 16, "widths": (8, 16), "norm_groups": 4, "latent_channels": 2}
+TINY = {"resolution": 16, "widths": (8, 16), "norm_num_groups": 4, "latent_channels": 2}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from autoencoder.adversarial import two_player
 from autoencoder.base import Autoencode, AutoencoderError
 from autoencoder.codebook import Codebook, CodeUsage, forget, perplexity, smoothed
-from autoencoder.criterion import AutoencoderLoss, CriterionConfig
+from autoencoder.loss import AutoencoderLoss, LossConfig
 from autoencoder.quantiser import flatten, nearest, quantise
 from autoencoder.vq import VQConfig, build_vq
 
@@ -25,7 +25,7 @@ def codebook(codes, dim, **more):
 def update(book, z, indices, step):
     """One step of one micro-batch."""
     book.see(z, indices)
-    return book.settle(step)
+    return book.after_step(step)
 
 
 def test_chunked_neighbours_are_the_nearest_even_under_autocast():
@@ -154,22 +154,22 @@ def test_micro_batches_move_a_codebook_as_their_whole_does_and_void_ones_not_at_
     whole, parts = (codebook(8, 2, revive_every=1, revive_below=0.9) for _ in "ab")
     indices = quantise(z, whole.embedding.weight).indices
     parts.see(z, indices)
-    parts.discard()
+    parts.discard_step()
     assert parts.embedding.weight.equal(whole.embedding.weight)
     for half, codes in zip(z.chunk(2), indices.chunk(2), strict=True):
         parts.see(half, codes)
-    assert parts.settle(1).equal(update(whole, z, indices, 1))
+    assert parts.after_step(1).equal(update(whole, z, indices, 1))
     assert parts.embedding.weight.equal(whole.embedding.weight)
     assert parts.counts.equal(whole.counts)
     assert parts.sums.equal(whole.sums)
 
 
 def test_a_training_step_shows_the_codebook_its_latents_after_the_backward():
-    config = VQConfig(resolution=16, widths=(8, 16), norm_groups=4, codes=8, ema=True)
+    config = VQConfig(resolution=16, widths=(8, 16), norm_num_groups=4, codes=8, ema=True)
     wrapped = Autoencode(build_vq(config), beta=config.beta)
     book = Codebook(wrapped.vae.quantize.embedding, config)
     before = book.embedding.weight.clone()
-    x, criterion = torch.rand(2, 3, 16, 16), AutoencoderLoss(CriterionConfig())
+    x, criterion = torch.rand(2, 3, 16, 16), AutoencoderLoss(LossConfig())
     turns = two_player(
         x, wrapped(x, torch.empty(0)), 1, criterion=criterion, last_layer=wrapped.last_layer, codebook=book
     )
@@ -179,5 +179,5 @@ def test_a_training_step_shows_the_codebook_its_latents_after_the_backward():
         assert 1 <= logs["perplexity"] <= 8
         assert logs["kl"] == 0
         assert not book.seen
-    book.settle(1)
+    book.after_step(1)
     assert not book.embedding.weight.equal(before)

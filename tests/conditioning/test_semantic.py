@@ -15,9 +15,9 @@ from conditioning.semantic import (
     condition_of,
 )
 
-SINGLE = SemanticEncoderConfig(z_width=12, widths=(16, 32), attention=(False, True), groups=8)
+SINGLE = SemanticEncoderConfig(z_width=12, widths=(16, 32), attention_levels=(False, True), norm_num_groups=8)
 DOUBLE = SINGLE.model_copy(update={"blocks": "double"})
-STRIDED = StridedEncoderConfig(z_width=12, widths=(16, 32), attention=2, groups=8)
+STRIDED = StridedEncoderConfig(z_width=12, widths=(16, 32), attention=2, norm_num_groups=8)
 CONFIGS = {"single": SINGLE, "double": DOUBLE, "strided": STRIDED}
 
 
@@ -86,7 +86,11 @@ def test_sides_that_cannot_be_halved_are_refused(name, side):
     ("kind", "fields", "sentence"),
     [
         (SemanticEncoderConfig, {"widths": (32, 64)}, "attention has 4 levels and widths 2"),
-        (SemanticEncoderConfig, {"groups": 48}, r"widths \[64, 128, 128, 128\] are not positive multiples of the 48"),
+        (
+            SemanticEncoderConfig,
+            {"norm_num_groups": 48},
+            r"widths \[64, 128, 128, 128\] are not positive multiples of the 48",
+        ),
         (StridedEncoderConfig, {"attention": 6}, "attention after 6 convolutions, but there are 5"),
         (StridedEncoderConfig, {"heads": 3}, "width 256 cannot be cut by heads 3"),
     ],

@@ -1,7 +1,7 @@
 import pytest
 
-from ldm_kit.data.captions import Description, describe, is_flag, readable, settle
-from ldm_kit.data.emoji_groups import GROUPS, _table, group_of
+from ldm_kit.data.openmoji.groups import GROUPS, _table, group_of
+from ldm_kit.data.openmoji.names import Description, describe, is_flag, readable, settle
 
 TABLE = [  # name, emoji, text, gender, skin tone, role
     (":woman_astronaut_dark_skin_tone:", "", "woman astronaut, dark skin tone", "woman", "dark", "astronaut"),

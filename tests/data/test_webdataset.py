@@ -13,10 +13,10 @@ from ldm_kit.data import webdataset
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.folder import FolderConfig, load_all
 from ldm_kit.data.images import BadPicture
-from ldm_kit.data.source import DataConfig
-from ldm_kit.data.source import load as load_source
+from ldm_kit.data.sources import DataConfig
+from ldm_kit.data.sources import load as load_source
 from ldm_kit.data.webdataset import WebDatasetConfig, load
-from ldm_kit.training.order import AddressedBatches, Share, loader
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 from tests.data.packs import encoded, greys, member, noise, shard
 from tests.data.test_reading import bomb
 
@@ -78,14 +78,14 @@ def test_training_walks_it_in_the_addressed_order(tmp_path, workers):
     data = PictureBatches(everything(tmp_path / "in"), seed=5)
     seen = {}
     for world in (1, 2):
-        batches = [AddressedBatches(Share(4, world, rank), 5, 20, 3, 10) for rank in range(world)]
+        batches = [StepBatchSampler(BatchSplit(4, world, rank), 5, 20, 3, 10) for rank in range(world)]
         greys_seen = [
             dict(zip(b["position"].tolist(), ((b["x"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist(), strict=True))
             for part in batches
             for b in loader(data, part, workers)
         ]
         seen[world] = {position: grey for batch in greys_seen for position, grey in batch.items()}
-    expected = {p: i for batch in AddressedBatches(Share(4), 5, 20, 3, 10) for p, i in batch}
+    expected = {p: i for batch in StepBatchSampler(BatchSplit(4), 5, 20, 3, 10) for p, i in batch}
     assert seen[1] == seen[2] == expected
 
 

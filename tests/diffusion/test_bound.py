@@ -6,14 +6,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch.special import ndtr
 
-from ldm_kit.data.toy import Gaussian
-from ldm_kit.diffusion import randomness
-from ldm_kit.diffusion.bound import log_level, log_variance, nll, prior, sparse_density, term
-from ldm_kit.diffusion.chain import chain
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.analytic import Gaussian
+from ldm_kit.diffusion.likelihood import log_level, log_variance, nll, prior, sparse_density, term
 from ldm_kit.diffusion.loss import noised
+from ldm_kit.diffusion.posterior import chain
 from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.schedule import Schedule, cosine, flow, linear, scaled_linear, zero_terminal
-from ldm_kit.diffusion.times import at_quantiles
+from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 
 ALL = {"linear": linear(), "scaled": scaled_linear(200), "cosine": cosine(50), "zero": zero_terminal(scaled_linear())}
 LEVELS = torch.arange(256).double() / 127.5 - 1
@@ -244,14 +244,14 @@ def discrete_gaussian(count):
     log_p = log_level(LEVELS, torch.tensor(0.0).double(), torch.tensor(2 * math.log(0.2)).double())
     p = log_p.exp()
     u = (torch.arange(count).double() + 0.5) / count
-    return LEVELS[at_quantiles(u, p)][:, None], float(-(p * log_p).sum() / math.log(2))
+    return LEVELS[timesteps_at_quantiles(u, p)][:, None], float(-(p * log_p).sum() / math.log(2))
 
 
 def noise_for(schedule, size):
     place = torch.arange(size)
 
     def noise(t):
-        return randomness.normal(0, "nll", place * len(schedule) + t, (1,)).double()
+        return rng.normal(0, "nll", place * len(schedule) + t, (1,)).double()
 
     return noise
 
@@ -291,8 +291,8 @@ def test_sparse_times_estimate_the_sum_without_bias():
     exact, noise = Gaussian(schedule, 0.0, 0.2), noise_for(schedule, 4000)
     whole = float(sum(found.bits.mean() for found in nll(exact, x_0, noise, variance="large")))
     density, count = sparse_density(60), 4
-    u = [(k + randomness.uniform(0, f"times {k}", torch.arange(4000))) / count for k in range(count)]
-    some = nll(exact, x_0, noise, [at_quantiles(part, density) for part in u], variance="large")
+    u = [(k + rng.uniform(0, f"times {k}", torch.arange(4000))) / count for k in range(count)]
+    some = nll(exact, x_0, noise, [timesteps_at_quantiles(part, density) for part in u], variance="large")
     each = sum(found.bits / density[found.t] for found in some) / count
     assert abs(float(each.mean()) - whole) < 4 * float(each.std()) / 4000**0.5
     assert float(each.std()) / 4000**0.5 < 0.02 * whole

@@ -3,15 +3,15 @@ import math
 import pytest
 import torch
 
-from ldm_kit.diffusion.chain import chain
+from ldm_kit.diffusion.posterior import chain
 from ldm_kit.diffusion.schedule import (
     cosine,
     flow,
     from_betas,
     linear,
     respaced_betas,
+    respacing_sections,
     scaled_linear,
-    sections,
     trailing,
     zero_terminal,
 )
@@ -37,7 +37,7 @@ def test_links_are_the_standard_formulas_on_the_respaced_betas(schedule, grid):
 
 
 def test_respaced_betas_make_the_schedule_at_those_times():
-    times = sections(1000, "90,60,60,20,20")
+    times = respacing_sections(1000, "90,60,60,20,20")
     ours = from_betas(respaced_betas(linear(), times))
     assert torch.allclose(ours.a, linear().a[times[-2::-1]])
 

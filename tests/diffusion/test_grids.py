@@ -10,11 +10,11 @@ from ldm_kit.diffusion.schedule import (
     leading,
     linspace,
     respaced_betas,
+    respaced_timesteps,
+    respacing_sections,
     scaled_linear,
-    sections,
-    spaced,
+    timesteps,
     trailing,
-    walk,
 )
 
 WORDS = {"trailing": trailing, "leading": leading, "linspace": linspace}
@@ -24,15 +24,15 @@ WORDS = {"trailing": trailing, "leading": leading, "linspace": linspace}
 def test_walks_are_the_named_grids(total, data):
     steps = data.draw(st.integers(1, total))
     for word, grid in WORDS.items():
-        assert walk(total, steps, word) == spaced(total, steps, word) == grid(total, steps)
-    assert walk(total, steps) == trailing(total, steps)
+        assert timesteps(total, steps, word) == respaced_timesteps(total, steps, word) == grid(total, steps)
+    assert timesteps(total, steps) == trailing(total, steps)
 
 
 @given(total=st.integers(2, 1200), data=st.data())
 def test_sections_are_equal_parts_of_falling_times(total, data):
     parts = data.draw(st.integers(1, min(total, 6)))
     counts = data.draw(st.lists(st.integers(1, total // parts), min_size=parts, max_size=parts))
-    times = sections(total, ",".join(map(str, counts)))
+    times = respacing_sections(total, ",".join(map(str, counts)))
     assert times[-1] == -1
     assert all(t > u for t, u in pairwise(times))
     start = 0
@@ -43,14 +43,14 @@ def test_sections_are_equal_parts_of_falling_times(total, data):
         assert inside[-1] == start
         assert count == 1 or inside[0] == end - 1
         start = end
-    assert sections(total, str(counts[0])) == spaced(total, 1, str(counts[0]))
+    assert respacing_sections(total, str(counts[0])) == respaced_timesteps(total, 1, str(counts[0]))
 
 
 @given(total=st.integers(2, 1200), data=st.data())
 def test_ddim_sections_have_the_smallest_stride_that_fits(total, data):
     stride = data.draw(st.integers(1, total - 1))
     count = len(range(0, total, stride))
-    times = sections(total, f"ddim{count}")
+    times = respacing_sections(total, f"ddim{count}")
     step = times[0] - times[1] if count > 1 else stride
     assert len(times) == count + 1
     assert times[-2:] == [0, -1]
@@ -62,17 +62,17 @@ def test_ddim_sections_have_the_smallest_stride_that_fits(total, data):
 def test_one_section_is_the_linspace_of_diffusers(steps):
     solver = DDPMScheduler(timestep_spacing="linspace")
     solver.set_timesteps(steps)
-    assert sections(1000, str(steps))[:-1] == solver.timesteps.tolist()
+    assert respacing_sections(1000, str(steps))[:-1] == solver.timesteps.tolist()
 
 
 def test_sections_by_hand():
-    assert sections(10, "ddim5") == [8, 6, 4, 2, 0, -1]
-    assert sections(10, "2,3") == [9, 7, 5, 4, 0, -1]
-    assert sections(11, "2,3") == [10, 8, 6, 5, 0, -1]  # the first section has the odd one
-    assert sections(6, "3") == [5, 2, 0, -1]  # 2.5 is rounded to even
-    assert sections(8, "3") == [7, 4, 0, -1]  # and so is 3.5
-    assert sections(1000, "1") == [0, -1]
-    lsun = sections(1000, "90,60,60,20,20")
+    assert respacing_sections(10, "ddim5") == [8, 6, 4, 2, 0, -1]
+    assert respacing_sections(10, "2,3") == [9, 7, 5, 4, 0, -1]
+    assert respacing_sections(11, "2,3") == [10, 8, 6, 5, 0, -1]  # the first section has the odd one
+    assert respacing_sections(6, "3") == [5, 2, 0, -1]  # 2.5 is rounded to even
+    assert respacing_sections(8, "3") == [7, 4, 0, -1]  # and so is 3.5
+    assert respacing_sections(1000, "1") == [0, -1]
+    lsun = respacing_sections(1000, "90,60,60,20,20")
     assert [sum(lo <= t < lo + 200 for t in lsun) for lo in range(0, 1000, 200)] == [90, 60, 60, 20, 20]
 
 
@@ -94,7 +94,7 @@ def test_sections_by_hand():
 )
 def test_impossible_sections_are_one_sentence(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
-        sections(1000, spec)
+        respacing_sections(1000, spec)
 
 
 def test_an_unknown_spacing_names_all_there_are():
@@ -102,9 +102,9 @@ def test_an_unknown_spacing_names_all_there_are():
         with pytest.raises(
             ValueError, match=r"unknown spacing .*; expected trailing, leading, linspace, ddimN, or sec"
         ):
-            spaced(1000, 10, spacing)
+            respaced_timesteps(1000, 10, spacing)
     with pytest.raises(ValueError, match="cannot walk 1000 training times in 1001 steps"):
-        spaced(1000, 1001, "leading")
+        respaced_timesteps(1000, 1001, "leading")
 
 
 def test_respaced_betas_rise_and_lie_above_those_that_they_stand_for():

@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree
-from ldm_kit.diffusion.prediction import Prediction, from_prediction, over, to_prediction
+from ldm_kit.diffusion.prediction import Prediction, expand_like, from_prediction, to_prediction
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import linear, scaled_linear, trailing, zero_terminal
 
@@ -160,7 +160,7 @@ def test_rescale_by_hand_and_by_diffusers(phi):
     yes, no = Fixed()(x, t, True).eps, Fixed()(x, t).eps
     assert torch.allclose(found.eps, rescale_noise_cfg(no + 2 * (yes - no), yes, phi))
     a, s = Fixed.schedule.at(t)
-    assert torch.allclose(over(a, x) * found.x_0 + over(s, x) * found.eps, x)
+    assert torch.allclose(expand_like(a, x) * found.x_0 + expand_like(s, x) * found.eps, x)
     assert (found.fraction == 1).all()
 
 
@@ -173,7 +173,7 @@ def test_rescale_of_v_keeps_the_deviation_even_in_pure_noise():
     found = ClassifierFree(mixture, None, 4.0, rescale=1.0, target="v")(x, t, 1)
     v, aim = from_prediction("v", found, a, s), from_prediction("v", mixture(x, t, 1), a, s)
     assert torch.allclose(v.std(1), aim.std(1))
-    assert torch.allclose(over(a, x) * found.x_0 + over(s, x) * found.eps, x)
+    assert torch.allclose(expand_like(a, x) * found.x_0 + expand_like(s, x) * found.eps, x)
     assert ClassifierFree(mixture, None, 4.0)(x, t, 1).x_0[-1].std() > 2 * found.x_0[-1].std()
     in_eps = ClassifierFree(mixture, None, 4.0, rescale=1.0)(x, t, 1)
     assert torch.isfinite(in_eps.x_0).all()
@@ -193,7 +193,7 @@ def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
     assert good.calls == bad.calls == ["any"]
     assert torch.allclose(found.eps, 2 * good(X, T).eps - bad(X, T).eps)
     a, s = good.schedule.at(T)
-    assert torch.allclose(over(a, X) * found.x_0 + over(s, X) * found.eps, X)
+    assert torch.allclose(expand_like(a, X) * found.x_0 + expand_like(s, X) * found.eps, X)
     bad.calls.clear()
     assert torch.equal(Autoguidance(good, bad, 1.0)(X, T).x_0, good(X, T).x_0)
     assert bad.calls == []

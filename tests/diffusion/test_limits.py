@@ -5,12 +5,21 @@ from functools import partial
 import pytest
 import torch
 
-from ldm_kit.data.toy import Gaussian, Mixture
-from ldm_kit.diffusion.chain import chain
-from ldm_kit.diffusion.randomness import picture_noise, step_noise
-from ldm_kit.diffusion.samplers import ddim, ddpm, drive, euler_maruyama, heun
-from ldm_kit.diffusion.schedule import Schedule, cosine, flow, linear, scaled_linear, sections, trailing, zero_terminal
-from ldm_kit.nets.solvers import multistep
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
+from ldm_kit.diffusion.posterior import chain
+from ldm_kit.diffusion.rng import initial_noise, step_noise
+from ldm_kit.diffusion.samplers import ddim, ddpm, euler_maruyama, heun, run_scheduler
+from ldm_kit.diffusion.schedule import (
+    Schedule,
+    cosine,
+    flow,
+    linear,
+    respacing_sections,
+    scaled_linear,
+    trailing,
+    zero_terminal,
+)
+from ldm_kit.solvers.samplers import multistep
 from tests.diffusion.probe import last, law
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -26,7 +35,7 @@ def flowed(schedule, x, t, t_end):
 
 
 def driven(name, denoiser, x, times):
-    return drive(multistep(name, denoiser.schedule, times), denoiser, x, target="x0")
+    return run_scheduler(multistep(name, denoiser.schedule, times), denoiser, x, target="x0")
 
 
 ODES = [(ddim, 1), (heun, 2), (partial(driven, "dpm++"), 2), (partial(driven, "unipc"), 2)]
@@ -78,7 +87,7 @@ def test_euler_maruyama_has_no_hidden_bias():
 def test_ddpm_and_the_reverse_sde_are_one_process_in_the_limit(kind):
     means, stds = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.3, 0.5])
     exact = Mixture(SCHEDULES[kind], means, stds, torch.tensor([0.25, 0.75]))
-    noise, start = partial(step_noise, range(50)), picture_noise(range(50), (1,)).double()
+    noise, start = partial(step_noise, range(50)), initial_noise(range(50), (1,)).double()
 
     def apart(steps):
         times = trailing(1000, steps)
@@ -101,7 +110,7 @@ def round_trip(steps):
     """
     z = torch.linspace(-4, 4, 200).double()[:, None]
     weight = (-z.square() / 2).softmax(0)  # of a normal distribution
-    exact, times = Gaussian(LONGER, 0.2, 0.3), sections(1000, f"ddim{steps}")
+    exact, times = Gaussian(LONGER, 0.2, 0.3), respacing_sections(1000, f"ddim{steps}")
     code = last(ddim(exact, 0.2 + 0.3 * z, [*times[-2::-1], 1000]))
     back = last(ddim(exact, code, times))
     mse = (weight * (back - 0.2 - 0.3 * z).square()).sum()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm_kit.diffusion import bound, loss
+from ldm_kit.diffusion import likelihood, loss
 from ldm_kit.diffusion.objective import Objective
 from ldm_kit.diffusion.prediction import to_prediction
 from ldm_kit.diffusion.schedule import linear
@@ -29,7 +29,7 @@ def test_hybrid_is_the_squared_error_and_the_weighted_bound(target):
     half, v = out.chunk(2, dim=1)
     simple = loss.error(half, x_0, eps, T, SCHEDULE, target)
     p = to_prediction(target, half, loss.noised(x_0, eps, T, SCHEDULE), *SCHEDULE.at(T))
-    bits = bound.term(p._replace(fraction=(v + 1) / 2), x_0, T, SCHEDULE, variance="learned_range")
+    bits = likelihood.term(p._replace(fraction=(v + 1) / 2), x_0, T, SCHEDULE, variance="learned_range")
     found = errors(hybrid, out)
     assert torch.equal(found.simple, simple)
     assert torch.equal(found.bits, bits)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
 from ldm_kit.diffusion.loss import noised
-from ldm_kit.diffusion.prediction import Prediction, from_prediction, over, to_prediction
+from ldm_kit.diffusion.prediction import Prediction, expand_like, from_prediction, to_prediction
 from ldm_kit.diffusion.schedule import flow, scaled_linear, zero_terminal
 
 SCHEDULES = {"preserving": scaled_linear(), "zero": zero_terminal(scaled_linear()), "flow": flow()}
@@ -46,11 +46,11 @@ def test_both_views_make_the_noisy_picture(seed, t):
             continue
         a, s = SCHEDULES[kind].at(times)
         p = to_prediction(target, out, x, a, s)
-        assert torch.allclose(over(a, x) * p.x_0 + over(s, x) * p.eps, x, atol=1e-9)
+        assert torch.allclose(expand_like(a, x) * p.x_0 + expand_like(s, x) * p.eps, x, atol=1e-9)
 
 
 def test_coefficients_take_the_shape_and_dtype_of_the_picture():
-    c = over(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16))
+    c = expand_like(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16))
     assert c.shape == (2, 1, 1, 1)
     assert c.dtype == torch.bfloat16
 
@@ -71,4 +71,4 @@ def test_clipping_keeps_both_views_of_one_fact():
     p = Clipped(NetworkDenoiser(lambda x, t, cond: x, schedule, "eps"), -0.5, 0.5)(x, t)
     a, s = schedule.at(t)
     assert p.x_0.abs().max() == 0.5
-    assert torch.allclose(over(a, x) * p.x_0 + over(s, x) * p.eps, x)
+    assert torch.allclose(expand_like(a, x) * p.x_0 + expand_like(s, x) * p.eps, x)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from ldm_kit.diffusion.randomness import address, bits, normal, picture_noise, step_generators, step_noise, uniform
+from ldm_kit.diffusion.rng import bits, derive_seed, initial_noise, normal, step_generators, step_noise, uniform
 
 MANY = torch.arange(100_000)
 
@@ -61,15 +61,15 @@ def test_no_two_positions_collide():
 
 
 def test_addresses_are_63_bits_and_differ():
-    found = {address(seed, "order", epoch) for seed in range(20) for epoch in range(20)}
+    found = {derive_seed(seed, "order", epoch) for seed in range(20) for epoch in range(20)}
     assert len(found) == 400
     assert all(0 <= number < 2**63 for number in found)
-    assert address(1, "23") == address(1, 23)
+    assert derive_seed(1, "23") == derive_seed(1, 23)
 
 
 def test_picture_noise_is_that_of_diffusers():
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 1, 4)]
-    assert torch.equal(picture_noise([3, 1, 4], (2, 4, 4)), randn_tensor((3, 2, 4, 4), generator=generators))
+    assert torch.equal(initial_noise([3, 1, 4], (2, 4, 4)), randn_tensor((3, 2, 4, 4), generator=generators))
 
 
 def test_step_noise_is_addressed_by_picture_and_step():

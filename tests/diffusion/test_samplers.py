@@ -7,10 +7,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import times_like
-from ldm_kit.diffusion.randomness import picture_noise, step_noise
-from ldm_kit.diffusion.samplers import ddim, ddpm, drive, heun
+from ldm_kit.diffusion.rng import initial_noise, step_noise
+from ldm_kit.diffusion.samplers import ddim, ddpm, heun, run_scheduler
 from ldm_kit.diffusion.schedule import flow, leading, linear, scaled_linear, trailing, zero_terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -26,7 +26,7 @@ def last(states):
 
 
 def start(count=8, dtype=torch.float32):
-    return picture_noise(range(count), (1,)).to(dtype)
+    return initial_noise(range(count), (1,)).to(dtype)
 
 
 def fresh(step, shape, generator):
@@ -115,7 +115,7 @@ def test_ddim_with_eta_1_ddpm_and_euler_ancestral_are_one_process():
 def test_a_driven_solver_is_the_one_called_by_hand():
     solver = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing")
     solver.set_timesteps(20)
-    ours = list(drive(solver, TWO, start(), target="eps"))
+    ours = list(run_scheduler(solver, TWO, start(), target="eps"))
     other = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing")
     for state, x in zip(ours, by_hand(other, 20, start()), strict=True):
         assert torch.allclose(state.x, x, atol=1e-6)
@@ -150,7 +150,7 @@ def test_heun_there_and_back_is_of_second_order():
 @given(steps=st.integers(1, 40), kind=st.sampled_from(sorted(SCHEDULES)), seed=st.integers(0, 1000))
 def test_states_end_in_clean_data_with_the_prediction_that_led_there(steps, kind, seed):
     exact, times = Gaussian(SCHEDULES[kind], m=0.0, s=1.0), trailing(1000, steps)
-    x = picture_noise([seed, seed + 1], (2,))
+    x = initial_noise([seed, seed + 1], (2,))
     for sampler in (ddim, partial(ddpm, noise=partial(step_noise, [1, 2])), heun):
         states = list(sampler(exact, x, times))
         assert [state.t for state in states] == times[1:]

@@ -35,7 +35,7 @@ def test_zero_terminal_ends_in_noise_and_keeps_the_first_time(kind):
 
 
 def test_betas_can_be_chosen():
-    ours = build(ScheduleConfig(start=0.0015, end=0.0195, steps=500))
+    ours = build(ScheduleConfig(start=0.0015, end=0.0195, num_train_timesteps=500))
     theirs = DDIMScheduler(500, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear").alphas_cumprod
     assert torch.allclose(ours.a.square(), theirs.double(), atol=1e-6, rtol=0)
 
@@ -101,20 +101,22 @@ def test_constant_betas_are_the_latent_prior_of_diffae():
     assert prior.snr(torch.tensor([85, 87]))[0] > 1 > prior.snr(torch.tensor([85, 87]))[1]
     theirs = DDIMScheduler(trained_betas=[0.008] * 1000).alphas_cumprod
     assert torch.allclose(prior.a.square(), theirs.double(), atol=1e-5)
-    half = build(ScheduleConfig(kind="constant", start=0.5, steps=3))
+    half = build(ScheduleConfig(kind="constant", start=0.5, num_train_timesteps=3))
     assert torch.allclose(half.a.square(), torch.tensor([0.5, 0.25, 0.125]).double())
 
 
 def test_given_betas_are_taken_as_they_are():
-    ours = build(ScheduleConfig(kind="given", steps=3, betas=(0.1, 0.2, 1.0)))
+    ours = build(ScheduleConfig(kind="given", num_train_timesteps=3, betas=(0.1, 0.2, 1.0)))
     assert torch.allclose(ours.a.square(), torch.tensor([0.9, 0.72, 0.0]).double())
     assert (ours.a[-1], ours.s[-1]) == (0, 1)
-    rescaled = build(ScheduleConfig(kind="given", steps=2, betas=(0.1, 0.2), zero_terminal=True))
+    rescaled = build(ScheduleConfig(kind="given", num_train_timesteps=2, betas=(0.1, 0.2), zero_terminal=True))
     assert torch.allclose(rescaled.a.square(), torch.tensor([0.9, 0.0]).double())
 
 
 def test_ends_are_scaled_as_guided_diffusion_does_only_on_request():
-    plain, scaled = (build(ScheduleConfig(kind="linear", steps=100, scale_ends=wish)) for wish in (False, True))
+    plain, scaled = (
+        build(ScheduleConfig(kind="linear", num_train_timesteps=100, scale_ends=wish)) for wish in (False, True)
+    )
     assert torch.equal(plain.a, schedules.linear(100, 1e-4, 0.02).a)
     assert torch.equal(scaled.a, schedules.linear(100, 1e-3, 0.2).a)
     assert plain.s[-1] < 0.9 < 0.9999 < scaled.s[-1]

@@ -4,26 +4,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import Clipped, times_like
 from ldm_kit.diffusion.loss import noised
-from ldm_kit.diffusion.prediction import from_prediction, over
-from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import leading, linear
-from ldm_kit.diffusion.semantic import (
-    Interpolated,
+from ldm_kit.diffusion.pdae import (
+    InterpolatedDenoiser,
     NetworkEstimator,
-    Shifted,
-    gap_coefficient,
-    gap_error,
-    gap_weight,
-    manipulated,
+    ShiftedDenoiser,
+    pdae_coefficient,
     pdae_decode,
     pdae_encode,
     pdae_grid,
+    pdae_loss,
+    pdae_weight,
+    shift_codes,
     slerp,
     stochastic_code,
 )
+from ldm_kit.diffusion.prediction import expand_like, from_prediction
+from ldm_kit.diffusion.samplers import ddim
+from ldm_kit.diffusion.schedule import leading, linear
 
 SCHEDULE = linear()
 TWO = Mixture(SCHEDULE, torch.tensor([[-1.0], [1.0]]), torch.tensor([0.3, 0.5]), torch.tensor([0.25, 0.75]))
@@ -48,7 +48,7 @@ def exact_gradient(x, t, component):
 
 
 def around(estimator=exact_gradient, **more):
-    return Shifted(estimator, SCHEDULE, **more)
+    return ShiftedDenoiser(estimator, SCHEDULE, **more)
 
 
 # DiffAE's stochastic code
@@ -83,7 +83,7 @@ def test_clipping_is_consistent_on_the_way_up():
 
 
 def test_the_weight_of_a_time_is_as_tabulated():
-    weight = gap_weight(torch.arange(1000), SCHEDULE)
+    weight = pdae_weight(torch.arange(1000), SCHEDULE)
     assert weight.argmax() == 475
     assert weight[[475, 0, 999]].tolist() == pytest.approx([0.7225, 0.00025, 0.364], abs=1e-3)
     assert weight[0].item() == pytest.approx(0.00025, rel=0.05)
@@ -91,7 +91,7 @@ def test_the_weight_of_a_time_is_as_tabulated():
 
 def test_the_coefficient_of_training_fades_where_that_of_ddim_does_not():
     t = torch.arange(1000)
-    c, s = gap_coefficient(t, SCHEDULE), SCHEDULE.at(t)[1]
+    c, s = pdae_coefficient(t, SCHEDULE), SCHEDULE.at(t)[1]
     assert c[0] == 0
     share = -c / s
     assert share[1].item() == pytest.approx(0.45, abs=0.01)
@@ -109,7 +109,7 @@ def test_the_coefficient_moves_the_posterior_mean_by_its_variance():
         return (x - betas[t] / (1 - kept[t]).sqrt() * eps) / (1 - betas[t]).sqrt()
 
     variance = betas[t] * (1 - kept[t - 1]) / (1 - kept[t])
-    shifted = mean(eps + gap_coefficient(torch.tensor([t]), SCHEDULE) * gap)
+    shifted = mean(eps + pdae_coefficient(torch.tensor([t]), SCHEDULE) * gap)
     assert torch.allclose(shifted, mean(eps) + variance * gap)
 
 
@@ -118,10 +118,10 @@ def test_the_exact_gradient_closes_the_gap_of_the_posterior_mean():
     x_0, eps, t = draw((64, 1), 1), draw((64, 1), 2), torch.randint(1, 1000, (64,))
     x = noised(x_0, eps, t, SCHEDULE)
     frozen = TWO(x, t).eps
-    gap = (eps - frozen) / over(gap_coefficient(t, SCHEDULE), x)
-    assert gap_error(frozen, gap, eps, t, SCHEDULE).max() < 1e-10
-    assert gap_error(frozen, 0 * gap, eps, t, SCHEDULE).mean() > 0.05
-    assert gap_error(frozen, gap, eps, t, SCHEDULE).shape == (64,)
+    gap = (eps - frozen) / expand_like(pdae_coefficient(t, SCHEDULE), x)
+    assert pdae_loss(frozen, gap, eps, t, SCHEDULE).max() < 1e-10
+    assert pdae_loss(frozen, 0 * gap, eps, t, SCHEDULE).mean() > 0.05
+    assert pdae_loss(frozen, gap, eps, t, SCHEDULE).shape == (64,)
 
 
 @pytest.mark.parametrize("component", [0, 1])
@@ -196,10 +196,12 @@ def test_stopping_without_a_frozen_model_is_refused():
 def test_an_estimator_takes_any_target(target):
     x, t = draw((3, 2, 1, 1)).float(), times_like(torch.zeros(3), 400)
     truth, gap = Gaussian(SCHEDULE, 0.1, 0.5)(x, t), torch.ones(3, 2, 1, 1)
-    out = from_prediction(target, truth, *(over(c, x) for c in SCHEDULE.at(t)))
+    out = from_prediction(target, truth, *(expand_like(c, x) for c in SCHEDULE.at(t)))
     out = torch.cat([out, torch.zeros_like(out)], dim=1)
     network = lambda x, t, cond: (out, gap)  # noqa: E731
-    p = Shifted(NetworkEstimator(network, SCHEDULE, target, learned_range=True), SCHEDULE, strength=2.0)(x, t, None)
+    p = ShiftedDenoiser(NetworkEstimator(network, SCHEDULE, target, learned_range=True), SCHEDULE, strength=2.0)(
+        x, t, None
+    )
     s = SCHEDULE.at(t)[1][0].item()
     assert torch.allclose(p.eps, truth.eps - 2 * s, atol=1e-5)
     assert torch.allclose(noised(p.x_0, p.eps, t, SCHEDULE), x, atol=1e-5)  # both views agree
@@ -210,11 +212,11 @@ def test_interpolation_mixes_the_gradients():
     x, t = draw((5, 1)), times_like(torch.zeros(5), 600)
     frozen, one = exact_gradient(x, t, 0)
     _, two = exact_gradient(x, t, 1)
-    p = Interpolated(around(), 1, 0.3)(x, t, 0)
+    p = InterpolatedDenoiser(around(), 1, 0.3)(x, t, 0)
     s = SCHEDULE.at(t)[1][0]
     assert torch.allclose(p.eps, frozen.eps - s * (0.7 * one + 0.3 * two))
     assert torch.allclose(noised(p.x_0, p.eps, t, SCHEDULE), x)
-    assert Clipped(Interpolated(around(), 1, 0.3))(x, t, 0).x_0.abs().max() <= 1
+    assert Clipped(InterpolatedDenoiser(around(), 1, 0.3))(x, t, 0).x_0.abs().max() <= 1
 
 
 # Editing
@@ -225,7 +227,7 @@ def test_interpolation_mixes_the_gradients():
 def test_slerp_turns_at_constant_speed_and_keeps_the_length(weight, seed):
     a, b = draw((2, 3, 4, 4), seed), draw((2, 3, 4, 4), seed + 1)
     length = a.flatten(1).norm(dim=1)
-    b = b * over(length / b.flatten(1).norm(dim=1), b)
+    b = b * expand_like(length / b.flatten(1).norm(dim=1), b)
     c = slerp(a, b, weight)
     assert torch.allclose(c.flatten(1).norm(dim=1), length)
     angle = lambda x, y: torch.cosine_similarity(x.flatten(1), y.flatten(1)).clamp(-1, 1).arccos()  # noqa: E731
@@ -252,15 +254,15 @@ def test_a_manipulation_is_one_of_the_normalised_code():
     z, mean, std = draw((4, 9)), torch.arange(9.0, dtype=torch.float64), torch.linspace(0.5, 2, 9, dtype=torch.float64)
     direction = torch.zeros(9, dtype=torch.float64)
     direction[2] = -7  # its length does not matter
-    moved = manipulated(z, direction, 0.3, mean, std)
+    moved = shift_codes(z, direction, 0.3, mean, std)
     step = (moved - z) / std
     assert torch.allclose(step[:, 2], torch.tensor(-0.3 * 3).double())  # sqrt(9) = 3
     assert step[:, [0, 1, *range(3, 9)]].abs().max() < 1e-12
-    each = manipulated(z, direction, torch.tensor([0.0, 0.1, 0.2, 0.3]), mean, std)
+    each = shift_codes(z, direction, torch.tensor([0.0, 0.1, 0.2, 0.3]), mean, std)
     assert torch.allclose(each[0], z[0])
     assert torch.allclose(each[3], moved[3])
 
 
 def test_a_direction_without_length_is_refused():
     with pytest.raises(ValueError, match="length 0"):
-        manipulated(draw((2, 4)), torch.zeros(4), 0.3, torch.zeros(4), torch.ones(4))
+        shift_codes(draw((2, 4)), torch.zeros(4), 0.3, torch.zeros(4), torch.ones(4))

@@ -1,38 +1,44 @@
 import pytest
 import torch
 
-from ldm_kit.diffusion.randomness import uniform
-from ldm_kit.diffusion.times import LossHistory, TimesConfig, TrainingTimes, at_quantiles, draw_times
+from ldm_kit.diffusion.rng import uniform
+from ldm_kit.diffusion.timesteps import (
+    LossHistory,
+    TimestepSampler,
+    TimestepSamplingConfig,
+    sample_timesteps,
+    timesteps_at_quantiles,
+)
 
-AWARE = TimesConfig(density="loss_second_moment")
+AWARE = TimestepSamplingConfig(density="loss_second_moment")
 
 
 @pytest.mark.parametrize("density", ["uniform", "logit_normal"])
 def test_times_do_not_depend_on_how_the_global_batch_is_split(density):
-    config, positions = TimesConfig(density=density), torch.arange(40, 56)
-    whole = draw_times(config, 1, positions, 16, 1000)
-    split = torch.cat([draw_times(config, 1, part, 16, 1000) for part in positions.split(3)])
+    config, positions = TimestepSamplingConfig(density=density), torch.arange(40, 56)
+    whole = sample_timesteps(config, 1, positions, 16, 1000)
+    split = torch.cat([sample_timesteps(config, 1, part, 16, 1000) for part in positions.split(3)])
     assert torch.equal(whole, split)
-    assert not torch.equal(whole, draw_times(config, 1, positions + 16, 16, 1000))
-    assert not torch.equal(whole, draw_times(config, 2, positions, 16, 1000))
+    assert not torch.equal(whole, sample_timesteps(config, 1, positions + 16, 16, 1000))
+    assert not torch.equal(whole, sample_timesteps(config, 2, positions, 16, 1000))
 
 
 def test_stratified_times_visit_every_stratum():
-    t = draw_times(TimesConfig(), 3, torch.arange(64), 64, 1024)
+    t = sample_timesteps(TimestepSamplingConfig(), 3, torch.arange(64), 64, 1024)
     assert (t // 16).tolist() == list(range(64))
-    free = draw_times(TimesConfig(stratified=False), 3, torch.arange(64), 64, 1024)
+    free = sample_timesteps(TimestepSamplingConfig(stratified=False), 3, torch.arange(64), 64, 1024)
     assert len(set((free // 16).tolist())) < 55
 
 
 def test_uniform_times_are_uniform():
-    t = draw_times(TimesConfig(stratified=False), 0, torch.arange(100_000), 8, 10)
+    t = sample_timesteps(TimestepSamplingConfig(stratified=False), 0, torch.arange(100_000), 8, 10)
     assert torch.allclose(t.bincount() / 1e5, torch.full((10,), 0.1), atol=0.005)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_logit_normal_times(stratified):
-    config = TimesConfig(density="logit_normal", mean=-0.5, std=0.8, stratified=stratified)
-    t = draw_times(config, 0, torch.arange(50_000), 50, 1000)
+    config = TimestepSamplingConfig(density="logit_normal", mean=-0.5, std=0.8, stratified=stratified)
+    t = sample_timesteps(config, 0, torch.arange(50_000), 50, 1000)
     assert 0 <= t.min() <= t.max() <= 999
     logit = torch.logit((t + 0.5) / 1000)
     assert abs(logit.mean() + 0.5) < 0.02
@@ -42,8 +48,8 @@ def test_logit_normal_times(stratified):
 def test_times_at_quantiles_follow_a_density():
     p = torch.tensor([0.5, 0.0, 0.25, 0.25]).double()
     u = (torch.arange(1000) + 0.5).double() / 1000
-    assert at_quantiles(u, p).bincount(minlength=4).tolist() == [500, 0, 250, 250]
-    assert at_quantiles(torch.tensor([0.0, 0.5, 1 - 1e-16, 0.75]).double(), p).tolist() == [0, 2, 3, 3]
+    assert timesteps_at_quantiles(u, p).bincount(minlength=4).tolist() == [500, 0, 250, 250]
+    assert timesteps_at_quantiles(torch.tensor([0.0, 0.5, 1 - 1e-16, 0.75]).double(), p).tolist() == [0, 2, 3, 3]
 
 
 def direct(events, total):
@@ -92,14 +98,14 @@ def loss_at(t, positions):
 
 def trained(steps, batch=12, parts=1, config=AWARE):
     """Times after so many steps, fed in micro-batches."""
-    times, total = TrainingTimes(config, seed=3, global_batch=batch, total=4), 0.0
+    times, total = TimestepSampler(config, seed=3, global_batch=batch, total=4), 0.0
     for step in range(steps):
         positions = torch.arange(step * batch, (step + 1) * batch)
         for part in reversed(positions.view(-1, parts).T):  # interleaved, out of order
             t, weight = times.draw(part)
             times.meet(part, t, loss_at(t, part))
             total += float((weight * loss_at(t, part)).sum())
-        times.settle(lambda value: value)
+        times.after_step(lambda value: value)
     return times, total / (steps * batch)
 
 
@@ -124,9 +130,9 @@ def test_a_void_step_leaves_no_trace():
     kept = times.history.losses.clone()
     t, _ = times.draw(torch.arange(96, 108))
     times.meet(torch.arange(96, 108), t, torch.full((12,), 1e3))
-    times.discard()
+    times.discard_step()
     times.meet(torch.arange(96, 108), t, loss_at(t, torch.arange(96, 108)))
-    times.settle(lambda value: value)
+    times.after_step(lambda value: value)
     assert times.history.losses.max() < 2
     assert not torch.equal(times.history.losses, kept)
 
@@ -141,14 +147,14 @@ def test_every_rank_learns_the_losses_of_all():
         half.meet(*met[-1])
     sums = []
     for half in halves:  # what each offers
-        half.settle(lambda value: sums.append(value) or value)
+        half.after_step(lambda value: sums.append(value) or value)
     for half, seen in zip(halves, met, strict=True):
         half.load_state(whole.state())
         half.meet(*seen)
-        half.settle(lambda value: sums[0] + sums[1])
+        half.after_step(lambda value: sums[0] + sums[1])
     for part in met:
         whole.meet(*part)
-    whole.settle(lambda value: value)
+    whole.after_step(lambda value: value)
     assert torch.equal(halves[0].history.losses, whole.history.losses)
     assert torch.equal(halves[1].history.losses, whole.history.losses)
 
@@ -156,7 +162,7 @@ def test_every_rank_learns_the_losses_of_all():
 @pytest.mark.parametrize("stratified", [False, True])
 def test_importance_weights_leave_the_mean_as_it_was(stratified):
     times, _ = trained(8)
-    times.config = TimesConfig(density="loss_second_moment", stratified=stratified)
+    times.config = TimestepSamplingConfig(density="loss_second_moment", stratified=stratified)
     positions = torch.arange(60_000)
     t, weight = times.draw(positions)
     assert t.bincount()[0] > 3 * t.bincount()[3]
@@ -167,14 +173,14 @@ def test_importance_weights_leave_the_mean_as_it_was(stratified):
 
 def test_state_brings_the_density_back():
     times, _ = trained(8)
-    other = TrainingTimes(AWARE, seed=3, global_batch=12, total=4)
+    other = TimestepSampler(AWARE, seed=3, global_batch=12, total=4)
     other.load_state(times.state())
     assert torch.equal(other.history.probabilities(), times.history.probabilities())
-    plain = TrainingTimes(TimesConfig(), seed=3, global_batch=12, total=4)
+    plain = TimestepSampler(TimestepSamplingConfig(), seed=3, global_batch=12, total=4)
     assert plain.state() == {}
     assert plain.draw(torch.arange(12))[1] is None
 
 
 def test_a_training_without_memory_of_losses_refuses_their_density():
     with pytest.raises(ValueError, match="loss_second_moment needs the losses met so far"):
-        draw_times(AWARE, 0, torch.arange(4), 4, 10)
+        sample_timesteps(AWARE, 0, torch.arange(4), 4, 10)

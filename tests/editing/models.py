@@ -6,30 +6,39 @@ import torch
 
 from conditioning.base import Conditioner
 from conditioning.semantic import SemanticEncoder
-from ldm_kit.code_prior import CodePrior
-from ldm_kit.decoders import CodeDecoder, ShiftDecoder
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.frozen import Frozen
+from ldm_kit.models.base_model import BaseModel
+from ldm_kit.models.decoders import CodeDecoder, ShiftDecoder
+from ldm_kit.models.prior import CodePrior
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from ldm_kit.nets.shift_unet import ShiftUNet
-from ldm_kit.semantic_model import SemanticModel
 from tests.nets.originals import perturbed
 
 
 def semantic(folder: Path, seed: int = 0, conditioner: Conditioner | None = None) -> Path:
     """A DiffAE of 16 px pictures with codes of 8 numbers; with a conditioner, also a prior that it tells."""
     torch.manual_seed(seed)
-    shape = {"channels": 3, "z_width": 8, "widths": (16, 32), "attention": (False, False), "layers": 1, "groups": 8}
+    shape = {
+        "channels": 3,
+        "z_width": 8,
+        "widths": (16, 32),
+        "attention_levels": (False, False),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    }
     with torch.no_grad():
         encoder = perturbed(SemanticEncoder(**shape))
         unet = perturbed(SemanticUNet(**shape, sample_size=16, time_width=32, dropout=0.0))
-    schedule = ScheduleConfig(kind="linear", steps=200, end=0.08)
+    schedule = ScheduleConfig(kind="linear", num_train_timesteps=200, end=0.08)
     mean, std = torch.randn(8), torch.rand(8) + 0.5
     prior = None
     if conditioner is not None:
         mlp = SkipMLP(z_width=8, condition_width=conditioner.pooled_width, hidden=16, layers=3)
-        prior = CodePrior(perturbed(mlp), conditioner, ScheduleConfig(kind="constant", steps=200, start=0.03))
+        prior = CodePrior(
+            perturbed(mlp), conditioner, ScheduleConfig(kind="constant", num_train_timesteps=200, start=0.03)
+        )
     SemanticModel(encoder, CodeDecoder(unet, None, schedule, "eps"), mean, std, prior).save(folder)
     return folder
 
@@ -37,7 +46,7 @@ def semantic(folder: Path, seed: int = 0, conditioner: Conditioner | None = None
 def shifted(folder: Path, frozen: Path) -> Path:
     """A PDAE of 8 px pictures with codes of 8 numbers, on a saved base of `semantic_toys`."""
     torch.manual_seed(0)
-    base = Frozen.open(frozen)
+    base = BaseModel.open(frozen)
     with torch.no_grad():
         encoder = perturbed(SemanticEncoder(channels=3, z_width=8, widths=(16, 32), attention=(False,) * 2, groups=8))
         shift = perturbed(ShiftUNet(base=base.unet, z_width=8))

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.editing.counterparts import Counterparts, paired
-from ldm_kit.editing.directions import Directions
+from ldm_kit.editing.fit_directions import learn
 from ldm_kit.editing.labels import Column
-from ldm_kit.editing.learning import learn
+from ldm_kit.models.directions import Directions
+from ldm_kit.models.pairs import PairDirections, pair_directions
 
 D, P = 16, 40
 NOISE = torch.randn(2 * P, D, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -26,7 +26,7 @@ def test_the_step_is_that_of_the_pictures_likes():
     before, after = two_kinds()
     near, far = torch.zeros(2, D), torch.zeros(2, D)
     near[0, 0], near[1, 0] = 3, -3
-    steps = paired(before, after).step(near)
+    steps = pair_directions(before, after).step(near)
     far[0, 1], far[1, 2] = 2, -2
     assert torch.allclose(steps, far, atol=1e-3)
     assert torch.allclose((after - before).mean(0), (far[0] + far[1]) / 2)  # which is right for neither
@@ -36,27 +36,27 @@ def test_a_picture_like_none_of_them_takes_their_mean_step():
     before, after = two_kinds()
     z = torch.zeros(1, D)
     z[0, 5] = 1  # at right angles to both kinds, but for the noise
-    step = Counterparts(before, after, 1.0).step(z)[0]
+    step = PairDirections(before, after, 1.0).step(z)[0]
     assert torch.allclose(step, (after - before).mean(0), atol=0.2)
 
 
 def test_the_way_back_is_the_way_there_from_the_other_end():
-    pairs = paired(*two_kinds())
+    pairs = pair_directions(*two_kinds())
     there = pairs.before + pairs.step(pairs.before)
     assert torch.allclose(there + pairs.back().step(there), pairs.before, atol=0.01)
 
 
 def test_the_temperature_foretells_pairs_left_out():
     before, after = two_kinds()
-    assert paired(before, after).temperature < 1
+    assert pair_directions(before, after).temperature < 1
     alike = before + torch.eye(D)[3]  # one step for all, of which each pair knows a noisy version
     noisy = alike + NOISE.flip(0) * 5
-    assert paired(before, noisy).temperature >= 0.3
+    assert pair_directions(before, noisy).temperature >= 0.3
 
 
 def test_at_most_a_thousand_pairs_are_kept():
     z = torch.randn(1500, 4, generator=torch.Generator().manual_seed(1))
-    kept = paired(z, z + 1).before
+    kept = pair_directions(z, z + 1).before
     assert len(kept) == 1000
     assert any(torch.equal(row, z[-2]) for row in kept)  # the end of a table counts as well
 

@@ -7,12 +7,12 @@ from PIL import Image
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
-from ldm_kit.editing import codes, edits
-from ldm_kit.editing.codes import Codes
-from ldm_kit.editing.directions import Direction
-from ldm_kit.editing.edits import Change
-from ldm_kit.editing.pictures import read_mask, read_picture, save_animation
-from ldm_kit.editing.seam import Code, key_of, normalised
+from ldm_kit.editing import code_files, operations
+from ldm_kit.editing.code_files import CodeFile
+from ldm_kit.editing.image_io import read_mask, read_picture, save_animation
+from ldm_kit.editing.operations import Change
+from ldm_kit.models.directions import Direction
+from ldm_kit.models.protocol import Code, encoder_digest, normalise
 from tests.editing.fake import Fake
 
 MODEL = Fake()
@@ -30,34 +30,34 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def code(pictures):
-    return edits.read(MODEL, pictures, steps=7)
+    return operations.encode(MODEL, pictures, steps=7)
 
 
 def test_reading_and_drawing_gives_the_picture(pictures, code):
     assert MODEL.asked[-1] == ("invert", 7)
-    assert torch.equal(edits.drawn(MODEL, code, steps=9), pictures)
+    assert torch.equal(operations.decode(MODEL, code, steps=9), pictures)
     assert MODEL.asked[-1] == ("decode", 9)
 
 
 def test_a_change_goes_sqrt_d_times_the_strength_in_normalised_space(code):
-    z = edits.moved(MODEL, code.z, [Change(direction(3), 0.3)])
-    step = normalised(MODEL, z) - normalised(MODEL, code.z)
+    z = operations.move_codes(MODEL, code.z, [Change(direction(3), 0.3)])
+    step = normalise(MODEL, z) - normalise(MODEL, code.z)
     assert torch.allclose(step, (0.3 * 48**0.5 * torch.eye(48)[3]).expand(5, -1), atol=1e-5)
 
 
 def test_several_changes_add_up_in_any_order(code):
     both = [Change(direction(3), 0.3), Change(direction(5), -0.1)]
-    z = edits.moved(MODEL, code.z, both)
-    assert torch.allclose(z, edits.moved(MODEL, code.z, both[::-1]), atol=1e-5)
-    one, other = (edits.moved(MODEL, code.z, [change]) - code.z for change in both)
+    z = operations.move_codes(MODEL, code.z, both)
+    assert torch.allclose(z, operations.move_codes(MODEL, code.z, both[::-1]), atol=1e-5)
+    one, other = (operations.move_codes(MODEL, code.z, [change]) - code.z for change in both)
     assert torch.allclose(z - code.z, one + other, atol=1e-5)
 
 
 def test_a_strip_is_monotone_in_the_logit_and_shares_x_T(code):
     strengths = [-0.3, -0.1, 0.0, 0.2, 0.5]
     rows = [[Change(direction(4), strength)] for strength in strengths]
-    line = edits.along(MODEL, code.take([1]), rows)
-    logits = direction(4).logit(normalised(MODEL, line.z))
+    line = operations.apply_edits(MODEL, code.take([1]), rows)
+    logits = direction(4).logit(normalise(MODEL, line.z))
     assert (logits.diff() > 0).all()
     assert torch.allclose(logits.diff(), 2 * 48**0.5 * torch.tensor(strengths).diff(), atol=1e-4)
     assert torch.equal(line.z[2], code.z[1])
@@ -65,26 +65,26 @@ def test_a_strip_is_monotone_in_the_logit_and_shares_x_T(code):
 
 
 def test_an_interpolation_ends_at_the_pictures(pictures, code):
-    found = edits.between(code.take([0]), code.take([1]), 5)
+    found = operations.interpolate(code.take([0]), code.take([1]), 5)
     for end, i in ((0, 0), (-1, 1)):
         assert torch.allclose(found.z[end], code.z[i], atol=1e-5)
         assert torch.allclose(found.x_T[end], code.x_T[i], atol=1e-5)
     assert torch.allclose(found.z[1], 0.75 * code.z[0] + 0.25 * code.z[1], atol=1e-5)
-    drawn = edits.drawn(MODEL, found).int()
+    drawn = operations.decode(MODEL, found).int()
     assert (drawn[[0, -1]] - pictures[:2].int()).abs().max() <= 1
 
 
 def test_x_T_keeps_its_length_where_a_straight_line_would_not():
     draw = torch.Generator().manual_seed(0)
     a, b = (Code(torch.zeros(1, 48), torch.randn(1, 3, 16, 16, generator=draw)) for _ in range(2))
-    middle = edits.between(a, b, 3).x_T[1]
+    middle = operations.interpolate(a, b, 3).x_T[1]
     assert abs(float(middle.std()) - 1) < 0.05
-    same = edits.between(a, a, 3).x_T
+    same = operations.interpolate(a, a, 3).x_T
     assert torch.allclose(same, a.x_T.expand(3, -1, -1, -1), atol=1e-6), "without an angle it falls back to a line"
 
 
 def test_mixing_takes_z_of_one_and_x_T_of_the_other(code):
-    found = edits.mixed(code.take([2]), code.take([4]))
+    found = operations.mix_codes(code.take([2]), code.take([4]))
     assert torch.equal(found.z[0], code.z[2])
     assert torch.equal(found.x_T[0], code.x_T[4])
 
@@ -97,22 +97,22 @@ def test_nearest_compares_in_the_normalised_space():
     query, like, unlike = torch.zeros(48), torch.zeros(48), torch.zeros(48)
     query[:3], like[:3], unlike[:3] = (torch.tensor(v) for v in ((1.0, 3, 0), (-1.0, 3, 0), (1.0, -3, 0)))
     z = torch.stack([unlike, like, query]) * model.std + model.mean
-    places, cosines = edits.nearest(model, z[2], z, 9)
+    places, cosines = operations.nearest(model, z[2], z, 9)
     assert places == [2, 1, 0]
     assert cosines == pytest.approx([1.0, 0.8, -0.8], abs=1e-5)
-    assert edits.nearest(model, z[2], z, 1)[0] == [2]
+    assert operations.nearest(model, z[2], z, 1)[0] == [2]
 
 
 @pytest.mark.parametrize("strength", [1.5, -2, float("nan"), float("inf")])
 def test_strengths_out_of_range(strength):
     with pytest.raises(UserError, match=r"expected -1 to 1, where -0.5 to 0.5 is sensible, 0.3 is typical"):
-        edits.refuse_strength(strength)
+        operations.check_strength(strength)
 
 
 def test_strength_0_is_no_edit():
     with pytest.raises(UserError, match="changes nothing"):
-        edits.refuse_idle([Change(direction(0), 0.0)])
-    edits.refuse_idle([Change(direction(0), 0.0), Change(direction(1), 0.1)])
+        operations.check_not_idle([Change(direction(0), 0.0)])
+    operations.check_not_idle([Change(direction(0), 0.0), Change(direction(1), 0.1)])
 
 
 def in_memory(pictures):
@@ -121,34 +121,34 @@ def in_memory(pictures):
 
 
 def test_codes_of_a_folder_come_back(pictures, code, tmp_path):
-    found = codes.encode(MODEL, in_memory(pictures), steps=7, batch=2)
+    found = code_files.encode(MODEL, in_memory(pictures), steps=7, batch=2)
     assert torch.equal(found.z, code.z)
     assert torch.equal(found.x_T, code.x_T)
     found.save(tmp_path / "a.safetensors")
-    again = Codes.load(tmp_path / "a.safetensors", key_of(MODEL))
+    again = CodeFile.load(tmp_path / "a.safetensors", encoder_digest(MODEL))
     assert again.names == tuple(f"bäd/{i}.png" for i in range(5))
     assert torch.equal(again.z, code.z)
     assert torch.equal(again.x_T, code.x_T)
-    small = codes.encode(MODEL, in_memory(pictures), steps=None)
+    small = code_files.encode(MODEL, in_memory(pictures), steps=None)
     small.save(tmp_path / "b.safetensors")
-    assert Codes.load(tmp_path / "b.safetensors", key_of(MODEL)).x_T is None
+    assert CodeFile.load(tmp_path / "b.safetensors", encoder_digest(MODEL)).x_T is None
 
 
 def test_wrong_codes(pictures, tmp_path):
-    path, key = tmp_path / "a.safetensors", key_of(MODEL)
-    codes.encode(MODEL, in_memory(pictures), steps=None).save(path)
+    path, key = tmp_path / "a.safetensors", encoder_digest(MODEL)
+    code_files.encode(MODEL, in_memory(pictures), steps=None).save(path)
     with pytest.raises(UserError, match="codes of another model"):
-        Codes.load(path, key_of(Fake(1)))
+        CodeFile.load(path, encoder_digest(Fake(1)))
     spoilt = bytearray(path.read_bytes())
     spoilt[-3] ^= 1
     path.write_bytes(spoilt)
     with pytest.raises(UserError, match="checksum does not fit"):
-        Codes.load(path, key)
+        CodeFile.load(path, key)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="cannot be read as codes"):
-        Codes.load(path, key)
+        CodeFile.load(path, key)
     with pytest.raises(UserError, match=r"no such file; expected codes that edit\.py encode wrote"):
-        Codes.load(tmp_path / "absent", key)
+        CodeFile.load(tmp_path / "absent", key)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.png", "PNG"), ("a.apng", "PNG")])

@@ -8,9 +8,9 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.editing import labels
-from ldm_kit.editing.directions import Directions
+from ldm_kit.editing.fit_directions import FitOptions, counterparts, learn, learn_few
 from ldm_kit.editing.labels import Column
-from ldm_kit.editing.learning import Learning, counterparts, learn, learn_few
+from ldm_kit.models.directions import Directions
 from tests.editing.planted import FIRST, SECOND, D, planted
 
 NAMES = [f"{i:04d}.png" for i in range(600)]
@@ -46,7 +46,7 @@ def test_held_out_pictures_are_not_fitted(learned):
     z, first, _ = planted(600)
     about = learned.abouts[0]
     assert 0.7 * 600 < about.positives + about.others < 0.9 * 600
-    everything = learn(z, [Column("smile", words(first, "1", "0"))], NAMES, "key", Learning(heldout=0.0)).abouts[0]
+    everything = learn(z, [Column("smile", words(first, "1", "0"))], NAMES, "key", FitOptions(heldout=0.0)).abouts[0]
     assert (everything.positives + everything.others, everything.auroc) == (600, None)
 
 
@@ -56,15 +56,15 @@ def test_equal_names_stay_on_one_side():
     z = torch.randn(100, 60, generator=draw).repeat(2, 1)
     marks = (torch.rand(100, generator=draw) < 0.5).repeat(2)
     column = [Column("luck", words(marks, "1", "0"))]
-    together = learn(z, column, [str(i) for i in range(100)] * 2, "key", Learning(heldout=0.4)).abouts[0]
-    apart = learn(z, column, [str(i) for i in range(200)], "key", Learning(heldout=0.4)).abouts[0]
+    together = learn(z, column, [str(i) for i in range(100)] * 2, "key", FitOptions(heldout=0.4)).abouts[0]
+    apart = learn(z, column, [str(i) for i in range(200)], "key", FitOptions(heldout=0.4)).abouts[0]
     assert together.auroc < 0.7 < apart.auroc
 
 
 def test_unknown_values_are_left_out():
     z, first, _ = planted(600)
     values = tuple(None if i % 3 == 0 else v for i, v in enumerate(words(first, "1", "0")))
-    about = learn(z, [Column("smile", values)], NAMES, "key", Learning(heldout=0.0)).abouts[0]
+    about = learn(z, [Column("smile", values)], NAMES, "key", FitOptions(heldout=0.0)).abouts[0]
     assert about.positives + about.others == 400
 
 
@@ -79,7 +79,7 @@ def test_rare_attributes_are_learned_by_shrinkage(learned):
 def test_the_means_estimator():
     z, first, _ = planted(600)
     column = Column("smile", words(first, "1", "0"))
-    found = learn(z, [column], NAMES, "key", Learning(estimator="means", heldout=0.0))
+    found = learn(z, [column], NAMES, "key", FitOptions(estimator="means", heldout=0.0))
     gap = z[first].mean(0) - z[~first].mean(0)
     assert torch.allclose(found["smile"].vector, gap / gap.norm(), atol=1e-5)
     assert found.abouts[0].estimator == "means"

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
+from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
-from ldm_kit.diffusion.semantic import pdae_grid
 from ldm_kit.editing import inpainting
-from ldm_kit.editing.inpainting import composed, inpainted, latent_mask
-from ldm_kit.editing.prompts import Redrawing, falling, inverted, rising, shape
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
+from ldm_kit.editing.inversion import Img2ImgOptions, falling, invert_latents, rising, shape
+from ldm_kit.models.pipeline import Pipeline
 
 LINEAR = build(ScheduleConfig(kind="linear"))
 FLOW = build(ScheduleConfig(kind="flow"))
@@ -31,7 +31,7 @@ def pictures(count=200, m=0.2, s=0.3):
 def error(schedule, steps, refine=0):
     """Mean squared, of the way up and back down the same times."""
     exact, x, times = Gaussian(schedule, 0.2, 0.3), pictures(), pdae_grid(1000, steps)
-    up = last(inverted(exact, x, times, None, refine))
+    up = last(invert_latents(exact, x, times, None, refine))
     return float((last(ddim(exact, up, times[::-1])) - x).square().mean())
 
 
@@ -54,7 +54,7 @@ def test_another_prompt_leads_to_its_own_pictures():
         LINEAR, torch.tensor([[-2.0], [3.0]]).double(), torch.tensor([0.3, 0.6]), torch.tensor([0.5, 0.5])
     )
     x, times = torch.tensor([[-2.3], [-2.0], [-1.4]]).double(), pdae_grid(1000, 500)
-    up = last(inverted(mixture, x, times, 0))
+    up = last(invert_latents(mixture, x, times, 0))
     assert torch.allclose(last(ddim(mixture, up, times[::-1], 0)), x, atol=0.02)
     moved = 3.0 + 0.6 * (x + 2.0) / 0.3
     assert torch.allclose(last(ddim(mixture, up, times[::-1], 1)), moved, atol=0.05)
@@ -70,7 +70,7 @@ def half(shape=(1, 1, 4, 4)):
 def test_the_known_part_stays_exactly(schedule):
     x_0 = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     exact = Gaussian(schedule, 0.0, 1.0)
-    found = last(inpainted(exact, x_0, half(), trailing(1000, 10), seeds=[1, 2, 3], resample=2))
+    found = last(inpaint_latents(exact, x_0, half(), trailing(1000, 10), seeds=[1, 2, 3], resample=2))
     known = ~half().expand_as(x_0)
     assert torch.equal(found[known], x_0[known])
     assert (found[~known] - x_0[~known]).abs().mean() > 0.3
@@ -79,8 +79,8 @@ def test_the_known_part_stays_exactly(schedule):
 def test_each_picture_depends_on_its_seed_alone():
     x_0 = torch.zeros(1, 2, 4, 4)
     exact, times = Gaussian(LINEAR, 0.0, 1.0), trailing(1000, 5)
-    both = last(inpainted(exact, x_0.expand(2, -1, -1, -1), half(), times, seeds=[7, 8], resample=3))
-    alone = last(inpainted(exact, x_0, half(), times, seeds=[8], resample=3))
+    both = last(inpaint_latents(exact, x_0.expand(2, -1, -1, -1), half(), times, seeds=[7, 8], resample=3))
+    alone = last(inpaint_latents(exact, x_0, half(), times, seeds=[8], resample=3))
     assert torch.allclose(both[1:], alone, atol=1e-6)
     assert (both[0] - both[1]).abs().max() > 0.1
 
@@ -109,7 +109,7 @@ def test_resampling_brings_what_is_new_nearer_to_the_true_conditional():
     means = []
     for resample in (1, 8):
         exact.seen.clear()
-        found = last(inpainted(exact, x_0, mask, trailing(1000, 50), seeds=range(80), resample=resample))
+        found = last(inpaint_latents(exact, x_0, mask, trailing(1000, 50), seeds=range(80), resample=resample))
         means.append(float(found[:, 1].mean()))
         assert len(exact.seen) == 49 * resample + 1
     assert means[1] - means[0] > 0.3
@@ -122,7 +122,7 @@ def test_what_resampling_is_worth_as_the_page_says(resample, mean, monkeypatch):
     drawn = []
     monkeypatch.setattr(inpainting, "step_noise", lambda seeds, *where: drawn.append(where) or torch.zeros(1, 2, 1, 1))
     x_0, mask = torch.tensor([2.0, 0.0]).double().view(1, 2, 1, 1), torch.tensor([False, True]).view(1, 2, 1, 1)
-    found = last(inpainted(Told(LINEAR), x_0, mask, trailing(1000, 50), seeds=[0], resample=resample))
+    found = last(inpaint_latents(Told(LINEAR), x_0, mask, trailing(1000, 50), seeds=[0], resample=resample))
     assert float(found[0, 1]) == pytest.approx(mean, abs=0.005)
     assert len(set(drawn)) == len(drawn) > 98 * resample, "the kept part's and the step's noise, ever new"
 
@@ -137,7 +137,7 @@ def test_a_latent_is_painted_anew_if_any_of_its_pixels_is():
 
 def test_composition_is_by_pixel():
     picture, drawn = torch.zeros(3, 4, 4).byte(), torch.full((2, 3, 4, 4), 9).byte()
-    found = composed(picture, drawn, half()[0, 0])
+    found = composite(picture, drawn, half()[0, 0])
     assert found.dtype == torch.uint8
     assert found[:, :, :, :2].unique().tolist() == [9]
     assert found[:, :, :, 2:].unique().tolist() == [0]
@@ -146,11 +146,11 @@ def test_composition_is_by_pixel():
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 def test_the_strength_is_the_share_of_the_steps_that_are_walked(world):
     pipeline = Pipeline.load(world.model("pixels") / "model")
-    assert rising(pipeline, Redrawing(steps=10, strength=0.3)) == [0, 99, 199, 299]
-    assert rising(pipeline, Redrawing(steps=10))[-1] == 999
-    assert falling(pipeline, Redrawing(steps=10, strength=0.3)) == [299, 199, 99, -1]
-    assert falling(pipeline, Redrawing(steps=10))[0] == 999
-    assert len(falling(pipeline, Redrawing(steps=10, strength=0.01))) == 2, "one step at least"
+    assert rising(pipeline, Img2ImgOptions(steps=10, strength=0.3)) == [0, 99, 199, 299]
+    assert rising(pipeline, Img2ImgOptions(steps=10))[-1] == 999
+    assert falling(pipeline, Img2ImgOptions(steps=10, strength=0.3)) == [299, 199, 99, -1]
+    assert falling(pipeline, Img2ImgOptions(steps=10))[0] == 999
+    assert len(falling(pipeline, Img2ImgOptions(steps=10, strength=0.01))) == 2, "one step at least"
     assert shape(pipeline) == (3, 16)
     assert shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
 
@@ -158,13 +158,13 @@ def test_the_strength_is_the_share_of_the_steps_that_are_walked(world):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (Redrawing(steps=0), "--steps is 0"),
-        (Redrawing(strength=0.0), "--strength 0 leaves the picture as it is; expected more than 0, up to 1"),
-        (Redrawing(strength=1.2), "--strength 1.2 is no share"),
-        (Redrawing(strength=float("nan")), "--strength nan is no share"),
-        (Redrawing(guidance_scale=-1.0), "--guidance_scale is -1"),
-        (Redrawing(guidance_scale=float("inf")), "--guidance_scale is inf"),
-        (Redrawing(refine=-1), "--refine is -1"),
+        (Img2ImgOptions(steps=0), "--steps is 0"),
+        (Img2ImgOptions(strength=0.0), "--strength 0 leaves the picture as it is; expected more than 0, up to 1"),
+        (Img2ImgOptions(strength=1.2), "--strength 1.2 is no share"),
+        (Img2ImgOptions(strength=float("nan")), "--strength nan is no share"),
+        (Img2ImgOptions(guidance_scale=-1.0), "--guidance_scale is -1"),
+        (Img2ImgOptions(guidance_scale=float("inf")), "--guidance_scale is inf"),
+        (Img2ImgOptions(refine=-1), "--refine is -1"),
     ],
 )
 def test_numbers_out_of_range(how, said):

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.randomness import picture_noise
+from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.editing.fitting import few
-from ldm_kit.editing.rejection import Bar, accepted, barred, try_seed
+from ldm_kit.editing.rejection_sampling import AttributeThreshold, attribute_threshold, sample_accepted, try_seed
 
 AXIS = torch.eye(4)[0]
 
 
 def draw(seeds):
-    return picture_noise(seeds, (4,))
+    return initial_noise(seeds, (4,))
 
 
 def read(z):
@@ -23,25 +23,25 @@ def read(z):
 
 
 def test_what_passes_is_the_truncated_prior():
-    found = accepted(draw, read, range(400), Bar("far"))
+    found = sample_accepted(draw, read, range(400), AttributeThreshold("far"))
     share = 0.5 * math.erfc(1 / math.sqrt(2))
     assert found.rate == pytest.approx(share, abs=0.03)
     assert found.z[:, 0].min() > 1
     assert found.z[:, 0].mean().item() == pytest.approx(math.exp(-0.5) / math.sqrt(2 * math.pi) / share, abs=0.1)
     assert found.z[:, 1:].mean(0).abs().max() < 0.2
     assert torch.allclose(found.probability, read(found.z).sigmoid())
-    higher = accepted(draw, read, range(100), Bar("far", 0.9))
+    higher = sample_accepted(draw, read, range(100), AttributeThreshold("far", 0.9))
     assert higher.z[:, 0].min() > 1 + math.log(9) / 3
     assert higher.rate < found.rate / 2
 
 
 def test_the_first_try_is_the_plain_draw_and_batch_mates_change_nothing():
     seeds = [3, 9, 4, 77]
-    found = accepted(draw, read, seeds, Bar("far", 0.0))
+    found = sample_accepted(draw, read, seeds, AttributeThreshold("far", 0.0))
     assert torch.equal(found.z, draw(seeds))
     assert (found.rate, found.tried) == (1, 4)
-    together = accepted(draw, read, seeds, Bar("far"))
-    alone = [accepted(draw, read, [seed], Bar("far")) for seed in seeds]
+    together = sample_accepted(draw, read, seeds, AttributeThreshold("far"))
+    alone = [sample_accepted(draw, read, [seed], AttributeThreshold("far")) for seed in seeds]
     assert torch.equal(together.z, torch.cat([one.z for one in alone]))
     assert together.tried == sum(one.tried for one in alone)
     tried = draw([try_seed(77, number) for number in range(alone[3].tried)])
@@ -52,7 +52,7 @@ def test_the_first_try_is_the_plain_draw_and_batch_mates_change_nothing():
 def test_a_dozen_examples_are_enough_to_ask_for_more():
     examples, others = draw(range(12)) + 2 * AXIS, draw(range(20, 32))
     fit = few(examples, others)
-    found = accepted(draw, lambda z: fit.logit(z).float(), range(100), Bar("like these"))
+    found = sample_accepted(draw, lambda z: fit.logit(z).float(), range(100), AttributeThreshold("like these"))
     assert found.z[:, 0].mean() > 1
     assert 0.05 < found.rate < 0.5
 
@@ -62,8 +62,11 @@ def test_it_gives_up_in_a_sentence():
     with pytest.raises(
         UserError, match=r"2 of 2 pictures found no code with a probability of 'far' over 0\.5 within --tries 300"
     ):
-        accepted(
-            lambda seeds: asked.extend(seeds) or draw(seeds), lambda z: -z.norm(dim=1), [0, 1], Bar("far", 0.5, 300)
+        sample_accepted(
+            lambda seeds: asked.extend(seeds) or draw(seeds),
+            lambda z: -z.norm(dim=1),
+            [0, 1],
+            AttributeThreshold("far", 0.5, 300),
         )
     assert len(asked) == len(set(asked)) == 600
 
@@ -71,13 +74,13 @@ def test_it_gives_up_in_a_sentence():
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, math.nan])
 def test_bars_out_of_range(threshold):
     with pytest.raises(UserError, match="--threshold is"):
-        Bar("far", threshold).refuse()
+        AttributeThreshold("far", threshold).refuse()
     with pytest.raises(UserError, match="--tries is 0"):
-        Bar("far", tries=0).refuse()
+        AttributeThreshold("far", tries=0).refuse()
 
 
 def test_a_threshold_needs_an_attribute():
-    assert barred(None, None, 5) is None
-    assert barred("far", None, 5) == Bar("far", 0.5, 5)
+    assert attribute_threshold(None, None, 5) is None
+    assert attribute_threshold("far", None, 5) == AttributeThreshold("far", 0.5, 5)
     with pytest.raises(UserError, match="--threshold is for --attribute"):
-        barred(None, 0.7, 5)
+        attribute_threshold(None, 0.7, 5)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldm_kit.evaluation.fidelity import (
+from ldm_kit.metrics.fidelity import (
     Fidelity,
     agreement,
     ceiling,

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ldm_kit.config import UserError
-from ldm_kit.evaluation.curves import _panel, _series
-from ldm_kit.evaluation.files import spared
-from ldm_kit.evaluation.pictures import curves, file_name, grid, pairs_grid, read_metadata, save_png, strip
+from ldm_kit.viz.curves import _panel, _series
+from ldm_kit.viz.grid import curves, file_name, grid, pairs_grid, read_metadata, save_png, strip
+from ldm_kit.viz.png import tolerate_oserror
 
 
 def flat(*levels, channels=3, size=4):
@@ -233,8 +233,8 @@ def test_curves_complain_at_the_door(tmp_path):
 def test_a_picture_that_can_be_spared_costs_a_warning_alone(tmp_path, caplog):
     (tmp_path / "pictures").write_text("no folder")
     out = tmp_path / "pictures" / "a.png"
-    with spared(out):
+    with tolerate_oserror(out):
         save_png(Image.new("L", (4, 4)), out)
     assert f"could not write {out}" in caplog.text
-    with pytest.raises(ValueError, match="4"), spared(out):
+    with pytest.raises(ValueError, match="4"), tolerate_oserror(out):
         raise ValueError(4)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldm_kit.evaluation.reconstruction import Running, decibels, mse, psnr, ssim
+from ldm_kit.metrics.reconstruction import Running, decibels, mse, psnr, ssim
 
 
 def picture(*shape):

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_kit.nets import solvers
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from tests.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -42,18 +41,18 @@ JOBS = {  # name -> (model, pipeline, scheduler or None for the saved one, call)
     "any": ("text", "DiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0, "latents": None}),
 }
 OURS = {  # what we draw for the same job
-    "one": Wish(STEPS, "ddim", 1.0),
-    "guided": Wish(STEPS, "ddim", 15.0),
-    "negative": Wish(STEPS, "ddim", 15.0, NEGATIVE),
-    "dpm++": Wish(STEPS, "dpm++", 2.0),
-    "unipc": Wish(STEPS, "unipc", 2.0),
-    "flow": Wish(STEPS, "dpm++", 2.0),
-    "plain": Wish(STEPS, "ddim"),
-    "plain_vq": Wish(STEPS, "ddim"),
-    "pixels": Wish(STEPS, "ddim"),
-    "pixels, noisy": Wish(STEPS, "ddim", eta=1.0),
-    "pixels ddpm": Wish(STEPS, "ddpm"),
-    "learned": Wish(STEPS, "ddpm", spacing="linspace"),
+    "one": SamplingOptions(STEPS, "ddim", 1.0),
+    "guided": SamplingOptions(STEPS, "ddim", 15.0),
+    "negative": SamplingOptions(STEPS, "ddim", 15.0, NEGATIVE),
+    "dpm++": SamplingOptions(STEPS, "dpm++", 2.0),
+    "unipc": SamplingOptions(STEPS, "unipc", 2.0),
+    "flow": SamplingOptions(STEPS, "dpm++", 2.0),
+    "plain": SamplingOptions(STEPS, "ddim"),
+    "plain_vq": SamplingOptions(STEPS, "ddim"),
+    "pixels": SamplingOptions(STEPS, "ddim"),
+    "pixels, noisy": SamplingOptions(STEPS, "ddim", eta=1.0),
+    "pixels ddpm": SamplingOptions(STEPS, "ddpm"),
+    "learned": SamplingOptions(STEPS, "ddpm", spacing="linspace"),
 }
 
 
@@ -79,7 +78,7 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return np.round(picture.astype(np.float64) * 255)
 
 
-def drawn(folder: Path, wish: Wish) -> np.ndarray:
+def drawn(folder: Path, wish: SamplingOptions) -> np.ndarray:
     """Our picture, [h, w, 3] in grey levels."""
     pipeline = Pipeline.load(folder)
     prompt = PROMPT if pipeline.conditioner.null is not None else ""
@@ -98,7 +97,7 @@ def one_stream(monkeypatch):
             torch.randn(1, *shape, generator=generator)
         return torch.randn(len(seeds), *shape, generator=generator)
 
-    monkeypatch.setattr(solvers, "step_noise", noise)
+    monkeypatch.setattr(samplers, "step_noise", noise)
 
 
 @pytest.mark.usefixtures("one_stream")
@@ -125,6 +124,6 @@ def test_guidance_and_negative_prompts_matter(theirs):
 def test_the_noise_is_that_of_diffusers(world):
     pipeline = Pipeline.load(world.model("text") / "model")
     given = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(SEED))
-    *_, one = pipeline.states([PROMPT], [SEED], Wish(3, "ddim"))
-    *_, two = pipeline.states([PROMPT], [SEED], Wish(3, "ddim"), noise=given)
+    *_, one = pipeline.states([PROMPT], [SEED], SamplingOptions(3, "ddim"))
+    *_, two = pipeline.states([PROMPT], [SEED], SamplingOptions(3, "ddim"), noise=given)
     assert torch.equal(one.x, two.x)

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from autoencoder import saved
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.half_unet import HalfUNetConfig, build_half_unet
-from ldm_kit.noisy_classifier import NoisyClassifier, first_stage_of
-from ldm_kit.pipeline import Pipeline
 from tests.world import CLASSIFIERS, World, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-NET = HalfUNetConfig(widths=(8, 16), attention=(False, True), layers=1, head_size=8, groups=4)
+NET = HalfUNetConfig(widths=(8, 16), attention_levels=(False, True), layers_per_block=1, head_size=8, norm_num_groups=4)
 
 
 def made(schedule: ScheduleConfig | None = None, first_stage: str | None = None) -> NoisyClassifier:
@@ -49,9 +49,9 @@ def test_load_of_save_says_the_same_bits(world: World, name, tmp_path):
 @pytest.mark.parametrize(
     "schedule",
     [
-        ScheduleConfig(kind="linear", steps=50),
+        ScheduleConfig(kind="linear", num_train_timesteps=50),
         ScheduleConfig(kind="scaled_linear", zero_terminal=True),
-        ScheduleConfig(kind="cosine", steps=300),
+        ScheduleConfig(kind="cosine", num_train_timesteps=300),
         ScheduleConfig(kind="flow"),
     ],
     ids=lambda schedule: schedule.kind,
@@ -59,7 +59,11 @@ def test_load_of_save_says_the_same_bits(world: World, name, tmp_path):
 def test_the_noise_that_it_knows_is_saved(schedule, tmp_path):
     made(schedule).save(tmp_path)
     found = NoisyClassifier.load(tmp_path).schedule_config
-    assert (found.kind, found.steps, found.zero_terminal) == (schedule.kind, schedule.steps, schedule.zero_terminal)
+    assert (found.kind, found.steps, found.zero_terminal) == (
+        schedule.kind,
+        schedule.num_train_timesteps,
+        schedule.zero_terminal,
+    )
     assert torch.equal(build(found).a, build(schedule).a)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.parts import component, read_index
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.wish import Wish
+from ldm_kit.models.folder import component, read_index
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from tests.world import MODELS, World, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -43,7 +43,7 @@ class Payload:
 
 
 def pictures(pipeline: Pipeline, prompts: list[str], solver: str = "dpm++") -> torch.Tensor:
-    return torch.cat(list(pipeline.draw(prompts, range(len(prompts)), Wish(3, solver))))
+    return torch.cat(list(pipeline.draw(prompts, range(len(prompts)), SamplingOptions(3, solver))))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,7 +128,7 @@ def test_a_flow_model_of_pixels(world: World, tmp_path):
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     again = Pipeline.load(tmp_path / "model")
     assert again.target == "flow"
-    *_, last = again.states([""], [0], Wish(4, "ddim", spacing="leading"))
+    *_, last = again.states([""], [0], SamplingOptions(4, "ddim", spacing="leading"))
     assert torch.isfinite(last.x).all(), "clipped at t = 0, where flow has no noise left"
 
 

@@ -17,19 +17,33 @@ from conditioning.factory import build as build_conditioner
 from conditioning.labels import ClassConfig
 from conditioning.none import NoCondition
 from ldm_kit import config as configs
-from ldm_kit.data.source import load
+from ldm_kit.data.sources import load
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.choose import open_stage, run_class
-from ldm_kit.nets.build import UNetConfig, build_unet
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.nets.originals import perturbed
 
 SIDE = 8
 STEPS = 200  # training times
-LINEAR = ScheduleConfig(kind="linear", steps=STEPS, end=0.08)
-ENCODER = {"kind": "diffae", "z_width": 8, "widths": [16, 32], "attention": [False, False], "layers": 1, "groups": 8}
-STRIDED = {"kind": "strided", "z_width": 8, "widths": [16, 32], "attention": None, "groups": 8}
-UNET = {"widths": [16, 32], "attention": [False, False], "layers": 1, "time_width": 32, "groups": 8, "dropout": 0.0}
+LINEAR = ScheduleConfig(kind="linear", num_train_timesteps=STEPS, end=0.08)
+ENCODER = {
+    "kind": "diffae",
+    "z_width": 8,
+    "widths": [16, 32],
+    "attention_levels": [False, False],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+STRIDED = {"kind": "strided", "z_width": 8, "widths": [16, 32], "attention": None, "norm_num_groups": 8}
+UNET = {
+    "widths": [16, 32],
+    "attention_levels": [False, False],
+    "layers_per_block": 1,
+    "time_width": 32,
+    "norm_num_groups": 8,
+    "dropout": 0.0,
+}
 COMMON: dict[str, Any] = {
     "data": {"source": "folder", "resolution": SIDE, "heldout": 0.2},
     "optim": {"lr": 2e-3, "warmup": 0, "weight_decay": 0.0},
@@ -39,7 +53,12 @@ COMMON: dict[str, Any] = {
 SHOWN = {"sample": {"encode_steps": 10, "decode_steps": 5}}
 DIFFAE = {**COMMON, **SHOWN, "method": "diffae", "encoder": ENCODER, "unet": UNET, "schedule": LINEAR.model_dump()}
 PDAE = {**COMMON, **SHOWN, "method": "pdae", "encoder": STRIDED}
-PRIOR = {**COMMON, "method": "prior", "net": {"hidden": 32, "layers": 3}, "sample": {"steps": 5, "decode_steps": 5}}
+PRIOR = {
+    **COMMON,
+    "method": "prior",
+    "net": {"hidden": 32, "layers_per_block": 3},
+    "sample": {"steps": 5, "decode_steps": 5},
+}
 
 
 def two_factors(folder: Path, count: int = 60) -> Path:
@@ -72,7 +91,7 @@ def opened(config: Any) -> Any:
 
 def trained(stage: Any, steps: int, lr: float = 2e-3) -> list[float]:
     """The losses of some steps of plain Adam."""
-    module = next(iter(stage.task.players.values()))
+    module = next(iter(stage.task.modules.values()))
     optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr)
     size, losses = stage.settings.train.batch_size, []
     for number in range(steps):
@@ -89,14 +108,16 @@ def trained(stage: Any, steps: int, lr: float = 2e-3) -> list[float]:
 def base(folder: Path, kind: str = "plain", schedule: ScheduleConfig = LINEAR) -> Path:
     """A saved diffusion model with random weights: plain, of classes, with a learned variance, or of latents."""
     torch.manual_seed(0)
-    config = UNetConfig(widths=(16, 32), attention=(False, True), heads=2, groups=8, layers=1, dropout=0.3)
+    config = UNetConfig(
+        widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8, layers_per_block=1, dropout=0.3
+    )
     conditioner = NoCondition()
     if kind == "classes":
         conditioner = build_conditioner(ClassConfig(kind="class", form="token", width=12), classes=["b", "t"])
     learned, vae = kind == "learned", None
     channels, side = 3, SIDE
     if kind == "latents":
-        shape = {"resolution": SIDE, "widths": (8, 16), "latent_channels": 4, "norm_groups": 4}
+        shape = {"resolution": SIDE, "widths": (8, 16), "latent_channels": 4, "norm_num_groups": 4}
         vae = scaled(build_autoencoder(KLConfig(**shape, middle_attention=False)).eval())
         channels, side = 4, SIDE // 2
     shape = {"sample_size": side, "channels": channels, "out_channels": channels * (1 + learned)}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from autoencoder.equivariance import Move
-from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
+from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
 
 CUSTOM = {"balance": "custom", "kl_weight": 1e-6, "learned_scale": False}
 
@@ -22,7 +22,7 @@ class Blur(torch.nn.Module):
 
 
 def run(**more):
-    net = {"kind": "kl", "resolution": 16, "widths": [8, 16], "norm_groups": 4, "middle_attention": False}
+    net = {"kind": "kl", "resolution": 16, "widths": [8, 16], "norm_num_groups": 4, "middle_attention": False}
     given = {
         "run": "runs/none",
         "data": {"source": "openmoji", "resolution": 16},
@@ -35,7 +35,7 @@ def task(**more):
     torch.manual_seed(0)
     made = Autoencoding(run(**more))
     made.criterion.perceptual = Blur()
-    made.wrap(made.players)
+    made.set_ddp_modules(made.modules)
     return made
 
 
@@ -101,10 +101,10 @@ def test_equivariance_makes_the_decoder_as_good_at_moved_latents():
 
 
 def test_what_cannot_be_moved_is_refused():
-    vq = {"kind": "vq", "resolution": 16, "widths": [8, 16], "norm_groups": 4, "latent_channels": 4, "codes": 8}
+    vq = {"kind": "vq", "resolution": 16, "widths": [8, 16], "norm_num_groups": 4, "latent_channels": 4, "codes": 8}
     with pytest.raises(ValidationError, match=r"moves latents between the codes.*kind kl"):
         run(autoencoder=vq, equivariance={})
-    game = {"criterion": {"adversarial": {}}, "discriminator": {"layers": 2}}
+    game = {"loss": {"adversarial": {}}, "discriminator": {"layers": 2}}
     assert run(**game)
     with pytest.raises(ValidationError, match="needs pictures of 12 px, got 4"):
         run(**game, equivariance={})

@@ -7,13 +7,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ldm_kit.config import UserError, check
-from ldm_kit.data.source import load
-from ldm_kit.diffusion import randomness
-from ldm_kit.diffusion.times import draw_times
+from ldm_kit.data.sources import load
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.methods.choose import open_stage
 from ldm_kit.methods.classifier import LEVELS, ClassifierRun, Classifying, Heldout, hits, shifted
 from ldm_kit.methods.classifier_stage import ClassifierStage
-from ldm_kit.training.order import Share
+from ldm_kit.training.batches import BatchSplit
 from tests.training.helpers import CLASSIFIER, picture_folder, settings
 from tests.world import make_pictures
 
@@ -35,14 +35,14 @@ class Stub(nn.Module):
 
 def task(say=lambda x, t: torch.zeros(len(x), 8), **changed) -> Classifying:
     tree = {**CLASSIFIER, "run": "r", "data": {"source": "folder", "path": "p", "resolution": 16}, "shift": 0}
-    tree = {**tree, "schedule": {"kind": "linear", "steps": T, "end": 0.3}, **changed}
+    tree = {**tree, "schedule": {"kind": "linear", "num_train_timesteps": T, "end": 0.3}, **changed}
     return Classifying(check(ClassifierRun, tree, "the test"), Stub(say))
 
 
 def batch(positions, seed=0):
     """Latents [B, 4, 8, 8], the same for a position whatever is around it."""
     position = torch.as_tensor(positions)
-    mean, logvar = (randomness.normal(seed, name, position, (4, 8, 8)) for name in ("mean", "logvar"))
+    mean, logvar = (rng.normal(seed, name, position, (4, 8, 8)) for name in ("mean", "logvar"))
     return {"mean": mean, "logvar": logvar, "inputs": {"label": position % 8}, "position": position}
 
 
@@ -58,10 +58,10 @@ def test_it_sees_what_the_schedule_makes_of_latents():
     ((x, t),) = asked.net.seen
     given, a, s = batch(range(8, 16)), *asked.schedule.at(t)
     wide = (8, 1, 1, 1)
-    posterior, noise = (randomness.normal(0, name, given["position"], (4, 8, 8)) for name in ("posterior", "noise"))
+    posterior, noise = (rng.normal(0, name, given["position"], (4, 8, 8)) for name in ("posterior", "noise"))
     x_0 = given["mean"] + (given["logvar"] / 2).exp() * posterior
     torch.testing.assert_close(x, (a.view(wide) * x_0 + s.view(wide) * noise).float())
-    assert torch.equal(t, draw_times(asked.config.times, 0, given["position"], 8, T))
+    assert torch.equal(t, sample_timesteps(asked.config.times, 0, given["position"], 8, T))
     assert x.dtype == torch.float32
 
 
@@ -74,7 +74,7 @@ def test_any_split_of_a_step_gives_the_same_figures():
     assert 0 < whole["accuracy"] < 1
     assert whole["accuracy5"] > whole["accuracy"]
     for world, micro in [(1, 4), (2, None), (4, 2)]:
-        shares = [Share.of(32, micro, world, rank) for rank in range(world)]
+        shares = [BatchSplit.of(32, micro, world, rank) for rank in range(world)]
         parts = [step(task(say, train=train), part) for share in shares for part in share.micro_batches(2)]
         for name, value in whole.items():
             assert sum(part[name] for part in parts) / len(parts) == pytest.approx(value, abs=1e-6), name

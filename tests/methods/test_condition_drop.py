@@ -5,10 +5,10 @@ import torch
 
 from conditioning.base import drop
 from ldm_kit.data.batches import flips
-from ldm_kit.data.source import load
+from ldm_kit.data.sources import load
 from ldm_kit.methods.latent import dropped_at
 from ldm_kit.methods.stage import LatentStage
-from ldm_kit.training.order import Share
+from ldm_kit.training.batches import BatchSplit
 from tests.training.helpers import CLASSES, TEXT, picture_folder, settings
 
 
@@ -22,7 +22,7 @@ def test_the_measured_rate_is_the_configured_one(share):
 def test_any_split_of_a_step_drops_the_same_positions():
     whole = dropped_at(3, torch.arange(64), 0.5)
     for world, micro in [(1, 16), (2, None), (4, 4)]:
-        shares = [Share.of(64, micro, world, rank) for rank in range(world)]
+        shares = [BatchSplit.of(64, micro, world, rank) for rank in range(world)]
         for positions in (torch.tensor(part) for share in shares for part in share.micro_batches(0)):
             assert torch.equal(dropped_at(3, positions, 0.5), whole[positions])
 

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from ldm_kit.codes import codes_of
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_unit
-from ldm_kit.data.source import load
-from ldm_kit.diffusion import randomness
+from ldm_kit.data.sources import load
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.loss import noised
-from ldm_kit.diffusion.times import draw_times
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.semantic_model import SemanticModel
+from ldm_kit.diffusion.timesteps import sample_timesteps
+from ldm_kit.models.codes import encode_set
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.studios.choose import open_studio
 from tests.methods.semantic_toys import DIFFAE, STEPS, base, checked, opened, probed, swapped, trained, two_factors
 from tests.nets.originals import perturbed
@@ -48,7 +48,7 @@ def test_it_learns_codes_that_the_decoder_listens_to(pictures, tmp_path):
     assert stage.task.heldout_loss(*stage.heldout) < 0.6 * before
     own, others = swapped(stage)
     assert own < 0.75 * others
-    records, z = stage.data.train.records, codes_of(stage.encoder, stage.data.train)
+    records, z = stage.data.train.records, encode_set(stage.encoder, stage.data.train)
     assert probed(z, torch.tensor([record.label for record in records])) > 0.9
     assert probed(z, torch.tensor([record.text == "right" for record in records])) > 0.9
 
@@ -85,7 +85,7 @@ def test_the_encoder_sees_the_picture_in_the_view_of_the_latent(pictures, autoen
     stage = stage_of(pictures, tmp_path, flip=flip, autoencoder=autoencoder if latents else None)
     batch = stage.batches.__getitems__(PLACES)
     plain = to_unit(stage.data.train.pictures([index for _, index in PLACES]))
-    mirrored = randomness.uniform(0, "flip", batch["position"]) < 0.5
+    mirrored = rng.uniform(0, "flip", batch["position"]) < 0.5
     for i, (_, index) in enumerate(PLACES):
         turned = flip and bool(mirrored[i])
         assert torch.equal(batch["picture"][i], plain[i].flip(2) if turned else plain[i])
@@ -97,11 +97,9 @@ def test_the_encoder_sees_the_picture_in_the_view_of_the_latent(pictures, autoen
     list(stage.task.losses(batch, 0))
     ((x, t, seen),) = spy.seen
     assert torch.equal(seen, batch["picture"])
-    x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * randomness.normal(
-        0, "posterior", batch["position"], x.shape[1:]
-    )
-    eps = randomness.normal(0, "noise", batch["position"], x.shape[1:])
-    assert torch.equal(t, draw_times(stage.settings.times, 0, batch["position"], 16, STEPS))
+    x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", batch["position"], x.shape[1:])
+    eps = rng.normal(0, "noise", batch["position"], x.shape[1:])
+    assert torch.equal(t, sample_timesteps(stage.settings.times, 0, batch["position"], 16, STEPS))
     torch.testing.assert_close(x, noised(x_0, eps, t, stage.task.schedule).float())
 
 
@@ -111,9 +109,9 @@ def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
     stage.task.wrapped = Spy()
     batch = stage.batches.__getitems__(PLACES)
     ((player, loss, logs),) = stage.task.losses(batch, 0)
-    t = draw_times(stage.settings.times, 0, batch["position"], 16, STEPS)
+    t = sample_timesteps(stage.settings.times, 0, batch["position"], 16, STEPS)
     a, s = (c.view(-1, 1, 1, 1) for c in stage.task.schedule.at(t))
-    eps = randomness.normal(0, "noise", batch["position"], (3, 8, 8))
+    eps = rng.normal(0, "noise", batch["position"], (3, 8, 8))
     truth = eps if target == "eps" else a * eps - s * batch["mean"]
     assert loss.item() == pytest.approx(truth.square().mean().item(), rel=1e-5)
     assert (player, logs) == ("semantic", {})
@@ -121,10 +119,10 @@ def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
 
 def test_encoder_and_decoder_are_one_player_and_both_are_averaged(pictures, tmp_path):
     task = stage_of(pictures, tmp_path).task
-    (module,) = task.players.values()
-    assert set(task.averaged) == {"encoder", "unet"}
+    (module,) = task.modules.values()
+    assert set(task.ema_modules) == {"encoder", "unet"}
     owned = {id(p) for p in module.parameters()}
-    assert owned == {id(p) for part in task.averaged.values() for p in part.parameters()}
+    assert owned == {id(p) for part in task.ema_modules.values() for p in part.parameters()}
 
 
 def test_heldout_losses_do_not_depend_on_the_batch_or_on_the_run_seed(pictures, tmp_path):
@@ -148,9 +146,9 @@ def test_other_pictures_are_other_data(pictures, tmp_path):
     [
         ({"schedule": {"kind": "flow"}}, "flow goes with target flow"),
         ({"schedule": {"kind": "linear", "zero_terminal": True}}, "target 'eps' is undefined"),
-        ({"target": "x0"}, "target"),
+        ({"prediction_type": "x0"}, "target"),
         ({"sample": {"encode_steps": 300}}, "sample asks for 300 steps"),
-        ({"times": {"density": "loss_second_moment"}}, "is for a bound"),
+        ({"timestep_sampling": {"density": "loss_second_moment"}}, "is for a bound"),
         ({"encoder": {"kind": "third"}}, "encoder.kind"),
     ],
 )

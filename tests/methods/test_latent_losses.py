@@ -4,15 +4,21 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.data.source import load
+from ldm_kit.data.sources import load
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.stage import LatentStage
 from ldm_kit.training import checkpoint
 from ldm_kit.training.checkpoint import load_tensors
 from tests.training.helpers import STAGE_2, picture_folder, play, ranks, settings, tensors_of
 
-HYBRID = ("variance=learned_range", "target=eps")
-AWARE = (*HYBRID, "loss=vlb", "times.density=loss_second_moment", "schedule.steps=2", "sample.steps=2")
+HYBRID = ("variance=learned_range", "prediction_type=eps")
+AWARE = (
+    *HYBRID,
+    "loss=vlb",
+    "timestep_sampling.density=loss_second_moment",
+    "schedule.num_train_timesteps=2",
+    "sample.steps=2",
+)
 EXACT = ("unet.dropout=0", "train.steps=8")
 STATE = "model/state.safetensors"
 
@@ -41,7 +47,7 @@ def test_a_learned_variance_is_trained_by_the_hybrid_loss():
     assert LatentRun.model_validate(config.model_dump()) == config
 
 
-FLOW = ("target=flow", "schedule.kind=flow")
+FLOW = ("prediction_type=flow", "schedule.kind=flow")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ FLOW = ("target=flow", "schedule.kind=flow")
         (("loss=hybrid", "variance=large"), "variance is large, which is fixed"),
         (("loss=vlb", "min_snr=5"), "min_snr weighs the squared error"),
         (("vb_weight=0",), "vb_weight"),
-        (("schedule={kind: given, steps: 2, betas: [0.5, 1]}", "target=eps"), "ends in pure noise"),
+        (("schedule={kind: given, steps: 2, betas: [0.5, 1]}", "prediction_type=eps"), "ends in pure noise"),
         (("variance=learned",), "variance"),
     ],
 )

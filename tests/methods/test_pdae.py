@@ -11,23 +11,23 @@ from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
-from ldm_kit.decoders import Towards
-from ldm_kit.diffusion import randomness
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped
 from ldm_kit.diffusion.loss import noised
-from ldm_kit.diffusion.semantic import (
+from ldm_kit.diffusion.pdae import (
     NetworkEstimator,
-    Shifted,
-    gap_coefficient,
-    gap_weight,
+    ShiftedDenoiser,
+    pdae_coefficient,
     pdae_decode,
     pdae_encode,
     pdae_grid,
+    pdae_weight,
 )
-from ldm_kit.diffusion.times import draw_times
-from ldm_kit.frozen import Frozen, reopened
+from ldm_kit.diffusion.timesteps import sample_timesteps
+from ldm_kit.models.base_model import BaseModel, reopen_base
+from ldm_kit.models.decoders import TrajectoryTarget
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.semantic_model import SemanticModel
 from ldm_kit.studios.choose import open_studio
 from tests.methods.semantic_toys import PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
 from tests.nets.originals import perturbed
@@ -76,9 +76,9 @@ def test_the_base_keeps_its_bits_and_its_rest(pictures, bases, tmp_path, kind):
     assert weights_digest(frozen) == before
     assert not any(module.training for module in frozen.modules())
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
-    (module,) = stage.task.players.values()
+    (module,) = stage.task.modules.values()
     assert not any(value.data_ptr() == p.data_ptr() for p in frozen.parameters() for value in module.parameters())
-    assert set(stage.task.averaged) == {"encoder", "shift"}
+    assert set(stage.task.ema_modules) == {"encoder", "shift"}
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.encoder.parameters())
 
 
@@ -89,18 +89,18 @@ def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
     batch = stage.batches.__getitems__([(i, i) for i in range(16)])
     ((player, loss, logs),) = stage.task.losses(batch, 0)
     position, shape = batch["position"], batch["mean"].shape[1:]
-    t, table = draw_times(stage.settings.times, 0, position, 16, STEPS), stage.task.schedule
-    eps = randomness.normal(0, "noise", position, shape)
-    x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * randomness.normal(0, "posterior", position, shape)
+    t, table = sample_timesteps(stage.settings.times, 0, position, 16, STEPS), stage.task.schedule
+    eps = rng.normal(0, "noise", position, shape)
+    x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", position, shape)
     x_t = noised(x_0, eps, t, table).float()
     with torch.no_grad():
         z = stage.encoder(batch["picture"])
         out, gap = stage.decoder(x_t, t, z, stage.base.null)
         plain = apply_unet(stage.base.unet, x_t, t, stage.base.null)
     assert torch.equal(out, plain)
-    c = gap_coefficient(t, table).view(-1, 1, 1, 1)
+    c = pdae_coefficient(t, table).view(-1, 1, 1, 1)
     errors = (out[:, : shape[0]] + c * gap - eps).square().flatten(1).mean(1)
-    assert loss.item() == pytest.approx((errors * gap_weight(t, table, 0.3)).mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx((errors * pdae_weight(t, table, 0.3)).mean().item(), rel=1e-4)
     assert player == "semantic"
     assert logs["error"].item() == pytest.approx(errors.mean().item(), rel=1e-4)
     assert gap.shape[1] == shape[0]
@@ -145,7 +145,7 @@ def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
     def network(x, t, cond):
         return stage.decoder(x, t, cond.vector, stage.base.null)
 
-    denoiser = Clipped(Shifted(NetworkEstimator(network, table, "eps"), table))
+    denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
     grid = pdae_grid(STEPS, 8)
     *_, up = pdae_encode(denoiser, to_unit(shown), grid, condition_of(z))
     *_, down = pdae_decode(denoiser, model.noise([0, 1]), grid, condition_of(z))
@@ -177,18 +177,18 @@ def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bas
         (out, first), (_, second) = stage.decoder(x, t, z, null), stage.decoder(x, t, two, null)
         return out, torch.lerp(first, second, weight.view(-1, 1, 1, 1))
 
-    denoiser = Clipped(Shifted(NetworkEstimator(network, table, "eps"), table))
+    denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
     with torch.no_grad():
         *_, down = pdae_decode(denoiser, model.noise([0, 1, 2]), pdae_grid(STEPS, 8), one)
-    drawn = model.decode(one, None, 8, towards=Towards(two, weight))
+    drawn = model.decode(one, None, 8, towards=TrajectoryTarget(two, weight))
     assert (drawn.int() - to_bytes(down.x).int()).abs().max() <= 1
     assert torch.equal(drawn[[0]], model.decode(one, None, 8)[[0]])
     assert (drawn[2].int() - model.decode(two, None, 8)[2].int()).abs().max() <= 1
     assert not torch.equal(drawn[1], model.decode(torch.lerp(one, two, weight[:, None]), None, 8)[1]), "codes, not G"
-    batches = model.decode(one, None, 8, batch=2, towards=Towards(two, weight))
+    batches = model.decode(one, None, 8, batch=2, towards=TrajectoryTarget(two, weight))
     assert (drawn.int() - batches.int()).abs().max() <= 1
     with pytest.raises(UserError, match="expected 3 codes of 8 numbers"):
-        model.decode(one, None, 8, towards=Towards(two[:2], weight))
+        model.decode(one, None, 8, towards=TrajectoryTarget(two[:2], weight))
 
 
 def test_a_changed_base_is_refused(pictures, bases, tmp_path):
@@ -238,7 +238,7 @@ def test_a_base_on_the_hub_is_pinned_to_its_commit(pictures, bases, hub, tmp_pat
     perturbed(stage.task.module)
     folder = finished(stage, tmp_path / "run")
     base = json.loads((folder / "model_index.json").read_text())["base"]
-    assert base == {"hub": "a-person/a-model", "revision": COMMIT, "sha256": Frozen.open(bases["classes"]).sha256}
+    assert base == {"hub": "a-person/a-model", "revision": COMMIT, "sha256": BaseModel.open(bases["classes"]).sha256}
     (hub / "refs" / "main").write_text("f" * 40)  # the branch moves on; the model does not
     model = SemanticModel.load(folder)
     z = model.encode(stage.data.train.pictures(range(2)))
@@ -268,7 +268,7 @@ def test_a_base_is_downloaded_as_data_alone(bases, hub, monkeypatch):
         return hub / "snapshots" / COMMIT
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    found = Frozen.open("a-person/a-model", revision="v1")
+    found = BaseModel.open("a-person/a-model", revision="v1")
     assert found.origin == ("a-person/a-model", COMMIT)
     ((name, wanted),) = asked
     assert (name, wanted["revision"], wanted["ignore_patterns"]) == ("a-person/a-model", "v1", None)
@@ -293,16 +293,16 @@ def test_a_base_is_downloaded_as_data_alone(bases, hub, monkeypatch):
 )
 def test_references_that_are_none(hub, reference, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        reopened(tmp_path, reference)
+        reopen_base(tmp_path, reference)
 
 
 def test_bases_that_the_hub_has_not(hub, bases):
     with pytest.raises(UserError, match="cannot have the frozen model no-one/nothing: there is no such folder, and"):
-        Frozen.open("no-one/nothing")
+        BaseModel.open("no-one/nothing")
     with pytest.raises(UserError, match="at revision v9"):
-        Frozen.open("a-person/a-model", revision="v9")
+        BaseModel.open("a-person/a-model", revision="v9")
     with pytest.raises(UserError, match="is no model on the Hub, but a folder, which has no revision 'v9'"):
-        Frozen.open(bases["plain"], revision="v9")
+        BaseModel.open(bases["plain"], revision="v9")
 
 
 def test_a_plain_diffusers_model_is_a_base(pictures, tmp_path):
@@ -348,7 +348,7 @@ def test_schedules_without_a_formula_are_refused(tmp_path, kind):
     with pytest.raises(
         UserError, match="cannot be a base: its schedule " + ("ends" if kind == "zero" else "is a flow")
     ):
-        Frozen.open(folder)
+        BaseModel.open(folder)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import load_file
 
 from conditioning.none import NoCondition
-from ldm_kit.code_prior import CodePrior, strided
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
-from ldm_kit.data.source import load
-from ldm_kit.diffusion import randomness
+from ldm_kit.data.sources import load
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
-from ldm_kit.diffusion.times import draw_times
+from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.methods.latent import dropped_at
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.prior import CodePrior, strided
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP
-from ldm_kit.pipeline import Pipeline
-from ldm_kit.semantic_model import SemanticModel
 from ldm_kit.studios.choose import open_studio
 from tests.methods.semantic_toys import DIFFAE, PRIOR, base, checked, opened, trained, two_factors
 from tests.nets.originals import perturbed
@@ -71,19 +71,19 @@ def test_codes_are_those_of_the_plain_pictures_normalised(pictures, semantic, tm
 def test_codes_are_computed_once(pictures, semantic, tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
     first = stage_of(pictures, semantic, tmp_path).batches.codes
-    monkeypatch.setattr("ldm_kit.codes.encode", None)
+    monkeypatch.setattr("ldm_kit.models.codes.encode", None)
     assert torch.equal(stage_of(pictures, semantic, tmp_path).batches.codes, first)
 
 
 def test_the_loss_is_absolute_and_the_noise_is_addressed(pictures, semantic, tmp_path):
-    stage = stage_of(pictures, semantic, tmp_path, **CLASSES, condition_drop=0.4)
+    stage = stage_of(pictures, semantic, tmp_path, **CLASSES, condition_dropout=0.4)
     perturbed(stage.task.module)
     batch = stage.batches.__getitems__([(i, i) for i in range(16)])
     ((player, loss, logs),) = stage.task.losses(batch, 0)
     position, table = batch["position"], build(stage.settings.schedule)
-    t = draw_times(stage.settings.times, 0, position, 16, 1000)
+    t = sample_timesteps(stage.settings.times, 0, position, 16, 1000)
     a, s = (c.view(-1, 1).float() for c in table.at(t))
-    eps = randomness.normal(0, "noise", position, (8,))
+    eps = rng.normal(0, "noise", position, (8,))
     dropped = dropped_at(0, position, 0.4)
     assert 0 < dropped.sum() < 16
     labels = torch.where(dropped, 2, batch["inputs"]["labels"])  # row 2 of two classes: the null
@@ -134,7 +134,7 @@ def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
     prior = open_studio(stage, tmp_path).model.prior
     tokens = [prior.conditioner(**prior.conditioner.prepare([text] * 2)).tokens for text in ("right", "")]
     table = build(stage.settings.schedule)
-    z = randomness.picture_noise([randomness.address(seed, "code") for seed in (3, 4)], (8,)).double()
+    z = rng.initial_noise([rng.derive_seed(seed, "code") for seed in (3, 4)], (8,)).double()
     grid = strided(1000, 5)
     with torch.no_grad():
         for t, after in itertools.pairwise(grid):
@@ -213,7 +213,7 @@ def test_a_code_and_a_picture_of_one_seed_start_from_different_noise():
     prior = CodePrior(SkipMLP(z_width=64, hidden=8, layers=2), NoCondition(), ScheduleConfig(kind="constant"))
     prior.mlp.forward = lambda z, t, condition: seen.append(z) or torch.zeros_like(z)
     prior.draw(range(20), 2)
-    picture = randomness.picture_noise(range(20), (1, 8, 8)).flatten(1)
+    picture = rng.initial_noise(range(20), (1, 8, 8)).flatten(1)
     assert torch.corrcoef(torch.stack([seen[0].flatten(), picture.flatten()]))[0, 1].abs() < 0.1
     prior.draw([3], 2)
     assert torch.equal(seen[2][0], seen[0][3])

@@ -14,10 +14,10 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.schedule import scaled_linear
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.build import UNetConfig, build_unet, zero_init_like_adm
-from ldm_kit.nets.layout import channels_last, choose_attention
+from ldm_kit.nets.execution import channels_last, set_attention
+from ldm_kit.nets.unet import UNetConfig, build_unet, zero_init_like_adm
 
-TINY = UNetConfig(widths=(32, 64), attention=(False, True), heads=4, groups=8)
+TINY = UNetConfig(widths=(32, 64), attention_levels=(False, True), heads=4, norm_num_groups=8)
 
 
 @dataclass
@@ -50,7 +50,7 @@ def worst(one, two):
 
 
 def test_levels_without_attention_have_none_and_heads_are_counted_as_asked():
-    by_size = UNetConfig(widths=(32, 64, 128), attention=(False, True, True), head_size=16)
+    by_size = UNetConfig(widths=(32, 64, 128), attention_levels=(False, True, True), head_size=16)
     for config, heads in (
         (by_size, {4, 8}),
         (UNetConfig(**{**by_size.model_dump(), "heads": 4, "head_size": None}), {4}),
@@ -63,7 +63,7 @@ def test_levels_without_attention_have_none_and_heads_are_counted_as_asked():
 
 def test_one_head_is_as_wide_as_its_level_without_tokens():
     unet = build_unet(
-        UNetConfig(preset="ldm4-imagenet", groups=8, widths=(32, 64, 96, 160)),
+        UNetConfig(preset="ldm4-imagenet", norm_num_groups=8, widths=(32, 64, 96, 160)),
         sample_size=8,
         channels=4,
         cross_width=None,
@@ -155,7 +155,7 @@ def test_attention_kernels_agree(build):
     condition = condition if build is crossed else None
     outs = {}
     for kind in ("sdpa", "math"):
-        choose_attention(unet, "cpu", kind)
+        set_attention(unet, "cpu", kind)
         outs[kind] = apply_unet(unet, x, t, condition)
     assert worst(outs["sdpa"], outs["math"]) < 1e-5
 
@@ -166,7 +166,7 @@ def test_attention_kernels_agree(build):
 )
 def test_auto_is_math_on_a_cpu_alone(build, device, kind):
     unet = build()
-    choose_attention(unet, device)
+    set_attention(unet, device)
     assert {type(m.processor) for m in unet.modules() if isinstance(m, Attention)} == {kind}
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from conditioning.semantic import SemanticEncoder
 from ldm_kit.config import UserError
-from ldm_kit.nets import diffae_names
-from ldm_kit.nets.diffae_names import PUBLISHED, under
+from ldm_kit.convert import diffae_weights
+from ldm_kit.convert.diffae_weights import PUBLISHED, under
 from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from tests.nets.originals import DiffAE, SkipNet, perturbed
@@ -49,10 +49,10 @@ def inputs():
 
 def test_an_autoencoder_computes_as_the_original(original, inputs):
     state = under({f"ema_model.{name}": value for name, value in original.state_dict().items()}, "ema_model.")
-    weights, settings = diffae_names.unet_from(state, image_size=16)
+    weights, settings = diffae_weights.unet_from(state, image_size=16)
     unet = SemanticUNet(**settings).eval()
     unet.load_state_dict(weights)
-    weights, settings = diffae_names.encoder_from(state)
+    weights, settings = diffae_weights.encoder_from(state)
     encoder = SemanticEncoder(**settings).eval()
     encoder.load_state_dict(weights)
     x, t, z = inputs
@@ -64,7 +64,7 @@ def test_an_autoencoder_computes_as_the_original(original, inputs):
 
 def test_a_prior_computes_as_the_original(original, inputs):
     _, t, z = inputs
-    weights, settings = diffae_names.prior_from(under(original.state_dict(), "latent_net."))
+    weights, settings = diffae_weights.prior_from(under(original.state_dict(), "latent_net."))
     ours = SkipMLP(**settings).eval()
     ours.load_state_dict(weights)
     with torch.no_grad():
@@ -73,16 +73,16 @@ def test_a_prior_computes_as_the_original(original, inputs):
 
 def test_a_prior_ignores_what_its_last_layer_never_used():
     state = {**SkipNet(16, 32, 4).state_dict(), "layers.3.linear_emb.weight": torch.zeros(16, 16)}
-    assert "out.weight" in diffae_names.prior_from(state)[0]
+    assert "out.weight" in diffae_weights.prior_from(state)[0]
 
 
 def test_a_classifier_comes_with_the_statistics_of_its_codes():
     linear = nn.Linear(16, 40)
     state = {f"ema_classifier.{name}": value for name, value in linear.state_dict().items()}
     with pytest.raises(UserError, match="'conds_mean'"):
-        diffae_names.classifier_from(state)
+        diffae_weights.classifier_from(state)
     state |= {"conds_mean": torch.arange(16.0)[None], "conds_std": torch.ones(1, 16)}
-    found, mean, std = diffae_names.classifier_from(state)
+    found, mean, std = diffae_weights.classifier_from(state)
     nn.Linear(16, 40).load_state_dict(found)
     assert torch.equal(mean, torch.arange(16.0))
     assert std.shape == (16,)
@@ -90,7 +90,7 @@ def test_a_classifier_comes_with_the_statistics_of_its_codes():
 
 def test_half_precision_comes_out_as_float32(original):
     half = {name: value.half() for name, value in original.state_dict().items()}
-    for convert in (partial(diffae_names.unet_from, image_size=16), diffae_names.encoder_from):
+    for convert in (partial(diffae_weights.unet_from, image_size=16), diffae_weights.encoder_from):
         assert {value.dtype for value in convert(half)[0].values()} == {torch.float32}
 
 
@@ -99,18 +99,18 @@ def test_strange_names_are_refused(original):
     with pytest.raises(UserError, match=r"begins with 'model\.'"):
         under(state, "model.")
     with pytest.raises(UserError, match="1 tensors too many, such as initial"):
-        diffae_names.unet_from({**state, "initial": torch.zeros(1)}, image_size=16)
+        diffae_weights.unet_from({**state, "initial": torch.zeros(1)}, image_size=16)
     lost = {n: v for n, v in state.items() if "output_blocks.2.0.cond_emb_layers.1.bias" not in n}
     with pytest.raises(UserError, match=r"lack output_blocks\.2\.0\.cond_emb_layers\.1\.bias"):
-        diffae_names.unet_from(lost, image_size=16)
+        diffae_weights.unet_from(lost, image_size=16)
     with pytest.raises(UserError, match=r"out\.2\.bias is \(4,\), which does not fit"):
-        diffae_names.unet_from({**state, "out.2.bias": torch.zeros(4)}, image_size=16)
+        diffae_weights.unet_from({**state, "out.2.bias": torch.zeros(4)}, image_size=16)
     with pytest.raises(UserError, match=r"cannot place the weight 'out\.9\.bias'"):
-        diffae_names.encoder_from({**state, "encoder.out.9.bias": torch.zeros(4)})
+        diffae_weights.encoder_from({**state, "encoder.out.9.bias": torch.zeros(4)})
     with pytest.raises(UserError, match="an encoder of 9 blocks has no levels of 3 blocks"):
-        diffae_names.encoder_from(state, layers=3)
+        diffae_weights.encoder_from(state, layers=3)
     with pytest.raises(UserError, match=r"no usable time_embed\.2\.weight"):
-        diffae_names.prior_from({"layers.0.gate.weight": torch.zeros(1)})
+        diffae_weights.prior_from({"layers.0.gate.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", PUBLIC)

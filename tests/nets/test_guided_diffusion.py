@@ -5,11 +5,11 @@ import torch
 from diffusers import UNet2DModel
 
 from ldm_kit.config import UserError
+from ldm_kit.convert.guided_diffusion_layout import Heads
+from ldm_kit.convert.guided_diffusion_weights import classes_from, classifier_from, unet_from, unet_of
 from ldm_kit.nets.adm import AdmUNet
-from ldm_kit.nets.build import UNetConfig, build_unet
-from ldm_kit.nets.guided_diffusion import classes_from, classifier_from, unet_from, unet_of
-from ldm_kit.nets.guided_layout import Heads
 from ldm_kit.nets.half_unet import HalfUNet
+from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.nets.adm import ADM, Half, Whole, restless, timed
 
 SMALL = {"base": 32, "multiples": (1, 2), "layers": 1, "attention": (1,), "head_size": 16}

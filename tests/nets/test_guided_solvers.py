@@ -5,20 +5,20 @@ from functools import partial
 import pytest
 import torch
 
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import NetworkDenoiser, Thresholded
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.prediction import from_prediction, to_prediction
-from ldm_kit.diffusion.randomness import picture_noise, step_noise
+from ldm_kit.diffusion.rng import initial_noise, step_noise
 from ldm_kit.diffusion.samplers import ddpm
 from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, trailing, zero_terminal
-from ldm_kit.nets.solvers import SOLVERS, solve
+from ldm_kit.solvers.samplers import SAMPLER_NAMES, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on numpy 2
 SCHEDULES = {"eps": linear(), "v": zero_terminal(scaled_linear()), "flow": flow()}
 COUNT = 60
 SEEDS = range(COUNT)
-START = picture_noise(SEEDS, (1,))
+START = initial_noise(SEEDS, (1,))
 LABELS = torch.ones(COUNT, dtype=torch.long)
 
 
@@ -84,23 +84,23 @@ GUIDANCES = [classifier_free, interval, extrapolated, classifier, both, autoguid
 
 
 @pytest.mark.parametrize("target", SCHEDULES)
-@pytest.mark.parametrize("name", [*SOLVERS, "diffusers:DEISMultistepScheduler"])
+@pytest.mark.parametrize("name", [*SAMPLER_NAMES, "diffusers:DEISMultistepScheduler"])
 @pytest.mark.parametrize("guidance", GUIDANCES)
 def test_every_guidance_with_every_solver_reaches_the_second_component(guidance, name, target):
     denoiser, cond = guidance(target)
-    *_, state = solve(name, denoiser, START, trailing(1000, 20), cond, seeds=SEEDS)
+    *_, state = sample(name, denoiser, START, trailing(1000, 20), cond, seeds=SEEDS)
     assert state.t == -1
     assert abs(state.x.mean() - 1.0) < 0.12  # euler-maruyama is of order 1
     assert 0.1 < state.x.std() < 0.4
     assert (state.x > 0).double().mean() > 0.97
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 @pytest.mark.parametrize("target", SCHEDULES)
 def test_thresholds_hold_with_every_solver(name, target):
     """The second component's pictures reach beyond 1 in one number of two, and are taken back."""
     denoiser, cond = thresholded(target)
-    *_, state = solve(name, denoiser, START, trailing(1000, 12), cond, seeds=SEEDS)
+    *_, state = sample(name, denoiser, START, trailing(1000, 12), cond, seeds=SEEDS)
     assert state.prediction.x_0.abs().max() <= 1 + 1e-5
     assert state.x.abs().max() < 1.05
 
@@ -109,7 +109,7 @@ def test_thresholds_hold_with_every_solver(name, target):
 @pytest.mark.parametrize("name", ["ddpm", "ddpm-large"])
 def test_a_gradient_shifts_the_mean_of_ddpm(name, target):
     times = trailing(1000, 40)
-    *_, state = solve(name, networked(target), START, times, seeds=SEEDS, gradient=gradient(target, 2.0))
+    *_, state = sample(name, networked(target), START, times, seeds=SEEDS, gradient=gradient(target, 2.0))
     assert (state.x > 0).double().mean() > 0.9
     *_, direct = ddpm(
         networked(target),
@@ -122,21 +122,21 @@ def test_a_gradient_shifts_the_mean_of_ddpm(name, target):
     assert torch.equal(state.x, direct.x)
 
 
-@pytest.mark.parametrize("name", [*(set(SOLVERS) - {"ddpm", "ddpm-large"}), "diffusers:DDPMScheduler"])
+@pytest.mark.parametrize("name", [*(set(SAMPLER_NAMES) - {"ddpm", "ddpm-large"}), "diffusers:DDPMScheduler"])
 def test_a_gradient_is_for_ddpm_alone(name):
     with pytest.raises(ValueError, match=r"has no variance by which a gradient could shift its mean .*; expected ddpm"):
-        solve(name, two("eps"), START, [999, -1], seeds=SEEDS, gradient=gradient("eps"))
+        sample(name, two("eps"), START, [999, -1], seeds=SEEDS, gradient=gradient("eps"))
 
 
 def test_eta_is_for_ddim_alone_and_needs_seeds():
     times = trailing(1000, 5)
-    for name in set(SOLVERS) - {"ddim"}:
+    for name in set(SAMPLER_NAMES) - {"ddim"}:
         with pytest.raises(ValueError, match=r"has no eta, got 0\.5; expected ddim"):
-            solve(name, two("eps"), START, times, seeds=SEEDS, eta=0.5)
+            sample(name, two("eps"), START, times, seeds=SEEDS, eta=0.5)
     with pytest.raises(ValueError, match="ddim adds noise and needs one seed for each of 60 pictures"):
-        solve("ddim", two("eps"), START, times, eta=0.5)
-    *_, one = solve("ddim", two("eps"), START, times, seeds=SEEDS, eta=1.0)
-    *_, other = solve("ddpm", two("eps"), START, times, seeds=SEEDS)
+        sample("ddim", two("eps"), START, times, eta=0.5)
+    *_, one = sample("ddim", two("eps"), START, times, seeds=SEEDS, eta=1.0)
+    *_, other = sample("ddpm", two("eps"), START, times, seeds=SEEDS)
     assert torch.allclose(one.x, other.x, atol=1e-5)
 
 
@@ -147,11 +147,11 @@ def test_ddpm_takes_the_variance_that_the_network_learned():
         return two("eps")(x, t)._replace(fraction=torch.ones_like(x))
 
     learned.schedule = SCHEDULES["eps"]
-    drawn = partial(solve, "ddpm", learned, START, trailing(1000, 10), seeds=SEEDS)
+    drawn = partial(sample, "ddpm", learned, START, trailing(1000, 10), seeds=SEEDS)
     *_, auto = drawn()
     *_, small = drawn(variance="small")
-    *_, large = solve("ddpm-large", two("eps"), START, trailing(1000, 10), seeds=SEEDS)
+    *_, large = sample("ddpm-large", two("eps"), START, trailing(1000, 10), seeds=SEEDS)
     assert torch.allclose(auto.x, large.x, atol=1e-5)
     assert not torch.allclose(auto.x, small.x, atol=1e-2)
-    *_, plain = solve("ddpm", two("eps"), START, trailing(1000, 10), seeds=SEEDS)
+    *_, plain = sample("ddpm", two("eps"), START, trailing(1000, 10), seeds=SEEDS)
     assert torch.equal(plain.x, small.x)

@@ -11,7 +11,9 @@ from torch.nn.functional import avg_pool2d, silu
 from ldm_kit.config import UserError, check
 from ldm_kit.nets.half_unet import AttentionPool2d, HalfUNet, HalfUNetConfig, build_half_unet
 
-TINY = HalfUNetConfig(widths=(8, 16), attention=(False, True), layers=1, head_size=8, groups=4)
+TINY = HalfUNetConfig(
+    widths=(8, 16), attention_levels=(False, True), layers_per_block=1, head_size=8, norm_num_groups=4
+)
 NAMES = ("ant", "bee", "cow")
 
 

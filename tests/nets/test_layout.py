@@ -16,10 +16,10 @@ from torch import nn
 
 from autoencoder.config import KLConfig
 from autoencoder.config import build as build_autoencoder
-from ldm_kit.nets.build import UNetConfig, build_unet
+from ldm_kit.nets.execution import cast_weights, configure_network
 from ldm_kit.nets.half_unet import HalfUNetConfig, build_half_unet
-from ldm_kit.nets.layout import rounded, suit
-from ldm_kit.training.settings import TrainConfig
+from ldm_kit.nets.unet import UNetConfig, build_unet
+from ldm_kit.training.config import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def manner(**more) -> TrainConfig:
 
 def unet() -> nn.Module:
     torch.manual_seed(0)
-    config = UNetConfig(widths=(16, 32), attention=(False, True), heads=2, groups=8, dropout=0.1)
+    config = UNetConfig(widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8, dropout=0.1)
     return build_unet(config, sample_size=8, channels=4, cross_width=16)
 
 
@@ -49,10 +49,12 @@ def asked(kind: str):
         case "unet":
             return unet().train(), (x, t, torch.randn(2, 5, 16))
         case "classifier":
-            config = HalfUNetConfig(widths=(16, 32), attention=(False, True), layers=1, head_size=8, groups=8)
+            config = HalfUNetConfig(
+                widths=(16, 32), attention_levels=(False, True), layers_per_block=1, head_size=8, norm_num_groups=8
+            )
             return build_half_unet(config, sample_size=8, channels=4, classes=("a", "b")).train(), (x, t)
         case _:
-            net = KLConfig(kind="kl", resolution=16, widths=(16, 16), latent_channels=4, norm_groups=8)
+            net = KLConfig(kind="kl", resolution=16, widths=(16, 16), latent_channels=4, norm_num_groups=8)
             return build_autoencoder(net).train(), (torch.randn(2, 3, 16, 16),)
 
 
@@ -63,7 +65,7 @@ def test_gradients_stay(kind, how):
     if "channels_last" in how:  # dropout's masks are drawn in the order of memory
         plain.eval()
     net = deepcopy(plain)
-    suit(net, CPU, manner(**how))
+    configure_network(net, CPU, manner(**how))
     assert any(getattr(m, "gradient_checkpointing", False) for m in net.modules()) == how.get("checkpointing", False)
     expected, found = gradients(plain, *inputs), gradients(net, *inputs)
     assert len(found) == len(expected) > 0
@@ -78,7 +80,7 @@ def test_checkpointing_keeps_fewer_activations():
 def held(**how) -> int:
     """Numbers kept for the backward pass."""
     net, inputs = asked("unet")
-    suit(net, CPU, manner(**how))
+    configure_network(net, CPU, manner(**how))
     sizes = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,7 +95,7 @@ def held(**how) -> int:
 def test_compile_marks_blocks_and_leaves_names_alone():
     net = unet()
     names = list(net.state_dict())
-    suit(net, CPU, manner(compile=True))
+    configure_network(net, CPU, manner(compile=True))
     marked = {type(m) for m in net.modules() if m._compiled_call_impl is not None}
     assert marked == {ResnetBlock2D, BasicTransformerBlock}
     assert list(net.state_dict()) == names
@@ -104,8 +106,8 @@ def test_compile_marks_blocks_and_leaves_names_alone():
 def test_compiled_blocks_compute_the_same():
     plain, inputs = asked("unet")
     net = deepcopy(plain)
-    suit(plain.eval(), CPU, manner())
-    suit(net.eval(), CPU, manner(compile=True))
+    configure_network(plain.eval(), CPU, manner())
+    configure_network(net.eval(), CPU, manner(compile=True))
     for a, b in zip(gradients(plain, *inputs), gradients(net, *inputs), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
 
@@ -122,7 +124,7 @@ def test_which_layout(given, device, amx, last, monkeypatch):
 
 def test_rounded_weights_are_those_of_maps_and_convolutions_alone():
     net = unet()
-    rounded(net, torch.bfloat16)
+    cast_weights(net, torch.bfloat16)
     for module in net.modules():
         kinds = {parameter.dtype for parameter in module.parameters(recurse=False)}
         assert kinds <= {torch.bfloat16 if isinstance(module, nn.Linear | nn.Conv2d) else torch.float32}
@@ -131,7 +133,7 @@ def test_rounded_weights_are_those_of_maps_and_convolutions_alone():
 def test_an_autoencoder_is_suited_too():
     net, _ = asked("autoencoder")
     assert isinstance(net, AutoencoderKL)
-    suit(net, CPU, manner(checkpointing=True))
+    configure_network(net, CPU, manner(checkpointing=True))
     assert net.encoder.gradient_checkpointing
     assert net.decoder.gradient_checkpointing
 
@@ -165,10 +167,10 @@ def test_xformers_is_used_only_where_it_works(operation, said, monkeypatch):
         monkeypatch.setitem(sys.modules, "xformers.ops", ops)
         monkeypatch.setattr(attention_processor, "xformers", fake)
     net, plain = unet().eval(), unet().eval()
-    suit(plain, CPU, manner())
+    configure_network(plain, CPU, manner())
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        suit(net, CPU, manner(attention="xformers"))
+        configure_network(net, CPU, manner(attention="xformers"))
     found = [str(one.message) for one in heard if "xformers" in str(one.message)]
     assert found == ([] if said is None else [f"attention xformers cannot be used here ({said}); torch's own is used"])
     kinds = {type(m.processor) for m in net.modules() if isinstance(m, Attention)}

@@ -3,9 +3,9 @@ import torch
 
 from conditioning.semantic import StridedEncoder
 from ldm_kit.config import UserError
-from ldm_kit.nets import pdae_names
-from ldm_kit.nets.guided_diffusion import unet_of
-from ldm_kit.nets.guided_layout import Heads
+from ldm_kit.convert import pdae_weights
+from ldm_kit.convert.guided_diffusion_layout import Heads
+from ldm_kit.convert.guided_diffusion_weights import unet_of
 from ldm_kit.nets.shift_unet import ShiftUNet
 from tests.nets.originals import Pdae, PdaeEncoder, perturbed
 
@@ -16,10 +16,10 @@ WIDTHS, ATTENDS = (32, 64), (False, True)
 def test_a_decoder_computes_as_the_original(heads):
     torch.manual_seed(0)
     original = perturbed(Pdae(WIDTHS, ATTENDS, heads=heads.of(64), legacy=not heads.new_order))
-    weights, settings = pdae_names.base_from(original.state_dict(), image_size=16, heads=heads)
+    weights, settings = pdae_weights.base_from(original.state_dict(), image_size=16, heads=heads)
     base = unet_of(settings).eval()
     base.load_state_dict(weights)
-    weights, settings = pdae_names.shift_from(original.state_dict(), image_size=16, heads=heads)
+    weights, settings = pdae_weights.shift_from(original.state_dict(), image_size=16, heads=heads)
     ours = ShiftUNet(base=base, **settings).eval()
     ours.load_state_dict(weights)
     x, t, z = torch.randn(2, 3, 16, 16), torch.tensor([3, 800]), torch.randn(2, 16)
@@ -35,7 +35,7 @@ def test_a_decoder_computes_as_the_original(heads):
 def test_an_encoder_computes_as_the_original(attention):
     torch.manual_seed(0)
     original = perturbed(PdaeEncoder((32, 64, 64), attention, 16, 32))
-    weights, settings = pdae_names.encoder_from(original.state_dict(), resolution=32)
+    weights, settings = pdae_weights.encoder_from(original.state_dict(), resolution=32)
     ours = StridedEncoder(**settings).eval()
     ours.load_state_dict(weights)
     x = torch.randn(2, 3, 32, 32)
@@ -46,8 +46,8 @@ def test_an_encoder_computes_as_the_original(attention):
 
 def test_what_is_no_pdae_checkpoint_is_refused():
     with pytest.raises(UserError, match="is it a plain DPM"):
-        pdae_names.shift_from({"out.0.weight": torch.zeros(1)}, image_size=16)
+        pdae_weights.shift_from({"out.0.weight": torch.zeros(1)}, image_size=16)
     with pytest.raises(UserError, match="no weights of a guided-diffusion network"):
-        pdae_names.base_from({"head": torch.zeros(1)}, image_size=16)
+        pdae_weights.base_from({"head": torch.zeros(1)}, image_size=16)
     with pytest.raises(UserError, match="expected encoder"):
-        pdae_names.encoder_from({"body.0.weight": torch.zeros(1)}, resolution=16)
+        pdae_weights.encoder_from({"body.0.weight": torch.zeros(1)}, resolution=16)

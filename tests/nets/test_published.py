@@ -5,8 +5,8 @@ from diffusers.models.attention_processor import Attention
 from pydantic import ValidationError
 
 from ldm_kit.config import UserError, check, read, write
-from ldm_kit.nets.build import UNetConfig, build_unet
-from ldm_kit.nets.published import PRESETS
+from ldm_kit.nets.presets import PRESETS
+from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.nets.adm import ADM, Whole
 
 # name: side and channels of the latent, width of the tokens, millions of parameters (of the paper, or of spec 3.9)
@@ -71,7 +71,7 @@ def test_the_defaults_are_nano():
 
 
 def test_a_field_that_is_set_wins_over_the_preset():
-    config = UNetConfig(preset="sd1", layers=1, head_size=40)
+    config = UNetConfig(preset="sd1", layers_per_block=1, head_size=40)
     assert (config.layers, config.heads, config.head_size) == (1, None, 40)
     assert config.widths == UNetConfig(preset="sd1").widths
     assert config.heads_by_level() == (8, 16, 32, 32)

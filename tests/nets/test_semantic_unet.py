@@ -12,7 +12,9 @@ from ldm_kit.diffusion.schedule import linear
 from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, apply_semantic, build_semantic_unet
 from tests.nets.originals import perturbed
 
-CONFIG = SemanticUNetConfig(widths=(16, 32), attention=(False, True), layers=1, time_width=24, groups=8, dropout=0.0)
+CONFIG = SemanticUNetConfig(
+    widths=(16, 32), attention_levels=(False, True), layers_per_block=1, time_width=24, norm_num_groups=8, dropout=0.0
+)
 
 
 def tiny(seed=0, **more):

@@ -5,11 +5,11 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from conditioning.base import Condition
 from ldm_kit.config import UserError
-from ldm_kit.nets.build import UNetConfig, build_unet
 from ldm_kit.nets.shift_unet import ShiftUNet, digest
+from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.nets.originals import perturbed
 
-OURS = UNetConfig(widths=(16, 32), attention=(False, True), heads=2, groups=8, dropout=0.5)
+OURS = UNetConfig(widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8, dropout=0.5)
 TOKENS = Condition(tokens=torch.randn(2, 5, 12), mask=torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
 FOREIGN = {
     "block_out_channels": (16, 32),

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_kit.config import UserError
-from ldm_kit.data.toy import Gaussian, Mixture
+from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import times_like
 from ldm_kit.diffusion.prediction import from_prediction
-from ldm_kit.diffusion.randomness import picture_noise
+from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
-from ldm_kit.nets.solvers import (
-    SOLVERS,
+from ldm_kit.solvers.samplers import (
+    SAMPLER_NAMES,
     default_scheduler,
     from_scheduler_config,
     learns_variance,
+    sample,
     scheduler_config,
-    solve,
     to_scheduler,
 )
 
@@ -40,11 +40,11 @@ CONFIGS = {
 LISTED = {
     "constant": ScheduleConfig(kind="constant"),
     "given": ScheduleConfig(kind="given", steps=50, betas=tuple(torch.linspace(0.01, 0.3, 50).tolist())),
-    "scaled ends": ScheduleConfig(kind="linear", steps=50, scale_ends=True),
-    "to noise": ScheduleConfig(kind="given", steps=3, betas=(0.1, 0.5, 1.0)),
-    "rescaled": ScheduleConfig(kind="constant", steps=40, start=0.05, zero_terminal=True),
+    "scaled ends": ScheduleConfig(kind="linear", num_train_timesteps=50, scale_ends=True),
+    "to noise": ScheduleConfig(kind="given", num_train_timesteps=3, betas=(0.1, 0.5, 1.0)),
+    "rescaled": ScheduleConfig(kind="constant", num_train_timesteps=40, start=0.05, zero_terminal=True),
 }
-NOISE = picture_noise(range(200), (1,)).double()
+NOISE = initial_noise(range(200), (1,)).double()
 STOCHASTIC = ("ddpm", "ddpm-large", "euler-a", "sde")
 
 
@@ -59,7 +59,7 @@ def truth(kind):
 
 
 def draw(name, denoiser, noise, steps, cond=None, **options):
-    return solve(name, denoiser, noise, trailing(len(denoiser.schedule), steps), cond, **options)
+    return sample(name, denoiser, noise, trailing(len(denoiser.schedule), steps), cond, **options)
 
 
 def last(states):
@@ -68,35 +68,35 @@ def last(states):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_every_solver_recovers_a_gaussian(name, kind):
     exact, seeds = Gaussian(build(CONFIGS[kind]), m=2.0, s=0.5), range(60)
-    x = last(draw(name, exact, picture_noise(seeds, (300,)), 150, seeds=seeds))
+    x = last(draw(name, exact, initial_noise(seeds, (300,)), 150, seeds=seeds))
     assert abs(x.mean() - 2.0) < 0.03
     assert abs(x.std() - 0.5) < 0.035  # the small variance is too small by O(1 / steps)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_a_picture_does_not_depend_on_its_batch_mates(name, kind):
     exact, seeds = mixture(kind), [5, 3, 8, 1]
-    whole = last(draw(name, exact, picture_noise(seeds, (1,)), 12, seeds=seeds))
+    whole = last(draw(name, exact, initial_noise(seeds, (1,)), 12, seeds=seeds))
     for i, seed in enumerate(seeds):
-        alone = last(draw(name, exact, picture_noise([seed], (1,)), 12, seeds=[seed]))
+        alone = last(draw(name, exact, initial_noise([seed], (1,)), 12, seeds=[seed]))
         assert torch.allclose(whole[i], alone[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_a_solver_takes_the_condition(name):
     exact, seeds = mixture("zero"), range(2_000)
-    x = last(draw(name, exact, picture_noise(seeds, (1,)), 30, 0, seeds=seeds))
+    x = last(draw(name, exact, initial_noise(seeds, (1,)), 30, 0, seeds=seeds))
     assert abs(x.mean() + 1) < 0.05
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(SOLVERS), kind=st.sampled_from(sorted(CONFIGS)), steps=st.integers(1, 40))
+@given(name=st.sampled_from(SAMPLER_NAMES), kind=st.sampled_from(sorted(CONFIGS)), steps=st.integers(1, 40))
 def test_any_number_of_steps_is_walked_and_finite(name, kind, steps):
-    states = list(draw(name, mixture(kind), picture_noise([0, 1], (1,)), steps, seeds=[0, 1]))
+    states = list(draw(name, mixture(kind), initial_noise([0, 1], (1,)), steps, seeds=[0, 1]))
     assert len(states) == steps
     assert states[-1].t == -1
     assert torch.isfinite(states[-1].x).all()
@@ -104,11 +104,11 @@ def test_any_number_of_steps_is_walked_and_finite(name, kind, steps):
 
 
 @pytest.mark.parametrize("kind", ["flow", "zero", "linear"])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_as_many_steps_as_training_times_are_finite(name, kind):
     few = CONFIGS[kind].model_copy(update={"steps": 30})
     exact = Gaussian(build(few), m=0.0, s=1.0)
-    assert torch.isfinite(last(draw(name, exact, picture_noise([0], (4,)), 30, seeds=[0]))).all()
+    assert torch.isfinite(last(draw(name, exact, initial_noise([0], (4,)), 30, seeds=[0]))).all()
 
 
 @pytest.mark.parametrize("name", ["heun", "dpm++", "unipc"])
@@ -118,7 +118,7 @@ def test_higher_order_beats_ddim_at_few_steps(name, kind):
     assert errors[name] < errors["ddim"] / 2
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_mistakes_are_told_in_a_sentence(name):
     exact, noise = mixture("linear"), torch.randn(2, 1)
     with pytest.raises(ValueError, match="1000 training times in 1001 steps; expected 1 to 1000"):
@@ -137,7 +137,7 @@ def test_solve_is_the_scheduler_that_a_pipeline_would_use(name, kind):
     target = "flow" if kind == "flow" else "v"
     solver = to_scheduler(name, config, target)
     solver.set_timesteps(20)
-    x = noise = picture_noise(range(8), (1,))
+    x = noise = initial_noise(range(8), (1,))
     for t in solver.timesteps:
         time = times_like(x, int(t))
         x = solver.step(from_prediction(target, exact(x, time), *exact.schedule.at(time)), t, x).prev_sample
@@ -147,7 +147,7 @@ def test_solve_is_the_scheduler_that_a_pipeline_would_use(name, kind):
     assert torch.allclose(last(draw(name, exact, noise, 20)), x, atol=apart)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 @pytest.mark.parametrize("kind", ["linear", "scaled", "zero", "cosine"])
 def test_schedulers_have_our_table(name, kind):
     if (name, kind) == ("heun", "zero") or name == "sde":
@@ -211,7 +211,7 @@ def test_the_default_scheduler_survives_saving(kind, learned, tmp_path):
     target=st.sampled_from(["eps", "x0", "v", "flow"]),
 )
 def test_configs_there_and_back(kind, steps, zero, target):
-    schedule = ScheduleConfig(kind=kind, steps=steps, zero_terminal=zero and kind != "flow")
+    schedule = ScheduleConfig(kind=kind, num_train_timesteps=steps, zero_terminal=zero and kind != "flow")
     try:
         words = scheduler_config(schedule, target)
     except UserError:
@@ -249,7 +249,7 @@ def test_flow_matching_schedulers_are_understood():
     ]
     for solver in solvers:
         schedule, target = from_scheduler_config(json.loads(solver.to_json_string()))
-        assert (schedule.kind, schedule.steps, target) == ("flow", 1000, "flow")
+        assert (schedule.kind, schedule.num_train_timesteps, target) == ("flow", 1000, "flow")
 
 
 @pytest.mark.parametrize(

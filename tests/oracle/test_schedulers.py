@@ -8,22 +8,22 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from ldm_kit.data.toy import Mixture
-from ldm_kit.diffusion.chain import chain
+from ldm_kit.diffusion.analytic import Mixture
 from ldm_kit.diffusion.denoiser import Clipped, times_like
 from ldm_kit.diffusion.guidance import ClassifierGradient, ClassifierGuided
-from ldm_kit.diffusion.prediction import from_prediction, over
-from ldm_kit.diffusion.randomness import picture_noise
-from ldm_kit.diffusion.samplers import ddim, ddpm, drive
-from ldm_kit.diffusion.schedule import from_betas, linear, sections, trailing, walk
-from ldm_kit.nets.solvers import multistep
+from ldm_kit.diffusion.posterior import chain
+from ldm_kit.diffusion.prediction import expand_like, from_prediction
+from ldm_kit.diffusion.rng import initial_noise
+from ldm_kit.diffusion.samplers import ddim, ddpm, run_scheduler
+from ldm_kit.diffusion.schedule import from_betas, linear, respacing_sections, timesteps, trailing
+from ldm_kit.solvers.samplers import multistep
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 BETAS = np.linspace(1e-4, 0.02, 1000, dtype=np.float32)  # the very numbers, so that only the steps are compared
 SCHEDULE = from_betas(torch.from_numpy(BETAS))
 MEANS = torch.linspace(-1, 1, 32).reshape(2, 4, 4)
 TWO = Mixture(SCHEDULE, torch.stack([MEANS, -MEANS]), torch.tensor([0.3, 0.5]), torch.tensor([0.25, 0.75]))
-START = picture_noise(range(3), (2, 4, 4)).double()
+START = initial_noise(range(3), (2, 4, 4)).double()
 LABELS = torch.tensor([0, 1, 1])
 
 
@@ -69,7 +69,7 @@ fractional.schedule = SCHEDULE
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_ddim(eta, spacing, target):
     ours, word = target
-    grid = walk(1000, 25, spacing)
+    grid = timesteps(1000, 25, spacing)
     solver = DDIMScheduler(trained_betas=BETAS, prediction_type=word, clip_sample=False)
     generator = torch.Generator().manual_seed(7)
     others = theirs(solver, TWO, ours, grid, eta=eta, generator=generator)
@@ -78,7 +78,7 @@ def test_ddim(eta, spacing, target):
 
 def test_ddim_of_diffusers_misses_its_own_linspace_grid():
     """It steps down by T // steps from each time: to levels other than those at which it asks the network next."""
-    grid = walk(1000, 28, "linspace")
+    grid = timesteps(1000, 28, "linspace")
     assert {t - u for t, u in pairwise(grid[:-1])} == {37}
     *_, wrong = theirs(DDIMScheduler(trained_betas=BETAS, clip_sample=False), TWO, "eps", grid)
     *_, ours = ddim(TWO, START, grid)
@@ -89,7 +89,7 @@ def test_ddim_of_diffusers_misses_its_own_linspace_grid():
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "90,60,60,20,20"])
 def test_ddpm(spacing, variance):
     """In any grid; but the last step, to which diffusers adds noise where it does not end at t = 0."""
-    grid = sections(1000, spacing) if "," in spacing else walk(1000, 40, spacing)
+    grid = respacing_sections(1000, spacing) if "," in spacing else timesteps(1000, 40, spacing)
     solver = DDPMScheduler(trained_betas=BETAS, variance_type=f"fixed_{variance}", clip_sample=False)
     solver.custom_timesteps = True
     others = list(theirs(solver, TWO, "eps", grid, generator=torch.Generator().manual_seed(7)))
@@ -101,7 +101,7 @@ def test_ddpm(spacing, variance):
 @pytest.mark.parametrize("spacing", ["250", "20", "90,60,60,20,20"])
 def test_ddpm_with_a_learned_range(spacing):
     """All variances from the respaced chain, as guided-diffusion has them."""
-    grid = sections(1000, spacing)
+    grid = respacing_sections(1000, spacing)
     solver = DDPMScheduler(trained_betas=BETAS, variance_type="learned_range", clip_sample=False)
     solver.custom_timesteps = True
     generator = torch.Generator().manual_seed(7)
@@ -115,14 +115,14 @@ def test_the_learned_variance_of_diffusers_is_wrong_in_the_last_step():
     """It takes 1e-20 for the posterior's variance there, OpenAI's code that of the step before."""
     solver = DDPMScheduler(trained_betas=BETAS, variance_type="learned_range", timestep_spacing="linspace")
     solver.set_timesteps(250)
-    (*_, one), half = chain(SCHEDULE, sections(1000, "250")), torch.tensor(0.5).double()
+    (*_, one), half = chain(SCHEDULE, respacing_sections(1000, "250")), torch.tensor(0.5).double()
     wrong = solver._get_variance(0, predicted_variance=2 * half - 1).exp()
     assert wrong.item() == pytest.approx((1e-20 * one.forward) ** 0.5, rel=1e-3)
     assert one.variance("learned", half).item() == pytest.approx((one.floor * one.forward) ** 0.5)
 
 
 def test_algorithm_1_is_that_of_the_scheduler_with_a_shifted_step():
-    grid = sections(1000, "50")
+    grid = respacing_sections(1000, "50")
     solver = DDPMScheduler(trained_betas=BETAS, variance_type="learned_range", clip_sample=False)
     solver.custom_timesteps, solver.timesteps = True, torch.tensor(grid[:-1])
     solver.alphas_cumprod = SCHEDULE.a.square()
@@ -144,7 +144,7 @@ def test_algorithm_2_and_clipping_are_those_of_the_scheduler_fed_with_the_shifte
 
     def by_hand(x, t, cond=None):
         p = TWO(x, t)
-        a, s = (over(c, x) for c in SCHEDULE.at(t))
+        a, s = (expand_like(c, x) for c in SCHEDULE.at(t))
         eps = (x - a * p.x_0.clamp(-0.8, 0.8)) / s
         return p._replace(eps=eps - s * gradient(x, t))
 
@@ -176,7 +176,7 @@ def test_dpm_solver(steps):
     for t in solver.timesteps:
         x = solver.step(TWO(x, times_like(x, int(t))).eps, t, x).prev_sample
         others.append(x)
-    same(drive(multistep("dpm++", SCHEDULE, grid), TWO, START.float(), target="x0"), others, atol=2e-5)
+    same(run_scheduler(multistep("dpm++", SCHEDULE, grid), TWO, START.float(), target="x0"), others, atol=2e-5)
 
 
 def test_the_table_is_ours():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from ldm_kit.data.image_files import Encoded, load_image
 from ldm_kit.data.images import BadPicture
-from ldm_kit.data.reading import Encoded, load_image
 
 
 def flat(kind: str, side: int) -> bytes:

@@ -9,13 +9,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from autoencoder import saved, trunks
+from autoencoder import backbones, saved
 from autoencoder.base import AutoencoderError
 from conditioning import ConditioningError, PretrainedTextConfig, build
 from conditioning.bpe import save_tokenizer, train_tokenizer
 from ldm_kit.config import UserError
-from ldm_kit.data import latents, openmoji, packed, states
+from ldm_kit.data import archives, latents, tensor_cache
 from ldm_kit.data.images import InMemory, Record
+from ldm_kit.data.openmoji import dataset
 from ldm_kit.training import checkpoint
 from tests.security.payload import KINDS, plant
 
@@ -42,18 +43,18 @@ def of_latents(folder, evil):
 
 def of_states(folder, evil):
     evil(folder / f"{'k' * 32}.safetensors")
-    made = states.cached(folder, "k" * 64, lambda: {"states": torch.ones(1)})
+    made = tensor_cache.cached(folder, "k" * 64, lambda: {"states": torch.ones(1)})
     assert made["states"] == 1, "damaged states are made anew"
 
 
 def of_openmoji(folder, evil):
-    evil(openmoji._pixels_file(folder / "set"))
+    evil(dataset._pixels_file(folder / "set"))
     (folder / "set.json").write_text(json.dumps({"records": [], "pixels_sha256": "0"}))
-    assert openmoji._read_cache(folder / "set", "key") is None
+    assert dataset._read_cache(folder / "set", "key") is None
 
 
 def of_an_index(folder, evil):
-    assert packed._recalled(evil(folder / "index.json")) is None
+    assert archives._recalled(evil(folder / "index.json")) is None
 
 
 def of_an_autoencoder(folder, evil):
@@ -70,11 +71,11 @@ def of_an_autoencoder_without_safetensors(folder, evil):
 
 
 def of_perceptual_weights(folder, evil):
-    trunks._read(str(evil(folder / "trunk.pth")))
+    backbones._read(str(evil(folder / "trunk.pth")))
 
 
 def of_perceptual_safetensors(folder, evil):
-    trunks._read(str(evil(folder / "trunk.safetensors")))
+    backbones._read(str(evil(folder / "trunk.safetensors")))
 
 
 def of_a_text_encoder(folder, evil):

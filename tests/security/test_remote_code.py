@@ -9,7 +9,7 @@ import pytest
 from conditioning import ConditioningError, PretrainedTextConfig, build
 from conditioning.bpe import save_tokenizer, train_tokenizer
 from ldm_kit.config import UserError
-from ldm_kit.pipeline import Pipeline
+from ldm_kit.models.pipeline import Pipeline
 
 CONFIGS = (
     "model_index.json",

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ldm_kit.data.webdataset import WebDatasetConfig, load
-from ldm_kit.evaluation.files import read_metadata
+from ldm_kit.viz.png import read_metadata
 from tests.data.packs import greys
 from tests.world import World, through
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from ldm_kit import config as configs
 from ldm_kit.data.batches import PictureBatches
-from ldm_kit.data.source import load
-from ldm_kit.methods.autoencoding import AutoencoderRun, Autoencoding
+from ldm_kit.data.sources import load
+from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
+from ldm_kit.methods.base import Collectives, RunConfig
 from ldm_kit.methods.choose import open_stage, run_class
-from ldm_kit.methods.settings import Ranks, RunConfig
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -41,19 +41,47 @@ CRITERION = {
     "learned_scale": False,
     "adversarial": GAME,
 }
-SHAPE = {"resolution": 16, "widths": [8, 16], "latent_channels": 2, "norm_groups": 4, "middle_attention": False}
-STAGE_1 = {"perceptual": {"spec": "none"}, "criterion": CRITERION, "discriminator": {"width": 8, "layers": 1}}
+SHAPE = {"resolution": 16, "widths": [8, 16], "latent_channels": 2, "norm_num_groups": 4, "middle_attention": False}
+STAGE_1 = {"perceptual": {"spec": "none"}, "loss": CRITERION, "discriminator": {"width": 8, "layers": 1}}
 KL = {**COMMON, **STAGE_1, "autoencoder": {"kind": "kl", **SHAPE}}
 REVIVAL = {"ema": True, "decay": 0.9, "revive_every": 3, "revive_below": 0.5}
 VQ = {**COMMON, **STAGE_1, "autoencoder": {"kind": "vq", "codes": 32, **REVIVAL, **SHAPE}}
-UNET = {"widths": [8, 16], "layers": 1, "attention": [False, True], "heads": 2, "groups": 4, "dropout": 0.1}
-STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "steps": 50}, "condition_drop": 0.3}
+UNET = {
+    "widths": [8, 16],
+    "layers_per_block": 1,
+    "attention_levels": [False, True],
+    "heads": 2,
+    "norm_num_groups": 4,
+    "dropout": 0.1,
+}
+STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "num_train_timesteps": 50}, "condition_drop": 0.3}
 STAGE_2["sample"] = {"steps": 2}
 TEXT = {**STAGE_2, "condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}}
 CLASSES = {**STAGE_2, "condition": {"kind": "class", "width": 16}}
-HALF = {"widths": [8, 16], "layers": 1, "attention": [False, True], "head_size": 8, "groups": 4, "dropout": 0.1}
-ENCODER = {"kind": "diffae", "z_width": 8, "widths": [8, 16], "attention": [False, True], "layers": 1, "groups": 4}
-CODED = {"widths": [8, 16], "attention": [False, True], "layers": 1, "time_width": 16, "groups": 4, "dropout": 0.1}
+HALF = {
+    "widths": [8, 16],
+    "layers_per_block": 1,
+    "attention_levels": [False, True],
+    "head_size": 8,
+    "norm_num_groups": 4,
+    "dropout": 0.1,
+}
+ENCODER = {
+    "kind": "diffae",
+    "z_width": 8,
+    "widths": [8, 16],
+    "attention_levels": [False, True],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+CODED = {
+    "widths": [8, 16],
+    "attention_levels": [False, True],
+    "layers_per_block": 1,
+    "time_width": 16,
+    "norm_num_groups": 4,
+    "dropout": 0.1,
+}
 DIFFAE = {**COMMON, "method": "diffae", "encoder": ENCODER, "unet": CODED, "schedule": STAGE_2["schedule"]}
 DIFFAE["sample"] = {"encode_steps": 2, "decode_steps": 2}
 CLASSIFIER = {**COMMON, "method": "classifier", "net": HALF, "schedule": STAGE_2["schedule"], "shift": 2}
@@ -106,10 +134,10 @@ def play(
         opened(run)
         data = load(config.data)
         if isinstance(config, AutoencoderRun):
-            task = Autoencoding(config, Ranks(run.average, run.total, run.share))
+            task = Autoencoding(config, Collectives(run.average, run.total, run.share))
             batches = PictureBatches(data.train, config.seed, config.flip)
         else:
-            stage = open_stage(config, data, run.device, Ranks(run.average, run.total, run.share))
+            stage = open_stage(config, data, run.device, Collectives(run.average, run.total, run.share))
             task, batches = stage.task, stage.batches
         trainer, lines = run.trainer(task), []
         for step in trainer.train(batches):
@@ -120,7 +148,7 @@ def play(
             if step.number == until:
                 break
             between(step.number)
-        return Played(lines, {name: digest(module.state_dict()) for name, module in task.players.items()})
+        return Played(lines, {name: digest(module.state_dict()) for name, module in task.modules.items()})
 
 
 def reset() -> None:
@@ -147,7 +175,7 @@ def tensors_of(checkpoint: Path) -> dict[str, str]:
 def context() -> multiprocessing.context.ForkServerContext:
     """Children from a server that has imported everything once: they start at once, and inherit no threads."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ldm_kit.methods.stage", "ldm_kit.methods.autoencoding", "ldm_kit.training.session"])
+    server.set_forkserver_preload(["ldm_kit.methods.stage", "ldm_kit.methods.autoencoder", "ldm_kit.training.session"])
     return server
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
-from ldm_kit.training.best import Best
+from ldm_kit.training.best import BestCheckpoint
 from tests.training.helpers import CLASSES, picture_folder, play, settings
 
 NAN = float("nan")
@@ -38,7 +38,7 @@ def best(run):
 def test_the_best_is_saved_at_once_and_never_removed(pictures, tmp_path):
     run = tmp_path / "run"
     config = settings(
-        CLASSES, pictures, run, "train.keep=1", "train.keep_best=heldout_loss", "train.checkpoint_every=4"
+        CLASSES, pictures, run, "train.keep_last=1", "train.keep_best=heldout_loss", "train.checkpoint_every=4"
     )
     play(config, opened=judged(losses(3.0, NAN, 1.0, 1.0, None, None, 2.0, NAN)))
     assert best(run) == {"metric": "heldout_loss", "value": 1.0, "step": 3, "checkpoint": "checkpoint-00000003"}
@@ -47,7 +47,7 @@ def test_the_best_is_saved_at_once_and_never_removed(pictures, tmp_path):
 
 
 def test_a_resumed_run_knows_the_best_so_far(pictures, tmp_path):
-    run, keep = tmp_path / "run", ("train.keep=1", "train.keep_best=max:heldout_loss", "train.checkpoint_every=4")
+    run, keep = tmp_path / "run", ("train.keep_last=1", "train.keep_best=max:heldout_loss", "train.checkpoint_every=4")
     play(settings(CLASSES, pictures, run, *keep), until=4, opened=judged(losses(None, 5.0, None, 4.0)))
     play(settings(CLASSES, pictures, run, *keep), "latest", opened=judged(losses(*[None] * 5, 4.5)))
     assert (best(run)["value"], list(checkpoint.steps(run))) == (5.0, [2, 4, 8])  # the best, the source, the newest
@@ -63,7 +63,7 @@ def test_a_figure_that_is_not_measured_is_named(pictures, tmp_path):
     ):
         play(settings(CLASSES, pictures, tmp_path, wanted), opened=judged(losses(None, 1.0)))
     with pytest.raises(UserError, match="expected one of none: nothing is held out"):
-        Best(tmp_path, "a").beaten({})
+        BestCheckpoint(tmp_path, "a").beaten({})
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_figure_that_is_not_measured_is_named(pictures, tmp_path):
 )
 def test_a_broken_note_is_no_best(tmp_path, text):
     (tmp_path / "best.json").write_text(text)
-    assert Best(tmp_path, "loss").path is None
-    assert Best(tmp_path, "loss").beaten({"loss": 9.0})
+    assert BestCheckpoint(tmp_path, "loss").path is None
+    assert BestCheckpoint(tmp_path, "loss").beaten({"loss": 9.0})
 
 
 def test_pruning_wants_the_newest_whole(tmp_path):

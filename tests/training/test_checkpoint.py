@@ -96,7 +96,7 @@ def test_a_killed_save_leaves_the_one_before(tmp_path, pause):
     found = checkpoint.latest(tmp_path)
     assert found is not None
     assert int(found.name[-8:]) >= 3
-    checkpoint.sweep(tmp_path)
+    checkpoint.remove_stale_tmp(tmp_path)
     assert all(path.name.startswith("checkpoint-") for path in tmp_path.iterdir())
 
 
@@ -183,5 +183,5 @@ def test_sweep_takes_only_what_is_half_done(tmp_path):
     for name in (".tmp-checkpoint-2.abc", ".del-checkpoint-0.abc", ".tmp-model.abc"):
         (tmp_path / name / "model").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
-    checkpoint.sweep(tmp_path)
+    checkpoint.remove_stale_tmp(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, "notes"}

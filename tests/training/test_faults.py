@@ -7,8 +7,8 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
+from ldm_kit.training.batches import sample_index
 from ldm_kit.training.faults import Fault, batch_tensors, spoilt
-from ldm_kit.training.order import index_at
 from tests.training.helpers import CLASSES, VQ, digest, picture_folder, play, settings, tensors_of
 from tests.training.toy import Numbers, Toy, trainer
 
@@ -48,7 +48,7 @@ def test_the_bundle_makes_the_step_again(tree, player, pictures, tmp_path):
 
     (mine,) = report["processes"]
     assert mine["positions"] == [list(range(8 * (step - 1), 8 * step - 4)), list(range(8 * step - 4, 8 * step))]
-    assert mine["indices"] == [[index_at(config.seed, p, 24) for p in part] for part in mine["positions"]]
+    assert mine["indices"] == [[sample_index(config.seed, p, 24) for p in part] for part in mine["positions"]]
     assert mine["spoilt_inputs"] == [[], []]
     bad = [loss in ("nan", "inf") for loss in mine["losses"][player]]
     assert any(bad) or report["spoilt_gradients"][player]

@@ -4,7 +4,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from ldm_kit.config import UserError
-from ldm_kit.training.kinds import KNOWN, refuse_unknown, refuse_unsupported
+from ldm_kit.training.launch import KNOWN, check_known, check_supported
 from ldm_kit.training.session import session
 from tests.training.helpers import TEXT, reset, settings
 
@@ -36,17 +36,17 @@ def test_a_tpu_is_refused_by_its_device(tmp_path, monkeypatch):
 
 
 def test_plain_launches_pass():
-    refuse_unsupported({})
-    refuse_unsupported({"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "false", "PJRT_DEVICE": "CUDA"})
-    refuse_unsupported(dict.fromkeys(ASKED, "false"))
+    check_supported({})
+    check_supported({"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "false", "PJRT_DEVICE": "CUDA"})
+    check_supported(dict.fromkeys(ASKED, "false"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DistributedType if kind not in KNOWN])
 def test_every_other_kind_is_refused_by_name(kind):
     with pytest.raises(UserError, match=rf"{kind.value} is not supported: .*--multi_gpu"):
-        refuse_unknown(kind)
+        check_known(kind)
 
 
 @pytest.mark.parametrize("kind", KNOWN)
 def test_data_parallelism_is_known(kind):
-    refuse_unknown(kind)
+    check_known(kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldm_kit import config as configs
-from ldm_kit.training import checkpoint, run
+from ldm_kit.training import checkpoint, run_folder
 from tests.training.helpers import KL, ROOT, TEXT, picture_folder, settings
 
 BIN = Path(sys.executable).parent
@@ -113,5 +113,5 @@ def test_workers_whose_launcher_is_killed_save_and_leave(launcher, tmp_path):
     process.communicate()
     ((_, path),) = checkpoint.steps(tmp_path / "run").items()
     checkpoint.verify(path)
-    with run.Lock(tmp_path / "run"):
+    with run_folder.Lock(tmp_path / "run"):
         pass

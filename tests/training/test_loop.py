@@ -5,7 +5,7 @@ import torch
 
 from autoencoder.codebook import Codebook
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.randomness import address
+from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training.checkpoint import load_tensors
 from ldm_kit.training.loop import TrainConfig
 from tests.training.helpers import KL, VQ, picture_folder, play, settings
@@ -67,7 +67,7 @@ def test_dropout_belongs_to_the_micro_batchs_first_position():
     list(trainer(Toy(draw), micro_batch=2, steps=2).train(Numbers()))
     expected = []
     for step, first in [(0, 0), (0, 2), (1, 4), (1, 6)]:
-        torch.manual_seed(address(1, "modules", step, first))
+        torch.manual_seed(derive_seed(1, "modules", step, first))
         expected.append(torch.rand(()).item())
     assert seen == expected
 
@@ -76,7 +76,7 @@ def test_the_loop_yields_when_everything_is_consistent():
     running = trainer(Toy())
     for step in running.train(Numbers()):
         assert step.number == running.step
-        assert all(p.grad is None for p in running.task.players["net"].parameters())
+        assert all(p.grad is None for p in running.task.modules["net"].parameters())
 
 
 def test_a_checkpoint_past_the_end_is_refused(tmp_path):
@@ -101,10 +101,10 @@ def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
 
 
 def test_revived_codes_start_without_moments(tmp_path, monkeypatch):
-    revive, settle = torch.arange(32) < 5, Codebook.settle
+    revive, settle = torch.arange(32) < 5, Codebook.after_step
     monkeypatch.setattr(Codebook, "settle", lambda self, step: settle(self, step) | (revive & (step == 3)))
     pictures, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
-    config = settings(VQ, pictures, run, "autoencoder.ema=false", "autoencoder.revive_every=0", "train.keep=9")
+    config = settings(VQ, pictures, run, "autoencoder.ema=false", "autoencoder.revive_every=0", "train.keep_last=9")
     held = {}
 
     def look(opened):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from ldm_kit.nets import layout
+from ldm_kit.nets import execution
 from tests.training.helpers import CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, play, settings
 
 KINDS = {"kl": KL, "text": TEXT, "classifier": CLASSIFIER, "diffae": DIFFAE}
@@ -35,13 +35,13 @@ def test_checkpointing_is_on_and_changes_no_bit(kind, pictures, tmp_path, monkey
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_layout_is_kept_by_hooks_where_it_is_asked_for(kind, pictures, tmp_path, monkeypatch):
-    kept, hooked = [], layout.channels_last
+    kept, hooked = [], execution.channels_last
 
     def noted(net):
         kept.append(type(net).__name__)
         hooked(net)
 
-    monkeypatch.setattr(layout, "channels_last", noted)
+    monkeypatch.setattr(execution, "channels_last", noted)
     for last in (True, False):
         config = settings(KINDS[kind], pictures, tmp_path / f"{last}", "train.steps=1", f"train.channels_last={last}")
         assert config.train.layout(torch.device("cpu")) is (torch.channels_last if last else torch.contiguous_format)

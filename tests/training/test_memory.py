@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_kit.methods.autoencoding import Autoencoding
+from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.latent import Latent
 from ldm_kit.training.memory import short
 from tests.training.helpers import KL, TEXT, VQ, picture_folder, play, settings, tensors_of

@@ -10,7 +10,7 @@ TOTAL = 10
 
 
 def curve(decay, warmup=4, total=TOTAL):
-    return [lr_factor(OptimConfig(decay=decay, warmup=warmup), step, total) for step in range(1, total + 1)]
+    return [lr_factor(OptimConfig(lr_schedule=decay, warmup=warmup), step, total) for step in range(1, total + 1)]
 
 
 def test_the_planned_curves():

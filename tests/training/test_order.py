@@ -6,13 +6,13 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import InMemory, Record
-from ldm_kit.training.order import AddressedBatches, Share, epoch_order, index_at, loader
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, epoch_permutation, loader, sample_index
 
 SEED, COUNT = 5, 24
 
 
 def batches(world=1, rank=0, micro=None, first=0, last=9, global_batch=8):
-    return AddressedBatches(Share.of(global_batch, micro, world, rank), SEED, COUNT, first, last)
+    return StepBatchSampler(BatchSplit.of(global_batch, micro, world, rank), SEED, COUNT, first, last)
 
 
 def steps(source):
@@ -43,14 +43,14 @@ def test_a_start_at_any_step_continues_the_sequence(first):
 
 
 def test_epochs_are_permutations_each_its_own():
-    epochs = [[index_at(SEED, p, COUNT) for p in range(e * COUNT, (e + 1) * COUNT)] for e in range(4)]
+    epochs = [[sample_index(SEED, p, COUNT) for p in range(e * COUNT, (e + 1) * COUNT)] for e in range(4)]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert not torch.equal(epoch_order(1, 0, COUNT), epoch_order(2, 0, COUNT))
+    assert not torch.equal(epoch_permutation(1, 0, COUNT), epoch_permutation(2, 0, COUNT))
 
 
 def test_a_batch_larger_than_the_set_is_several_epochs():
-    (places,) = AddressedBatches(Share.of(60, None, 1, 0), SEED, COUNT, 0, 1)
+    (places,) = StepBatchSampler(BatchSplit.of(60, None, 1, 0), SEED, COUNT, 0, 1)
     assert sorted(index for _, index in places[:48]) == sorted(2 * list(range(COUNT)))
 
 
@@ -64,13 +64,13 @@ def test_a_batch_larger_than_the_set_is_several_epochs():
 )
 def test_numbers_that_do_not_divide_are_told_in_a_sentence(arguments, sentence):
     with pytest.raises(UserError) as error:
-        Share.of(*arguments)
+        BatchSplit.of(*arguments)
     assert str(error.value) == sentence
 
 
 def test_a_micro_batch_is_an_upper_bound():
-    assert Share.of(12, 5, 1, 0).accumulation == 3
-    assert Share.of(12, 100, 2, 1).accumulation == 1
+    assert BatchSplit.of(12, 5, 1, 0).accumulation == 3
+    assert BatchSplit.of(12, 100, 2, 1).accumulation == 1
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # ... more workers than this machine has cores
@@ -88,9 +88,9 @@ def test_workers_change_neither_batches_nor_the_global_random_state():
     ("batch", "world", "sizes"), [(8, 1, [8, 4, 2, 1]), (8, 2, [4, 2, 1]), (6, 1, [6, 3, 1]), (7, 1, [7, 1])]
 )
 def test_halving_keeps_the_batch_and_ends_at_one(batch, world, sizes):
-    share, found = Share.of(batch, None, world, world - 1), []
+    share, found = BatchSplit.of(batch, None, world, world - 1), []
     while share is not None:
-        assert share == Share.of(batch, share.size, world, world - 1)  # what a config could have asked for
+        assert share == BatchSplit.of(batch, share.size, world, world - 1)  # what a config could have asked for
         found.append(share.size)
         share = share.halved()
     assert found == sizes

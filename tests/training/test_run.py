@@ -6,12 +6,12 @@ import time
 import pytest
 
 from ldm_kit.config import UserError
-from ldm_kit.training import checkpoint, run
+from ldm_kit.training import checkpoint, run_folder
 from tests.training.helpers import KL, TEXT, context, settings
 
 
 def hold(folder, ready):
-    run.Lock(folder)
+    run_folder.Lock(folder)
     ready.set()
     time.sleep(60)
 
@@ -29,15 +29,15 @@ def test_a_folder_has_one_owner_and_a_killed_one_lets_go(tmp_path):
     holder.start()
     assert ready.wait(60)
     with pytest.raises(UserError, match=rf"{tmp_path} is in use by process {holder.pid} on .*, since 20.*; expected a"):
-        run.Lock(tmp_path)
+        run_folder.Lock(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with run.Lock(tmp_path):
+    with run_folder.Lock(tmp_path):
         pass
 
 
 def test_children_do_not_inherit_the_lock(tmp_path):
-    lock = run.Lock(tmp_path)
+    lock = run_folder.Lock(tmp_path)
     heard, said = os.pipe()
     child = os.fork()  # as a data loader does
     if child == 0:
@@ -47,7 +47,7 @@ def test_children_do_not_inherit_the_lock(tmp_path):
     assert os.read(heard, 5) == b"alive"
     lock.file.close()
     try:
-        run.Lock(tmp_path).file.close()
+        run_folder.Lock(tmp_path).file.close()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -56,19 +56,19 @@ def test_children_do_not_inherit_the_lock(tmp_path):
 def test_a_folder_that_cannot_be_is_told_in_a_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write to .*: Not a directory; name another run=FOLDER"):
-        run.Lock(tmp_path / "file" / "run")
+        run_folder.Lock(tmp_path / "file" / "run")
 
 
 def test_choosing_where_to_go_on(tmp_path):
-    assert run.choose(tmp_path, None) is None
+    assert run_folder.resume_checkpoint(tmp_path, None) is None
     with pytest.warns(UserWarning, match="no checkpoint in .*; starting a new training run"):
-        assert run.choose(tmp_path, "latest") is None
+        assert run_folder.resume_checkpoint(tmp_path, "latest") is None
     good = checkpointed(tmp_path, settings(KL, tmp_path, tmp_path))
     with pytest.raises(
         UserError, match=r"already holds checkpoints; add --resume latest to go on, or name another run="
     ):
-        run.choose(tmp_path, None)
-    assert run.choose(tmp_path, "latest") == run.choose(tmp_path, str(good)) == good
+        run_folder.resume_checkpoint(tmp_path, None)
+    assert run_folder.resume_checkpoint(tmp_path, "latest") == run_folder.resume_checkpoint(tmp_path, str(good)) == good
 
 
 def test_a_named_checkpoint_never_falls_back(tmp_path):
@@ -76,16 +76,16 @@ def test_a_named_checkpoint_never_falls_back(tmp_path):
     good, bad = checkpointed(tmp_path, config, 3), checkpointed(tmp_path, config, 4)
     (bad / "trainer_state.json").unlink()
     with pytest.raises(UserError, match=r"checkpoint-00000004 is damaged: trainer_state\.json is missing"):
-        run.choose(tmp_path, str(bad))
+        run_folder.resume_checkpoint(tmp_path, str(bad))
     with pytest.raises(UserError, match="nowhere is no complete checkpoint"):
-        run.choose(tmp_path, str(tmp_path / "nowhere"))
+        run_folder.resume_checkpoint(tmp_path, str(tmp_path / "nowhere"))
     with pytest.warns(UserWarning, match="trying the one before"):
-        assert run.choose(tmp_path, "latest") == good
+        assert run_folder.resume_checkpoint(tmp_path, "latest") == good
 
 
 def refused(tree, tmp_path, old, new):
     folder = checkpointed(tmp_path / "old", settings(tree, tmp_path, tmp_path / "run", *old))
-    run.same_config(folder, settings(tree, tmp_path / "moved", tmp_path / "other", *new))
+    run_folder.check_same_config(folder, settings(tree, tmp_path / "moved", tmp_path / "other", *new))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def refused(tree, tmp_path, old, new):
     [
         "log.every=7",
         "train.workers=2",
-        "train.keep=5",
+        "train.keep_last=5",
         "train.checkpoint_every=3",
         "train.steps=80",
         "train.checkpointing=true",
@@ -131,15 +131,15 @@ def older(tmp_path, change):
 
 def test_a_checkpoint_may_be_older_than_a_field_that_is_left_out(tmp_path):
     folder = older(tmp_path, lambda config: config["train"].pop("compile"))
-    run.same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
+    run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
     with pytest.raises(UserError, match=r": train\.compile differs from"):
-        run.same_config(folder, settings(KL, tmp_path, tmp_path / "run", "train.compile=true"))
+        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run", "train.compile=true"))
 
 
 def test_a_checkpoint_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path):
     folder = older(tmp_path, lambda config: config["train"].update(magic=3))
     with pytest.raises(UserError, match=r": train\.magic differs from"):
-        run.same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
+        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("optimiser", ["optim", "discriminator_optim"])
@@ -151,9 +151,9 @@ def test_a_falling_rate_pins_the_last_step(tmp_path, optimiser):
 
 def test_metrics_after_the_checkpoint_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    run.cut_metrics(path, 3)
+    run_folder.cut_metrics(path, 3)
     assert not path.exists()
     path.write_text('{"step": 1, "a": 2}\n{"step": 3}\n{"step": 4}\n7\n{"half": \n{"ste')
-    run.cut_metrics(path, 3)
+    run_folder.cut_metrics(path, 3)
     assert path.read_text() == '{"step": 1, "a": 2}\n{"step": 3}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]

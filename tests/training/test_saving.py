@@ -105,7 +105,7 @@ def test_training_goes_on_and_saves_when_there_is_room_again(pictures, tmp_path,
 
 def test_the_checkpoint_before_stays_when_saves_fail(pictures, tmp_path, monkeypatch):
     failing(monkeypatch, 2, 3, 4)
-    keep = ("train.checkpoint_every=1", "train.keep=1")
+    keep = ("train.checkpoint_every=1", "train.keep_last=1")
     with pytest.raises(
         UserError, match=r"^no room for checkpoint-00000004, 3 times in a row; the run stops after step 4"
     ):
@@ -155,7 +155,7 @@ def test_the_last_line_is_tried_again_at_the_end(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(logging_of_runs, "_append", full)
         log.write(3, {"loss": 1.0})
-    log.settle()
+    log.after_step()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
 
 

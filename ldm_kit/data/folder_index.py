@@ -1,0 +1,133 @@
+"""Which pictures a folder offers: metadata.jsonl, one sub-folder per class, or plain images; nothing is opened yet."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldm_kit.config import UserError
+from ldm_kit.data.image_files import SUFFIXES, BadPicture
+
+METADATA = "metadata.jsonl"
+_KNOWN = {"file_name", "text", "label"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture as the folder names it: relative posix path, caption, class name, further fields."""
+
+    name: str
+    text: str = ""
+    label: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def entries(root: Path) -> list[Entry]:
+    """All pictures that a folder offers, sorted by name; hidden files and files of other kinds are passed over.
+
+    Raises:
+        UserError: no such folder, faulty metadata.jsonl (with its line), mixed layouts, or no picture at all.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
+    table = root / METADATA
+    found = _from_metadata(table) if table.is_file() else _from_layout(root, sorted(_walk(root)))
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file that a relative name stands for, symlinks resolved.
+
+    Raises:
+        BadPicture: the name is absolute or climbs with "..", or a symlink leads outside the root.
+    """
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise BadPicture(name, "leads outside the folder; expected a relative path without ..")
+    try:
+        path = (root / parts).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadPicture(name, f"cannot be resolved ({type(error).__name__})") from None
+    if not path.is_relative_to(root.resolve()):
+        raise BadPicture(name, "is a link that leads outside the folder")
+    return path
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Relative posix paths of images, metadata files and linked folders (reported later, never entered)."""
+    for folder, below, files in os.walk(root):
+        here = Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        links = [name for name in below if (here / name).is_symlink()]
+        wanted = [name for name in files if Path(name).suffix.lower() in SUFFIXES or name.startswith("metadata.")]
+        for name in [*links, *wanted]:
+            if not name.startswith("."):
+                yield (here / name).relative_to(root).as_posix()
+
+
+def _from_layout(root: Path, names: list[str]) -> list[Entry]:
+    if tables := [name for name in names if PurePosixPath(name).name.startswith("metadata.")]:
+        raise UserError(f"{root} holds {tables[0]} but captions are read from {METADATA} at its top; point path there")
+    nested = [name for name in names if "/" in name or (root / name).is_dir()]
+    if not nested:
+        return [Entry(name) for name in names]
+    if plain := sorted(set(names) - set(nested)):
+        raise UserError(
+            f"{root} mixes images at its top ({plain[0]}, ...) with class folders ({nested[0]}, ...); use one layout"
+        )
+    return [_of_class(name) for name in nested]
+
+
+def _of_class(name: str) -> Entry:
+    label = name.split("/")[0]
+    return Entry(name, label.replace("_", " ").replace("-", " "), label)
+
+
+def _from_metadata(path: Path) -> list[Entry]:
+    """One entry a line; blank lines are passed over."""
+    found: dict[str, Entry] = {}
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        entry = _entry(line, f"{path}, line {number}")
+        if entry.name in found:
+            raise UserError(f"{path}, line {number}: names {entry.name!r} a second time; expected each file once")
+        found[entry.name] = entry
+    return list(found.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected one JSON object a line") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _entry(line: str, where: str) -> Entry:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); expected one object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: holds a {type(row).__name__}; expected an object with file_name and text")
+    name, text, label = row.get("file_name"), row.get("text"), row.get("label")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: file_name is {name!r}; expected a relative path such as images/cat.png")
+    if not isinstance(text, str | None):
+        raise UserError(f"{where}: text is {text!r:.60}; expected a string")
+    if not isinstance(label, str | int | None):
+        raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
+    fields = {str(key): as_text(value) for key, value in row.items() if key not in _KNOWN}
+    return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)
+
+
+def as_text(value: Any) -> str:
+    """A further value of a record as a string: JSON, unless it is one."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

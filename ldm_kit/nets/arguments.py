@@ -1,0 +1,12 @@
+"""The words in which saved networks of ours (config.json) spell the keys of a run's config."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_num_groups": "groups"}
+
+
+def network_arguments(config: BaseModel) -> dict[str, Any]:
+    """Return the arguments of a network's class: a config's fields, under the names that saved folders have."""
+    return {SAVED.get(name, name): value for name, value in config.model_dump().items()}

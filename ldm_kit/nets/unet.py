@@ -1,0 +1,249 @@
+"""From a config to a diffusers U-Net.
+
+With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipelines open it), without it is
+`UNet2DModel` (`LDMPipeline` opens it).
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import compress
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from pydantic import AliasChoices, Field, model_validator
+from torch import nn
+
+from ldm_kit.config import Config, UserError
+from ldm_kit.nets.presets import PRESETS
+
+UNet = UNet2DConditionModel | UNet2DModel
+
+
+class UNetConfig(Config):
+    """A denoising U-Net; level 0 has the latent's resolution, each next one half. The defaults are `nano`."""
+
+    preset: str | None = Field(default=None, description="a published name that fills every field left out")
+    widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
+    attention_levels: tuple[bool, ...] = Field(
+        validation_alias=AliasChoices("attention_levels", "attention"),
+        default=(False, True, True),
+        description="for each level: a transformer (plain attention where there are no tokens)?",
+    )
+    layers_per_block: int = Field(
+        validation_alias=AliasChoices("layers_per_block", "layers"),
+        default=1,
+        ge=1,
+        description="residual blocks of each level down; one more on the way up",
+    )
+    heads: int | None = Field(
+        default=None,
+        ge=1,
+        description="attention heads (4); without tokens diffusers has one head size for all levels, the largest that "
+        "gives each at least so many heads",
+    )
+    head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
+    norm_num_groups: int = Field(
+        validation_alias=AliasChoices("norm_num_groups", "groups"),
+        default=8,
+        ge=1,
+        description="groups of every GroupNorm; must divide every width",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
+    transformer_depth: int = Field(default=1, ge=1, description="blocks in each transformer; unused without tokens")
+    linear_projection: bool = Field(
+        default=False, description="linear maps, not 1x1 convolutions, around a transformer (SD 2)"
+    )
+    time: Literal["add", "scale_shift"] = Field(
+        default="add", description="how a residual block takes the time: added, or as scale and shift of its norm (ADM)"
+    )
+    resample: Literal["conv", "resnet"] = Field(
+        default="conv", description="between levels: a convolution, or a residual block (ADM; only without tokens)"
+    )
+    time_channels: int | None = Field(
+        default=None, ge=1, description="channels of the time embedding; left out: 4 x the first width"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """What the user wrote over the preset; one way of counting heads displaces the other."""
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("preset")
+        if name is not None and name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+        base = dict(PRESETS[name]) if name is not None else {"heads": 4}
+        if given.get("heads") is not None or given.get("head_size") is not None:
+            base = {key: value for key, value in base.items() if key not in ("heads", "head_size")}
+        return {**base, **given}
+
+    @model_validator(mode="after")
+    def _fits(self) -> "UNetConfig":
+        if len(self.attention_levels) != len(self.widths):
+            raise ValueError(
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
+            )
+        if bad := [
+            w for w in self.widths if w < 1 or w % self.norm_num_groups
+        ]:  # a skip's sum of two widths then fits as well
+            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
+        if (self.heads is None) == (self.head_size is None):
+            raise ValueError(
+                f"expected either heads or head_size, got heads {self.heads} and head_size {self.head_size}"
+            )
+        part = self.heads or self.head_size or 1
+        if bad := [w for w in self.attended if w % part]:
+            raise ValueError(f"widths {bad} with attention cannot be cut by {self._counted}")
+        return self
+
+    @property
+    def attended(self) -> list[int]:
+        """Widths that have attention: those of the levels with a transformer, and the middle block's, always."""
+        return [*compress(self.widths, self.attention_levels), self.widths[-1]]
+
+    @property
+    def time_width(self) -> int:
+        """Channels of the time embedding, to which a vector is added."""
+        return self.time_channels or 4 * self.widths[0]
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the middle block's side is than the latent's."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def _counted(self) -> str:
+        return f"heads {self.heads}" if self.heads else f"head_size {self.head_size}"
+
+    def heads_by_level(self) -> tuple[int, ...]:
+        """Number of heads at every level; what `UNet2DConditionModel` calls attention_head_dim."""
+        if self.heads is not None:
+            return (self.heads,) * len(self.widths)
+        return tuple(max(1, width // (self.head_size or 1)) for width in self.widths)
+
+    def common_head_size(self) -> int | None:
+        """Channels of a head at every level (None: one head as wide as its level), as `UNet2DModel` has it."""
+        if self.heads is None or self.heads == 1:
+            return self.head_size
+        return math.gcd(*self.attended) // self.heads
+
+
+def build_unet(
+    config: UNetConfig,
+    *,
+    sample_size: int,
+    channels: int,
+    cross_width: int | None,
+    out_channels: int | None = None,
+    vector_width: int | None = None,
+) -> UNet:
+    """The network x_t [B, channels, h, w] -> [B, out_channels, h, w], randomly initialised as diffusers does.
+
+    Args:
+        config: widths, attention and so on.
+        sample_size: side of a training latent.
+        channels: channels of its input, those of a condition's `concat` included.
+        cross_width: D of the tokens [B, L, D] it attends to; None: there are none.
+        out_channels: channels of its output; those of the input when left out.
+        vector_width: D of a condition's `vector` [B, D], added to the time embedding; None: there is none.
+
+    Raises:
+        UserError: the latent cannot be halved that often, a vector has not the width that is needed, or the network has
+            tokens and resamples by residual blocks.
+    """
+    if sample_size % config.factor:
+        raise UserError(
+            f"a latent of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
+            f"{config.factor}, or fewer widths"
+        )
+    shape = {
+        "sample_size": sample_size,
+        "in_channels": channels,
+        "out_channels": channels if out_channels is None else out_channels,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "dropout": config.dropout,
+        "time_embedding_dim": config.time_channels,
+        "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
+    }
+    if cross_width is None:
+        return UNet2DModel(**shape, **_plain(config, vector_width))
+    return UNet2DConditionModel(**shape, **_crossed(config, cross_width, vector_width))
+
+
+def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
+    if vector_width not in (None, config.time_width):
+        raise UserError(
+            f"a vector {vector_width} wide does not fit a U-Net without tokens; expected the width of its time "
+            f"embedding, {config.time_width}"
+        )
+    return {
+        **_blocks(config, "Attn"),
+        "attention_head_dim": config.common_head_size(),
+        "attn_norm_num_groups": None
+        if config.time == "add"
+        else config.norm_num_groups,  # else the middle has no norm (#4414)
+        "downsample_type": config.resample,
+        "upsample_type": config.resample,
+        "class_embed_type": None if vector_width is None else "identity",
+    }
+
+
+def _crossed(config: UNetConfig, cross_width: int, vector_width: int | None) -> dict[str, Any]:
+    if config.resample != "conv":
+        raise UserError(
+            "unet.resample is resnet, but diffusers' U-Nets with tokens resample by convolutions; expected conv"
+        )
+    vector = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": vector_width}
+    return {
+        **_blocks(config, "CrossAttn"),
+        "cross_attention_dim": cross_width,
+        "attention_head_dim": config.heads_by_level(),  # despite its name the number of heads (diffusers #2011)
+        "transformer_layers_per_block": config.transformer_depth,
+        "use_linear_projection": config.linear_projection,
+        **({} if vector_width is None else vector),
+    }
+
+
+def _blocks(config: UNetConfig, kind: str) -> dict[str, tuple[str, ...]]:
+    bare = "" if config.resample == "conv" else "Resnet"
+    return {
+        "down_block_types": tuple(_block(kind, bare, "Down", level) for level in config.attention_levels),
+        "up_block_types": tuple(_block(kind, bare, "Up", level) for level in reversed(config.attention_levels)),
+    }
+
+
+def _block(kind: str, bare: str, way: str, attention: bool) -> str:
+    """The name of diffusers' block; those without attention say in it how they resample."""
+    sample = f"{way}sample" if bare else way
+    return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
+
+
+@torch.no_grad()
+def zero_init_like_adm(unet: nn.Module) -> None:
+    """Zero what ends a residual branch, and the last convolution, as ADM and LDM do and diffusers does not.
+
+    These are each residual block's second convolution, each transformer's (or plain attention's) output projection,
+    and `conv_out`; every block then starts as the identity and the network's first output is zero.
+    """
+    for module in unet.modules():
+        match module:
+            case ResnetBlock2D():
+                _zero(module.conv2)
+            case Transformer2DModel():
+                _zero(module.proj_out)
+            case Attention() if module.residual_connection:  # plain, not a transformer's
+                _zero(module.to_out[0])  # pyright: ignore[reportOptionalSubscript]
+            case UNet2DModel() | UNet2DConditionModel():
+                _zero(module.conv_out)
+
+
+def _zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)

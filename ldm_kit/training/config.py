@@ -1,0 +1,63 @@
+"""How a run trains: length, batches, precision, and what it does about faults."""
+
+from typing import Literal
+
+import torch
+from pydantic import AliasChoices, Field
+
+from ldm_kit.config import Config
+
+
+class TrainConfig(Config):
+    """How long, how much at a time, how precisely."""
+
+    steps: int = Field(gt=0, description="optimiser steps of the whole run")
+    batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
+    micro_batch: int | None = Field(
+        default=None, gt=0, description="most pictures at once in a process; halved when memory runs out"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="autocast precision; weights stay float32"
+    )
+    attention: Literal["auto", "sdpa", "math", "xformers"] = Field(
+        default="auto",
+        description="kernel of attention; auto: math on a CPU, else sdpa; xformers only if it works here",
+    )
+    channels_last: bool | None = Field(
+        default=None,
+        description="memory layout of the networks; null: channels-last on GPUs and on CPUs with AMX, where it is fast",
+    )
+    compile: bool = Field(
+        default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
+    )
+    checkpointing: bool = Field(
+        default=False, description="make activations again in the backward pass: less memory, more time"
+    )
+    workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
+    checkpoint_every: int = Field(
+        default=1000, gt=0, description="steps between checkpoints; the last step always has one"
+    )
+    keep_last: int = Field(
+        validation_alias=AliasChoices("keep_last", "keep"),
+        default=2,
+        ge=1,
+        description="how many of the newest checkpoints stay",
+    )
+    keep_best: str | None = Field(
+        default=None,
+        pattern=r"^(max:)?[a-z]\w*$",
+        description="figure of the evaluations whose best checkpoint stays: heldout_loss, or max:heldout_psnr",
+    )
+    save_attempts: int = Field(default=3, ge=1, description="failed saves in a row after which the run stops")
+    max_skips: int = Field(default=50, ge=1, description="fp16: overflowing steps in a row after which the run stops")
+    overlap: bool = Field(
+        default=False,
+        description="average gradients during the backward pass: faster over slow links, but memory that runs out on "
+        "one process then stops the run",
+    )
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Of weights and activations; the same on every machine of a kind, so that a resumed run keeps it."""
+        fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        last = fast if self.channels_last is None else self.channels_last
+        return torch.channels_last if last else torch.contiguous_format
