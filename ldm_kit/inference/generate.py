@@ -17,7 +17,7 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.options import SamplingOptions, check_options, check_unconditional_options
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.solvers import diffusers_solvers
-from ldm_kit.solvers.samplers import DIFFUSERS_PREFIX
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import MAX_SEED, file_name, save_png
 

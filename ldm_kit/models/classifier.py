@@ -18,7 +18,7 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models import folder as parts
 from ldm_kit.nets.execution import set_attention
 from ldm_kit.nets.half_unet import HalfUNet
-from ldm_kit.solvers.samplers import default_scheduler
+from ldm_kit.solvers.scheduler_config import default_scheduler
 
 _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 

@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.execution import set_attention
-from ldm_kit.solvers.samplers import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
+from ldm_kit.solvers.scheduler_config import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # what a saved noisy classifier's index calls itself

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from ldm_kit.config import UserError
-from ldm_kit.solvers.samplers import DIFFUSERS_PREFIX, SAMPLER_NAMES
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, sampler_names
 
 CLIPS = ("auto", "none", "clip", "dynamic", "published")
 ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
@@ -40,9 +40,9 @@ def check_options(wish: SamplingOptions) -> None:
         UserError: a number out of range, an unknown word, or two settings that exclude each other; it names the flag.
     """
     _refuse_numbers(wish)
-    if wish.solver not in SAMPLER_NAMES and not wish.solver.startswith(DIFFUSERS_PREFIX):
+    if wish.solver not in sampler_names() and not wish.solver.startswith(DIFFUSERS_PREFIX):
         raise UserError(
-            f"unknown solver {wish.solver!r}; known are {', '.join(SAMPLER_NAMES)} and {DIFFUSERS_PREFIX}CLASS"
+            f"unknown solver {wish.solver!r}; known are {', '.join(sampler_names())} and {DIFFUSERS_PREFIX}CLASS"
         )
     if wish.clip not in CLIPS:
         raise UserError(f"--clip is {wish.clip!r}; expected {', '.join(CLIPS)}")

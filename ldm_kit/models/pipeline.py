@@ -23,11 +23,19 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGradient,
+    ClassifierGuided,
+    Interval,
+    Rescaled,
+)
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 from ldm_kit.diffusion.samplers import State
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, Spacing, build, respaced_timesteps
+from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models import folder as parts
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import (
@@ -144,11 +152,14 @@ class Pipeline:
 
         `wish` is a settled one; of `prompts` only a worse model sees more than how many there are.
         """
-        denoiser: Denoiser = self.denoiser()
+        denoiser: Denoiser = (network := self.denoiser())
         if self.conditioner.null is not None and wish.guidance_scale != 1:
             null = self.condition([self.conditioner.null if wish.negative is None else wish.negative] * len(prompts))
-            settings = wish.guidance_scale, wish.rescale, wish.interval, self.target
-            denoiser = ClassifierFree(denoiser, null, *settings, join=Condition.before)
+            denoiser = free = ClassifierFree(network, null, wish.guidance_scale, join=Condition.before)
+            if wish.rescale > 0:
+                denoiser = Rescaled(free, wish.rescale, self.target)
+            if wish.interval != (0.0, 1.0):
+                denoiser = Interval(denoiser, network, *wish.interval)
         if self.worse is not None and wish.autoguidance_scale not in (None, 1):
             worse = FixedCondition(self.worse.denoiser(), self.worse.condition(prompts))
             denoiser = Autoguidance(denoiser, worse, wish.autoguidance_scale)
