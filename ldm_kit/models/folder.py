@@ -19,7 +19,7 @@ from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.nets.adm import AdmUNet
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.solvers.samplers import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
 
 INDEX = "model_index.json"
@@ -214,12 +214,11 @@ def open_parts(folder: Path, device: torch.device | str) -> ModelParts:
     first = next((name for name in ("vae", "vqvae") if name in index), None)
     vae = None if first is None else component(folder, first, index[first], FIRST_STAGE)
     unet = component(folder, "unet", index["unet"], UNET)
-    set_attention(unet, torch.device(device), "auto")
     told = conditioner(folder)
     check_parts(folder, vae, unet, told, learned=noise[2] == "learned_range")
     for module in (vae, unet, told):
         if module is not None:
-            module.to(device).eval().requires_grad_(False)
+            prepare_loaded(module, device).to(device)
     return ModelParts(vae, unet, told, *noise)
 
 
