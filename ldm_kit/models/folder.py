@@ -36,9 +36,7 @@ KNOWN: Mapping[str, tuple[str, tuple[str, ...]]] = {  # part -> (library, classe
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
+    **conditioners.components(),
 }
 _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
 
