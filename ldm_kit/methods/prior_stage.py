@@ -45,7 +45,7 @@ class PriorStage:
             ConditioningError: no classes, or a text encoder that cannot be had.
         """
         folder = parts.model_folder(Path(settings.model))
-        encoder = codes.open_encoder(folder)
+        encoder = codes.open_encoder(folder, device)
         encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         _refuse_misfit(encoder, data.train, settings.model)
         known = weights_digest(encoder)

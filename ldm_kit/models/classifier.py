@@ -16,7 +16,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models import folder as parts
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.half_unet import HalfUNet
 from ldm_kit.solvers.scheduler_config import default_scheduler
 
@@ -78,8 +78,7 @@ class NoisyClassifier:
         stage = _first_stage(folder)
         schedule, *_ = parts.schedule(folder)
         net = parts.component(folder, "classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet})
-        set_attention(net, torch.device(device), "auto")
-        net.eval().requires_grad_(False)
+        prepare_loaded(net, device)
         return cls(net, tuple(net.config.classes), schedule, stage).to(device)
 
 

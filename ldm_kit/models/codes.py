@@ -15,6 +15,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.models import folder as parts
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.training.checkpoint import save_tensors
 
 Encoder = SemanticEncoder | StridedEncoder
@@ -72,14 +73,14 @@ def read_index(folder: Path) -> dict[str, object]:
     return index
 
 
-def open_encoder(folder: Path) -> Encoder:
-    """The frozen encoder of a semantic model's folder, in evaluation mode.
+def open_encoder(folder: Path, device: torch.device | str) -> Encoder:
+    """Return the frozen encoder of a semantic model's folder, prepared for a device but not yet on it.
 
     Raises:
         UserError: another kind of model, or an encoder that is missing, broken or unknown.
     """
     kind = entry(folder, read_index(folder), "encoder", dict.fromkeys(ENCODERS, LIBRARY))
-    return parts.component(folder, "encoder", kind, ENCODERS).eval().requires_grad_(False)
+    return prepare_loaded(parts.component(folder, "encoder", kind, ENCODERS), device)
 
 
 def entry(folder: Path, index: dict[str, object], name: str, known: dict[str, str]) -> str:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from conditioning.base import Conditioner
-from conditioning.labels import ClassConditioner
-from conditioning.none import NoCondition
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.prediction import Prediction
@@ -93,26 +91,13 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     Raises:
         UserError: a generator from text, whose prompts name no class.
     """
-    match conditioner:
-        case NoCondition():
-            return [str(prompt) for prompt in prompts]
-        case ClassConditioner():
-            return [prompt if isinstance(prompt, str) else conditioner.classes[prompt] for prompt in prompts]
-        case _:
-            raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
+    names = conditioner.class_names(prompts)
+    if names is None:
+        raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
+    return names
 
 
 def check_same_condition(theirs: Conditioner, ours: Conditioner) -> None:
     """Refuse a worse model that is told other things than the generator; raises UserError."""
-    if (kinds := [_kind(theirs), _kind(ours)])[0] != kinds[1]:
-        raise UserError(f"the worse model draws from {kinds[0]}, but the generator draws from {kinds[1]}")
-
-
-def _kind(conditioner: Conditioner) -> str:
-    match conditioner:
-        case NoCondition():
-            return "no condition"
-        case ClassConditioner():
-            return "classes"
-        case _:
-            return "text"
+    if theirs.modality != ours.modality:
+        raise UserError(f"the worse model draws from {theirs.modality}, but the generator draws from {ours.modality}")

@@ -34,7 +34,7 @@ from ldm_kit.models import codes
 from ldm_kit.models import folder as parts
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.prior import strided
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
@@ -211,11 +211,9 @@ def load(folder: Path, index: dict[str, object], device: torch.device | str) -> 
     """
     found = _shift(folder, index) if "shift" in index else _unet(folder, index)
     nets = (found.shift, found.base.unet) if isinstance(found, ShiftDecoder) else (found.unet,)
-    for net in nets:
-        set_attention(net, device, "auto")
     for module in (*nets, found.vae):
         if module is not None:
-            module.eval().requires_grad_(False)
+            prepare_loaded(module, device)
     return found
 
 

@@ -25,6 +25,7 @@ from ldm_kit.diffusion.respacing import linspace, respacing_sections
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.models import folder as parts
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 FOLDER = "prior"
@@ -139,7 +140,7 @@ class CodePrior:
         parts.scheduler(self.schedule_config, TARGET, "small", pixels=False).save_pretrained(folder / "scheduler")
 
     @classmethod
-    def load(cls, folder: Path, width: int) -> "CodePrior":
+    def load(cls, folder: Path, width: int, device: torch.device | str = "cpu") -> "CodePrior":
         """Open its folder; raises UserError for a part that is missing, broken, or for codes of another width."""
         schedule, *_ = parts.schedule(folder)
         mlp = parts.component(folder, "mlp", "SkipMLP", {"SkipMLP": SkipMLP})
@@ -151,5 +152,5 @@ class CodePrior:
                 f"expected {width} and {conditioner.pooled_width}"
             )
         for module in (mlp, conditioner):
-            module.eval().requires_grad_(False)
+            prepare_loaded(module, device)
         return cls(mlp, conditioner, schedule)

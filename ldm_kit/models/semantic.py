@@ -26,7 +26,6 @@ from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder, TrajectoryTarget
 from ldm_kit.models.prior import Clip, CodePrior
-from ldm_kit.nets.execution import set_attention
 
 Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
 
@@ -239,8 +238,7 @@ class SemanticModel:
                 others, or a frozen base that is not there or has changed.
         """
         folder = parts.model_folder(Path(folder))
-        index, encoder = codes.read_index(folder), codes.open_encoder(folder)
-        set_attention(encoder, device, "auto")
+        index, encoder = codes.read_index(folder), codes.open_encoder(folder, device)
         width = encoder.config["z_width"]
         decoder = decoders.load(folder, index, device)
         decoder.precision = precision
@@ -248,5 +246,5 @@ class SemanticModel:
             raise UserError(
                 f"{folder}: the decoder takes codes of {decoder.z_width} numbers, the encoder's have {width}"
             )
-        prior = CodePrior.load(folder / code_prior.FOLDER, width) if code_prior.FOLDER in index else None
+        prior = CodePrior.load(folder / code_prior.FOLDER, width, device) if code_prior.FOLDER in index else None
         return cls(encoder, decoder, *codes.load_statistics(folder, width), prior).to(device)
