@@ -102,7 +102,7 @@ def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
 
 def test_revived_codes_start_without_moments(tmp_path, monkeypatch):
     revive, settle = torch.arange(32) < 5, Codebook.after_step
-    monkeypatch.setattr(Codebook, "settle", lambda self, step: settle(self, step) | (revive & (step == 3)))
+    monkeypatch.setattr(Codebook, "after_step", lambda self, step: settle(self, step) | (revive & (step == 3)))
     pictures, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
     config = settings(VQ, pictures, run, "autoencoder.ema=false", "autoencoder.revive_every=0", "train.keep_last=9")
     held = {}

@@ -9,7 +9,7 @@ from ldm_kit.training.memory import short
 from tests.training.helpers import KL, TEXT, VQ, picture_folder, play, settings, tensors_of
 from tests.training.toy import Numbers, Toy, everything, trainer
 
-GAME = ("criterion.adversarial.start=0", "criterion.adversarial.discriminator_start=0")
+GAME = ("loss.adversarial.start=0", "loss.adversarial.discriminator_start=0")
 KINDS = {"kl": (KL, Autoencoding, GAME), "vq": (VQ, Autoencoding, GAME), "text": (TEXT, Latent, ())}
 
 
