@@ -15,7 +15,7 @@ from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 from ldm_kit.training import log as logging_of_runs
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.step import TrainStep
+from ldm_kit.training.task import TrainStep
 from tests.training.helpers import CLASSES, picture_folder, play, settings, tensors_of
 from tests.training.toy import Toy, trainer
 
@@ -165,6 +165,6 @@ def test_an_evaluation_that_cannot_be_written_does_not_end_the_run(tmp_path):
     def full(number):
         raise OSError(28, "No space left on device")
 
-    assert log.evaluated(1, full) is None
-    assert log.evaluated(2, lambda number: {"heldout_loss": 3.0}) == {"heldout_loss": 3.0}
+    assert log.evaluate(1, full) is None
+    assert log.evaluate(2, lambda number: {"heldout_loss": 3.0}) == {"heldout_loss": 3.0}
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 2, "heldout_loss": 3.0}
