@@ -1,6 +1,6 @@
-"""Launch: which modes are supported, ending a worker whose launcher is gone, and threads per process.
+"""Launch: supported modes (one process, or data parallelism), a watch on the launcher, and threads per process.
 
-Supported are a single process and plain data parallelism. What a launcher requests is read from environment variables before accelerate reads them: it would import packages that
+What a launcher requests is read from environment variables before accelerate reads them: it would import packages that
 are not installed, or (on a CPU) train without sharding and give no warning.
 """
 
