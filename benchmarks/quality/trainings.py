@@ -29,7 +29,7 @@ from ldm_kit.demo.show import LITE0, WISH, judges
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.training.session import cores
+from ldm_kit.training.launch import cores
 
 FOLDER = Path("runs/benchmarks/quality")
 FIRST_STAGE = Path("configs/demo/ae.yaml")

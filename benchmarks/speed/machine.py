@@ -18,7 +18,7 @@ from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import set_attention
-from ldm_kit.training.session import cores
+from ldm_kit.training.launch import cores
 
 MATRIX = 1024  # side of the matrices
 PICTURES, FEATURES = 64, 256  # of the convolution

@@ -1,14 +1,15 @@
-"""How a run trains: length, batches, precision, and what it does about faults."""
+"""The config section `train`: length, batch size, precision, checkpoints, and what to do about failures."""
 
 from typing import Literal
 
+import torch
 from pydantic import AliasChoices, Field
 
 from ldm_kit.config import Config
 
 
 class TrainConfig(Config):
-    """How long, how much at a time, how precisely."""
+    """Length, batch size, precision and checkpoints of a run."""
 
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
@@ -24,14 +25,13 @@ class TrainConfig(Config):
     )
     channels_last: bool | None = Field(
         default=None,
-        description="memory layout of the networks; null: what the environment variable LDM_KIT_CHANNELS_LAST (0 or 1) "
-        "says, else channels-last on GPUs and on CPUs with AMX, where it is fast",
+        description="memory layout of the networks; null: channels-last on GPUs and on CPUs with AMX, where it is fast",
     )
     compile: bool = Field(
         default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
     )
     checkpointing: bool = Field(
-        default=False, description="make activations again in the backward pass: less memory, more time"
+        default=False, description="compute activations again in the backward pass: less memory, more time"
     )
     workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
     checkpoint_every: int = Field(
@@ -55,3 +55,9 @@ class TrainConfig(Config):
         description="average gradients during the backward pass: faster over slow links, but memory that runs out on "
         "one process then stops the run",
     )
+
+    def layout(self, device: torch.device) -> torch.memory_format:
+        """Return the memory format of weights; by default the one that is fast on this kind of machine."""
+        is_fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        channels_last = is_fast if self.channels_last is None else self.channels_last
+        return torch.channels_last if channels_last else torch.contiguous_format

@@ -54,7 +54,7 @@ UNET = {
     "norm_num_groups": 4,
     "dropout": 0.1,
 }
-STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "num_train_timesteps": 50}, "condition_drop": 0.3}
+STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "num_train_timesteps": 50}, "condition_dropout": 0.3}
 STAGE_2["sample"] = {"steps": 2}
 TEXT = {**STAGE_2, "condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}}
 CLASSES = {**STAGE_2, "condition": {"kind": "class", "width": 16}}

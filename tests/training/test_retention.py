@@ -6,7 +6,7 @@ import pytest
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
-from ldm_kit.training.best import BestCheckpoint
+from ldm_kit.training.retention import BestCheckpoint
 from tests.training.helpers import CLASSES, picture_folder, play, settings
 
 NAN = float("nan")
@@ -63,7 +63,7 @@ def test_a_figure_that_is_not_measured_is_named(pictures, tmp_path):
     ):
         play(settings(CLASSES, pictures, tmp_path, wanted), opened=judged(losses(None, 1.0)))
     with pytest.raises(UserError, match="expected one of none: nothing is held out"):
-        BestCheckpoint(tmp_path, "a").beaten({})
+        BestCheckpoint(tmp_path, "a").is_beaten_by({})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_figure_that_is_not_measured_is_named(pictures, tmp_path):
 def test_a_broken_note_is_no_best(tmp_path, text):
     (tmp_path / "best.json").write_text(text)
     assert BestCheckpoint(tmp_path, "loss").path is None
-    assert BestCheckpoint(tmp_path, "loss").beaten({"loss": 9.0})
+    assert BestCheckpoint(tmp_path, "loss").is_beaten_by({"loss": 9.0})
 
 
 def test_pruning_wants_the_newest_whole(tmp_path):

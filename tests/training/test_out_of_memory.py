@@ -5,11 +5,11 @@ import torch
 
 from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.latent import Latent
-from ldm_kit.training.memory import short
+from ldm_kit.training.faults import is_out_of_memory
 from tests.training.helpers import KL, TEXT, VQ, picture_folder, play, settings, tensors_of
 from tests.training.toy import Numbers, Toy, everything, trainer
 
-GAME = ("criterion.adversarial.start=0", "criterion.adversarial.discriminator_start=0")
+GAME = ("loss.adversarial.start=0", "loss.adversarial.discriminator_start=0")
 KINDS = {"kl": (KL, Autoencoding, GAME), "vq": (VQ, Autoencoding, GAME), "text": (TEXT, Latent, ())}
 
 
@@ -64,12 +64,12 @@ def test_a_halved_run_is_one_that_was_configured_so(kind, place, pictures, tmp_p
 
 def test_memory_that_runs_out_later_changes_only_rounding():
     def tight(loss, step):
-        return fail() if step >= 3 and running.share.size > 1 else loss
+        return fail() if step >= 3 and running.split.size > 1 else loss
 
     running = trainer(Toy(tight))
     found, expected = list(running.train(Numbers())), list(trainer(plain := Toy()).train(Numbers()))
     assert [step.number for step in found] == [1, 2, 3, 4, 5, 6]
-    assert running.share.size == 1
+    assert running.split.size == 1
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.logs["net_loss"], b.logs["net_loss"])
     torch.testing.assert_close(running.task.net.weight, plain.net.weight)
@@ -87,10 +87,10 @@ def test_one_picture_that_does_not_fit_stops():
 
 
 def test_what_counts_as_short_of_memory():
-    assert short(torch.OutOfMemoryError("x"))
-    assert short(
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     )
-    assert not short(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(trainer(Toy(lambda loss, step: (_ for _ in ()).throw(RuntimeError("shapes")))).train(Numbers()))

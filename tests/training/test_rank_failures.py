@@ -10,7 +10,7 @@ from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.training import checkpoint
 from ldm_kit.training.optim import lr_factor
 from tests.training.helpers import KL, TEXT, picture_folder, play, ranks, settings
-from tests.training.test_memory import GAME, PLACES, with_room_for
+from tests.training.test_out_of_memory import GAME, PLACES, with_room_for
 from tests.training.toy import Numbers, Toy, trainer
 
 SHORT = (*GAME, "train.steps=4")
@@ -39,7 +39,7 @@ def floor():
     try:
         list(running.train(Numbers()))
     except torch.OutOfMemoryError as error:
-        return running.step, running.share.size, str(error)
+        return running.step, running.split.size, str(error)
 
 
 def with_oom(loss, step):

@@ -15,7 +15,7 @@ from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 from ldm_kit.training import log as logging_of_runs
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.loop import Step
+from ldm_kit.training.task import TrainStep
 from tests.training.helpers import CLASSES, picture_folder, play, settings, tensors_of
 from tests.training.toy import Toy, trainer
 
@@ -139,7 +139,7 @@ def test_metrics_wait_for_room(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     log.write(1, {"loss": 1.0})
     with largest_file(path.stat().st_size + 5):
-        log.step(Step(2, 0.1, {}, {"loss": torch.tensor(2.0)}))
+        log.step(TrainStep(2, 0.1, {}, {"loss": torch.tensor(2.0)}))
         assert path.read_text() == '{"step": 1, "loss": 1.0}\n'
     assert "cannot write metrics at step 2" in capsys.readouterr().out
     log.write(3, {"loss": 3.0})
@@ -155,7 +155,7 @@ def test_the_last_line_is_tried_again_at_the_end(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(logging_of_runs, "_append", full)
         log.write(3, {"loss": 1.0})
-    log.after_step()
+    log.flush()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
 
 
@@ -165,6 +165,6 @@ def test_an_evaluation_that_cannot_be_written_does_not_end_the_run(tmp_path):
     def full(number):
         raise OSError(28, "No space left on device")
 
-    assert log.evaluated(1, full) is None
-    assert log.evaluated(2, lambda number: {"heldout_loss": 3.0}) == {"heldout_loss": 3.0}
+    assert log.evaluate(1, full) is None
+    assert log.evaluate(2, lambda number: {"heldout_loss": 3.0}) == {"heldout_loss": 3.0}
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 2, "heldout_loss": 3.0}

@@ -144,7 +144,7 @@ def test_a_checkpoint_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_pa
 
 @pytest.mark.parametrize("optimiser", ["optim", "discriminator_optim"])
 def test_a_falling_rate_pins_the_last_step(tmp_path, optimiser):
-    old = [f"{optimiser}.decay=cosine"]
+    old = [f"{optimiser}.lr_schedule=cosine"]
     with pytest.raises(UserError, match=r"train\.steps differs"):
         refused(KL, tmp_path, old, [*old, "train.steps=80"])
 

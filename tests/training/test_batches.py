@@ -11,14 +11,14 @@ from ldm_kit.training.batches import BatchSplit, StepBatchSampler, epoch_permuta
 SEED, COUNT = 5, 24
 
 
-def batches(world=1, rank=0, micro=None, first=0, last=9, global_batch=8):
-    return StepBatchSampler(BatchSplit.of(global_batch, micro, world, rank), SEED, COUNT, first, last)
+def batches(world=1, rank=0, micro=None, start=0, stop=9, global_batch=8):
+    return StepBatchSampler(BatchSplit.of(global_batch, micro, world, rank), SEED, COUNT, start, stop)
 
 
 def steps(source):
     """Places of each step, micro-batches joined."""
     parts = list(source)
-    size = source.share.accumulation
+    size = source.split.accumulation
     return [list(itertools.chain(*parts[i : i + size])) for i in range(0, len(parts), size)]
 
 
@@ -39,7 +39,7 @@ def test_the_ranks_together_see_the_one_process_batch(world, parts):
 
 @pytest.mark.parametrize("first", range(9))
 def test_a_start_at_any_step_continues_the_sequence(first):
-    assert steps(batches(first=first)) == steps(batches())[first:]
+    assert steps(batches(start=first)) == steps(batches())[first:]
 
 
 def test_epochs_are_permutations_each_its_own():
@@ -77,7 +77,7 @@ def test_a_micro_batch_is_an_upper_bound():
 def test_workers_change_neither_batches_nor_the_global_random_state():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    found = [list(loader(dataset(), batches(last=4), workers)) for workers in (0, 2)]
+    found = [list(loader(dataset(), batches(stop=4), workers)) for workers in (0, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     for alone, helped in zip(*found, strict=True):
         assert torch.equal(alone["x"], helped["x"])
