@@ -139,6 +139,17 @@ class ScheduleConfig(Config):
             raise ValueError("zero_terminal is for schedules made of betas; flow already ends in noise")
         return self
 
+    def check_target(self, target: str) -> None:
+        """Check that a network can predict `target` at every time.
+
+        Raises:
+            ValueError: target eps, and the last time is pure noise, where x_0 cannot be computed from eps (Lin et al.
+                2024, section 3.2).
+        """
+        pure_noise = self.zero_terminal or (self.betas is not None and self.betas[-1] == 1)
+        if target == "eps" and pure_noise:
+            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
+
     def ends(self) -> tuple[float, float]:
         """First and last beta of the linear and scaled_linear schedules, scaled where that is wished."""
         first, last = (1e-4, 2e-2) if self.kind == "linear" else (0.00085, 0.012)

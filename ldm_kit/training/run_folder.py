@@ -117,7 +117,7 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 def _completed(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     """A saved config with the fields that it does not know at their defaults; as it is where it has become invalid."""
     try:
-        return kind.model_validate(config).model_dump(mode="json")
+        return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:
         return config
 
