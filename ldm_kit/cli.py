@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from ldm_kit.config import UserError
+from ldm_kit.config import OldNameWarning, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
@@ -28,7 +29,8 @@ def cli_errors() -> Iterator[None]:
     """Turn a user's mistake into one sentence on stderr and exit status 2; let real faults through with their trace."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        yield
+        with _short_warnings():
+            yield
     except UserError as error:
         _stop(str(error))
     except OSError as error:
@@ -37,6 +39,22 @@ def cli_errors() -> Iterator[None]:
         _stop(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}")
     except (ValueError, RuntimeError) as error:
         _stop(_told(error))
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show a warning about an old name as one line on stderr, without the source line that Python adds."""
+    show = warnings.showwarning
+
+    def show_line(message: Warning | str, category: type[Warning], *arguments: Any, **named: Any) -> None:
+        if issubclass(category, OldNameWarning):
+            typer.echo(f"warning: {message}", err=True)
+        else:
+            show(message, category, *arguments, **named)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_line
+        yield
 
 
 def _told(error: Exception) -> str:

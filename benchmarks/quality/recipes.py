@@ -18,7 +18,7 @@ from benchmarks.speed.world import World
 from ldm_kit.config import read
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
 from ldm_kit.methods.base import eval_mode
-from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.config import cache_dir
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.stage import LatentStage
 from ldm_kit.models.pipeline import Pipeline
@@ -117,7 +117,7 @@ def theirs(recipe: Recipe, place: Place, limit: float, judge: Judge) -> Figures:
     assert recipe.peer_lr is not None
     place.run.mkdir(parents=True)
     (place.run / "ae").symlink_to(place.autoencoder.resolve())
-    world = World(place.run, cache_root(), 10**6)
+    world = World(place.run, cache_dir(), 10**6)
     torch.manual_seed(place.seed)
     steps, began = peers.stage2(world, "bf16", recipe.overrides, recipe.peer_lr), time.process_time()
     for number, player in enumerate(steps, start=1):

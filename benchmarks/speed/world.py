@@ -17,7 +17,7 @@ from ldm_kit.config import read
 from ldm_kit.data.images import Split, subset, to_unit
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
 from ldm_kit.methods.autoencoder import AutoencoderRun
-from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.config import cache_dir
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.unet import UNet, build_unet
@@ -39,7 +39,7 @@ class World:
     @classmethod
     def make(cls, folder: Path, pictures: int = 1024) -> "World":
         """Write an autoencoder with random weights; caches go into `folder` from here on."""
-        world = cls(folder, cache_root(), pictures)
+        world = cls(folder, cache_dir(), pictures)
         world.split()  # rasterised where the user keeps it
         os.environ["LDM_KIT_CACHE"] = str(folder / "cache")
         torch.manual_seed(0)

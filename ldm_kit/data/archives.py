@@ -8,7 +8,6 @@ at any moment: the order of training is the addressed one, without a shuffle buf
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +19,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.folder import class_names, judge, refuse
@@ -182,7 +181,7 @@ def _indexed(path: Path, reader: Reader, config: PackedConfig) -> _Index:
     """What is known of a file, from the cache if it has not changed since."""
     stat = path.stat()
     about = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
-    root = config.cache or Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
+    root = config.cache or cache_dir()
     place = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *about])[:32]}.json"
     index = _recalled(place)
     if index is None:

@@ -1,11 +1,11 @@
 """Where pictures come from: the union of data configs, told apart by `source`, and the one function that loads them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ldm_kit.config import UserError
+from ldm_kit.config import Config, UserError
 from ldm_kit.data import digits, folder, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.folder import FolderConfig
@@ -15,8 +15,18 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
+
+class GivenConfig(Config):
+    """Pictures that a Python program gave to `ldm_kit.train`; a config cannot name them."""
+
+    source: Literal["given"] = "given"
+    resolution: int = Field(ge=1, description="side in pixels")
+    channels: int = Field(description="1 grey, 3 RGB, 4 RGBA")
+
+
 DataConfig = Annotated[
-    OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig, Field(discriminator="source")
+    OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig | GivenConfig,
+    Field(discriminator="source"),
 ]
 
 
@@ -24,7 +34,8 @@ def load(config: DataConfig) -> Split:
     """Train, heldout and compositional pictures of a source.
 
     Raises:
-        UserError: packages missing, no such folder, nothing usable in it, or too many bad pictures.
+        UserError: packages missing, no such folder, nothing usable in it, too many bad pictures, or pictures that a
+            Python program gave.
     """
     match config:
         case OpenMojiConfig():
@@ -37,6 +48,8 @@ def load(config: DataConfig) -> Split:
             return _some(webdataset.load(config), config.path)
         case ParquetConfig():
             return _some(parquet.load(config), config.path)
+        case GivenConfig():
+            raise UserError("data.source is given: the pictures came from Python; pass them to train(..., data=)")
 
 
 def _some(split: Split, path: Path) -> Split:

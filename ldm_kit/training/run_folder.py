@@ -130,7 +130,7 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     """Return a saved config with today's key names, absent fields at their defaults; unchanged if it is not valid."""
     try:
-        return kind.model_validate(config).model_dump(mode="json")
+        return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:
         return config
 

@@ -61,7 +61,7 @@ def test_it_sees_what_the_schedule_makes_of_latents():
     posterior, noise = (rng.normal(0, name, given["position"], (4, 8, 8)) for name in ("posterior", "noise"))
     x_0 = given["mean"] + (given["logvar"] / 2).exp() * posterior
     torch.testing.assert_close(x, (a.view(wide) * x_0 + s.view(wide) * noise).float())
-    assert torch.equal(t, sample_timesteps(asked.config.times, 0, given["position"], 8, T))
+    assert torch.equal(t, sample_timesteps(asked.config.timestep_sampling, 0, given["position"], 8, T))
     assert x.dtype == torch.float32
 
 
@@ -198,30 +198,30 @@ def test_it_has_no_average_unless_asked_for():
 
 def opened(folder, run, *overrides) -> ClassifierStage:
     config = settings(CLASSIFIER, folder, run, *overrides)
-    stage = open_stage(config, load(config.data), torch.device("cpu"))
+    method = open_stage(config, load(config.data), torch.device("cpu"))
     assert isinstance(stage, ClassifierStage)
     return stage
 
 
 def test_it_learns_and_least_noise_is_easiest(tmp_path):
     torch.manual_seed(0)
-    stage = opened(
+    method = opened(
         make_pictures(tmp_path / "set", 48),
         tmp_path / "run",
         "schedule={kind: linear, steps: 1000}",
         "train.batch_size=16",
         "net.dropout=0",
     )
-    labels = stage.batches.inputs["label"]
-    before = stage.task.heldout(stage.latents, labels)
-    optimiser = torch.optim.Adam(stage.task.net.parameters(), 2e-3)
+    labels = method.batches.inputs["label"]
+    before = method.heldout(method.batches.latents, labels)
+    optimiser = torch.optim.Adam(method.net.parameters(), 2e-3)
     for number in range(80):
         places = [(number * 16 + i, (number * 16 + i) % 48) for i in range(16)]
-        ((_, error, _),) = stage.task.losses(stage.batches.__getitems__(places), number)
+        ((_, error, _),) = method.losses(method.batches.__getitems__(places), number)
         error.backward()
         optimiser.step()
         optimiser.zero_grad()
-    found = stage.task.heldout(stage.latents, labels)
+    found = method.heldout(method.batches.latents, labels)
     first = found.figures()
     assert max(before.first) < 0.6
     assert first["heldout_accuracy_q1"] > 0.9
@@ -231,13 +231,13 @@ def test_it_learns_and_least_noise_is_easiest(tmp_path):
 
 
 def test_labels_and_mirrors_stay_with_their_pictures(tmp_path):
-    stage = opened(picture_folder(tmp_path / "set"), tmp_path / "run")
-    assert stage.batches.inputs["label"].tolist() == [i % 3 for i in range(24)]
-    assert list(stage.task.net.config.classes) == ["a", "b", "c"]
-    given = stage.batches.__getitems__([(40, 4), (41, 2)])
+    method = opened(picture_folder(tmp_path / "set"), tmp_path / "run")
+    assert method.batches.inputs["label"].tolist() == [i % 3 for i in range(24)]
+    assert list(method.net.config.classes) == ["a", "b", "c"]
+    given = method.batches.__getitems__([(40, 4), (41, 2)])
     assert given["inputs"]["label"].tolist() == [1, 2]
     for i, index in enumerate((4, 2)):
-        assert any(torch.equal(given["mean"][i], view) for view in stage.latents.mean[index])
+        assert any(torch.equal(given["mean"][i], view) for view in method.batches.latents.mean[index])
 
 
 def test_other_labels_are_other_data(tmp_path):
