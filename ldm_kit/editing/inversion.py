@@ -61,7 +61,7 @@ def rising(pipeline: Pipeline, how: Img2ImgOptions) -> list[int]:
 
 def falling(pipeline: Pipeline, how: Img2ImgOptions) -> list[int]:
     """The times of a drawing that starts as far up as the strength goes; raises UserError for too many steps."""
-    return pipeline.times(SamplingOptions(how.steps))[-how.walked - 1 :]
+    return list(SamplingOptions(steps=how.steps).resolve(pipeline).timesteps)[-how.walked - 1 :]
 
 
 def shape(pipeline: Pipeline) -> tuple[int, int]:
@@ -81,8 +81,8 @@ def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
 
 def guided_denoiser(pipeline: Pipeline, count: int, how: Img2ImgOptions) -> Denoiser:
     """The model's denoiser for `count` pictures with classifier-free guidance, pixels clipped."""
-    wish = SamplingOptions(how.steps, guidance_scale=how.guidance_scale, negative=how.negative)
-    return pipeline.guided([""] * count, pipeline.resolve(wish))
+    options = SamplingOptions(steps=how.steps, guidance_scale=how.guidance_scale, negative_prompt=how.negative)
+    return pipeline.guided_denoiser([""] * count, options.resolve(pipeline))
 
 
 @torch.no_grad()
