@@ -1,15 +1,21 @@
-"""What all doors share: a mistake is one sentence, a real fault keeps its trace."""
+"""Command lines: a mistake is one sentence, a real fault keeps its trace, and a config class is a set of flags."""
 
+import subprocess
+import sys
+import warnings
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import torch
 import typer
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from autoencoder.base import AutoencoderError
 from conditioning.base import ConditioningError
-from ldm_kit.cli import cli_errors, doctor, run_cli
-from ldm_kit.config import UserError
+from ldm_kit.cli import cli_errors, run_cli
+from ldm_kit.cli.commands import doctor
+from ldm_kit.config import Config, UserError
 
 
 def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -78,3 +84,213 @@ def test_flags_are_read_in_sentences_too(capsys):
         run_cli(main, ["3"])
     assert not stopped.value.code
     assert capsys.readouterr().out == "3\n"
+
+
+class Options(Config):
+    """A field of every type that a flag can have."""
+
+    steps: int = Field(20, ge=1, description="sampling steps")
+    scale: float = Field(3.0, ge=0, description="classifier-free; 1 is none")
+    share: float = Field(0.0, ge=0, le=1)
+    over: float | None = Field(None, gt=0, description="a size")
+    interval: tuple[float, float] = (0.0, 1.0)
+    names: tuple[str, ...] = Field((), json_schema_extra={"positional": True})
+    images: tuple[Path, ...] = Field((), description="pictures")
+    kind: Literal["one", "two"] = "one"
+    number: Literal[1, 2] | None = None
+    save_all: bool = True
+    morph: Path | None = None
+    guide_model: Path | None = Field(None, validation_alias=AliasChoices("guide_model", "worse"), description="a guide")
+    loud: bool = Field(False, validation_alias=AliasChoices("loud", "noisy"))
+    prompt: str | None = Field(None, json_schema_extra={"flags": ["--class"]})
+
+    @field_validator("interval")
+    @classmethod
+    def _rising(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if interval[0] >= interval[1]:
+            raise ValueError("expected LOW < HIGH")
+        return interval
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Options":
+        if self.kind == "two" and self.steps == 1:
+            raise ValueError("--kind two needs more --steps")
+        return self
+
+
+class Needed(Config):
+    """Fields without a default."""
+
+    folder: Path = Field(description="a model")
+    new: int = Field(validation_alias=AliasChoices("new", "old"), description="a number")
+
+
+def options_of(*arguments: object) -> Options:
+    """What a command gets that takes `Options`, on this command line."""
+    got: list[Options] = []
+
+    def main(options: Options, other: int = 7) -> None:
+        got.append(options)
+        assert other == 7
+
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, [str(argument) for argument in arguments])
+    assert not stopped.value.code
+    return got[0]
+
+
+def test_fields_are_flags_of_their_types_and_defaults():
+    assert options_of() == Options()
+    assert options_of().model_fields_set == set()
+    assert options_of("--scale", 3).model_fields_set == {"scale"}
+    several = (
+        "a",
+        "b",
+        "--steps",
+        3,
+        "--scale",
+        2,
+        "--over",
+        0.5,
+        "--interval",
+        0.25,
+        1,
+        "--images",
+        "x",
+        "--images",
+        "y",
+    )
+    more = ("--kind", "two", "--number", 2, "--no_save_all", "--morph", "m.gif", "--guide_model", "g", "--class", "red")
+    assert options_of(*several, *more) == Options(
+        names=("a", "b"),
+        steps=3,
+        scale=2.0,
+        over=0.5,
+        interval=(0.25, 1.0),
+        images=(Path("x"), Path("y")),
+        kind="two",
+        number=2,
+        save_all=False,
+        morph=Path("m.gif"),
+        guide_model=Path("g"),
+        prompt="red",
+    )
+    assert options_of("--save_all", "--loud") == Options(loud=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--steps", "0"], "--steps is 0; expected 1 or more (sampling steps)"),
+        (["--scale", "-1"], "--scale is -1.0; expected 0 or more (classifier-free; 1 is none)"),
+        (["--scale", "nan"], "--scale is nan; expected 0 or more (classifier-free; 1 is none)"),
+        (["--share", "1.5"], "--share is 1.5; expected 0 to 1"),
+        (["--over", "0"], "--over is 0.0; expected over 0 (a size)"),
+        (["--kind", "three"], "--kind is 'three'; expected one, two"),
+        (["--number", "3"], "--number is 3; expected 1, 2"),
+        (["--interval", "0.5", "0.25"], "--interval is 0.5 0.25; expected LOW < HIGH"),
+        (["--kind", "two", "--steps", "1"], "--kind two needs more --steps"),
+        (
+            ["--steps", "0", "--share", "2"],
+            "--steps is 0; expected 1 or more (sampling steps); --share is 2.0; expected 0 to 1",
+        ),
+        (
+            ["--steps", "few"],
+            "invalid value for '--steps': Input should be a valid integer, unable to parse string as an integer; "
+            "see --help",
+        ),
+        (["--zzz", "1"], "no such option: --zzz; see --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_refused_value_is_one_sentence_that_names_the_flag(capsys, arguments, sentence):
+    def main(options: Options) -> None:
+        pytest.fail("the command ran")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, arguments)
+    assert (stopped.value.code, capsys.readouterr().err) == (2, f"error: {sentence}\n")
+
+
+def test_an_old_flag_is_read_with_a_warning(capsys):
+    warning = "warning: --worse is now called --guide_model; the old name is read for one more release\n"
+    assert options_of("--worse", "old") == Options(guide_model=Path("old"))
+    assert capsys.readouterr().err == warning
+    assert options_of("--noisy") == Options(loud=True)
+    assert "--noisy is now called --loud" in capsys.readouterr().err
+    assert options_of("--worse", "old", "--guide_model", "new").guide_model == Path("new")
+    assert capsys.readouterr().err == warning
+
+
+def test_fields_without_a_default_must_be_given(capsys):
+    def main(needed: Needed) -> None:
+        typer.echo(f"{needed.folder} {needed.new}")
+
+    for arguments, status, sentence in (
+        (["--new", "1"], 2, "error: missing option '--folder'; see --help\n"),
+        (["--folder", "x"], 2, "error: missing option --new; a number\n"),
+        (["--folder", "x", "--old", "3"], 0, "warning: --old is now called --new; the old name is read for one more"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_cli(main, arguments)
+        assert (stopped.value.code or 0) == status
+        assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_help_tells_flags_ranges_and_defaults_but_no_old_names(capsys, monkeypatch):
+    def main(model: Annotated[Path, typer.Argument(help="a folder")], options: Options) -> None:
+        """Try everything."""
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, ["--help"])
+    assert not stopped.value.code
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "Try everything.",
+        "--steps",
+        "sampling steps (1 or more)",
+        "[default: 20]",
+        "--no_save_all",
+        "one|two",
+    ):
+        assert words in text
+    assert "--guide_model" in text
+    assert "worse" not in text
+
+
+def test_flags_belong_to_their_subcommand():
+    got: list[object] = []
+
+    def first(options: Options) -> None:
+        got.append(options.steps)
+
+    def second(needed: Needed, times: int = 2) -> None:
+        got.append((needed.new, times))
+
+    for arguments in (["--steps", "4"], ["second", "--folder", "x", "--new", "5", "--times", "3"]):
+        with pytest.raises(SystemExit):
+            run_cli([first, second], arguments)
+    assert got == [4, (5, 3)]
+
+
+def test_an_old_config_key_is_one_warning_line(capsys):
+    def main() -> None:
+        with cli_errors():
+            warnings.warn("x.yaml: target is now called prediction_type; the old name is read", FutureWarning, 2)
+
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, [])
+    sentence = "warning: x.yaml: target is now called prediction_type; the old name is read\n"
+    assert (stopped.value.code or 0, capsys.readouterr().err) == (0, sentence)
+
+
+def test_other_warnings_stay_as_they_are():
+    with pytest.warns(FutureWarning, match="something else"), cli_errors():
+        warnings.warn("something else", FutureWarning, 2)
+
+
+def test_the_command_line_itself_loads_no_library():
+    code = "import sys, ldm_kit.cli; print(*{'torch', 'numpy', 'diffusers'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

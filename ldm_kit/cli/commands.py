@@ -1,15 +1,11 @@
-"""What all doors share (one sentence for a user's mistake), and the console script `ldm-kit`."""
+"""The console script `ldm-kit`: versions, likelihoods, and checkpoints of other projects."""
 
-import contextlib
-import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
-from ldm_kit.config import UserError
+from ldm_kit.cli.errors import cli_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
@@ -21,69 +17,6 @@ Images = Annotated[Path | None, typer.Option(help="or the training pictures, a f
 Attributes = Annotated[Path | None, typer.Option(help="their names, one a line; the 40 of CelebA if left out")]
 Judge = Annotated[Path | None, typer.Option("--classifier", help="its attributes become directions for edit.py")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
-
-
-@contextlib.contextmanager
-def cli_errors() -> Iterator[None]:
-    """Turn a user's mistake into one sentence on stderr and exit status 2; let real faults through with their trace."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    try:
-        yield
-    except UserError as error:
-        _stop(str(error))
-    except OSError as error:
-        if error.filename is None or error.strerror is None:
-            raise
-        _stop(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}")
-    except (ValueError, RuntimeError) as error:
-        _stop(_told(error))
-
-
-def _told(error: Exception) -> str:
-    """The sentence of a room's own error; raises what is none."""
-    import torch  # imported here: `--help` must not wait for it
-
-    from autoencoder.base import AutoencoderError
-    from conditioning.base import ConditioningError
-
-    if isinstance(error, AutoencoderError | ConditioningError):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "out of memory on the device; take a smaller train.micro_batch (the result stays the same) or "
-            "--batch_size, a lower precision (bf16), a smaller resolution, or a smaller network"
-        )
-    raise error
-
-
-def run_cli(
-    main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None
-) -> NoReturn:
-    """Run a door's `main` as a command: its parameters are the flags, its docstring the help.
-
-    Several functions are subcommands by their names; the first may be left out.
-    """
-    commands = (main,) if callable(main) else main
-    door_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
-    for command in commands:
-        door_app.command()(command)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if len(commands) > 1 and given and given[0] not in {"--help", *(command.__name__ for command in commands)}:
-        given = [commands[0].__name__, *given]
-    try:
-        sys.exit(door_app(given, standalone_mode=False))
-    except Exception as error:
-        told = getattr(error, "format_message", None)  # click's own errors, whose class typer keeps to itself
-        if told is None:
-            raise
-        text = " ".join(told().split()).rstrip(".")
-        typer.echo(f"error: {text[:1].lower()}{text[1:]}; see --help", err=True)
-        sys.exit(2)
-
-
-def _stop(sentence: str) -> NoReturn:
-    typer.echo(f"error: {sentence}", err=True)
-    raise typer.Exit(2)
 
 
 @app.command()

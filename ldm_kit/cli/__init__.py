@@ -1,0 +1,7 @@
+"""The command line: `run_cli` and `cli_errors` for scripts, and `app`, the console script `ldm-kit`."""
+
+from ldm_kit.cli.commands import app
+from ldm_kit.cli.errors import cli_errors
+from ldm_kit.cli.flags import run_cli
+
+__all__ = ["app", "cli_errors", "run_cli"]

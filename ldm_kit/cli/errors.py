@@ -1,0 +1,77 @@
+"""What every command shares: a user's mistake is one sentence on stderr and exit status 2, a warning is one line."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import typer
+
+from ldm_kit.config import UserError
+
+_OLD_NAME = r"[\s\S]* is now called "  # how `ldm_kit.config.check` warns of a key's name in an older release
+
+
+@contextlib.contextmanager
+def cli_errors() -> Iterator[None]:
+    """Turn a user's mistake into one sentence on stderr and exit status 2; let other errors through with their trace.
+
+    A warning of an old config key becomes one line on stderr.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        with _old_names_in_one_line():
+            yield
+    except UserError as error:
+        _stop(str(error))
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}")
+    except (ValueError, RuntimeError) as error:
+        _stop(_message(error))
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr."""
+    typer.echo(f"warning: {message}", err=True)
+
+
+@contextlib.contextmanager
+def _old_names_in_one_line() -> Iterator[None]:
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, FutureWarning) and " is now called " in str(message):
+                warn(str(message))
+            else:
+                show_others(message, category, *where, **options)
+
+        warnings.filterwarnings("always", _OLD_NAME, FutureWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _message(error: Exception) -> str:
+    """Return the sentence of an error of our own packages, or of memory that ran out; raise any other error again."""
+    import torch  # imported here: `--help` must not wait for it
+
+    from autoencoder.base import AutoencoderError
+    from conditioning.base import ConditioningError
+
+    if isinstance(error, AutoencoderError | ConditioningError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "out of memory on the device; take a smaller train.micro_batch (the result stays the same) or "
+            "--batch_size, a lower precision (bf16), a smaller resolution, or a smaller network"
+        )
+    raise error
+
+
+def _stop(sentence: str) -> NoReturn:
+    typer.echo(f"error: {sentence}", err=True)
+    raise typer.Exit(2)
