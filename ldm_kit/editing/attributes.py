@@ -1,158 +1,135 @@
-"""Whole tasks of `edit.py` on a semantic model: files and words in, pictures, sheets, codes and directions out."""
+"""Commands of `edit.py` on a semantic model: change, mix, neighbours, encode and decode."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ldm_kit.config import UserError
 from ldm_kit.data.folder import load_all as load_folder
 from ldm_kit.editing import code_files, operations
 from ldm_kit.editing.code_files import CodeFile
-from ldm_kit.editing.context import (
-    EditContext,
-    EditResult,
-    Steps,
-    check_counts,
-    folder_config,
-    read_image_for,
-    save_result,
-)
-from ldm_kit.editing.image_io import save_sheet
+from ldm_kit.editing.context import EditContext, EditResult, ModelContext, png_settings
+from ldm_kit.editing.image_io import folder_config, read_model_picture, save_result, save_sheet
 from ldm_kit.editing.operations import Change
+from ldm_kit.editing.options import (
+    MAX_STRENGTH,
+    ChangeOptions,
+    DecodeOptions,
+    EncodeOptions,
+    MixOptions,
+    NeighboursOptions,
+)
 from ldm_kit.models.directions import Direction, Directions
 from ldm_kit.models.protocol import Code, encode_pictures, encoder_digest, normalise
 
 
-def change(
-    place: EditContext,
-    image: Path,
-    attributes: Sequence[str],
-    strengths: Sequence[float],
-    line: str | None,
-    steps: Steps,
-) -> EditResult:
-    """Edit one picture: all attributes at once, or a strip of strengths.
-
-    Without strengths each attribute is moved by the one that is typical for it; one strength counts for all.
+def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
+    """Change all attributes of one picture at once, or write a strip of several strengths.
 
     Raises:
-        UserError: an unknown attribute, strengths out of range or not one each, no picture, no semantic model.
+        UserError: an unknown attribute, no picture, no semantic model, or more steps than it has training times.
     """
-    steps.refuse()
-    if not attributes:
-        raise UserError("nothing to change; give at least one --attribute NAME")
-    wanted = _refused(attributes, strengths, line)
-    model = place.open(steps)
-    known = Directions.load(place.directions, encoder_digest(model))
-    chosen = [known[name] for name in attributes]
-    picture = read_image_for(model, image)
+    model = context.load_semantic_model(context.precision)
+    operations.check_steps(model, options)
+    directions = Directions.load(context.directions, encoder_digest(model))
+    chosen = [directions[name] for name in options.attribute]
+    picture = read_model_picture(model, options.image)
     z = normalise(model, model.encode(picture))[0]
-    rows, captions = _rows([direction.at(z) for direction in chosen], strengths, wanted)
-    place.ready()
-    code = operations.apply_edits(model, operations.encode(model, picture, steps.invert), rows)
-    shown = torch.cat([picture, operations.decode(model, code, steps.draw, stop=steps.stop)])
-    return save_result(place, shown, ["picture", *captions], steps, edits=captions)
+    edits, captions = _edits([direction.at_code(z) for direction in chosen], options)
+    context.make_out()
+    code = operations.apply_edits(model, operations.encode(model, picture, options.invert_steps), edits)
+    decoded = operations.decode(model, code, options.steps, stop=options.stop)
+    pictures = torch.cat([picture, decoded])
+    return save_result(context, pictures, ["picture", *captions], edits=captions, **options.settings)
 
 
-def _rows(
-    chosen: Sequence[Direction], strengths: Sequence[float], line: Sequence[float] | None
-) -> tuple[list[list[Change]], list[str]]:
-    """The changes of each picture to draw, and what they are called."""
-    if line is not None:
-        rows = [[Change(direction, strength) for direction in chosen] for strength in line]
-        return rows, [f"{', '.join(d.name for d in chosen)} {strength:+g}" for strength in line]
-    given = _spread(strengths, [d.typical for d in chosen])
-    changes = [Change(direction, strength) for direction, strength in zip(chosen, given, strict=True)]
+def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
+    """Return the changes and the caption of each picture to decode."""
+    if options.strip is not None:
+        names = ", ".join(direction.name for direction in directions)
+        edits = [[Change(direction, strength) for direction in directions] for strength in options.strip_strengths]
+        return edits, [f"{names} {strength:+g}" for strength in options.strip_strengths]
+    strengths = _strengths(options.strength, directions)
+    changes = [Change(direction, strength) for direction, strength in zip(directions, strengths, strict=True)]
     operations.check_not_idle(changes)
-    return [[], changes], ["as read", ", ".join(f"{d.name} {strength:+.2g}" for d, strength in changes)]
+    caption = ", ".join(f"{direction.name} {strength:+.2g}" for direction, strength in changes)
+    return [[], changes], ["reconstructed", caption]
 
 
-def _refused(attributes: Sequence[str], strengths: Sequence[float], line: str | None) -> list[float] | None:
-    """The strip's strengths, once all that was said of strength is in range."""
-    for strength in strengths:
-        operations.check_strength(strength)
-    if len(strengths) not in (0, 1, len(attributes)):
-        raise UserError(
-            f"{len(attributes)} attributes with {len(strengths)} strengths; expected one each, one for all, or none"
-        )
-    if line is None:
-        return None
-    if strengths:
-        raise UserError("--strip takes the place of --strength; give one of them")
-    found = _numbers(line)
-    for strength in found:
-        operations.check_strength(strength, "--strip")
-    return found
-
-
-def _numbers(line: str) -> list[float]:
-    try:
-        return [float(part) for part in line.split(",")]
-    except ValueError:
-        raise UserError(f'--strip is {line!r:.60}; expected numbers such as "-0.3,0,0.3"') from None
-
-
-def _spread(strengths: Sequence[float], typical: Sequence[float]) -> list[float]:
+def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> list[float]:
+    """Return one strength for each direction: as given, one for all, or the typical ones within the allowed range."""
     if not strengths:
-        return [max(-operations.MOST, min(operations.MOST, strength)) for strength in typical]
-    return list(strengths) * len(typical) if len(strengths) == 1 else list(strengths)
+        return [max(-MAX_STRENGTH, min(MAX_STRENGTH, direction.typical)) for direction in directions]
+    return list(strengths) * len(directions) if len(strengths) == 1 else list(strengths)
 
 
-def mix(place: EditContext, content: Path, details: Path, steps: Steps) -> EditResult:
-    """What one picture shows with the stochastic details of another."""
-    steps.refuse()
-    model = place.open(steps)
-    both = torch.cat([read_image_for(model, path) for path in (content, details)])
-    place.ready()
-    code = operations.encode(model, both, steps.invert)
-    new = operations.decode(model, operations.mix_codes(code.take([0]), code.take([1])), steps.draw, stop=steps.stop)
-    return save_result(place, torch.cat([both, new]), ["content", "details", "mixed"], steps, mixed=True)
+def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
+    """Combine what one picture shows with the stochastic details of another.
+
+    Raises:
+        UserError: no pictures, no semantic model, or more steps than it has training times.
+    """
+    model = context.load_semantic_model(context.precision)
+    operations.check_steps(model, options)
+    pictures = torch.cat([read_model_picture(model, path) for path in (options.content, options.details)])
+    context.make_out()
+    code = operations.encode(model, pictures, options.invert_steps)
+    code = operations.mix_codes(content=code.take([0]), details=code.take([1]))
+    mixed = operations.decode(model, code, options.steps, stop=options.stop)
+    captions = ["content", "details", "mixed"]
+    return save_result(context, torch.cat([pictures, mixed]), captions, mixed=True, **options.settings)
 
 
-def neighbours(place: EditContext, image: Path, among: Path, count: int) -> list[tuple[str, float]]:
-    """Names and cosines of the pictures most like one, among a folder's or those of an `encode`d file; best first."""
-    if count < 1:
-        raise UserError(f"--count is {count}; expected 1 or more")
-    model = place.open()
-    query = model.encode(read_image_for(model, image))[0].float().cpu()
-    if among.is_dir():
-        pictures = load_folder(folder_config(model, among))
-        names, z = [record.name for record in pictures.records], encode_pictures(model, pictures)
-    else:
-        pictures, found = None, CodeFile.load(among, encoder_digest(model))
-        names, z = list(found.names), found.z
-    places, cosines = operations.nearest(model, query, z, count)
-    if pictures is not None:
-        captions = [f"{cosine:.3f}" for cosine in cosines]
-        shown = torch.cat([read_image_for(model, image), pictures.pictures(places)])
-        save_sheet(shown, ["picture", *captions], place.out, about=place.about(neighbours=count))
-    return [(names[i], cosine) for i, cosine in zip(places, cosines, strict=True)]
+def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
+    """Return names and cosines of the pictures most similar to one, best first.
+
+    The pictures of a folder are also written, with a sheet; those of an encoded file are not at hand.
+
+    Raises:
+        UserError: no picture, no semantic model, or neither a folder nor a file of its codes.
+    """
+    model = context.load_semantic_model()
+    picture = read_model_picture(model, options.image)
+    query = model.encode(picture)[0].float().cpu()
+    if not options.among.is_dir():
+        code_file = CodeFile.load(options.among, encoder_digest(model))
+        indices, cosines = operations.nearest(model, query, code_file.z, options.count)
+        return [(code_file.names[i], cosine) for i, cosine in zip(indices, cosines, strict=True)]
+    pictures = load_folder(folder_config(model, options.among))
+    indices, cosines = operations.nearest(model, query, encode_pictures(model, pictures), options.count)
+    captions = ["picture", *(f"{cosine:.3f}" for cosine in cosines)]
+    png_text = png_settings(neighbours=options.count)
+    save_sheet(torch.cat([picture, pictures.pictures(indices)]), captions, options.out, png_text=png_text)
+    return [(pictures.records[i].name, cosine) for i, cosine in zip(indices, cosines, strict=True)]
 
 
-def encode(place: EditContext, images: Path, steps: Steps, *, details: bool = True, batch: int = 32) -> int:
-    """Codes of a folder into the file `place.out`; gives how many. Without details x_T is left out."""
-    steps.refuse()
-    check_counts(batch)
-    if place.out.suffix != ".safetensors":
-        raise UserError(f"--out is {place.out}; expected a file that ends in .safetensors")
-    model = place.open()
-    found = code_files.encode(
-        model, load_folder(folder_config(model, images)), steps.invert if details else None, batch
-    )
-    found.save(place.out)
-    return len(found.names)
+def encode_folder(context: ModelContext, options: EncodeOptions) -> int:
+    """Encode a folder's pictures into one file; return their number.
+
+    Raises:
+        UserError: no such folder, or no semantic model.
+    """
+    model = context.load_semantic_model(options.precision)
+    pictures = load_folder(folder_config(model, options.images))
+    steps = options.invert_steps if options.details else None
+    code_file = code_files.encode(model, pictures, steps, options.batch_size)
+    code_file.save(options.out)
+    return len(code_file.names)
 
 
-def decode(place: EditContext, file: Path, steps: Steps, seed: int = 0, batch: int = 32) -> EditResult:
-    """Pictures of an encoded file; where it holds no x_T that is random, from seeds that count up from `seed`."""
-    steps.refuse()
-    check_counts(batch, seed)
-    model = place.open()
-    steps.fit_drawing(model)
-    found = CodeFile.load(file, encoder_digest(model))
-    x_T = model.noise(range(seed, seed + len(found.z))) if found.x_T is None else found.x_T
-    place.ready()
-    pictures = operations.decode(model, Code(found.z, x_T), steps.draw, batch, stop=steps.stop)
-    captions = [Path(name).stem for name in found.names]
-    return save_result(place, pictures, captions, steps, columns=8, decoded=len(pictures))
+def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
+    """Decode the pictures of an encoded file; an x_T that it lacks is random, from seeds that count up.
+
+    Raises:
+        UserError: no file of this model's codes, no semantic model, or more steps than it has training times.
+    """
+    model = context.load_semantic_model(context.precision)
+    operations.check_steps(model, options)
+    code_file = CodeFile.load(options.codes, encoder_digest(model))
+    seeds = range(options.seed, options.seed + len(code_file.z))
+    x_T = model.noise(seeds) if code_file.x_T is None else code_file.x_T
+    context.make_out()
+    code = Code(code_file.z, x_T)
+    pictures = operations.decode(model, code, options.steps, options.batch_size, stop=options.stop)
+    captions = [Path(name).stem for name in code_file.names]
+    return save_result(context, pictures, captions, columns=8, decoded=len(pictures), **options.settings)

@@ -1,13 +1,15 @@
-"""Learning directions from labelled codes, with a share held out that tells how well each reads new pictures.
+"""Fitting directions to labelled codes, with a held-out share of the pictures that measures how well each classifies.
 
-The default estimator is the classifier, DiffAE's: on held-out drawings it tells an attribute better than a difference
-of means does, and what merely goes along with it turns it less. To go from one value of an attribute to another
-("skin tone: light > dark") the step between counterparts is taken where there are any, that of those most like the
-picture; else the difference of the means. On OpenMoji it ends nearer to the true counterpart (docs/semantic.md).
+The default estimator is the classifier, DiffAE's: on held-out drawings it classifies an attribute better than a
+difference of means, and correlated attributes turn it less. The direction from one value of an attribute to another
+("skin tone: light > dark") is the step between pairs where there are any, at each picture that of the most similar
+pairs; else it is the difference of the means. On OpenMoji the pairs' step ends nearer to the true picture
+(docs/semantic.md).
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -18,140 +20,171 @@ from torch import Tensor
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import unit_hash
 from ldm_kit.editing import fitting
-from ldm_kit.editing.fitting import Fit, Score
+from ldm_kit.editing.fitting import Score
 from ldm_kit.editing.labels import Column
-from ldm_kit.models.directions import TO, About, Directions, gathered, typical
+from ldm_kit.models.directions import TO, DirectionRecord, Directions, stack_directions, typical_strength
+from ldm_kit.models.linear_fit import Fit, mean_difference
 from ldm_kit.models.pairs import PairDirections, pair_directions
 
-FEWEST, FEW, FEWEST_PAIRS = 2, 20, 4
+MIN_EXAMPLES, FEW_SHOT_BELOW, MIN_PAIRS = 2, 20, 4
 _log = logging.getLogger("ldm_kit.editing")
-_Found = tuple[About, Fit, Tensor]
+_Fitted = tuple[DirectionRecord, Fit, Tensor]  # and the mean code with the attribute
 
 
 class FitOptions(Config):
-    """How directions are learned from labels."""
+    """How directions are fitted to labels."""
 
     estimator: Literal["classifier", "means"] = Field(
         default="classifier", description="means: the difference of the means of pictures with and without"
     )
-    decay: float = Field(default=fitting.DECAY, gt=0, description="of the classifier's weight")
-    heldout: float = Field(default=0.2, ge=0, lt=1, description="share of the pictures that only measure")
+    decay: float = Field(default=fitting.DECAY, gt=0, description="weight decay of the classifier")
+    heldout: float = Field(default=0.2, ge=0, lt=1, description="share of the pictures that is only measured")
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The pictures of one attribute value: fitted with it, fitted without it, held out [N]; and which have it [N]."""
+
+    positive: Tensor
+    negative: Tensor
+    heldout: Tensor
+    labels: Tensor
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"positives": int(self.positive.sum()), "others": int(self.negative.sum())}
 
 
 def learn(
-    z: Tensor, columns: Sequence[Column], names: Sequence[str], key: str, how: FitOptions | None = None
+    z: Tensor, columns: Sequence[Column], names: Sequence[str], key: str, options: FitOptions | None = None
 ) -> Directions:
-    """One direction for each binary attribute and for each value of the others, and the steps between counterparts.
+    """Fit a direction to each binary attribute and each value of the others, and the steps between pairs.
 
     Args:
         z: normalised codes [N, D].
         columns: the attributes of the N pictures.
-        names: what decides, by hash, which pictures are held out; equal names stay together.
-        key: of the model.
-        how: how.
+        names: whose hash decides which pictures are held out; pictures with equal names stay together.
+        key: `protocol.encoder_digest` of the model.
+        options: estimator, decay and held-out share.
 
     Raises:
         UserError: no attribute has enough pictures with and without it.
     """
-    how = how or FitOptions()
-    held = torch.tensor([unit_hash("probe", name) < how.heldout for name in names])
+    options = options or FitOptions()
+    heldout = torch.tensor([unit_hash("probe", name) < options.heldout for name in names])
     pairs: dict[str, PairDirections] = {}
-    found = [one for column in columns for one in (*_values(z, column, held, how), *_steps(z, column, held, pairs))]
-    if not found:
+    fitted = [
+        direction
+        for column in columns
+        for direction in (*_fit_values(z, column, heldout, options), *_fit_pairs(z, column, heldout, pairs))
+    ]
+    if not fitted:
         raise UserError(
-            f"nothing to learn from {len(z)} pictures: no attribute has {FEWEST} pictures with it and {FEWEST} without"
+            f"nothing to learn from {len(z)} pictures: no attribute has {MIN_EXAMPLES} pictures with it and "
+            f"{MIN_EXAMPLES} without"
         )
-    return gathered(found, key, pairs)
+    return stack_directions(fitted, key, pairs)
 
 
 def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directions:
-    """One direction from a dozen examples' normalised codes [N, D]; against others, or the whole training set (None).
+    """Fit one direction to about a dozen examples' normalised codes [N, D].
+
+    Args:
+        z: examples with the attribute.
+        others: normalised codes [M, D] of other pictures; None: the whole training set.
+        name: of the attribute.
+        key: `protocol.encoder_digest` of the model.
 
     Raises:
         UserError: fewer than two examples, or examples that do not differ from the others.
     """
-    if len(z) < FEWEST or (others is not None and len(others) < FEWEST):
-        raise UserError(
-            f"{name!r} has {min(len(z), len(z if others is None else others))} examples; expected 2 or more"
-        )
-    fit = fitting.few(z, others)
+    count = min(len(z), len(z if others is None else others))
+    if count < MIN_EXAMPLES:
+        raise UserError(f"{name!r} has {count} examples; expected {MIN_EXAMPLES} or more")
+    fit = fitting.few_shot(z, others)
     if not float(fit.weight.norm()) > 1e-6:
         raise UserError(f"the examples of {name!r} are no different from the others; expected pictures that differ")
-    score = Score() if others is None else fitting.left_out(z, others)
-    away = torch.zeros(z.shape[1]) if others is None else others.mean(0)
+    score = Score() if others is None else fitting.cross_validate(z, others)
+    other_mean = torch.zeros(z.shape[1]) if others is None else others.mean(0)
     mean = z.mean(0)
-    numbers = {"typical": typical(fit, away, mean), "positives": len(z), "others": 0 if others is None else len(others)}
-    return gathered([(About(name=name, estimator="few", **numbers, **score._asdict()), fit, mean)], key)
+    record = DirectionRecord(
+        name=name,
+        estimator="few",
+        typical=typical_strength(fit, other_mean, mean),
+        positives=len(z),
+        others=0 if others is None else len(others),
+        **score._asdict(),
+    )
+    return stack_directions([(record, fit, mean)], key)
 
 
-def _values(z: Tensor, column: Column, held: Tensor, how: FitOptions) -> list[_Found]:
-    found: list[_Found] = []
+def _fit_values(z: Tensor, column: Column, heldout: Tensor, options: FitOptions) -> list[_Fitted]:
+    fitted: list[_Fitted] = []
     for value in column.kinds:
         name = column.name if column.binary else f"{column.name}: {value}"
         marks = column.positive(value)
-        known, positive = torch.tensor([m is not None for m in marks]), torch.tensor([m is True for m in marks])
-        has, lacks = positive & ~held, known & ~positive & ~held
-        if min(int(has.sum()), int(lacks.sum())) < FEWEST:
-            _log.warning("left out %s: %d pictures with it and %d without", name, int(has.sum()), int(lacks.sum()))
+        labelled, positive = torch.tensor([m is not None for m in marks]), torch.tensor([m is True for m in marks])
+        split = _Split(positive & ~heldout, labelled & ~positive & ~heldout, labelled & heldout, positive)
+        if min(split.counts.values()) < MIN_EXAMPLES:
+            _log.warning("left out %s: %d pictures with it and %d without", name, *split.counts.values())
             continue
-        found.append(_value(z, name, (has, lacks), (known & held, positive), how))
-    return found
+        fitted.append(_fit_value(z, name, split, options))
+    return fitted
 
 
-def _value(
-    z: Tensor, name: str, sides: tuple[Tensor, Tensor], measured: tuple[Tensor, Tensor], how: FitOptions
-) -> _Found:
-    has, lacks = sides
-    fit, estimator = _fitted(z, has, lacks, how)
-    new, positive = measured
-    mean, count = z[has].mean(0), {"positives": int(has.sum()), "others": int(lacks.sum())}
-    score = fitting.scored(fit, z[new], positive[new])._asdict()
-    strength = typical(fit, z[lacks].mean(0), mean)
-    return About(name=name, estimator=estimator, typical=strength, **count, **score), fit, mean
+def _fit_value(z: Tensor, name: str, split: _Split, options: FitOptions) -> _Fitted:
+    fit, estimator = _estimate(z, split, options)
+    mean = z[split.positive].mean(0)
+    score = fitting.score(fit, z[split.heldout], split.labels[split.heldout])._asdict()
+    strength = typical_strength(fit, z[split.negative].mean(0), mean)
+    return DirectionRecord(name=name, estimator=estimator, typical=strength, **split.counts, **score), fit, mean
 
 
-def _fitted(
-    z: Tensor, has: Tensor, lacks: Tensor, how: FitOptions
-) -> tuple[Fit, Literal["classifier", "few", "means"]]:
-    if how.estimator == "means":
-        return fitting.difference(z[lacks], z[has]), "means"
-    if min(int(has.sum()), int(lacks.sum())) < FEW:
-        return fitting.few(z[has], z[lacks]), "few"
-    used = has | lacks
-    return fitting.classifier(z[used], has[used], how.decay), "classifier"
+def _estimate(z: Tensor, split: _Split, options: FitOptions) -> tuple[Fit, Literal["classifier", "few", "means"]]:
+    if options.estimator == "means":
+        return mean_difference(z[split.negative], z[split.positive]), "means"
+    if min(split.counts.values()) < FEW_SHOT_BELOW:
+        return fitting.few_shot(z[split.positive], z[split.negative]), "few"
+    rows = split.positive | split.negative
+    return fitting.classifier(z[rows], split.positive[rows], options.decay), "classifier"
 
 
-def _steps(z: Tensor, column: Column, held: Tensor, kept: dict[str, PairDirections]) -> list[_Found]:
-    """Steps between counterparts, for each two values that have enough of them; puts the pairs into `kept`."""
+def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, PairDirections]) -> list[_Fitted]:
+    """Fit the steps between each two values that have enough pairs, and put the pairs into `pairs`."""
     if column.pairs is None or column.binary:
         return []
-    found: list[_Found] = []
+    fitted: list[_Fitted] = []
     for before, after in combinations(column.kinds, 2):
-        pairs = counterparts(column, before, after)
-        used = torch.tensor([not bool(held[a] or held[b]) for a, b in pairs.tolist()], dtype=torch.bool)
-        if int(used.sum()) >= FEWEST_PAIRS:
+        rows = paired_indices(column, before, after)
+        used = torch.tensor([not bool(heldout[a] or heldout[b]) for a, b in rows.tolist()], dtype=torch.bool)
+        if int(used.sum()) >= MIN_PAIRS:
             name = f"{column.name}: {before}{TO}{after}"
-            ends = pairs[used].T
-            kept[name] = pair_directions(z[ends[0]], z[ends[1]])
-            found.append(_step(z, name, pairs[used], pairs[~used], kept[name].temperature))
-    return found
+            sides = rows[used].T
+            pairs[name] = pair_directions(z[sides[0]], z[sides[1]])
+            fitted.append(_fit_step(z, name, (rows[used], rows[~used]), pairs[name].temperature))
+    return fitted
 
 
-def _step(z: Tensor, name: str, pairs: Tensor, new: Tensor, temperature: float) -> _Found:
-    before, after = z[pairs[:, 0]], z[pairs[:, 1]]
-    fit = fitting.difference(before, after)
-    labels = torch.arange(2 * len(new)) >= len(new)
-    score = fitting.scored(fit, z[new.T.flatten()], labels)._asdict()
-    mean, strength = after.mean(0), typical(fit, before.mean(0), after.mean(0))
-    numbers = {"positives": len(pairs), "others": len(pairs), "typical": strength, "temperature": temperature}
-    return About(name=name, estimator="pairs", **numbers, **score), fit, mean
+def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: float) -> _Fitted:
+    """Fit the mean step to pairs of row indices [P, 2], and score it on held-out ones [Q, 2]."""
+    used, heldout = rows
+    before, after = z[used[:, 0]], z[used[:, 1]]
+    fit = mean_difference(before, after)
+    labels = torch.arange(2 * len(heldout)) >= len(heldout)
+    score = fitting.score(fit, z[heldout.T.flatten()], labels)._asdict()
+    mean, strength = after.mean(0), typical_strength(fit, before.mean(0), after.mean(0))
+    numbers = {"positives": len(used), "others": len(used), "typical": strength, "temperature": temperature}
+    return DirectionRecord(name=name, estimator="pairs", **numbers, **score), fit, mean
 
 
-def counterparts(column: Column, before: str, after: str) -> Tensor:
-    """Places [P, 2] of pictures that differ in having one value or the other; one of each for a name of a pair."""
-    places: dict[str, dict[str, int]] = {}
+def paired_indices(column: Column, before: str, after: str) -> Tensor:
+    """Return the row indices [P, 2] of pictures that differ in the one value or the other alone.
+
+    Of several pictures with the same value and the same pair name the first is taken.
+    """
+    indices: dict[str, dict[str, int]] = {}
     for i, (value, pair) in enumerate(zip(column.values, column.pairs or (), strict=True)):
         if pair is not None and value in (before, after):
-            places.setdefault(pair, {}).setdefault(value, i)
-    found = [(ends[before], ends[after]) for ends in places.values() if len(ends) == 2]
-    return torch.tensor(found, dtype=torch.long).view(-1, 2)
+            indices.setdefault(pair, {}).setdefault(value, i)
+    rows = [(sides[before], sides[after]) for sides in indices.values() if len(sides) == 2]
+    return torch.tensor(rows, dtype=torch.long).view(-1, 2)

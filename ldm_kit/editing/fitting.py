@@ -1,7 +1,7 @@
-"""Linear directions fitted to normalised codes: by a classifier, by few examples, or as a difference of means.
+"""Estimators of linear directions in the space of normalised codes: logistic regression, and shrunk discriminants.
 
-Codes z are [N, D] with mean 0 and deviation 1 in each dimension over the training set; a `Fit` reads z as the log-odds
-weight . z + bias. All is computed in float64 and draws no random number.
+Codes z are [N, D] with mean 0 and deviation 1 in each dimension over the training set. All is computed in float64 and
+without random numbers.
 """
 
 from typing import NamedTuple
@@ -10,25 +10,16 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-DECAY = 1e-2  # of the classifier: enough to hold separable classes, little against the data elsewhere
-FOLDS = 20  # parts in which a side of few examples is left out
+from ldm_kit.models.linear_fit import Fit, linear_discriminant
 
-
-class Fit(NamedTuple):
-    """A weight [D] and a bias: the log-odds of a code z are weight . z + bias."""
-
-    weight: Tensor
-    bias: float
-
-    def logit(self, z: Tensor) -> Tensor:
-        """Log-odds [N] of codes [N, D], float64."""
-        return z.double() @ self.weight + self.bias
+DECAY = 1e-2  # weight decay of the classifier: enough for separable classes, negligible against the data elsewhere
+FOLDS = 20  # at most, of each class in cross-validation
 
 
 class Score(NamedTuple):
-    """How well a direction reads codes that it was not fitted to: both 0 to 1, chance is 0.5 and the positives' share.
+    """AUROC (chance is 0.5) and average precision (chance is the share of positives), both 0 to 1.
 
-    None: too few examples of one side to tell.
+    None: there are too few examples of one class to measure.
     """
 
     auroc: float | None = None
@@ -36,104 +27,91 @@ class Score(NamedTuple):
 
 
 def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
-    """Logistic regression of codes [N, D] on labels [N] bool, with decay / 2 |weight|^2, solved by L-BFGS.
+    """Fit a logistic regression of codes [N, D] on labels [N] bool, with penalty decay / 2 |weight|^2, by L-BFGS.
 
-    Its weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). What merely goes along with the attribute
-    turns it less than a difference of means, for it helps little to tell.
+    Its weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). Attributes that are correlated with the
+    label turn it less than they turn a difference of means, as they help little to classify.
 
     Raises:
-        ValueError: labels of one kind only.
+        ValueError: all labels are equal.
     """
-    _refuse_one_sided(positive)
-    z, wanted = z.double(), positive.double()
+    if bool(positive.all()) or not bool(positive.any()):
+        raise ValueError("a direction needs examples both with and without the attribute; got one kind only")
+    z, target = z.double(), positive.double()
     with torch.enable_grad():
         weight, bias = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (z.shape[1], 1))
-        tight = {"max_iter": 1000, "tolerance_grad": 1e-9, "tolerance_change": 1e-14}
-        solver = torch.optim.LBFGS([weight, bias], **tight, line_search_fn="strong_wolfe")
+        tolerances = {"max_iter": 1000, "tolerance_grad": 1e-9, "tolerance_change": 1e-14}
+        optimizer = torch.optim.LBFGS([weight, bias], **tolerances, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
-            solver.zero_grad()
-            error = torch.nn.functional.binary_cross_entropy_with_logits(z @ weight + bias, wanted)
-            found = error + decay / 2 * weight.square().sum()
-            found.backward()
-            return found
+            optimizer.zero_grad()
+            cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(z @ weight + bias, target)
+            total = cross_entropy + decay / 2 * weight.square().sum()
+            total.backward()
+            return total
 
-        solver.step(loss)  # pyright: ignore[reportArgumentType]  (a Tensor will do)
+        optimizer.step(loss)  # pyright: ignore[reportArgumentType]  (a Tensor will do)
     return Fit(weight.detach(), float(bias.detach()))
 
 
-def few(positives: Tensor, others: Tensor | None = None) -> Fit:
-    """Shrunk linear discriminant of a dozen examples [N, D] against others: negatives, or pictures not looked at.
+def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
+    """Fit a shrunk linear discriminant to about a dozen examples [N, D] against negatives or unlabelled pictures.
 
-    Unlabelled others serve as well as negatives: those positives that hide among them shorten the difference of the
-    means and do not turn it. None: the training set, of which normalised codes have mean 0 and deviation 1.
+    Unlabelled pictures serve as well as negatives: positives among them shorten the difference of the means and do not
+    turn it. The covariance is shared by both classes and shrunk to a multiple of the identity (Chen et al. 2010,
+    eq. 23), completely where there are few examples: the direction is then the difference of the means.
 
-    The covariance is shared by both sides and shrunk to a multiple of the identity (Chen et al. 2010, eq. 23), wholly
-    where there are few examples: the direction is then the difference of the means.
+    Args:
+        positives: examples with the attribute.
+        others: codes [M, D] to tell them from; None: the training set, whose normalised codes have mean 0, deviation 1.
     """
     positives = positives.double()
     if others is None:
-        return _discriminant(positives.mean(0), torch.zeros_like(positives[0]), None)
+        return linear_discriminant(positives.mean(0), torch.zeros_like(positives[0]))
     others = others.double()
-    inner = torch.cat([positives - positives.mean(0), others - others.mean(0)])
-    return _discriminant(positives.mean(0), others.mean(0), shrunk_covariance(inner))
-
-
-def difference(before: Tensor, after: Tensor) -> Fit:
-    """From the mean of codes [N, D] to that of others [M, D]; of counterparts, row by row, it is their mean step."""
-    return _discriminant(after.double().mean(0), before.double().mean(0), None)
-
-
-def _discriminant(mean: Tensor, other: Tensor, covariance: Tensor | None) -> Fit:
-    gap = mean - other
-    weight = gap if covariance is None else torch.linalg.solve(covariance, gap)
-    return Fit(weight, -float(weight @ (mean + other)) / 2)
+    centred = torch.cat([positives - positives.mean(0), others - others.mean(0)])
+    return linear_discriminant(positives.mean(0), others.mean(0), shrunk_covariance(centred))
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:
-    """Covariance [D, D] of centred rows [N, D] on the way to a multiple of the identity (Chen et al. 2010, OAS)."""
+    """Estimate the covariance [D, D] of centred rows [N, D], shrunk towards the identity (Chen et al. 2010, OAS)."""
     n, d = centred.shape
     sample = centred.T @ centred / n
     trace, squares = float(sample.trace()), float(sample.square().sum())
-    top, bottom = (1 - 2 / d) * squares + trace**2, (n + 1 - 2 / d) * (squares - trace**2 / d)
-    share = 1.0 if bottom <= 0 else min(1.0, top / bottom)
-    floor = max(share * trace / d, 1e-9)
-    return (1 - share) * sample + floor * torch.eye(d, dtype=sample.dtype)
+    numerator, denominator = (1 - 2 / d) * squares + trace**2, (n + 1 - 2 / d) * (squares - trace**2 / d)
+    shrinkage = 1.0 if denominator <= 0 else min(1.0, numerator / denominator)
+    diagonal = max(shrinkage * trace / d, 1e-9)
+    return (1 - shrinkage) * sample + diagonal * torch.eye(d, dtype=sample.dtype)
 
 
-def scored(fit: Fit, z: Tensor, positive: Tensor) -> Score:
-    """How well a fit ranks codes [N, D] with labels [N] bool that it has not seen."""
-    return _ranked(fit.logit(z), positive)
+def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
+    """Score a fit on held-out codes [N, D] with labels [N] bool."""
+    return _score_logits(fit.logit(z), positive)
 
 
-def left_out(positives: Tensor, negatives: Tensor) -> Score:
-    """Score of `few` where each example is read by a fit to others; for sets too small to hold a share out.
+def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
+    """Score `few_shot` by cross-validation, for sets that are too small to hold a share out.
 
-    One at a time is left out, or a twentieth of a side where it has more than twenty.
+    One example is left out at a time, or a twentieth of a class that has more than twenty.
     """
     if min(len(positives), len(negatives)) < 2:
         return Score()
-    logits = [few(rest, negatives).logit(part) for part, rest in _parts(positives)]
-    logits += [few(positives, rest).logit(part) for part, rest in _parts(negatives)]
+    logits = [few_shot(rest, negatives).logit(fold) for fold, rest in _folds(positives)]
+    logits += [few_shot(positives, rest).logit(fold) for fold, rest in _folds(negatives)]
     labels = torch.arange(len(positives) + len(negatives)) < len(positives)
-    return _ranked(torch.cat(logits), labels)
+    return _score_logits(torch.cat(logits), labels)
 
 
-def _parts(z: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Every part of codes, with all the rest."""
+def _folds(z: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return each fold of the codes with the rest."""
     fold = torch.arange(len(z)) % min(len(z), FOLDS)
     return [(z[fold == i], z[fold != i]) for i in range(min(len(z), FOLDS))]
 
 
-def _ranked(logits: Tensor, positive: Tensor) -> Score:
+def _score_logits(logits: Tensor, positive: Tensor) -> Score:
     if len(set(positive.tolist())) < 2:
         return Score()
-    # by rank, for torchmetrics squeezes what lies outside 0..1 through a sigmoid, where far logits become ties
+    # by rank, as torchmetrics applies a sigmoid to values outside 0..1, which turns large logits into ties
     ranks = logits.unique(return_inverse=True)[1].double() / max(len(logits), 1)
     labels = positive.long()
     return Score(float(binary_auroc(ranks, labels)), float(binary_average_precision(ranks, labels)))
-
-
-def _refuse_one_sided(positive: Tensor) -> None:
-    if bool(positive.all()) or not bool(positive.any()):
-        raise ValueError("a direction needs examples both with and without the attribute; got one kind only")

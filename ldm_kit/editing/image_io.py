@@ -1,4 +1,4 @@
-"""Pictures in and out: the user's file and mask brought to a model's size, sheets of results, and moving pictures."""
+"""Pictures in and out: a user's picture and mask at a model's size, sheets of results, and animations."""
 
 import io
 import logging
@@ -11,59 +11,74 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.image_files import BadPicture, load_image
+from ldm_kit.editing.context import EditContext, EditResult
+from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
+from ldm_kit.models.protocol import Semantic
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import file_name, save_png, write_atomic
 
-MOST_ELONGATED = 4.0  # longer side by shorter, beyond which the centre crop would show a detail only
-SHORTEST = 20  # milliseconds of a frame that viewers still honour
-_CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
-_BANDS = {"1": 1, "L": 1, "LA": 4, "RGB": 3, "RGBA": 4}
+MAX_ASPECT_RATIO = 4.0  # longer side by shorter, above which the centre crop would show a detail only
+_MODE_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
+_CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGB": 3, "RGBA": 4}
+_EXIF_ORIENTATION = 0x0112
 _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
-    """The user's picture as the model sees pictures, uint8 [C, R, R]; says in the log what had to be changed.
+    """Read a user's picture as uint8 [C, R, R]; log what had to be changed.
 
     Raises:
-        BadPicture: no picture, or one of which a centre crop would leave out most.
+        BadPicture: no picture, or one that is so long that a centre crop would leave most of it out.
     """
-    found = load_image(path, resolution, channels)
-    size, mode = _header(path)
+    picture = load_image(path, resolution, channels)
+    size, mode = _size_and_mode(path)
     width, height = size
-    if max(size) > MOST_ELONGATED * min(size):
+    if max(size) > MAX_ASPECT_RATIO * min(size):
         raise BadPicture(path, f"{width} x {height} pixels are too long for a square model; crop it first")
     if size != (resolution, resolution):
         cropped = "" if width == height else " and cropped to its centre"
         _log.warning("%s is %d x %d pixels; scaled%s to %d x %d", path.name, *size, cropped, resolution, resolution)
-    if _BANDS.get(mode) != channels:
-        _log.warning("%s has the mode %s; turned into %s, which the model knows", path.name, mode, _CHANNELS[channels])
-    return found
+    if _CHANNELS.get(mode) != channels:
+        name = _MODE_NAMES[channels]
+        _log.warning("%s has the mode %s; turned into %s, which the model knows", path.name, mode, name)
+    return picture
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """Size, upright, and mode of a picture that could be read."""
+def read_model_picture(model: Semantic, path: Path) -> Tensor:
+    """Read a user's picture at the model's size, uint8 [1, C, R, R]; raises UserError where it is none."""
+    return read_picture(path, model.resolution, model.channels)[None]
+
+
+def folder_config(model: Semantic, path: Path) -> FolderConfig:
+    """Return the config of a folder of pictures at the model's size."""
+    return FolderConfig.model_validate({"path": path, "resolution": model.resolution, "channels": model.channels})
+
+
+def _size_and_mode(path: Path) -> tuple[tuple[int, int], str]:
+    """Return (width, height), after its EXIF rotation, and mode of a readable picture."""
     with Image.open(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return ((height, width) if turned else (width, height)), image.mode
+        rotated = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        return ((height, width) if rotated else (width, height)), image.mode
 
 
 def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """What is to be painted anew, bool [R, R]: white in the file, scaled and cropped as the picture is.
+    """Read the mask of what is to be sampled again, bool [R, R]: white in the file, scaled and cropped as the picture.
 
     Raises:
         BadPicture: no picture.
-        UserError: a mask that leaves nothing to paint or nothing to keep.
+        UserError: a mask that leaves nothing to sample or nothing to keep.
     """
-    load_image(path, resolution, 1)  # says what is wrong with the file
-    size, wanted = _header(path)[0], _header(picture)[0]
+    load_image(path, resolution, 1)  # reports what is wrong with the file
+    size, picture_size = _size_and_mode(path)[0], _size_and_mode(picture)[0]
     with Image.open(path) as image:
-        flat = ImageOps.exif_transpose(image).convert("LA").getchannel("L")
-    if size != wanted:
-        _log.warning("the mask %s is %d x %d pixels and the picture %d x %d; resized", path.name, *size, *wanted)
-        flat = flat.resize(wanted, Image.Resampling.NEAREST)
-    square = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.NEAREST)
+        grey = ImageOps.exif_transpose(image).convert("LA").getchannel("L")
+    if size != picture_size:
+        _log.warning("the mask %s is %d x %d pixels and the picture %d x %d; resized", path.name, *size, *picture_size)
+        grey = grey.resize(picture_size, Image.Resampling.NEAREST)
+    square = ImageOps.fit(grey, (resolution, resolution), Image.Resampling.NEAREST)
     mask = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(resolution, resolution) >= 128
     if not bool(mask.any()):
         raise UserError(f"{path}: the mask is empty; expected white where the picture is to be painted anew")
@@ -79,44 +94,59 @@ def save_sheet(
     *,
     columns: int | None = None,
     seeds: Sequence[int] | None = None,
-    about: Mapping[str, str] | None = None,
+    png_text: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write pictures uint8 [N, C, R, R], each to its own file, and all of them on sheet.png, whose path it gives.
+    """Write pictures uint8 [N, C, R, R], each to its own file, and all of them to sheet.png; return the sheet's path.
 
     Args:
-        pictures: what to write.
-        captions: one each.
-        out: a folder, made if need be.
+        pictures: to write.
+        captions: one for each picture.
+        out: a folder, which is made if it does not exist.
         columns: of the sheet; one row if left out.
-        seeds: one each, for the names.
-        about: text for all PNGs; None: none.
+        seeds: one for each picture, for the file names.
+        png_text: recorded in all PNGs; None: none.
     """
     out.mkdir(parents=True, exist_ok=True)
     for i, caption in enumerate(captions):
-        more = None if about is None else {"picture": caption, **about}
-        place = out / file_name(0 if seeds is None else seeds[i], i, caption)
-        save_png(grid(pictures[[i]], 1, padding=0), place, more)
+        text = None if png_text is None else {"picture": caption, **png_text}
+        path = out / file_name(0 if seeds is None else seeds[i], i, caption)
+        save_png(grid(pictures[[i]], 1, padding=0), path, text)
     scale = max(1, 96 // pictures.shape[-1])
-    save_png(grid(pictures, columns or len(pictures), scale, list(captions)), out / "sheet.png", about)
+    save_png(grid(pictures, columns or len(pictures), scale, list(captions)), out / "sheet.png", png_text)
     return out / "sheet.png"
 
 
+def save_result(
+    context: EditContext,
+    pictures: Tensor,
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    seeds: Sequence[int] | None = None,
+    **settings: Any,
+) -> EditResult:
+    """Write pictures uint8 [N, C, R, R] and their sheet to the context's folder, with the settings in the PNGs."""
+    png_text = context.png_text(**settings)
+    sheet = save_sheet(pictures, captions, context.out, columns=columns, seeds=seeds, png_text=png_text)
+    return EditResult(len(pictures), sheet)
+
+
 def save_animation(frames: Tensor, path: Path, duration: int = 80, *, back: bool = True) -> int:
-    """Write frames uint8 [N, C, R, R] as an endless GIF (.gif) or APNG (.png, .apng); gives how many there are.
+    """Write frames uint8 [N, C, R, R] as an endless GIF (.gif) or APNG (.png, .apng); return the number of frames.
 
     Args:
         frames: in order.
         path: its ending decides the format.
         duration: of a frame in milliseconds; a GIF counts in tens.
-        back: go back to the first frame, each frame but the ends shown twice.
+        back: append the frames in reverse order, without repeating the two ends.
 
     Raises:
         UserError: another ending, or a duration that viewers do not honour.
     """
-    if (kind := {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}.get(path.suffix.lower())) is None:
+    if (kind := ANIMATION_FORMATS.get(path.suffix.lower())) is None:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .gif, .png or .apng")
-    if duration < SHORTEST:
-        raise UserError(f"--duration is {duration}; expected {SHORTEST} milliseconds or more")
+    if duration < MIN_DURATION:
+        raise UserError(f"--duration is {duration}; expected {MIN_DURATION} milliseconds or more")
     scale = max(1, 128 // frames.shape[-1])
     images = [grid(frame[None], 1, scale, padding=0) for frame in frames]
     images += images[-2:0:-1] if back else []

@@ -1,77 +1,57 @@
 """`edit.py interpolate`: pictures between two, by their codes or along PDAE's trajectories."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.editing import operations
-from ldm_kit.editing.context import EditContext, EditResult, Steps, read_image_for, save_result
-from ldm_kit.editing.image_io import save_animation
+from ldm_kit.editing.context import EditContext, EditResult
+from ldm_kit.editing.image_io import read_model_picture, save_animation, save_result
+from ldm_kit.editing.options import InterpolationOptions
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.protocol import Code, Semantic
 from ldm_kit.models.semantic import SemanticModel
 
 
-@dataclass(frozen=True)
-class InterpolationOptions:
-    """How to go from one picture to another.
-
-    `latent`: z on a line and x_T on a great circle. `trajectory`, PDAE's: the same x_T, and at every step the gradients
-    under both pictures' codes in between (Zhang et al. 2022).
-    """
-
-    count: int = 8  # pictures, both ends among them
-    along: Literal["latent", "trajectory"] = "latent"
-    morph: Path | None = None
-    duration: int = 80  # of a frame, in milliseconds
-
-    def refuse(self) -> None:
-        """Refuse a journey without a way; raises UserError."""
-        if self.count < 2:
-            raise UserError(f"--count is {self.count}; expected 2 or more, the two ends being the pictures as read")
-
-    def fit(self, model: SemanticModel) -> None:
-        """Refuse trajectories of a model that has no gradients; raises UserError."""
-        if self.along == "trajectory" and not model.decoder.stops:
-            raise UserError(
-                "--along trajectory mixes the gradients that a PDAE adds to its frozen model, and this model has none; "
-                "expected --along latent"
-            )
-
-
-def interpolate(place: EditContext, images: Sequence[Path], how: InterpolationOptions, steps: Steps) -> EditResult:
-    """Pictures between two, both among them, and an animation of them if wished.
+def interpolate_pictures(context: EditContext, options: InterpolationOptions) -> EditResult:
+    """Interpolate two pictures, and write an animation as well where one is asked for.
 
     Raises:
-        UserError: not two pictures, numbers out of range, or a way that the model does not know.
+        UserError: no picture, no semantic model, more steps than it has training times, or a mode that it lacks.
     """
-    steps.refuse()
-    if len(images) != 2:
-        raise UserError(f"got {len(images)} pictures; expected two, each by its own --image")
-    how.refuse()
-    model = place.open(steps)
-    how.fit(model)
-    both = torch.cat([read_image_for(model, image) for image in images])
-    place.ready()
-    frames = interpolated_codes(model, operations.encode(model, both, steps.invert), how, steps)
-    if how.morph is not None:
-        save_animation(frames, how.morph, how.duration)
-    captions = [f"{i / (how.count - 1):.0%}" for i in range(how.count)]
-    shown = torch.cat([both[:1], frames, both[1:]])
-    return save_result(place, shown, ["first", *captions, "last"], steps, interpolated=how.count, along=how.along)
+    model = context.load_semantic_model(context.precision)
+    operations.check_steps(model, options)
+    _check_mode(model, options)
+    pictures = torch.cat([read_model_picture(model, path) for path in options.image])
+    context.make_out()
+    frames = decode_between(model, operations.encode(model, pictures, options.invert_steps), options)
+    if options.morph is not None:
+        save_animation(frames, options.morph, options.duration)
+    captions = ["first", *(f"{i / (options.count - 1):.0%}" for i in range(options.count)), "last"]
+    shown = torch.cat([pictures[:1], frames, pictures[1:]])
+    settings = {"interpolated": options.count, "mode": options.mode, **options.settings}
+    return save_result(context, shown, captions, **settings)
 
 
-def interpolated_codes(model: Semantic, ends: Code, how: InterpolationOptions, steps: Steps) -> Tensor:
-    """Pictures uint8 [count, C, R, R] from the first of two codes to the second."""
+def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -> Tensor:
+    """Decode pictures uint8 [count, C, R, R] from the first of two codes to the second.
+
+    In the mode `latent` z is interpolated linearly and x_T spherically. In the mode `trajectory` z is that of the first
+    picture, and every step mixes PDAE's gradients under both pictures' codes (Zhang et al. 2022).
+    """
     first, last = ends.take([0]), ends.take([1])
-    code = operations.interpolate(first, last, how.count)
-    if how.along == "latent":
-        return operations.decode(model, code, steps.draw, stop=steps.stop)
-    towards = TrajectoryTarget(last.z.expand(how.count, -1), torch.linspace(0, 1, how.count))
-    start = Code(first.z.expand(how.count, -1), code.x_T)
-    return operations.decode(model, start, steps.draw, stop=steps.stop, towards=towards)
+    code = operations.interpolate(first, last, options.count)
+    if options.mode == "latent":
+        return operations.decode(model, code, options.steps, stop=options.stop)
+    target = TrajectoryTarget(last.z.expand(options.count, -1), torch.linspace(0, 1, options.count))
+    start = Code(first.z.expand(options.count, -1), code.x_T)
+    return operations.decode(model, start, options.steps, stop=options.stop, towards=target)
+
+
+def _check_mode(model: SemanticModel, options: InterpolationOptions) -> None:
+    """Check that a model has gradients where trajectories are asked for; raises UserError."""
+    if options.mode == "trajectory" and not model.decoder.stops:
+        raise UserError(
+            "--mode trajectory mixes the gradients that a PDAE adds to its frozen model, and this model has none; "
+            "expected --mode latent"
+        )

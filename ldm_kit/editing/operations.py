@@ -1,6 +1,5 @@
-"""Editing a picture by its codes: along attributes, towards another picture, with another's details; and its like."""
+"""Operations on the codes of pictures: attribute edits, interpolation, mixing, and nearest neighbours."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,26 +8,25 @@ from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.pdae import shift_codes, slerp
+from ldm_kit.editing.options import STRENGTHS, StepOptions
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.directions import Direction
 from ldm_kit.models.protocol import Code, Semantic, statistics, step_bar
-
-MOST = 1.0  # strength that is still an edit: as far from the picture as a typical picture is from the mean
-SENSIBLE = "-0.5 to 0.5 is sensible, 0.3 is typical"
+from ldm_kit.models.semantic import SemanticModel
 
 
 class Change(NamedTuple):
-    """How far to go along a direction."""
+    """A direction, and how far to move along it, in units of sqrt(D)."""
 
     direction: Direction
     strength: float
 
 
 def encode(model: Semantic, pictures: Tensor, steps: int = 250) -> Code:
-    """Codes of pictures uint8 [N, C, R, R], the stochastic one by `steps` of inversion, on the CPU."""
+    """Encode pictures uint8 [N, C, R, R], with `steps` of inversion; return both codes on the CPU."""
     z = model.encode(pictures)
-    with step_bar("inverting") as tell:
-        x_T = model.invert(pictures, z, steps=steps, progress=tell)
+    with step_bar("inverting") as progress:
+        x_T = model.invert(pictures, z, steps=steps, progress=progress)
     return Code(z.float().cpu(), x_T.float().cpu())
 
 
@@ -41,39 +39,51 @@ def decode(
     stop: float = 0.0,
     towards: TrajectoryTarget | None = None,
 ) -> Tensor:
-    """Pictures uint8 [N, C, R, R] of codes, with a progress bar; `stop` and `towards` are for a PDAE."""
-    with step_bar("drawing") as tell:
-        return model.decode(code.z, code.x_T, steps, batch, stop, towards=towards, progress=tell)
+    """Decode codes as pictures uint8 [N, C, R, R], with a progress bar; `stop` and `towards` are for a PDAE."""
+    with step_bar("decoding") as progress:
+        return model.decode(code.z, code.x_T, steps, batch, stop, towards=towards, progress=progress)
 
 
-def check_strength(strength: float, flag: str = "--strength") -> None:
-    """Refuse what is no number, or too far; raises UserError."""
-    if not (math.isfinite(strength) and abs(strength) <= MOST):
-        raise UserError(f"{flag} is {strength:g}; expected -{MOST:g} to {MOST:g}, where {SENSIBLE}")
+def check_steps(model: SemanticModel, options: StepOptions) -> None:
+    """Check that the model's noise schedule has enough times for the steps, and that it can stop before the end.
+
+    Raises:
+        UserError: more steps than training times, or a `stop` without a base model; names the flag.
+    """
+    for name, steps in options.step_counts.items():
+        try:
+            model.decoder.grid(steps)
+        except UserError as error:
+            raise UserError(f"--{name} {steps}: {str(error).removeprefix('steps: ')}") from None
+    if options.stop and not model.decoder.stops:
+        raise UserError(
+            f"--stop {options.stop:g} leaves the last steps to the frozen model of a PDAE, which this model has not; "
+            "leave it out"
+        )
 
 
 def check_not_idle(changes: Sequence[Change]) -> None:
-    """Refuse an edit that would give the same picture again; raises UserError."""
+    """Check that some change has a strength other than 0; raises UserError."""
     if all(change.strength == 0 for change in changes):
-        raise UserError(f"--strength 0 changes nothing; expected another number, {SENSIBLE}")
+        raise UserError(f"--strength 0 changes nothing; expected another number, {STRENGTHS}")
 
 
 def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Codes [N, D] after all changes, whose order does not matter (Preechakul et al. 2022)."""
+    """Move codes [N, D] along all directions, whose order does not matter (Preechakul et al. 2022)."""
     mean, std = statistics(model)
     for direction, strength in changes:
         z = shift_codes(z, direction.vector, strength, mean, std)
     return z
 
 
-def apply_edits(model: Semantic, code: Code, rows: Sequence[Sequence[Change]]) -> Code:
-    """One picture's code [1, D], moved by each row of changes: z [K, D] beside the same x_T K times."""
-    z = torch.cat([move_codes(model, code.z, row) for row in rows])
+def apply_edits(model: Semantic, code: Code, edits: Sequence[Sequence[Change]]) -> Code:
+    """Apply K edits to one picture's code [1, D]; return z [K, D] beside the same x_T K times."""
+    z = torch.cat([move_codes(model, code.z, changes) for changes in edits])
     return Code(z, code.x_T.expand(len(z), *code.x_T.shape[1:]))
 
 
 def interpolate(first: Code, last: Code, count: int) -> Code:
-    """`count` codes from one picture to another, both ends among them: z on a line, x_T on a great circle."""
+    """Interpolate two codes in `count` steps, both ends among them: z linearly, x_T spherically."""
     weights = torch.linspace(0, 1, count)
     z = torch.lerp(first.z.expand(count, -1), last.z.expand(count, -1), weights[:, None])
     shape = (count, *first.x_T.shape[1:])
@@ -81,16 +91,16 @@ def interpolate(first: Code, last: Code, count: int) -> Code:
 
 
 def mix_codes(content: Code, details: Code) -> Code:
-    """What the one shows (z) with the other's details (x_T)."""
+    """Combine the semantic code z of one picture with the stochastic code x_T of another."""
     return Code(content.z, details.x_T)
 
 
 def nearest(model: Semantic, query: Tensor, z: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Places of the `count` codes z [N, D] that are most like a query [D], and their cosines, best first.
+    """Return the indices of the `count` codes z [N, D] nearest to a query [D], and their cosines, best first.
 
-    Compared in the normalised space, where no dimension outweighs the others.
+    Codes are normalised first, so that no dimension outweighs the others.
     """
     mean, std = statistics(model)
     cosines = torch.cosine_similarity(((query - mean) / std)[None], (z - mean) / std, dim=1)
-    found = cosines.topk(min(count, len(z)))
-    return found.indices.tolist(), found.values.tolist()
+    top = cosines.topk(min(count, len(z)))
+    return top.indices.tolist(), top.values.tolist()

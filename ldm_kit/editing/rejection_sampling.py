@@ -1,9 +1,8 @@
-"""New codes that have an attribute: drawn from a prior until a direction reads it in them.
+"""Rejection sampling: codes from a prior until a direction's classifier finds the attribute in them.
 
-Preechakul et al. 2022 (section 5.3) condition their generator so on an attribute that a few examples taught.
+Preechakul et al. 2022 (section 5.3) condition their generator so on an attribute learned from a few examples.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,84 +13,69 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 
-BLOCK = 256  # codes drawn at a time, at most, where a single picture waits
+MAX_BLOCK = 256  # codes sampled at a time for a single picture
 
 
 @dataclass(frozen=True)
 class AttributeThreshold:
-    """What a code must pass."""
+    """An attribute, the probability that it must exceed, and the number of codes tried for each picture."""
 
     attribute: str
     threshold: float = 0.5
     tries: int = 1000
 
-    def refuse(self) -> None:
-        """Refuse numbers out of range; raises UserError."""
-        if not (math.isfinite(self.threshold) and 0 <= self.threshold < 1):
-            raise UserError(f"--threshold is {self.threshold:g}; expected a probability from 0 to below 1, such as 0.5")
-        if self.tries < 1:
-            raise UserError(f"--tries is {self.tries}; expected 1 or more")
-
-
-def attribute_threshold(attribute: str | None, threshold: float | None, tries: int) -> AttributeThreshold | None:
-    """What was wished; a threshold left out is 0.5. Raises UserError for a threshold of nothing."""
-    if attribute is not None:
-        return AttributeThreshold(attribute, 0.5 if threshold is None else threshold, tries)
-    if threshold is not None:
-        raise UserError("--threshold is for --attribute NAME, whose probability it limits; give both, or leave it out")
-    return None
-
 
 class AcceptedCodes(NamedTuple):
-    """Codes that passed, and how many were drawn for them."""
+    """N accepted codes, their probabilities, and the number of codes that were sampled for them."""
 
     z: Tensor  # [N, D]
     probability: Tensor  # [N]
-    tried: int  # for each seed, all up to the one that passed
+    tried: int  # summed over the seeds, for each seed up to its accepted code
 
     @property
     def rate(self) -> float:
-        """The share of codes that passed."""
+        """The share of sampled codes that was accepted."""
         return len(self.z) / self.tried
 
 
 def try_seed(seed: int, number: int) -> int:
-    """The seed of a picture's try 0, 1, ...; the first is that of the picture itself."""
+    """Return the seed of a picture's try 0, 1, ...; the first is the picture's own seed."""
     return seed if number == 0 else rng.derive_seed(seed, "try", number)
 
 
 def sample_accepted(
-    draw: Callable[[Sequence[int]], Tensor],
-    read: Callable[[Tensor], Tensor],
+    sample: Callable[[Sequence[int]], Tensor],
+    logit: Callable[[Tensor], Tensor],
     seeds: Sequence[int],
-    bar: AttributeThreshold,
+    criterion: AttributeThreshold,
 ) -> AcceptedCodes:
-    """For each seed the first of its tries that passes, whatever the other seeds are.
+    """Sample codes for each seed until the first is accepted, independently of the other seeds.
 
     Args:
-        draw: seeds to codes [K, D], each from its own.
-        read: codes [K, D] to log-odds [K] that they have the attribute.
-        seeds: of the pictures.
-        bar: what must be passed.
+        sample: seeds to codes [K, D], each code from its own seed.
+        logit: codes [K, D] to log-odds [K] that they have the attribute.
+        seeds: one for each picture.
+        criterion: what is accepted.
 
     Raises:
-        UserError: a seed without a code that passes among its tries.
+        UserError: a seed of whose tries none is accepted.
     """
-    waiting, done, found = list(range(len(seeds))), 0, dict[int, tuple[Tensor, Tensor, int]]()
-    while waiting and done < bar.tries:
-        block = min(max(1, BLOCK // len(waiting)), bar.tries - done)
-        z = draw([try_seed(seeds[i], done + k) for i in waiting for k in range(block)])
-        odds = read(z).sigmoid().view(len(waiting), block)
-        passed = odds > bar.threshold
+    waiting, finished = list(range(len(seeds))), 0
+    accepted: dict[int, tuple[Tensor, Tensor, int]] = {}  # index of the seed -> code, probability, tries
+    while waiting and finished < criterion.tries:
+        block = min(max(1, MAX_BLOCK // len(waiting)), criterion.tries - finished)
+        z = sample([try_seed(seeds[i], finished + k) for i in waiting for k in range(block)])
+        probability = logit(z).sigmoid().view(len(waiting), block)
+        passed = probability > criterion.threshold
         for row, i in enumerate(waiting):
             if bool(passed[row].any()):
                 k = int(passed[row].int().argmax())
-                found[i] = z[row * block + k], odds[row, k], done + k + 1
-        waiting, done = [i for i in waiting if i not in found], done + block
+                accepted[i] = z[row * block + k], probability[row, k], finished + k + 1
+        waiting, finished = [i for i in waiting if i not in accepted], finished + block
     if waiting:
         raise UserError(
-            f"{len(waiting)} of {len(seeds)} pictures found no code with a probability of {bar.attribute!r:.80} over "
-            f"{bar.threshold:g} within --tries {bar.tries} each; lower --threshold, or raise --tries"
+            f"{len(waiting)} of {len(seeds)} pictures found no code with a probability of {criterion.attribute!r:.80} "
+            f"over {criterion.threshold:g} within --tries {criterion.tries} each; lower --threshold, or raise --tries"
         )
-    z, odds, tried = zip(*(found[i] for i in range(len(seeds))), strict=True)
-    return AcceptedCodes(torch.stack(z), torch.stack(odds), sum(tried))
+    z, probability, tried = zip(*(accepted[i] for i in range(len(seeds))), strict=True)
+    return AcceptedCodes(torch.stack(z), torch.stack(probability), sum(tried))

@@ -1,100 +1,84 @@
-"""`edit.py draw`: new codes out of a model's prior, and pictures of them."""
+"""`edit.py sample`: new codes from a model's prior, and the pictures decoded from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ldm_kit.config import UserError
 from ldm_kit.editing import operations
-from ldm_kit.editing.context import EditContext, EditResult, Steps, check_counts
-from ldm_kit.editing.image_io import save_sheet
-from ldm_kit.editing.prompt_edits import SampleSeeds
-from ldm_kit.editing.rejection_sampling import AcceptedCodes, AttributeThreshold, sample_accepted
+from ldm_kit.editing.context import EditContext, EditResult
+from ldm_kit.editing.image_io import save_result
+from ldm_kit.editing.rejection_sampling import AttributeThreshold, sample_accepted
+from ldm_kit.editing.sample_options import SamplePriorOptions
 from ldm_kit.models.directions import Directions
-from ldm_kit.models.prior import Clip
 from ldm_kit.models.protocol import Code, encoder_digest, normalise
 from ldm_kit.models.semantic import SemanticModel
 
 
-@dataclass(frozen=True)
-class PriorOptions:
-    """How codes and pictures are drawn."""
+class SamplePriorResult(NamedTuple):
+    """The pictures written, and a sentence of how many codes were accepted, where an attribute was asked for."""
 
-    steps: int = 100  # of the code
-    decode_steps: int = 100
-    guidance_scale: float = 1.0  # of the code
-    stop: float = 0.0
-    batch: int = 32
-    clip: Clip = "none"  # of the code
-
-    @property
-    def decoding(self) -> Steps:
-        """The steps of the picture."""
-        return Steps(draw=self.decode_steps, stop=self.stop, flags=("", "--decode_steps"))
-
-    def refuse(self) -> None:
-        """Refuse numbers out of range; raises UserError."""
-        if self.steps < 1:
-            raise UserError(f"--steps is {self.steps}; expected 1 or more")
-        self.decoding.refuse()
-        check_counts(self.batch)
-
-
-class Drawn(NamedTuple):
-    """What came of it."""
-
-    done: EditResult
-    accepted: str | None  # how many codes passed, where there was a bar
+    result: EditResult
+    acceptance: str | None
 
     def __str__(self) -> str:
-        return f"{self.done}" if self.accepted is None else f"{self.accepted}\n{self.done}"
+        return f"{self.result}" if self.acceptance is None else f"{self.acceptance}\n{self.result}"
 
 
-def sample_prior(
-    place: EditContext, draws: SampleSeeds, how: PriorOptions, bar: AttributeThreshold | None = None
-) -> Drawn:
-    """New pictures, each from its own seed; with a bar, of codes in which a direction reads its attribute.
+def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePriorResult:
+    """Sample new pictures, each from its own seed; with an attribute, from codes that have it.
 
     Raises:
-        UserError: numbers out of range, no prior, a class or prompt that does not fit it, an unknown attribute, or no
-            code that passes.
+        UserError: no prior, a class or prompt that does not fit it, an unknown attribute, no accepted code, or more
+            steps than training times.
     """
-    how.refuse()
-    seeds = draws.seeds
-    if bar is not None:
-        bar.refuse()
-    model = place.open()
-    how.decoding.fit_drawing(model)
-    z, captions, told = _codes(place, model, draws, how, bar)
-    place.ready()
-    pictures = operations.decode(model, Code(z, model.noise(seeds)), how.decode_steps, how.batch, stop=how.stop)
-    told_apart = {} if bar is None else {"attribute": bar.attribute, "threshold": bar.threshold}
-    clipped = {} if how.clip == "none" else {"clip": how.clip}
-    numbers = {"steps": how.steps, "guidance_scale": how.guidance_scale} | clipped | how.decoding.drawing
-    about = place.about(drawn=draws.count, prompt=draws.prompt, **told_apart, **numbers)
-    sheet = save_sheet(pictures, captions, place.out, columns=min(8, draws.count), seeds=seeds, about=about)
-    return Drawn(EditResult(len(pictures), sheet), told)
+    model = context.load_semantic_model(context.precision)
+    operations.check_steps(model, options)
+    z, captions, acceptance = _sample_codes(context, model, options)
+    context.make_out()
+    code = Code(z, model.noise(options.seeds))
+    pictures = operations.decode(model, code, options.decode_steps, options.batch_size, stop=options.stop)
+    columns = min(8, options.count)
+    result = save_result(context, pictures, captions, columns=columns, seeds=options.seeds, **_settings(options))
+    return SamplePriorResult(result, acceptance)
 
 
-def _codes(
-    place: EditContext, model: SemanticModel, draws: SampleSeeds, how: PriorOptions, bar: AttributeThreshold | None
+def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | None:
+    """Return what codes must pass, by default a probability of 0.5; None where no attribute is asked for."""
+    if options.attribute is None:
+        return None
+    threshold = 0.5 if options.threshold is None else options.threshold
+    return AttributeThreshold(options.attribute, threshold, options.tries)
+
+
+def _settings(options: SamplePriorOptions) -> dict[str, object]:
+    """Return what the PNGs record: always the prompt and the numbers, and other options where they are used."""
+    criterion = attribute_threshold(options)
+    threshold = {} if criterion is None else {"attribute": criterion.attribute, "threshold": criterion.threshold}
+    numbers = {"steps": options.steps, "guidance_scale": options.guidance_scale}
+    clip = {} if options.clip == "none" else {"clip": options.clip}
+    return {"sampled": options.count, "prompt": options.prompt} | threshold | numbers | clip | options.settings
+
+
+def _sample_codes(
+    context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Codes, what they are called, and how many passed."""
+    """Return codes [N, D], their captions, and a sentence of how many were accepted."""
 
-    def codes(seeds: Sequence[int]) -> Tensor:
-        told = None if draws.prompt is None else [draws.prompt] * len(seeds)
-        return model.sample_z(seeds, how.steps, told, guidance_scale=how.guidance_scale, clip=how.clip)
+    def sample(seeds: Sequence[int]) -> Tensor:
+        prompts = None if options.prompt is None else [options.prompt] * len(seeds)
+        return model.sample_z(seeds, options.steps, prompts, guidance_scale=options.guidance_scale, clip=options.clip)
 
-    names = [f"{draws.prompt or 'drawn'}, seed {seed}" for seed in draws.seeds]
-    if bar is None:
-        return codes(draws.seeds), names, None
-    direction = Directions.load(place.directions, encoder_digest(model))[bar.attribute]
-    found = sample_accepted(codes, lambda z: direction.logit(normalise(model, z)), draws.seeds, bar)
-    captions = [f"{name}, {p:.0%}" for name, p in zip(names, found.probability.tolist(), strict=True)]
-    return found.z, captions, _told(found, bar)
-
-
-def _told(found: AcceptedCodes, bar: AttributeThreshold) -> str:
-    return f"{found.rate:.1%} of {found.tried} codes passed: {bar.attribute} with a probability over {bar.threshold:g}"
+    criterion = attribute_threshold(options)
+    if criterion is None:
+        return sample(options.seeds), options.captions, None
+    direction = Directions.load(context.directions, encoder_digest(model))[criterion.attribute]
+    codes = sample_accepted(sample, lambda z: direction.logit(normalise(model, z)), options.seeds, criterion)
+    percentages = codes.probability.tolist()
+    captions = [f"{caption}, {p:.0%}" for caption, p in zip(options.captions, percentages, strict=True)]
+    return (
+        codes.z,
+        captions,
+        f"{codes.rate:.1%} of {codes.tried} codes passed: {criterion.attribute} with a probability over "
+        f"{criterion.threshold:g}",
+    )

@@ -1,7 +1,7 @@
-"""Directions by name in the normalised space of a model's codes: looked up, saved beside the model, joined.
+"""Named attribute directions in the space of a model's normalised codes: looked up, saved beside the model, merged.
 
-Two files: directions.safetensors holds the numbers (and, of a step between counterparts, their codes), directions.json
-what they are called and how well they read pictures that they were not fitted to.
+Two files: directions.safetensors holds the numbers (and the codes of pairs, for directions learned from pairs),
+directions.json the names and how well each direction classifies held-out pictures.
 """
 
 import difflib
@@ -19,58 +19,58 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.editing.fitting import Fit, difference
+from ldm_kit.models.linear_fit import Fit, mean_difference
 from ldm_kit.models.pairs import PairDirections
 from ldm_kit.viz.png import write_atomic
 
 FILE = "directions"
 TO = " > "  # between two values of an attribute
-_ENDS = ("before", "after")
-_SHAPES = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}
+_PAIR_SIDES = ("before", "after")
+_DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # of the saved tensors
 
 
-class About(Config):
-    """What is known of one direction."""
+class DirectionRecord(Config):
+    """What directions.json says of one direction."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
-    estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was found, `fitting`")
-    typical: float = Field(description="strength that takes the mean of those without to the mean of those with it")
-    positives: int = Field(ge=0, description="pictures with the attribute that it was fitted to")
-    others: int = Field(ge=0, description="pictures without it, or unlabelled ones")
-    auroc: float | None = Field(default=None, description="on pictures held out")
-    average_precision: float | None = Field(default=None, description="on pictures held out")
-    temperature: float | None = Field(default=None, gt=0, description="of counterparts' votes, `counterparts`")
+    estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
+    typical: float = Field(description="strength that moves the mean code without the attribute to the mean with it")
+    positives: int = Field(ge=0, description="fitted pictures with the attribute")
+    others: int = Field(ge=0, description="fitted pictures without it, or unlabelled ones")
+    auroc: float | None = Field(default=None, description="area under the ROC curve on held-out pictures")
+    average_precision: float | None = Field(default=None, description="average precision on held-out pictures")
+    temperature: float | None = Field(default=None, gt=0, description="softmax temperature over pairs, `models.pairs`")
 
 
-class _Listed(Config):
+class _DirectionsFile(Config):
     key: str
-    directions: tuple[About, ...]
+    directions: tuple[DirectionRecord, ...]
 
 
 class Direction(NamedTuple):
-    """One direction: a unit vector [D], its typical strength, and its log-odds scale * (vector . z) + bias."""
+    """A unit vector [D], its typical strength, and the log-odds scale * (vector . z) + bias."""
 
     name: str
     vector: Tensor
     typical: float
     scale: float
     bias: float
-    counterparts: PairDirections | None = None
+    pairs: PairDirections | None = None
 
-    def at(self, z: Tensor) -> "Direction":
-        """The way from one picture's normalised code [D]: the step of its likes, where there are counterparts.
+    def at_code(self, z: Tensor) -> "Direction":
+        """Return the direction at one normalised code [D]: the step of similar pairs, where there are pairs.
 
-        Its typical strength is that step's length; without counterparts every picture goes the same way. What it is
-        to go is not what it reads by: ask `logit` of the direction as it was learned.
+        Its typical strength is the length of that step; without pairs the direction is the same at every code. Only
+        the vector and the strength are local: use `logit` of the direction as it was learned.
         """
-        if self.counterparts is None:
+        if self.pairs is None:
             return self
-        step = self.counterparts.step(z[None])[0]
+        step = self.pairs.step(z[None])[0]
         length = float(step.norm())
         return self._replace(vector=step / max(length, 1e-12), typical=length / math.sqrt(len(step)))
 
     def logit(self, z: Tensor) -> Tensor:
-        """Log-odds [N] that pictures have the attribute, of normalised codes [N, D]."""
+        """Return the log-odds [N] that pictures with normalised codes [N, D] have the attribute."""
         return self.scale * (z.float() @ self.vector) + self.bias
 
 
@@ -78,138 +78,141 @@ class Direction(NamedTuple):
 class Directions:
     """K named directions of one model."""
 
-    abouts: tuple[About, ...]
+    records: tuple[DirectionRecord, ...]
     vectors: Tensor  # [K, D], of length 1
-    means: Tensor  # [K, D], of the normalised codes that have the attribute
+    means: Tensor  # [K, D], of the normalised codes with the attribute
     scales: Tensor  # [K]
     biases: Tensor  # [K]
-    key: str  # of the model, `seam.key_of`
-    counterparts: Mapping[str, PairDirections] = field(default_factory=dict)  # by name, of those learned from such
+    key: str  # `protocol.encoder_digest` of the model
+    pairs: Mapping[str, PairDirections] = field(default_factory=dict)  # by name, of directions learned from pairs
 
     @property
     def names(self) -> list[str]:
-        """What they are called, in order."""
-        return [about.name for about in self.abouts]
+        """The names of the directions, in order."""
+        return [record.name for record in self.records]
 
     def __getitem__(self, name: str) -> Direction:
-        """The direction of that name; "attribute: a > b" is the way from one value to another.
+        """Return the direction with that name; "attribute: a > b" goes from one value of an attribute to another.
 
-        That is the mean step between counterparts where it was learned from such, back or forth, or else the difference
-        of the two values' means.
+        It is the mean step between pairs, forwards or backwards, where the direction was learned from pairs, and else
+        the difference of the two values' means.
 
         Raises:
-            UserError: no such name; names the nearest, or all where they are few.
+            UserError: no such name; the message lists the nearest names, or all where they are few.
         """
-        said = _plain(name)
-        places = {_plain(known): i for i, known in enumerate(self.names)}
-        if said in places:
-            return self._at(places[said])
-        head, _, values = said.partition(": ")
+        plain = _normalise_name(name)
+        indices = {_normalise_name(known): i for i, known in enumerate(self.names)}
+        if plain in indices:
+            return self._direction(indices[plain])
+        attribute, _, values = plain.partition(": ")
         before, arrow, after = values.partition(TO)
-        if arrow and (back := f"{head}: {after}{TO}{before}") in places:
-            return _reversed(self._at(places[back]), name)
-        ends = [places.get(f"{head}: {value}") for value in (before, after)]
+        if arrow and (reverse := f"{attribute}: {after}{TO}{before}") in indices:
+            return _reverse(self._direction(indices[reverse]), name)
+        ends = [indices.get(f"{attribute}: {value}") for value in (before, after)]
         if arrow and ends[0] is not None and ends[1] is not None and ends[0] != ends[1]:
-            return _direction(name, difference(self.means[[ends[0]]], self.means[[ends[1]]]))
-        raise UserError(f"unknown attribute {name!r:.80}; {self._near(said)}")
+            return _from_fit(name, mean_difference(self.means[[ends[0]]], self.means[[ends[1]]]))
+        raise UserError(f"unknown attribute {name!r:.80}; {self._suggest(plain)}")
 
-    def _at(self, i: int) -> Direction:
-        about, pairs = self.abouts[i], self.counterparts.get(self.names[i])
+    def _direction(self, i: int) -> Direction:
+        record, pairs = self.records[i], self.pairs.get(self.names[i])
         scale, bias = float(self.scales[i]), float(self.biases[i])
-        return Direction(about.name, self.vectors[i], about.typical, scale, bias, pairs)
+        return Direction(record.name, self.vectors[i], record.typical, scale, bias, pairs)
 
-    def _near(self, said: str) -> str:
+    def _suggest(self, name: str) -> str:
         if len(self.names) <= 12:
             return f"known are {', '.join(self.names)}"
-        near = difflib.get_close_matches(said, self.names, n=5, cutoff=0.3) or self.names[:5]
+        near = difflib.get_close_matches(name, self.names, n=5, cutoff=0.3) or self.names[:5]
         return f"the nearest of {len(self.names)} known ones are {', '.join(near)}"
 
-    def joined(self, new: "Directions") -> "Directions":
-        """These and the new ones, which take the place of those of the same name; both of one model."""
-        kept = [i for i, about in enumerate(self.abouts) if about.name not in new.names]
-        numbers = {name: torch.cat([getattr(self, name)[kept], getattr(new, name)]) for name in _SHAPES}
-        abouts = (*(self.abouts[i] for i in kept), *new.abouts)
-        pairs = {name: one for name, one in self.counterparts.items() if name not in new.names}
-        return Directions(abouts, **numbers, key=self.key, counterparts={**pairs, **new.counterparts})
+    def merge(self, new: "Directions") -> "Directions":
+        """Return these directions and new ones of the same model; a new one replaces an old one of the same name."""
+        old = [i for i, record in enumerate(self.records) if record.name not in new.names]
+        tensors = {name: torch.cat([getattr(self, name)[old], getattr(new, name)]) for name in _DIMENSIONS}
+        records = (*(self.records[i] for i in old), *new.records)
+        pairs = {name: value for name, value in self.pairs.items() if name not in new.names}
+        return Directions(records, **tensors, key=self.key, pairs={**pairs, **new.pairs})
 
     def save(self, folder: Path) -> None:
-        """Write both files into a folder, each whole or not at all."""
-        numbers = {name: getattr(self, name).float().contiguous() for name in _SHAPES}
-        for name, pairs in self.counterparts.items():
-            numbers |= {f"{end} {name}": getattr(pairs, end).float().contiguous() for end in _ENDS}
-        write_atomic(folder / f"{FILE}.safetensors", safetensors.torch.save(numbers, {"key": self.key}))
-        listed = _Listed(key=self.key, directions=self.abouts).model_dump(mode="json")
-        write_atomic(folder / f"{FILE}.json", (json.dumps(listed, indent=2, ensure_ascii=False) + "\n").encode())
+        """Write both files into a folder, each atomically."""
+        tensors = {name: getattr(self, name).float().contiguous() for name in _DIMENSIONS}
+        for name, pairs in self.pairs.items():
+            tensors |= {f"{side} {name}": getattr(pairs, side).float().contiguous() for side in _PAIR_SIDES}
+        write_atomic(folder / f"{FILE}.safetensors", safetensors.torch.save(tensors, {"key": self.key}))
+        content = _DirectionsFile(key=self.key, directions=self.records).model_dump(mode="json")
+        write_atomic(folder / f"{FILE}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path, key: str) -> "Directions":
-        """Read what `save` wrote for the model of that key.
+        """Load what `save` wrote for the model whose `encoder_digest` is `key`.
 
         Raises:
-            UserError: none there, damaged or not belonging together, or learned with another model.
+            UserError: no directions there, damaged files, files that do not match, or another model's directions.
         """
         try:
-            listed = _Listed.model_validate_json((folder / f"{FILE}.json").read_bytes())
-            found = safetensors.torch.load_file(folder / f"{FILE}.safetensors")
+            content = _DirectionsFile.model_validate_json((folder / f"{FILE}.json").read_bytes())
+            state_dict = safetensors.torch.load_file(folder / f"{FILE}.safetensors")
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {FILE}; learn some first with edit.py learn") from None
         except (OSError, ValidationError, SafetensorError) as error:
             raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn anew") from None
-        numbers = {name: value for name, value in found.items() if name in _SHAPES}
-        shapes = {name: value.dim() for name, value in numbers.items()}
-        pairs = _counterparts(listed.directions, found)
-        misfit = shapes != _SHAPES or {len(value) for value in numbers.values()} != {len(listed.directions)}
-        if misfit or pairs is None:
+        tensors = {name: value for name, value in state_dict.items() if name in _DIMENSIONS}
+        dimensions = {name: value.dim() for name, value in tensors.items()}
+        lengths = {len(value) for value in tensors.values()}
+        pairs = _load_pairs(content.directions, state_dict)
+        if dimensions != _DIMENSIONS or lengths != {len(content.directions)} or pairs is None:
             raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; learn anew")
-        if listed.key != key:
+        if content.key != key:
             raise UserError(f"the {FILE} in {folder} were learned with another model; learn anew with this one")
-        return cls(listed.directions, **numbers, key=listed.key, counterparts=pairs)
+        return cls(content.directions, **tensors, key=content.key, pairs=pairs)
 
 
-def _counterparts(abouts: Sequence[About], found: Mapping[str, Tensor]) -> dict[str, PairDirections] | None:
-    """Those of a file's tensors; None where one is missing or two do not match."""
-    kept: dict[str, PairDirections] = {}
-    for about in abouts:
-        if about.temperature is not None:
-            ends = [found.get(f"{end} {about.name}") for end in _ENDS]
-            before, after = ends
+def _load_pairs(
+    records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
+) -> dict[str, PairDirections] | None:
+    """Return the pairs among a file's tensors by name; None where one is missing or both sides differ in shape."""
+    pairs: dict[str, PairDirections] = {}
+    for record in records:
+        if record.temperature is not None:
+            before, after = (state_dict.get(f"{side} {record.name}") for side in _PAIR_SIDES)
             if before is None or after is None or before.dim() != 2 or before.shape != after.shape:
                 return None
-            kept[about.name] = PairDirections(before, after, about.temperature)
-    return kept
+            pairs[record.name] = PairDirections(before, after, record.temperature)
+    return pairs
 
 
-def gathered(
-    found: Sequence[tuple[About, Fit, Tensor]], key: str, counterparts: Mapping[str, PairDirections] | None = None
+def stack_directions(
+    fitted: Sequence[tuple[DirectionRecord, Fit, Tensor]], key: str, pairs: Mapping[str, PairDirections] | None = None
 ) -> Directions:
-    """Directions of what is known of each, its fit, and the mean [D] of the codes that have the attribute."""
-    lengths = torch.stack([fit.weight.norm() for _, fit, _ in found])
-    vectors = torch.stack([fit.weight for _, fit, _ in found]) / lengths[:, None]
-    means, biases = torch.stack([mean for _, _, mean in found]), torch.tensor([fit.bias for _, fit, _ in found])
-    abouts, pairs = tuple(about for about, _, _ in found), dict(counterparts or {})
-    return Directions(abouts, vectors.float(), means.float(), lengths.float(), biases, key, pairs)
+    """Return directions from the record, the fit and the mean code [D] with the attribute of each one."""
+    lengths = torch.stack([fit.weight.norm() for _, fit, _ in fitted])
+    vectors = torch.stack([fit.weight for _, fit, _ in fitted]) / lengths[:, None]
+    means, biases = torch.stack([mean for _, _, mean in fitted]), torch.tensor([fit.bias for _, fit, _ in fitted])
+    records = tuple(record for record, _, _ in fitted)
+    return Directions(records, vectors.float(), means.float(), lengths.float(), biases, key, dict(pairs or {}))
 
 
-def typical(fit: Fit, before: Tensor, after: Tensor) -> float:
-    """Strength that takes the mean [D] of codes before to that of codes after, as far as the direction goes."""
-    unit = fit.weight / fit.weight.norm()
-    return float((after.double() - before.double()) @ unit) / math.sqrt(len(unit))
+def typical_strength(fit: Fit, before: Tensor, after: Tensor) -> float:
+    """Return the strength that moves one mean code [D] to another, as far as the direction goes that way.
+
+    A strength is in units of sqrt(D), the length of a typical normalised code.
+    """
+    return float((after.double() - before.double()) @ fit.unit) / math.sqrt(len(fit.weight))
 
 
-def _direction(name: str, fit: Fit) -> Direction:
+def _from_fit(name: str, fit: Fit) -> Direction:
     length = float(fit.weight.norm())
     strength = length / math.sqrt(len(fit.weight))
-    return Direction(name, (fit.weight / length).float(), strength, length, fit.bias)
+    return Direction(name, fit.unit.float(), strength, length, fit.bias)
 
 
-def _reversed(one: Direction, name: str) -> Direction:
-    pairs = None if one.counterparts is None else one.counterparts.back()
-    return Direction(name, -one.vector, one.typical, one.scale, -one.bias, pairs)
+def _reverse(direction: Direction, name: str) -> Direction:
+    pairs = None if direction.pairs is None else direction.pairs.reverse()
+    return Direction(name, -direction.vector, direction.typical, direction.scale, -direction.bias, pairs)
 
 
-def _plain(name: str) -> str:
-    """Spelling does not matter in case and spaces: "Skin  Tone:dark>light" is "skin tone: dark > light"."""
+def _normalise_name(name: str) -> str:
+    """Return a name without differences of case and spaces: "Skin  Tone:dark>light" is "skin tone: dark > light"."""
     text = " ".join(name.lower().split())
-    for mark, shown in ((":", ": "), (">", TO)):
-        text = shown.join(part.strip() for part in text.split(mark))
+    for mark, spaced in ((":", ": "), (">", TO)):
+        text = spaced.join(part.strip() for part in text.split(mark))
     return text

@@ -1,4 +1,4 @@
-"""What editing asks of a model with a semantic encoder, and its codes in the normalised space."""
+"""The protocol of a model with a semantic encoder, which editing is written against, and its normalised codes."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,11 @@ from tqdm import tqdm
 from ldm_kit.data.images import PictureSet
 from ldm_kit.models.decoders import TrajectoryTarget
 
-Progress = Callable[[int, int], object]  # (steps done, steps in all)
+Progress = Callable[[int, int], object]  # (finished steps, all steps)
 
 
 class Semantic(Protocol):
-    """A model that reads a picture as (z, x_T) and draws it again: `ldm_kit.models.semantic.SemanticModel`."""
+    """A model that encodes a picture as (z, x_T) and decodes it: `ldm_kit.models.semantic.SemanticModel`."""
 
     @property
     def resolution(self) -> int:
@@ -30,27 +30,27 @@ class Semantic(Protocol):
 
     @property
     def z_width(self) -> int:
-        """D of a code z."""
+        """D, numbers in a code z."""
         ...
 
     @property
     def mean(self) -> Tensor:
-        """Of the training set's codes, [D]."""
+        """Mean [D] of the training set's codes."""
         ...
 
     @property
     def std(self) -> Tensor:
-        """Likewise, [D]."""
+        """Standard deviation [D] of the training set's codes."""
         ...
 
     def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
-        """Pictures uint8 [N, C, R, R] to codes z, float32 [N, D], not normalised."""
+        """Encode pictures uint8 [N, C, R, R] as codes z, float32 [N, D], not normalised."""
         ...
 
     def invert(
         self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
     ) -> Tensor:
-        """Stochastic codes x_T [N, Z, h, w] of pictures under their codes."""
+        """Invert pictures under their codes; return the stochastic codes x_T [N, Z, h, w]."""
         ...
 
     def decode(
@@ -64,58 +64,58 @@ class Semantic(Protocol):
         towards: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Codes to pictures, uint8 [N, C, R, R]."""
+        """Decode codes as pictures, uint8 [N, C, R, R]."""
         ...
 
 
 class Code(NamedTuple):
-    """What pictures are to a semantic model: z [N, D], as the encoder gives it, and x_T [N, Z, h, w]."""
+    """Both codes of N pictures: z [N, D], as the encoder returns it, and x_T [N, Z, h, w]."""
 
     z: Tensor
     x_T: Tensor
 
     def take(self, indices: Sequence[int]) -> "Code":
-        """The codes at these places, in this order."""
+        """Return the codes with these indices, in this order."""
         return Code(self.z[list(indices)], self.x_T[list(indices)])
 
 
 def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [D] of the training set's codes, float32 on the CPU, where all editing of codes is done."""
+    """Return mean and deviation [D] of the training set's codes, float32 on the CPU, where codes are edited."""
     return model.mean.detach().float().cpu(), model.std.detach().float().cpu()
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Codes [N, D] with mean 0 and deviation 1 over the training set."""
+    """Normalise codes [N, D] to mean 0 and deviation 1 over the training set."""
     mean, std = statistics(model)
     return (z.float().cpu() - mean) / std
 
 
 def encoder_digest(model: Semantic) -> str:
-    """What tells the spaces of two models' codes apart: Sha256 hex of the statistics of their training sets' codes."""
-    state = hashlib.sha256()
+    """Return the SHA-256 hex digest of the code statistics, which identifies a model's space of codes."""
+    digest = hashlib.sha256()
     for value in statistics(model):
-        state.update(value.contiguous().numpy().tobytes())
-    return state.hexdigest()
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def encode_pictures(model: Semantic, pictures: PictureSet, batch: int = 64) -> Tensor:
-    """The codes z [N, D] of a set of pictures, with a progress bar."""
-    found: list[Tensor] = []
-    with tqdm(total=len(pictures), desc="reading pictures", unit="picture") as bar:
+    """Encode a set of pictures as codes z [N, D], with a progress bar."""
+    z: list[Tensor] = []
+    with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
         for start in range(0, len(pictures), batch):
-            part = range(start, min(start + batch, len(pictures)))
-            found.append(model.encode(pictures.pictures(part), batch).float().cpu())
-            bar.update(len(part))
-    return torch.cat(found)
+            indices = range(start, min(start + batch, len(pictures)))
+            z.append(model.encode(pictures.pictures(indices), batch).float().cpu())
+            progress_bar.update(len(indices))
+    return torch.cat(z)
 
 
 @contextmanager
-def step_bar(what: str) -> Iterator[Progress]:
-    """A progress bar over the steps of a walk, for those who tell (done, all)."""
-    with tqdm(desc=what, unit="step") as bar:
+def step_bar(description: str) -> Iterator[Progress]:
+    """Show a progress bar over steps; yields the callback that takes (finished steps, all steps)."""
+    with tqdm(desc=description, unit="step") as progress_bar:
 
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def update(finished: int, total: int) -> None:
+            progress_bar.total = total
+            progress_bar.update(finished - progress_bar.n)
 
-        yield tell
+        yield update

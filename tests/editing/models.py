@@ -20,14 +20,7 @@ from tests.nets.originals import perturbed
 def semantic(folder: Path, seed: int = 0, conditioner: Conditioner | None = None) -> Path:
     """A DiffAE of 16 px pictures with codes of 8 numbers; with a conditioner, also a prior that it tells."""
     torch.manual_seed(seed)
-    shape = {
-        "channels": 3,
-        "z_width": 8,
-        "widths": (16, 32),
-        "attention_levels": (False, False),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-    }
+    shape = {"channels": 3, "z_width": 8, "widths": (16, 32), "attention": (False, False), "layers": 1, "groups": 8}
     with torch.no_grad():
         encoder = perturbed(SemanticEncoder(**shape))
         unet = perturbed(SemanticUNet(**shape, sample_size=16, time_width=32, dropout=0.0))

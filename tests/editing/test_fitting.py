@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm_kit.editing import fitting
+from ldm_kit.models.linear_fit import Fit, mean_difference
 from tests.editing.planted import FIRST, SECOND, D, planted
 
 
@@ -18,13 +19,13 @@ def test_the_classifier_recovers_planted_factors():
         fit = fitting.classifier(z, labels)
         assert cosine(fit, vector) > 0.98
         assert abs(cosine(fit, other)) < 0.1
-        assert fitting.scored(fit, new, read).auroc > 0.999
+        assert fitting.score(fit, new, read).auroc > 0.999
 
 
 def test_the_classifier_is_turned_less_by_what_goes_along():
     """With factors that agree in 9 of 10 pictures the means point at both, the classifier at its own."""
     z, first, _ = planted(4000, together=0.9, spread=0.3)
-    assert cosine(fitting.difference(z[~first], z[first]), SECOND) > 0.6
+    assert cosine(mean_difference(z[~first], z[first]), SECOND) > 0.6
     assert cosine(fitting.classifier(z, first, decay=1e-3), SECOND) < 0.2
 
 
@@ -56,14 +57,14 @@ def test_a_dozen_examples_read_better_than_chance():
     new, labels, _ = planted(1000, seed=4)
     twelve, negatives = z[first][:12], z[~first][:12]
     for others, least in ((negatives, 0.95), (z[:500], 0.8), (None, 0.8)):
-        assert fitting.scored(fitting.few(twelve, others), new, labels).auroc > least
-    assert fitting.left_out(twelve, negatives).auroc > 0.9
+        assert fitting.score(fitting.few_shot(twelve, others), new, labels).auroc > least
+    assert fitting.cross_validate(twelve, negatives).auroc > 0.9
 
 
 def test_unlabelled_others_give_the_direction_of_negatives():
     """Positives hidden among the others shorten the difference of the means and do not turn it."""
     z, first, _ = planted(20_000, seed=5)
-    against_all, against_negatives = fitting.few(z[first], z), fitting.few(z[first], z[~first])
+    against_all, against_negatives = fitting.few_shot(z[first], z), fitting.few_shot(z[first], z[~first])
     assert float(torch.cosine_similarity(against_all.weight, against_negatives.weight, dim=0)) > 0.99
     assert against_all.weight.norm() < against_negatives.weight.norm()
 
@@ -72,18 +73,18 @@ def test_examples_without_a_common_trait_read_by_chance():
     """Left-one-out must not be fooled, which reading the fitted examples themselves would be."""
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(24, 400, generator=draw)
-    assert fitting.left_out(z[:12], z[12:]).auroc < 0.75
+    assert fitting.cross_validate(z[:12], z[12:]).auroc < 0.75
     labels = torch.arange(24) < 12
-    assert fitting.scored(fitting.few(z[:12], z[12:]), z, labels).auroc == 1.0
+    assert fitting.score(fitting.few_shot(z[:12], z[12:]), z, labels).auroc == 1.0
 
 
 def test_many_others_are_left_out_in_parts(monkeypatch):
     """A large folder of unlabelled pictures must not cost a fit each."""
     z, first, _ = planted(900)
     fits = []
-    few = fitting.few
-    monkeypatch.setattr(fitting, "few", lambda *sides: fits.append([len(side) for side in sides]) or few(*sides))
-    assert fitting.left_out(z[first][:12], z[~first][:300]).auroc > 0.9
+    few = fitting.few_shot
+    monkeypatch.setattr(fitting, "few_shot", lambda *sides: fits.append([len(side) for side in sides]) or few(*sides))
+    assert fitting.cross_validate(z[first][:12], z[~first][:300]).auroc > 0.9
     assert fits == [[11, 300]] * 12 + [[12, 285]] * 20
 
 
@@ -101,19 +102,19 @@ def test_shrinkage_lies_between_the_sample_and_the_identity():
 
 def test_far_logits_are_ranked_and_not_squeezed():
     labels = torch.tensor([False, False, True, True])
-    fit = fitting.Fit(torch.ones(1).double(), 0.0)
-    assert fitting.scored(fit, torch.tensor([[900.0], [901.0], [902.0], [903.0]]), labels) == (1.0, 1.0)
-    assert fitting.scored(fit, torch.tensor([[903.0], [902.0], [901.0], [900.0]]), labels).auroc == 0.0
+    fit = Fit(torch.ones(1).double(), 0.0)
+    assert fitting.score(fit, torch.tensor([[900.0], [901.0], [902.0], [903.0]]), labels) == (1.0, 1.0)
+    assert fitting.score(fit, torch.tensor([[903.0], [902.0], [901.0], [900.0]]), labels).auroc == 0.0
 
 
 def test_a_score_needs_both_sides():
-    fit = fitting.Fit(torch.ones(1).double(), 0.0)
-    assert fitting.scored(fit, torch.ones(3, 1), torch.ones(3, dtype=torch.bool)) == (None, None)
+    fit = Fit(torch.ones(1).double(), 0.0)
+    assert fitting.score(fit, torch.ones(3, 1), torch.ones(3, dtype=torch.bool)) == (None, None)
 
 
 def test_the_difference_of_means_is_told_apart_at_their_middle():
     before, after = torch.zeros(3, 2), torch.tensor([[2.0, 0.0]]).expand(3, 2)
-    fit = fitting.difference(before, after)
+    fit = mean_difference(before, after)
     assert fit.weight.tolist() == [2.0, 0.0]
     assert fit.logit(torch.tensor([[1.0, 5.0]])).tolist() == [0.0]
     assert fit.logit(after[:1]) > 0 > fit.logit(before[:1])

@@ -1,11 +1,12 @@
 """Inversion and inpainting against exact denoisers: errors that fall, known parts that stay."""
 
+import math
 from collections import deque
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from ldm_kit.config import UserError
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
@@ -13,7 +14,8 @@ from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
 from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
-from ldm_kit.editing.inversion import Img2ImgOptions, falling, invert_latents, rising, shape
+from ldm_kit.editing.inversion import inversion_times, invert_latents, picture_shape, sampling_times
+from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
 from ldm_kit.models.pipeline import Pipeline
 
 LINEAR = build(ScheduleConfig(kind="linear"))
@@ -146,27 +148,38 @@ def test_composition_is_by_pixel():
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 def test_the_strength_is_the_share_of_the_steps_that_are_walked(world):
     pipeline = Pipeline.load(world.model("pixels") / "model")
-    assert rising(pipeline, Img2ImgOptions(steps=10, strength=0.3)) == [0, 99, 199, 299]
-    assert rising(pipeline, Img2ImgOptions(steps=10))[-1] == 999
-    assert falling(pipeline, Img2ImgOptions(steps=10, strength=0.3)) == [299, 199, 99, -1]
-    assert falling(pipeline, Img2ImgOptions(steps=10))[0] == 999
-    assert len(falling(pipeline, Img2ImgOptions(steps=10, strength=0.01))) == 2, "one step at least"
-    assert shape(pipeline) == (3, 16)
-    assert shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
+    assert inversion_times(pipeline, steps=10, strength=0.3) == [0, 99, 199, 299]
+    assert inversion_times(pipeline, steps=10)[-1] == 999
+    assert sampling_times(pipeline, steps=10, strength=0.3) == [299, 199, 99, -1]
+    assert sampling_times(pipeline, steps=10)[0] == 999
+    assert len(sampling_times(pipeline, steps=10, strength=0.01)) == 2, "one step at least"
+    assert picture_shape(pipeline) == (3, 16)
+    assert picture_shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
 
 
+@pytest.mark.parametrize("kind", [Img2ImgOptions, RepromptOptions])
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("name", "value", "limit"),
     [
-        (Img2ImgOptions(steps=0), "--steps is 0"),
-        (Img2ImgOptions(strength=0.0), "--strength 0 leaves the picture as it is; expected more than 0, up to 1"),
-        (Img2ImgOptions(strength=1.2), "--strength 1.2 is no share"),
-        (Img2ImgOptions(strength=float("nan")), "--strength nan is no share"),
-        (Img2ImgOptions(guidance_scale=-1.0), "--guidance_scale is -1"),
-        (Img2ImgOptions(guidance_scale=float("inf")), "--guidance_scale is inf"),
-        (Img2ImgOptions(refine=-1), "--refine is -1"),
+        ("steps", 0, "greater than or equal to 1"),
+        ("strength", 0.0, "greater than 0"),
+        ("strength", 1.2, "less than or equal to 1"),
+        ("strength", math.nan, "finite"),
+        ("guidance_scale", -1.0, "greater than or equal to 0"),
+        ("guidance_scale", math.inf, "finite"),
     ],
 )
-def test_numbers_out_of_range(how, said):
-    with pytest.raises(UserError, match=said):
-        how.refuse()
+def test_numbers_out_of_range(kind, name, value, limit):
+    needed = {"image": "a.png", "source": "a", "prompt": "b"}
+    with pytest.raises(ValidationError, match=limit):
+        kind(**{name: needed[name] for name in needed.keys() & kind.model_fields.keys()}, **{name: value})
+
+
+def test_counts_out_of_range():
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        RepromptOptions(image="a.png", source="a", prompt="b", refine=-1)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        InpaintOptions(image="a.png", mask="m.png", resample=0)
+    assert Img2ImgOptions(image="a.png", seed=2**64 - 2, count=2).seeds == [2**64 - 2, 2**64 - 1]
+    with pytest.raises(ValidationError, match="--seed is 18446744073709551614; expected 0 to 2\\^64 - --count"):
+        Img2ImgOptions(image="a.png", seed=2**64 - 2, count=3)

@@ -8,7 +8,7 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.editing import labels
-from ldm_kit.editing.fit_directions import FitOptions, counterparts, learn, learn_few
+from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few, paired_indices
 from ldm_kit.editing.labels import Column
 from ldm_kit.models.directions import Directions
 from tests.editing.planted import FIRST, SECOND, D, planted
@@ -29,7 +29,7 @@ def learned():
 
 def test_two_factors_are_found_by_name(learned):
     assert learned.names == ["smile", "hair: dark", "hair: light"]
-    assert all(about.auroc > 0.99 and about.average_precision > 0.99 for about in learned.abouts)
+    assert all(record.auroc > 0.99 and record.average_precision > 0.99 for record in learned.records)
     assert torch.allclose(learned.vectors.norm(dim=1), torch.ones(3))
     assert float(learned["smile"].vector @ FIRST) > 0.95
     assert float(learned["hair: dark"].vector @ SECOND) > 0.95
@@ -44,9 +44,9 @@ def test_the_typical_strength_leads_from_mean_to_mean(learned):
 
 def test_held_out_pictures_are_not_fitted(learned):
     z, first, _ = planted(600)
-    about = learned.abouts[0]
-    assert 0.7 * 600 < about.positives + about.others < 0.9 * 600
-    everything = learn(z, [Column("smile", words(first, "1", "0"))], NAMES, "key", FitOptions(heldout=0.0)).abouts[0]
+    record = learned.records[0]
+    assert 0.7 * 600 < record.positives + record.others < 0.9 * 600
+    everything = learn(z, [Column("smile", words(first, "1", "0"))], NAMES, "key", FitOptions(heldout=0.0)).records[0]
     assert (everything.positives + everything.others, everything.auroc) == (600, None)
 
 
@@ -56,24 +56,24 @@ def test_equal_names_stay_on_one_side():
     z = torch.randn(100, 60, generator=draw).repeat(2, 1)
     marks = (torch.rand(100, generator=draw) < 0.5).repeat(2)
     column = [Column("luck", words(marks, "1", "0"))]
-    together = learn(z, column, [str(i) for i in range(100)] * 2, "key", FitOptions(heldout=0.4)).abouts[0]
-    apart = learn(z, column, [str(i) for i in range(200)], "key", FitOptions(heldout=0.4)).abouts[0]
+    together = learn(z, column, [str(i) for i in range(100)] * 2, "key", FitOptions(heldout=0.4)).records[0]
+    apart = learn(z, column, [str(i) for i in range(200)], "key", FitOptions(heldout=0.4)).records[0]
     assert together.auroc < 0.7 < apart.auroc
 
 
 def test_unknown_values_are_left_out():
     z, first, _ = planted(600)
     values = tuple(None if i % 3 == 0 else v for i, v in enumerate(words(first, "1", "0")))
-    about = learn(z, [Column("smile", values)], NAMES, "key", FitOptions(heldout=0.0)).abouts[0]
-    assert about.positives + about.others == 400
+    record = learn(z, [Column("smile", values)], NAMES, "key", FitOptions(heldout=0.0)).records[0]
+    assert record.positives + record.others == 400
 
 
 def test_rare_attributes_are_learned_by_shrinkage(learned):
     z, first, _ = planted(600)
     rare = tuple("1" if mark and i < 20 else "0" if not mark else None for i, mark in enumerate(first.tolist()))
-    about = learn(z, [Column("smile", rare)], NAMES, "key").abouts[0]
-    assert (about.estimator, about.positives < 20) == ("few", True)
-    assert {about.estimator for about in learned.abouts} == {"classifier"}
+    record = learn(z, [Column("smile", rare)], NAMES, "key").records[0]
+    assert (record.estimator, record.positives < 20) == ("few", True)
+    assert {record.estimator for record in learned.records} == {"classifier"}
 
 
 def test_the_means_estimator():
@@ -82,7 +82,7 @@ def test_the_means_estimator():
     found = learn(z, [column], NAMES, "key", FitOptions(estimator="means", heldout=0.0))
     gap = z[first].mean(0) - z[~first].mean(0)
     assert torch.allclose(found["smile"].vector, gap / gap.norm(), atol=1e-5)
-    assert found.abouts[0].estimator == "means"
+    assert found.records[0].estimator == "means"
 
 
 def test_from_value_to_value_without_counterparts_is_the_difference_of_means(learned):
@@ -103,11 +103,11 @@ def test_counterparts_give_the_exact_step():
     values = ("light",) * 40 + ("dark",) * 40 + ("dark",) * 30
     pairs = tuple(str(i % 40) for i in range(80)) + (None,) * 30
     found = learn(z, [Column("tone", values, pairs)], [p or f"x{i}" for i, p in enumerate(pairs)], "key")
-    assert found.abouts[-1].name == "tone: dark > light"
-    about = found.abouts[-1]
-    assert about.estimator == "pairs"
-    assert 20 < about.positives < 40, "counterparts of which one is held out are not fitted"
-    assert about.auroc is not None
+    assert found.records[-1].name == "tone: dark > light"
+    record = found.records[-1]
+    assert record.estimator == "pairs"
+    assert 20 < record.positives < 40, "counterparts of which one is held out are not fitted"
+    assert record.auroc is not None
     there = found["tone: light > dark"]
     assert torch.allclose(there.vector, FIRST, atol=1e-4)
     assert there.typical == pytest.approx(0.5 / D**0.5, rel=1e-4)
@@ -118,8 +118,8 @@ def test_counterparts_give_the_exact_step():
 
 def test_counterparts_are_rows_of_one_name():
     column = Column("tone", ("a", "b", "a", "c", "b", "b", None), ("x", "y", "y", "x", None, "x", "x"))
-    assert counterparts(column, "a", "b").tolist() == [[0, 5], [2, 1]]
-    assert counterparts(column, "b", "c").tolist() == [[5, 3]]
+    assert paired_indices(column, "a", "b").tolist() == [[0, 5], [2, 1]]
+    assert paired_indices(column, "b", "c").tolist() == [[5, 3]]
 
 
 def test_openmoji_attributes_and_counterparts():
@@ -131,29 +131,29 @@ def test_openmoji_attributes_and_counterparts():
     gender, tone, group = labels.from_openmoji(InMemory(records, ["people"], torch.zeros(4, 3, 8, 8).byte(), "f"))
     assert gender.values == ("man", "woman", "man", None)
     assert tone.values == ("light", "light", "none", None), "a yellow astronaut has no tone, a cup has nothing to tone"
-    assert counterparts(gender, "man", "woman").tolist() == [[0, 1]]
-    assert counterparts(tone, "none", "light").tolist() == [[2, 0]]
+    assert paired_indices(gender, "man", "woman").tolist() == [[0, 1]]
+    assert paired_indices(tone, "none", "light").tolist() == [[2, 0]]
     assert group.values == ("people",) * 4
 
 
 def test_few_examples_become_a_direction():
     z, first, _ = planted(200)
     found = learn_few(z[first][:12], z[~first][:12], "smile", "key")
-    assert found.abouts[0].auroc > 0.9
+    assert found.records[0].auroc > 0.9
     assert float(found["smile"].vector @ FIRST) > 0.6
     alone = learn_few(z[first][:12], None, "smile", "key")
-    assert (alone.abouts[0].auroc, alone.abouts[0].others) == (None, 0)
+    assert (alone.records[0].auroc, alone.records[0].others) == (None, 0)
 
 
 def test_saved_and_joined(learned, tmp_path):
     learned.save(tmp_path)
     again = Directions.load(tmp_path, "key")
-    assert again.abouts == learned.abouts
+    assert again.records == learned.records
     for name in ("vectors", "means", "scales", "biases"):
         assert torch.equal(getattr(again, name), getattr(learned, name))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directions.json", "directions.safetensors"]
     z, first, _ = planted(200)
-    both = again.joined(learn_few(z[first][:5], z[~first][:5], "smile", "key"))
+    both = again.merge(learn_few(z[first][:5], z[~first][:5], "smile", "key"))
     assert both.names == ["hair: dark", "hair: light", "smile"]
     assert both["smile"].vector.tolist() != learned["smile"].vector.tolist()
     assert torch.equal(both["hair: light"].vector, learned["hair: light"].vector)
@@ -229,7 +229,7 @@ def test_jsonl_with_chosen_columns_and_pairs(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     names = [row["file_name"] for row in rows]
     (mood,) = labels.from_file(tmp_path / "a.jsonl", names, columns=["mood"], pair="who")
-    assert counterparts(mood, "a", "b").tolist() == [[0, 1], [2, 3]]
+    assert paired_indices(mood, "a", "b").tolist() == [[0, 1], [2, 3]]
     smile, *_ = labels.from_file(tmp_path / "a.jsonl", names)
     assert smile.positive("yes") == [False, True, False, True]
     with pytest.raises(UserError, match="has no column 'moods'; it has smile, mood, who"):

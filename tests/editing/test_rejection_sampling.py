@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import initial_noise
-from ldm_kit.editing.fitting import few
-from ldm_kit.editing.rejection_sampling import AttributeThreshold, attribute_threshold, sample_accepted, try_seed
+from ldm_kit.editing.fitting import few_shot
+from ldm_kit.editing.rejection_sampling import AttributeThreshold, sample_accepted, try_seed
+from ldm_kit.editing.sample_options import SamplePriorOptions
+from ldm_kit.editing.sample_prior import attribute_threshold
 
 AXIS = torch.eye(4)[0]
 
@@ -51,7 +54,7 @@ def test_the_first_try_is_the_plain_draw_and_batch_mates_change_nothing():
 
 def test_a_dozen_examples_are_enough_to_ask_for_more():
     examples, others = draw(range(12)) + 2 * AXIS, draw(range(20, 32))
-    fit = few(examples, others)
+    fit = few_shot(examples, others)
     found = sample_accepted(draw, lambda z: fit.logit(z).float(), range(100), AttributeThreshold("like these"))
     assert found.z[:, 0].mean() > 1
     assert 0.05 < found.rate < 0.5
@@ -72,15 +75,16 @@ def test_it_gives_up_in_a_sentence():
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, math.nan])
-def test_bars_out_of_range(threshold):
-    with pytest.raises(UserError, match="--threshold is"):
-        AttributeThreshold("far", threshold).refuse()
-    with pytest.raises(UserError, match="--tries is 0"):
-        AttributeThreshold("far", tries=0).refuse()
+def test_thresholds_out_of_range(threshold):
+    with pytest.raises(ValidationError, match="threshold"):
+        SamplePriorOptions(attribute="far", threshold=threshold)
+    with pytest.raises(ValidationError, match="tries"):
+        SamplePriorOptions(attribute="far", tries=0)
 
 
 def test_a_threshold_needs_an_attribute():
-    assert attribute_threshold(None, None, 5) is None
-    assert attribute_threshold("far", None, 5) == AttributeThreshold("far", 0.5, 5)
-    with pytest.raises(UserError, match="--threshold is for --attribute"):
-        attribute_threshold(None, 0.7, 5)
+    assert attribute_threshold(SamplePriorOptions(tries=5)) is None
+    assert attribute_threshold(SamplePriorOptions(attribute="far", tries=5)) == AttributeThreshold("far", 0.5, 5)
+    assert attribute_threshold(SamplePriorOptions(attribute="far", threshold=0)) == AttributeThreshold("far", 0.0, 1000)
+    with pytest.raises(ValidationError, match="--threshold is for --attribute"):
+        SamplePriorOptions(threshold=0.7)

@@ -43,7 +43,7 @@ def test_a_picture_like_none_of_them_takes_their_mean_step():
 def test_the_way_back_is_the_way_there_from_the_other_end():
     pairs = pair_directions(*two_kinds())
     there = pairs.before + pairs.step(pairs.before)
-    assert torch.allclose(there + pairs.back().step(there), pairs.before, atol=0.01)
+    assert torch.allclose(there + pairs.reverse().step(there), pairs.before, atol=0.01)
 
 
 def test_the_temperature_foretells_pairs_left_out():
@@ -72,41 +72,41 @@ def test_a_direction_of_counterparts_goes_each_pictures_way():
     found = learned()["tone: light > dark"]
     z = torch.zeros(D)
     z[0] = 3
-    there = found.at(z)
+    there = found.at_code(z)
     assert torch.allclose(there.vector, torch.eye(D)[1], atol=1e-2)
     assert there.typical * D**0.5 == pytest.approx(2, rel=0.01)
     moved = z + there.vector * there.typical * D**0.5
-    back = learned()["tone: dark > light"].at(moved)
+    back = learned()["tone: dark > light"].at_code(moved)
     assert torch.allclose(moved + back.vector * back.typical * D**0.5, z, atol=0.1)
     plain = learned()["tone: dark"]
-    assert plain.at(z) is plain
+    assert plain.at_code(z) is plain
 
 
 def test_counterparts_are_saved_with_the_directions(tmp_path):
     there = learned()
     there.save(tmp_path)
     back = Directions.load(tmp_path, "key")
-    assert back.counterparts.keys() == there.counterparts.keys() == {"tone: dark > light"}
+    assert back.pairs.keys() == there.pairs.keys() == {"tone: dark > light"}
     for one, other in zip(
-        back.counterparts["tone: dark > light"], there.counterparts["tone: dark > light"], strict=True
+        back.pairs["tone: dark > light"], there.pairs["tone: dark > light"], strict=True
     ):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_learning_again_replaces_the_counterparts_of_the_same_name():
     old, new = learned(), learned()
-    pairs = new.counterparts["tone: dark > light"]
+    pairs = new.pairs["tone: dark > light"]
     new = Directions(
-        new.abouts, new.vectors, new.means, new.scales, new.biases, "key", {"tone: dark > light": pairs.back()}
+        new.records, new.vectors, new.means, new.scales, new.biases, "key", {"tone: dark > light": pairs.reverse()}
     )
-    joined = old.joined(new)
-    assert torch.equal(joined.counterparts["tone: dark > light"].before, pairs.after)
+    merged = old.merge(new)
+    assert torch.equal(merged.pairs["tone: dark > light"].before, pairs.after)
 
 
 def test_directions_whose_counterparts_are_lost_are_refused(tmp_path):
     there = learned()
     there.save(tmp_path)
-    Directions(there.abouts, there.vectors, there.means, there.scales, there.biases, "key").save(tmp_path / "new")
+    Directions(there.records, there.vectors, there.means, there.scales, there.biases, "key").save(tmp_path / "new")
     for file in (tmp_path / "new").iterdir():
         if file.suffix == ".safetensors":
             file.replace(tmp_path / file.name)
@@ -119,4 +119,4 @@ def test_without_counterparts_every_picture_goes_one_way():
     tones = Column("tone", tuple(["light"] * len(before) + ["dark"] * len(before)))
     one = learn(torch.cat([before, after]), [tones], [str(i) for i in range(2 * len(before))], "key")
     there = one["tone: light > dark"]
-    assert there.at(before[0]) is there
+    assert there.at_code(before[0]) is there

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
@@ -11,6 +12,7 @@ from ldm_kit.editing import code_files, operations
 from ldm_kit.editing.code_files import CodeFile
 from ldm_kit.editing.image_io import read_mask, read_picture, save_animation
 from ldm_kit.editing.operations import Change
+from ldm_kit.editing.options import ChangeOptions
 from ldm_kit.models.directions import Direction
 from ldm_kit.models.protocol import Code, encoder_digest, normalise
 from tests.editing.fake import Fake
@@ -105,8 +107,12 @@ def test_nearest_compares_in_the_normalised_space():
 
 @pytest.mark.parametrize("strength", [1.5, -2, float("nan"), float("inf")])
 def test_strengths_out_of_range(strength):
-    with pytest.raises(UserError, match=r"expected -1 to 1, where -0.5 to 0.5 is sensible, 0.3 is typical"):
-        operations.check_strength(strength)
+    needed = {"image": "a.png", "attribute": ("red",)}
+    with pytest.raises(ValidationError, match=r"expected -1 to 1, where -0.5 to 0.5 is sensible, 0.3 is|finite number"):
+        ChangeOptions(**needed, strength=(strength,))
+    with pytest.raises(ValidationError, match=r"expected -1 to 1, where -0.5 to 0.5 is sensible, 0.3 is typical"):
+        ChangeOptions(**needed, strip=f"0.1,{strength}")
+    assert ChangeOptions(**needed, strip="-1,0,0.25").strip_strengths == [-1.0, 0.0, 0.25]
 
 
 def test_strength_0_is_no_edit():

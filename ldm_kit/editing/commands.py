@@ -1,0 +1,123 @@
+"""The commands of `edit.py`: each takes a context and its options, and returns what is to be printed.
+
+No torch at import, as `--help` must not wait for it.
+"""
+
+import logging
+from collections.abc import Callable
+
+from ldm_kit.editing.context import EditContext, ModelContext
+from ldm_kit.editing.options import (
+    ChangeOptions,
+    DecodeOptions,
+    EncodeOptions,
+    InterpolationOptions,
+    MixOptions,
+    NeighboursOptions,
+    TrainingExamples,
+)
+from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions, SamplePriorOptions
+
+_log = logging.getLogger("ldm_kit.editing")
+
+
+def change(context: EditContext, options: ChangeOptions) -> str:
+    """Change attributes of a picture (semantic model); the word `change` may be left out."""
+    from ldm_kit.editing.attributes import change_attributes
+
+    return str(change_attributes(context, options))
+
+
+def learn(context: ModelContext, options: TrainingExamples) -> str:
+    """Learn attributes from labels, from OpenMoji or from a dozen examples, and save them with the model."""
+    from ldm_kit.editing.learn import describe_directions, learn_attributes
+
+    directions = learn_attributes(context, options)
+    count = f"{len(directions.names)} directions saved in {context.directions}"
+    return "\n".join([*describe_directions(directions), count])
+
+
+def interpolate(context: EditContext, options: InterpolationOptions) -> str:
+    """Interpolate two pictures (semantic model)."""
+    from ldm_kit.editing.interpolation import interpolate_pictures
+
+    return str(interpolate_pictures(context, options))
+
+
+def mix(context: EditContext, options: MixOptions) -> str:
+    """Combine what one picture shows with another's details (semantic model)."""
+    from ldm_kit.editing.attributes import mix_pictures
+
+    return str(mix_pictures(context, options))
+
+
+def neighbours(context: ModelContext, options: NeighboursOptions) -> str:
+    """List the pictures that are most similar to one, by their codes (semantic model)."""
+    from ldm_kit.editing.attributes import find_neighbours
+
+    return "\n".join(f"{cosine:6.3f} {name}" for name, cosine in find_neighbours(context, options))
+
+
+def encode(context: ModelContext, options: EncodeOptions) -> str:
+    """Encode a folder's pictures into one file (semantic model)."""
+    from ldm_kit.editing.attributes import encode_folder
+
+    return f"codes of {encode_folder(context, options)} pictures in {options.out}"
+
+
+def decode(context: EditContext, options: DecodeOptions) -> str:
+    """Decode the pictures of a file that encode wrote (semantic model)."""
+    from ldm_kit.editing.attributes import decode_file
+
+    return str(decode_file(context, options))
+
+
+def sample(context: EditContext, options: SamplePriorOptions) -> str:
+    """Sample new pictures from a prior over codes (semantic model trained with `method: prior`)."""
+    from ldm_kit.editing.sample_prior import sample_prior
+
+    return str(sample_prior(context, options))
+
+
+def draw(context: EditContext, options: SamplePriorOptions) -> str:
+    """Sample new pictures: the old name of `sample`."""
+    _log.warning("draw is now called sample; the old name is read for one more release")
+    return sample(context, options)
+
+
+def reprompt(context: EditContext, options: RepromptOptions) -> str:
+    """Invert a picture and sample it under another prompt or class (model of text or classes)."""
+    from ldm_kit.editing.prompt_edits import reprompt_picture
+
+    result, reconstruction = reprompt_picture(context, options)
+    return f"{reconstruction}\n{result}"
+
+
+def img2img(context: EditContext, options: Img2ImgOptions) -> str:
+    """Sample a picture again from a noisy version of itself (any model but semantic ones)."""
+    from ldm_kit.editing.prompt_edits import img2img_picture
+
+    return str(img2img_picture(context, options))
+
+
+def inpaint(context: EditContext, options: InpaintOptions) -> str:
+    """Sample a masked part of a picture again (any model but semantic ones)."""
+    from ldm_kit.editing.prompt_edits import inpaint_picture
+
+    return str(inpaint_picture(context, options))
+
+
+COMMANDS: tuple[Callable[..., str], ...] = (
+    change,
+    learn,
+    interpolate,
+    mix,
+    neighbours,
+    encode,
+    decode,
+    sample,
+    draw,
+    reprompt,
+    img2img,
+    inpaint,
+)

@@ -1,0 +1,225 @@
+"""Options of the commands of `edit.py` on semantic models: every field is a flag, with its range, default and help.
+
+No torch here, as `--help` must not wait for it.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import AliasChoices, Field, field_validator, model_validator
+
+from ldm_kit.config import Config
+
+MAX_STRENGTH = 1.0  # as far from the picture as a typical picture is from the mean of all
+STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensible, 0.3 is typical"
+ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
+MIN_DURATION = 20  # milliseconds of a frame that viewers still honour
+_IMAGE = "the picture; scaled and cropped to the model's size"
+
+
+def check_strength(strength: float) -> float:
+    """Return a strength that is a sensible edit; raise ValueError for one that is too large."""
+    if not abs(strength) <= MAX_STRENGTH:
+        raise ValueError(f"expected {STRENGTHS}")
+    return strength
+
+
+class StepOptions(Config):
+    """How codes are decoded as pictures: numbers of steps over the model's noise schedule, and PDAE's `stop`."""
+
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # the fields that are such numbers
+
+    stop: float = Field(
+        default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
+    )
+
+    @property
+    def step_counts(self) -> dict[str, int]:
+        """The numbers of steps by the names of their fields."""
+        return {name: getattr(self, name) for name in self.STEP_FIELDS}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a PNG records of how its picture was decoded."""
+        return self.step_counts | ({"stop": self.stop} if self.stop else {})
+
+
+class DecodeSteps(StepOptions):
+    """How codes are decoded as pictures, by DDIM."""
+
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: int = Field(default=100, ge=1, description="DDIM steps of decoding")
+
+
+class RoundTripSteps(DecodeSteps):
+    """How a picture is inverted to its stochastic code and decoded again, both by DDIM."""
+
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
+
+    invert_steps: int = Field(default=250, ge=1, description="DDIM steps of the inversion to a stochastic code")
+
+
+class ChangeOptions(RoundTripSteps):
+    """Which attributes of a picture are changed, and how far."""
+
+    image: Path = Field(description=_IMAGE)
+    attribute: tuple[str, ...] = Field(description='"glasses", "skin tone: dark", "skin tone: light > dark"')
+    strength: tuple[float, ...] = Field(default=(), description="one each, or one for all; typical if left out")
+    strip: str | None = Field(default=None, description='strengths side by side: "-0.3,0,0.3"')
+
+    @field_validator("attribute")
+    @classmethod
+    def _some_attribute(cls, attribute: tuple[str, ...]) -> tuple[str, ...]:
+        if not attribute:
+            raise ValueError("nothing to change; give at least one --attribute NAME")
+        return attribute
+
+    @field_validator("strength")
+    @classmethod
+    def _strengths_in_range(cls, strength: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(check_strength(value) for value in strength)
+
+    @field_validator("strip")
+    @classmethod
+    def _strip_in_range(cls, strip: str | None) -> str | None:
+        try:
+            strengths = _numbers(strip)
+        except ValueError:
+            raise ValueError('expected numbers such as "-0.3,0,0.3"') from None
+        for value in strengths:
+            check_strength(value)
+        return strip
+
+    @model_validator(mode="after")
+    def _strengths_fit(self) -> Self:
+        if len(self.strength) not in (0, 1, len(self.attribute)):
+            raise ValueError(
+                f"{len(self.attribute)} attributes with {len(self.strength)} strengths; expected one each, one for "
+                "all, or none"
+            )
+        if self.strip is not None and self.strength:
+            raise ValueError("--strip takes the place of --strength; give one of them")
+        return self
+
+    @property
+    def strip_strengths(self) -> list[float]:
+        """The strengths of a strip; none without --strip."""
+        return _numbers(self.strip)
+
+
+class TrainingExamples(Config):
+    """What directions are learned from: a folder with a table of labels, OpenMoji, or a folder of examples."""
+
+    images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
+    labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")
+    column: tuple[str, ...] = Field(default=(), description="of the labels; all if left out")
+    pair: str | None = Field(
+        default=None, description="column that is equal for pictures that differ in one attribute alone"
+    )
+    openmoji: bool = Field(default=False, description="learn gender, skin tone and group of OpenMoji")
+    positive: Path | None = Field(default=None, description="a folder of a dozen examples")
+    negative: Path | None = Field(default=None, description="counter-examples; the training set if left out")
+    name: str | None = Field(default=None, description="what the examples have in common")
+    estimator: Literal["classifier", "means"] = Field(
+        default="classifier", description="how labels are used; means: the difference of the means"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum((self.labels is not None, self.openmoji, self.positive is not None)) != 1:
+            raise ValueError("expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR")
+        if self.labels is not None and self.images is None:
+            raise ValueError("--labels needs --images DIR, the folder of the pictures that it labels")
+        if self.positive is not None and not self.name:
+            raise ValueError("--positive needs --name, what its pictures have in common")
+        if self.positive is None and (self.negative is not None or self.name):
+            raise ValueError("--negative and --name are for --positive DIR, a folder of examples")
+        if self.labels is None and (self.column or self.pair):
+            raise ValueError("--column and --pair are for --labels FILE")
+        if self.images is not None and self.negative is not None:
+            raise ValueError("--negative and --images both say what --positive differs from; give one of them")
+        return self
+
+
+class InterpolationOptions(RoundTripSteps):
+    """How two pictures are interpolated."""
+
+    image: tuple[Path, ...] = Field(description="the two pictures, each by its own --image")
+    count: int = Field(default=8, ge=2, description="pictures, both ends among them")
+    mode: Literal["latent", "trajectory"] = Field(
+        default="latent",
+        validation_alias=AliasChoices("mode", "along"),
+        description="latent: the codes are interpolated; trajectory: a PDAE's gradients, at every step",
+    )
+    morph: Path | None = Field(default=None, description="an animation as well: .gif, .png or .apng")
+    duration: int = Field(default=80, ge=MIN_DURATION, description="of a frame of the animation, in milliseconds")
+
+    @field_validator("image")
+    @classmethod
+    def _two_images(cls, image: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(image) != 2:
+            raise ValueError(f"got {len(image)} pictures; expected two, each by its own --image")
+        return image
+
+    @field_validator("morph")
+    @classmethod
+    def _animation(cls, morph: Path | None) -> Path | None:
+        if morph is not None and morph.suffix.lower() not in ANIMATION_FORMATS:
+            raise ValueError(f"expected a file that ends in {', '.join(ANIMATION_FORMATS)}")
+        return morph
+
+
+class MixOptions(RoundTripSteps):
+    """The two pictures whose codes are mixed."""
+
+    content: Path = Field(description="the picture whose semantic code is taken")
+    details: Path = Field(description="the picture whose stochastic code is taken")
+
+
+class NeighboursOptions(Config):
+    """The picture whose nearest neighbours are searched, and among which pictures."""
+
+    image: Path = Field(description=_IMAGE)
+    among: Path = Field(description="a folder of pictures, or a file that encode wrote")
+    count: int = Field(default=8, ge=1, description="pictures")
+    out: Path = Field(default=Path("edits"), description="folder for the pictures and sheet.png")
+
+
+class EncodeOptions(Config):
+    """Which folder is encoded, to which file."""
+
+    images: Path = Field(description="a folder of pictures")
+    out: Path = Field(default=Path("codes.safetensors"), description="the file to write")
+    details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
+    invert_steps: int = Field(default=250, ge=1, description="DDIM steps of the inversion to a stochastic code")
+    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast")
+
+    @field_validator("out")
+    @classmethod
+    def _safetensors(cls, out: Path) -> Path:
+        if out.suffix != ".safetensors":
+            raise ValueError("expected a file that ends in .safetensors")
+        return out
+
+
+class DecodeOptions(DecodeSteps):
+    """Which encoded pictures are decoded."""
+
+    codes: Path = Field(description="a file that encode wrote")
+    seed: int = Field(
+        default=0, ge=0, description="of the first picture, where the file has no x_T; the next counts up"
+    )
+    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_in_range(cls, seed: int) -> int:
+        if seed >= 2**63:
+            raise ValueError("expected 0 to 2^63")
+        return seed
+
+
+def _numbers(text: str | None) -> list[float]:
+    return [] if text is None else [float(number) for number in text.split(",")]
