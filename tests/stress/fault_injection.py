@@ -1,4 +1,4 @@
-"""Death at a chosen file operation: the run's code stays as it is, the interpreter tells us of every operation.
+"""Faults at a chosen file operation of a process, without changing the code that runs in it.
 
 Counted are, under one folder: opening for writing, renaming, removing, making and removing directories, changing modes
 (audit events of CPython), fsync, and the native writer of safetensors, which raises no audit event.
@@ -20,10 +20,10 @@ _ONE_PATH = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2}  # eve
 
 @dataclass(frozen=True)
 class Plan:
-    """Where to die.
+    """The operation that fails, and how.
 
-    `before` dies instead of the operation, `torn` in the middle of what is written, `term` asks the run to stop there.
-    `full` refuses the operation for want of room, `filled` the later ones too.
+    `before` kills the process before the operation, `torn` halfway through its write; `term` sends SIGTERM there.
+    `full` raises ENOSPC for the operation, `filled` for the later ones too. `log` lets all succeed.
     """
 
     folder: Path
@@ -33,24 +33,26 @@ class Plan:
 
 
 @dataclass
-class _Armed:
+class Injector:
+    """Counter of a process's file operations, which makes the planned one fail."""
+
     plan: Plan
     count: int = 0
-    quiet: bool = False
+    quiet: bool = False  # operations of the injector itself are not counted
     torn: tuple[str, int] | None = None  # a file that is being written, and its size before
     lines: list[str] = field(default_factory=list)
 
-    def meet(self, kind: str, path: str, writes: bool = False) -> None:
-        """An operation is about to happen."""
+    def observe(self, kind: str, path: str, writes: bool = False) -> None:
+        """Count an operation that is about to happen, and fail it if it is the planned one."""
         if self.quiet or not path.startswith(str(self.plan.folder)):
             return
         self.quiet = True
         try:
-            self._meet(kind, path, writes)
+            self._observe(kind, path, writes)
         finally:
             self.quiet = False
 
-    def _meet(self, kind: str, path: str, writes: bool) -> None:
+    def _observe(self, kind: str, path: str, writes: bool) -> None:
         if self.torn is not None:
             self.tear(*self.torn)
         self.count += 1
@@ -63,7 +65,7 @@ class _Armed:
             return
         match self.plan.mode:
             case "before":
-                die()
+                kill_self()
             case "torn":
                 self.torn = path, os.path.getsize(path) if os.path.exists(path) else 0
             case "term":
@@ -72,61 +74,63 @@ class _Armed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def tear(self, path: str, before: int) -> NoReturn:
-        """Half of what was added to a file is there, and no more."""
+        """Cut off the second half of what was added to a file, and die."""
         now = os.path.getsize(path) if os.path.exists(path) else 0
         if now > before:
             os.truncate(path, before + (now - before) // 2)
-        die()
+        kill_self()
 
 
-def die() -> NoReturn:
-    """As by `kill -9`: nothing more is run."""
+def kill_self() -> NoReturn:
+    """End this process by SIGKILL: nothing more is run."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
 def arm(plan: Plan) -> None:
-    """Count this process's file operations from now on."""
+    """Count this process's file operations from now on and make the planned one fail."""
     import safetensors.torch
 
-    armed = _Armed(plan)
-    sys.addaudithook(lambda event, arguments: _heard(armed, event, arguments))
-    os.fsync = _before(armed, "fsync", os.fsync, lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    injector = Injector(plan)
+    sys.addaudithook(lambda event, arguments: _on_audit(injector, event, arguments))
+    os.fsync = _counted(injector, "fsync", os.fsync, lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
     native = safetensors.torch.serialize_file
 
     def serialize(tensors: Any, path: Any, *more: Any, **named: Any) -> None:
-        armed.meet("safetensors", os.path.abspath(path), writes=True)
-        armed.quiet = True
+        injector.observe("safetensors", os.path.abspath(path), writes=True)
+        injector.quiet = True
         native(tensors, path, *more, **named)
-        armed.quiet = False
-        if armed.torn is not None:
-            armed.tear(*armed.torn)
+        injector.quiet = False
+        if injector.torn is not None:
+            injector.tear(*injector.torn)
 
     safetensors.torch.serialize_file = serialize
 
 
-def _before(armed: _Armed, kind: str, original: Callable[..., Any], path: Callable[..., str]) -> Callable[..., Any]:
+def _counted(
+    injector: Injector, kind: str, original: Callable[..., Any], path: Callable[..., str]
+) -> Callable[..., Any]:
     def counted(*arguments: Any) -> Any:
-        armed.meet(kind, path(*arguments))
+        injector.observe(kind, path(*arguments))
         return original(*arguments)
 
     return counted
 
 
-def _heard(armed: _Armed, event: str, arguments: tuple[Any, ...]) -> None:
-    if armed.quiet:
+def _on_audit(injector: Injector, event: str, arguments: tuple[Any, ...]) -> None:
+    if injector.quiet:
         return
     if event == "open":
         path, _, flags = arguments
         if isinstance(path, str | bytes | os.PathLike) and flags & WRITING:
-            armed.meet("open", os.path.abspath(os.fsdecode(path)), writes=True)
+            injector.observe("open", os.path.abspath(os.fsdecode(path)), writes=True)
     elif event == "os.rename":
-        armed.meet("rename", os.path.abspath(os.fsdecode(arguments[1])))
+        injector.observe("rename", os.path.abspath(os.fsdecode(arguments[1])))
     elif event in _ONE_PATH and not isinstance(arguments[0], int):
-        armed.meet(event.removeprefix("os."), _placed(arguments[0], arguments[_ONE_PATH[event]]))
+        injector.observe(event.removeprefix("os."), _absolute(arguments[0], arguments[_ONE_PATH[event]]))
 
 
-def _placed(path: Any, directory: int) -> str:
-    """An absolute path, also where it was given relative to an open directory."""
+def _absolute(path: Any, directory: int) -> str:
+    """Return the absolute path, also of a name relative to an open directory."""
     name = os.fsdecode(path)
     return os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name) if directory >= 0 else os.path.abspath(name)

@@ -1,4 +1,4 @@
-"""Print what a finished run has left: sha256 of all tensors of its last checkpoint and of its model. Needs no torch."""
+"""Print one SHA-256 of all tensors of a finished run's last checkpoint and model; needs no torch."""
 
 import hashlib
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def fingerprint(run: Path) -> str:
-    """One digest over names and contents."""
+    """Return one digest over names and contents."""
     state = hashlib.sha256()
     last = max(run.glob("checkpoint-*"))
     for path in sorted([*last.rglob("*.safetensors"), *(run / "model").rglob("*.safetensors")]):
@@ -15,4 +15,4 @@ def fingerprint(run: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(fingerprint(Path(sys.argv[1])))
+    sys.stdout.write(f"{fingerprint(Path(sys.argv[1]))}\n")
