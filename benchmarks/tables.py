@@ -46,3 +46,15 @@ def write_section(page: Path, name: str, text: str) -> None:
     found = pattern.search(whole) is not None
     whole = pattern.sub(lambda _: section, whole) if found else f"{whole.rstrip()}\n\n{section}\n"
     page.write_text(whole, encoding="utf-8")
+
+
+def chosen(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """Return the names that were asked for, all if none were.
+
+    Raises:
+        UserError: a name that is not known.
+    """
+    known = list(known)
+    if unknown := [name for name in names or () if name not in known]:
+        raise UserError(f"unknown table {unknown[0]!r}; expected {', '.join(known)}")
+    return list(names or known)

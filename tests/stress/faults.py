@@ -20,7 +20,7 @@ from tests.training.helpers import tensors_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 BAD_STEP = 4  # the step that is not finite
-ADVERSARIAL = ("criterion.adversarial.start=0", "criterion.adversarial.discriminator_start=0")
+ADVERSARIAL = ("loss.adversarial.start=0", "loss.adversarial.discriminator_start=0")
 
 
 def nan_trials(harness: Harness) -> Iterator[Trial]:

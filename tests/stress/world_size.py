@@ -22,7 +22,7 @@ LIMIT = 1e-6
 STEPS = {"kl": 30, "vq": 10, "text": 100, "classes": 100, "classifier": 100}
 # Dropout masks belong to a micro-batch, not to a position; revival copies latents of the main process. Inside hinge's
 # margins the discriminator's last bias has no gradient but rounding, of which Adam makes a whole step.
-SMOOTH = ("criterion.adversarial.loss=vanilla",)
+SMOOTH = ("loss.adversarial.loss=vanilla",)
 EXACT = {
     "kl": SMOOTH,
     "vq": (*SMOOTH, "autoencoder.revive_every=0", "train.channels_last=true"),

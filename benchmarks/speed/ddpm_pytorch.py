@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch from PyPI, where it is installed: unconditional diffusion of pixels, as its Trainer does.
+"""denoising-diffusion-pytorch from PyPI: unconditional diffusion of pixels, trained as by its Trainer.
 
 It is no dependency. To have the row: `pip install --target FOLDER denoising-diffusion-pytorch` and PYTHONPATH=FOLDER.
 """
@@ -13,30 +13,30 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from benchmarks.speed.peers import Captioned
-from benchmarks.speed.world import World
+from benchmarks.speed.workspace import Workspace
 
 PACKAGE = "denoising_diffusion_pytorch"
 WIDTH, MULTIPLES = 64, (1, 2, 4)
 
 
-def installed() -> bool:
-    """Whether the package can be imported."""
+def is_installed() -> bool:
+    """Check whether the package can be imported."""
     return find_spec(PACKAGE) is not None
 
 
 def network() -> Any:
-    """Its U-Net."""
+    """Build its U-Net."""
     return import_module(PACKAGE).Unet(dim=WIDTH, dim_mults=MULTIPLES)
 
 
-def pixels(world: World, batch: int, precision: str) -> Iterator[object]:
-    """One training step at a time: Adam, clipping at 1, its EMA every tenth step, the loss read each step."""
+def train_pixels(space: Workspace, batch: int, precision: str) -> Iterator[object]:
+    """Train one step at a time: Adam, clipping at 1, its EMA every tenth step, the loss read each step."""
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     diffusion = import_module(PACKAGE).GaussianDiffusion(network(), image_size=32)
     average = import_module("ema_pytorch").EMA(diffusion, beta=0.995, update_every=10)
     optimiser = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     data: Any = DataLoader(
-        Captioned(world.split().train),  # pyright: ignore[reportArgumentType]
+        Captioned(space.split().train),  # pyright: ignore[reportArgumentType]
         batch_size=batch,
         shuffle=True,
         drop_last=True,
