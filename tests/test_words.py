@@ -72,7 +72,7 @@ PROSE = (
 PROSE_PATTERN = re.compile(rf"\b(?:{'|'.join(PROSE)})\b", re.IGNORECASE)
 
 
-class Place(NamedTuple):
+class Occurrence(NamedTuple):
     """Where a word stands."""
 
     path: str
@@ -83,8 +83,8 @@ class Place(NamedTuple):
         return f"{self.path}:{self.line}: {self.word}"
 
 
-def listed(places: list[Place]) -> str:
-    return "\n" + "\n".join(sorted(map(str, places)))
+def listed(occurrences: list[Occurrence]) -> str:
+    return "\n" + "\n".join(sorted(map(str, occurrences)))
 
 
 def name_of(path: Path) -> str:
@@ -141,9 +141,9 @@ def spoken(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_modules_have_the_fields_words():
-    bad = [Place(name_of(path), 1, path.stem) for path in SOURCES if path.stem in MODULES]
+    bad = [Occurrence(name_of(path), 1, path.stem) for path in SOURCES if path.stem in MODULES]
     bad += [
-        Place(name_of(path), line, name)
+        Occurrence(name_of(path), line, name)
         for path in SOURCES
         for name, line in aliases(ast.parse(path.read_text(encoding="utf-8")))
         if name in MODULES
@@ -153,7 +153,7 @@ def test_modules_have_the_fields_words():
 
 def test_identifiers_are_the_fields_words():
     bad = [
-        Place(name_of(path), line, name)
+        Occurrence(name_of(path), line, name)
         for path in SOURCES
         for name, line in defined(ast.parse(path.read_text(encoding="utf-8")))
         if name in IDENTIFIERS or name.startswith(PREFIXES)
@@ -163,7 +163,7 @@ def test_identifiers_are_the_fields_words():
 
 def test_variables_say_what_they_hold():
     bad = [
-        Place(name_of(path), line, name)
+        Occurrence(name_of(path), line, name)
         for path in SOURCES
         for name, line in assigned(ast.parse(path.read_text(encoding="utf-8")))
         if name in LOCALS
@@ -173,7 +173,7 @@ def test_variables_say_what_they_hold():
 
 def test_comments_and_messages_have_no_private_word():
     bad = [
-        Place(name_of(path), line, word)
+        Occurrence(name_of(path), line, word)
         for path in SOURCES
         for text, line in spoken(path)
         for word in PROSE_PATTERN.findall(text)
@@ -184,5 +184,5 @@ def test_comments_and_messages_have_no_private_word():
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "migration.md"], ids=name_of)
 def test_pages_have_no_private_word(page):
     lines = page.read_text(encoding="utf-8").splitlines()
-    bad = [Place(name_of(page), n, word) for n, text in enumerate(lines, 1) for word in PROSE_PATTERN.findall(text)]
+    bad = [Occurrence(name_of(page), n, word) for n, text in enumerate(lines, 1) for word in PROSE_PATTERN.findall(text)]
     assert not bad, listed(bad)

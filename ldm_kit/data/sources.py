@@ -6,19 +6,17 @@ from typing import Annotated
 from pydantic import Field
 
 from ldm_kit.config import UserError
-from ldm_kit.data import digits, folder, parquet, tensors, webdataset
+from ldm_kit.data import digits, folder, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
-from ldm_kit.data.tensors import TensorConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
 DataConfig = Annotated[
-    OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig | TensorConfig,
-    Field(discriminator="source"),
+    OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig, Field(discriminator="source")
 ]
 
 
@@ -39,8 +37,6 @@ def load(config: DataConfig) -> Split:
             return _some(webdataset.load(config), config.path)
         case ParquetConfig():
             return _some(parquet.load(config), config.path)
-        case TensorConfig():
-            return tensors.load(config)
 
 
 def _some(split: Split, path: Path) -> Split:

@@ -2,32 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal, NoReturn
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
 
 CHANNELS = (1, 3, 4)
-
-
-class TensorConfig(Config):
-    """Images that a Python program passes to `train`; a config file alone cannot bring them back."""
-
-    source: Literal["tensor"] = Field(description="which data: images that a program passes as `data`")
-    resolution: int = Field(ge=1, description="pixels along each side")
-    channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
-
-
-def load(config: TensorConfig) -> NoReturn:
-    """Raise UserError: the images are not on the disk."""
-    raise UserError(
-        f"data.source tensor ({config.channels} x {config.resolution} x {config.resolution}) stands for images that a "
-        "program holds; expected them again as `data`: ldm_kit.train(config, data=ldm_kit.from_tensor(images))"
-    )
 
 
 def from_tensor(
