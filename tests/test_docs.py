@@ -220,6 +220,25 @@ def test_flags_in_shell_blocks_are_those_of_the_script(call):
     assert not unknown
 
 
+TRAINING = sorted(
+    {
+        tuple(words[index:])
+        for page in PAGES
+        for words in commands(page)
+        for index, word in enumerate(words)
+        if word in SCRIPTS[:2] and words[index + 1 : index + 2] and words[index + 1].startswith("configs/")
+    }
+)
+
+
+@pytest.mark.parametrize("words", TRAINING, ids=lambda words: words[1])
+def test_training_commands_name_configs_and_keys_that_exist(words):
+    from ldm_kit.methods import read_run
+
+    overrides = [word for word in words[2:] if re.match(r"[\w.]+=", word)]
+    read_run(ROOT / words[1], overrides)
+
+
 def test_api_md_is_what_its_generator_writes():
     path = ROOT / "docs" / "generate_api.py"
     spec = spec_from_file_location("generate_api", path)
@@ -233,7 +252,7 @@ def public() -> list[tuple[str, str]]:
     return [(package, name) for package in packages for name in getattr(import_module(package), "__all__", [])]
 
 
-@pytest.mark.parametrize(("package", "name"), public(), ids=".".join)
+@pytest.mark.parametrize(("package", "name"), public(), ids=[".".join(names) for names in public()])
 def test_public_names_have_docstrings_that_name_their_arguments(package, name):
     """A class or function says what it is in a sentence, and its docstring (or its fields') names every argument."""
     value = getattr(import_module(package), name)
