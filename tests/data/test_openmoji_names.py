@@ -1,7 +1,7 @@
 import pytest
 
 from ldm_kit.data.openmoji.groups import GROUPS, _table, group_of
-from ldm_kit.data.openmoji.names import Description, describe, is_flag, readable, settle
+from ldm_kit.data.openmoji.names import Description, describe, infer_genders, is_flag, readable
 
 TABLE = [  # name, emoji, text, gender, skin tone, role
     (":woman_astronaut_dark_skin_tone:", "", "woman astronaut, dark skin tone", "woman", "dark", "astronaut"),
@@ -49,7 +49,7 @@ def test_a_name_becomes_a_caption_and_its_parts(name, emoji, text, gender, tone,
 
 
 def test_bare_roles_that_occur_with_a_gender_are_persons():
-    told = settle([describe(":astronaut:"), describe(":woman_astronaut:"), describe(":rocket:")])
+    told = infer_genders([describe(":astronaut:"), describe(":woman_astronaut:"), describe(":rocket:")])
     assert [d.gender for d in told] == ["person", "woman", ""]
 
 

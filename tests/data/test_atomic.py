@@ -30,11 +30,11 @@ def test_only_drafts_that_nobody_owns_are_swept(tmp_path):
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"mine\n"
     aged(owned)
-    atomic.sweep(tmp_path)
+    atomic.remove_stale_tmp(tmp_path)
     assert set(tmp_path.iterdir()) == {owned, young, whole, other}
     owner.kill()
     owner.communicate()
-    atomic.sweep(tmp_path)
+    atomic.remove_stale_tmp(tmp_path)
     assert not owned.exists()
     assert not dead.exists()
 

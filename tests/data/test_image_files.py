@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldm_kit.config import UserError
-from ldm_kit.data.images import BadPicture, load_image
+from ldm_kit.data.image_files import BadPicture, load_image
 
 
 def bomb(path, width, height):
