@@ -76,7 +76,7 @@ class BaseModel:
         place = parts.model_folder(folder)
         vae, unet, conditioner, schedule, target, variance = parts.open_parts(place, device)
         _refuse_schedule(place, build(schedule))
-        known = [str(schedule.model_dump()), target, variance]
+        known = [_schedule_text(schedule), target, variance]
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         learned = variance == "learned_range"
@@ -178,6 +178,12 @@ def _complete(folder: Path) -> bool:
     """Whether a copy has an index, and weights in each of its parts."""
     there = [folder / part for part in _WEIGHED if (folder / part).is_dir()]
     return (folder / parts.INDEX).is_file() and all(any(part.glob("*.safetensors")) for part in there)
+
+
+def _schedule_text(schedule: ScheduleConfig) -> str:
+    """Return a noise schedule as it goes into a base's sha256: by the names of release 0.1, whose folders hold such."""
+    old = {"num_train_timesteps": "steps"}
+    return str({old.get(name, name): value for name, value in schedule.model_dump().items()})
 
 
 def _refuse_schedule(folder: Path, schedule: Schedule) -> None:
