@@ -18,7 +18,6 @@ from conditioning.labels import ClassConfig
 from conditioning.none import NoCondition
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods import check_run
-from ldm_kit.methods.base import Method
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.unet import UNetConfig, build_unet

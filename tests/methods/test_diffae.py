@@ -13,6 +13,7 @@ from ldm_kit.models.semantic import SemanticModel
 from tests.methods.semantic_toys import DIFFAE, STEPS, base, checked, opened, probed, swapped, trained, two_factors
 from tests.nets.originals import perturbed
 
+LATE = {"density": "logit_normal", "mean": 1.0}
 PLACES = [(16 + i, 2 * i) for i in range(12)]
 
 
@@ -40,7 +41,7 @@ def method_of(pictures, tmp_path, **more):
 
 
 def test_it_learns_codes_that_the_decoder_listens_to(pictures, tmp_path):
-    method = method_of(pictures, tmp_path, prediction_type="v", timestep_sampling={"density": "logit_normal", "mean": 1.0})
+    method = method_of(pictures, tmp_path, prediction_type="v", timestep_sampling=LATE)
     before, own, others = method.heldout_loss(), *swapped(method)
     assert own == others
     trained(method, 60, 3e-3)
@@ -117,20 +118,20 @@ def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
 
 
 def test_encoder_and_decoder_are_one_player_and_both_are_averaged(pictures, tmp_path):
-    task = method_of(pictures, tmp_path).task
-    (module,) = task.modules.values()
-    assert set(task.ema_modules) == {"encoder", "unet"}
+    method = method_of(pictures, tmp_path)
+    (module,) = method.modules.values()
+    assert set(method.ema_modules) == {"encoder", "unet"}
     owned = {id(p) for p in module.parameters()}
-    assert owned == {id(p) for part in task.ema_modules.values() for p in part.parameters()}
+    assert owned == {id(p) for part in method.ema_modules.values() for p in part.parameters()}
 
 
 def test_heldout_losses_do_not_depend_on_the_batch_or_on_the_run_seed(pictures, tmp_path):
     one, other = (method_of(pictures, tmp_path, seed=seed) for seed in (0, 3))
-    perturbed(one.task.module)
-    perturbed(other.task.module).train()
-    found = one.task.heldout_loss(*one.heldout, batch=64)
-    assert other.task.heldout_loss(*other.heldout, batch=5) == pytest.approx(found)
-    assert other.task.module.training
+    perturbed(one.module)
+    perturbed(other.module).train()
+    found = one.heldout_loss(batch_size=64)
+    assert other.heldout_loss(batch_size=5) == pytest.approx(found)
+    assert other.module.training
 
 
 def test_other_pictures_are_other_data(pictures, tmp_path):
@@ -143,9 +144,9 @@ def test_other_pictures_are_other_data(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"schedule": {"kind": "flow"}}, "flow goes with target flow"),
-        ({"schedule": {"kind": "linear", "zero_terminal": True}}, "target 'eps' is undefined"),
-        ({"prediction_type": "x0"}, "target"),
+        ({"schedule": {"kind": "flow"}}, "flow goes with prediction_type flow"),
+        ({"schedule": {"kind": "linear", "zero_terminal": True}}, "prediction_type 'eps' is undefined"),
+        ({"prediction_type": "x0"}, "prediction_type"),
         ({"sample": {"encode_steps": 300}}, "sample asks for 300 steps"),
         ({"timestep_sampling": {"density": "loss_second_moment"}}, "is for a bound"),
         ({"encoder": {"kind": "third"}}, "encoder.kind"),
@@ -166,14 +167,12 @@ def test_a_finished_run_leaves_a_whole_model_with_statistics_of_plain_pictures(
     method.module.train()
     run = tmp_path / "run"
     run.mkdir()
-    studio = open_studio(stage, run)
-    figures = studio.evaluate(8)
-    assert set(figures) == {"heldout_loss", "heldout_mse_inferred", "heldout_mse_random"}
+    assert set(method.evaluate(8, run)) == {"heldout_loss", "heldout_mse_inferred", "heldout_mse_random"}
     assert (run / "pictures" / "decoded-00000008.png").exists()
     assert method.module.training
     line = '{"step": 8, "semantic_loss": 1.0, "heldout_loss": 1, "heldout_mse_inferred": 1, "heldout_mse_random": 1}'
     (run / "metrics.jsonl").write_text(line)
-    studio.finish()
+    method.finish(run)
     model = SemanticModel.load(run)
     whole = load(method.config.data).train
     z = model.encode(whole.pictures(range(len(whole))))
@@ -182,7 +181,7 @@ def test_a_finished_run_leaves_a_whole_model_with_statistics_of_plain_pictures(
     both = model.encode(torch.cat([whole.pictures(range(len(whole))), whole.pictures(range(len(whole))).flip(3)]))
     assert not torch.allclose(model.mean, both.mean(0), atol=1e-4)
     shown = method.data.heldout.pictures(range(2))
-    assert torch.equal(model.encode(shown), studio.model.encode(shown))
+    assert torch.equal(model.encode(shown), method.model().encode(shown))
     assert (model.resolution, model.channels, model.z_width) == (8, 3, 8)
     with pytest.raises(UserError, match="holds a semantic model, which draws from codes"):
         Pipeline.load(run / "model")

@@ -46,6 +46,7 @@ def test_a_learned_variance_is_trained_by_the_hybrid_loss():
     assert LatentRun.model_validate(config.model_dump()) == config
 
 
+PURE_NOISE = "schedule={kind: given, num_train_timesteps: 2, betas: [0.5, 1]}"
 FLOW = ("prediction_type=flow", "schedule.kind=flow")
 
 
@@ -59,7 +60,7 @@ FLOW = ("prediction_type=flow", "schedule.kind=flow")
         (("loss=hybrid", "variance=large"), "variance is large, which is fixed"),
         (("loss=vlb", "min_snr=5"), "min_snr weighs the squared error"),
         (("vb_weight=0",), "vb_weight"),
-        (("schedule={kind: given, num_train_timesteps: 2, betas: [0.5, 1]}", "prediction_type=eps"), "ends in pure noise"),
+        ((PURE_NOISE, "prediction_type=eps"), "ends in pure noise"),
         (("variance=learned",), "variance"),
     ],
 )

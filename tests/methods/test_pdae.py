@@ -61,7 +61,7 @@ def method_of(pictures, tmp_path, folder, **more):
 def finished(method, run):
     run.mkdir(exist_ok=True)
     (run / "metrics.jsonl").write_text('{"step": 8, "semantic_loss": 1.0}')
-    open_studio(stage, run).finish()
+    method.finish(run)
     return run / "model"
 
 
@@ -94,7 +94,7 @@ def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
     x_t = noised(x_0, eps, t, table).float()
     with torch.no_grad():
         z = method.module.encoder(batch["picture"])
-        out, gap = stage.decoder(x_t, t, z, method.base.null)
+        out, gap = method.module.shift(x_t, t, z, method.base.null)
         plain = apply_unet(method.base.unet, x_t, t, method.base.null)
     assert torch.equal(out, plain)
     c = pdae_coefficient(t, table).view(-1, 1, 1, 1)
@@ -123,7 +123,7 @@ def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     nets = {f"{part}/{name}" for part in ("encoder", "shift") for name in ("config.json", WEIGHTS)}
     assert files - {"manifest.json"} == nets | {"model_index.json", "statistics.safetensors"}
-    model, ours = SemanticModel.load(tmp_path / "run"), open_studio(stage, tmp_path / "run").model
+    model, ours = SemanticModel.load(tmp_path / "run"), method.model()
     shown = method.data.train.pictures(range(3))
     z = ours.encode(shown)
     assert torch.equal(model.encode(shown), z)
@@ -138,11 +138,11 @@ def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_
 def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
     method = method_of(pictures, tmp_path, bases["plain"])
     perturbed(method.module)
-    model, shown = open_studio(stage, tmp_path).model, method.data.train.pictures(range(2))
+    model, shown = method.model(), method.data.train.pictures(range(2))
     z, table = model.encode(shown), method.schedule
 
     def network(x, t, cond):
-        return stage.decoder(x, t, cond.vector, method.base.null)
+        return method.module.shift(x, t, cond.vector, method.base.null)
 
     denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
     grid = pdae_grid(STEPS, 8)
@@ -157,7 +157,7 @@ def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
 def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_path):
     method = method_of(pictures, tmp_path, bases["classes"])
     perturbed(method.module)
-    model = open_studio(stage, tmp_path).model
+    model = method.model()
     z = model.encode(method.data.train.pictures(range(2)))
     pictures = {stop: model.decode(z, None, 10, stop=stop) for stop in (0.0, 0.3, 1.0)}
     assert not torch.equal(pictures[0.0], pictures[0.3])
@@ -168,12 +168,12 @@ def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_pat
 def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bases, tmp_path):
     method = method_of(pictures, tmp_path, bases["plain"])
     perturbed(method.module)
-    model, table = open_studio(stage, tmp_path).model, method.schedule
+    model, table = method.model(), method.schedule
     one, two = model.encode(method.data.train.pictures([0, 1, 2])), model.encode(method.data.train.pictures([3, 4, 6]))
     weight, null = torch.tensor([0.0, 0.4, 1.0]), method.base.null
 
     def network(x, t, z):
-        (out, first), (_, second) = stage.decoder(x, t, z, null), stage.decoder(x, t, two, null)
+        (out, first), (_, second) = method.module.shift(x, t, z, null), method.module.shift(x, t, two, null)
         return out, torch.lerp(first, second, weight.view(-1, 1, 1, 1))
 
     denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
@@ -241,7 +241,7 @@ def test_a_base_on_the_hub_is_pinned_to_its_commit(pictures, bases, hub, tmp_pat
     (hub / "refs" / "main").write_text("f" * 40)  # the branch moves on; the model does not
     model = SemanticModel.load(folder)
     z = model.encode(method.data.train.pictures(range(2)))
-    ours = open_studio(stage, tmp_path).model
+    ours = method.model()
     assert torch.equal(model.decode(z, None, 5), ours.decode(z, None, 5))
     model.save(tmp_path / "deeper" / "again")
     assert json.loads((tmp_path / "deeper" / "again" / "model_index.json").read_text())["base"] == base
@@ -330,7 +330,7 @@ def test_what_cannot_be_a_base_is_refused_in_a_sentence(pictures, bases, tmp_pat
     other = two_factors(tmp_path / "set", 12)
     config = checked(PDAE, other, tmp_path / "x", base=str(bases["plain"]))
     data = {**config.data.model_dump(), "resolution": 16}
-    with pytest.raises(UserError, match="draws pictures of 3x8x8, but those of data are of 3x16x16"):
+    with pytest.raises(UserError, match="samples pictures of 3x8x8, but those of data are of 3x16x16"):
         opened(checked({**PDAE, "data": data}, other, tmp_path / "x", base=str(bases["plain"])))
     assert "has 200 times" in refused(pictures, tmp_path, bases["plain"], sample={"encode_steps": 200})
 

@@ -47,7 +47,7 @@ def semantic(pictures, tmp_path_factory):
     perturbed(method.module)
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 8, "semantic_loss": 1.0}')
-    open_studio(stage, run).finish()
+    method.finish(run)
     return run
 
 
@@ -98,10 +98,9 @@ def test_it_learns_the_codes_and_their_classes(pictures, semantic, tmp_path):
     before = method.heldout_loss()
     trained(method, 300, 3e-3)
     assert method.heldout_loss() < 0.8 * before
-    studio = open_studio(stage, tmp_path)
     labels = torch.tensor([record.label for record in method.data.train.records])
     means = [method.batches.codes[labels == label].mean(0) for label in range(2)]
-    drawn = studio.model.sample_z(range(40), 20, [method.data.train.classes[i % 2] for i in range(40)])
+    drawn = method.model().sample_z(range(40), 20, [method.data.train.classes[i % 2] for i in range(40)])
     z = (drawn - method.mean) / method.std
     across = means[1] - means[0]
     assert (z[1::2].mean(0) - z[::2].mean(0)) @ across > 0.5 * across @ across
@@ -112,7 +111,7 @@ def test_it_learns_what_prompts_mean(pictures, semantic, tmp_path):
     """Codes are told by caption, "left" or "right"; a prior that ignores its prompt draws the same of both."""
     method = method_of(pictures, semantic, tmp_path, **TEXT, net={"hidden": 64, "layers": 3})
     trained(method, 400, 3e-3)
-    model = open_studio(stage, tmp_path).model
+    model = method.model()
     records = method.data.train.records
     right = torch.tensor([record.text == "right" for record in records])
     across = method.batches.codes[right].mean(0) - method.batches.codes[~right].mean(0)
@@ -130,7 +129,7 @@ def test_it_learns_what_prompts_mean(pictures, semantic, tmp_path):
 def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
     method = method_of(pictures, semantic, tmp_path, **TEXT)
     perturbed(method.module)
-    prior = open_studio(stage, tmp_path).model.prior
+    prior = method.model().prior
     tokens = [prior.conditioner(**prior.conditioner.prepare([text] * 2)).tokens for text in ("right", "")]
     table = build(method.config.schedule)
     z = rng.initial_noise([rng.derive_seed(seed, "code") for seed in (3, 4)], (8,)).double()
@@ -150,7 +149,7 @@ def test_frozen_text_is_told_by_the_mean_of_its_states_which_are_cached(pictures
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
     method = method_of(pictures, semantic, tmp_path, **MINILM)
     kept = [load_file(file)["states"] for file in (tmp_path / "cache" / "states").iterdir()]
-    sets = (method.batches.inputs["states"], method.heldout[1]["states"])
+    sets = (method.batches.inputs["states"], method.heldout.inputs["states"])
     assert len(kept) == 2
     assert all(any(torch.equal(one, states) for one in kept) for states in sets)
     condition = method.module.conditioner(**method.batches.__getitems__([(0, 0), (1, 2)])["inputs"])
@@ -159,13 +158,12 @@ def test_frozen_text_is_told_by_the_mean_of_its_states_which_are_cached(pictures
     perturbed(method.module)
     run = tmp_path / "run"
     run.mkdir()
-    studio = open_studio(stage, run)
     (run / "metrics.jsonl").write_text('{"step": 8, "prior_loss": 1.0}')
-    studio.finish()
+    method.finish(run)
     assert (run / "model" / "prior" / "text_reference.json").exists()
     model = SemanticModel.load(run)
     z = [model.sample_z([0], 5, [text]) for text in ("left", "right")]
-    torch.testing.assert_close(z[0], studio.model.sample_z([0], 5, ["left"]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(z[0], method.model().sample_z([0], 5, ["left"]), rtol=1e-3, atol=1e-3)
     assert (z[0] - z[1]).abs().max() > 1e-3
 
 
@@ -176,10 +174,9 @@ def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic
     perturbed(method.module)
     run = tmp_path / "run"
     run.mkdir()
-    studio = open_studio(stage, run)
-    assert set(studio.evaluate(8)) == {"heldout_loss"}
+    assert set(method.evaluate(8, run)) == {"heldout_loss"}
     (run / "metrics.jsonl").write_text('{"step": 8, "prior_loss": 1.0, "heldout_loss": 1.0}')
-    studio.finish()
+    method.finish(run)
     assert {path: path.read_bytes() for path in semantic.rglob("*") if path.is_file()} == before
     source, model = SemanticModel.load(semantic), SemanticModel.load(run)
     shown = method.data.train.pictures(range(2))
@@ -188,7 +185,7 @@ def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic
     assert torch.equal(model.mean, method.mean)
     classes = ["t", "b", "t"] if conditional else None
     z = model.sample_z([0, 1, 5], 10, classes)
-    torch.testing.assert_close(studio.model.sample_z([0, 1, 5], 10, classes), z)
+    torch.testing.assert_close(method.model().sample_z([0, 1, 5], 10, classes), z)
     torch.testing.assert_close(model.sample_z([5], 10, classes and ["t"])[0], z[2])
     assert ((z - model.mean) / model.std).abs().max() > 1.5  # nothing clips codes
     with pytest.raises(UserError, match="has no prior to draw codes from"):
@@ -247,7 +244,7 @@ def test_resumed_equals_uninterrupted(pictures, semantic, tmp_path):
         ({"flip": True}, "codes are those of the pictures as they are"),
         ({"condition": {"kind": "class"}}, "condition.form must be vector"),
         ({"schedule": {"kind": "flow"}}, "must be one of betas"),
-        ({"sample": {"steps": 2000}}, "sample.steps is 2000"),
+        ({"sample": {"steps": 2000}}, "sample asks for 2000 steps"),
         ({"condition": {"kind": "words"}}, "condition"),
         ({"sample": {"guidance_scale": 2}}, "sample.guidance_scale needs a condition"),
     ],
@@ -265,8 +262,7 @@ def test_what_has_no_codes_is_refused(pictures, semantic, tmp_path):
         method_of(pictures, tmp_path / "nothing", tmp_path)
     assert Pipeline.load(tmp_path / "plain").vae is None
     data = {**PRIOR["data"], "resolution": 16}
-    method = opened(checked({**PRIOR, "data": data}, pictures, tmp_path / "run", model=str(semantic)))
-    with pytest.raises(UserError, match=r"data.resolution is 16, but .* knows pictures of side 8"):
-        open_studio(stage, tmp_path)
+    with pytest.raises(UserError, match=r"data.resolution is 16, but .* is for pictures of side 8"):
+        opened(checked({**PRIOR, "data": data}, pictures, tmp_path / "run", model=str(semantic)))
     with pytest.raises(UserError, match=r"sample\.stop is for a PDAE"):
-        open_studio(method_of(pictures, semantic, tmp_path, sample={"stop": 0.3}), tmp_path)
+        method_of(pictures, semantic, tmp_path, sample={"stop": 0.3})
