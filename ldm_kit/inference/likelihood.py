@@ -1,4 +1,4 @@
-"""The bound on the negative log-likelihood of a run's held-out pictures under its pixel model, in bits per dimension."""
+"""The bound on the negative log-likelihood of a run's held-out pictures under its pixel model, in bits/dim."""
 
 import io
 import json
