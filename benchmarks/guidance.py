@@ -81,7 +81,7 @@ class Bench:
         prompts = [self.classes[k] if named else "" for k in labels]
         began = time.monotonic()
         noise = range(self.seed * len(labels), (self.seed + 1) * len(labels))
-        pictures = torch.cat(list(pipeline.draw(prompts, noise, wish, 64)))
+        pictures = torch.cat(list(pipeline.generate(prompts, noise, wish, 64)))
         seconds = time.monotonic() - began
         features = self.judge.features(pictures)
         accuracy = balanced(self.judge.guess(features), labels)
@@ -166,7 +166,7 @@ def _pixels(bench: Bench) -> Iterator[Drawn]:
 def _solvers(bench: Bench) -> Iterator[Drawn]:
     pipeline = _opened("ldm_class")
     for name, steps in SOLVERS:
-        yield bench.drawn(f"{name}, {steps} steps", pipeline, SamplingOptions(steps, name, guidance_scale=1.0))
+        yield bench.drawn(f"{name}, {steps} steps", pipeline, SamplingOptions(steps=steps, solver=name, guidance_scale=1.0))
 
 
 TABLES: dict[str, Callable[[Bench], Iterator[Drawn]]] = {"latents": _latents, "pixels": _pixels, "solvers": _solvers}

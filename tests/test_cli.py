@@ -186,9 +186,10 @@ def test_fields_are_flags_of_their_types_and_defaults():
         (["--scale", "nan"], "--scale is nan; expected 0 or more (classifier-free; 1 is none)"),
         (["--share", "1.5"], "--share is 1.5; expected 0 to 1"),
         (["--over", "0"], "--over is 0.0; expected over 0 (a size)"),
-        (["--kind", "three"], "--kind is 'three'; expected one, two"),
-        (["--number", "3"], "--number is 3; expected 1, 2"),
+        (["--kind", "three"], "--kind is 'three'; expected one or two"),
+        (["--number", "3"], "--number is 3; expected 1 or 2"),
         (["--interval", "0.5", "0.25"], "--interval is 0.5 0.25; expected LOW < HIGH"),
+        (["--interval", "nan", "1"], "--interval is nan 1; expected a finite number"),
         (["--kind", "two", "--steps", "1"], "--kind two needs more --steps"),
         (
             ["--steps", "0", "--share", "2"],

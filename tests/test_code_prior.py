@@ -30,7 +30,7 @@ def test_codes_are_free():
     """Where the network sees no noise, a step scales by a'/a: noise becomes noise / a, however far that is."""
     made, seen = prior(lambda z, t: torch.zeros_like(z))
     a = build(CONSTANT).a
-    drawn = made.draw(SEEDS, 10)
+    drawn = made.sample(SEEDS, 10)
     assert torch.equal(seen[0], NOISE)
     torch.testing.assert_close(drawn, NOISE / a[strided(1000, 10)[0]].float())
     assert drawn.abs().max() > 10
@@ -40,7 +40,7 @@ def test_as_published_noise_and_x_0_are_clipped_and_eps_derived_anew():
     """x_0 = noise / a is beyond 1, so that each step goes on from its sign and from the noise that is left besides."""
     made, seen = prior(lambda z, t: torch.zeros_like(z))
     schedule, grid = build(CONSTANT), strided(1000, 10)
-    drawn = made.draw(SEEDS, 10, clip="published")
+    drawn = made.sample(SEEDS, 10, clip="published")
     start = NOISE.clamp(-1, 1).double()
     sign, a, s = start.sign(), schedule.a[grid[0]], schedule.s[grid[0]]
     far = start.abs() > a
@@ -56,7 +56,7 @@ def test_as_published_noise_and_x_0_are_clipped_and_eps_derived_anew():
 def test_the_clip_keeps_what_lies_beyond_it_from_being_drawn():
     exact = Gaussian(build(CONSTANT), m=2.0, s=0.5)
     made, _ = prior(lambda z, t: exact(z, t).eps)
-    free = made.draw(range(500), 500)
+    free = made.sample(range(500), 500)
     assert abs(free.mean() - 2) < 0.05
     assert abs(free.std() - 0.5) < 0.05
-    assert made.draw(range(500), 500, clip="published").max() <= 1
+    assert made.sample(range(500), 500, clip="published").max() <= 1

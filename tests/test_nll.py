@@ -95,7 +95,7 @@ def test_neither_batches_nor_the_way_to_the_model_change_a_number(labelled):
 
 
 def test_fewer_times_are_an_unbiased_estimate_and_say_so(labelled, monkeypatch):
-    monkeypatch.setattr("ldm_kit.inference.likelihood._draw", lambda curve, out: None)  # slow
+    monkeypatch.setattr("ldm_kit.inference.likelihood._plot", lambda curve, out: None)  # slow
     evaluate_likelihood(labelled, LikelihoodRequest(), "cpu")
     whole, estimates = found_in(labelled), []
     for seed in range(8):
@@ -118,9 +118,9 @@ def test_count_takes_some_of_the_pictures(world):
     assert sum(bits is not None for bits in found["mean_term_by_time"]) == 1
 
 
-def refused(place, **question):
+def refused(place, **request):
     with pytest.raises(UserError) as error:
-        evaluate_likelihood(place, LikelihoodRequest(**question), "cpu")
+        evaluate_likelihood(place, LikelihoodRequest(**request), "cpu")
     assert "\n" not in str(error.value)
     return str(error.value)
 

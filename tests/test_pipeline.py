@@ -1,4 +1,4 @@
-"""What a wish means to a model: the order of guidance and clipping, what is settled, and who may guide."""
+"""What sampling options mean to a model: the order of guidance and clipping, what is resolved, and who may guide."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def learned(world) -> Pipeline:
 
 @pytest.fixture
 def given(monkeypatch):
-    """What `solve` is called with, in place of drawing."""
+    """What `sample` is called with, in place of sampling."""
     calls = []
 
     def note(name, denoiser, noise, times, cond=None, **more):
@@ -54,8 +54,8 @@ def given(monkeypatch):
 
     monkeypatch.setattr(pipelines, "sample", note)
 
-    def ask(pipeline, prompts, wish):
-        assert list(pipeline.states(prompts, SEEDS[: len(prompts)], wish)) == []
+    def ask(pipeline, prompts, options):
+        assert list(pipeline.states(prompts, SEEDS[: len(prompts)], options.resolve(pipeline))) == []
         return calls[-1]
 
     return ask
@@ -84,8 +84,8 @@ def test_guidance_then_clipping_then_the_classifier(classes, judge, given, clip)
 
     By default what was shifted is clipped again, and eps follows once more.
     """
-    wish = SamplingOptions(solver="ddim", guidance_scale=4.0, classifier_scale=30.0, clip=clip)
-    call = given(classes.with_guides(judge), NAMES, wish)
+    options = SamplingOptions(solver="ddim", guidance_scale=4.0, classifier_scale=30.0, clip=clip)
+    call = given(classes.with_guides(judge), NAMES, options)
     (x, t), a_s = far(classes), classes.schedule.at(torch.tensor(T))
     a, s = (float(c) for c in a_s)
     yes, no = said(classes, x, t, NAMES), said(classes, x, t, ["", ""])
@@ -106,8 +106,8 @@ def test_guidance_then_clipping_then_the_classifier(classes, judge, given, clip)
 
 
 def test_algorithm_1_leaves_eps_alone(classes, judge, given):
-    wish = SamplingOptions(solver="ddpm", guidance_scale=1.0, classifier_scale=2.0, clip="none")
-    call = given(classes.with_guides(judge), NAMES, wish)
+    options = SamplingOptions(solver="ddpm", guidance_scale=1.0, classifier_scale=2.0, clip="none")
+    call = given(classes.with_guides(judge), NAMES, options)
     x, t = far(classes)
     with torch.no_grad():
         assert torch.equal(call["denoiser"](x, t, call["cond"]).eps, said(classes, x, t, NAMES).eps)
@@ -118,9 +118,9 @@ def test_algorithm_1_leaves_eps_alone(classes, judge, given):
 @pytest.mark.parametrize(("solver", "algorithm", "found"), [("ddpm", None, 1), ("ddpm", 2, 2), ("ddim", None, 2)])
 def test_which_algorithm(classes, judge, given, solver, algorithm, found):
     steered = classes.with_guides(judge)
-    wish = SamplingOptions(solver=solver, algorithm=algorithm)
-    assert steered.resolve(wish).algorithm == found
-    assert (given(steered, NAMES, wish)["gradient"] is not None) == (found == 1)
+    options = SamplingOptions(solver=solver, algorithm=algorithm)
+    assert options.resolve(steered).algorithm == found
+    assert (given(steered, NAMES, options)["gradient"] is not None) == (found == 1)
 
 
 def test_no_scale_is_no_classifier(classes, judge, given):
@@ -137,7 +137,7 @@ def test_autoguidance_asks_the_worse_model_its_own_condition(classes, given):
     """D = worse + scale (better - worse), where the worse model looks its class up in its own table."""
     worse = replace(classes, conditioner=moved(classes.conditioner))
     call = given(
-        classes.with_guides(worse=worse),
+        classes.with_guides(autoguidance_model=worse),
         NAMES,
         SamplingOptions(guidance_scale=1.0, autoguidance_scale=3.0, clip="none"),
     )
@@ -179,7 +179,7 @@ def test_clipping(classes, given, clip):
 
 
 def test_latents_are_not_clipped(latents, given):
-    assert latents.resolve(SamplingOptions()).clip == "none"
+    assert SamplingOptions().resolve(latents).clip == "none"
     x, t = far(latents)
     call = given(latents, ["", ""], SamplingOptions())
     with torch.no_grad():
@@ -189,9 +189,10 @@ def test_latents_are_not_clipped(latents, given):
 def test_interval_and_rescale_reach_guidance(classes, given):
     x, t = far(classes)
     base = SamplingOptions(guidance_scale=9.0, clip="none")
-    views = [base, replace(base, interval=(0.0, 0.3)), replace(base, interval=(0.3, 0.5)), replace(base, rescale=0.7)]
+    changes = ({}, {"guidance_interval": (0.0, 0.3)}, {"guidance_interval": (0.3, 0.5)}, {"guidance_rescale": 0.7})
+    views = [base.model_copy(update=change) for change in changes]
     with torch.no_grad():
-        eps = [given(classes, NAMES, wish)["denoiser"](x, t, classes.condition(NAMES)).eps for wish in views]
+        eps = [given(classes, NAMES, options)["denoiser"](x, t, classes.condition(NAMES)).eps for options in views]
     full, outside, inside, rescaled = eps
     assert torch.equal(outside, said(classes, x, t, NAMES).eps)
     assert torch.equal(inside, full)
@@ -203,7 +204,7 @@ def test_a_spacing_may_bring_its_own_steps(classes, given):
     call = given(classes, NAMES, SamplingOptions(spacing="ddim10", steps=77, eta=0.5, solver="ddim"))
     assert call["times"] == [*range(900, -1, -100), -1]
     assert call["eta"] == 0.5
-    assert classes.resolve(SamplingOptions(spacing="10,5")).steps == 15
+    assert SamplingOptions(spacing="10,5").resolve(classes).steps == 15
     assert given(classes, NAMES, SamplingOptions(steps=4))["times"] == [999, 749, 499, 249, -1]
 
 
@@ -231,12 +232,12 @@ def test_a_guide_has_to_be_at_home_here(classes, judge):
     alike = classes.schedule_config.model_copy(update={"start": 0.00085, "end": 0.012})
     assert classes.with_guides(replace(judge, schedule_config=alike)).classifier is not None
     other = alike.model_copy(update={"end": 0.013})
-    with pytest.raises(UserError, match=r"the classifier knows .*end 0\.013.*but the generator .*end 0\.012"):
+    with pytest.raises(UserError, match=r"the classifier was trained under .*end 0\.013.*but the model .*end 0\.012"):
         classes.with_guides(replace(judge, schedule_config=other))
-    few = replace(judge, schedule_config=alike.model_copy(update={"steps": 500}))
-    with pytest.raises(UserError, match=r"steps 500.*steps 1000"):
+    few = replace(judge, schedule_config=alike.model_copy(update={"num_train_timesteps": 500}))
+    with pytest.raises(UserError, match=r"num_train_timesteps 500.*num_train_timesteps 1000"):
         classes.with_guides(few)
-    with pytest.raises(UserError, match=r"sees latents of the autoencoder abcdef.*draws pixels"):
+    with pytest.raises(UserError, match=r"takes latents of the autoencoder abcdef.*samples pixels"):
         classes.with_guides(replace(judge, first_stage="abcdef"))
 
 
@@ -276,25 +277,25 @@ def test_rounding_weights_once_draws_what_autocast_draws(world, name, tmp_path):
     once = Pipeline.load(folder, precision=torch.bfloat16)
     each = replace(Pipeline.load(folder), precision=torch.bfloat16)
     assert once.unet.conv_in.weight.dtype == torch.bfloat16
-    wish, prompts = SamplingOptions(steps=3), ["red", "blue"]
-    assert torch.equal(next(once.draw(prompts, [0, 1], wish)), next(each.draw(prompts, [0, 1], wish)))
+    options, prompts = SamplingOptions(steps=3), ["red", "blue"]
+    assert torch.equal(next(once.generate(prompts, [0, 1], options)), next(each.generate(prompts, [0, 1], options)))
     each.save(tmp_path / "whole")
-    with pytest.raises(UserError, match="not saved: the U-Net's weights were rounded"):
+    with pytest.raises(UserError, match="not saved: the U-Net's weights were cast"):
         once.save(tmp_path / "rounded")
     assert not (tmp_path / "rounded").exists()
 
 
 @pytest.mark.parametrize("name", ["text", "class_pixels"])
 def test_guidance_asks_the_network_once_a_step(world, name, monkeypatch):
-    model, wish, asked = Pipeline.load(world.model(name) / "model"), SamplingOptions(steps=3, guidance_scale=2.0), []
+    model, options, asked = Pipeline.load(world.model(name) / "model"), SamplingOptions(steps=3, guidance_scale=2.0), []
 
     def counted(unet, x, t, cond):
         asked.append(len(x))
         return apply_unet(unet, x, t, cond)
 
     monkeypatch.setattr(pipelines, "apply_unet", counted)
-    *_, joined = model.states(NAMES, SEEDS, wish)
+    *_, joined = model.states(NAMES, SEEDS, options.resolve(model))
     monkeypatch.setattr(Condition, "before", lambda self, other: None)
-    *_, apart = model.states(NAMES, SEEDS, wish)
+    *_, apart = model.states(NAMES, SEEDS, options.resolve(model))
     assert asked == [4, 4, 4, *[2] * 6]
     torch.testing.assert_close(joined.x, apart.x, atol=1e-5, rtol=1e-5)

@@ -13,8 +13,12 @@ from tests.world import World, through
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FLAGS = [  # (model, arguments, what the sentence says)
-    ("text", [], "draws from prompts or class names; give at least one, or --prompts_file"),
-    ("text", ["red", "--solver", "rk4"], "unknown solver 'rk4'; known are ddpm, .*ddim, dpm[+][+], .* and diffusers:"),
+    ("text", [], "samples from prompts or class names; give at least one, or --prompts_file"),
+    (
+        "text",
+        ["red", "--solver", "rk4"],
+        "--solver is 'rk4'; expected one of ddpm, .*ddim, dpm[+][+], .* or diffusers:",
+    ),
     ("text", ["red", "--steps", "1001"], "--steps 1001: cannot walk 1000 training times in 1001 steps; expected 1 to"),
     ("text", ["red", "--steps", "0"], "--steps is 0; expected 1 or more"),
     ("text", ["red", "--steps", "few"], "invalid value for '--steps'"),
@@ -27,7 +31,7 @@ FLAGS = [  # (model, arguments, what the sentence says)
     ("text", ["red", "--guidance_scale", "nan"], "--guidance_scale is nan; expected"),
     ("text", ["red", "--guidance_scale", "inf"], "--guidance_scale is inf; expected"),
     ("text", ["red", "--guidance_scale", "1", "--negative_prompt", "x"], "no effect at --guidance_scale 1"),
-    ("text", ["red", "--precision", "fp8"], "unknown precision 'fp8'; known are no, bf16, fp16"),
+    ("text", ["red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16 or fp16"),
     ("text", ["red", "--device", "tpu9"], "cannot use the device 'tpu9'"),
     ("text", ["red", "--device", "meta"], "cannot use the device 'meta'"),
     ("text", ["red", "--device", "cuda:77"], "cannot use the device 'cuda:77'"),
@@ -50,7 +54,7 @@ GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is t
     ("plain", ["--classifier_class", "red"], "--classifier_class needs --classifier DIR"),
     ("plain", ["--algorithm", "2"], "--algorithm needs --classifier DIR"),
     ("plain", [*JUDGED, "red", "--classifier_scale", "-1"], "--classifier_scale is -1.0; expected .* 0 is no guidance"),
-    ("plain", [*JUDGED, "red", "--classifier_scale", "nan"], "--classifier_scale is nan; expected a number"),
+    ("plain", [*JUDGED, "red", "--classifier_scale", "nan"], "--classifier_scale is nan; expected 0 or more"),
     ("plain", [*JUDGED, "red", "--algorithm", "3"], "--algorithm is 3; expected 1 or 2"),
     ("plain", [*JUDGED, "red", "--algorithm", "1"], "--algorithm 1 shifts the mean of ddpm.*, and dpm[+][+] has none"),
     ("plain", [*JUDGED], "a classifier needs a class; give class names as prompts, or --classifier_class NAME"),
@@ -59,27 +63,47 @@ GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is t
     ("plain", [*JUDGED, "red", "--classifier_class", "red"], "this model is unconditional and takes no prompt"),
     ("class", [*JUDGED, "gren"], "unknown class 'gren'"),
     ("text", [*JUDGED, "red"], "a text prompt is not; give --classifier_class NAME"),
-    ("plain", [*PIXELS, "red"], r"the classifier sees .*\(3, 16, 16\), but the generator draws \(4, 8, 8\)"),
-    ("plain_flow", [*JUDGED, "red"], "the classifier knows .*kind scaled_linear.*, but the generator .*kind flow"),
-    ("plain_vq", [*JUDGED, "red"], r"the classifier sees latents of the autoencoder \w{12}, but .* autoencoder \w{12}"),
+    ("plain", [*PIXELS, "red"], r"the classifier takes .*\(3, 16, 16\), but the model samples \(4, 8, 8\)"),
+    (
+        "plain_flow",
+        [*JUDGED, "red"],
+        "the classifier was trained under .*kind scaled_linear.*, but the model .*kind flow",
+    ),
+    (
+        "plain_vq",
+        [*JUDGED, "red"],
+        r"the classifier takes latents of the autoencoder \w{12}, but .* autoencoder \w{12}",
+    ),
     ("plain", ["--classifier", "{world:plain}", "red"], "holds a diffusion model"),
     ("plain", ["--classifier", "{tmp}", "red"], "is no saved classifier"),
-    ("classifier", ["red"], "holds a noisy classifier, which guides but cannot draw"),
-    ("plain", ["--autoguidance_scale", "2"], "--autoguidance_scale needs --worse DIR"),
-    ("plain", ["--worse", "{world:plain}", "--autoguidance_scale", "-2"], "--autoguidance_scale is -2.0; expected"),
-    ("plain", ["--worse", "{tmp}"], "is no saved model"),
-    ("plain", ["--worse", "{world:pixels}"], r"the worse model sees .*\(3, 16, 16\), but .* draws \(4, 8, 8\)"),
+    ("classifier", ["red"], "holds a noisy classifier, which guides but cannot sample"),
+    ("plain", ["--autoguidance_scale", "2"], "--autoguidance_scale needs --autoguidance_model DIR"),
     (
         "plain",
-        ["--worse", "{world:plain_flow}"],
-        "the worse model knows .*kind flow.*, but the generator .*kind scaled",
+        ["--autoguidance_model", "{world:plain}", "--autoguidance_scale", "-2"],
+        "--autoguidance_scale is -2.0; expected",
     ),
-    ("plain", ["--worse", "{world:plain_vq}"], "the worse model sees latents of the autoencoder"),
-    ("plain", ["--worse", "{world:class}"], "the worse model draws from classes, but the generator draws from no cond"),
+    ("plain", ["--autoguidance_model", "{tmp}"], "is no saved model"),
+    (
+        "plain",
+        ["--autoguidance_model", "{world:pixels}"],
+        r"the guide model takes .*\(3, 16, 16\), but .* samples \(4, 8, 8\)",
+    ),
+    (
+        "plain",
+        ["--autoguidance_model", "{world:plain_flow}"],
+        "the guide model was trained under .*kind flow.*, but the model .*kind scaled",
+    ),
+    ("plain", ["--autoguidance_model", "{world:plain_vq}"], "the guide model takes latents of the autoencoder"),
+    (
+        "plain",
+        ["--autoguidance_model", "{world:class}"],
+        "the guide model samples from classes, but the model samples from no cond",
+    ),
     (
         "class",
-        ["red", "--worse", "{world:text}"],
-        "the worse model draws from text, but the generator draws from class",
+        ["red", "--autoguidance_model", "{world:text}"],
+        "the guide model samples from text, but the model samples from class",
     ),
     ("text", ["red", "--guidance_rescale", "1.5"], "--guidance_rescale is 1.5; expected 0 to 1"),
     ("text", ["red", "--guidance_rescale", "nan"], "--guidance_rescale is nan; expected 0 to 1"),
@@ -101,9 +125,9 @@ GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is t
     ),
     ("plain", ["--eta", "0.5"], "--eta 0.5 is for ddim alone, but --solver is dpm[+][+]"),
     ("plain", ["--eta", "2", "--solver", "ddim"], "--eta is 2.0; expected 0 to 1"),
-    ("plain", ["--clip", "soft"], "--clip is 'soft'; expected auto, none, clip, dynamic, published"),
-    ("plain", ["--clip", "dynamic"], "--clip dynamic is for pixels, but this model draws latents"),
-    ("plain", ["--clip", "clip"], "--clip clip is for pixels, but this model draws latents"),
+    ("plain", ["--clip", "soft"], "--clip is 'soft'; expected auto, none, clip, dynamic or published"),
+    ("plain", ["--clip", "dynamic"], "--clip dynamic is for pixels, but this model denoises latents"),
+    ("plain", ["--clip", "clip"], "--clip clip is for pixels, but this model denoises latents"),
     ("plain", [*JUDGED, "red", "--solver", "ddpm", "--steps", "1"], "--algorithm 1 shifts by a step's variance, and a"),
     ("plain", ["--solver", "diffusers:DDIMScheduler", "--spacing", "leading"], "--spacing is for our own solvers"),
     ("plain", ["--solver", "diffusers:Nothing"], "diffusers has no scheduler Nothing"),
@@ -265,7 +289,9 @@ def test_a_classifier_of_another_noise(world: World, tmp_path):
     shutil.copytree(world.model("classifier") / "model", tmp_path / "classifier")
     _set("scheduler/scheduler_config.json", beta_end=0.02)(tmp_path / "classifier")
     found = sentence(world.model("plain"), "red", "--classifier", tmp_path / "classifier", out=tmp_path / "out")
-    assert re.search(r"the classifier knows .*end 0\.02\b.*, but the generator draws under .*end 0\.012", found), found
+    assert re.search(
+        r"the classifier was trained under .*end 0\.02\b.*, but the model samples under .*end 0\.012", found
+    ), found
 
 
 def test_parts_that_do_not_fit(world: World, tmp_path):

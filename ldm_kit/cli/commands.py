@@ -8,6 +8,7 @@ import typer
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.cli.flags import flatten
 from ldm_kit.convert.options import GuidedDiffusionOptions, PdaeOptions, SemanticCheckpointOptions
+from ldm_kit.inference.requests import LikelihoodRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
@@ -18,31 +19,29 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerato
 
 @app.command()
 def doctor() -> None:
-    """Say which versions and devices there are."""
+    """Print the versions and devices that there are."""
     import torch
 
     from ldm_kit.training.run_folder import versions
 
-    for name, found in versions().items():
-        typer.echo(f"{name:14} {found}")
+    for name, version in versions().items():
+        typer.echo(f"{name:14} {version}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     typer.echo(f"{'device':14} {device}\n{'attention':14} sdpa (cpu: math)\n{'threads':14} {torch.get_num_threads()}")
 
 
 @app.command()
+@flatten
 def nll(
     run: Annotated[Path, typer.Argument(help="the folder of a run on pixels, or the model/ within it")],
-    count: Annotated[int | None, typer.Option(help="held-out pictures; all when left out")] = None,
-    times: Annotated[int | None, typer.Option(help="random times of each, an estimate; all when left out")] = None,
-    seed: Annotated[int, typer.Option(help="of noise and times")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="pictures at once; changes no number")] = 64,
+    request: LikelihoodRequest,
     device: Device = None,
 ) -> None:
     """Bound the negative log-likelihood, in bits per dimension, of a run's held-out pictures under its model."""
     with cli_errors():
-        from ldm_kit.inference.likelihood import LikelihoodRequest, evaluate_likelihood
+        from ldm_kit.inference.likelihood import evaluate_likelihood
 
-        typer.echo(evaluate_likelihood(run, LikelihoodRequest(count, times, seed, batch_size), device))
+        typer.echo(evaluate_likelihood(run, request, device))
 
 
 @convert.command("guided-diffusion")

@@ -107,14 +107,16 @@ def build_config(kind: type[Config], values: Mapping[str, Any]) -> Any:
     try:
         return kind.model_validate(chosen)
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(kind, fault) for fault in error.errors(include_url=False))) from None
+        raise UserError(
+            "; ".join(_sentence(kind, fault, chosen) for fault in error.errors(include_url=False))
+        ) from None
 
 
 def value_range(field: FieldInfo) -> str:
     """Return the values that a field allows, in words, such as `0 to 1`, `1 or more` or `a, b or c`; "" for any."""
-    choices = [str(value) for value in _choices(field)]
-    if choices:
-        return ", ".join(choices)
+    *others, last = [str(value) for value in _choices(field)] or [""]
+    if others or last:
+        return f"{', '.join(others)} or {last}" if others else last
     limits = {name: getattr(rule, name) for rule in field.metadata for name in _RANGES if hasattr(rule, name)}
     if {"ge", "le"} <= limits.keys():
         return f"{limits['ge']:g} to {limits['le']:g}"
@@ -198,7 +200,7 @@ def _names(name: str, field: FieldInfo) -> list[str]:
     return [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 
 
-def _sentence(kind: type[Config], fault: Any) -> str:
+def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
     """Return pydantic's complaint of one field, or of several together, in the words of the command line."""
     text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
     fields = {alias: name for name, field in kind.model_fields.items() for alias in [name, *_names(name, field)]}
@@ -212,7 +214,8 @@ def _sentence(kind: type[Config], fault: Any) -> str:
     if fault["type"] != "value_error":
         text = f"expected {value_range(field) or text.removeprefix('Input should be ')}"
         text += f" ({field.description})" if field.description else ""
-    return f"{flag} is {_shown(fault['input'])}; {text}"
+    value = next(values[key] for key in fault["loc"] if key in values)
+    return f"{flag} is {_shown(value)}; {text}"
 
 
 def _shown(value: Any) -> str:

@@ -55,7 +55,7 @@ def chosen(pictures: PictureSet, count: int, name: str) -> list[str]:
 
 def draw(pipeline: Pipeline, prompts: Sequence[str], wish: SamplingOptions, batch: int = 64) -> Tensor:
     """One picture uint8 [N, C, R, R] a prompt, from seeds 0, 1, 2, ..."""
-    parts = pipeline.draw(prompts, range(len(prompts)), wish, batch)
+    parts = pipeline.generate(prompts, range(len(prompts)), wish, batch)
     total = -(-len(prompts) // batch)
     return torch.cat(list(tqdm(parts, total=total, desc="drawing", unit="batch", leave=False)))
 

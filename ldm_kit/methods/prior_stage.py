@@ -1,7 +1,6 @@
 """Putting a prior's training together: codes of the training set, computed once, conditions, network and task."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from ldm_kit.methods.latent import raw_conditions
 from ldm_kit.methods.prepared import prepared
 from ldm_kit.methods.prior import PriorRun, PriorTask
 from ldm_kit.models import codes
-from ldm_kit.models import folder as parts
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 
@@ -44,9 +42,7 @@ class PriorStage:
             UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
             ConditioningError: no classes, or a text encoder that cannot be had.
         """
-        folder = parts.model_folder(Path(settings.model))
-        encoder = codes.open_encoder(folder)
-        encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
+        encoder = codes.open_encoder(codes.open_semantic(settings.model), device)
         _refuse_misfit(encoder, data.train, settings.model)
         known = weights_digest(encoder)
         z, raw = _codes(encoder, data.train, known), raw_conditions(settings.condition, data.train)

@@ -1,7 +1,7 @@
-"""A frozen diffusion model on which a semantic one is built: ours or plain diffusers', of pixels or of latents.
+"""The base model of a PDAE: a frozen diffusion model, ours or plain diffusers', of pixels or of latents.
 
-PDAE never changes it and keeps no copy: it is known by where it lies, a folder or a commit on the Hugging Face Hub,
-and by a sha256 over all that matters of it.
+PDAE never changes it and keeps no copy: it is known by its folder, or its commit on the Hugging Face Hub, and by a
+sha256 over its weights, its null condition and its noise schedule.
 """
 
 import os
@@ -23,16 +23,17 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
-from ldm_kit.models import folder as parts
+from ldm_kit.models.components import load_components
+from ldm_kit.models.folder import INDEX, ModelFolder
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNet
 
 HUB_NAME, COMMIT = re.compile(r"\w[\w.-]*/\w[\w.-]*"), re.compile(r"[0-9a-f]{40}")
-_WEIGHED = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # parts with weights
+_WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # components with weights
 _WEIGHTS = tuple(
     f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
 )
-_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{part}/{name}" for part in _WEIGHED for name in _WEIGHTS)]
+_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{part}/{name}" for part in _WITH_WEIGHTS for name in _WEIGHTS)]
 
 
 class Origin(NamedTuple):
@@ -47,7 +48,7 @@ class Origin(NamedTuple):
 
 @dataclass(eq=False)
 class BaseModel:
-    """Networks in evaluation mode without gradients, what they are told where nothing is asked for, and the noise."""
+    """Networks in evaluation mode without gradients, the null condition, and the noise schedule."""
 
     folder: Path
     vae: AutoencoderKL | VQModel | None  # None: pixels
@@ -64,42 +65,43 @@ class BaseModel:
         """Open a model's folder, or a run's, or a model on the Hub (`owner/name`): its local copy, or a download.
 
         Args:
-            base: where it is.
-            device: where it goes.
-            revision: of the Hub: branch, tag or commit; None: main.
+            base: the folder, or the name on the Hub.
+            device: where its networks are put.
+            revision: on the Hub: branch, tag or commit; None: main.
 
         Raises:
             UserError: no diffusion model, one without a null condition, a schedule that PDAE has no formula for, or a
                 model of the Hub that cannot be had now.
         """
-        folder, origin = _found(base, revision)
-        place = parts.model_folder(folder)
-        vae, unet, conditioner, schedule, target, variance = parts.open_parts(place, device)
-        _refuse_schedule(place, build(schedule))
-        known = [str(schedule.model_dump()), target, variance]
+        copy, origin = _locate(base, revision)
+        folder = ModelFolder.open(copy)
+        vae, unet, conditioner, noise = load_components(folder, device)
+        schedule, target, variance = noise
+        _check_schedule(folder, build(schedule))
+        settings = [str(schedule.model_dump()), target, variance]
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         learned = variance == "learned_range"
-        null = _null(place, conditioner, device)
-        return cls(place, vae, unet, null, schedule, target, learned, digest([*known, *weights]), origin)
+        null = _null(folder, conditioner, device)
+        return cls(folder.path, vae, unet, null, schedule, target, learned, digest([*settings, *weights]), origin)
 
     @property
     def name(self) -> str:
-        """What a sentence calls it."""
+        """Its folder, or its name and commit, for sentences."""
         return str(self.folder if self.origin is None else self.origin)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, R, R) of its pictures."""
-        about: Any = self.unet.config
+        """Shape (C, R, R) of its pictures."""
+        config: Any = self.unet.config
         if self.vae is None:
-            return about.in_channels, about.sample_size, about.sample_size
+            return config.in_channels, config.sample_size, config.sample_size
         vae: Any = self.vae.config
-        side = about.sample_size * reduction(self.vae)
+        side = config.sample_size * reduction(self.vae)
         return vae.in_channels, side, side
 
     def denoiser(self, schedule: Schedule) -> NetworkDenoiser:
-        """The model as it is, under its null condition whatever it is given."""
+        """Return the unshifted denoiser, under the null condition whatever condition it is given."""
 
         def network(x: Tensor, t: Tensor, _: Any) -> Tensor:
             return apply_unet(self.unet, x, t, self.null)
@@ -115,50 +117,55 @@ class BaseModel:
         return self
 
     def reference(self, folder: Path) -> dict[str, str]:
-        """What a model in `folder` remembers of its base: the way there, and what must be found."""
+        """Return how a model in `folder` refers to its base in its index: path or commit, and sha256."""
         if self.origin is not None:
             return {"hub": self.origin.name, "revision": self.origin.commit, "sha256": self.sha256}
         return {"path": os.path.relpath(self.folder.resolve(), folder.resolve()), "sha256": self.sha256}
 
 
 def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu") -> BaseModel:
-    """The base that the index of a model in `folder` refers to; its path starts from there.
+    """Open the base that a model's index refers to.
+
+    Args:
+        folder: the model's folder, from which a relative path starts.
+        reference: `base` of its index: {path, sha256} or {hub, revision, sha256}.
+        device: where the networks are put.
 
     Raises:
         UserError: it is not there, or has changed since.
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
-            found = BaseModel.open(_beside(folder, path), device)
+            base = BaseModel.open(_beside(folder, path), device)
         case {"hub": str(name), "revision": str(commit), "sha256": str(sha256)} if HUB_NAME.fullmatch(
             name
         ) and COMMIT.fullmatch(commit):
-            found = BaseModel.open(name, device, revision=commit)
+            base = BaseModel.open(name, device, revision=commit)
         case _:
             raise UserError(
-                f"{folder / parts.INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
+                f"{folder / INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
                 "model on the Hub, its commit as revision, and a sha256"
             )
-    if found.sha256 != sha256:
+    if base.sha256 != sha256:
         raise UserError(
-            f"{found.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
+            f"{base.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
             "noise schedule have changed since"
         )
-    return found
+    return base
 
 
 def _beside(folder: Path, path: str) -> Path:
-    place = Path(os.path.normpath(folder.resolve() / path))
-    if not place.is_dir():
+    base = Path(os.path.normpath(folder.resolve() / path))
+    if not base.is_dir():
         raise UserError(
-            f"{folder} is built on the frozen model {place}, which is not there; put it back, or mend "
-            f"base.path in {folder / parts.INDEX}"
+            f"{folder} is built on the frozen model {base}, which is not there; put it back, or mend "
+            f"base.path in {folder / INDEX}"
         )
-    return place
+    return base
 
 
-def _found(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
-    """A base's folder, and where on the Hub it is from: a name that is a folder is that folder."""
+def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
+    """Return a base's folder, and its commit on the Hub; a name that is a folder is that folder."""
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):
         if revision is not None:
@@ -175,13 +182,13 @@ def _found(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a copy has an index, and weights in each of its parts."""
-    there = [folder / part for part in _WEIGHED if (folder / part).is_dir()]
-    return (folder / parts.INDEX).is_file() and all(any(part.glob("*.safetensors")) for part in there)
+    """Return whether a copy has an index, and weights in each of its components."""
+    components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
+    return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
-def _refuse_schedule(folder: Path, schedule: Schedule) -> None:
-    """PDAE's formulas hold for a^2 + s^2 = 1, and divide by a."""
+def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
+    """Check that a^2 + s^2 = 1 and a > 0, for which PDAE's formulas hold."""
     preserving = torch.allclose(schedule.a.square() + schedule.s.square(), torch.ones_like(schedule.a))
     if not preserving or schedule.a[-1] <= 0:
         what = "ends in pure noise (zero_terminal)" if preserving else "is a flow"
@@ -189,7 +196,7 @@ def _refuse_schedule(folder: Path, schedule: Schedule) -> None:
 
 
 @torch.no_grad()
-def _null(folder: Path, conditioner: Conditioner, device: torch.device | str) -> Condition:
+def _null(folder: ModelFolder, conditioner: Conditioner, device: torch.device | str) -> Condition:
     try:
         null = conditioner(**{name: value.to(device) for name, value in conditioner.null_inputs().items()})
     except ConditioningError as error:

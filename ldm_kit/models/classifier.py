@@ -1,10 +1,9 @@
-"""A trained noisy classifier p(y | x_t, t): load it, save it, ask it.
+"""A trained noisy classifier p(y | x_t, t): load it, save it, evaluate it.
 
-A folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise that it knows) and
-`model_index.json`, which also says by fingerprint whose latents it sees.
+A folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise that it was trained under)
+and `model_index.json`, which also holds the fingerprint of the autoencoder whose latents it classifies.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.models import folder as parts
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.models.folder import CLASSIFIER, INDEX, ModelFolder, prepare_network
+from ldm_kit.models.saving import scheduler_entry, write_index
 from ldm_kit.nets.half_unet import HalfUNet
 from ldm_kit.solvers.samplers import default_scheduler
 
@@ -25,23 +24,30 @@ _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 
 @dataclass(eq=False)
 class NoisyClassifier:
-    """A network in evaluation mode, the names of its classes, its noise schedule, and whose latents it sees."""
+    """A network in evaluation mode, the names of its classes, its noise schedule, and whose latents it classifies."""
 
     net: HalfUNet
     classes: tuple[str, ...]  # in the order of the network's outputs
     schedule_config: ScheduleConfig
-    first_stage: str | None  # `first_stage_of` the autoencoder; None: it sees pixels
+    first_stage: str | None  # `first_stage_of` the autoencoder; None: it classifies pixels
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(Z, h, w) of what it sees."""
-        about: Any = self.net.config
-        return about.in_channels, about.sample_size, about.sample_size
+        """Shape (channels, height, width) of its input."""
+        config: Any = self.net.config
+        return config.in_channels, config.sample_size, config.sample_size
 
     def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
-        """log p(y | x_t, t), float32 [B, K], of x_t [B, Z, h, w] at integer times t [B]; its gradient follows x.
+        """Return log p(y | x_t, t); gradients flow to x.
 
         It computes in the dtype of its weights, even within an autocast: guidance needs exact gradients.
+
+        Args:
+            x: x_t [B, Z, h, w].
+            t: integer times [B].
+
+        Returns:
+            float32 [B, K] over the classes.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.net(x, t).float().log_softmax(1)
@@ -59,44 +65,41 @@ class NoisyClassifier:
         self.net.save_pretrained(folder / "classifier")
         scheduler.save_pretrained(folder / "scheduler")
         index = {
-            "_class_name": parts.CLASSIFIER,
+            "_class_name": CLASSIFIER,
             "classifier": _ENTRY,
-            "scheduler": ("diffusers", type(scheduler).__name__),
+            "scheduler": scheduler_entry(scheduler),
             "first_stage": self.first_stage,
         }
-        (folder / parts.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        parts.strip_paths(folder)
+        write_index(folder, index)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "NoisyClassifier":
-        """Open a saved folder, or the finished one in a run's folder. No pickled or remote code is run.
+        """Load a saved folder, or the finished one in a run's folder. No pickled or remote code is run.
 
         Raises:
-            UserError: no such folder, a model that is no classifier, or a part that is missing, broken or unknown.
+            UserError: no such folder, a model that is no classifier, or a component that is missing, broken or
+                unknown.
         """
-        folder = parts.model_folder(Path(folder))
-        stage = _first_stage(folder)
-        schedule, *_ = parts.schedule(folder)
-        net = parts.component(folder, "classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet})
-        set_attention(net, torch.device(device), "auto")
-        net.eval().requires_grad_(False)
-        return cls(net, tuple(net.config.classes), schedule, stage).to(device)
+        opened = ModelFolder.open(folder, "classifier")
+        first_stage = _first_stage(opened)
+        schedule = opened.noise().schedule
+        net = prepare_network(opened.component("classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet}), device)
+        return cls(net, tuple(net.config.classes), schedule, first_stage)
 
 
 def first_stage_of(vae: nn.Module | None) -> str | None:
-    """The fingerprint by which a classifier knows the autoencoder whose latents it sees; None for None, pixels."""
+    """Return the fingerprint of an autoencoder, by which a classifier knows it; None for None, which is pixels."""
     return None if vae is None else weights_digest(vae)
 
 
-def _first_stage(folder: Path) -> str | None:
-    """Whose latents it sees, once the index is known to be a classifier's."""
-    index = parts.read_json(folder / parts.INDEX, f"{folder} is no saved classifier: its {parts.INDEX}")
-    kind, entry, stage = (index.get(name) for name in ("_class_name", "classifier", "first_stage"))
-    if kind != parts.CLASSIFIER:
-        what = "a diffusion model" if "unet" in index else "no noisy classifier"
-        raise UserError(f"{folder} holds {what} ({kind}); expected what `method: classifier` trains")
+def _first_stage(folder: ModelFolder) -> str | None:
+    """Return the fingerprint in a classifier's index, once the index is known to be a classifier's."""
+    if folder.class_name != CLASSIFIER:
+        what = "a diffusion model" if "unet" in folder else "no noisy classifier"
+        raise UserError(f"{folder} holds {what} ({folder.class_name}); expected what `method: classifier` trains")
+    entry, first_stage = folder.index.get("classifier"), folder.index.get("first_stage")
     if entry != _ENTRY:
         raise UserError(f"{folder}: classifier is {entry}, expected {_ENTRY}; no other code is run")
-    if not isinstance(stage, str | None):
-        raise UserError(f"{folder / parts.INDEX}: first_stage is {stage!r:.60}; expected a fingerprint, or null")
-    return stage
+    if not isinstance(first_stage, str | None):
+        raise UserError(f"{folder.path / INDEX}: first_stage is {first_stage!r:.60}; expected a fingerprint, or null")
+    return first_stage

@@ -1,9 +1,10 @@
-"""Semantic codes of pictures, and the part of a semantic model's folder that they need.
+"""Semantic codes of pictures, their statistics, and the part of a semantic model's folder that they need.
 
 Codes are computed in float32, from pictures as they are: no mirrored views (Preechakul et al. 2022, section 3.4).
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +15,7 @@ from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.models import folder as parts
+from ldm_kit.models.folder import SEMANTIC, ModelFolder, prepare_network
 from ldm_kit.training.checkpoint import save_tensors
 
 Encoder = SemanticEncoder | StridedEncoder
@@ -24,68 +25,81 @@ STATISTICS = "statistics.safetensors"
 SMALLEST = 1e-6  # deviation of a dimension in which all codes agree
 
 
+class CodeStatistics(NamedTuple):
+    """Mean and deviation of each dimension of the training set's codes: mean, std float32 [D]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Return codes [N, D] with mean 0 and deviation 1 over the training set."""
+        return (z - self.mean) / self.std
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """Return codes [N, D] as the encoder gives them, from normalised ones."""
+        return z * self.std + self.mean
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/statistics.safetensors."""
+        save_tensors({"mean": self.mean, "std": self.std}, folder / STATISTICS)
+
+    @classmethod
+    def load(cls, folder: Path, width: int) -> "CodeStatistics":
+        """Read `folder`/statistics.safetensors.
+
+        Raises:
+            UserError: the file is missing, broken, or of codes of another width than `width`.
+        """
+        try:
+            tensors = load_file(folder / STATISTICS)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {folder / STATISTICS}: {' '.join(str(error).split()):.200}") from None
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shapes != {"mean": (width,), "std": (width,)}:
+            raise UserError(f"{folder / STATISTICS} holds {shapes}; expected mean and std of {width} numbers each")
+        return cls(tensors["mean"].float(), tensors["std"].float())
+
+
+def code_statistics(z: Tensor) -> CodeStatistics:
+    """Measure mean and deviation of codes z [N, D], in float64; a deviation is never 0."""
+    std, mean = torch.std_mean(z.double(), dim=0, correction=0)
+    return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
+
+
 @torch.no_grad()
 def encode(encoder: Encoder, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Codes [N, D] float32 on the CPU of pictures uint8 [N, C, R, R]."""
+    """Encode pictures uint8 [N, C, R, R] to codes [N, D] float32 on the CPU."""
     device = next(encoder.parameters()).device
     batches = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
-    found = [encoder(to_unit(part.to(device))).float().cpu() for part in batches]
-    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *found])
+    codes = [encoder(to_unit(batch.to(device))).float().cpu() for batch in batches]
+    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: int = 64) -> Tensor:
-    """Codes [N, D] float32 on the CPU of a whole set, read a batch at a time."""
-    return torch.cat([encode(encoder, pictures.pictures(part)) for part in chunks(pictures, batch)])
+    """Encode a whole set, read a batch at a time, to codes [N, D] float32 on the CPU."""
+    return torch.cat([encode(encoder, pictures.pictures(indices)) for indices in chunks(pictures, batch)])
 
 
-def code_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each dimension of codes [N, D], float32 [D]; a deviation is never 0."""
-    std, mean = torch.std_mean(z.double(), dim=0, correction=0)
-    return mean.float(), std.clamp_min(SMALLEST).float()
-
-
-def save_statistics(folder: Path, mean: Tensor, std: Tensor) -> None:
-    """Write `folder`/statistics.safetensors."""
-    save_tensors({"mean": mean, "std": std}, folder / STATISTICS)
-
-
-def load_statistics(folder: Path, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [width] of codes; raises UserError where the file is missing, broken or of another width."""
-    try:
-        found = load_file(folder / STATISTICS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {folder / STATISTICS}: {' '.join(str(error).split()):.200}") from None
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    if shapes != {"mean": (width,), "std": (width,)}:
-        raise UserError(f"{folder / STATISTICS} holds {shapes}; expected mean and std of {width} numbers each")
-    return found["mean"].float(), found["std"].float()
-
-
-def read_index(folder: Path) -> dict[str, object]:
-    """The index of a semantic model's folder; raises UserError for a folder of anything else."""
-    index = parts.read_json(folder / parts.INDEX, f"{folder} is no saved model: its {parts.INDEX}")
-    if (kind := index.get("_class_name")) != parts.SEMANTIC:
-        raise UserError(
-            f"{folder} holds a {kind}, which has no semantic codes; expected what `method: diffae`, `pdae` or `prior` "
-            "trains"
-        )
-    return index
-
-
-def open_encoder(folder: Path) -> Encoder:
-    """The frozen encoder of a semantic model's folder, in evaluation mode.
+def open_semantic(path: Path | str) -> ModelFolder:
+    """Open a semantic model's folder, or the finished one in a run's folder.
 
     Raises:
-        UserError: another kind of model, or an encoder that is missing, broken or unknown.
+        UserError: no such folder, or a model of another kind.
     """
-    kind = entry(folder, read_index(folder), "encoder", dict.fromkeys(ENCODERS, LIBRARY))
-    return parts.component(folder, "encoder", kind, ENCODERS).eval().requires_grad_(False)
+    folder = ModelFolder.open(path)
+    if folder.class_name != SEMANTIC:
+        raise UserError(
+            f"{folder} holds a {folder.class_name}, which has no semantic codes; expected what `method: diffae`, "
+            "`pdae` or `prior` trains"
+        )
+    return folder
 
 
-def entry(folder: Path, index: dict[str, object], name: str, known: dict[str, str]) -> str:
-    """The class of a part that an index names, out of known classes (each with its library); raises UserError."""
-    said = index.get(name)
-    for kind, library in known.items():
-        if said == [library, kind]:
-            return kind
-    raise UserError(f"{folder}: {name} is {said!r:.80}, expected {' or '.join(known)}; no other code is run")
+def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Encoder:
+    """Load the frozen encoder of a semantic model's folder on a device.
+
+    Raises:
+        UserError: an encoder that is missing, broken or unknown.
+    """
+    kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
+    return prepare_network(folder.component("encoder", kind, ENCODERS), device)

@@ -1,4 +1,4 @@
-"""What guides a generator from outside, a noisy classifier or a worse model, and whether it fits."""
+"""Whether a guide, a noisy classifier or a guide model, can steer a model: what both have to share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,38 +18,48 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 
 
 class LatentSpace(NamedTuple):
-    """Where a network is at home: what it sees, and under which noise."""
+    """What a guide must share with the model: noise schedule, latent shape, autoencoder."""
 
     schedule: ScheduleConfig
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (channels, height, width)
     first_stage: str | None  # fingerprint of the autoencoder; None: pixels
 
 
-def check_compatible(who: str, theirs: LatentSpace, ours: LatentSpace) -> None:
-    """Refuse a guide that is not at home where the generator is.
+def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -> None:
+    """Check that a guide works in the space in which the model samples.
+
+    Args:
+        guide: what a sentence calls the guide.
+        of_guide: the guide's space.
+        of_model: the model's.
 
     Raises:
         UserError: another noise schedule, shape or autoencoder; names both sides.
     """
-    if not _alike(theirs.schedule, ours.schedule):
-        raise UserError(f"{who} knows {_noise(theirs.schedule)}, but the generator draws under {_noise(ours.schedule)}")
-    if theirs.shape != ours.shape:
-        raise UserError(f"{who} sees (channels, height, width) {theirs.shape}, but the generator draws {ours.shape}")
-    if theirs.first_stage != ours.first_stage:
-        raise UserError(f"{who} sees {_stage(theirs.first_stage)}, but the generator draws {_stage(ours.first_stage)}")
+    if not _same_noise(of_guide.schedule, of_model.schedule):
+        raise UserError(
+            f"{guide} was trained under {_noise(of_guide.schedule)}, but the model samples under "
+            f"{_noise(of_model.schedule)}"
+        )
+    if of_guide.shape != of_model.shape:
+        raise UserError(
+            f"{guide} takes (channels, height, width) {of_guide.shape}, but the model samples {of_model.shape}"
+        )
+    if of_guide.first_stage != of_model.first_stage:
+        raise UserError(
+            f"{guide} takes {_stage(of_guide.first_stage)}, but the model samples {_stage(of_model.first_stage)}"
+        )
 
 
-def _alike(one: ScheduleConfig, other: ScheduleConfig) -> bool:
+def _same_noise(one: ScheduleConfig, other: ScheduleConfig) -> bool:
     return one.num_train_timesteps == other.num_train_timesteps and torch.allclose(
         build(one).a, build(other).a, rtol=0, atol=1e-6
     )
 
 
 def _noise(config: ScheduleConfig) -> str:
-    said = ", ".join(
-        f"{name} {value}" for name, value in config.model_dump(exclude={"betas"}, exclude_none=True).items()
-    )
-    return f"the noise schedule ({said})"
+    values = config.model_dump(exclude={"betas"}, exclude_none=True)
+    return f"the noise schedule ({', '.join(f'{name} {value}' for name, value in values.items())})"
 
 
 def _stage(fingerprint: str | None) -> str:
@@ -57,10 +67,14 @@ def _stage(fingerprint: str | None) -> str:
 
 
 def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
-    """The classifier's labels [B] of classes given by name.
+    """Return the labels, int64 [B], of classes given by name.
+
+    Args:
+        classes: names of the classifier's classes, in the order of its outputs.
+        names: B names.
 
     Raises:
-        UserError: a class that it does not know; names the nearest.
+        UserError: a name that is no class; names the nearest.
     """
     for name in names:
         if name not in classes:
@@ -73,7 +87,7 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FixedCondition:
-    """A denoiser that has its own condition, whatever it is asked: a guide's conditioner is not the generator's."""
+    """A denoiser under its own condition, whatever it is given: a guide's conditioner is not the model's."""
 
     denoiser: Denoiser
     cond: Any
@@ -88,10 +102,10 @@ class FixedCondition:
 
 
 def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[str]:
-    """What prompts mean to a classifier: the names of classes, said to a generator of classes or of anything.
+    """Return the names of the classes that prompts of an unconditional or a class-conditional model mean.
 
     Raises:
-        UserError: a generator from text, whose prompts name no class.
+        UserError: a model of text, whose prompts name no class.
     """
     match conditioner:
         case NoCondition():
@@ -102,10 +116,11 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
             raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
 
 
-def check_same_condition(theirs: Conditioner, ours: Conditioner) -> None:
-    """Refuse a worse model that is told other things than the generator; raises UserError."""
-    if (kinds := [_kind(theirs), _kind(ours)])[0] != kinds[1]:
-        raise UserError(f"the worse model draws from {kinds[0]}, but the generator draws from {kinds[1]}")
+def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
+    """Check that a guide model takes the same kind of condition as the model; raises UserError."""
+    guide, model = _kind(of_guide), _kind(of_model)
+    if guide != model:
+        raise UserError(f"the guide model samples from {guide}, but the model samples from {model}")
 
 
 def _kind(conditioner: Conditioner) -> str:

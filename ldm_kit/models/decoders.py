@@ -1,7 +1,7 @@
 """The two decoders of semantic codes: DiffAE's U-Net, and PDAE's gradient estimator on a frozen model.
 
-Both walk a latent (in pixels: the picture) up to its noise x_T and down again under a code. In pixels x_0 is clipped to
-the picture's range at every step, both ways; in latents never.
+Both encode a latent (in pixels: the picture) to its noise x_T, up in time, and decode it down again, under a code z. In
+pixels x_0 is clipped to the picture's range at every step, both ways; in latents never.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,11 +30,11 @@ from ldm_kit.diffusion.pdae import (
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
-from ldm_kit.models import codes
-from ldm_kit.models import folder as parts
 from ldm_kit.models.base_model import BaseModel, reopen_base
+from ldm_kit.models.components import FIRST_STAGE
+from ldm_kit.models.folder import ModelFolder, prepare_network
 from ldm_kit.models.prior import strided
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.models.saving import scheduler_entry, scheduler_to_save
 from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
@@ -43,7 +43,7 @@ _UNET, _SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.s
 
 
 class TrajectoryTarget(NamedTuple):
-    """Where PDAE's trajectories of a batch lead, beside its own codes."""
+    """Codes towards which every step of a PDAE's trajectories is interpolated."""
 
     z: Tensor  # [B, D]
     weight: Tensor  # [B], 0: the batch's own code; 1: this one
@@ -51,7 +51,7 @@ class TrajectoryTarget(NamedTuple):
 
 @dataclass(eq=False)
 class CodeDecoder:
-    """DiffAE's: a U-Net told the code, with its own noise schedule and, in latents, autoencoder."""
+    """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, in latents, the autoencoder."""
 
     unet: SemanticUNet
     vae: Vae | None
@@ -71,27 +71,27 @@ class CodeDecoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(Z, h, w) of what is walked."""
-        about = self.unet.config
-        return about["channels"], about["sample_size"], about["sample_size"]
+        """Shape (channels, height, width) of the latent that is denoised."""
+        config = self.unet.config
+        return config["channels"], config["sample_size"], config["sample_size"]
 
     def denoiser(self) -> Denoiser:
-        """What predicts under a `condition_of(z)`, clipped in pixels."""
+        """Return the denoiser, clipped in pixels; its condition is a `condition_of(z)`."""
         network = autocast_network(partial(apply_semantic, self.unet), self.precision)
         return clip_pixels(NetworkDenoiser(network, self.schedule, self.target), self.vae)
 
     def grid(self, steps: int) -> list[int]:
-        """Rising times from 0 on (Preechakul et al. 2022's code: `ddimN`); clean data is a step below the first."""
+        """Return rising times from 0 on (`ddimN` of Preechakul et al. 2022); clean data is a step below the first."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """From latents to the stochastic code (Preechakul et al. 2022, eq. 8)."""
+        """Encode latents x [B, ...] to the stochastic code x_T, step by step (Preechakul et al. 2022, eq. 8)."""
         return stochastic_code(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """From noise to latents; raises UserError for a stop and for trajectories, which need a frozen model."""
+        """Decode noise x [B, ...] to latents; raises UserError for a stop or trajectories, which need a base model."""
         if stop:
             raise UserError(f"stop is {stop}, but this model has no frozen one to leave steps to; expected 0")
         if towards is not None:
@@ -107,11 +107,11 @@ class CodeDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `unet/`, `scheduler/` and `vae/`."""
-        scheduler = parts.scheduler(self.schedule_config, self.target, "small", pixels=self.vae is None)
+        """Write `unet/`, `scheduler/` and `vae/`; return their entries for the index."""
+        scheduler = scheduler_to_save(self.schedule_config, self.target, "small", pixels=self.vae is None)
         scheduler.save_pretrained(folder / "scheduler")
         self.unet.save_pretrained(folder / "unet")
-        entries: dict[str, Any] = {"unet": _UNET, "scheduler": ("diffusers", type(scheduler).__name__)}
+        entries: dict[str, Any] = {"unet": _UNET, "scheduler": scheduler_entry(scheduler)}
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
             entries["vae"] = ("diffusers", type(self.vae).__name__)
@@ -120,7 +120,7 @@ class CodeDecoder:
 
 @dataclass(eq=False)
 class ShiftDecoder:
-    """PDAE's: a frozen model, shifted by a learned gradient that is told the code."""
+    """PDAE's decoder: a frozen base model, shifted by a learned gradient that is conditioned on the code."""
 
     shift: ShiftUNet
     base: BaseModel
@@ -133,7 +133,7 @@ class ShiftDecoder:
 
     @property
     def vae(self) -> Vae | None:
-        """The base's."""
+        """The base model's autoencoder; None: pixels."""
         return self.base.vae
 
     @property
@@ -143,12 +143,16 @@ class ShiftDecoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(Z, h, w) of what is walked."""
-        about = self.base.unet.config
-        return about["in_channels"], about["sample_size"], about["sample_size"]
+        """Shape (channels, height, width) of the latent that is denoised."""
+        config = self.base.unet.config
+        return config["in_channels"], config["sample_size"], config["sample_size"]
 
     def denoiser(self, towards: TrajectoryTarget | None = None) -> Denoiser:
-        """What predicts under a `condition_of(z)`, on the way to other codes if wished, clipped in pixels."""
+        """Return the shifted denoiser, clipped in pixels; its condition is a `condition_of(z)`.
+
+        Args:
+            towards: other codes and weights, between which and the condition's every step's gradient lies.
+        """
 
         def network(x: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
             return self.shift(x, t, cond.vector, self.base.null)
@@ -162,25 +166,25 @@ class ShiftDecoder:
         return clip_pixels(shifted, self.vae)
 
     def frozen(self) -> Denoiser:
-        """The base alone, clipped in pixels."""
+        """Return the base model's denoiser, clipped in pixels."""
         plain = self.base.denoiser(self.schedule)
         return clip_pixels(replace(plain, network=autocast_network(plain.network, self.precision)), self.vae)
 
     def grid(self, steps: int) -> list[int]:
-        """PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""
+        """Return PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""
         try:
             return pdae_grid(len(self.schedule), steps)
         except ValueError as error:
             raise UserError(f"steps: {error}") from None
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """From latents to their noise."""
+        """Encode latents x [B, ...] to their noise, step by step."""
         return pdae_encode(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """From noise to latents; a share `stop` of the steps, the last ones, is the base's alone.
+        """Decode noise x [B, ...] to latents; a share `stop` of the steps, the last ones, is the base model's alone.
 
         Towards other codes every step takes (1 - w) G(z) + w G(z'): trajectory interpolation (Zhang et al. 2022).
         """
@@ -195,7 +199,7 @@ class ShiftDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `shift/`; of the base, a reference alone."""
+        """Write `shift/`; return its entry for the index, and the reference to the base."""
         self.shift.save_pretrained(folder / "shift")
         return {"shift": _SHIFT, "base": self.base.reference(folder)}
 
@@ -203,24 +207,18 @@ class ShiftDecoder:
 Decoder = CodeDecoder | ShiftDecoder
 
 
-def load(folder: Path, index: dict[str, object], device: torch.device | str) -> Decoder:
-    """The decoder of a semantic model's folder, in evaluation mode, not yet on the device that it is for.
+def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
+    """Load the decoder of a semantic model's folder, in evaluation mode, on a device.
 
     Raises:
-        UserError: a part that is missing, broken or unknown, or a frozen base that is not there or has changed.
+        UserError: a component that is missing, broken or unknown, or a base model that is not there or has changed.
     """
-    found = _shift(folder, index) if "shift" in index else _unet(folder, index)
-    nets = (found.shift, found.base.unet) if isinstance(found, ShiftDecoder) else (found.unet,)
-    for net in nets:
-        set_attention(net, device, "auto")
-    for module in (*nets, found.vae):
-        if module is not None:
-            module.eval().requires_grad_(False)
-    return found
+    decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
+    return decoder.to(device)
 
 
 def autocast_network(network: Callable[..., Any], precision: torch.dtype | None) -> Callable[..., Any]:
-    """A network of (x, t, cond) under autocast to `precision`; None: as it is."""
+    """Return a network of (x, t, cond) that runs under autocast to `precision`; None: without."""
 
     def call(x: Tensor, t: Tensor, cond: Any) -> Any:
         with nullcontext() if precision is None else torch.autocast(x.device.type, precision):
@@ -230,30 +228,32 @@ def autocast_network(network: Callable[..., Any], precision: torch.dtype | None)
 
 
 def clip_pixels(denoiser: Denoiser, vae: Vae | None) -> Denoiser:
-    """Clipped in pixels, which have a range; as it is in latents."""
+    """Return the denoiser with x_0 clipped in pixels (vae is None), which have a range; unchanged in latents."""
     return Clipped(denoiser) if vae is None else denoiser
 
 
-def _unet(folder: Path, index: dict[str, object]) -> CodeDecoder:
-    kind = codes.entry(folder, index, "unet", {_UNET[1]: _UNET[0]})
-    unet = parts.component(folder, "unet", kind, {kind: SemanticUNet})
+def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
+    kind = folder.entry("unet", {_UNET[1]: _UNET[0]})
+    unet = prepare_network(folder.component("unet", kind, {kind: SemanticUNet}), device)
     vae = None
-    if "vae" in index:
-        kind = codes.entry(folder, index, "vae", dict.fromkeys(parts.FIRST_STAGE, "diffusers"))
-        vae = parts.component(folder, "vae", kind, parts.FIRST_STAGE)
-    schedule, target, _ = parts.schedule(folder)
-    return CodeDecoder(unet, vae, schedule, target)
+    if "vae" in folder:
+        kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
+        vae = prepare_network(folder.component("vae", kind, FIRST_STAGE), device, attention=False)
+    noise = folder.noise()
+    return CodeDecoder(unet, vae, noise.schedule, noise.prediction_type)
 
 
-def _shift(folder: Path, index: dict[str, object]) -> ShiftDecoder:
-    kind = codes.entry(folder, index, "shift", {_SHIFT[1]: _SHIFT[0]})
-    base = reopen_base(folder, index.get("base"))
-    return ShiftDecoder(parts.component(folder, "shift", kind, {kind: _On(base)}), base)
+def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:
+    kind = folder.entry("shift", {_SHIFT[1]: _SHIFT[0]})
+    base = reopen_base(folder.path, folder.index.get("base"))
+    shift = prepare_network(folder.component("shift", kind, {kind: _WithBase(base)}), device)
+    prepare_network(base.unet, device)
+    return ShiftDecoder(shift, base)
 
 
 @dataclass(frozen=True)
-class _On:
-    """`ShiftUNet` with its base, where `parts.component` expects a class."""
+class _WithBase:
+    """`ShiftUNet` with its base model, where `ModelFolder.component` expects a class."""
 
     base: BaseModel
 

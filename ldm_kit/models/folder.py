@@ -1,16 +1,17 @@
-"""The parts of a saved model's folder: opened strictly, and written without traces of the machine that wrote them.
+"""A saved model's folder: opened once, strictly, and handed to whatever is built from it.
 
-A folder is read as data: known classes from known libraries, safetensors, JSON. What else it asks for is refused.
+A folder is read as data: known classes from known libraries, safetensors, JSON. Any other class or code is refused.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from torch import nn
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
@@ -18,45 +19,36 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.execution import set_attention
-from ldm_kit.solvers.samplers import default_scheduler, from_scheduler_config, learns_variance, to_scheduler
+from ldm_kit.solvers.samplers import from_scheduler_config, learns_variance
 
 INDEX = "model_index.json"
-CLASSIFIER = "ldm_kit.NoisyClassifier"  # what a saved noisy classifier's index calls itself
-SEMANTIC = "ldm_kit.SemanticModel"  # ... and a semantic model's
-FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-UNET: Mapping[str, Any] = {
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "UNet2DModel": UNet2DModel,
-    "AdmUNet": AdmUNet,
-}
-OURS: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> where it is ours, not diffusers'
-KNOWN: Mapping[str, tuple[str, tuple[str, ...]]] = {  # part -> (library, classes)
-    "vae": ("diffusers", tuple(FIRST_STAGE)),
-    "vqvae": ("diffusers", tuple(FIRST_STAGE)),
-    "unet": ("diffusers", tuple(UNET)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
-}
-_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
+CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
+SEMANTIC = "ldm_kit.SemanticModel"  # ... and of a semantic model
 
 
-def model_folder(place: Path) -> Path:
-    """The model's folder: `place` itself, or the finished model in a run's folder."""
-    inside = place / "model"
-    return inside if not (place / INDEX).exists() and (inside / INDEX).exists() else place
+class Noise(NamedTuple):
+    """What a folder's scheduler says: the noise schedule, the network's output, and the variance of ddpm's steps."""
+
+    schedule: ScheduleConfig
+    prediction_type: PredictionType
+    variance: VarianceType
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model's folder: `path` itself, or the finished model in a run's folder."""
+    inside = path / "model"
+    return inside if not (path / INDEX).exists() and (inside / INDEX).exists() else path
 
 
 def device_named(name: str | None) -> torch.device:
-    """A device that works; None: the accelerator, or else the CPU.
+    """Return a device that works; for None the accelerator, or else the CPU.
 
     Raises:
         UserError: there is no such device.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
@@ -66,205 +58,137 @@ def device_named(name: str | None) -> torch.device:
     return device
 
 
-def read_index(folder: Path) -> dict[str, str]:
-    """The classes of a saved model's parts, by part, from its model_index.json.
+def prepare_network(net: nn.Module, device: torch.device | str, *, attention: bool = True) -> Any:
+    """Put a loaded network on a device, in evaluation mode and without gradients; the one place that lays it out.
 
-    Raises:
-        UserError: no such folder or file, a part that we do not know or that brings its own code, or a part missing.
+    Args:
+        net: a network whose weights are loaded.
+        device: where it is put.
+        attention: whether its attention takes the kernel that suits the device; first stages and conditioners keep
+            their own.
     """
-    index = read_json(folder / INDEX, f"{folder} is no saved model: its {INDEX}")
-    if index.get("_class_name") == CLASSIFIER:
-        raise UserError(f"{folder} holds a noisy classifier, which guides but cannot draw; expected a diffusion model")
-    if index.get("_class_name") == SEMANTIC:
-        raise UserError(f"{folder} holds a semantic model, which draws from codes; expected a plain diffusion model")
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
-    for name, value in parts.items():
-        if name not in _UNUSED:
-            _refuse_foreign(folder, name, value)
-    if lost := [name for name in ("unet", "scheduler") if name not in parts]:
-        raise UserError(
-            f"{folder / INDEX} names no {lost[0]}; expected a latent diffusion model in the diffusers layout"
-        )
-    return {name: value[1] for name, value in parts.items()}
+    if attention:
+        set_attention(net, torch.device(device), "auto")
+    return net.to(device).eval().requires_grad_(False)
 
 
-def _refuse_foreign(folder: Path, name: str, value: Any) -> None:
-    if name not in KNOWN:
-        raise UserError(f"{folder} has a part {name!r} ({value}), which we cannot use; known are {', '.join(KNOWN)}")
-    library, classes = KNOWN[name]
-    if len(value) != 2 or value[1] not in classes or value[0] != OURS.get(value[1], library):
-        raise UserError(
-            f"{folder}: {name} is {value}, expected {library} with {' or '.join(classes)}; no other code is run"
-        )
-    if not (folder / name).is_dir():
-        raise UserError(f"{folder} is incomplete: its folder {name} is missing")
-    config = folder / name / "config.json"
-    if config.exists() and "auto_map" in read_json(config, str(config)):
-        raise UserError(
-            f"{config} asks for code of its own (auto_map), which is never run; expected a plain {value[1]}"
-        )
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder of a saved model (or of a component that has components of its own), with its index read once."""
+
+    path: Path
+    index: Mapping[str, Any]  # model_index.json; empty for a component's folder, which has none
+
+    @classmethod
+    def open(cls, path: Path | str, kind: str = "model") -> "ModelFolder":
+        """Open a model's folder, or the finished model in a run's folder, and read its index.
+
+        Args:
+            path: the folder.
+            kind: what the caller expects to find, for the error.
+
+        Raises:
+            UserError: no such folder, or its index is missing or no JSON object.
+        """
+        folder = model_folder(Path(path))
+        return cls(folder, read_json(folder / INDEX, f"{folder} is no saved {kind}: its {INDEX}"))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.index
+
+    def subfolder(self, name: str) -> "ModelFolder":
+        """Return the folder of a component that has components of its own, but no index."""
+        return ModelFolder(self.path / name, {})
+
+    @property
+    def class_name(self) -> Any:
+        """The class of the whole model, by its index."""
+        return self.index.get("_class_name")
+
+    def entry(self, name: str, known: Mapping[str, str]) -> str:
+        """Return the class of a component that the index names, out of known classes (each with its library).
+
+        Raises:
+            UserError: another class, or another library.
+        """
+        stated = self.index.get(name)
+        for kind, library in known.items():
+            if stated == [library, kind]:
+                return kind
+        raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(known)}; no other code is run")
+
+    def component(self, name: str, kind: str, classes: Mapping[str, Any]) -> Any:
+        """Load one network of diffusers' format, with all of its weights, on the CPU.
+
+        Args:
+            name: its folder.
+            kind: its class, as the index says.
+            classes: name -> class.
+
+        Raises:
+            UserError: its files are missing, broken, of another class, or do not fit together.
+        """
+        place = self.path / name
+        stated = read_json(place / "config.json", f"{place}/config.json").get("_class_name")
+        if stated != kind:
+            raise UserError(f"{place}/config.json is of class {stated}, but {INDEX} says {kind}")
+        with silence_diffusers():
+            try:
+                module, report = classes[kind].from_pretrained(
+                    place, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
+            except Exception as error:  # of many unrelated classes: broken JSON or weights, unknown blocks, shapes
+                raise UserError(f"cannot open {place}: {' '.join(str(error).split()):.300}") from None
+        if missing := report["missing_keys"]:
+            raise UserError(f"the weights in {place} lack {len(missing)} tensors, the first being {sorted(missing)[0]}")
+        return module
+
+    def noise(self) -> Noise:
+        """Read the scheduler's config.
+
+        Raises:
+            UserError: no scheduler_config.json, or one that our schedules cannot express.
+        """
+        path = self.path / "scheduler" / "scheduler_config.json"
+        config = read_json(path, str(path))
+        try:
+            schedule, prediction_type = from_scheduler_config(config)
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
+            ) from None
+        if learns_variance(config):
+            return Noise(schedule, prediction_type, "learned_range")
+        return Noise(schedule, prediction_type, "large" if config.get("variance_type") == "fixed_large" else "small")
+
+    def conditioner(self) -> Conditioner:
+        """Load the conditioner; raises UserError if its files are missing, broken, or do not fit together."""
+        with silence_diffusers():
+            try:
+                return conditioners.load(self.path)
+            except ConditioningError as error:
+                raise UserError(str(error)) from None
+            except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
+                raise UserError(f"cannot open the conditioner in {self}: {' '.join(str(error).split()):.300}") from None
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object; raises UserError, beginning with `what`, if it is missing or something else."""
+def read_json(path: Path, subject: str) -> dict[str, Any]:
+    """Read a JSON object; raises UserError, beginning with `subject`, if it is missing or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{what} is missing or no JSON object; expected a folder in the diffusers layout")
-    return found
-
-
-def component(folder: Path, name: str, kind: str, classes: Mapping[str, Any]) -> Any:
-    """One network of diffusers, with all of its weights.
-
-    Raises:
-        UserError: its files are missing, broken, of another class, or do not fit together.
-    """
-    place = folder / name
-    stated = read_json(place / "config.json", f"{place}/config.json").get("_class_name")
-    if stated != kind:
-        raise UserError(f"{place}/config.json is of class {stated}, but {INDEX} says {kind}")
-    with silence_diffusers():
-        try:
-            module, found = classes[kind].from_pretrained(
-                place, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        except Exception as error:  # of many unrelated classes: broken JSON or weights, unknown blocks, shapes
-            raise UserError(f"cannot open {place}: {' '.join(str(error).split()):.300}") from None
-    if lost := found["missing_keys"]:
-        raise UserError(f"the weights in {place} lack {len(lost)} tensors, the first being {sorted(lost)[0]}")
-    return module
-
-
-def schedule(folder: Path) -> tuple[ScheduleConfig, PredictionType, VarianceType]:
-    """What the folder's scheduler says of the noise, of the network's output, and of the variance of ddpm's steps.
-
-    Raises:
-        UserError: no scheduler_config.json, or one that our schedules cannot express.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path, str(path))
-    try:
-        found = from_scheduler_config(config)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
-        ) from None
-    if learns_variance(config):
-        return *found, "learned_range"
-    return *found, "large" if config.get("variance_type") == "fixed_large" else "small"
-
-
-def conditioner(folder: Path) -> Conditioner:
-    """The folder's conditioner; raises UserError if its files are missing, broken, or do not fit together."""
-    with silence_diffusers():
-        try:
-            return conditioners.load(folder)
-        except ConditioningError as error:
-            raise UserError(str(error)) from None
-        except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
-            raise UserError(f"cannot open the conditioner in {folder}: {' '.join(str(error).split()):.300}") from None
-
-
-def check_parts(folder: Path, vae: Any, unet: Any, conditioner: Conditioner, *, learned: bool) -> None:
-    """Refuse a U-Net that does not fit the first stage (None: pixels), the conditioner or the learned variance.
-
-    Raises:
-        UserError: channels or a width that differ; names both sides.
-    """
-    into, out = unet.config["in_channels"], unet.config["out_channels"]
-    channels = into if vae is None else vae.config["latent_channels"]
-    wanted = 2 * channels if learned else channels
-    if (into, out) != (channels, wanted):
-        what, variance = ("picture" if vae is None else "latent"), ("a learned" if learned else "no learned")
-        raise UserError(
-            f"{folder}: the U-Net has {into} channels in and {out} out, but a {what} has {channels}, and the scheduler "
-            f"says {variance} variance, with which {wanted} come out"
-        )
-    width = unet.config["cross_attention_dim"] if isinstance(unet, UNet2DConditionModel) else None
-    for what, ours, theirs in (
-        ("attends to tokens", width, conditioner.width),
-        ("takes a vector", _vector_width(unet), conditioner.vector_width),
-    ):
-        if ours != theirs:
-            raise UserError(f"{folder}: the U-Net {what} of width {ours}, but the conditioner's have {theirs}")
-
-
-class ModelParts(NamedTuple):
-    """The parts of a diffusion model, in evaluation mode and without gradients."""
-
-    vae: Any  # None: it draws pixels
-    unet: Any
-    conditioner: Conditioner
-    schedule: ScheduleConfig
-    target: PredictionType
-    variance: VarianceType
-
-
-def open_parts(folder: Path, device: torch.device | str) -> ModelParts:
-    """Everything in a diffusion model's folder, on a device.
-
-    Raises:
-        UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
-    """
-    index = read_index(folder)
-    noise = schedule(folder)
-    first = next((name for name in ("vae", "vqvae") if name in index), None)
-    vae = None if first is None else component(folder, first, index[first], FIRST_STAGE)
-    unet = component(folder, "unet", index["unet"], UNET)
-    set_attention(unet, torch.device(device), "auto")
-    told = conditioner(folder)
-    check_parts(folder, vae, unet, told, learned=noise[2] == "learned_range")
-    for module in (vae, unet, told):
-        if module is not None:
-            module.to(device).eval().requires_grad_(False)
-    return ModelParts(vae, unet, told, *noise)
-
-
-def _vector_width(unet: Any) -> int | None:
-    if unet.class_embedding is None:
-        return None
-    return unet.config.get("projection_class_embeddings_input_dim") or unet.time_embedding.linear_2.out_features
-
-
-def unet_entry(unet: Any) -> tuple[str, str]:
-    """What model_index.json says of a U-Net: library and class."""
-    name = type(unet).__name__
-    return OURS.get(name, "diffusers"), name
-
-
-def scheduler(config: ScheduleConfig, target: PredictionType, variance: VarianceType, *, pixels: bool) -> Any:
-    """The scheduler of a folder to be saved; plain diffusers clips pictures with it as we do, and no latents.
-
-    Raises:
-        UserError: diffusers cannot express the combination.
-    """
-    if variance == "large":
-        found: Any = to_scheduler("ddpm-large", config, target)
-    else:
-        found = default_scheduler(config, target, variance == "learned_range")
-    if "clip_sample" not in found.config:
-        return found
-    return type(found).from_config(found.config, clip_sample=pixels)
-
-
-def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
-    """The class of diffusers that opens a folder of these parts and a conditioner's entries; else ours."""
-    if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel) and "text_encoder" in entries:
-        return "StableDiffusionPipeline"
-    # a frozen encoder has no entry, yet is a condition
-    if entries or type(unet) is not UNet2DModel or unet.class_embedding is not None:
-        return "ldm_kit.Pipeline"
-    if vae is not None:
-        return "LDMPipeline"
-    return "DDIMPipeline" if isinstance(scheduler, DDIMScheduler) else "DDPMPipeline"
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{subject} is missing or no JSON object; expected a folder in the diffusers layout")
+    return content
 
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Without the advice that diffusers logs about weights; we say it in a sentence of our own."""
+    """Silence what diffusers logs about weights; our own sentence says it."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -276,7 +200,7 @@ def silence_diffusers() -> Iterator[None]:
 
 
 def strip_paths(folder: Path) -> None:
-    """Take paths of this machine out of the configs, and give weights the mode that the umask asks for."""
+    """Remove paths of this machine from the configs, and give weights the mode that the umask asks for."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

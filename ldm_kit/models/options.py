@@ -1,94 +1,171 @@
-"""A wish: how pictures are to be drawn, in the words of `sample.py`'s flags, and what can be wrong with it at once."""
+"""Sampling options: one description for scripts, configs and Python, and what a model makes of them.
 
-import math
-from dataclasses import dataclass, fields
+A field is a flag of `sample.py`: its name, help, range, default and error text. This module waits for no heavy library.
+"""
 
-from ldm_kit.config import UserError
-from ldm_kit.solvers.samplers import DIFFUSERS_PREFIX, SAMPLER_NAMES
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-CLIPS = ("auto", "none", "clip", "dynamic", "published")
-ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
-TAKES_ETA = ("ddim", "diffusers:DDIMScheduler")  # solvers that take eta
+from pydantic import Field, field_validator, model_validator
+
+from ldm_kit.config import Config, UserError
+
+if TYPE_CHECKING:
+    from ldm_kit.models.pipeline import Pipeline
+
 FAST_STEPS = 8  # of dpm++, whose pictures are about those of 50 (docs/performance.md, what steps are worth)
+ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
+TAKES_ETA = ("ddim", "diffusers:DDIMScheduler")
+_OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
+_OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How pictures are to be drawn. What is "auto" or None is settled by the model (`Pipeline.settled`)."""
+class SamplingOptions(Config):
+    """How pictures are sampled; "auto" and None are decided by the model (`resolve`)."""
 
-    steps: int = 20
-    solver: str = "dpm++"
-    guidance_scale: float = 3.0  # classifier-free; 1 is none
-    negative: str | None = None  # None: the null condition that training used
-    rescale: float = 0.0  # 0..1, how much of the guided prediction's contrast is taken back
-    interval: tuple[float, float] = (0.0, 1.0)  # of t / T, in which there is classifier-free guidance
-    spacing: str = "trailing"  # which training times the steps visit, `schedule.spaced`
-    eta: float = 0.0  # DDIM's noise; 1 is DDPM's
-    # Of the predicted picture, after guidance. auto: clip pixels to [-1, 1], leave latents alone; published: as clip,
-    # but not once more after Algorithm 2, which breaks pictures where the schedule ends in almost pure noise.
-    clip: str = "auto"
-    classifier_scale: float | None = None  # None: 1 where there is a classifier
-    classifier_class: str | None = None  # None: the prompts name the classes
-    algorithm: int | None = None  # Dhariwal & Nichol 2021: 1 shifts ddpm's mean, 2 eps; None: 1 for ddpm, else 2
-    autoguidance_scale: float | None = None  # None: 2 where there is a worse model; 1 is none
+    steps: int = Field(default=20, ge=1, description="sampling steps")
+    solver: str = Field(
+        default="dpm++", description="ddpm, ddpm-large, ddim, dpm++, unipc, heun, euler-a, sde or diffusers:CLASS"
+    )
+    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance")
+    negative_prompt: str | None = Field(
+        default=None, description="what to steer away from; left out: the null condition that training used"
+    )
+    guidance_rescale: float = Field(
+        default=0.0, ge=0, le=1, description="how much of guidance's added contrast is taken back"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="shares of time, LOW and HIGH, between which is guided; 0 is clean"
+    )
+    spacing: str = Field(
+        default="trailing", description="training times that are visited: trailing, leading, linspace; ddim25; 90,60,20"
+    )
+    eta: float = Field(default=0.0, ge=0, le=1, description="noise of ddim's steps; 1 is as much as ddpm's")
+    clip: Literal["auto", "none", "clip", "dynamic", "published"] = Field(
+        default="auto",
+        description="range of the predicted picture, after guidance; auto clips pixels to -1..1 and leaves latents; "
+        "published is clip, but not once more after --algorithm 2",
+    )
+    classifier_scale: float | None = Field(
+        default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"
+    )
+    classifier_class: str | None = Field(default=None, description="the classifier's class, in the prompts' place")
+    algorithm: Literal[1, 2] | None = Field(
+        default=None, description="of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps"
+    )
+    autoguidance_scale: float | None = Field(
+        default=None, ge=0, description="of guidance away from the guide model; 2 left out, 1 is no guidance"
+    )
+
+    @field_validator("solver")
+    @classmethod
+    def _known_solver(cls, solver: str) -> str:
+        from ldm_kit.solvers.samplers import DIFFUSERS_PREFIX, SAMPLER_NAMES
+
+        if solver not in SAMPLER_NAMES and not solver.startswith(DIFFUSERS_PREFIX):
+            raise ValueError(f"expected one of {', '.join(SAMPLER_NAMES)}, or {DIFFUSERS_PREFIX}CLASS")
+        return solver
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _rising_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
+        return interval
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SamplingOptions":
+        """Refuse options that exclude each other, whatever the model."""
+        if self.spacing != "trailing" and self.solver.startswith("diffusers:"):
+            raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
+        if self.eta > 0 and self.solver not in TAKES_ETA:
+            raise ValueError(f"--eta {self.eta:g} is for {TAKES_ETA[0]} alone, but --solver is {self.solver}")
+        if self.algorithm == 1 and self.solver not in ANCESTRAL:
+            raise ValueError(
+                f"--algorithm 1 shifts the mean of {' and '.join(ANCESTRAL)}, and {self.solver} has none; "
+                "expected --algorithm 2, or --solver ddpm"
+            )
+        if self.guidance_scale == 1 and (idle := self._given(_OF_CONDITION)):
+            raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
+        return self
+
+    def _given(self, names: tuple[str, ...]) -> str | None:
+        """Return the first of these options that differs from its default."""
+        defaults = SamplingOptions.model_fields
+        return next((name for name in names if getattr(self, name) != defaults[name].default), None)
+
+    def fast(self) -> "SamplingOptions":
+        """Return these options with as few steps as look alike, unless a number of steps was given."""
+        return self if "steps" in self.model_fields_set else self.model_copy(update={"steps": FAST_STEPS})
+
+    def resolve(self, model: "Pipeline") -> "ResolvedOptions":
+        """Decide all that is left to the model, and check that the model can follow.
+
+        Args:
+            model: a pipeline, with the guides that it is sampled with.
+
+        Raises:
+            UserError: options that this model has no use for or cannot follow; names the flag.
+        """
+        self._check_guides(model)
+        timesteps = self._timesteps(model)
+        decided: dict[str, Any] = {"steps": len(timesteps) - 1, "timesteps": timesteps}
+        if self.clip == "auto":
+            decided["clip"] = "clip" if model.vae is None else "none"
+        if model.classifier is not None and self.classifier_scale is None:
+            decided["classifier_scale"] = 1.0
+        if model.classifier is not None and self.algorithm is None:
+            decided["algorithm"] = 1 if self.solver in ANCESTRAL else 2
+        if model.autoguidance_model is not None and self.autoguidance_scale is None:
+            decided["autoguidance_scale"] = 2.0
+        resolved = ResolvedOptions(**self.model_dump() | decided)
+        resolved._check_sampler(model)
+        return resolved
+
+    def _check_guides(self, model: "Pipeline") -> None:
+        if model.classifier is None and (idle := self._given(_OF_CLASSIFIER)):
+            raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
+        if model.autoguidance_model is None and self.autoguidance_scale is not None:
+            raise UserError("--autoguidance_scale needs --autoguidance_model DIR, a worse model of the same pictures")
+        if model.conditioner.null is None and (idle := self._given(_OF_CONDITION)):
+            raise UserError(f"--{idle} is for models with a condition, and this one is unconditional")
+
+    def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
+        """Return the falling training times that the steps visit, -1 (clean) the last."""
+        from ldm_kit.diffusion.schedule import Spacing, respaced_timesteps
+
+        total = model.schedule_config.num_train_timesteps
+        try:
+            return tuple(respaced_timesteps(total, self.steps, self.spacing))
+        except ValueError as error:
+            what = f"--steps {self.steps}" if self.spacing in get_args(Spacing) else f"--spacing {self.spacing}"
+            raise UserError(f"{what}: {error}") from None
 
 
-def check_options(wish: SamplingOptions) -> None:
-    """Refuse what no model could draw.
+class ResolvedOptions(SamplingOptions):
+    """Sampling options of which a model has decided all that was left to it; what generation takes."""
 
-    Raises:
-        UserError: a number out of range, an unknown word, or two settings that exclude each other; it names the flag.
-    """
-    _refuse_numbers(wish)
-    if wish.solver not in SAMPLER_NAMES and not wish.solver.startswith(DIFFUSERS_PREFIX):
-        raise UserError(
-            f"unknown solver {wish.solver!r}; known are {', '.join(SAMPLER_NAMES)} and {DIFFUSERS_PREFIX}CLASS"
-        )
-    if wish.clip not in CLIPS:
-        raise UserError(f"--clip is {wish.clip!r}; expected {', '.join(CLIPS)}")
-    if wish.algorithm not in (None, 1, 2):
-        raise UserError(f"--algorithm is {wish.algorithm}; expected 1 or 2")
-    if wish.spacing != "trailing" and wish.solver.startswith(DIFFUSERS_PREFIX):
-        raise UserError(f"--spacing is for our own solvers; {wish.solver} walks times of its own")
-    if wish.eta > 0 and wish.solver not in TAKES_ETA:
-        raise UserError(f"--eta {wish.eta:g} is for {TAKES_ETA[0]} alone, but --solver is {wish.solver}")
-    if wish.algorithm == 1 and wish.solver not in ANCESTRAL:
-        raise UserError(
-            f"--algorithm 1 shifts the mean of {' and '.join(ANCESTRAL)}, and {wish.solver} has none; "
-            "expected --algorithm 2, or --solver ddpm"
-        )
-    if wish.guidance_scale == 1:
-        _refuse_idle(wish, "has no effect at --guidance_scale 1; expected another scale")
+    timesteps: tuple[int, ...] = Field(description="falling training times, -1 (clean) the last; steps + 1 of them")
 
+    def resolve(self, model: "Pipeline") -> "ResolvedOptions":
+        """Return these options, which are decided already."""
+        return self
 
-def check_unconditional_options(wish: SamplingOptions) -> None:
-    """Refuse what an unconditional model has no use for; raises UserError."""
-    _refuse_idle(wish, "is for models with a condition, and this one is unconditional")
+    def settings(self) -> dict[str, Any]:
+        """Return what a picture's metadata says of them: all but the times, as JSON takes it."""
+        return self.model_dump(mode="json", exclude={"timesteps"})
 
+    def _check_sampler(self, model: "Pipeline") -> None:
+        if model.vae is not None and self.clip != "none":
+            raise UserError(f"--clip {self.clip} is for pixels, but this model denoises latents, which have no range")
+        if self.algorithm == 1 and self.steps == 1:
+            raise UserError(
+                "--algorithm 1 shifts by a step's variance, and a single one has none; expected more --steps"
+            )
+        if self.solver.startswith("diffusers:"):
+            from ldm_kit.solvers.diffusers_solvers import build_diffusers_scheduler
 
-def _refuse_numbers(wish: SamplingOptions) -> None:
-    scales = {
-        "--guidance_scale": wish.guidance_scale,
-        "--classifier_scale": wish.classifier_scale,
-        "--autoguidance_scale": wish.autoguidance_scale,
-    }
-    if wish.steps < 1:
-        raise UserError(f"--steps is {wish.steps}; expected 1 or more")
-    for flag, scale in scales.items():
-        if scale is not None and not (scale >= 0 and math.isfinite(scale)):
-            none = 0 if flag == "--classifier_scale" else 1
-            raise UserError(f"{flag} is {scale}; expected a number of 0 or more, {none} is no guidance")
-    for flag, share in (("--guidance_rescale", wish.rescale), ("--eta", wish.eta)):
-        if not 0 <= share <= 1:
-            raise UserError(f"{flag} is {share}; expected 0 to 1")
-    low, high = wish.interval
-    if not 0 <= low < high <= 1:
-        raise UserError(f"--guidance_interval is {low:g} {high:g}; expected two shares of time, 0 <= LOW < HIGH <= 1")
-
-
-def _refuse_idle(wish: SamplingOptions, why: str) -> None:
-    usual = {field.name: field.default for field in fields(SamplingOptions)}
-    flags = {"negative": "--negative_prompt", "rescale": "--guidance_rescale", "interval": "--guidance_interval"}
-    for name, flag in flags.items():
-        if getattr(wish, name) != usual[name]:
-            raise UserError(f"{flag} {why}")
+            try:
+                build_diffusers_scheduler(self.solver.removeprefix("diffusers:"), model.schedule, self.timesteps)
+            except ValueError as error:
+                raise UserError(f"--solver {self.solver}: {error}") from None

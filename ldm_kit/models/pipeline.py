@@ -1,16 +1,15 @@
-"""A whole model: load it, save it, draw with it. One call opens a diffusers folder, whoever trained it.
+"""A whole diffusion model: load it, save it, sample from it. One call opens a diffusers folder, whoever trained it.
 
 A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/`, the conditioner's components,
 `scheduler/`, `model_index.json`. KL + CLIP text opens in plain diffusers as StableDiffusionPipeline, an unconditional
 model as LDMPipeline (of pixels: DDIMPipeline or DDPMPipeline), and everything here as `Pipeline.load(folder)`.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
@@ -27,8 +26,7 @@ from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierG
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, Spacing, build, respaced_timesteps
-from ldm_kit.models import folder as parts
+from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import (
     FixedCondition,
@@ -38,7 +36,10 @@ from ldm_kit.models.compatibility import (
     class_names,
     labels_of,
 )
-from ldm_kit.models.options import ANCESTRAL, SamplingOptions
+from ldm_kit.models.components import load_components
+from ldm_kit.models.folder import ModelFolder
+from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.saving import pipeline_class, scheduler_entry, scheduler_to_save, unet_entry, write_index
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import cast_weights
 from ldm_kit.solvers.samplers import sample
@@ -53,10 +54,10 @@ class Pipeline:
     conditioner: Conditioner
     schedule_config: ScheduleConfig
     target: PredictionType
-    precision: torch.dtype | None = None  # autocast to this dtype while drawing
-    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net says it, in as many channels again
-    classifier: NoisyClassifier | None = None  # set by `steered`, as is the worse model
-    worse: "Pipeline | None" = None
+    precision: torch.dtype | None = None  # autocast to this dtype while sampling
+    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it, in as many channels again
+    classifier: NoisyClassifier | None = None  # set by `with_guides`, as is the guide model
+    autoguidance_model: "Pipeline | None" = None
     schedule: Schedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,28 +70,28 @@ class Pipeline:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(Z, h, w) of a latent at the trained size."""
+        """Shape (channels, height, width) of a latent at the trained size."""
         config: Any = self.unet.config
         channels = config.out_channels // (2 if self.variance == "learned_range" else 1)
         return channels, config.sample_size, config.sample_size
 
     @property
     def space(self) -> LatentSpace:
-        """What a guide has to fit to."""
+        """What a guide must share with this model."""
         first_stage = None if self.vae is None else first_stage_of(self.vae)
         return LatentSpace(self.schedule_config, self.latent_shape, first_stage)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Move all networks, the guides' too."""
-        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.worse):
+        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
         self.schedule = self.schedule.to(device)
         return self
 
-    def condition(self, raw: Sequence[str | int]) -> Condition:
-        """What the denoiser attends to for prompts or classes."""
-        inputs = self.conditioner.prepare(raw)
+    def condition(self, prompts: Sequence[str | int]) -> Condition:
+        """Encode prompts or classes, [B], to the condition that the denoiser takes."""
+        inputs = self.conditioner.prepare(prompts)
         return self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
 
     def _network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -100,123 +101,137 @@ class Pipeline:
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
-    def with_guides(self, classifier: NoisyClassifier | None = None, worse: "Pipeline | None" = None) -> "Pipeline":
-        """The same model with guides: a noisy classifier, and a worse model for autoguidance.
+    def with_guides(
+        self, classifier: NoisyClassifier | None = None, autoguidance_model: "Pipeline | None" = None
+    ) -> "Pipeline":
+        """Return the same model with guides.
+
+        Args:
+            classifier: steers by its gradient (Dhariwal & Nichol 2021).
+            autoguidance_model: a worse model of the same data, to steer away from (Karras et al. 2024).
 
         Raises:
             UserError: a guide of another noise schedule, shape, autoencoder or kind of condition.
         """
         if classifier is not None:
-            theirs = LatentSpace(classifier.schedule_config, classifier.latent_shape, classifier.first_stage)
-            check_compatible("the classifier", theirs, self.space)
-        if worse is not None:
-            check_compatible("the worse model", worse.space, self.space)
-            check_same_condition(worse.conditioner, self.conditioner)
-        return replace(self, classifier=classifier, worse=worse)
-
-    def resolve(self, wish: SamplingOptions) -> SamplingOptions:
-        """The wish with all decided that it leaves to the model; draws the same."""
-        found: dict[str, Any] = {"steps": len(self.times(wish)) - 1}
-        if wish.clip == "auto":
-            found["clip"] = "clip" if self.vae is None else "none"
-        if self.classifier is not None and wish.classifier_scale is None:
-            found["classifier_scale"] = 1.0
-        if self.classifier is not None and wish.algorithm is None:
-            found["algorithm"] = 1 if wish.solver in ANCESTRAL else 2
-        if self.worse is not None and wish.autoguidance_scale is None:
-            found["autoguidance_scale"] = 2.0
-        return replace(wish, **found)
-
-    def times(self, wish: SamplingOptions) -> list[int]:
-        """The falling training times that a wish's steps visit, -1 (clean) the last; raises UserError."""
-        try:
-            return respaced_timesteps(self.schedule_config.num_train_timesteps, wish.steps, wish.spacing)
-        except ValueError as error:
-            what = f"--steps {wish.steps}" if wish.spacing in get_args(Spacing) else f"--spacing {wish.spacing}"
-            raise UserError(f"{what}: {error}") from None
+            of_classifier = LatentSpace(classifier.schedule_config, classifier.latent_shape, classifier.first_stage)
+            check_compatible("the classifier", of_classifier, self.space)
+        if autoguidance_model is not None:
+            check_compatible("the guide model", autoguidance_model.space, self.space)
+            check_same_condition(autoguidance_model.conditioner, self.conditioner)
+        return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self) -> NetworkDenoiser:
-        """The network as it was trained, unguided and unclipped."""
+        """Return the network as it was trained, unguided and unclipped."""
         return NetworkDenoiser(self._network, self.schedule, self.target, self.variance == "learned_range")
 
-    def guided(self, prompts: Sequence[str | int], wish: SamplingOptions) -> Denoiser:
-        """The network with classifier-free guidance, then autoguidance, then clipped: the guided x_0 is a picture.
+    def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
+        """Return the network with classifier-free guidance, then autoguidance, then x_0 clipped to a picture's range.
 
-        `wish` is a settled one; of `prompts` only a worse model sees more than how many there are.
+        Args:
+            prompts: of the batch; the model's own condition is given to the denoiser, the guide model's is taken here.
+            options: resolved for this model.
         """
         denoiser: Denoiser = self.denoiser()
-        if self.conditioner.null is not None and wish.guidance_scale != 1:
-            null = self.condition([self.conditioner.null if wish.negative is None else wish.negative] * len(prompts))
-            settings = wish.guidance_scale, wish.rescale, wish.interval, self.target
+        if self.conditioner.null is not None and options.guidance_scale != 1:
+            negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
+            null = self.condition([negative] * len(prompts))
+            settings = options.guidance_scale, options.guidance_rescale, options.guidance_interval, self.target
             denoiser = ClassifierFree(denoiser, null, *settings, join=Condition.before)
-        if self.worse is not None and wish.autoguidance_scale not in (None, 1):
-            worse = FixedCondition(self.worse.denoiser(), self.worse.condition(prompts))
-            denoiser = Autoguidance(denoiser, worse, wish.autoguidance_scale)
-        return _clipped(denoiser, wish.clip)
+        if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
+            guide = self.autoguidance_model
+            fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))
+            denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
+        return _clipped(denoiser, options.clip)
 
-    def labels(self, prompts: Sequence[str | int], wish: SamplingOptions) -> Tensor | None:
-        """The classifier's labels [B] of prompts; None without one. Raises UserError for a class it does not know."""
+    def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
+        """Return the classifier's labels [B] of prompts; None without one. Raises UserError for an unknown class."""
         if self.classifier is None:
             return None
-        said = wish.classifier_class
-        names = class_names(self.conditioner, prompts) if said is None else [said] * len(prompts)
+        name = options.classifier_class
+        names = class_names(self.conditioner, prompts) if name is None else [name] * len(prompts)
         return labels_of(self.classifier.classes, names).to(self.device)
 
-    def _gradient(self, prompts: Sequence[str | int], wish: SamplingOptions) -> ClassifierGradient | None:
-        labels = self.labels(prompts, wish)
-        if self.classifier is None or labels is None or not wish.classifier_scale:
+    def _gradient(self, prompts: Sequence[str | int], options: ResolvedOptions) -> ClassifierGradient | None:
+        labels = self.labels(prompts, options)
+        if self.classifier is None or labels is None or not options.classifier_scale:
             return None
-        return ClassifierGradient(self.classifier.log_probs, labels, wish.classifier_scale)
+        return ClassifierGradient(self.classifier.log_probs, labels, options.classifier_scale)
 
     @torch.no_grad()
     def states(
-        self, prompts: Sequence[str | int], seeds: Sequence[int], wish: SamplingOptions, noise: Tensor | None = None
+        self, prompts: Sequence[str | int], seeds: Sequence[int], options: ResolvedOptions, noise: Tensor | None = None
     ) -> Iterator[State]:
-        """Draw one batch, step by step: latents of `prompts`, each from its own seed (or from given noise).
+        """Sample one batch of latents, step by step.
 
         A classifier shifts what is guided and clipped already: eps (Algorithm 2), or the mean of ddpm's step
         (Algorithm 1; Dhariwal & Nichol 2021). Algorithm 2 moves x_0 by s^2 / a times the gradient: where a is almost 0
         any error of the classifier throws it far away, so it is clipped again, which their code does not.
+
+        Args:
+            prompts: B prompts, or classes by name or number; "" for an unconditional model.
+            seeds: B seeds; a latent depends on its own prompt and seed alone.
+            options: resolved for this model, `SamplingOptions.resolve(pipeline)`.
+            noise: x_T [B, Z, h, w]; None: from the seeds.
+
+        Yields:
+            A state for each step; the last one's x is clean.
         """
-        wish = self.resolve(wish)
-        denoiser, gradient = self.guided(prompts, wish), self._gradient(prompts, wish)
-        if gradient is not None and wish.algorithm == 2:
+        denoiser, gradient = self.guided_denoiser(prompts, options), self._gradient(prompts, options)
+        if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
-            denoiser = denoiser if wish.clip == "published" else _clipped(denoiser, wish.clip)
+            denoiser = denoiser if options.clip == "published" else _clipped(denoiser, options.clip)
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
-        cond, times = self.condition(prompts), self.times(wish)
-        steps = {"eta": wish.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
-        yield from sample(wish.solver, denoiser, start, times, cond, seeds=seeds, **steps)
+        cond, times = self.condition(prompts), list(options.timesteps)
+        steps = {"eta": options.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
+        yield from sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps)
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
-        """Latents [B, Z, h, w] to pictures, uint8 [B, C, H, W] on the CPU."""
+        """Decode latents [B, Z, h, w] to pictures, uint8 [B, C, H, W] on the CPU."""
         if self.vae is None:
             return to_bytes(latents.float().cpu())
         with self._autocast():
             return to_bytes(decode(self.vae, latents).float().cpu())
 
-    def draw(
-        self, prompts: Sequence[str | int], seeds: Sequence[int], wish: SamplingOptions | None = None, batch: int = 32
+    def generate(
+        self,
+        prompts: Sequence[str | int],
+        seeds: Sequence[int],
+        options: SamplingOptions | None = None,
+        batch_size: int = 32,
     ) -> Iterator[Tensor]:
-        """Pictures uint8 [b, C, H, W], a batch at a time; a picture depends on its prompt and seed alone."""
-        wish = wish or SamplingOptions()
-        for start in range(0, len(prompts), batch):
-            part = slice(start, start + batch)
-            *_, last = self.states(prompts[part], seeds[part], wish)
+        """Generate pictures, a batch at a time; a picture depends on its own prompt and seed alone.
+
+        Args:
+            prompts: N prompts, or classes by name or number; "" for an unconditional model.
+            seeds: N seeds.
+            options: None: the defaults.
+            batch_size: pictures at once.
+
+        Yields:
+            uint8 [b, C, H, W] on the CPU.
+
+        Raises:
+            UserError: options that this model has no use for or cannot follow, or an unknown class.
+        """
+        resolved = (options or SamplingOptions()).resolve(self)
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            *_, last = self.states(prompts[batch], seeds[batch], resolved)
             yield self.pictures(last.x)
 
     def save(self, folder: Path) -> None:
-        """Write the diffusers layout; raises UserError where `load` has rounded the weights."""
+        """Write the diffusers layout; raises UserError where `load` has cast the weights to a lower precision."""
         if len(types := {str(weight.dtype) for weight in self.unet.parameters()}) > 1:
             raise UserError(
-                f"{folder}: not saved: the U-Net's weights were rounded for drawing ({', '.join(sorted(types))}); "
+                f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "
                 "open the model without a precision to save it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        scheduler = parts.scheduler(self.schedule_config, self.target, self.variance, pixels=self.vae is None)
+        scheduler = scheduler_to_save(self.schedule_config, self.target, self.variance, pixels=self.vae is None)
         entries = conditioners.save(self.conditioner, folder)
-        kind = parts.pipeline_class(self.vae, self.unet, scheduler, entries)
+        kind = pipeline_class(self.vae, self.unet, scheduler, entries)
         if self.vae is not None:
             name = "vqvae" if kind == "LDMPipeline" else "vae"
             self.vae.save_pretrained(folder / name)
@@ -225,31 +240,33 @@ class Pipeline:
         scheduler.save_pretrained(folder / "scheduler")
         index: dict[str, Any] = {
             "_class_name": kind,
-            "unet": parts.unet_entry(self.unet),
-            "scheduler": ("diffusers", type(scheduler).__name__),
+            "unet": unet_entry(self.unet),
+            "scheduler": scheduler_entry(scheduler),
             **entries,
         }
         if kind == "StableDiffusionPipeline":
             absent = ("safety_checker", "feature_extractor", "image_encoder")
             index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
-        (folder / parts.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        parts.strip_paths(folder)
+        write_index(folder, index)
 
     @classmethod
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
     ) -> "Pipeline":
-        """Open a saved folder: ours, or any diffusers folder of the same parts. No pickled or remote code is run.
+        """Load a saved folder: ours, or any diffusers folder of the same components. No pickled or remote code is run.
 
-        With a `precision` the networks run under autocast to it, and the U-Net's weights are rounded to it once.
+        Args:
+            folder: a saved model's, or a run's.
+            device: where the networks are put.
+            precision: the networks run under autocast to it, and the U-Net's weights are cast to it once.
 
         Raises:
-            UserError: no such folder, or a part that is missing, broken, unknown, or does not fit the others.
+            UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others.
         """
-        vae, unet, conditioner, schedule, target, variance = parts.open_parts(Path(folder), device)
+        vae, unet, conditioner, noise = load_components(ModelFolder.open(folder), device)
         if precision is not None:
             cast_weights(unet, precision)
-        return cls(vae, unet, conditioner, schedule, target, precision, variance)
+        return cls(vae, unet, conditioner, noise.schedule, noise.prediction_type, precision, noise.variance)
 
 
 def _clipped(denoiser: Denoiser, clip: str) -> Denoiser:

@@ -1,7 +1,7 @@
-"""A trained prior over normalised codes: draw from it, save it, load it.
+"""A trained prior over normalised codes: sample from it, save it, load it.
 
-Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and what it is told by: `class_encoder/`,
-`text_encoder/` and `tokenizer/`, or text_reference.json; or nothing.
+Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and its conditioner's components: `class_encoder/`,
+`text_encoder/` and `tokenizer/`, or text_reference.json; or none.
 """
 
 import math
@@ -23,7 +23,8 @@ from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build, linspace, respacing_sections
-from ldm_kit.models import folder as parts
+from ldm_kit.models.folder import ModelFolder, prepare_network
+from ldm_kit.models.saving import scheduler_to_save
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 FOLDER = "prior"
@@ -32,7 +33,11 @@ Clip = Literal["none", "published"]
 
 
 def strided(total: int, steps: int) -> list[int]:
-    """DiffAE's falling times, then -1: every i-th from 0 on where an integer stride i gives so many, else even ones.
+    """Return DiffAE's falling times, then -1: every i-th from 0 on where an integer stride i gives so many, else even.
+
+    Args:
+        total: training times.
+        steps: how many of them are visited.
 
     Raises:
         UserError: more steps than there are training times, or none.
@@ -48,13 +53,16 @@ def strided(total: int, steps: int) -> list[int]:
 
 
 def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-    """`partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`; it is told the pooled condition."""
+    """Apply the prior's network to codes z [B, D] at times t [B], under the pooled condition.
+
+    `partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`.
+    """
     return mlp(z, t, None if condition is None else condition.pooled)
 
 
 @dataclass(eq=False)
 class CodePrior:
-    """Network, conditioner (of classes, of text, or none) and noise; codes are normalised here."""
+    """Network, conditioner (of classes, of text, or none) and noise schedule of a prior over normalised codes."""
 
     mlp: SkipMLP
     conditioner: Conditioner
@@ -62,39 +70,42 @@ class CodePrior:
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, numbers in a code."""
         return self.mlp.config["z_width"]
 
     @torch.no_grad()
-    def draw(
+    def sample(
         self,
         seeds: Sequence[int],
         steps: int = 100,
-        told: Sequence[str | int] | None = None,
+        conditions: Sequence[str | int] | None = None,
         *,
         guidance_scale: float = 1.0,
         clip: Clip = "none",
     ) -> Tensor:
-        """Normalised codes [N, D] float32 on the CPU, each from its own seed, by DDIM.
+        """Sample normalised codes by DDIM, each from its own seed.
 
         Args:
             seeds: one for each code; a picture of the same seed starts from other noise.
             steps: of DDIM.
-            told: a class or a prompt for each code, as the prior was trained; None: nothing in particular.
-            guidance_scale: classifier-free, away from what the prior draws untold; 1 is none.
+            conditions: a class or a prompt for each code, as the prior was trained; None: unconditional.
+            guidance_scale: of classifier-free guidance; 1 is none.
             clip: none, as codes have no range; published: what PDAE's released code does, by a mistake that its
                 results contain. It puts noise, and x_0 at every step, into -1..1, and derives eps anew from x_0.
 
+        Returns:
+            float32 [N, D] on the CPU.
+
         Raises:
             UserError: classes that it does not know, or not one for each seed; more steps than training times; a
-                guidance scale below 0, or one of a prior that is told nothing.
+                guidance scale below 0, or one without conditions.
         """
-        self._refuse_guidance(guidance_scale, told)
+        self._check_guidance(guidance_scale, conditions)
         device = next(self.mlp.parameters()).device
         noise = rng.initial_noise([rng.derive_seed(seed, "code") for seed in seeds], (self.width,))
         schedule = build(self.schedule_config).to(device)
         denoiser: Denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
-        z, condition = noise.to(device), self._condition(told, len(seeds))
+        z, condition = noise.to(device), self._condition(conditions, len(seeds))
         if guidance_scale != 1:
             null = self._condition(None, len(seeds))
             denoiser = ClassifierFree(denoiser, null, guidance_scale, join=Condition.before)
@@ -104,19 +115,19 @@ class CodePrior:
             z = state.x
         return z.float().cpu()
 
-    def _refuse_guidance(self, scale: float, told: Sequence[str | int] | None) -> None:
+    def _check_guidance(self, scale: float, conditions: Sequence[str | int] | None) -> None:
         if not (math.isfinite(scale) and scale >= 0):
             raise UserError(f"guidance_scale is {scale}; expected a number of 0 or more, 1 is no guidance")
-        if scale != 1 and told is None:
+        if scale != 1 and conditions is None:
             raise UserError(f"guidance_scale is {scale:g}, but there is no class or prompt to guide to; expected 1")
 
-    def _condition(self, told: Sequence[str | int] | None, count: int) -> Condition:
+    def _condition(self, conditions: Sequence[str | int] | None, count: int) -> Condition:
         null = self.conditioner.null
-        if told is not None and null is None:
+        if conditions is not None and null is None:
             raise UserError("this prior was trained without classes and captions; leave class and prompt out")
-        if told is not None and len(told) != count:
-            raise UserError(f"got {len(told)} classes or prompts for {count} codes; expected one each")
-        raw: Sequence[str | int] = [] if null is None else [null] * count if told is None else told
+        if conditions is not None and len(conditions) != count:
+            raise UserError(f"got {len(conditions)} classes or prompts for {count} codes; expected one each")
+        raw: Sequence[str | int] = [] if null is None else [null] * count if conditions is None else conditions
         try:
             inputs = self.conditioner.prepare(raw)
         except ConditioningError as error:
@@ -135,20 +146,30 @@ class CodePrior:
         folder.mkdir(parents=True, exist_ok=True)
         self.mlp.save_pretrained(folder / "mlp")
         conditioners.save(self.conditioner, folder)
-        parts.scheduler(self.schedule_config, TARGET, "small", pixels=False).save_pretrained(folder / "scheduler")
+        scheduler = scheduler_to_save(self.schedule_config, TARGET, "small", pixels=False)
+        scheduler.save_pretrained(folder / "scheduler")
 
     @classmethod
-    def load(cls, folder: Path, width: int) -> "CodePrior":
-        """Open its folder; raises UserError for a part that is missing, broken, or for codes of another width."""
-        schedule, *_ = parts.schedule(folder)
-        mlp = parts.component(folder, "mlp", "SkipMLP", {"SkipMLP": SkipMLP})
-        conditioner = parts.conditioner(folder)
-        about = mlp.config
-        if (about["z_width"], about["condition_width"]) != (width, conditioner.pooled_width):
+    def load(cls, folder: ModelFolder, width: int, device: torch.device | str = "cpu") -> "CodePrior":
+        """Load a prior's folder on a device.
+
+        Args:
+            folder: `prior/` of a semantic model's folder.
+            width: D of the model's codes.
+            device: where the networks are put.
+
+        Raises:
+            UserError: a component that is missing, broken, or for codes of another width.
+        """
+        schedule = folder.noise().schedule
+        mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP})
+        conditioner = folder.conditioner()
+        config = mlp.config
+        if (config["z_width"], config["condition_width"]) != (width, conditioner.pooled_width):
             raise UserError(
-                f"{folder} is for codes of {about['z_width']} numbers and conditions of {about['condition_width']}; "
+                f"{folder} is for codes of {config['z_width']} numbers and conditions of {config['condition_width']}; "
                 f"expected {width} and {conditioner.pooled_width}"
             )
         for module in (mlp, conditioner):
-            module.eval().requires_grad_(False)
+            prepare_network(module, device, attention=False)
         return cls(mlp, conditioner, schedule)

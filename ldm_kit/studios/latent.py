@@ -38,8 +38,8 @@ class LatentStudio:
         with eval_mode(self.module):
             if self.stage.heldout is not None:
                 self.heldout = self.stage.task.heldout_loss(*self.stage.heldout)
-            wish = SamplingOptions(sample.steps, sample.solver, sample.guidance_scale)
-            pictures = torch.cat(list(self.pipeline.draw(self.prompts, range(len(self.prompts)), wish)))
+            wish = SamplingOptions(steps=sample.steps, solver=sample.solver, guidance_scale=sample.guidance_scale)
+            pictures = torch.cat(list(self.pipeline.generate(self.prompts, range(len(self.prompts)), wish)))
         self._save(pictures, f"samples-{number:08d}.png")
         return {} if self.heldout is None else {"heldout_loss": self.heldout}
 

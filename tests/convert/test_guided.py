@@ -156,7 +156,7 @@ def test_a_classifier_guides_a_converted_denoiser(files, tmp_path):
     guided = Pipeline.load(tmp_path / "model").with_guides(judge)
     pictures = {
         scale: next(
-            guided.draw(
+            guided.generate(
                 [""], [0], SamplingOptions(steps=4, solver="ddim", classifier_scale=scale, classifier_class="hen")
             )
         )

@@ -15,7 +15,7 @@ WIDTHS, ATTENDS = (32, 64), (False, True)
 @pytest.mark.parametrize("heads", [Heads(count=1), Heads(count=2), Heads(size=32, new_order=True)])
 def test_a_decoder_computes_as_the_original(heads):
     torch.manual_seed(0)
-    original = perturbed(Pdae(WIDTHS, ATTENDS, heads=heads.of(64), legacy=not heads.new_order))
+    original = perturbed(Pdae(WIDTHS, ATTENDS, heads=heads.number(64), legacy=not heads.new_order))
     weights, settings = pdae_weights.base_from(original.state_dict(), image_size=16, heads=heads)
     base = build_adm_unet(settings).eval()
     base.load_state_dict(weights)

@@ -41,18 +41,18 @@ JOBS = {  # name -> (model, pipeline, scheduler or None for the saved one, call)
     "any": ("text", "DiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0, "latents": None}),
 }
 OURS = {  # what we draw for the same job
-    "one": SamplingOptions(STEPS, "ddim", 1.0),
-    "guided": SamplingOptions(STEPS, "ddim", 15.0),
-    "negative": SamplingOptions(STEPS, "ddim", 15.0, NEGATIVE),
-    "dpm++": SamplingOptions(STEPS, "dpm++", 2.0),
-    "unipc": SamplingOptions(STEPS, "unipc", 2.0),
-    "flow": SamplingOptions(STEPS, "dpm++", 2.0),
-    "plain": SamplingOptions(STEPS, "ddim"),
-    "plain_vq": SamplingOptions(STEPS, "ddim"),
-    "pixels": SamplingOptions(STEPS, "ddim"),
-    "pixels, noisy": SamplingOptions(STEPS, "ddim", eta=1.0),
-    "pixels ddpm": SamplingOptions(STEPS, "ddpm"),
-    "learned": SamplingOptions(STEPS, "ddpm", spacing="linspace"),
+    "one": SamplingOptions(steps=STEPS, solver="ddim", guidance_scale=1.0),
+    "guided": SamplingOptions(steps=STEPS, solver="ddim", guidance_scale=15.0),
+    "negative": SamplingOptions(steps=STEPS, solver="ddim", guidance_scale=15.0, negative_prompt=NEGATIVE),
+    "dpm++": SamplingOptions(steps=STEPS, solver="dpm++", guidance_scale=2.0),
+    "unipc": SamplingOptions(steps=STEPS, solver="unipc", guidance_scale=2.0),
+    "flow": SamplingOptions(steps=STEPS, solver="dpm++", guidance_scale=2.0),
+    "plain": SamplingOptions(steps=STEPS, solver="ddim"),
+    "plain_vq": SamplingOptions(steps=STEPS, solver="ddim"),
+    "pixels": SamplingOptions(steps=STEPS, solver="ddim"),
+    "pixels, noisy": SamplingOptions(steps=STEPS, solver="ddim", eta=1.0),
+    "pixels ddpm": SamplingOptions(steps=STEPS, solver="ddpm"),
+    "learned": SamplingOptions(steps=STEPS, solver="ddpm", spacing="linspace"),
 }
 
 
@@ -82,7 +82,7 @@ def drawn(folder: Path, wish: SamplingOptions) -> np.ndarray:
     """Our picture, [h, w, 3] in grey levels."""
     pipeline = Pipeline.load(folder)
     prompt = PROMPT if pipeline.conditioner.null is not None else ""
-    (pictures,) = pipeline.draw([prompt], [SEED], wish)
+    (pictures,) = pipeline.generate([prompt], [SEED], wish)
     return pictures[0].permute(1, 2, 0).double().numpy()
 
 
@@ -124,6 +124,6 @@ def test_guidance_and_negative_prompts_matter(theirs):
 def test_the_noise_is_that_of_diffusers(world):
     pipeline = Pipeline.load(world.model("text") / "model")
     given = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(SEED))
-    *_, one = pipeline.states([PROMPT], [SEED], SamplingOptions(3, "ddim"))
-    *_, two = pipeline.states([PROMPT], [SEED], SamplingOptions(3, "ddim"), noise=given)
+    *_, one = pipeline.states([PROMPT], [SEED], SamplingOptions(steps=3, solver="ddim").resolve(pipeline))
+    *_, two = pipeline.states([PROMPT], [SEED], SamplingOptions(steps=3, solver="ddim").resolve(pipeline), noise=given)
     assert torch.equal(one.x, two.x)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.models.folder import component, read_index
+from ldm_kit.models.components import component_classes
+from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from tests.world import MODELS, World, through
@@ -43,7 +44,7 @@ class Payload:
 
 
 def pictures(pipeline: Pipeline, prompts: list[str], solver: str = "dpm++") -> torch.Tensor:
-    return torch.cat(list(pipeline.draw(prompts, range(len(prompts)), SamplingOptions(3, solver))))
+    return torch.cat(list(pipeline.generate(prompts, range(len(prompts)), SamplingOptions(steps=3, solver=solver))))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,7 +129,7 @@ def test_a_flow_model_of_pixels(world: World, tmp_path):
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     again = Pipeline.load(tmp_path / "model")
     assert again.target == "flow"
-    *_, last = again.states([""], [0], SamplingOptions(4, "ddim", spacing="leading"))
+    *_, last = again.states([""], [0], SamplingOptions(steps=4, solver="ddim", spacing="leading").resolve(again))
     assert torch.isfinite(last.x).all(), "clipped at t = 0, where flow has no noise left"
 
 
@@ -196,9 +197,9 @@ def test_no_code_beside_the_weights_is_run(world, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_parts_can_be_opened_one_by_one(world):
-    folder = world.model("text") / "model"
-    index = read_index(folder)
-    assert index["vae"] == "AutoencoderKL"
+def test_components_can_be_loaded_one_by_one(world):
+    folder = ModelFolder.open(world.model("text"))
+    assert folder.path == world.model("text") / "model"
+    assert component_classes(folder)["vae"] == "AutoencoderKL"
     with pytest.raises(UserError, match=r"is of class AutoencoderKL, but model_index\.json says VQModel"):
-        component(folder, "vae", "VQModel", {"VQModel": object})
+        folder.component("vae", "VQModel", {"VQModel": object})

@@ -142,7 +142,7 @@ def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
             eps = both[1] + 2.5 * (both[0] - both[1])
             (a, s), (a_after, s_after) = (table.at(torch.tensor([n])) for n in (t, after))
             z = a_after * (z - s * eps) / a + s_after * eps
-    drawn = prior.draw([3, 4], 5, ["right"] * 2, guidance_scale=2.5)
+    drawn = prior.sample([3, 4], 5, ["right"] * 2, guidance_scale=2.5)
     torch.testing.assert_close(drawn, z.float(), rtol=1e-3, atol=1e-3)
 
 
@@ -195,15 +195,15 @@ def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic
     with pytest.raises(UserError, match="has no prior to draw codes from"):
         source.sample_z([0])
     with pytest.raises(UserError, match="unknown class 'x'" if conditional else "trained without classes"):
-        model.sample_z([0], told=["x"])
+        model.sample_z([0], conditions=["x"])
     with pytest.raises(UserError, match="steps: cannot walk 1000 training times in 2000"):
         model.sample_z([0], 2000)
     if conditional:
         assert not torch.allclose(model.sample_z([0, 1, 5], 10), z)
         with pytest.raises(UserError, match="got 1 classes or prompts for 2 codes"):
-            model.sample_z([0, 1], told=["t"])
+            model.sample_z([0, 1], conditions=["t"])
         with pytest.raises(UserError, match="guidance_scale is -1"):
-            model.sample_z([0], told=["t"], guidance_scale=-1)
+            model.sample_z([0], conditions=["t"], guidance_scale=-1)
     with pytest.raises(UserError, match="there is no class or prompt to guide to"):
         model.sample_z([0], guidance_scale=2)
 
@@ -212,10 +212,10 @@ def test_a_code_and_a_picture_of_one_seed_start_from_different_noise():
     seen = []
     prior = CodePrior(SkipMLP(z_width=64, hidden=8, layers=2), NoCondition(), ScheduleConfig(kind="constant"))
     prior.mlp.forward = lambda z, t, condition: seen.append(z) or torch.zeros_like(z)
-    prior.draw(range(20), 2)
+    prior.sample(range(20), 2)
     picture = rng.initial_noise(range(20), (1, 8, 8)).flatten(1)
     assert torch.corrcoef(torch.stack([seen[0].flatten(), picture.flatten()]))[0, 1].abs() < 0.1
-    prior.draw([3], 2)
+    prior.sample([3], 2)
     assert torch.equal(seen[2][0], seen[0][3])
 
 

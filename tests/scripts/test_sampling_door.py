@@ -1,7 +1,6 @@
 """sample.py: names, metadata and grid; and that a picture depends on its prompt, its seed and the settings alone."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def test_names_metadata_and_grid(world: World, tmp_path):
     ]
     about = read_metadata(tmp_path / "00000006-00003-ete-x.png")
     assert (about["prompt"], about["seed"]) == ("Été, ../x", "6")
-    settings = {**json.loads(json.dumps(asdict(SamplingOptions(3)))), "clip": "none"}
+    settings = {**SamplingOptions(steps=3).model_dump(mode="json"), "clip": "none"}
     assert json.loads(about["settings"]) == settings
     assert json.loads(read_metadata(tmp_path / "grid.png")["settings"]) == settings
     with Image.open(tmp_path / "grid.png") as grid:
@@ -130,7 +129,10 @@ GUIDES = {  # (model, arguments): what steers, in each of the ways there are
     "pixels": ("pixels", ["red", "blue", "--classifier", "{pixel_classifier}"]),
     "learned variance": ("learned", ["red", "blue", "--solver", "ddpm", "--classifier", "{pixel_classifier}"]),
     "text": ("text", ["a", "b", "--classifier_class", "green", "--classifier", "{classifier}"]),
-    "a worse model": ("class_pixels", ["red", "blue", "--worse", "{class_pixels}", "--autoguidance_scale", 3]),
+    "a guide model": (
+        "class_pixels",
+        ["red", "blue", "--autoguidance_model", "{class_pixels}", "--autoguidance_scale", 3],
+    ),
 }
 
 
@@ -172,8 +174,8 @@ def test_a_classifier_steers(world: World, tmp_path, solver):
 
 
 SETTINGS = {  # flags -> what the metadata says of them
-    ("--guidance_rescale", 0.7): {"rescale": 0.7},
-    ("--guidance_interval", 0.1, 0.6): {"interval": [0.1, 0.6]},
+    ("--guidance_rescale", 0.7): {"guidance_rescale": 0.7},
+    ("--guidance_interval", 0.1, 0.6): {"guidance_interval": [0.1, 0.6]},
     ("--spacing", "leading"): {"spacing": "leading"},
     ("--spacing", "ddim5"): {"spacing": "ddim5", "steps": 5},
     ("--spacing", "2,1"): {"spacing": "2,1", "steps": 3},
@@ -193,12 +195,12 @@ def test_every_flag_matters_and_is_told(world: World, tmp_path, flags):
     assert {name: about[name] for name in SETTINGS[flags]} == SETTINGS[flags]
 
 
-def test_a_worse_model_steers(world: World, tmp_path):
+def test_a_guide_model_steers(world: World, tmp_path):
     """Away from itself: with the very same model there is nothing to steer by."""
     base = (world.model("pixels"), "--autoguidance_scale", 4)
     (plain,) = draw(tmp_path / "plain", world.model("pixels")).values()
-    (same,) = draw(tmp_path / "same", *base, "--worse", world.model("pixels")).values()
-    (steered,) = draw(tmp_path / "steered", *base, "--worse", world.model("learned")).values()
+    (same,) = draw(tmp_path / "same", *base, "--autoguidance_model", world.model("pixels")).values()
+    (steered,) = draw(tmp_path / "steered", *base, "--autoguidance_model", world.model("learned")).values()
     assert np.abs(plain - same).max() <= 1
     assert np.abs(plain - steered).max() > 3
 

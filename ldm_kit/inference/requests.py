@@ -1,0 +1,92 @@
+"""What is asked of a model: pictures and where they go, or likelihoods; each field a flag of the command line.
+
+This module waits for no heavy library.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from ldm_kit.config import Config, UserError
+
+Precision = Literal["no", "bf16", "fp16"]
+DEVICE = "cpu, cuda, ...; the accelerator if there is one"
+
+
+class GenerationRequest(Config):
+    """What to sample: every prompt `count` times, from seeds that count up from `seed`."""
+
+    prompts: tuple[str, ...] = Field(
+        default=(),
+        description="prompts, or class names; none for unconditional",
+        json_schema_extra={"positional": True},
+    )
+    prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
+    count: int = Field(default=1, ge=1, description="pictures of each prompt")
+    seed: int = Field(default=0, description="seed of each prompt's first picture; the next counts up")
+    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> "GenerationRequest":
+        from ldm_kit.viz.png import MAX_SEED
+
+        if not 0 <= self.seed <= MAX_SEED - self.count + 1:
+            raise ValueError(f"--seed is {self.seed}; expected 0 to 2^64 - --count")
+        return self
+
+    def texts(self) -> list[str]:
+        """Return all prompts, those of the file last.
+
+        Raises:
+            UserError: the file cannot be read or holds no prompt.
+        """
+        if self.prompts_file is None:
+            return list(self.prompts)
+        try:
+            lines = self.prompts_file.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise UserError(f"cannot read prompts from {self.prompts_file}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.prompts_file} is not UTF-8 text (byte {error.start}); expected one prompt a line"
+            ) from None
+        texts = [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"{self.prompts_file} holds no prompt; expected one a line")
+        return [*self.prompts, *texts]
+
+
+class GuideModels(Config):
+    """Folders of models that guide: a noisy classifier, and a worse model for autoguidance."""
+
+    classifier: Path | None = Field(default=None, description="a noisy classifier; its classes are the prompts")
+    autoguidance_model: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("autoguidance_model", "worse"),
+        description="guide model: a worse model of the same data, to steer away from",
+    )
+
+
+class OutputOptions(Config):
+    """Where pictures are computed and written."""
+
+    out: Path = Field(default=Path("samples"), description="folder for the pictures and grid.png")
+    device: str | None = Field(default=None, description=DEVICE)
+    precision: Precision = Field(default="no", description="autocast while sampling; --fast: bf16")
+    metadata: bool = Field(default=True, description="prompt and settings in the PNGs")
+
+    def fast(self) -> "OutputOptions":
+        """Return these options in bf16, unless a precision was given."""
+        return self if "precision" in self.model_fields_set else self.model_copy(update={"precision": "bf16"})
+
+
+class LikelihoodRequest(Config):
+    """How much of a likelihood is measured."""
+
+    count: int | None = Field(default=None, ge=1, description="held-out pictures; all when left out")
+    times: int | None = Field(
+        default=None, ge=1, description="random times of each picture, an estimate; all when left out"
+    )
+    seed: int = Field(default=0, description="of noise and times")
+    batch_size: int = Field(default=64, ge=1, description="pictures at once; changes no number")

@@ -1,0 +1,129 @@
+"""The components of a plain diffusion model: their classes, loaded strictly, and whether they fit together."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+
+from conditioning.base import Conditioner
+from ldm_kit.config import UserError
+from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, prepare_network, read_json
+from ldm_kit.nets.adm import AdmUNet
+
+FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+UNET: Mapping[str, Any] = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "UNet2DModel": UNet2DModel,
+    "AdmUNet": AdmUNet,
+}
+OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> library, where that is not diffusers
+COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # name -> (library, classes)
+    "vae": ("diffusers", tuple(FIRST_STAGE)),
+    "vqvae": ("diffusers", tuple(FIRST_STAGE)),
+    "unet": ("diffusers", tuple(UNET)),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
+}
+_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
+
+
+class Components(NamedTuple):
+    """The components of a diffusion model, in evaluation mode and without gradients."""
+
+    vae: Any  # None: a model of pixels
+    unet: Any
+    conditioner: Conditioner
+    noise: Noise
+
+
+def load_components(folder: ModelFolder, device: torch.device | str) -> Components:
+    """Load all components of a diffusion model on a device.
+
+    Raises:
+        UserError: a model of another kind, or a component that is missing, broken, unknown, or does not fit the
+            others.
+    """
+    classes = component_classes(folder)
+    noise = folder.noise()
+    first = next((name for name in ("vae", "vqvae") if name in classes), None)
+    vae = None if first is None else folder.component(first, classes[first], FIRST_STAGE)
+    unet, conditioner = folder.component("unet", classes["unet"], UNET), folder.conditioner()
+    _check_fit(folder, Components(vae, unet, conditioner, noise))
+    for module in (vae, conditioner):
+        if module is not None:
+            prepare_network(module, device, attention=False)
+    return Components(vae, prepare_network(unet, device), conditioner, noise)
+
+
+def component_classes(folder: ModelFolder) -> dict[str, str]:
+    """Return the class of each component of a diffusion model, by the component's name.
+
+    Raises:
+        UserError: a model of another kind, a component that is unknown or brings its own code, or one missing.
+    """
+    if folder.class_name == CLASSIFIER:
+        raise UserError(
+            f"{folder} holds a noisy classifier, which guides but cannot sample; expected a diffusion model"
+        )
+    if folder.class_name == SEMANTIC:
+        raise UserError(f"{folder} holds a semantic model, which samples from codes; expected a plain diffusion model")
+    entries = {name: value for name, value in folder.index.items() if isinstance(value, list) and any(value)}
+    for name, value in entries.items():
+        if name not in _UNUSED:
+            _check_component(folder, name, value)
+    if missing := [name for name in ("unet", "scheduler") if name not in entries]:
+        raise UserError(
+            f"{folder.path / INDEX} names no {missing[0]}; expected a latent diffusion model in the diffusers layout"
+        )
+    return {name: value[1] for name, value in entries.items()}
+
+
+def _check_component(folder: ModelFolder, name: str, entry: Any) -> None:
+    if name not in COMPONENTS:
+        raise UserError(
+            f"{folder} has a part {name!r} ({entry}), which we cannot use; known are {', '.join(COMPONENTS)}"
+        )
+    library, classes = COMPONENTS[name]
+    if len(entry) != 2 or entry[1] not in classes or entry[0] != OUR_LIBRARIES.get(entry[1], library):
+        raise UserError(
+            f"{folder}: {name} is {entry}, expected {library} with {' or '.join(classes)}; no other code is run"
+        )
+    if not (folder.path / name).is_dir():
+        raise UserError(f"{folder} is incomplete: its folder {name} is missing")
+    config = folder.path / name / "config.json"
+    if config.exists() and "auto_map" in read_json(config, str(config)):
+        raise UserError(
+            f"{config} asks for code of its own (auto_map), which is never run; expected a plain {entry[1]}"
+        )
+
+
+def _check_fit(folder: ModelFolder, components: Components) -> None:
+    """Check that a U-Net fits the first stage (None: pixels), the conditioner and the learned variance."""
+    vae, unet, conditioner, noise = components
+    learned = noise.variance == "learned_range"
+    inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
+    channels = inputs if vae is None else vae.config["latent_channels"]
+    expected = 2 * channels if learned else channels
+    if (inputs, outputs) != (channels, expected):
+        data, variance = ("picture" if vae is None else "latent"), ("a learned" if learned else "no learned")
+        raise UserError(
+            f"{folder}: the U-Net has {inputs} channels in and {outputs} out, but a {data} has {channels}, and the "
+            f"scheduler says {variance} variance, with which {expected} come out"
+        )
+    width = unet.config["cross_attention_dim"] if isinstance(unet, UNet2DConditionModel) else None
+    for what, of_unet, of_conditioner in (
+        ("attends to tokens", width, conditioner.width),
+        ("takes a vector", _vector_width(unet), conditioner.vector_width),
+    ):
+        if of_unet != of_conditioner:
+            raise UserError(
+                f"{folder}: the U-Net {what} of width {of_unet}, but the conditioner's have {of_conditioner}"
+            )
+
+
+def _vector_width(unet: Any) -> int | None:
+    if unet.class_embedding is None:
+        return None
+    return unet.config.get("projection_class_embeddings_input_dim") or unet.time_embedding.linear_2.out_features

@@ -1,0 +1,63 @@
+"""What a saved model's folder says of itself: its scheduler, the class that opens it, its index."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+
+from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.models.components import OUR_LIBRARIES
+from ldm_kit.models.folder import INDEX, strip_paths
+from ldm_kit.solvers.samplers import default_scheduler, to_scheduler
+
+
+def scheduler_to_save(
+    schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType, *, pixels: bool
+) -> Any:
+    """Return the diffusers scheduler that a folder is saved with.
+
+    Plain diffusers clips the predicted x_0 of pixels with it, as we do, and that of latents never.
+
+    Raises:
+        UserError: diffusers cannot express the combination.
+    """
+    if variance == "large":
+        scheduler: Any = to_scheduler("ddpm-large", schedule, prediction_type)
+    else:
+        scheduler = default_scheduler(schedule, prediction_type, variance == "learned_range")
+    if "clip_sample" not in scheduler.config:
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, clip_sample=pixels)
+
+
+def scheduler_entry(scheduler: Any) -> tuple[str, str]:
+    """Return the index's entry of a scheduler: library and class."""
+    return "diffusers", type(scheduler).__name__
+
+
+def unet_entry(unet: Any) -> tuple[str, str]:
+    """Return the index's entry of a U-Net: library and class."""
+    name = type(unet).__name__
+    return OUR_LIBRARIES.get(name, "diffusers"), name
+
+
+def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
+    """Return the class of diffusers that opens a folder of these components and a conditioner's entries; else ours."""
+    if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel) and "text_encoder" in entries:
+        return "StableDiffusionPipeline"
+    # a frozen encoder has no entry, yet is a condition
+    if entries or type(unet) is not UNet2DModel or unet.class_embedding is not None:
+        return "ldm_kit.Pipeline"
+    if vae is not None:
+        return "LDMPipeline"
+    return "DDIMPipeline" if isinstance(scheduler, DDIMScheduler) else "DDPMPipeline"
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Write a finished folder's model_index.json, and remove paths of this machine from its configs."""
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    strip_paths(folder)
