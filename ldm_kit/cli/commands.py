@@ -1,23 +1,19 @@
 """The console script `ldm-kit`: versions, likelihoods, and checkpoints of other projects."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.cli.flags import flatten
+from ldm_kit.convert.options import GuidedDiffusionOptions, PdaeOptions, SemanticCheckpointOptions
 from ldm_kit.inference.requests import LikelihoodRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
 app.add_typer(convert, name="convert")
 Out = Annotated[Path, typer.Argument(help="a new folder for the saved model")]
-Side = Annotated[int | None, typer.Option("--image_size", min=8, help="of the pictures, if the file does not say it")]
-Statistics = Annotated[Path | None, typer.Option(help="mean and deviation of codes: .safetensors, .pt or latent.pkl")]
-Images = Annotated[Path | None, typer.Option(help="or the training pictures, a folder, to compute them from")]
-Attributes = Annotated[Path | None, typer.Option(help="their names, one a line; the 40 of CelebA if left out")]
-Judge = Annotated[Path | None, typer.Option("--classifier", help="its attributes become directions for edit.py")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
 
 
@@ -49,66 +45,42 @@ def nll(
 
 
 @convert.command("guided-diffusion")
+@flatten
 def guided_diffusion(
     checkpoint: Annotated[Path, typer.Argument(help="weights of openai/guided-diffusion, .pt or .safetensors")],
     out: Out,
-    kind: Annotated[Literal["unet", "classifier"], typer.Option(help="unet: the denoiser")],
-    image_size: Annotated[int, typer.Option("--image_size", min=1, help="side of the pictures it was trained on")],
-    schedule: Annotated[Literal["linear", "cosine"], typer.Option(help="its noise (cosine for 64 px)")] = "linear",
-    head_size: Annotated[int, typer.Option("--head_size", min=1, help="channels of an attention head")] = 64,
-    heads: Annotated[int | None, typer.Option(min=1, help="heads of every attention, instead of --head_size")] = None,
-    new_order: Annotated[
-        bool, typer.Option("--new_attention_order", help="trained with use_new_attention_order")
-    ] = False,
-    classes: Annotated[Path | None, typer.Option(help="a text file of class names, one a line, in their order")] = None,
+    options: GuidedDiffusionOptions,
 ) -> None:
-    """Turn a denoiser or a noisy classifier of openai/guided-diffusion into a saved model."""
+    """Convert a denoiser or a noisy classifier of openai/guided-diffusion to a saved model."""
     with cli_errors():
-        from ldm_kit.convert.guided_diffusion import Origin, convert_guided_diffusion
-        from ldm_kit.convert.guided_diffusion_layout import Heads
+        from ldm_kit.convert.guided_diffusion import convert_guided_diffusion
 
-        origin = Origin(kind, image_size, schedule, Heads(head_size, heads, new_order), classes)
-        typer.echo(convert_guided_diffusion(checkpoint, out, origin))
+        typer.echo(convert_guided_diffusion(checkpoint, out, options))
 
 
 @convert.command()
+@flatten
 def diffae(
     checkpoint: Annotated[Path, typer.Argument(help="last.ckpt of phizaz/diffae: an autoencoder, or one with a prior")],
     out: Out,
-    image_size: Side = None,
-    statistics: Statistics = None,
-    images: Images = None,
-    classifier: Judge = None,
-    attributes: Attributes = None,
-    device: Device = None,
+    options: SemanticCheckpointOptions,
 ) -> None:
-    """Turn a diffusion autoencoder of phizaz/diffae into a saved model."""
+    """Convert a diffusion autoencoder of phizaz/diffae to a saved model."""
     with cli_errors():
-        from ldm_kit.convert.common import Beside
         from ldm_kit.convert.diffae import convert_diffae
 
-        beside = Beside(image_size, statistics, images, classifier, attributes, device)
-        typer.echo(convert_diffae(checkpoint, out, beside))
+        typer.echo(convert_diffae(checkpoint, out, options))
 
 
 @convert.command()
+@flatten
 def pdae(
     checkpoint: Annotated[Path, typer.Argument(help="an autoencoder's checkpoint.pt of ckczzj/PDAE")],
     out: Out,
-    image_size: Side = None,
-    statistics: Statistics = None,
-    images: Images = None,
-    classifier: Judge = None,
-    attributes: Attributes = None,
-    prior: Annotated[Path | None, typer.Option(help="a latent_denoise_fn's checkpoint.pt")] = None,
-    heads: Annotated[int, typer.Option(min=1, help="heads of the U-Net's attention")] = 1,
-    encoder_heads: Annotated[int, typer.Option("--encoder_heads", min=1, help="heads of the encoder's")] = 4,
-    device: Device = None,
+    options: PdaeOptions,
 ) -> None:
-    """Turn a PDAE of ckczzj/PDAE into two saved models: OUT/base, which is frozen, and OUT/model on it."""
+    """Convert a PDAE of ckczzj/PDAE to two saved models: OUT/base, which is frozen, and OUT/model on it."""
     with cli_errors():
-        from ldm_kit.convert.common import Beside
-        from ldm_kit.convert.pdae import Origin, convert_pdae
+        from ldm_kit.convert.pdae import convert_pdae
 
-        beside = Beside(image_size, statistics, images, classifier, attributes, device)
-        typer.echo(convert_pdae(checkpoint, out, Origin(beside, prior, heads, encoder_heads)))
+        typer.echo(convert_pdae(checkpoint, out, options))

@@ -1,4 +1,4 @@
-"""A published linear classifier as directions for editing."""
+"""Directions for editing from a published linear classifier of codes."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.convert.checkpoint_files import names_in
-from ldm_kit.editing.fitting import Fit
-from ldm_kit.models.directions import About, Directions, gathered
+from ldm_kit.convert.checkpoint_files import read_names
+from ldm_kit.models.directions import DirectionRecord, Directions, stack_directions
+from ldm_kit.models.linear_fit import Fit
 
 STRENGTH = 0.3  # that both papers' code uses
 # fmt: off
@@ -24,35 +24,35 @@ CELEBA = (  # in the order of the columns of CelebA's list of attributes
 # fmt: on
 
 
-def directions_of(weight: Tensor, bias: Tensor, names: Path | None, key: str) -> Directions:
-    """Directions of a classifier of normalised codes, weight [K, D] and bias [K], as `edit.py` uses them.
+def classifier_directions(weight: Tensor, bias: Tensor, names: Path | None, key: str) -> Directions:
+    """Return the directions of a linear classifier of normalised codes, as `edit.py` uses them.
 
-    How many pictures it saw is not known, nor where the codes with an attribute lie: the mean of all, moved by the
-    published strength, stands for those.
+    The file does not hold the number of training pictures, nor the mean code with each attribute: the mean of all
+    codes, moved by the published strength, stands for the latter.
 
     Args:
-        weight: a row for each attribute.
-        bias: likewise.
-        names: a text file, one name a line; None: the 40 of CelebA.
-        key: of the model, `seam.key_of`.
+        weight: [K, D], a row for each attribute.
+        bias: [K].
+        names: a text file, one name a line; None: the 40 attributes of CelebA.
+        key: `protocol.encoder_digest` of the model.
 
     Raises:
-        UserError: another number of names, or a row of length 0.
+        UserError: another number of names, a row of length 0, or numbers that are not finite.
     """
-    named = _names(names, len(weight))
+    attributes = _attribute_names(names, len(weight))
     lengths = weight.norm(dim=1, keepdim=True)
     if not bool((lengths > 0).all() and weight.isfinite().all() and bias.isfinite().all()):
         raise UserError("the classifier has a row that is no direction: all zero, or not finite")
     means = weight / lengths * STRENGTH * math.sqrt(weight.shape[1])
-    known = {"estimator": "classifier", "typical": STRENGTH, "positives": 0, "others": 0}
-    abouts = [About.model_validate({"name": name, **known}) for name in named]
+    unknown = {"estimator": "classifier", "typical": STRENGTH, "positives": 0, "others": 0}
+    records = [DirectionRecord.model_validate({"name": name, **unknown}) for name in attributes]
     fits = [Fit(row.double(), float(offset)) for row, offset in zip(weight, bias, strict=True)]
-    return gathered(list(zip(abouts, fits, means, strict=True)), key)
+    return stack_directions(list(zip(records, fits, means, strict=True)), key)
 
 
-def _names(names: Path | None, count: int) -> Sequence[str]:
+def _attribute_names(names: Path | None, count: int) -> Sequence[str]:
     if names is not None:
-        return names_in(names, count, "attribute", "attributes")
+        return read_names(names, count, "attribute", "attributes")
     if count != len(CELEBA):
         raise UserError(f"the classifier knows {count} attributes, not the 40 of CelebA; give their --attributes FILE")
     return CELEBA

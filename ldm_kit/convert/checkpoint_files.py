@@ -1,6 +1,6 @@
-"""Files of weights, read as data: safetensors, or torch's own format restricted to tensors, numbers and text.
+"""Checkpoint files read as data: safetensors, or torch's own format restricted to tensors, numbers and text.
 
-What else lies in a file is never run. Checkpoints of a training hold more than weights; of those the tensors are taken.
+Pickled code in a file is never run. Checkpoints of a training hold more than weights; only their tensors are taken.
 """
 
 import re
@@ -17,23 +17,25 @@ from ldm_kit.config import UserError
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file, or from one of torch's that holds tensors alone.
+    """Read a state dict from a .safetensors file, or from a file of `torch.save` that holds tensors alone.
 
     Raises:
         UserError: it cannot be read, holds anything else, or would need pickled code to run.
     """
-    state = _read(path)
-    if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
+    content = _read(path)
+    if not (
+        isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
         raise UserError(f"{path} holds no state dict; expected tensors by name")
-    return state
+    return content
 
 
 def read_checkpoint(path: Path, weights: str) -> dict[str, Tensor]:
-    """All tensors of a training's checkpoint: of its `state_dict`, if it has one; else those of dicts in it as a.b.
+    """Read all tensors of a training's checkpoint: of its `state_dict`, or else of the dicts in it, named "a.b".
 
     Args:
-        path: .safetensors, or what `torch.save` wrote.
-        weights: Python that takes the weights out of `c`, the whole checkpoint: what a user may run himself.
+        path: .safetensors, or a file of `torch.save`.
+        weights: Python that takes the weights out of the whole checkpoint `c`; a user may run it himself.
 
     Raises:
         UserError: it cannot be read, holds no tensors by name, or would need pickled code to run.
@@ -43,9 +45,9 @@ def read_checkpoint(path: Path, weights: str) -> dict[str, Tensor]:
     export = (
         f'; where you trust it, run python -c "import torch; {keep}" beside the code that wrote it, and convert that'
     )
-    found = _read(path, export)
-    inner = found.get("state_dict", found) if isinstance(found, dict) else {}
-    tensors = _flat(inner) if isinstance(inner, Mapping) else {}
+    content = _read(path, export)
+    tree = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = _flatten(tree) if isinstance(tree, Mapping) else {}
     if not tensors:
         raise UserError(f"{path} holds no state dict; expected tensors by name")
     return tensors
@@ -66,36 +68,42 @@ def _read(path: Path, export: str = "") -> Any:
         ) from None
 
 
-def _flat(tree: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a dict under their names, and those of dicts in it under both names."""
-    found: dict[str, Tensor] = {}
+def _flatten(tree: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a dict under their names, and those of dicts in it under both names."""
+    tensors: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):
-            found[str(name)] = value
+            tensors[str(name)] = value
         elif isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": part for inner, part in value.items() if isinstance(part, Tensor)}
-    return found
+            tensors |= {f"{name}.{inner}": tensor for inner, tensor in value.items() if isinstance(tensor, Tensor)}
+    return tensors
 
 
-def names_in(path: Path, count: int, what: str, things: str) -> list[str]:
-    """The lines of a text file, which are `count` names, each once, of things that the network knows.
+def read_names(path: Path, count: int, what: str, things: str) -> list[str]:
+    """Read the lines of a text file, which must be `count` different names.
+
+    Args:
+        path: UTF-8 text, one name a line.
+        count: as many as the network knows.
+        what: one of the names, for error messages.
+        things: what the network knows, for error messages.
 
     Raises:
-        UserError: it cannot be read, or holds other names; says it of `what`, one of them, and of `things`.
+        UserError: it cannot be read, holds another number of names, or one name twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(f"cannot read {what}s from {path}; expected UTF-8 text, one name a line") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if len(found) != count:
-        raise UserError(f"{path} has {len(found)} {what}s, but the network knows {count} {things}")
-    if twice := [name for name in found if found.count(name) > 1]:
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != count:
+        raise UserError(f"{path} has {len(names)} {what}s, but the network knows {count} {things}")
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has the {what} {twice[0]!r} twice; expected each once")
-    return found
+    return names
 
 
-def refuse_used(out: Path) -> None:
-    """Refuse to write over anything; raises UserError."""
+def check_unused(out: Path) -> None:
+    """Check that a folder is new or empty; raises UserError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; expected the name of a new folder")

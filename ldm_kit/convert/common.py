@@ -1,8 +1,7 @@
-"""What checkpoints of DiffAE and PDAE have in common: statistics of codes, a prior, attributes, weights that fit."""
+"""What DiffAE's and PDAE's checkpoints have in common: code statistics, a prior, and a classifier of attributes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,9 +12,10 @@ from conditioning.base import ConditioningError
 from conditioning.none import NoCondition
 from ldm_kit.config import UserError
 from ldm_kit.convert import diffae_weights
-from ldm_kit.convert.attributes import directions_of
+from ldm_kit.convert.attributes import classifier_directions
 from ldm_kit.convert.checkpoint_files import read_checkpoint
-from ldm_kit.convert.diffae_weights import under
+from ldm_kit.convert.diffae_weights import strip_prefix
+from ldm_kit.convert.options import SemanticCheckpointOptions
 from ldm_kit.data.folder import FolderConfig, load_all
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models import codes
@@ -29,103 +29,110 @@ from ldm_kit.nets.mlp_skip import SkipMLP
 
 NOISE = ScheduleConfig(kind="linear")
 PRIOR_NOISE = ScheduleConfig(kind="constant")
-_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # what DiffAE's, and PDAE's and our own, files call them
+_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # names in DiffAE's files, and in PDAE's and our own
 N = TypeVar("N", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What lies beside a checkpoint: everything that a whole model needs and an autoencoder's file has not."""
-
-    image_size: int | None = None  # side of the pictures; None: as the file says
-    statistics: Path | None = None  # a file of the codes' mean and deviation
-    images: Path | None = None  # or a folder of pictures to compute them from
-    classifier: Path | None = None  # of attributes
-    attributes: Path | None = None  # their names, one a line; None: CelebA's
-    device: str | None = None  # that encodes the folder
-
-
 class Statistics(NamedTuple):
-    """Of codes, over the training set."""
+    """Mean and standard deviation of the training set's codes."""
 
     mean: Tensor  # [D]
     std: Tensor  # [D]
 
 
-class Judge(NamedTuple):
-    """A linear classifier of attributes on normalised codes."""
+class AttributeClassifier(NamedTuple):
+    """A linear classifier of K attributes on normalised codes."""
 
     weight: Tensor  # [K, D]
     bias: Tensor  # [K]
-    statistics: Statistics | None  # of the codes that it was trained on, where its file says so
+    statistics: Statistics | None  # of the codes that it was trained on, where its file holds them
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let a mistake within say which file it is about."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Put a file's name before the message of any UserError."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def fitted(build: Callable[[], N], weights: Mapping[str, Tensor], what: str) -> N:
-    """A network in evaluation mode with these weights, all of them.
+def load_network(build: Callable[[], N], weights: Mapping[str, Tensor], name: str) -> N:
+    """Build a network in evaluation mode with these weights, all of them.
+
+    Args:
+        build: the network, with random weights.
+        weights: a state dict.
+        name: of the network, for error messages.
 
     Raises:
-        UserError: it cannot be built, or has other weights.
+        UserError: the network cannot be built, or has other weights.
     """
     try:
         net = build()
     except (ValueError, ZeroDivisionError, ConditioningError) as error:
-        raise UserError(f"there is no {what} of these shapes: {error}") from None
-    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    if odd := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
-        said = [shapes.get(odd[0], "nothing") for shapes in (given, wanted)]
-        raise UserError(f"the {what} does not fit: {odd[0]} is {said[0]} in the file, expected {said[1]}")
+        raise UserError(f"there is no {name} of these shapes: {error}") from None
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in weights.items()}
+    if misfits := sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)):
+        shapes = [state_dict.get(misfits[0], "nothing") for state_dict in (given, expected)]
+        raise UserError(f"the {name} does not fit: {misfits[0]} is {shapes[0]} in the file, expected {shapes[1]}")
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
 
 
-def sized(said: int | None, found: int | None, halved: int) -> int:
-    """The side of the pictures, given or found in the file; raises UserError where neither or both say it."""
-    if said is not None and found is not None and said != found:
-        raise UserError(f"its pictures have the side {found}, not --image_size {said}; leave that out")
-    size = said if found is None else found
+def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
+    """Return the side of the pictures, given by the user or inferred from the file.
+
+    Raises:
+        UserError: neither or both but different, or a side that cannot be halved so often.
+    """
+    if given is not None and inferred is not None and given != inferred:
+        raise UserError(f"its pictures have the side {inferred}, not --image_size {given}; leave that out")
+    size = given if inferred is None else inferred
     if size is None:
         raise UserError("the file does not say the side of its pictures; give --image_size")
-    if size % 2**halved:
-        raise UserError(f"a picture of side {size} cannot be halved {halved} times as this network does")
+    if size % 2**halvings:
+        raise UserError(f"a picture of side {size} cannot be halved {halvings} times as this network does")
     return size
 
 
-def prior_of(weights: Mapping[str, Tensor], width: int) -> CodePrior:
-    """The prior of a latent net's state, for codes [N, width]; raises UserError for other weights."""
-    state, settings = diffae_weights.prior_from(weights)
+def build_prior(weights: Mapping[str, Tensor], width: int) -> CodePrior:
+    """Build the prior over codes [N, width] from a latent net's state dict; raises UserError for other weights."""
+    state_dict, settings = diffae_weights.prior_from(weights)
     if settings["z_width"] != width:
         raise UserError(f"the prior is for codes of {settings['z_width']} numbers, the encoder's have {width}")
-    return CodePrior(fitted(lambda: SkipMLP(**settings), state, "prior"), NoCondition(), PRIOR_NOISE)
+    mlp = load_network(lambda: SkipMLP(**settings), state_dict, "prior")
+    return CodePrior(mlp, NoCondition(), PRIOR_NOISE)
 
 
-def judge_of(path: Path | None, width: int, weights: str) -> Judge | None:
-    """A classifier's file, its averaged weights; raises UserError for another one, or one of other codes."""
+def load_classifier(path: Path | None, width: int, weights: str) -> AttributeClassifier | None:
+    """Load the averaged weights of a classifier of codes with `width` numbers; None without a path.
+
+    Raises:
+        UserError: another kind of file, or a classifier of other codes.
+    """
     if path is None:
         return None
-    state = read_checkpoint(path, weights)
-    with naming(path):
-        found = under(state, "ema_classifier.")
-        shapes = {name: tuple(value.shape) for name, value in found.items()}
-        count = len(found.get("bias", ()))
+    state_dict = read_checkpoint(path, weights)
+    with name_in_errors(path):
+        averaged = strip_prefix(state_dict, "ema_classifier.")
+        shapes = {name: tuple(value.shape) for name, value in averaged.items()}
+        count = len(averaged.get("bias", ()))
         if shapes != {"weight": (count, width), "bias": (count,)}:
             raise UserError(f"the classifier is {shapes}; expected weight [K, {width}] and bias [K], as codes are")
-        return Judge(found["weight"].float(), found["bias"].float(), stated(state, width))
+        statistics = find_statistics(state_dict, width)
+        return AttributeClassifier(averaged["weight"].float(), averaged["bias"].float(), statistics)
 
 
-def stated(state: Mapping[str, Tensor], width: int) -> Statistics | None:
-    """The statistics among a file's tensors; None where there are none; raises UserError for unusable ones."""
-    mean = next((state[name].flatten().float() for name in _MEANS if name in state), None)
-    std = next((state[name].flatten().float() for name in _STDS if name in state), None)
+def find_statistics(state_dict: Mapping[str, Tensor], width: int) -> Statistics | None:
+    """Find the statistics of codes with `width` numbers among a file's tensors; None where there are none.
+
+    Raises:
+        UserError: statistics of another width, not finite, or a deviation that is not positive.
+    """
+    mean = next((state_dict[name].flatten().float() for name in _MEANS if name in state_dict), None)
+    std = next((state_dict[name].flatten().float() for name in _STDS if name in state_dict), None)
     if mean is None or std is None:
         return None
     usable = bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
@@ -134,70 +141,84 @@ def stated(state: Mapping[str, Tensor], width: int) -> Statistics | None:
     return Statistics(mean, std)
 
 
-def statistics_of(
-    checkpoint: Path, inside: Statistics | None, beside: Beside, judge: Judge | None, encoder: Encoder
+def resolve_statistics(
+    checkpoint: Path,
+    own: Statistics | None,
+    options: SemanticCheckpointOptions,
+    classifier: AttributeClassifier | None,
+    encoder: Encoder,
 ) -> Statistics:
-    """The codes' statistics: those inside the checkpoint, in a file, of a folder's pictures, or in the classifier's.
+    """Return the codes' statistics: the checkpoint's own, of a file, of a folder's pictures, or the classifier's.
+
+    Args:
+        checkpoint: the file's name, for error messages.
+        own: the statistics in the checkpoint.
+        options: name the file or the folder.
+        classifier: must have been trained with the same statistics.
+        encoder: that encodes the folder's pictures.
 
     Raises:
-        UserError: there are none, two that are not the same, or a file that holds none.
+        UserError: there are none, two that differ, or a file that holds none.
     """
-    ways = [beside.statistics is not None, beside.images is not None]
-    if sum(ways) > 1 or (any(ways) and inside is not None):
-        if inside is None:
+    given = [options.statistics is not None, options.images is not None]
+    if sum(given) > 1 or (any(given) and own is not None):
+        if own is None:
             raise UserError("--statistics and --images both say the statistics of codes; give one of them")
         raise UserError(f"{checkpoint} holds the statistics of its codes; leave out --statistics and --images")
-    found = inside or _given(beside, encoder) or (judge.statistics if judge else None)
-    if found is None:
+    statistics = own or _given_statistics(options, encoder) or (classifier.statistics if classifier else None)
+    if statistics is None:
         raise UserError(
             f"{checkpoint} holds no statistics of its codes, as files of an autoencoder alone do not; give "
             "--statistics FILE, or --images DIR of its training pictures to compute them from"
         )
-    if judge is not None and judge.statistics is not None and not _alike(found, judge.statistics):
+    if classifier is not None and classifier.statistics is not None and not _close(statistics, classifier.statistics):
         raise UserError(
-            f"{beside.classifier} was trained on codes of other statistics; expected a classifier of this very model"
+            f"{options.classifier} was trained on codes of other statistics; expected a classifier of this very model"
         )
-    return found
+    return statistics
 
 
-def _given(beside: Beside, encoder: Encoder) -> Statistics | None:
+def _given_statistics(options: SemanticCheckpointOptions, encoder: Encoder) -> Statistics | None:
+    """Return the statistics of the options' file, or of their folder's pictures."""
     width = encoder.config["z_width"]
-    if beside.statistics is not None:
-        state = read_checkpoint(beside.statistics, "{k: c[k] for k in c if k.endswith(('mean', 'std'))}")
-        with naming(beside.statistics):
-            found = stated(state, width)
-            if found is None:
+    if options.statistics is not None:
+        state_dict = read_checkpoint(options.statistics, "{k: c[k] for k in c if k.endswith(('mean', 'std'))}")
+        with name_in_errors(options.statistics):
+            statistics = find_statistics(state_dict, width)
+            if statistics is None:
                 raise UserError("it holds no statistics; expected tensors mean and std, or conds_mean and conds_std")
-            return found
-    if beside.images is None:
+            return statistics
+    if options.images is None:
         return None
-    config = {"path": beside.images, "resolution": beside.image_size, "channels": encoder.config["channels"]}
+    config = {"path": options.images, "resolution": options.image_size, "channels": encoder.config["channels"]}
     pictures = load_all(FolderConfig.model_validate(config))
-    encoder.to(device_named(beside.device))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    found = Statistics(*codes.code_statistics(codes.encode_set(encoder, pictures)))
+    encoder.to(device_named(options.device))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    statistics = Statistics(*codes.code_statistics(codes.encode_set(encoder, pictures)))
     encoder.to("cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return found
+    return statistics
 
 
-def _alike(one: Statistics, other: Statistics) -> bool:
+def _close(one: Statistics, other: Statistics) -> bool:
     return all(torch.allclose(a / one.std, b / one.std, rtol=1e-3, atol=1e-3) for a, b in zip(one, other, strict=True))
 
 
-def save_directions(folder: Path, model: SemanticModel, judge: Judge | None, names: Path | None) -> Directions | None:
-    """Write what the classifier knows beside a saved model, for `edit.py --attribute`; raises UserError."""
-    if judge is None:
+def save_directions(
+    folder: Path, model: SemanticModel, classifier: AttributeClassifier | None, names: Path | None
+) -> Directions | None:
+    """Save the classifier's directions beside a saved model, for `edit.py --attribute`; raises UserError."""
+    if classifier is None:
         if names is not None:
             raise UserError("--attributes names what a --classifier knows; give both, or leave it out")
         return None
-    found = directions_of(judge.weight, judge.bias, names, encoder_digest(model))
+    directions = classifier_directions(classifier.weight, classifier.bias, names, encoder_digest(model))
     (folder / FILE).mkdir()
-    found.save(folder / FILE)
-    return found
+    directions.save(folder / FILE)
+    return directions
 
 
-def told(model: SemanticModel, what: str, directions: Directions | None) -> str:
-    """A sentence of what it is."""
-    parts = [f"{what} of {model.resolution} px pictures, codes of {model.z_width} numbers"]
-    parts += [] if model.prior is None else ["a prior to draw them from"]
-    parts += [] if directions is None else [f"{len(directions.names)} attributes to change"]
-    return ", ".join(parts)
+def describe(model: SemanticModel, kind: str, directions: Directions | None) -> str:
+    """Describe a converted model in a phrase."""
+    phrases = [f"{kind} of {model.resolution} px pictures, codes of {model.z_width} numbers"]
+    phrases += [] if model.prior is None else ["a prior to draw them from"]
+    phrases += [] if directions is None else [f"{len(directions.names)} attributes to change"]
+    return ", ".join(phrases)

@@ -1,7 +1,8 @@
-"""Where each weight of ours stands in a checkpoint of openai/guided-diffusion, and what its shapes tell.
+"""Layout of the checkpoints of openai/guided-diffusion: its parameter names, and settings inferred from shapes.
 
-Their networks are lists of blocks without names: `layers` blocks a level and one that halves on the way down, one more
-a level on the way up, the last of which also doubles. Ours (diffusers') are nested by level.
+Its networks are lists of blocks without names: `layers` blocks and one that downsamples in each level of the
+down path, one block more in each level of the up path, the last of which also upsamples. Our networks (diffusers') are
+nested by level.
 """
 
 import re
@@ -47,14 +48,14 @@ _POSITION = "pool.position"
 
 @dataclass(frozen=True)
 class Heads:
-    """How attention is cut, which no shape tells: by the channels of a head, or by the number of heads."""
+    """How attention is divided into heads, which no shape tells: by channels of a head, or by number of heads."""
 
-    size: int = 64
-    count: int | None = None  # in place of `size`
-    new_order: bool = False  # qkv lies [3, heads, channels] (use_new_attention_order), not [heads, 3, channels]
+    size: int = 64  # channels
+    count: int | None = None  # takes the place of `size`
+    new_order: bool = False  # qkv is [3, heads, channels] (use_new_attention_order), not [heads, 3, channels]
 
-    def of(self, width: int) -> int:
-        """Number of heads at a width; raises UserError where it cannot be cut."""
+    def number(self, width: int) -> int:
+        """Return the number of heads of attention over a width; raises UserError where it cannot be divided."""
         if width % (self.size if self.count is None else self.count):
             cut = f"heads of {self.size} channels" if self.count is None else f"{self.count} heads"
             raise UserError(f"attention over {width} channels cannot be cut into {cut}; expected another number")
@@ -63,113 +64,116 @@ class Heads:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the shapes of a checkpoint tell."""
+    """Settings of a network that the shapes of its checkpoint tell."""
 
     widths: tuple[int, ...]  # of each level, the first at the picture's resolution
     attention: tuple[bool, ...]  # at each level
-    layers: int  # residual blocks a level on the way down
+    layers: int  # residual blocks of each level of the down path
     time: int  # channels of the sinusoids
-    scale_shift: bool  # of the norms by the time; else it is added
-    resnet: bool  # levels are resampled by residual blocks; else by convolutions
+    scale_shift: bool  # the time embedding scales and shifts the norms; else it is added
+    resnet: bool  # residual blocks resample between levels; else convolutions
 
     @property
     def factor(self) -> int:
-        """How many times smaller the middle's side is than the picture's."""
+        """Side of the pictures divided by the side of the middle block's features."""
         return 2 ** (len(self.widths) - 1)
 
     def head_sizes(self, heads: Heads) -> list[int]:
-        """Channels of a head wherever there is attention, the different ones; raises UserError as `Heads.of`."""
+        """Return the different numbers of channels of a head in the network; raises UserError as `Heads.number`."""
         attended = (*compress(self.widths, self.attention), self.widths[-1])
-        return sorted({width // heads.of(width) for width in attended})
+        return sorted({width // heads.number(width) for width in attended})
 
 
-def denoiser_layout(state: State) -> Layout:
-    """Of a denoiser; raises UserError for other weights."""
-    levels = 1 + sum(bool(_DOUBLES.fullmatch(name)) for name in state)
-    return _layout(state, "output_blocks", levels)
+def denoiser_layout(state_dict: State) -> Layout:
+    """Infer the layout of a denoiser; raises UserError for other weights."""
+    levels = 1 + sum(bool(_DOUBLES.fullmatch(name)) for name in state_dict)
+    return _layout(state_dict, "output_blocks", levels)
 
 
-def classifier_layout(state: State, levels: int) -> Layout:
-    """Of a classifier, which has but the way down; raises UserError for other weights."""
-    return _layout(state, "input_blocks", levels)
+def classifier_layout(state_dict: State, levels: int) -> Layout:
+    """Infer the layout of a classifier, which has a down path alone; raises UserError for other weights."""
+    return _layout(state_dict, "input_blocks", levels)
 
 
-def _layout(state: State, where: str, levels: int) -> Layout:
-    """`where`: the list of blocks to count, of which each level has `layers` and one more."""
-    if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state.keys():
+def _layout(state_dict: State, where: str, levels: int) -> Layout:
+    """Infer the layout from the list of blocks named `where`, of which each level has `layers` and one more."""
+    if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(
             "these are no weights of a guided-diffusion network: expected time_embed, input_blocks and middle_block"
         )
-    count = len({name.split(".")[1] for name in state if name.startswith(f"{where}.")})
+    count = len({name.split(".")[1] for name in state_dict if name.startswith(f"{where}.")})
     layers = count // levels - 1
     firsts = [f"input_blocks.{1 + level * (layers + 1)}" for level in range(levels)]
-    widths = tuple(shape_of(state, f"{first}.0.out_layers.3.weight")[0] for first in firsts if layers > 0)
-    if layers < 1 or count % levels or widths[-1] != state["middle_block.0.in_layers.0.weight"].numel():
+    widths = tuple(shape_of(state_dict, f"{first}.0.out_layers.3.weight")[0] for first in firsts if layers > 0)
+    if layers < 1 or count % levels or widths[-1] != state_dict["middle_block.0.in_layers.0.weight"].numel():
         raise UserError(f"{count} {where} are not {levels} levels of equal length; are weights or image size wrong?")
     return Layout(
         widths,
-        tuple(f"{first}.1.qkv.weight" in state for first in firsts),
+        tuple(f"{first}.1.qkv.weight" in state_dict for first in firsts),
         layers,
-        shape_of(state, "time_embed.0.weight")[1],
-        shape_of(state, "input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
-        levels == 1 or f"input_blocks.{layers + 1}.0.in_layers.0.weight" in state,
+        shape_of(state_dict, "time_embed.0.weight")[1],
+        shape_of(state_dict, "input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        levels == 1 or f"input_blocks.{layers + 1}.0.in_layers.0.weight" in state_dict,
     )
 
 
-def shape_of(state: State, name: str) -> tuple[int, ...]:
-    """Of a weight with two dimensions or more; raises UserError where there is none."""
-    if name not in state or state[name].ndim < 2:
+def shape_of(state_dict: State, name: str) -> tuple[int, ...]:
+    """Return the shape of a weight with two dimensions or more; raises UserError where there is none."""
+    if name not in state_dict or state_dict[name].ndim < 2:
         raise UserError(f"the weights have no usable {name}; is the file whole?")
-    return tuple(state[name].shape)
+    return tuple(state_dict[name].shape)
 
 
-def their_name(ours: str, layout: Layout) -> str:
-    """What one of our weights is called in their checkpoints."""
-    if ours == _POSITION:
+def original_name(name: str, layout: Layout) -> str:
+    """Return the name in their checkpoints of one of our weights."""
+    if name == _POSITION:
         return "out.2.positional_embedding"
-    found = _BLOCK.fullmatch(ours)
-    if found is None:
-        module, kind = ours.rsplit(".", 1)
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        module, kind = name.rsplit(".", 1)
         return f"{_PLAIN[module]}.{kind}"
-    way, level, part, index, leaf, kind = found.groups()
-    place = _PLACES[way](layout, int(level or 0), part, int(index))
-    if leaf == "conv":  # of a plain resampler
-        return f"{place}.{'op' if way == 'down_blocks' else 'conv'}.{kind}"
-    return f"{place}.{_LEAVES[leaf]}.{kind}"
+    path, level, group, index, leaf, kind = match.groups()
+    block = _BLOCK_NAMES[path](layout, int(level or 0), group, int(index))
+    if leaf == "conv":  # a convolution that resamples
+        return f"{block}.{'op' if path == 'down_blocks' else 'conv'}.{kind}"
+    return f"{block}.{_LEAVES[leaf]}.{kind}"
 
 
-def _down(layout: Layout, level: int, part: str, index: int) -> str:
-    index = layout.layers if part == "downsamplers" else index
-    return f"input_blocks.{1 + (layout.layers + 1) * level + index}.{int(part == 'attentions')}"
+def _down(layout: Layout, level: int, group: str, index: int) -> str:
+    index = layout.layers if group == "downsamplers" else index
+    return f"input_blocks.{1 + (layout.layers + 1) * level + index}.{int(group == 'attentions')}"
 
 
-def _middle(layout: Layout, level: int, part: str, index: int) -> str:
-    return f"middle_block.{1 if part == 'attentions' else 2 * index}"
+def _middle(layout: Layout, level: int, group: str, index: int) -> str:
+    return f"middle_block.{1 if group == 'attentions' else 2 * index}"
 
 
-def _up(layout: Layout, level: int, part: str, index: int) -> str:
-    if part == "upsamplers":
+def _up(layout: Layout, level: int, group: str, index: int) -> str:
+    if group == "upsamplers":
         return f"output_blocks.{(layout.layers + 1) * (level + 1) - 1}.{1 + layout.attention[-1 - level]}"
-    return f"output_blocks.{(layout.layers + 1) * level + index}.{int(part == 'attentions')}"
+    return f"output_blocks.{(layout.layers + 1) * level + index}.{int(group == 'attentions')}"
 
 
-_PLACES: Mapping[str, Callable[[Layout, int, str, int], str]] = {
+_BLOCK_NAMES: Mapping[str, Callable[[Layout, int, str, int], str]] = {
     "down_blocks": _down,
     "mid_block": _middle,
     "up_blocks": _up,
 }
 
 
-def our_tensor(ours: str, value: Tensor, heads: Heads) -> Tensor:
-    """Their weight as one of ours: q, k and v apart, linear maps for convolutions over a sequence."""
-    if ours == _POSITION:
+def convert_tensor(name: str, value: Tensor, heads: Heads) -> Tensor:
+    """Convert one of their weights to our weight `name`.
+
+    Queries, keys and values are split, and convolutions over a sequence become linear maps.
+    """
+    if name == _POSITION:
         return value.T
     if value.ndim == 3:  # [out, in, 1]
         value = value.squeeze(2)
-    leaf = ours.rsplit(".", 2)[-2]
+    leaf = name.rsplit(".", 2)[-2]
     if leaf not in ("to_q", "to_k", "to_v"):
         return value
     width = len(value) // 3
-    count = 1 if heads.new_order or ours.startswith("pool.") else heads.of(width)
-    parts = value[: 3 * width].unflatten(0, (count, 3, width // count))
-    return parts[:, "qkv".index(leaf[-1])].flatten(0, 1)
+    count = 1 if heads.new_order or name.startswith("pool.") else heads.number(width)
+    split = value[: 3 * width].unflatten(0, (count, 3, width // count))
+    return split[:, "qkv".index(leaf[-1])].flatten(0, 1)

@@ -1,7 +1,7 @@
-"""Weights of openai/guided-diffusion (ADM) as ours: pure functions from a state dict to a state dict and settings.
+"""Conversion of weights of openai/guided-diffusion (ADM): pure functions from a state dict to ours and settings.
 
-What the shapes tell is read from them: widths, layers, levels with attention, how time enters, how levels are
-resampled, a learned variance. What they cannot tell is asked for: the attention heads, and the side of the pictures.
+Widths, layers, levels with attention, the kind of time embedding, the kind of resampling and a learned variance are
+inferred from the shapes. The attention heads and the side of the pictures are arguments, as no shape tells them.
 """
 
 import math
@@ -18,33 +18,35 @@ from ldm_kit.convert.guided_diffusion_layout import (
     Layout,
     State,
     classifier_layout,
+    convert_tensor,
     denoiser_layout,
-    our_tensor,
+    original_name,
     shape_of,
-    their_name,
 )
 from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.half_unet import HalfUNet
 
 Settings = dict[str, Any]
 Converted = tuple[dict[str, Tensor], Settings]
-GROUPS, TIMES = 32, 1000  # of every norm, and in training
+GROUPS, NUM_TIMESTEPS = 32, 1000  # of every norm, and in training
 _TABLE = "label_emb.weight"
 
 
-def unet_from(state: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """A denoiser's weights and settings for `unet_of`; the table of classes is not among them (`classes_from`).
+def unet_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
+    """Convert a denoiser's weights; return them with the settings for `build_adm_unet`.
+
+    The table of classes is not among them (`class_table`).
 
     Args:
-        state: as `torch.load` gives it, in any floating dtype; the result is float32.
+        state_dict: as `torch.load` returns it, in any floating dtype; the result is float32.
         image_size: side of the pictures that it was trained on.
-        heads: of every attention; 64 channels each where left out.
+        heads: of every attention; None: heads of 64 channels.
 
     Raises:
         UserError: these are other weights, some are missing or too many, or the picture cannot be halved that often.
     """
     heads = heads or Heads()
-    layout = denoiser_layout(state)
+    layout = denoiser_layout(state_dict)
     if image_size < layout.factor or image_size % layout.factor:
         raise UserError(
             f"a picture of side {image_size} cannot be halved {len(layout.widths) - 1} times as this network does; "
@@ -52,46 +54,54 @@ def unet_from(state: State, *, image_size: int, heads: Heads | None = None) -> C
         )
     settings = {
         "sample_size": image_size,
-        **_channels(state),
+        **_channels(state_dict),
         **_settings(layout, heads),
-        "class_embed_type": "identity" if _TABLE in state else None,
+        "class_embed_type": "identity" if _TABLE in state_dict else None,
     }
-    rest = {name: value for name, value in state.items() if name != _TABLE}
-    return _converted(rest, lambda: unet_of(settings), layout, heads, _learned_time(rest, layout)), settings
+    rest = {name: value for name, value in state_dict.items() if name != _TABLE}
+    return _converted(rest, lambda: build_adm_unet(settings), layout, heads, _learned_time(rest, layout)), settings
 
 
-def unet_of(settings: Settings) -> UNet2DModel:
-    """The network that `unet_from` has weights for, not yet loaded: diffusers' own class wherever that can be."""
+def build_adm_unet(settings: Settings) -> UNet2DModel:
+    """Build the network for weights of `unet_from`: diffusers' class where it has these settings, else `AdmUNet`."""
     return AdmUNet(**settings) if "heads" in settings else UNet2DModel(**settings)
 
 
-def classes_from(state: State) -> Tensor | None:
-    """The vectors [K, D] that a class-conditional denoiser adds to its time embedding; there is none for no class."""
-    table = state.get(_TABLE)
+def class_table(state_dict: State) -> Tensor | None:
+    """Return the vectors [K, D] that a class-conditional denoiser adds to its time embedding; None without classes."""
+    table = state_dict.get(_TABLE)
     return None if table is None else table.float()
 
 
-def classifier_from(state: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """A noisy classifier's weights and settings for `HalfUNet`, its classes named "0", "1" and so on.
+def classifier_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
+    """Convert a noisy classifier's weights; return them with the settings for `HalfUNet`.
 
-    Args and errors as for `unet_from`; the network must end in attention pooling, as the published ones do.
+    The classes are named "0", "1" and so on. The network must end in attention pooling, as the published ones do.
+
+    Args:
+        state_dict: as `torch.load` returns it, in any floating dtype; the result is float32.
+        image_size: side of the pictures that it was trained on.
+        heads: of every attention; None: heads of 64 channels.
+
+    Raises:
+        UserError: these are other weights, some are missing or too many, or the picture cannot be halved that often.
     """
     heads = heads or Heads()
-    if "out.2.positional_embedding" not in state:
+    if "out.2.positional_embedding" not in state_dict:
         raise UserError("this is no noisy classifier with attention pooling: it has no out.2.positional_embedding")
-    side = max(1, math.isqrt(shape_of(state, "out.2.positional_embedding")[1] - 1))
+    side = max(1, math.isqrt(shape_of(state_dict, "out.2.positional_embedding")[1] - 1))
     levels = 1 + round(math.log2(max(1.0, image_size / side)))
     if side * 2 ** (levels - 1) != image_size:
         raise UserError(f"pictures of side {image_size} cannot be halved to side {side}, which this classifier pools")
-    layout = classifier_layout(state, levels)
+    layout = classifier_layout(state_dict, levels)
     if not (layout.scale_shift and layout.resnet):
         raise UserError("this classifier adds the time, or halves by convolutions; expected AdaGN and residual blocks")
     if len(sizes := layout.head_sizes(heads)) > 1:
         raise UserError(f"a classifier cannot have heads of {sizes} channels; expected one size")
     settings = {
         "sample_size": image_size,
-        "in_channels": shape_of(state, "input_blocks.0.0.weight")[1],
-        "classes": [str(k) for k in range(shape_of(state, "out.2.c_proj.weight")[0])],
+        "in_channels": shape_of(state_dict, "input_blocks.0.0.weight")[1],
+        "classes": [str(k) for k in range(shape_of(state_dict, "out.2.c_proj.weight")[0])],
         "widths": layout.widths,
         "attention": layout.attention,
         "layers": layout.layers,
@@ -99,24 +109,24 @@ def classifier_from(state: State, *, image_size: int, heads: Heads | None = None
         "groups": GROUPS,
         "time_width": layout.time,
     }
-    return _converted(state, lambda: HalfUNet(**settings), layout, heads, {}), settings
+    return _converted(state_dict, lambda: HalfUNet(**settings), layout, heads, {}), settings
 
 
-def _channels(state: State) -> Settings:
-    inside, out = shape_of(state, "input_blocks.0.0.weight")[1], shape_of(state, "out.2.weight")[0]
-    if inside not in (1, 3, 4) or out not in (inside, 2 * inside):
+def _channels(state_dict: State) -> Settings:
+    channels, out = shape_of(state_dict, "input_blocks.0.0.weight")[1], shape_of(state_dict, "out.2.weight")[0]
+    if channels not in (1, 3, 4) or out not in (channels, 2 * channels):
         raise UserError(
-            f"the network takes {inside} channels and gives {out}, as one for super-resolution does; expected pictures "
-            "of 1, 3 or 4 channels in, and as many or twice as many out"
+            f"the network takes {channels} channels and gives {out}, as one for super-resolution does; expected "
+            "pictures of 1, 3 or 4 channels in, and as many or twice as many out"
         )
-    return {"in_channels": inside, "out_channels": out}
+    return {"in_channels": channels, "out_channels": out}
 
 
 def _settings(layout: Layout, heads: Heads) -> Settings:
-    bare = "Resnet{0}sampleBlock2D" if layout.resnet else "{0}Block2D"
-    kinds = ["Attn{0}Block2D" if attention else bare for attention in layout.attention]
-    sizes, sample = layout.head_sizes(heads), "resnet" if layout.resnet else "conv"
-    learned = {"time_embedding_type": "learned", "num_train_timesteps": TIMES}
+    plain = "Resnet{0}sampleBlock2D" if layout.resnet else "{0}Block2D"
+    kinds = ["Attn{0}Block2D" if attention else plain for attention in layout.attention]
+    sizes, resample = layout.head_sizes(heads), "resnet" if layout.resnet else "conv"
+    learned = {"time_embedding_type": "learned", "num_train_timesteps": NUM_TIMESTEPS}
     return {
         "block_out_channels": layout.widths,
         "layers_per_block": layout.layers,
@@ -125,53 +135,63 @@ def _settings(layout: Layout, heads: Heads) -> Settings:
         "norm_num_groups": GROUPS,
         "attn_norm_num_groups": GROUPS,
         "resnet_time_scale_shift": "scale_shift" if layout.scale_shift else "default",
-        "downsample_type": sample,
-        "upsample_type": sample,
+        "downsample_type": resample,
+        "upsample_type": resample,
         "time_embedding_dim": 4 * layout.time,
         **({"attention_head_dim": sizes[0]} if len(sizes) == 1 else {"heads": heads.count}),
         **({} if layout.time == layout.widths[0] else learned),
     }
 
 
-def _learned_time(state: State, layout: Layout) -> dict[str, Tensor]:
-    """Sinusoids wider or narrower than the first level, which diffusers has only as a table of all times.
+def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
+    """Return a learned time embedding that equals sinusoids wider or narrower than the first level.
 
-    The table times its linear map is the sinusoids times theirs. The matrix [1000, D] of sinusoids has a numerical rank
+    diffusers has such sinusoids only as a table of all times. The table times its linear map equals the sinusoids times
+    the original linear map. The matrix [1000, D] of sinusoids has a numerical rank
     below D / 2 for ADM's D = 256, so that nothing is lost where the first level is half as wide (its 512 px network).
     """
     if layout.time == layout.widths[0]:
         return {}
-    weight, half = state["time_embed.0.weight"].double(), layout.time // 2
+    weight, half = state_dict["time_embed.0.weight"].double(), layout.time // 2
     rates = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.arange(TIMES, dtype=torch.float64)[:, None] * rates
+    angles = torch.arange(NUM_TIMESTEPS, dtype=torch.float64)[:, None] * rates
     u, size, v = torch.linalg.svd(torch.cat([angles.cos(), angles.sin()], dim=1), full_matrices=False)
     rank = min(layout.widths[0], len(size))
     if len(size) > rank and size[rank] > 1e-6 * size[0]:
         raise UserError(
             f"time enters as {layout.time} sinusoids, too many for a first level {layout.widths[0]} channels wide"
         )
-    table, linear = weight.new_zeros(TIMES, layout.widths[0]), weight.new_zeros(len(weight), layout.widths[0])
-    table[:, :rank] = u[:, :rank] * math.sqrt(TIMES)
-    linear[:, :rank] = weight @ (v[:rank] * size[:rank, None]).T / math.sqrt(TIMES)
+    table, linear = weight.new_zeros(NUM_TIMESTEPS, layout.widths[0]), weight.new_zeros(len(weight), layout.widths[0])
+    table[:, :rank] = u[:, :rank] * math.sqrt(NUM_TIMESTEPS)
+    linear[:, :rank] = weight @ (v[:rank] * size[:rank, None]).T / math.sqrt(NUM_TIMESTEPS)
     return {"time_proj.weight": table.float(), "time_embedding.linear_1.weight": linear.float()}
 
 
 def _converted(
-    state: State, build: Callable[[], nn.Module], layout: Layout, heads: Heads, ready: Mapping[str, Tensor]
+    state_dict: State, build: Callable[[], nn.Module], layout: Layout, heads: Heads, ready: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Every weight that the network wants, found in `state` or `ready`; raises UserError unless they match exactly."""
+    """Convert every weight of the network from `state_dict`, but those in `ready`.
+
+    Raises:
+        UserError: the network and `state_dict` do not have the same weights.
+    """
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in build().state_dict().items()}
-    sources = {ours: their_name(ours, layout) for ours in wanted if ours != "time_proj.weight"}
-    if lost := set(sources.values()) - state.keys():
-        raise UserError(f"the weights lack {len(lost)} tensors: {_first(lost)}")
-    if more := state.keys() - set(sources.values()):
-        raise UserError(f"the weights have {len(more)} tensors too many: {_first(more)}")
-    for ours, theirs in sources.items():
-        if state[theirs].numel() != math.prod(wanted[ours]) * (3 if "qkv" in theirs else 1) and ours not in ready:
-            raise UserError(f"{theirs} is {tuple(state[theirs].shape)}, which does not fit the rest of the network")
-    found = {ours: our_tensor(ours, state[theirs], heads).float() for ours, theirs in sources.items()} | dict(ready)
-    return {ours: value.reshape(wanted[ours]).contiguous().clone() for ours, value in found.items()}
+        shapes = {name: value.shape for name, value in build().state_dict().items()}
+    sources = {name: original_name(name, layout) for name in shapes if name != "time_proj.weight"}
+    if missing := set(sources.values()) - state_dict.keys():
+        raise UserError(f"the weights lack {len(missing)} tensors: {_first(missing)}")
+    if unexpected := state_dict.keys() - set(sources.values()):
+        raise UserError(f"the weights have {len(unexpected)} tensors too many: {_first(unexpected)}")
+    for name, source in sources.items():
+        size = math.prod(shapes[name]) * (3 if "qkv" in source else 1)
+        if state_dict[source].numel() != size and name not in ready:
+            raise UserError(
+                f"{source} is {tuple(state_dict[source].shape)}, which does not fit the rest of the network"
+            )
+    tensors = {
+        name: convert_tensor(name, state_dict[source], heads).float() for name, source in sources.items()
+    } | dict(ready)
+    return {name: value.reshape(shapes[name]).contiguous().clone() for name, value in tensors.items()}
 
 
 def _first(names: Iterable[str]) -> str:

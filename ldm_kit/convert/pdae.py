@@ -1,6 +1,6 @@
-"""Checkpoints of ckczzj/PDAE into folders of ours: the frozen model as `base/`, what was learned on it as `model/`.
+"""Conversion of checkpoints of ckczzj/PDAE to folders of ours: the frozen model `base/`, and `model/` trained on it.
 
-What its published files are:
+Its published files, and the options that take them:
 
     trained-models/autoencoder/NAME/checkpoint.pt        both halves of the decoder, and the encoder
     trained-models/latents/NAME.pt                       --statistics
@@ -10,7 +10,6 @@ What its published files are:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +19,11 @@ from conditioning.none import NoCondition
 from conditioning.semantic import StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.convert import common, guided_diffusion_weights, pdae_weights
-from ldm_kit.convert.checkpoint_files import read_checkpoint, refuse_used
-from ldm_kit.convert.common import NOISE, Beside, Judge, Statistics, fitted, naming, sized
-from ldm_kit.convert.diffae_weights import under
+from ldm_kit.convert.checkpoint_files import check_unused, read_checkpoint
+from ldm_kit.convert.common import NOISE, AttributeClassifier, Statistics, load_network, name_in_errors, picture_size
+from ldm_kit.convert.diffae_weights import Converted, strip_prefix
 from ldm_kit.convert.guided_diffusion_layout import Heads
+from ldm_kit.convert.options import PdaeOptions
 from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.decoders import ShiftDecoder
 from ldm_kit.models.pipeline import Pipeline
@@ -36,87 +36,79 @@ WEIGHTS = "{k: c[k] for k in c if k.startswith('ema_')}"
 BASE, MODEL = "base", "model"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What lies beside, and what no shape tells."""
-
-    beside: Beside
-    prior: Path | None = None
-    heads: int = 1  # of the U-Net's attention
-    encoder_heads: int = 4
-
-
-class _Parts(NamedTuple):
+class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
-    shift: tuple[dict[str, Tensor], dict[str, object]]  # weights and settings on that base
+    shift: Converted  # weights and settings of the gradient estimator on that base
     statistics: Statistics
     prior: CodePrior | None
-    judge: Judge | None
+    classifier: AttributeClassifier | None
 
 
-def convert_pdae(checkpoint: Path, out: Path, origin: Origin) -> str:
-    """Write `out`/base, a plain diffusion model, and `out`/model on it, for `SemanticModel.load(out)` and edit.py.
+def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
+    """Convert a checkpoint to `out`/base, a plain diffusion model, and `out`/model on it; return their description.
 
-    Says in a sentence what they are.
+    `SemanticModel.load(out)` and edit.py open the result.
 
     Raises:
-        UserError: a file cannot be read or is no such checkpoint, what lies beside does not fit it or is missing, or
-            `out` is in use.
+        UserError: a file cannot be read or is no such checkpoint, a file of the options does not fit it or is missing,
+            or `out` is in use.
     """
-    refuse_used(out)
-    found = _read(checkpoint, origin)
-    said: list[str] = []
+    check_unused(out)
+    components = _read(checkpoint, options)
+    descriptions: list[str] = []
 
-    def fill(folder: Path) -> None:
-        found.base.save(folder / BASE)
-        frozen = BaseModel.open(folder / BASE)
-        weights, settings = found.shift
-        shift = fitted(lambda: ShiftUNet(base=frozen.unet, **settings), weights, "gradient estimator")  # pyright: ignore[reportArgumentType]
-        model = SemanticModel(found.encoder, ShiftDecoder(shift, frozen), *found.statistics, found.prior)
+    def save(folder: Path) -> None:
+        components.base.save(folder / BASE)
+        base = BaseModel.open(folder / BASE)
+        weights, settings = components.shift
+        shift = load_network(lambda: ShiftUNet(base=base.unet, **settings), weights, "gradient estimator")
+        decoder = ShiftDecoder(shift, base)
+        model = SemanticModel(components.encoder, decoder, *components.statistics, components.prior)
         model.save(folder / MODEL)
-        known = common.save_directions(folder / MODEL, model, found.judge, origin.beside.attributes)
-        said.append(common.told(model, "a PDAE", known))
+        directions = common.save_directions(folder / MODEL, model, components.classifier, options.attributes)
+        descriptions.append(common.describe(model, "a PDAE", directions))
 
-    write(out, fill)
-    return f"{out}: {said[0]}, on the frozen {out / BASE}"
+    write(out, save)
+    return f"{out}: {descriptions[0]}, on the frozen {out / BASE}"
 
 
-def _read(checkpoint: Path, origin: Origin) -> _Parts:
-    beside, state = origin.beside, read_checkpoint(checkpoint, WEIGHTS)
-    with naming(checkpoint):
-        encoder = _encoder(under(state, "ema_encoder."), beside.image_size, origin.encoder_heads)
-        base, shift = _decoder(under(state, "ema_decoder."), encoder.config["resolution"], Heads(count=origin.heads))
+def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
+    """Read the checkpoint and the files of the options, and build all networks but the gradient estimator."""
+    state_dict = read_checkpoint(checkpoint, WEIGHTS)
+    with name_in_errors(checkpoint):
+        encoder = _encoder(strip_prefix(state_dict, "ema_encoder."), options.image_size, options.encoder_heads)
+        size = encoder.config["resolution"]
+        base, shift = _decoder(strip_prefix(state_dict, "ema_decoder."), size, Heads(count=options.heads))
         width = encoder.config["z_width"]
         if shift[1]["z_width"] != width:
             raise UserError(f"the decoder takes codes of {shift[1]['z_width']} numbers, the encoder's have {width}")
-    judge, prior = common.judge_of(beside.classifier, width, WEIGHTS), None
-    if origin.prior is not None:
-        weights = read_checkpoint(origin.prior, WEIGHTS)
-        with naming(origin.prior):
-            prior = common.prior_of(under(weights, "ema_latent_denoise_fn."), width)
-    with naming(checkpoint):
-        inside = common.stated(state, width)
-    sides = replace(beside, image_size=encoder.config["resolution"])
-    statistics = common.statistics_of(checkpoint, inside, sides, judge, encoder)
-    return _Parts(encoder, base, shift, statistics, prior, judge)
+    classifier, prior = common.load_classifier(options.classifier, width, WEIGHTS), None
+    if options.prior is not None:
+        weights = read_checkpoint(options.prior, WEIGHTS)
+        with name_in_errors(options.prior):
+            prior = common.build_prior(strip_prefix(weights, "ema_latent_denoise_fn."), width)
+    with name_in_errors(checkpoint):
+        own = common.find_statistics(state_dict, width)
+    options = options.model_copy(update={"image_size": size})
+    statistics = common.resolve_statistics(checkpoint, own, options, classifier, encoder)
+    return _Components(encoder, base, shift, statistics, prior, classifier)
 
 
-def _encoder(state: Mapping[str, Tensor], image_size: int | None, heads: int) -> StridedEncoder:
-    weights, settings = pdae_weights.encoder_from(state, resolution=image_size or 1, heads=heads)
+def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: int) -> StridedEncoder:
+    weights, settings = pdae_weights.encoder_from(state_dict, resolution=image_size or 1, heads=heads)
     widths = settings["widths"]
     if not widths or "out.weight" not in weights or weights["out.weight"].dim() != 2:
         raise UserError("the encoder has no convolutions before a last linear layer; is it a PDAE?")
-    size = sized(image_size, math.isqrt(weights["out.weight"].shape[1] // widths[-1]) * 2 ** len(widths), len(widths))
-    return fitted(lambda: StridedEncoder(**{**settings, "resolution": size}), weights, "encoder")
+    inferred = math.isqrt(weights["out.weight"].shape[1] // widths[-1]) * 2 ** len(widths)
+    size = picture_size(image_size, inferred, len(widths))
+    return load_network(lambda: StridedEncoder(**{**settings, "resolution": size}), weights, "encoder")
 
 
-def _decoder(
-    state: Mapping[str, Tensor], size: int, heads: Heads
-) -> tuple[Pipeline, tuple[dict[str, Tensor], dict[str, object]]]:
-    """The frozen model, and the new half's weights and settings."""
-    weights, settings = pdae_weights.base_from(state, image_size=size, heads=heads)
-    unet = fitted(lambda: guided_diffusion_weights.unet_of(settings), weights, "frozen U-Net")
+def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
+    """Build the frozen model; return it with the gradient estimator's weights and settings."""
+    weights, settings = pdae_weights.base_from(state_dict, image_size=size, heads=heads)
+    unet = load_network(lambda: guided_diffusion_weights.build_adm_unet(settings), weights, "frozen U-Net")
     variance = "learned_range" if settings["out_channels"] > settings["in_channels"] else "small"
     base = Pipeline(None, unet, NoCondition(), NOISE, "eps", variance=variance)
-    return base, pdae_weights.shift_from(state, image_size=size, heads=heads)
+    return base, pdae_weights.shift_from(state_dict, image_size=size, heads=heads)

@@ -1,89 +1,112 @@
-"""Weights of ckczzj/PDAE as ours: pure functions from original parameter names to a state dict and settings.
+"""Conversion of weights of ckczzj/PDAE: pure functions from a state dict to ours and the constructor's settings.
 
-A checkpoint holds states `ema_encoder` and `ema_decoder`; the latter is the frozen U-Net in ADM's names, and the new
-parts beside it (`shift_*`, `label_emb`). Latent nets are DiffAE's: `diffae_names.prior_from`.
+A checkpoint holds `ema_encoder.*` and `ema_decoder.*`; the latter is the frozen U-Net in ADM's names, and the gradient
+estimator's new layers (`shift_*`, `label_emb`). Latent nets are DiffAE's: `diffae_weights.prior_from`.
 """
 
 import re
+from functools import partial
 
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.convert.diffae_weights import ONE_HEAD, Converted, Settings, attention_part, taken, with_code
+from ldm_kit.convert.diffae_weights import (
+    ONE_HEAD,
+    Converted,
+    Settings,
+    attention_tensors,
+    convert_state_dict,
+    original_name_with_code,
+)
 from ldm_kit.convert.guided_diffusion_layout import Heads, Layout, State, denoiser_layout, shape_of
-from ldm_kit.convert.guided_diffusion_weights import unet_from, unet_of
+from ldm_kit.convert.guided_diffusion_weights import build_adm_unet, unet_from
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 _NEW = ("shift_", "label_emb.")
 
 
-def base_from(state: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """The frozen half of a decoder (or a plain DPM of the same code), for `guided_diffusion.unet_of(settings)`.
+def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
+    """Convert the frozen half of a decoder (or a plain DPM of the same code); return its weights and settings.
+
+    The settings are for `guided_diffusion_weights.build_adm_unet`.
 
     Args:
-        state: original names; those of the new parts are passed over.
+        state_dict: with original names; the new layers in it are ignored.
         image_size: side of the pictures that it was trained on.
-        heads: how attention is cut.
+        heads: of its attention.
 
     Raises:
         UserError: these are other weights, or some are missing or too many.
     """
-    return unet_from(_old(state), image_size=image_size, heads=heads)
+    return unet_from(_base(state_dict), image_size=image_size, heads=heads)
 
 
-def shift_from(state: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """The new half of a decoder, for `ShiftUNet(base=..., **settings)` on that base; arguments and errors likewise."""
-    new = {name: value for name, value in state.items() if name.startswith(_NEW)}
-    if not new:
-        raise UserError("this checkpoint has no weight that begins with 'shift_'; is it a plain DPM?")
-    layout = denoiser_layout(_old(state))
-    settings: Settings = {"z_width": shape_of(new, "label_emb.weight")[1]}
-    _, base = base_from(state, image_size=image_size, heads=heads)
-    found = taken(new, lambda: ShiftUNet(base=unet_of(base), **settings), lambda name: _name(name, layout), heads)
-    return found, settings
-
-
-def encoder_from(state: State, *, resolution: int, heads: int = 4) -> Converted:
-    """The encoder, for `conditioning.semantic.StridedEncoder(**settings)`.
+def shift_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
+    """Convert the new half of a decoder; return its weights and settings, for `ShiftUNet(base=..., **settings)`.
 
     Args:
-        state: `encoder.N.*`.
+        state_dict: with original names, of both halves.
+        image_size: side of the pictures that it was trained on.
+        heads: of its attention.
+
+    Raises:
+        UserError: these are other weights, or some are missing or too many.
+    """
+    new = {name: value for name, value in state_dict.items() if name.startswith(_NEW)}
+    if not new:
+        raise UserError("this checkpoint has no weight that begins with 'shift_'; is it a plain DPM?")
+    layout = denoiser_layout(_base(state_dict))
+    settings: Settings = {"z_width": shape_of(new, "label_emb.weight")[1]}
+    _, base = base_from(state_dict, image_size=image_size, heads=heads)
+    shift_name = partial(_shift_name, layout=layout)
+    weights = convert_state_dict(new, lambda: ShiftUNet(base=build_adm_unet(base), **settings), shift_name, heads)
+    return weights, settings
+
+
+def encoder_from(state_dict: State, *, resolution: int, heads: int = 4) -> Converted:
+    """Convert an encoder; return its weights and settings, for `conditioning.semantic.StridedEncoder(**settings)`.
+
+    Args:
+        state_dict: `encoder.N.*`.
         resolution: side of the pictures that it sees.
         heads: of its attention, which no shape tells.
 
     Raises:
         UserError: a name of another kind.
     """
-    last = max((_index(name) for name in state), default=0)
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
+    last = max((_index(name) for name in state_dict), default=0)
+    tensors: dict[str, Tensor] = {}
+    for name, value in state_dict.items():
         index, layer = _index(name), name.split(".", 2)[2]
-        part = attention_part(f"body.{index}", layer, value, Heads(count=heads))
-        found |= part or {f"{'out' if index == last else f'body.{index}'}.{layer}": value.float()}
-    convolutions = [n for n in sorted(state, key=_index) if n.endswith(".weight") and state[n].dim() == 4]
-    attention = [_index(name) for name in state if name.endswith(".qkv.weight")]
-    return found, {
+        attention_weights = attention_tensors(f"body.{index}", layer, value, Heads(count=heads))
+        tensors |= attention_weights or {f"{'out' if index == last else f'body.{index}'}.{layer}": value.float()}
+    convolutions = [n for n in sorted(state_dict, key=_index) if n.endswith(".weight") and state_dict[n].dim() == 4]
+    attention = [_index(name) for name in state_dict if name.endswith(".qkv.weight")]
+    return tensors, {
         "resolution": resolution,
-        "channels": shape_of(state, "encoder.0.weight")[1],
-        "z_width": shape_of(state, f"encoder.{last}.weight")[0],
-        "widths": tuple(len(state[name]) for name in convolutions),
+        "channels": shape_of(state_dict, "encoder.0.weight")[1],
+        "z_width": shape_of(state_dict, f"encoder.{last}.weight")[0],
+        "widths": tuple(len(state_dict[name]) for name in convolutions),
         "attention": sum(_index(name) < attention[0] for name in convolutions) if attention else None,
         "heads": heads,
     }
 
 
-def _old(state: State) -> State:
-    return {name: value for name, value in state.items() if not name.startswith(_NEW)}
+def _base(state_dict: State) -> State:
+    """Return the weights of the frozen half."""
+    return {name: value for name, value in state_dict.items() if not name.startswith(_NEW)}
 
 
-def _name(ours: str, layout: Layout) -> str:
-    if ours.startswith("z_embedding."):
-        return ours.replace("z_embedding.", "label_emb.")
-    return f"shift_{with_code(ours, layout, 'emb_z_layers')}"
+def _shift_name(name: str, layout: Layout) -> str:
+    """Return the original name of a weight of `ShiftUNet`."""
+    if name.startswith("z_embedding."):
+        return name.replace("z_embedding.", "label_emb.")
+    return f"shift_{original_name_with_code(name, layout, 'emb_z_layers')}"
 
 
 def _index(name: str) -> int:
+    """Return N of a name encoder.N.*; raises UserError for another name."""
     match = re.match(r"encoder\.(\d+)\.\w", name)
     if match is None:
-        raise UserError(f"cannot place the weight {name!r}; expected encoder.N.weight and the like")
+        raise UserError(f"unexpected weight {name!r}; expected encoder.N.weight and the like")
     return int(match[1])

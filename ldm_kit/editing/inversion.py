@@ -44,7 +44,7 @@ def sampling_times(pipeline: Pipeline, steps: int, strength: float = 1.0) -> lis
     Raises:
         UserError: more steps than training times.
     """
-    return pipeline.times(SamplingOptions(steps=steps))[-_count_steps(steps, strength) - 1 :]
+    return list(SamplingOptions(steps=steps).resolve(pipeline).timesteps)[-_count_steps(steps, strength) - 1 :]
 
 
 def _count_steps(steps: int, strength: float) -> int:
@@ -68,10 +68,8 @@ def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
 
 def guided_denoiser(pipeline: Pipeline, count: int, options: GuidedOptions) -> Denoiser:
     """Return the model's denoiser for `count` pictures with classifier-free guidance, x_0 clipped for pixels."""
-    sampling = SamplingOptions(
-        steps=options.steps, guidance_scale=options.guidance_scale, negative=options.negative_prompt
-    )
-    return pipeline.guided([""] * count, pipeline.resolve(sampling))
+    sampling = SamplingOptions.model_validate(options.model_dump(include=set(GuidedOptions.model_fields)))
+    return pipeline.guided_denoiser([""] * count, sampling.resolve(pipeline))
 
 
 @torch.no_grad()

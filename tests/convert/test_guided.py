@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from ldm_kit.cli import app, run_cli
 from ldm_kit.config import UserError
 from ldm_kit.convert.checkpoint_files import read_weights
-from ldm_kit.convert.guided_diffusion import Origin, convert_guided_diffusion
-from ldm_kit.convert.guided_diffusion_layout import Heads
+from ldm_kit.convert.guided_diffusion import convert_guided_diffusion
+from ldm_kit.convert.options import GuidedDiffusionOptions
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -48,6 +48,11 @@ def files(tmp_path_factory) -> Path:
     torch.save({"step": 3}, folder / "numbers.pt")
     torch.save(Code(folder / "ran"), folder / "code.pt")
     return folder
+
+
+def options_of(**changed) -> GuidedDiffusionOptions:
+    """Of a small U-Net with heads of 16 channels."""
+    return GuidedDiffusionOptions(**{"kind": "unet", "image_size": 16, "head_size": 16, **changed})
 
 
 class Code:
@@ -85,9 +90,9 @@ def test_an_unconditional_denoiser_opens_and_is_the_same(files, tmp_path, name):
 
 @torch.no_grad()
 def test_classes_a_learned_variance_and_cosine_noise(files, tmp_path):
-    origin = Origin("unet", 16, "cosine", Heads(16), files / "names.txt")
+    options = options_of(schedule="cosine", classes=files / "names.txt")
     assert "4 classes and no null class: draw with --guidance_scale 1" in convert_guided_diffusion(
-        files / "classes.pt", tmp_path / "model", origin
+        files / "classes.pt", tmp_path / "model", options
     )
     pipeline = Pipeline.load(tmp_path / "model")
     assert (pipeline.variance, pipeline.schedule_config.kind) == ("learned_range", "cosine")
@@ -98,7 +103,7 @@ def test_classes_a_learned_variance_and_cosine_noise(files, tmp_path):
 
 
 def test_it_draws_without_guidance_and_says_why_not_with(files, tmp_path):
-    convert_guided_diffusion(files / "classes.pt", tmp_path / "model", Origin("unet", 16, heads=Heads(16)))
+    convert_guided_diffusion(files / "classes.pt", tmp_path / "model", options_of())
     status, said = draw(tmp_path / "model", "2", "--guidance_scale", 1, "--out", tmp_path / "out")
     assert (status, said) == (0, "")
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
@@ -126,7 +131,7 @@ def draw(*arguments) -> tuple[int, str]:
 
 @torch.no_grad()
 def test_as_many_heads_everywhere_are_kept_in_a_class_of_ours(files, tmp_path):
-    convert_guided_diffusion(files / "heads.pt", tmp_path / "model", Origin("unet", 16, heads=Heads(count=4)))
+    convert_guided_diffusion(files / "heads.pt", tmp_path / "model", options_of(heads=4))
     assert json.loads((tmp_path / "model/model_index.json").read_text())["unet"] == ["ldm_kit.nets.adm", "AdmUNet"]
     pipeline = Pipeline.load(tmp_path / "model")
     assert isinstance(pipeline.unet, AdmUNet)
@@ -180,27 +185,27 @@ def test_files_that_are_no_weights(files, tmp_path, name, sentence):
 
 
 @pytest.mark.parametrize(
-    ("name", "origin", "sentence"),
+    ("name", "options", "sentence"),
     [
-        ("upsampler.pt", Origin("unet", 16, heads=Heads(16)), r"upsampler\.pt: .* as one for super-resolution does"),
-        ("plain.pt", Origin("unet", 15, heads=Heads(16)), "side 15 cannot be halved 1 times"),
-        ("plain.pt", Origin("unet", 16, heads=Heads(48)), "64 channels cannot be cut into heads of 48"),
-        ("plain.pt", Origin("classifier", 16, heads=Heads(16)), "no noisy classifier with attention pooling"),
-        ("classifier.pt", Origin("unet", 16, heads=Heads(16)), "output_blocks are not 1 levels"),
-        ("classifier.pt", Origin("classifier", 64, heads=Heads(16)), "are not 4 levels of equal length"),
-        ("plain.pt", Origin("unet", 16, heads=Heads(16), classes=Path(__file__)), "no use for --classes"),
-        ("classes.pt", Origin("unet", 16, heads=Heads(16), classes=Path("absent.txt")), "cannot read class names"),
-        ("classes.pt", Origin("unet", 16, heads=Heads(16), classes=Path(__file__)), r"has \d+ class names, .* knows 4"),
+        ("upsampler.pt", options_of(), r"upsampler\.pt: .* as one for super-resolution does"),
+        ("plain.pt", options_of(image_size=15), "side 15 cannot be halved 1 times"),
+        ("plain.pt", options_of(head_size=48), "64 channels cannot be cut into heads of 48"),
+        ("plain.pt", options_of(kind="classifier"), "no noisy classifier with attention pooling"),
+        ("classifier.pt", options_of(), "output_blocks are not 1 levels"),
+        ("classifier.pt", options_of(kind="classifier", image_size=64), "are not 4 levels of equal length"),
+        ("plain.pt", options_of(classes=Path(__file__)), "no use for --classes"),
+        ("classes.pt", options_of(classes=Path("absent.txt")), "cannot read class names"),
+        ("classes.pt", options_of(classes=Path(__file__)), r"has \d+ class names, .* knows 4"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_sentence(files, tmp_path, name, origin, sentence):
+def test_what_does_not_fit_is_told_in_a_sentence(files, tmp_path, name, options, sentence):
     with pytest.raises(UserError, match=sentence):
-        convert_guided_diffusion(files / name, tmp_path / "model", origin)
+        convert_guided_diffusion(files / name, tmp_path / "model", options)
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_written_over(files, tmp_path):
     (tmp_path / "mine.txt").write_text("dear")
     with pytest.raises(UserError, match="exists already"):
-        convert_guided_diffusion(files / "plain.pt", tmp_path, Origin("unet", 16, heads=Heads(16)))
+        convert_guided_diffusion(files / "plain.pt", tmp_path, options_of())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

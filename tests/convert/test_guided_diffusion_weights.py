@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 
 from ldm_kit.config import UserError
 from ldm_kit.convert.guided_diffusion_layout import Heads
-from ldm_kit.convert.guided_diffusion_weights import classes_from, classifier_from, unet_from, unet_of
+from ldm_kit.convert.guided_diffusion_weights import build_adm_unet, class_table, classifier_from, unet_from
 from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.half_unet import HalfUNet
 from ldm_kit.nets.unet import UNetConfig, build_unet
@@ -26,7 +26,7 @@ def judge(**more):
 
 def opened(state, size=16, heads=None):
     found, settings = unet_from(state, image_size=size, heads=heads)
-    unet = unet_of(settings).eval()
+    unet = build_adm_unet(settings).eval()
     unet.load_state_dict(found)
     return unet
 
@@ -67,10 +67,10 @@ def test_a_denoiser_computes_the_same(changed, heads):
 @torch.no_grad()
 def test_classes_are_added_to_the_time():
     theirs, x, y = original(classes=4), noisy(), torch.tensor([3, 0, 2])
-    ours, table = opened(theirs.state_dict(), heads=Heads(16)), classes_from(theirs.state_dict())
+    ours, table = opened(theirs.state_dict(), heads=Heads(16)), class_table(theirs.state_dict())
     assert difference(ours(x, T, class_labels=table[y]).sample, theirs(x, T, y)) < 1e-5
     assert difference(ours(x, T, class_labels=table[y.flip(0)]).sample, theirs(x, T, y)) > 1e-3
-    assert classes_from(original().state_dict()) is None
+    assert class_table(original().state_dict()) is None
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def test_published_denoisers_are_read_at_full_size(name):
     for key in ("block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "class_embed_type"):
         assert settings[key] == preset.config[key]
     assert settings.get("attention_head_dim") == (None if name == "128" else 64)
-    assert classes_from(state).shape == (1000, config.time_width)
+    assert class_table(state).shape == (1000, config.time_width)
 
 
 @pytest.mark.parametrize("name", ADM)

@@ -5,7 +5,7 @@ from conditioning.semantic import StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.convert import pdae_weights
 from ldm_kit.convert.guided_diffusion_layout import Heads
-from ldm_kit.convert.guided_diffusion_weights import unet_of
+from ldm_kit.convert.guided_diffusion_weights import build_adm_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
 from tests.nets.originals import Pdae, PdaeEncoder, perturbed
 
@@ -15,9 +15,9 @@ WIDTHS, ATTENDS = (32, 64), (False, True)
 @pytest.mark.parametrize("heads", [Heads(count=1), Heads(count=2), Heads(size=32, new_order=True)])
 def test_a_decoder_computes_as_the_original(heads):
     torch.manual_seed(0)
-    original = perturbed(Pdae(WIDTHS, ATTENDS, heads=heads.of(64), legacy=not heads.new_order))
+    original = perturbed(Pdae(WIDTHS, ATTENDS, heads=heads.number(64), legacy=not heads.new_order))
     weights, settings = pdae_weights.base_from(original.state_dict(), image_size=16, heads=heads)
-    base = unet_of(settings).eval()
+    base = build_adm_unet(settings).eval()
     base.load_state_dict(weights)
     weights, settings = pdae_weights.shift_from(original.state_dict(), image_size=16, heads=heads)
     ours = ShiftUNet(base=base, **settings).eval()

@@ -162,7 +162,7 @@ def test_a_diffusion_autoencoder_is_the_same_and_averaged(originals, latent):
     assert torch.equal(model.std, STD)
     noise, prior = model.decoder.schedule, model.prior.schedule_config
     assert noise.a[-1].square().item() == pytest.approx(4.0358e-5, rel=1e-3)  # linear, 1e-4 to 0.02
-    assert (prior.kind, prior.start or 0.008, prior.steps) == ("constant", 0.008, 1000)
+    assert (prior.kind, prior.start or 0.008, prior.num_train_timesteps) == ("constant", 0.008, 1000)
     assert model.decoder.target == "eps"
 
 

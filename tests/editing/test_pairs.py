@@ -87,9 +87,7 @@ def test_counterparts_are_saved_with_the_directions(tmp_path):
     there.save(tmp_path)
     back = Directions.load(tmp_path, "key")
     assert back.pairs.keys() == there.pairs.keys() == {"tone: dark > light"}
-    for one, other in zip(
-        back.pairs["tone: dark > light"], there.pairs["tone: dark > light"], strict=True
-    ):
+    for one, other in zip(back.pairs["tone: dark > light"], there.pairs["tone: dark > light"], strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 

@@ -52,12 +52,12 @@ def test_the_line_of_the_readme(model, picture, tmp_path):
     assert done.status == 0, done.err
     assert f"3 pictures in {tmp_path}, all of them in {tmp_path / 'sheet.png'}" in done.out
     names = written(tmp_path)
-    assert names[:2] == ["00000000-00000-picture.png", "00000000-00001-as-read.png"]
+    assert names[:2] == ["00000000-00000-picture.png", "00000000-00001-reconstructed.png"]
     assert names[2:] == ["00000000-00002-shade-blue-0-3.png", "sheet.png"]
     assert np.array_equal(pixels(tmp_path / names[0]), pixels(picture))
     assert not np.array_equal(pixels(tmp_path / names[1]), pixels(tmp_path / names[2]))
     about = read_metadata(tmp_path / names[2])
-    settings = {"edits": ["as read", "shade: blue +0.3"], "invert_steps": 3, "steps": 2}
+    settings = {"edits": ["reconstructed", "shade: blue +0.3"], "invert_steps": 3, "steps": 2}
     assert json.loads(about["edit"]) == settings
     assert str(picture.parent) not in str(about)
     assert "inverting" in done.err, "there is a progress bar"
@@ -212,13 +212,13 @@ WRONG = [  # (arguments after the model, what the sentence says)
     ([*EDIT, "red", "--strength", "0"], "--strength 0 changes nothing"),
     ([*EDIT, "red", "--strength", "nan"], "--strength is nan; expected"),
     ([*EDIT, "red", "--strength", "0.1", "--strength", "0.2"], "1 attributes with 2 strengths; expected one each"),
-    ([*EDIT, "red", "--strip", "0,9"], "--strip is 9; expected -1 to 1"),
+    ([*EDIT, "red", "--strip", "0,9"], "--strip is '0,9'; expected -1 to 1, where -0.5 to 0.5 is sensible"),
     ([*EDIT, "red", "--strip", "a lot"], "--strip is 'a lot'; expected numbers such as"),
     ([*EDIT, "red", "--strip", "0,0.1", "--strength", "0.1"], "--strip takes the place of --strength"),
     ([*EDIT, "red", "--steps", "0"], "--steps is 0; expected 1 or more"),
     ([*EDIT, "red", "--steps", "300"], "--steps 300: cannot walk 200 training times in 300 steps; expected 1 to 200"),
     ([*EDIT, "red", "--invert_steps", "201"], "--invert_steps 201: cannot walk 200 training times"),
-    ([*EDIT, "red", "--precision", "fp8"], "unknown precision 'fp8'"),
+    ([*EDIT, "red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16, fp16"),
     ([*EDIT, "red", "--out", "{tmp}/empty.txt"], "empty.txt: file exists"),
     (["--image", "{tmp}/empty.txt", "--attribute", "red"], "empty.txt: an empty file"),
     (["--image", "{tmp}/long.png", "--attribute", "red"], "90 x 10 pixels are too long for a square model"),
@@ -238,6 +238,11 @@ OTHERS = [  # (command and its arguments, what the sentence says); {model} is th
     ("learn --model {model} --openmoji --pair x", "--column and --pair are for --labels FILE"),
     ("interpolate --model {model} --image {picture}", "got 1 pictures; expected two"),
     ("interpolate --model {model} --image {picture} --image {picture} --count 1", "--count is 1; expected 2 or more"),
+    (
+        "interpolate --model {model} --image {picture} --image {picture} --morph a.mp4",
+        "--morph is a.mp4; expected a file that ends in .gif, .png, .apng",
+    ),
+    ("interpolate --model {model} --image {picture} --image {picture} --duration 5", "--duration is 5; expected 20 or"),
     ("neighbours --model {model} --image {picture} --among {tmp}/none", "none: no such file; expected codes"),
     ("encode --model {model} --images {pictures} --out {tmp}/a.bin", "expected a file that ends in .safetensors"),
     ("encode --model {model} --images {tmp}/none --out {tmp}/a.safetensors", "none is no such folder"),
@@ -245,8 +250,8 @@ OTHERS = [  # (command and its arguments, what the sentence says); {model} is th
     ("decode --model {model} --codes {picture} --batch_size 0", "--batch_size is 0"),
     ("decode --model {model} --codes {picture} --seed -1", "--seed is -1"),
     ("decode --model {model} --codes {picture}", "cannot be read as codes"),
-    ("img2img --model {world:pixels} --image {picture} --strength 0", "--strength 0 leaves the picture as it is"),
-    ("img2img --model {world:pixels} --image {picture} --strength 1.5", "--strength 1.5 is no share of the way"),
+    ("img2img --model {world:pixels} --image {picture} --strength 0", "--strength is 0.0; expected over 0 and 1"),
+    ("img2img --model {world:pixels} --image {picture} --strength 1.5", "--strength is 1.5; expected over 0"),
     ("img2img --model {world:pixels} --image {picture} --prompt red", "and takes no prompt, got 'red'"),
     ("img2img --model {world:class_pixels} --image {picture}", "give --prompt"),
     ("img2img --model {world:class_pixels} --image {picture} --prompt rad", "unknown class 'rad'"),
@@ -312,7 +317,7 @@ def test_help_names_the_commands():
         "neighbours",
         "encode",
         "decode",
-        "draw",
+        "sample",
         "reprompt",
         "img2img",
         "inpaint",

@@ -1,4 +1,4 @@
-"""edit.py draw, --stop and --along: what they write and say, and one sentence for every wrong input."""
+"""edit.py sample, --stop and --mode: what they write and say, and one sentence for every wrong input."""
 
 import json
 import re
@@ -47,36 +47,36 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def drew(model: Path, out: Path, *given: object) -> dict[str, np.ndarray]:
-    done = through("edit", "draw", "--model", model, *QUICK, "--out", out, *given)
+def sampled(model: Path, out: Path, *given: object) -> dict[str, np.ndarray]:
+    done = through("edit", "sample", "--model", model, *QUICK, "--out", out, *given)
     assert done.status == 0, done.err
     return pixels(out)
 
 
 def test_pictures_of_a_class(models, tmp_path):
     """Each picture belongs to its seed and class, whatever the count."""
-    many = drew(models["told"], tmp_path / "many", "--class", "t", "--count", 3, "--seed", 5)
+    many = sampled(models["told"], tmp_path / "many", "--class", "t", "--count", 3, "--seed", 5)
     assert len(many) == 3
     assert (tmp_path / "many" / "sheet.png").exists()
-    (one,) = drew(models["told"], tmp_path / "one", "--prompt", "t", "--count", 1, "--seed", 6).values()
+    (one,) = sampled(models["told"], tmp_path / "one", "--prompt", "t", "--count", 1, "--seed", 6).values()
     assert np.abs(one - list(many.values())[1]).max() <= 1
-    (other,) = drew(models["told"], tmp_path / "other", "--class", "b", "--count", 1, "--seed", 6).values()
+    (other,) = sampled(models["told"], tmp_path / "other", "--class", "b", "--count", 1, "--seed", 6).values()
     assert not np.array_equal(one, other)
     given = ("--class", "b", "--count", 1, "--seed", 6, "--guidance_scale", 4)
-    (guided,) = drew(models["told"], tmp_path / "guided", *given).values()
+    (guided,) = sampled(models["told"], tmp_path / "guided", *given).values()
     assert not np.array_equal(guided, other)
     about = json.loads(read_metadata(tmp_path / "guided" / "sheet.png")["edit"])
-    assert about == {"drawn": 1, "prompt": "b", "steps": 3, "guidance_scale": 4.0, "decode_steps": 2}
+    assert about == {"sampled": 1, "prompt": "b", "steps": 3, "guidance_scale": 4.0, "decode_steps": 2}
 
 
 def test_without_a_class(models, tmp_path):
-    assert len(drew(models["plain"], tmp_path / "plain", "--count", 2)) == 2
-    assert len(drew(models["told"], tmp_path / "told", "--count", 2)) == 2
+    assert len(sampled(models["plain"], tmp_path / "plain", "--count", 2)) == 2
+    assert len(sampled(models["told"], tmp_path / "told", "--count", 2)) == 2
 
 
 def test_codes_are_drawn_until_they_have_what_a_few_examples_have(models, tmp_path):
     given = ("--count", 6, "--attribute", "Rose", "--threshold", 0.8, "--seed", 1)
-    done = through("edit", "draw", "--model", models["told"], *QUICK, *given, "--out", tmp_path / "out")
+    done = through("edit", "sample", "--model", models["told"], *QUICK, *given, "--out", tmp_path / "out")
     assert done.status == 0, done.err
     rate, tried = re.search(r"([\d.]+)% of (\d+) codes passed: Rose with a probability over 0.8", done.out).groups()
     assert int(tried) > 6
@@ -86,9 +86,24 @@ def test_codes_are_drawn_until_they_have_what_a_few_examples_have(models, tmp_pa
     assert min(shares) >= 80
 
 
+def test_old_words_are_read_with_a_warning(models, world, tmp_path, caplog):
+    new = sampled(models["plain"], tmp_path / "new", "--count", 1)
+    done = through("edit", "draw", "--model", models["plain"], *QUICK, "--count", 1, "--out", tmp_path / "old")
+    assert done.status == 0, done.err
+    assert "draw is now called sample; the old name is read for one more release" in done.err + caplog.text
+    for name, picture in new.items():
+        assert np.array_equal(pixels(tmp_path / "old")[name], picture)
+    images = ("--image", world.pictures / "00.png", "--image", world.pictures / "01.png", "--count", 2)
+    steps = ("--steps", 2, "--invert_steps", 2, "--out", tmp_path / "along")
+    done = through("edit", "interpolate", "--model", models["pdae"], *images, *steps, "--along", "trajectory")
+    assert done.status == 0, done.err
+    assert "warning: --along is now called --mode; the old name is read for one more release" in done.err
+    assert json.loads(read_metadata(tmp_path / "along" / "sheet.png")["edit"])["mode"] == "trajectory"
+
+
 def test_codes_clipped_as_published(models, tmp_path):
     free, clipped = (
-        drew(models["plain"], tmp_path / clip, "--count", 2, "--clip", clip) for clip in ("none", "published")
+        sampled(models["plain"], tmp_path / clip, "--count", 2, "--clip", clip) for clip in ("none", "published")
     )
     assert any(not np.array_equal(one, other) for one, other in zip(free.values(), clipped.values(), strict=True))
     assert json.loads(read_metadata(tmp_path / "published" / "sheet.png")["edit"])["clip"] == "published"
@@ -135,42 +150,42 @@ def test_trajectories_share_their_ends_with_codes_and_go_another_way(models, wor
     Image.fromarray(noise).save(tmp_path / "noise.png")
     images = ("--image", world.pictures / "00.png", "--image", tmp_path / "noise.png", "--count", 5)
     found = {}
-    for along in ("latent", "trajectory"):
-        given = (*images, "--along", along, "--steps", 6, "--invert_steps", 6, "--out", tmp_path / along)
+    for mode in ("latent", "trajectory"):
+        given = (*images, "--mode", mode, "--steps", 6, "--invert_steps", 6, "--out", tmp_path / mode)
         done = through("edit", "interpolate", "--model", models["pdae"], *given)
         assert done.status == 0, done.err
-        found[along] = np.stack(list(pixels(tmp_path / along).values()))
+        found[mode] = np.stack(list(pixels(tmp_path / mode).values()))
     gaps = np.abs(found["latent"] - found["trajectory"]).max(axis=(1, 2, 3))
     assert gaps[[0, 1, 5, 6]].max() <= 1
     assert gaps[2:5].min() > 1
-    assert json.loads(read_metadata(tmp_path / "trajectory" / "sheet.png")["edit"])["along"] == "trajectory"
+    assert json.loads(read_metadata(tmp_path / "trajectory" / "sheet.png")["edit"])["mode"] == "trajectory"
 
 
 WRONG = [  # (command and its arguments, what the sentence says)
-    ("draw --model {bare}", "has no prior to draw codes from; train one with `method: prior`"),
-    ("draw --model {base}", "has no semantic codes"),
-    ("draw --model {told} --class x", "unknown class 'x'"),
-    ("draw --model {plain} --class t", "trained without classes and captions"),
-    ("draw --model {plain} --guidance_scale 2", "guidance_scale is 2, but there is no class or prompt to guide to"),
-    ("draw --model {told} --class t --guidance_scale -1", "guidance_scale is -1.0; expected a number of 0 or more"),
-    ("draw --model {told} --attribute rose --threshold 1", "--threshold is 1; expected a probability from 0 to below"),
-    ("draw --model {told} --threshold 0.7", "--threshold is for --attribute NAME"),
-    ("draw --model {told} --attribute smile", "unknown attribute 'smile'; known are rose"),
-    ("draw --model {plain} --attribute rose", "holds no directions; learn some"),
-    ("draw --model {told} --attribute rose --steps 2 --tries 1", "over 0.5 within --tries 1 each; lower --threshold"),
-    ("draw --model {told} --tries 0 --attribute rose", "--tries is 0"),
-    ("draw --model {told} --count 0", "--count is 0"),
-    ("draw --model {told} --steps 0", "--steps is 0"),
-    ("draw --model {told} --steps 300", "steps: cannot walk 200 training times in 300"),
-    ("draw --model {told} --decode_steps 0", "--decode_steps is 0"),
-    ("draw --model {told} --decode_steps 300", "--decode_steps 300: cannot walk 200 training times"),
-    ("draw --model {told} --stop 0.3", "--stop 0.3 leaves the last steps to the frozen model of a PDAE"),
+    ("sample --model {bare}", "has no prior to draw codes from; train one with `method: prior`"),
+    ("sample --model {base}", "has no semantic codes"),
+    ("sample --model {told} --class x", "unknown class 'x'"),
+    ("sample --model {plain} --class t", "trained without classes and captions"),
+    ("sample --model {plain} --guidance_scale 2", "guidance_scale is 2, but there is no class or prompt to guide to"),
+    ("sample --model {told} --class t --guidance_scale -1", "--guidance_scale is -1.0; expected 0 or more"),
+    ("sample --model {told} --attribute rose --threshold 1", "--threshold is 1.0; expected 0 or more and under 1"),
+    ("sample --model {told} --threshold 0.7", "--threshold is for --attribute NAME"),
+    ("sample --model {told} --attribute smile", "unknown attribute 'smile'; known are rose"),
+    ("sample --model {plain} --attribute rose", "holds no directions; learn some"),
+    ("sample --model {told} --attribute rose --steps 2 --tries 1", "over 0.5 within --tries 1 each; lower --threshold"),
+    ("sample --model {told} --tries 0 --attribute rose", "--tries is 0"),
+    ("sample --model {told} --count 0", "--count is 0"),
+    ("sample --model {told} --steps 0", "--steps is 0"),
+    ("sample --model {told} --steps 300", "steps: cannot walk 200 training times in 300"),
+    ("sample --model {told} --decode_steps 0", "--decode_steps is 0"),
+    ("sample --model {told} --decode_steps 300", "--decode_steps 300: cannot walk 200 training times"),
+    ("sample --model {told} --stop 0.3", "--stop 0.3 leaves the last steps to the frozen model of a PDAE"),
     ("mix --model {told} --content {picture} --details {picture} --invert_steps 2 --stop 0.3", "--stop 0.3 leaves"),
-    ("mix --model {pdae} --content {picture} --details {picture} --stop 1.5", "--stop is 1.5; expected a share"),
+    ("mix --model {pdae} --content {picture} --details {picture} --stop 1.5", "--stop is 1.5; expected 0 to 1"),
     ("decode --model {told} --codes {picture} --stop 0.3", "--stop 0.3 leaves"),
     (
-        "interpolate --model {told} --image {picture} --image {picture} --invert_steps 2 --along trajectory",
-        "--along trajectory mixes the gradients that a PDAE adds",
+        "interpolate --model {told} --image {picture} --image {picture} --invert_steps 2 --mode trajectory",
+        "--mode trajectory mixes the gradients that a PDAE adds",
     ),
 ]
 

@@ -1,0 +1,49 @@
+"""Options of `ldm-kit convert`: what a checkpoint does not say of itself. Every field is a flag; no torch here."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ldm_kit.config import Config
+
+
+class GuidedDiffusionOptions(Config):
+    """What a checkpoint of openai/guided-diffusion does not say of itself."""
+
+    kind: Literal["unet", "classifier"] = Field(description="unet: the denoiser")
+    image_size: int = Field(ge=1, description="side of the pictures it was trained on")
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="noise schedule of its training (cosine for 64 px)"
+    )
+    head_size: int = Field(default=64, ge=1, description="channels of an attention head")
+    heads: int | None = Field(default=None, ge=1, description="heads of every attention, instead of --head_size")
+    new_attention_order: bool = Field(default=False, description="trained with use_new_attention_order")
+    classes: Path | None = Field(
+        default=None, description="a text file of class names, one a line, in their order; numbers if left out"
+    )
+
+
+class SemanticCheckpointOptions(Config):
+    """What a whole semantic model needs and the checkpoint of an autoencoder lacks."""
+
+    image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not say it")
+    statistics: Path | None = Field(
+        default=None, description="mean and deviation of codes: .safetensors, .pt or latent.pkl"
+    )
+    images: Path | None = Field(default=None, description="or the training pictures, a folder, to compute them from")
+    classifier: Path | None = Field(
+        default=None, description="a classifier of codes; its attributes become directions for edit.py"
+    )
+    attributes: Path | None = Field(default=None, description="their names, one a line; the 40 of CelebA if left out")
+    device: str | None = Field(
+        default=None, description="that encodes --images: cpu, cuda, ...; the accelerator if there is one"
+    )
+
+
+class PdaeOptions(SemanticCheckpointOptions):
+    """What a whole PDAE needs and its autoencoder's checkpoint lacks or does not say."""
+
+    prior: Path | None = Field(default=None, description="a latent_denoise_fn's checkpoint.pt")
+    heads: int = Field(default=1, ge=1, description="heads of the U-Net's attention")
+    encoder_heads: int = Field(default=4, ge=1, description="heads of the encoder's attention")
