@@ -9,6 +9,7 @@ from ldm_kit.config import UserError
 
 DOCS = Path("docs")
 Columns = Mapping[str, tuple[str, str]]  # field of a row -> title, format
+Row = dict[str, Any]
 _RULES = {"left": "---", "right": "---:"}
 
 

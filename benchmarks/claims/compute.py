@@ -1,4 +1,4 @@
-"""What training a semantic model costs, counted and not timed: machines are shared, clocks are not to be believed."""
+"""Arithmetic and parameters of training a semantic model, counted and not timed: clocks of shared machines differ."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.kit import SemanticModel
 from conditioning.semantic import condition_of
 from ldm_kit.models.decoders import ShiftDecoder
-from ldm_kit.models.semantic import SemanticModel
 
-BACKWARD = 2  # a backward pass by its forward
+BACKWARD = 2  # operations of a backward pass, in those of its forward pass
 
 
 def training_flops(model: SemanticModel) -> float:
-    """Of one picture in one step, products of convolutions and matrices: frozen networks go forward only."""
+    """Count operations of convolutions and matrix products, of one picture; frozen networks go forward only."""
     pictures = torch.zeros(1, model.channels, model.resolution, model.resolution)
     x, t = torch.zeros(1, *model.latent_shape), torch.zeros(1, dtype=torch.long)
     decoder, frozen = model.decoder, 0
@@ -30,7 +30,7 @@ def training_flops(model: SemanticModel) -> float:
 
 
 def trained_parameters(model: SemanticModel) -> int:
-    """Of encoder and decoder, without what is frozen."""
+    """Count the parameters of encoder and decoder, without those of a frozen base."""
     decoder = model.decoder
     networks = [model.encoder, decoder.shift if isinstance(decoder, ShiftDecoder) else decoder.unet]
     base = {id(p) for p in decoder.base.unet.parameters()} if isinstance(decoder, ShiftDecoder) else set[int]()
@@ -38,6 +38,6 @@ def trained_parameters(model: SemanticModel) -> int:
 
 
 def last_step(run: Path) -> tuple[int, float]:
-    """Steps of a run, and its last held-out error, out of its log of metrics."""
+    """Read the steps of a run and its last held-out error from its log of metrics."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return rows[-1]["step"], next(row["heldout_loss"] for row in reversed(rows) if "heldout_loss" in row)

@@ -1,232 +1,172 @@
-"""What semantic codes are worth on OpenMoji: reconstruction, probes, edits against the truth, interpolation, prior.
+"""Claims about semantic codes on OpenMoji: reconstruction, probes, edits against the truth, interpolation, prior."""
 
-python -m benchmarks.editing         trains what is missing in runs/benchmarks (two hours on 2 CPU cores), measures
-                                     (an hour), then writes docs/semantic.md and the sheets beside it
-python -m benchmarks.editing edits   measures one table anew
-"""
-
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
 
 from autoencoder.base import decode, encode
-from benchmarks.editing import page
-from benchmarks.editing.bench import MODELS, RUNS, Bench
-from benchmarks.editing.compute import last_step, trained_parameters, training_flops
-from benchmarks.editing.counterparts import Outcome, Step, Umpire, edited, steps_of
-from benchmarks.editing.reading import (
-    FRAMES,
-    Draw,
-    Probe,
-    Reconstruction,
-    Smoothness,
-    Swap,
-    cross_faded,
-    draw,
-    interpolated,
-    probes,
-    reconstructions,
-    smoothness,
-    swaps,
-)
-from benchmarks.judge import pixels_of
-from ldm_kit.cli import cli_errors, run_cli
-from ldm_kit.config import UserError
+from benchmarks import kit
+from benchmarks.claims import codes
+from benchmarks.claims.compute import last_step, trained_parameters, training_flops
+from benchmarks.claims.counterparts import EDITS, STEPS, EditJudge, apply_edits, steps_of
+from benchmarks.claims.editing_data import MODELS, Bench
+from benchmarks.claims.judge import pixels_of
+from benchmarks.tables import Columns, Row, chosen, format_rows, page_of, write_section
+from ldm_kit.cli import cli_errors
 from ldm_kit.data.images import InMemory, to_bytes, to_unit
 from ldm_kit.diffusion.rng import normal
 from ldm_kit.editing import operations
 from ldm_kit.editing.labels import from_openmoji
-from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.metrics.fidelity import frechet
 
-DOORS = {  # run -> door, in the order in which they are needed
-    "ae": "train_ae.py",
-    "ldm_uncond": "train_ldm.py",
-    "diffae_pixels": "train_ldm.py",
-    "diffae_latents": "train_ldm.py",
-    "pdae_latents": "train_ldm.py",
-    "prior": "train_ldm.py",
+RUNS = ("ae", "ldm_uncond", "diffae_pixels", "diffae_latents", "pdae_latents", "prior")  # each needs those before
+RECONSTRUCTION_STEPS = (10, 20, 50, 100, 250)
+ENCODE, DECODE = 100, 50  # steps of all else: up to x_T, and down
+PCA = "256 principal components"
+COMPUTE: Columns = {
+    "model": ("", ""),
+    "parameters": ("trained parameters (M)", ".1f"),
+    "steps": ("steps of 64 pictures", ""),
+    "petaflops": ("PFLOP of training", ".2f"),
+    "heldout": ("held-out error", ".4f"),
 }
-STEPS = (10, 20, 50, 100, 250)
-READ, DRAW = 100, 50  # steps of all else: up to x_T, and down
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a model took."""
-
-    model: str
-    parameters: float  # millions, those trained
-    steps: int
-    petaflops: float
-    heldout: float  # error of pictures held out
-
-
-def main(
-    tables: Annotated[list[str] | None, typer.Argument(help="names of tables; all when left out")] = None,
-    edits: Annotated[int, typer.Option(help="edits of each attribute")] = 100,
-    reconstructed: Annotated[int, typer.Option(help="pictures that are reconstructed")] = 64,
-    drawn: Annotated[int, typer.Option(help="pictures of each row of the prior's table")] = 371,
-) -> None:
-    """Train what is missing, measure, write the tables."""
-    with cli_errors():
-        if unknown := [name for name in tables or () if name not in TABLES]:
-            raise UserError(f"unknown table {unknown[0]!r}; expected {', '.join(TABLES)}")
-        for run, script in () if tables else DOORS.items():
-            _train(run, script)
-        bench = Bench.at(page.Counts(edits, reconstructed, drawn))
-        (RUNS / "editing").mkdir(exist_ok=True)
-        for name in tables or list(TABLES):
-            rows = [asdict(row) for row in TABLES[name](bench)]
-            kept = {"counts": asdict(bench.counts), "rows": rows}
-            (RUNS / "editing" / f"{name}.json").write_text(json.dumps(kept, indent=1))
-        page.write(RUNS)
-
-
-def _train(run: str, script: str) -> None:
-    if (RUNS / run / "model").exists():
-        return
-    done = subprocess.run([sys.executable, script, f"configs/benchmarks/{run}.yaml"], check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-
-
-def _said(row: Any) -> Any:
-    typer.echo("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in asdict(row).values()))
-    return row
-
-
-def _compute(bench: Bench) -> Iterator[Cost]:
+def compute(bench: Bench) -> Iterator[Row]:
+    """Count what the models cost."""
     for name, run in MODELS.items():
-        model, (steps, heldout) = bench.model(name), last_step(RUNS / run)
-        petaflops = training_flops(model) * steps * 64 / 1e15
-        yield _said(Cost(name, trained_parameters(model) / 1e6, steps, petaflops, heldout))
+        model, (steps, heldout) = bench.model(name), last_step(kit.RUNS / run)
+        costs = {"parameters": trained_parameters(model) / 1e6, "petaflops": training_flops(model) * steps * 64 / 1e15}
+        yield {"model": name, "steps": steps, "heldout": heldout, **costs}
 
 
-def _reconstruction(bench: Bench) -> Iterator[Reconstruction]:
-    chosen = bench.unseen[: bench.counts.reconstructed]
-    pictures, shown = bench.pictures(chosen), [bench.pictures(chosen[:12])]
+def reconstruction(bench: Bench) -> Iterator[Row]:
+    """Encode and decode unseen pictures."""
+    unseen = bench.unseen[: bench.reconstructed]
+    pictures, shown = bench.pictures(unseen), [bench.pictures(unseen[:12])]
     for name in MODELS:
-        for row, drawn in reconstructions(name, bench.model(name), pictures, STEPS, bench.judge):
-            shown += [drawn[:12]] if row.steps == DRAW else []
-            yield _said(row)
-    page.sheet("reconstruction", torch.cat(shown), 12)
+        rows = codes.reconstructions(name, bench.model(name), pictures, RECONSTRUCTION_STEPS, bench.judge)
+        for row, decoded in rows:
+            shown += [decoded[:12]] if row["steps"] == DECODE else []
+            yield row
+    bench.save_sheet("reconstruction", torch.cat(shown), 12)
 
 
-def _probes(bench: Bench) -> Iterator[Probe]:
+def probes(bench: Bench) -> Iterator[Row]:
+    """Read attributes from codes, principal components and Lite0's features."""
     unseen = bench.pictures(bench.unseen)
     rest = InMemory([bench.everything.records[i] for i in bench.unseen], bench.everything.classes, unseen, "unseen")
     columns = {"train": from_openmoji(bench.split.train), "unseen": from_openmoji(rest)}
     train = pixels_of(bench.split.train)
-    readers: dict[str, Callable[[Tensor], Tensor]] = {name: bench.model(name).encode for name in MODELS}
-    readers |= {"256 principal components": bench.linear.encode, "Lite0 (1,280 numbers)": bench.judge.features}
-    for name, read_z in readers.items():
-        for row in probes(name, {"train": read_z(train), "unseen": read_z(unseen)}, columns):
-            yield _said(row)
+    encoders: dict[str, Callable[[Tensor], Tensor]] = {name: bench.model(name).encode for name in MODELS}
+    encoders |= {PCA: bench.linear.encode, "Lite0 (1,280 numbers)": bench.judge.features}
+    for name, encoder in encoders.items():
+        yield from codes.probes(name, {"train": encoder(train), "unseen": encoder(unseen)}, columns)
 
 
-def _steps(bench: Bench) -> Iterator[Step]:
-    models = {"256 principal components": bench.linear, **{name: bench.model(name) for name in MODELS}}
-    for name, model in models.items():
-        for step in steps_of(name, model, bench.split, bench.everything, bench.edits):
-            yield _said(step)
+def steps(bench: Bench) -> Iterator[Row]:
+    """Compare edits as distances between codes."""
+    for name, model in {PCA: bench.linear, **{name: bench.model(name) for name in MODELS}}.items():
+        yield from steps_of(name, model, bench.split, bench.everything, bench.edits)
 
 
-def _edits(bench: Bench) -> Iterator[Outcome]:
-    umpire = Umpire.trained(bench.judge, bench.everything, bench.split)
+def edits(bench: Bench) -> Iterator[Row]:
+    """Compare edited pictures with the truth."""
+    judge = EditJudge.fit(bench.judge, bench.everything, bench.split)
     sources, targets = (bench.pictures([getattr(edit, end) for edit in bench.edits]) for end in ("source", "target"))
-    rows: dict[str, Tensor] = {"the truth itself": targets, "the unedited picture": sources}
+    pictures: dict[str, Tensor] = {"the truth itself": targets, "the unedited picture": sources}
     vae = bench.model("DiffAE, latents").decoder.vae
     assert vae is not None
     with torch.no_grad():
-        rows["the truth through the autoencoder"] = to_bytes(decode(vae, encode(vae, to_unit(targets)).mean))
-    train, steps = bench.split.train, (READ, DRAW)
-    rows["256 principal components"] = edited(bench.linear, train, sources, bench.edits, steps)
+        pictures["the truth through the autoencoder"] = to_bytes(decode(vae, encode(vae, to_unit(targets)).mean))
+    for name, model in {PCA: bench.linear, **{name: bench.model(name) for name in MODELS}}.items():
+        pictures[name] = apply_edits(model, bench.split.train, sources, bench.edits, (ENCODE, DECODE))
+    for name, edited in pictures.items():
+        yield from judge.rows(name, bench.edits, edited)
+    bench.save_edit_sheets(sources, {name: pictures[name] for name in MODELS}, targets)
+
+
+def swaps(bench: Bench) -> Iterator[Row]:
+    """Decode codes with the x_T of pictures of other groups."""
+    indices = bench.pairs_of_groups(32)
+    labels = torch.tensor([bench.everything.records[i].label for i in indices])
+    pictures = bench.pictures(indices)
+    shown = [pictures[:12], pictures[len(indices) // 2 :][:12]]
     for name in MODELS:
-        rows[name] = edited(bench.model(name), train, sources, bench.edits, steps)
-    for name, pictures in rows.items():
-        for outcome in umpire.outcomes(name, bench.edits, pictures):
-            yield _said(outcome)
-    page.edit_sheets(bench.edits, sources, {name: rows[name] for name in MODELS}, targets)
+        code = operations.encode(bench.model(name), pictures, ENCODE)
+        row, swapped = codes.swaps(name, bench.model(name), code, labels, steps=DECODE, judge=bench.judge)
+        shown.append(swapped[:12])
+        yield row
+    bench.save_sheet("swaps", torch.cat(shown), 12)
 
 
-def _swaps(bench: Bench) -> Iterator[Swap]:
-    places = _of_two_groups(bench, 32)
-    labels = torch.tensor([bench.everything.records[i].label for i in places])
-    pictures = bench.pictures(places)
-    shown = [pictures[:12], pictures[len(places) // 2 :][:12]]
-    for name in MODELS:
-        code = operations.encode(bench.model(name), pictures, READ)
-        row, drawn = swaps(name, bench.model(name), code, labels, DRAW, bench.judge)
-        shown.append(drawn[:12])
-        yield _said(row)
-    page.sheet("swaps", torch.cat(shown), 12)
-
-
-def _of_two_groups(bench: Bench, pairs: int) -> list[int]:
-    """Unseen pictures, the second half of other groups than the first, pair by pair."""
-    first: list[int] = []
-    last: list[int] = []
-    rest = list(bench.unseen)
-    while len(first) < pairs:
-        one = rest.pop(0)
-        other = next(i for i in rest if bench.everything.records[i].label != bench.everything.records[one].label)
-        rest.remove(other)
-        first.append(one)
-        last.append(other)
-    return first + last
-
-
-def _interpolation(bench: Bench) -> Iterator[Smoothness]:
-    places = _of_two_groups(bench, 16)
-    pictures = bench.pictures(places)
-    yield _said(smoothness("mixed pixels", cross_faded(pictures), bench.judge))
+def interpolation(bench: Bench) -> Iterator[Row]:
+    """Interpolate between pictures of different groups."""
+    pictures = bench.pictures(bench.pairs_of_groups(16))
+    yield codes.smoothness("mixed pixels", codes.cross_faded(pictures), bench.judge)
     shown: list[Tensor] = []
     for name in MODELS:
-        frames = interpolated(bench.model(name), operations.encode(bench.model(name), pictures, READ), DRAW)
-        shown += [frames[:3].flatten(0, 1)]
-        yield _said(smoothness(name, frames, bench.judge))
-    page.sheet("interpolation", torch.cat(shown), FRAMES)
+        code = operations.encode(bench.model(name), pictures, ENCODE)
+        frames = codes.interpolated(bench.model(name), code, DECODE)
+        shown.append(frames[:3].flatten(0, 1))
+        yield codes.smoothness(name, frames, bench.judge)
+    bench.save_sheet("interpolation", torch.cat(shown), codes.FRAMES)
 
 
-def _prior(bench: Bench) -> Iterator[Draw]:
-    model = SemanticModel.load(RUNS / "prior", precision=torch.bfloat16)
-    train, seeds = pixels_of(bench.split.train), range(bench.counts.drawn)
+def prior(bench: Bench) -> Iterator[Row]:
+    """Generate new pictures from codes of three origins."""
+    model = kit.load_semantic(kit.RUNS / "prior")
+    train, seeds = pixels_of(bench.split.train), range(bench.generated)
     reference = bench.judge.features(train)
-    chosen = train[torch.arange(len(seeds)) * len(train) // len(seeds)]
+    spread = train[torch.arange(len(seeds)) * len(train) // len(seeds)]
     gauss = model.mean + model.std * normal(0, "gauss", torch.tensor(seeds), (model.z_width,))
-    codes = {
-        "of training pictures": model.encode(chosen),
+    origins = {
+        "of training pictures": model.encode(spread),
         "of the prior": model.sample_z(seeds, 100),
         "of a Gaussian with their mean and deviation": gauss,
     }
-    real = bench.pictures(bench.unseen[: len(seeds)])
-    yield _said(draw("none: real pictures not trained on", real, reference, bench.judge))
-    shown: list[Tensor] = []
-    for name, z in codes.items():
-        pictures = model.decode(z, None, DRAW, 64, seeds=seeds)
-        shown.append(pictures[:24])
-        yield _said(draw(name, pictures, reference, bench.judge))
-    page.sheet("prior", torch.cat(shown), 12)
+    pictures = {"none: real pictures not trained on": bench.pictures(bench.unseen[: len(seeds)])}
+    pictures |= {name: model.decode(z, None, DECODE, 64, seeds=seeds) for name, z in origins.items()}
+    for name, made in pictures.items():
+        yield {"codes": name, "count": len(made), "distance": frechet(bench.judge.features(made), reference)}
+    bench.save_sheet("prior", torch.cat([pictures[name][:24] for name in origins]), 12)
 
 
-TABLES: dict[str, Callable[[Bench], Iterator[Any]]] = {
-    "compute": _compute,
-    "edits": _edits,
-    "steps": _steps,
-    "reconstruction": _reconstruction,
-    "probes": _probes,
-    "swaps": _swaps,
-    "interpolation": _interpolation,
-    "prior": _prior,
+TABLES: dict[str, tuple[Callable[[Bench], Iterator[Row]], Columns]] = {
+    "compute": (compute, COMPUTE),
+    "edits": (edits, EDITS),
+    "steps": (steps, STEPS),
+    "reconstruction": (reconstruction, codes.RECONSTRUCTION),
+    "probes": (probes, codes.PROBES),
+    "swaps": (swaps, codes.SWAPS),
+    "interpolation": (interpolation, codes.INTERPOLATION),
+    "prior": (prior, codes.PRIOR),
 }
 
 
-if __name__ == "__main__":
-    run_cli(main)
+def editing(
+    tables: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(TABLES)}; all when left out")] = None,
+    edits: Annotated[int, typer.Option(help="edits of each attribute")] = 100,
+    reconstructed: Annotated[int, typer.Option(help="pictures that are reconstructed")] = 64,
+    generated: Annotated[int, typer.Option(help="pictures of each row of the prior's table")] = 371,
+    page: Annotated[bool, typer.Option("--page/--no_page", help="write the page semantic.md")] = True,
+) -> None:
+    """Train what is missing, measure (an hour), write the tables and the sheets beside them."""
+    with cli_errors():
+        names, target = chosen(tables, TABLES), page_of("semantic.md") if page else None
+        if not tables:
+            kit.train_missing(RUNS)
+        bench = Bench.make(edits, reconstructed, generated, target.parent if target else None)
+        for name in names:
+            measure, columns = TABLES[name]
+            text = format_rows(columns, map(_echo, measure(bench)))
+            if target is not None:
+                write_section(target, f"editing {name}", text)
+
+
+def _echo(row: Row) -> Row:
+    typer.echo("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    return row

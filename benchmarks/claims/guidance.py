@@ -1,50 +1,37 @@
-"""What guidance and solvers are worth on OpenMoji's groups: class accuracy, Lite0 Fréchet distance and seconds.
+"""Claims about guidance and solvers on OpenMoji's groups: class accuracy, Lite0 Fréchet distance and seconds."""
 
-python benchmarks/guidance.py          trains what is missing in runs/benchmarks (an hour on 2 CPU cores), measures,
-                                       then writes docs/guidance.md and the sheets beside it
-python benchmarks/guidance.py pixels   measures one table anew
-python benchmarks/guidance.py --seed 1 repeats it from wholly other noise, beside, and leaves the page alone
-"""
-
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import typer
-from judge import Judge, balanced, labels_of, pixels_of
-from PIL.Image import Image
 from torch import Tensor
 
-from ldm_kit.cli import cli_errors, run_cli
-from ldm_kit.config import UserError
+from benchmarks import kit
+from benchmarks.claims.judge import Judge, labels_of, pixels_of
+from benchmarks.tables import chosen, format_rows, page_of, write_section
+from ldm_kit.cli import cli_errors
 from ldm_kit.data.images import Split
-from ldm_kit.data.openmoji.dataset import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.metrics.fidelity import frechet, wilson
-from ldm_kit.models.classifier import NoisyClassifier
-from ldm_kit.models.options import SamplingOptions
-from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.data.openmoji.dataset import ATTRIBUTION
+from ldm_kit.metrics.fidelity import frechet
+from ldm_kit.metrics.probes import balanced_accuracy
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
-RUNS = Path("runs/benchmarks")
-MODELS = {  # run -> door, in the order in which they are needed
-    "ae": "train_ae.py",
-    "ldm_uncond": "train_ldm.py",
-    "ldm_class": "train_ldm.py",
-    "classifier": "train_ldm.py",
-    "pixel_class": "train_ldm.py",
-    "pixel_classifier": "train_ldm.py",
-}
-STEPS = SamplingOptions(steps=25, solver="ddim", guidance_scale=1.0)
+MODELS = ("ae", "ldm_uncond", "ldm_class", "classifier", "pixel_class", "pixel_classifier")  # each needs those before
 SCALES = (0, 1, 2, 4, 8)
-GUIDANCE = 2.0
+SCALE = 2.0  # of classifier-free guidance
 SOLVERS = (("ddpm", 1000), ("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 20))
+PER_CLASS = 200  # pictures of each class that the distance is to
+COLUMNS = {
+    "name": ("", ""),
+    "accuracy": ("class accuracy [95 %]", ""),
+    "distance": ("Lite0 Fréchet distance", ".2f"),
+    "seconds": ("seconds", ".0f"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,21 +39,14 @@ class Row:
     """One line of a table."""
 
     name: str
-    accuracy: float
+    accuracy: str
     distance: float
     seconds: float  # for all of its pictures
 
 
-class Drawn(NamedTuple):
-    """A row, and its first picture of each class."""
-
-    row: Row
-    pictures: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The judge, the balanced reference, and what every row draws."""
+    """The judge, the balanced reference, and what every row generates."""
 
     judge: Judge
     classes: tuple[str, ...]
@@ -74,153 +54,105 @@ class Bench:
     count: int  # pictures of each class
     seed: int  # no two share the noise of any picture
 
-    def drawn(self, name: str, pipeline: Pipeline, wish: SamplingOptions) -> Drawn:
-        """Draw the same classes from the same noise, and judge them."""
+    @classmethod
+    def make(cls, split: Split, count: int, seed: int) -> "Bench":
+        """Fit the judge and embed the reference."""
+        judge, labels = Judge.fit(split.train), labels_of(split.train)
+        members = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
+        balanced = torch.cat([part[torch.arange(PER_CLASS) * len(part) // PER_CLASS] for part in members])
+        return cls(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[balanced]), count, seed)
+
+    def row(self, name: str, pipeline: kit.Pipeline, **options: float) -> tuple[Row, Tensor]:
+        """Generate the same classes from the same noise; return their row, and the first picture of each class."""
         labels = torch.arange(len(self.classes)).repeat(self.count)
         named = pipeline.conditioner.null is not None or pipeline.classifier is not None
         prompts = [self.classes[k] if named else "" for k in labels]
-        began = time.monotonic()
-        noise = range(self.seed * len(labels), (self.seed + 1) * len(labels))
-        pictures = torch.cat(list(pipeline.generate(prompts, noise, wish, 64)))
-        seconds = time.monotonic() - began
+        seeds = range(self.seed * len(labels), (self.seed + 1) * len(labels))
+        settings = kit.sampling(**{"steps": 25, "solver": "ddim", **options})  # pyright: ignore[reportArgumentType]
+        start = time.monotonic()
+        pictures = kit.generate(pipeline, prompts, seeds, settings)
+        seconds = time.monotonic() - start
         features = self.judge.features(pictures)
-        accuracy = balanced(self.judge.guess(features), labels)
+        shares = balanced_accuracy(self.judge.probe.predict(features), labels)
+        accuracy = f"{100 * shares.share:.1f} % [{100 * shares.low:.1f}, {100 * shares.high:.1f}]"
         row = Row(name, accuracy, frechet(features, self.reference), seconds)
-        typer.echo(f"{name:50} {100 * row.accuracy:5.1f} %  {row.distance:8.2f}  {row.seconds:7.1f} s")
-        return Drawn(row, pictures[: len(self.classes)])
+        typer.echo(f"{name:50} {accuracy}  {row.distance:8.2f}  {seconds:7.1f} s")
+        return row, pictures[: len(self.classes)]
 
 
-def main(
+def _open(run: str, classifier: str | None = None) -> kit.Pipeline:
+    return kit.load_pipeline(kit.RUNS / run / "model", classifier=kit.RUNS / classifier if classifier else None)
+
+
+def latents(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
+    """Compare classifier and classifier-free guidance of latent models."""
+    guided, classes = _open("ldm_uncond", "classifier"), _open("ldm_class")
+    yield bench.row("unconditional", _open("ldm_uncond"))
+    for scale in SCALES:
+        yield bench.row(f"unconditional + classifier {scale}", guided, classifier_scale=scale)
+    yield bench.row("class-conditional", classes)
+    yield bench.row(f"classifier-free {SCALE:g}", classes, guidance_scale=SCALE)
+    both = _open("ldm_class", "classifier")
+    yield bench.row(f"classifier-free {SCALE:g} + classifier 1", both, guidance_scale=SCALE, classifier_scale=1.0)
+
+
+def pixels(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
+    """Compare guidance of one pixel model, whose null condition is the unconditional row."""
+    plain, both = _open("pixel_class"), _open("pixel_class", "pixel_classifier")
+    yield bench.row("unconditional (the null class)", plain, guidance_scale=0.0)
+    yield bench.row("unconditional + classifier 4", both, guidance_scale=0.0, classifier_scale=4.0)
+    yield bench.row("class-conditional", plain)
+    yield bench.row(f"classifier-free {SCALE:g}", plain, guidance_scale=SCALE)
+    yield bench.row(f"classifier-free {SCALE:g} + classifier 1", both, guidance_scale=SCALE, classifier_scale=1.0)
+
+
+def solvers(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
+    """Compare solvers and numbers of steps of the class-conditional latent model."""
+    pipeline = _open("ldm_class")
+    for name, steps in SOLVERS:
+        yield bench.row(f"{name}, {steps} steps", pipeline, steps=steps, solver=name)  # pyright: ignore[reportArgumentType]
+
+
+TABLES: dict[str, Callable[[Bench], Iterator[tuple[Row, Tensor]]]] = {
+    "latents": latents,
+    "pixels": pixels,
+    "solvers": solvers,
+}
+
+
+def guidance(
     tables: Annotated[list[str] | None, typer.Argument(help="latents, pixels, solvers; all when left out")] = None,
     count: Annotated[int, typer.Option(help="pictures of each class in a row of guidance")] = 40,
     solver_count: Annotated[int, typer.Option("--solver_count", help="... in a row of solvers")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="of the noise; the page is of 0, others are printed alone")] = 0,
+    page: Annotated[bool, typer.Option("--page/--no_page", help="write the page guidance.md")] = True,
 ) -> None:
-    """Train what is missing, draw, measure, write the tables."""
+    """Train what is missing, generate, measure, write the tables and the sheets beside them."""
     with cli_errors():
-        for run, script in () if tables else MODELS.items():
-            _train(run, script)
-        split = load(OpenMojiConfig(resolution=32))
-        bench = _bench(split, count, seed)
-        for name in tables or list(TABLES):
-            chosen = replace(bench, count=solver_count) if name == "solvers" else bench
-            _measure(name, chosen)
-        if seed == 0:
-            _write(_truth(bench, split), len(bench.classes), (count, solver_count))
+        names, target = chosen(tables, TABLES), page_of("guidance.md") if page and seed == 0 else None
+        if not tables:
+            kit.train_missing(MODELS)
+        split = kit.load_openmoji()
+        bench = Bench.make(split, count, seed)
+        for name in names:
+            bench = replace(bench, count=solver_count if name == "solvers" else count)
+            rows, pictures = zip(*TABLES[name](bench), strict=True)
+            flag = f"--solver_count {solver_count}" if name == "solvers" else f"--count {count}"
+            command = f"`python -m benchmarks.claims guidance {name} {flag}`; {_judge_accuracy(bench, split)}"
+            text = f"{format_rows(COLUMNS, map(asdict, rows))}\n\n{command}"
+            typer.echo(text)
+            if target is not None:
+                write_section(target, f"guidance {name}", text)
+                _save_sheet(bench, pictures, target.parent / f"guidance-{name}.png")
 
 
-def _train(run: str, script: str) -> None:
-    if (RUNS / run / "model").exists():
-        return
-    done = subprocess.run([sys.executable, script, f"configs/benchmarks/{run}.yaml"], check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+def _judge_accuracy(bench: Bench, split: Split) -> str:
+    features, labels = bench.judge.features(pixels_of(split.heldout)), labels_of(split.heldout)
+    share = bench.judge.probe.accuracy(features, labels).share
+    return f"the judge is right about {100 * share:.1f} % of the {len(labels)} held-out pictures (mean over classes)."
 
 
-def _bench(split: Split, count: int, seed: int) -> Bench:
-    judge = Judge.trained(split.train)
-    labels = labels_of(split.train)
-    most = 200
-    places = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
-    chosen = torch.cat([part[torch.arange(most) * len(part) // most] for part in places])
-    return Bench(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[chosen]), count, seed)
-
-
-def _truth(bench: Bench, split: Split) -> str:
-    features = bench.judge.features(pixels_of(split.heldout))
-    accuracy = balanced(bench.judge.guess(features), labels_of(split.heldout))
-    return (
-        f"The judge (logistic regression on Lite0 features of clean training pictures) is right about "
-        f"{100 * accuracy:.1f} % of the {len(split.heldout)} held-out pictures, classes weighing the same."
-    )
-
-
-def _opened(run: str, classifier: str | None = None) -> Pipeline:
-    pipeline = Pipeline.load(RUNS / run / "model", precision=torch.bfloat16)
-    return pipeline if classifier is None else pipeline.with_guides(NoisyClassifier.load(RUNS / classifier))
-
-
-def _latents(bench: Bench) -> Iterator[Drawn]:
-    guided, classes = _opened("ldm_uncond", "classifier"), _opened("ldm_class")
-    yield bench.drawn("unconditional", _opened("ldm_uncond"), STEPS)
-    for scale in SCALES:
-        yield bench.drawn(f"unconditional + classifier {scale}", guided, replace(STEPS, classifier_scale=scale))
-    yield bench.drawn("class-conditional", classes, STEPS)
-    free = replace(STEPS, guidance_scale=GUIDANCE)
-    yield bench.drawn(f"classifier-free {GUIDANCE:g}", classes, free)
-    both = _opened("ldm_class", "classifier")
-    yield bench.drawn(f"classifier-free {GUIDANCE:g} + classifier 1", both, replace(free, classifier_scale=1.0))
-
-
-def _pixels(bench: Bench) -> Iterator[Drawn]:
-    """One model, whose null condition is the unconditional row."""
-    plain, both = _opened("pixel_class"), _opened("pixel_class", "pixel_classifier")
-    null, free = replace(STEPS, guidance_scale=0.0), replace(STEPS, guidance_scale=GUIDANCE)
-    yield bench.drawn("unconditional (the null class)", plain, null)
-    yield bench.drawn("unconditional + classifier 4", both, replace(null, classifier_scale=4.0))
-    yield bench.drawn("class-conditional", plain, STEPS)
-    yield bench.drawn(f"classifier-free {GUIDANCE:g}", plain, free)
-    yield bench.drawn(f"classifier-free {GUIDANCE:g} + classifier 1", both, replace(free, classifier_scale=1.0))
-
-
-def _solvers(bench: Bench) -> Iterator[Drawn]:
-    pipeline = _opened("ldm_class")
-    for name, steps in SOLVERS:
-        yield bench.drawn(f"{name}, {steps} steps", pipeline, SamplingOptions(steps=steps, solver=name, guidance_scale=1.0))
-
-
-TABLES: dict[str, Callable[[Bench], Iterator[Drawn]]] = {"latents": _latents, "pixels": _pixels, "solvers": _solvers}
-
-
-def _measure(name: str, bench: Bench) -> None:
-    if name not in TABLES:
-        raise UserError(f"unknown table {name!r}; expected {', '.join(TABLES)}")
-    drawn = list(TABLES[name](bench))
-    folder = RUNS / ("guidance" if bench.seed == 0 else f"guidance-{bench.seed}")
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps([asdict(one.row) for one in drawn], indent=1))
-    sheet = (folder if bench.seed else Path("docs")) / f"guidance-{name}.png"
-    save_png(_sheet(bench.classes, drawn), sheet, {"attribution": ATTRIBUTION})
-
-
-def _sheet(classes: tuple[str, ...], drawn: list[Drawn]) -> Image:
-    shown = torch.cat([one.pictures for one in drawn])
-    return grid(shown, len(classes), scale=2, captions=list(classes) * len(drawn))
-
-
-def _write(truth: str, classes: int, counts: tuple[int, int]) -> None:
-    """docs/guidance.md from what was measured, now or before."""
-    titles = {
-        "latents": ("Guidance in latent space (DDIM, 25 steps", counts[0]),
-        "pixels": ("Guidance in pixels (DDIM, 25 steps", counts[0]),
-        "solvers": ("Solvers (latents, class-conditional", counts[1]),
-    }
-    lines = ["# What guidance and solvers are worth", "", INTRODUCTION.format(truth=truth, count=classes), ""]
-    for name, (title, count) in titles.items():
-        if (file := RUNS / "guidance" / f"{name}.json").exists():
-            rows = [Row(**row) for row in json.loads(file.read_text())]
-            lines += [f"## {title}, {count} pictures of each class)", "", HEAD]
-            lines += [_line(row, classes * count) for row in rows]
-            lines += ["", f"![a row of pictures for each line of the table](guidance-{name}.png)", ""]
-    Path("docs/guidance.md").write_text("\n".join(lines), encoding="utf-8")
-    typer.echo("written: docs/guidance.md")
-
-
-def _line(row: Row, count: int) -> str:
-    """Of a table; `count` pictures in all, equally many of each class, so that the mean of classes is their share."""
-    low, high = (100 * bound for bound in wilson(row.accuracy, count))
-    accuracy = f"{100 * row.accuracy:.1f} % [{low:.1f}, {high:.1f}]"
-    return f"| {row.name} | {accuracy} | {row.distance:.2f} | {row.seconds:.0f} |"
-
-
-HEAD = "| | class accuracy [95 %] | Lite0 Fréchet distance | seconds |\n|---|---|---|---|"
-INTRODUCTION = """Printed by `python benchmarks/guidance.py`: 32 px OpenMoji, its {count} groups as classes, small
-models trained for minutes on 2 CPU cores (configs/benchmarks/). Every row draws equally many pictures of each class
-from the same seeds, in bf16. {truth} Chance is one in {count}. Brackets hold Wilson's 95 %
-interval, of the pictures alone: each model was trained once, and another run of training may differ by more. The
-distance is to training pictures, equally many of each class; it is biased by the number of pictures, so it compares
-within a table alone. Seconds are for all pictures of a row."""
-
-
-if __name__ == "__main__":
-    run_cli(main)
+def _save_sheet(bench: Bench, pictures: tuple[Tensor, ...], path: Path) -> None:
+    captions = list(bench.classes) * len(pictures)
+    sheet = grid(torch.cat(pictures), len(bench.classes), scale=2, captions=captions)
+    save_png(sheet, path, {"attribution": ATTRIBUTION})

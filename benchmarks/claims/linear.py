@@ -1,8 +1,4 @@
-"""A linear stand-in for a semantic model: principal components of pixels are the code, what they miss is the noise.
-
-from linear import Linear
-model = Linear.fitted(load(OpenMojiConfig(resolution=32)).train, 128)
-"""
+"""A linear model with the protocol of semantic ones: z is principal components of pixels, x_T the remainder."""
 
 from dataclasses import dataclass
 
@@ -19,9 +15,9 @@ CHUNK = 1024  # pictures whose pixels are float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """Fulfils `ldm_kit.models.protocol.Semantic`: read and drawn again a picture is the same to the last bit.
+    """Principal components as a `ldm_kit.models.protocol.Semantic`: decoding inverts encoding to the last bit.
 
-    Steps, batches and stops are taken and change nothing; there is one step.
+    Steps, batches and stops are accepted and change nothing.
     """
 
     centre: Tensor  # [C, R, R] float64, the mean training picture in [-1, 1]
@@ -30,10 +26,10 @@ class Linear:
     std: Tensor  # [D] float32
 
     @classmethod
-    def fitted(cls, pictures: PictureSet, width: int) -> "Linear":
-        """The first `width` principal components of a set's pixels, exact, from the covariance's eigenvectors.
+    def fit(cls, pictures: PictureSet, width: int) -> "Linear":
+        """Compute the first `width` principal components of a set's pixels from the covariance's eigenvectors.
 
-        Their signs are settled (the largest number of each is positive), so that one set gives one model.
+        The largest number of each component is made positive, so that one set gives one model.
 
         Raises:
             UserError: more components asked for than the pictures can have, or none.
@@ -53,30 +49,30 @@ class Linear:
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """Pixels R along each side."""
         return self.centre.shape[-1]
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """Channels C: 1 grey, 3 RGB, 4 RGBA."""
         return self.centre.shape[0]
 
     @property
     def z_width(self) -> int:
-        """D of a code z."""
+        """Width D of a code z."""
         return len(self.components)
 
     def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
-        """Pictures uint8 [N, C, R, R] to codes z, float32 [N, D], not normalised."""
+        """Encode pictures uint8 [N, C, R, R] as codes z, float32 [N, D], not normalised."""
         return ((_flat(pictures) - self.centre.flatten()) @ self.components.T).float()
 
     def invert(
         self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
     ) -> Tensor:
-        """What the codes z [N, D] miss of pictures uint8 [N, C, R, R]: float32 [N, C, R, R], in units of [-1, 1]."""
+        """Return pictures uint8 [N, C, R, R] less those of z [N, D]: float32 [N, C, R, R], in units of [-1, 1]."""
         if progress is not None:
             progress(steps, steps)
-        return to_unit(pictures) - self._drawn(z)
+        return to_unit(pictures) - self._decode(z)
 
     def decode(
         self,
@@ -89,17 +85,17 @@ class Linear:
         towards: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures uint8 [N, C, R, R] of codes z [N, D] and what they miss [N, C, R, R], clamped and rounded.
+        """Decode codes z [N, D] and remainders [N, C, R, R] as pictures uint8 [N, C, R, R].
 
-        Towards other codes it is, all being linear, the code on the line between them.
+        A target for the trajectory gives the code on the line between z and its own.
         """
         if progress is not None:
             progress(steps, steps)
         if towards is not None:
             z = torch.lerp(z, towards.z, towards.weight[:, None])
-        return to_bytes(self._drawn(z) + x_T)
+        return to_bytes(self._decode(z) + x_T)
 
-    def _drawn(self, z: Tensor) -> Tensor:
+    def _decode(self, z: Tensor) -> Tensor:
         return (self.centre + (z.double() @ self.components).view(-1, *self.centre.shape)).float()
 
 
@@ -112,7 +108,7 @@ def _parts(count: int) -> list[range]:
 
 
 def _moments(pictures: PictureSet) -> tuple[Tensor, Tensor]:
-    """Sum [P] of the pictures' numbers, and of the products of each two [P, P]."""
+    """Sum the pictures' numbers [P], and the products of each two [P, P]."""
     numbers = pictures.channels * pictures.resolution**2
     total, squares = torch.zeros(numbers).double(), torch.zeros(numbers, numbers).double()
     for part in _parts(len(pictures)):

@@ -1,62 +1,37 @@
-"""Time to quality on OpenMoji, of whole recipes and of single choices in ours, over several seeds.
+"""Claims about time to quality on OpenMoji, of whole recipes and of single choices in ours, over several seeds.
 
-python -m benchmarks.quality recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
-python -m benchmarks.quality widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
-python -m benchmarks.quality choices     the recipe with one thing changed, on a wide U-Net, each for 2 minutes
-python -m benchmarks.quality steps       the demo's model drawn with several solvers and numbers of steps; with --model
-                                         another of its recipe, which has a table of its own for each width
+recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
+widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
+choices     the recipe with one thing changed, on a wide U-Net, each for 2 minutes
+steps       the demo's model under several solvers and numbers of steps; --model names another of its recipe
 
 Every training has a core to itself, one thread, and a budget of that core's processor time, so that what else the
-machine does meanwhile changes little. Rows lie in runs/benchmarks/quality, one file a training: a second call goes on.
+machine does meanwhile changes little. Figures are kept in runs/benchmarks/quality, so that a second call goes on.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.quality.recipes import CONFIG, Figures, Recipe
-from benchmarks.quality.steps import ROWS, drawn
-from benchmarks.quality.trainings import Job, Setting, guide, run
+from benchmarks import kit
+from benchmarks.claims.recipes import Figures, Job, Recipe, Setting, choice_jobs, recipe_jobs, width_jobs
+from benchmarks.claims.sampling_steps import ROWS, measure_rows
+from benchmarks.claims.timed_training import guide_model, train_missing
 from benchmarks.speed import machine
-from benchmarks.speed.page import put, table
-from ldm_kit.cli import cli_errors, run_cli
-from ldm_kit.config import UserError, read
-from ldm_kit.methods.latent import LatentRun
+from benchmarks.tables import chosen, markdown, page_of, write_section
+from ldm_kit.cli import cli_errors
+from ldm_kit.config import UserError
 
-WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
-PEERS = {
-    "peers' script, bf16": Recipe(peer_lr=1e-4),
-    "peers' script, bf16, at ten times its learning rate": Recipe(peer_lr=1e-3),
-    f"peers' script, bf16, {WIDE_NAME}": Recipe((WIDE,), peer_lr=1e-4),
-}
-OURS, OURS_WIDE = Recipe(), Recipe((WIDE,))
-CHANGES = {
-    "the recipe": Recipe(),
-    "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
-    "Muon on whole weights": Recipe(("optim.muon.block=null",)),
-    "Muon at 6e-3, AdamW at 3e-3": Recipe(("optim.muon.lr=6e-3", "optim.lr=3e-3")),
-    "learning rate constant": Recipe(("optim.lr_schedule=constant",)),
-    "captions by attention alone": Recipe(("condition.pool=false",)),
-    "time added": Recipe(("unet.time=add",)),
-    "uniform times": Recipe(("timestep_sampling.density=uniform",)),
-    "eps, min-SNR 5, uniform times": Recipe(("prediction_type=eps", "min_snr=5", "timestep_sampling.density=uniform")),
-    "flow": Recipe(("prediction_type=flow", "schedule.kind=flow")),
-    "average over more (std 0.1)": Recipe(("ema.std=0.1",)),
-    "noise assigned over the batch": Recipe(trial="assigned"),
-    "the nearest of four noises": Recipe(trial="nearest"),
-    "dispersive loss": Recipe(trial="dispersive"),
-    "equivariant latents (EQ-VAE)": Recipe(first_stage=("equivariance={}",)),
-}
-CHOICES = {name: replace(change, overrides=(WIDE, *change.overrides)) for name, change in CHANGES.items()}
-TRIED = ((64, 64), (64, 128), (128, 128), (128, 256))
-WIDTHS = {
-    "48 and 48 (in 16 groups)": Recipe(("unet.widths=[48,48]", "unet.norm_num_groups=16")),
-    **{f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in TRIED},
-    "64 and 64, two blocks a level": Recipe(("unet.widths=[64,64]", "unet.layers_per_block=2")),
+TRAINED = {"recipes": recipe_jobs, "widths": width_jobs, "choices": choice_jobs}
+SECTIONS = (*TRAINED, "steps")
+TITLES = {
+    "recipes": "## Time to quality: whole recipes",
+    "widths": "## Time to quality: how wide a U-Net\n\nThe demo's recipe, channels of the two levels:",
+    "choices": "## Time to quality: single choices\n\nThe demo's recipe on a U-Net 128 and 256 channels wide, with one "
+    "thing changed in each row, each for as long:",
 }
 FIGURES = {
     "Lite0 distance": "lite0",
@@ -66,121 +41,83 @@ FIGURES = {
 }
 
 
-def main(
-    names: Annotated[list[str] | None, typer.Argument(help="some of the above; all when left out")] = None,
+def quality(
+    tables: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(SECTIONS)}; all when left out")] = None,
     autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = Path("runs/demo/ae/model"),
-    model: Annotated[Path, typer.Option(help="what `steps` draws with")] = Path("runs/demo/ldm/model"),
+    model: Annotated[Path, typer.Option(help="what `steps` samples from")] = Path("runs/demo/ldm/model"),
     minutes: Annotated[float, typer.Option(help="of one core, for the peers; choices have a fifth of it")] = 10,
-    seeds: Annotated[int, typer.Option(help="trainings of each row of recipes and choices")] = 3,
+    seeds: Annotated[int, typer.Option(help="trainings of each row")] = 3,
     prompts: Annotated[int, typer.Option(help="pictures that a figure is taken from")] = 200,
-    page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/performance.md")] = True,
+    page: Annotated[bool, typer.Option("--page/--no_page", help="write the page performance.md")] = True,
 ) -> None:
-    """Train, measure, and write the tables."""
+    """Train recipes for a time, judge their pictures, print the tables and write them into their page."""
     with cli_errors():
         if not autoencoder.is_dir():
             raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
-        chosen = names or list(SECTIONS)
-        if unknown := [name for name in chosen if name not in SECTIONS]:
-            raise UserError(f"unknown section {unknown[0]!r}; expected {', '.join(SECTIONS)}")
-        setting = Setting(autoencoder, prompts)
-        for name in chosen:
+        setting, target = Setting(autoencoder, prompts), page_of("performance.md") if page else None
+        for name in chosen(tables, SECTIONS):
             if name == "steps":
-                section, title, found = _drawn(model, setting)
-                about, flags = "one model, one picture a prompt", {"--model": str(model)}
+                section, table = steps_section(model, setting)
+                command, note = f"steps --model {model}", "one model, one picture a prompt"
             else:
-                rows = TRAINED[name](minutes, seeds)
-                run([job for jobs in rows.values() for job in jobs], setting)
-                section, title, found = name, TITLES[name], _table(rows, setting)
-                about = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
-                flags = {"--minutes": f"{minutes:g}", "--seeds": str(seeds)}
-            command = " ".join([name, *(f"{flag} {value}" for flag, value in flags.items())])
-            text = f"{title}\n\n{found}\n\n{_about(command, about, prompts)}"
+                section, table = name, trained_section(name, TRAINED[name](minutes, seeds), setting)
+                command = f"{name} --minutes {minutes:g} --seeds {seeds}"
+                note = "one seed" if seeds == 1 else f"means over {seeds} seeds and their range"
+            text = (
+                f"{table}\n\n`python -m benchmarks.claims quality {command}` on {machine.describe()}, each row on one "
+                f"core with one thread; {note}, {prompts} prompts (at most) a figure."
+            )
             typer.echo(f"{text}\n")
-            if page:
-                put(f"quality {section}", text)
+            if target is not None:
+                write_section(target, f"quality {section}", text)
 
 
-def recipes(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Ours for a twentieth, a tenth and a fifth of the peers' time; once on a wide U-Net."""
-    cases = [("ours", OURS, 0.05), ("ours", OURS, 0.1), ("ours", OURS, 0.2), (f"ours, {WIDE_NAME}", OURS_WIDE, 0.2)]
-    cases += [(name, recipe, 1.0) for name, recipe in PEERS.items()]
-    return {f"{name}, {share * minutes:g} min": _jobs(recipe, share * minutes, seeds) for name, recipe, share in cases}
+def trained_section(name: str, rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
+    """Train what has no figures yet; return title and table of a section."""
+    train_missing([job for jobs in rows.values() for job in jobs], setting)
+    return f"{TITLES[name]}\n\n{trained_table(rows, setting)}"
 
 
-def widths(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Ours on U-Nets of several widths, for as long as the peers."""
-    return {name: _jobs(recipe, minutes, seeds) for name, recipe in WIDTHS.items()}
-
-
-def choices(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Ours with one thing changed, for a fifth of the peers' time."""
-    return {name: _jobs(recipe, minutes * 0.2, seeds) for name, recipe in CHOICES.items()}
-
-
-TRAINED = {"recipes": recipes, "widths": widths, "choices": choices}
-SECTIONS = (*TRAINED, "steps")
-TITLES = {
-    "recipes": "## Time to quality: whole recipes",
-    "widths": "## Time to quality: how wide a U-Net\n\nThe demo's recipe, channels of the two levels:",
-    "choices": "## Time to quality: single choices\n\nThe demo's recipe on a U-Net 128 and 256 channels wide, with one "
-    "thing changed in each row, each for as long:",
-}
-
-
-def _jobs(recipe: Recipe, minutes: float, seeds: int) -> list[Job]:
-    return [Job(recipe, minutes, seed) for seed in range(seeds)]
-
-
-def _table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
+def trained_table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
+    """Return a table of jobs that have figures, one row for the seeds of a recipe."""
     lines = []
     for name, jobs in rows.items():
-        found = [setting.done(job) for job in jobs]
-        shown = [_shown(key, [one[key] for one in found]) for key in FIGURES.values()]
-        steps, seconds = (statistics.median(one[key] for one in found) for key in ("steps", "seconds"))
+        figures = [setting.figures(job) for job in jobs]
+        shown = [_mean_and_range(key, [one[key] for one in figures]) for key in FIGURES.values()]
+        steps, seconds = (statistics.median(one[key] for one in figures) for key in ("steps", "seconds"))
         lines.append((name, f"{seconds:.0f}", f"{steps:.0f}", *shown))
-    return table(("", "core seconds", "steps", *FIGURES), lines)
+    return markdown(("", "core seconds", "steps", *FIGURES), lines)
 
 
-def _shown(key: str, values: Sequence[float]) -> str:
-    """Mean, and the range over seeds where there are several."""
+def _mean_and_range(key: str, values: Sequence[float]) -> str:
     scale, unit = (1, "") if key == "lite0" else (100, " %")
     low, mean, high = (scale * value for value in (min(values), statistics.mean(values), max(values)))
     return f"{mean:.0f}{unit}" + (f" ({low:.0f} to {high:.0f})" if len(values) > 1 else "")
 
 
-def _drawn(model: Path, setting: Setting) -> tuple[str, str, str]:
-    """The section of a model's solvers and steps: its name, title and table."""
-    config = model.parent / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"no config.yaml beside {model}; `steps` draws with the model of a finished run: --model")
-    settings = read(LatentRun, config, [])
-    steps, early = settings.train.steps, settings.train.steps // 6
-    width = f"unet.widths=[{','.join(map(str, settings.unet.widths))}]"
-    worse = guide(setting, Recipe((width,)), early)
-    wide = " and ".join(map(str, settings.unet.widths))
+def steps_section(model: Path, setting: Setting) -> tuple[str, str]:
+    """Measure a model's solvers and steps; return the section's name, and its title and table."""
+    file = model.parent / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"no config.yaml beside {model}; `steps` samples from the model of a finished run: --model")
+    config = kit.read_latent(config=file)
+    steps, early = config.train.steps, config.train.steps // 6
+    override = f"unet.widths=[{','.join(map(str, config.unet.widths))}]"
+    widths = " and ".join(map(str, config.unet.widths))
+    guide = guide_model(setting, Recipe((override,)), early)
     title = (
-        f"## What steps are worth: U-Net {wide} channels wide\n\n`train_ldm.py {CONFIG} run={model.parent} {width} "
-        f"train.steps={steps}`, guidance 2 (autoguidance is by the same after {early} steps, alone):"
+        f"## What steps are worth: U-Net {widths} channels wide\n\n`train_ldm.py {kit.LDM} run={model.parent} "
+        f"{override} train.steps={steps}`, guidance 2 (autoguidance is by the same after {early} steps, alone):"
     )
-    return f"steps {wide}", title, _steps(drawn(model, worse, setting.prompts))
+    return f"steps {widths}", f"{title}\n\n{steps_table(measure_rows(model, guide, setting.prompts))}"
 
 
-def _steps(found: Mapping[str, Figures]) -> str:
-    first = next(iter(found.values()))["seconds a picture"]
+def steps_table(rows: Mapping[str, Figures]) -> str:
+    """Return a table of ways of sampling, their speed relative to the first."""
+    first = next(iter(rows.values()))["seconds a picture"]
     lines = []
-    for name, one in found.items():
-        times = first / one["seconds a picture"]
-        shown = [f"{one[key]:.0f}" if key == "lite0" else f"{100 * one[key]:.1f} %" for key in FIGURES.values()]
+    for name, figures in rows.items():
+        times = first / figures["seconds a picture"]
+        shown = [f"{figures[key]:.0f}" if key == "lite0" else f"{100 * figures[key]:.1f} %" for key in FIGURES.values()]
         lines.append((name, str(ROWS[name].evaluations), f"{times:.1f}", *shown))
-    return table(("", "network evaluations", "times as fast", *FIGURES), lines)
-
-
-def _about(command: str, about: str, prompts: int) -> str:
-    return (
-        f"`python -m benchmarks.quality {command}` on {machine.described()}, each row on one core with one thread; "
-        f"{about}, {prompts} prompts (at most) a figure."
-    )
-
-
-if __name__ == "__main__":
-    run_cli(main)
+    return markdown(("", "network evaluations", "times as fast", *FIGURES), lines)

@@ -1,51 +1,64 @@
-"""Trainings in workers of their own, a core each, and what their models are judged by."""
+"""Recipes whose time to quality is measured: rows of the tables, and the files that keep their figures."""
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import current_process, get_context
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import yaml
-from diffusers import AutoencoderKL
-from tqdm import tqdm
 
-from autoencoder.perceptual import Perceptual
-from benchmarks.quality.recipes import CONFIG, Figures, Judge, Place, Recipe, ours, pace, running, theirs
-from ldm_kit.data.images import to_unit
-from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
-from ldm_kit.demo.measure import Drawings, chosen, draw, known, measured
-from ldm_kit.demo.show import LITE0, WISH, judges
-from ldm_kit.metrics.fidelity import embed, frechet
-from ldm_kit.models.options import SamplingOptions
-from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.training.launch import cores
+from benchmarks import kit
 
 FOLDER = Path("runs/benchmarks/quality")
-FIRST_STAGE = Path("configs/demo/ae.yaml")
+Figures = dict[str, float]
+WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
 
 
-def _recipe(config: Path, *, whole: bool) -> str:
-    """What a config says of training, without where it goes, what is shown of it, and, unless `whole`, its length."""
-    given = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if not whole:
-        given["train"].pop("steps", None)
-    return json.dumps({key: value for key, value in given.items() if key not in ("run", "log", "sample")})
+@dataclass(frozen=True)
+class Recipe:
+    """Overrides of the demo's config; with a `peer_lr`, trained by the peers' script at that learning rate.
+
+    `first_stage` trains an autoencoder of the recipe's own, under overrides of the demo's.
+    """
+
+    overrides: tuple[str, ...] = ()
+    peer_lr: float | None = None
+    first_stage: tuple[str, ...] | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of the recipe in words."""
+        trainer = f"peer {self.peer_lr}" if self.peer_lr else "ours"
+        return (*self.overrides, *(f"first {word}" for word in self.first_stage or ()), trainer)
 
 
-def _words(told: Sequence[str]) -> str:
-    """As a file's name."""
-    return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in told)
+PEERS = {
+    "peers' script, bf16": Recipe(peer_lr=1e-4),
+    "peers' script, bf16, at ten times its learning rate": Recipe(peer_lr=1e-3),
+    f"peers' script, bf16, {WIDE_NAME}": Recipe((WIDE,), peer_lr=1e-4),
+}
+OURS, OURS_WIDE = Recipe(), Recipe((WIDE,))
+CHANGES = {
+    "the recipe": Recipe(),
+    "AdamW for all, lr 1e-3": Recipe(("optim.muon=null", "optim.lr=1e-3")),
+    "Muon on whole weights": Recipe(("optim.muon.block=null",)),
+    "Muon at 6e-3, AdamW at 3e-3": Recipe(("optim.muon.lr=6e-3", "optim.lr=3e-3")),
+    "learning rate constant": Recipe(("optim.lr_schedule=constant",)),
+    "captions by attention alone": Recipe(("condition.pool=false",)),
+    "time added": Recipe(("unet.time=add",)),
+    "uniform times": Recipe(("timestep_sampling.density=uniform",)),
+    "eps, min-SNR 5, uniform times": Recipe(("prediction_type=eps", "min_snr=5", "timestep_sampling.density=uniform")),
+    "flow": Recipe(("prediction_type=flow", "schedule.kind=flow")),
+    "average over more (std 0.1)": Recipe(("ema.std=0.1",)),
+    "equivariant latents (EQ-VAE)": Recipe(first_stage=("equivariance={}",)),
+}
+CHOICES = {name: replace(change, overrides=(WIDE, *change.overrides)) for name, change in CHANGES.items()}
+WIDTHS = {
+    "48 and 48 (in 16 groups)": Recipe(("unet.widths=[48,48]", "unet.norm_num_groups=16")),
+    **{f"{a} and {b}": Recipe((f"unet.widths=[{a},{b}]",)) for a, b in ((64, 64), (64, 128), (128, 128), (128, 256))},
+    "64 and 64, two blocks a level": Recipe(("unet.widths=[64,64]", "unet.layers_per_block=2")),
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ class Job:
     seed: int
 
     def path(self, folder: Path) -> Path:
-        """Where in a folder its figures are kept."""
-        return folder / f"{_words(self.recipe.told)}-{self.minutes:g}min-{self.seed}.json"
+        """Return the file in a folder that keeps the figures."""
+        return folder / f"{file_name(self.recipe.words)}-{self.minutes:g}min-{self.seed}.json"
 
 
 @dataclass(frozen=True)
@@ -70,129 +83,53 @@ class Setting:
 
     @property
     def folder(self) -> Path:
-        """Of figures that were got with this recipe, this autoencoder and so many prompts, and no others."""
-        found = hashlib.sha256(f"{self.prompts} {_recipe(CONFIG, whole=False)}".encode())
+        """Folder of figures for this demo config, this autoencoder and so many prompts."""
+        digest = hashlib.sha256(f"{self.prompts} {_training_keys(kit.LDM, steps=False)}".encode())
         for path in sorted(self.autoencoder.glob("*.safetensors")):
-            found.update(path.read_bytes())
-        return FOLDER / found.hexdigest()[:12]
+            digest.update(path.read_bytes())
+        return FOLDER / digest.hexdigest()[:12]
 
     def first_stage(self, recipe: Recipe) -> Path:
-        """The autoencoder that a recipe trains on: that of the table, or one of the recipe's own."""
+        """Return the autoencoder that a recipe trains on: that of the table, or one of the recipe's own."""
         if recipe.first_stage is None:
             return self.autoencoder
-        of = hashlib.sha256(_recipe(FIRST_STAGE, whole=True).encode()).hexdigest()[:12]
-        return FOLDER / "first" / f"{_words(recipe.first_stage)}-{of}" / "model"
+        digest = hashlib.sha256(_training_keys(kit.AE, steps=True).encode()).hexdigest()[:12]
+        return FOLDER / "first" / f"{file_name(recipe.first_stage)}-{digest}" / "model"
 
-    def done(self, job: Job) -> Figures:
-        """A job's figures."""
+    def figures(self, job: Job) -> Figures:
+        """Load the figures of a job."""
         return json.loads(job.path(self.folder).read_text(encoding="utf-8"))
 
 
-def run(jobs: Sequence[Job], setting: Setting) -> None:
-    """Every training that has no figures yet, as many at a time as there are cores; one seed of all, then the next."""
-    folder = setting.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    left = sorted((job for job in dict.fromkeys(jobs) if not job.path(folder).exists()), key=lambda job: job.seed)
-    with workers() as pool:
-        first = {setting.first_stage(job.recipe): job.recipe.first_stage for job in left}
-        missing = {path: overrides for path, overrides in first.items() if overrides is not None and not path.is_dir()}
-        for trained in [pool.submit(_first_stage, path.parent, overrides) for path, overrides in missing.items()]:
-            trained.result()
-        paces: dict[Recipe, Future[float]] = {}
-        for job in left:
-            if job.recipe.peer_lr is None and job.recipe not in paces:
-                paces[job.recipe] = pool.submit(_pace, job.recipe, setting.first_stage(job.recipe))
-        steps = {recipe: found.result() for recipe, found in paces.items()}
-        waiting = [pool.submit(_train, job, setting, steps.get(job.recipe)) for job in left]
-        for job in tqdm(waiting, unit="training", disable=not waiting):
-            job.result()
+def _training_keys(config: Path, *, steps: bool) -> str:
+    """Return the keys of a config that decide what is trained; its length only if `steps`."""
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not steps:
+        tree["train"].pop("steps", None)
+    return json.dumps({key: value for key, value in tree.items() if key not in ("run", "log", "sample")})
 
 
-def workers() -> ProcessPoolExecutor:
-    """As many processes as there are cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=_alone)
+def file_name(words: Sequence[str]) -> str:
+    """Join words into a file's name."""
+    return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
 
 
-def _alone() -> None:
-    """One thread, on a core of this worker's own."""
-    torch.set_num_threads(1)
-    free = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {free[(current_process()._identity[0] - 1) % len(free)]})
+def recipe_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
+    """Return jobs of ours for a twentieth, a tenth and a fifth of the peers' time, once on a wide U-Net, and theirs."""
+    cases = [("ours", OURS, 0.05), ("ours", OURS, 0.1), ("ours", OURS, 0.2), (f"ours, {WIDE_NAME}", OURS_WIDE, 0.2)]
+    cases += [(name, recipe, 1.0) for name, recipe in PEERS.items()]
+    return {f"{name}, {share * minutes:g} min": _jobs(recipe, share * minutes, seeds) for name, recipe, share in cases}
 
 
-def _first_stage(run: Path, overrides: Sequence[str]) -> None:
-    """Train the demo's autoencoder under overrides; where this is broken off, no model is left."""
-    given = [f"run={run}", "log.tensorboard=false", *overrides]
-    subprocess.run([sys.executable, "train_ae.py", str(FIRST_STAGE), *given], check=True, stdout=subprocess.DEVNULL)
+def width_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
+    """Return jobs of ours on U-Nets of several widths, for as long as the peers."""
+    return {name: _jobs(recipe, minutes, seeds) for name, recipe in WIDTHS.items()}
 
 
-def guide(setting: Setting, recipe: Recipe, steps: int) -> Path:
-    """A worse model for autoguidance: a recipe ended early."""
-    path = setting.folder / f"guide-{_words(recipe.told)}-{steps}"
-    if not path.is_dir():
-        with workers() as pool:
-            pool.submit(_guide, path, setting.autoencoder, recipe, steps).result()
-    return path
+def choice_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
+    """Return jobs of ours with one thing changed, for a fifth of the peers' time."""
+    return {name: _jobs(recipe, minutes * 0.2, seeds) for name, recipe in CHOICES.items()}
 
 
-def _guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="quality-"))
-    try:
-        with running(recipe, Place(folder / "run", autoencoder), steps) as run:
-            deque(run.seconds(), maxlen=0)
-            with run.ema_modules() as pipeline:
-                pipeline.save(path)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _pace(recipe: Recipe, autoencoder: Path) -> float:
-    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        return pace(recipe, Place(Path(folder) / "run", autoencoder))
-
-
-def _train(job: Job, setting: Setting, step: float | None) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="quality-"))
-    try:
-        judge = judging(setting.prompts, setting.autoencoder)
-        place = Place(folder / "run", setting.first_stage(job.recipe), job.seed)
-        if step is None:
-            found = theirs(job.recipe, place, job.minutes * 60, judge)
-        else:
-            found = ours(job.recipe, place, max(10, round(job.minutes * 60 / step)), judge)
-    finally:
-        shutil.rmtree(folder)
-    path = job.path(setting.folder)
-    path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
-    path.with_suffix(".part").replace(path)  # whole, or not there
-
-
-def judging(prompts: int, autoencoder: Path, wish: SamplingOptions = WISH) -> Judge:
-    """Prompt fidelity as the demo has it, Lite0's distance to the prompts' true pictures, and seconds a picture.
-
-    The latents in which the nearest drawing is sought are those of one autoencoder, whichever the pictures are made by.
-    """
-    split, vae = load(OpenMojiConfig(resolution=32)), AutoencoderKL.from_pretrained(autoencoder)
-    drawings, lite0 = Drawings.all(split), Perceptual(LITE0)
-    parts = {"seen": split.train, "unseen": split.compositional}
-
-    @torch.no_grad()
-    def judge(pipeline: Pipeline) -> Figures:
-        latents = judges(vae, torch.device("cpu"))["autoencoder latents"]
-        references, found = known(drawings, latents), {}
-        for name, part in parts.items():
-            assert part is not None
-            texts, began = chosen(part, prompts, name), time.process_time()
-            made = draw(pipeline, texts, wish)
-            spent = (time.process_time() - began) / len(texts)
-            row = measured(drawings, references, made, texts, latents)
-            found |= {f"{name} rank1": row.rank1, f"{name} rank5": row.rank5}
-            if name == "seen":
-                found["seconds a picture"] = spent
-                true = drawings.pixels[[drawings.of[text] for text in texts]]
-                clouds = [embed(lambda x: lite0.features(to_unit(x)), pictures) for pictures in (made, true)]
-                found["lite0"] = frechet(*clouds)
-        return found
-
-    return judge
+def _jobs(recipe: Recipe, minutes: float, seeds: int) -> list[Job]:
+    return [Job(recipe, minutes, seed) for seed in range(seeds)]

@@ -53,7 +53,9 @@ def main(
                 if name == "pixels" and not ddpm_pytorch.is_installed():
                     typer.echo("pixels: left out, denoising-diffusion-pytorch is not installed (ddpm_pytorch.py)\n")
                     continue
-                command = f"`python -m benchmarks.speed {name}` on {machine.describe()}; medians of {blocks} blocks."
+                command = (
+                    f"`python -m benchmarks.speed {name}` on {machine.describe()}; medians of {plan.blocks} blocks."
+                )
                 text = f"{SECTIONS[name](bench)}\n\n{command}"
                 typer.echo(f"{text}\n")
                 if target is not None:
