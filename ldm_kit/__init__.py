@@ -13,19 +13,31 @@ if TYPE_CHECKING:
     from ldm_kit.data.images import PictureSet, Record, Split
     from ldm_kit.data.tensors import from_tensor
     from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
-    from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
+    from ldm_kit.diffusion.guidance import (
+        Autoguidance,
+        ClassifierFree,
+        ClassifierGradient,
+        ClassifierGuided,
+        Interval,
+        Rescaled,
+    )
     from ldm_kit.diffusion.prediction import Prediction
     from ldm_kit.diffusion.samplers import State
     from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
+    from ldm_kit.methods.base import Method
+    from ldm_kit.methods.run_config import RunConfig
+    from ldm_kit.methods.train import train
     from ldm_kit.models.classifier import NoisyClassifier
-    from ldm_kit.models.options import SamplingOptions
+    from ldm_kit.models.options import ResolvedOptions, SamplingOptions
     from ldm_kit.models.pipeline import Pipeline
     from ldm_kit.models.semantic import SemanticModel
     from ldm_kit.solvers.samplers import sample
+    from ldm_kit.solvers.table import SAMPLERS, NamedSampler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAMPLERS",
     "Autoguidance",
     "ClassifierFree",
     "ClassifierGradient",
@@ -33,12 +45,18 @@ __all__ = [
     "Clipped",
     "Config",
     "Denoiser",
+    "Interval",
+    "Method",
+    "NamedSampler",
     "NetworkDenoiser",
     "NoisyClassifier",
     "PictureSet",
     "Pipeline",
     "Prediction",
     "Record",
+    "Rescaled",
+    "ResolvedOptions",
+    "RunConfig",
     "SamplingOptions",
     "Schedule",
     "ScheduleConfig",
@@ -50,6 +68,7 @@ __all__ = [
     "from_tensor",
     "load",
     "sample",
+    "train",
 ]
 
 _MODULES = {
@@ -58,15 +77,26 @@ _MODULES = {
     "ldm_kit.data.images": ["PictureSet", "Record", "Split"],
     "ldm_kit.data.tensors": ["from_tensor"],
     "ldm_kit.diffusion.denoiser": ["Clipped", "Denoiser", "NetworkDenoiser", "Thresholded"],
-    "ldm_kit.diffusion.guidance": ["Autoguidance", "ClassifierFree", "ClassifierGradient", "ClassifierGuided"],
+    "ldm_kit.diffusion.guidance": [
+        "Autoguidance",
+        "ClassifierFree",
+        "ClassifierGradient",
+        "ClassifierGuided",
+        "Interval",
+        "Rescaled",
+    ],
     "ldm_kit.diffusion.prediction": ["Prediction"],
     "ldm_kit.diffusion.samplers": ["State"],
     "ldm_kit.diffusion.schedule": ["Schedule", "ScheduleConfig"],
+    "ldm_kit.methods.base": ["Method"],
+    "ldm_kit.methods.run_config": ["RunConfig"],
+    "ldm_kit.methods.train": ["train"],
     "ldm_kit.models.classifier": ["NoisyClassifier"],
-    "ldm_kit.models.options": ["SamplingOptions"],
+    "ldm_kit.models.options": ["ResolvedOptions", "SamplingOptions"],
     "ldm_kit.models.pipeline": ["Pipeline"],
     "ldm_kit.models.semantic": ["SemanticModel"],
     "ldm_kit.solvers.samplers": ["sample"],
+    "ldm_kit.solvers.table": ["SAMPLERS", "NamedSampler"],
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
