@@ -184,5 +184,7 @@ def test_comments_and_messages_have_no_private_word():
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "migration.md"], ids=name_of)
 def test_pages_have_no_private_word(page):
     lines = page.read_text(encoding="utf-8").splitlines()
-    bad = [Occurrence(name_of(page), n, word) for n, text in enumerate(lines, 1) for word in PROSE_PATTERN.findall(text)]
+    bad = [
+        Occurrence(name_of(page), n, word) for n, text in enumerate(lines, 1) for word in PROSE_PATTERN.findall(text)
+    ]
     assert not bad, listed(bad)

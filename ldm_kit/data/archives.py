@@ -8,7 +8,6 @@ any time, training needs no shuffle buffer: the order of samples is that of ever
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +19,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
@@ -185,7 +184,7 @@ def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _
     """Return the index of an archive, from the cache if the file has not changed since."""
     stat = path.stat()
     file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
-    root = config.cache or Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
+    root = config.cache or cache_dir()
     index_path = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
     index = _read_index(index_path)
     if index is None:

@@ -95,7 +95,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
         """Compute the squared errors [B] of the target."""
         x_0, eps, _, t = batch
-        return loss.error(output, x_0, eps, t, self.schedule, self.config.prediction_type)
+        return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
 
     def decoder(self) -> CodeDecoder:
         """Return the U-Net with its autoencoder and noise schedule."""

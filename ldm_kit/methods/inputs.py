@@ -16,18 +16,16 @@ from autoencoder import saved
 from autoencoder.base import encode, reduction
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
-from conditioning.labels import ClassConfig
-from conditioning.none import NoConfig
-from conditioning.pretrained import PretrainedConditioner
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import loss, rng
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.nets.execution import prepare_loaded
 
 
 @dataclass(eq=False)
@@ -46,7 +44,7 @@ class FirstStage:
             UserError: it does not fit the pictures.
             AutoencoderError: it cannot be opened.
         """
-        vae = saved.load(config.autoencoder).to(device) if config.autoencoder else None  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
+        vae: Any = prepare_loaded(saved.load(config.autoencoder), device).to(device) if config.autoencoder else None
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)
 
@@ -150,19 +148,11 @@ def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str
     """Return what a conditioner prepares for a set: captions, or labels.
 
     Raises:
-        UserError: class conditioning over pictures without labels, or text conditioning where all captions are empty.
+        ConditioningError: class conditioning over pictures without labels, or text conditioning where all captions are
+            empty.
     """
-    if not isinstance(config, ClassConfig):
-        captions: list[str | int] = [record.text for record in pictures.records]
-        if captions and not isinstance(config, NoConfig) and not any(captions):
-            raise UserError(
-                f"condition.kind is {config.kind}, but no picture has a caption; expected text in metadata.jsonl"
-            )
-        return captions
-    labels = [record.label for record in pictures.records]
-    if any(label is None for label in labels):
-        raise UserError("condition.kind is class, but some pictures have no label; expected one sub-folder per class")
-    return [label for label in labels if label is not None]
+    records = pictures.records
+    return config.raw_values([record.text for record in records], [record.label for record in records])
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
@@ -171,9 +161,9 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
     Raises:
         ConditioningError: an unknown class, or an encoder that cannot be had.
     """
-    if not isinstance(conditioner, PretrainedConditioner):
+    if conditioner.cache_key is None:
         return conditioner.prepare(raw)
-    key = tensor_cache.key_of(conditioner.config.model_dump(exclude={"pool"}), conditioner.source.sha256(), list(raw))
+    key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
 
     def encoded() -> Inputs:
         with tqdm(desc="captions", unit="caption", leave=False) as bar:
@@ -215,4 +205,4 @@ def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedu
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])
     x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
     eps = rng.normal(seed, "noise", position, mean.shape[1:])
-    return NoisedBatch(x_0, eps, loss.noised(x_0, eps, t, schedule), t)
+    return NoisedBatch(x_0, eps, schedule.add_noise(x_0, eps, t), t)

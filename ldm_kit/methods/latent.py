@@ -22,7 +22,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import schedule
-from ldm_kit.diffusion.objective import Errors, Objective
+from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
@@ -166,7 +166,7 @@ class Latent(Method[LatentRun]):
         """Sample the prompts from seeds 0, 1, 2, ..."""
         config, prompts = self.config.sample, self.prompts
         options = SamplingOptions(steps=config.steps, solver=config.solver, guidance_scale=config.guidance_scale)
-        pictures = torch.cat(list(self.pipeline.draw(prompts, range(len(prompts)), options)))
+        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), options)))
         captions = None
         if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.conditions.caption(prompt) for prompt in prompts]

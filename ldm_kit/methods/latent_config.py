@@ -9,11 +9,11 @@ from conditioning.factory import ConditioningConfig
 from conditioning.none import NoConfig
 from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
-from ldm_kit.diffusion.objective import LossName
+from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.run_config import NoisedRun, check_steps
 from ldm_kit.nets.unet import UNetConfig
-from ldm_kit.solvers.samplers import SamplerName
+from ldm_kit.solvers.table import SamplerName
 
 
 class SampleConfig(Config):

@@ -26,14 +26,13 @@ from ldm_kit.data import tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
-from ldm_kit.diffusion import loss, rng, schedule
+from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
 from ldm_kit.models import codes
-from ldm_kit.models import folder as folders
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
@@ -133,8 +132,7 @@ class Prior(Method[PriorRun]):
             UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
             ConditioningError: no classes, or a text encoder that cannot be had.
         """
-        encoder = codes.open_encoder(folders.model_folder(Path(config.model)))
-        encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
+        encoder = codes.open_encoder(ModelFolder.open(config.model, "semantic model"), device)
         _check_encoder(encoder, data.train, config.model)
         weights = weights_digest(encoder)
         z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
@@ -169,7 +167,7 @@ class Prior(Method[PriorRun]):
         """Compute absolute errors [B] of eps at times t [B], with noise addressed by `seed` and position."""
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
-        output = module(loss.noised(z, eps, t, self.schedule).to(z.dtype), t, inputs)
+        output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
         return (output.float() - eps).abs().mean(1)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:

@@ -78,7 +78,7 @@ class BaseModel:
         vae, unet, conditioner, noise = load_components(folder, device)
         schedule, target, variance = noise
         _check_schedule(folder, build(schedule))
-        settings = [str(schedule.model_dump()), target, variance]
+        settings = [_schedule_text(schedule), target, variance]
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         learned = variance == "learned_range"
@@ -187,9 +187,15 @@ def _complete(folder: Path) -> bool:
     return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
+def _schedule_text(schedule: ScheduleConfig) -> str:
+    """Return a noise schedule as it goes into a base's sha256: by the names of release 0.1, whose folders hold such."""
+    old = {"num_train_timesteps": "steps"}
+    return str({old.get(name, name): value for name, value in schedule.model_dump().items()})
+
+
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     """Check that a^2 + s^2 = 1 and a > 0, for which PDAE's formulas hold."""
-    preserving = torch.allclose(schedule.a.square() + schedule.s.square(), torch.ones_like(schedule.a))
+    preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
         what = "ends in pure noise (zero_terminal)" if preserving else "is a flow"
         raise UserError(f"{folder} cannot be a base: its schedule {what}; expected DDPM's, LDM's or another of betas")

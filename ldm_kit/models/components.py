@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 
+import conditioning.factory as conditioners
 from conditioning.base import Conditioner
 from ldm_kit.config import UserError
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, prepare_network, read_json
@@ -22,9 +23,7 @@ COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # name -> (library, c
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
+    **conditioners.components(),
 }
 _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
 
@@ -53,7 +52,7 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     _check_fit(folder, Components(vae, unet, conditioner, noise))
     for module in (vae, conditioner):
         if module is not None:
-            prepare_network(module, device, attention=False)
+            prepare_network(module, device)
     return Components(vae, prepare_network(unet, device), conditioner, noise)
 
 

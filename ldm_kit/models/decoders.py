@@ -238,7 +238,7 @@ def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
     vae = None
     if "vae" in folder:
         kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
-        vae = prepare_network(folder.component("vae", kind, FIRST_STAGE), device, attention=False)
+        vae = prepare_network(folder.component("vae", kind, FIRST_STAGE), device)
     noise = folder.noise()
     return CodeDecoder(unet, vae, noise.schedule, noise.prediction_type)
 

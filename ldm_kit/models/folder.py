@@ -19,8 +19,8 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.nets.execution import set_attention
-from ldm_kit.solvers.samplers import from_scheduler_config, learns_variance
+from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.solvers.scheduler_config import from_scheduler_config, learns_variance
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
@@ -58,18 +58,9 @@ def device_named(name: str | None) -> torch.device:
     return device
 
 
-def prepare_network(net: nn.Module, device: torch.device | str, *, attention: bool = True) -> Any:
-    """Put a loaded network on a device, in evaluation mode and without gradients; the one place that lays it out.
-
-    Args:
-        net: a network whose weights are loaded.
-        device: where it is put.
-        attention: whether its attention takes the kernel that suits the device; first stages and conditioners keep
-            their own.
-    """
-    if attention:
-        set_attention(net, torch.device(device), "auto")
-    return net.to(device).eval().requires_grad_(False)
+def prepare_network(net: nn.Module, device: torch.device | str) -> Any:
+    """Put a loaded network on a device, laid out as a trained one, in evaluation mode and without gradients."""
+    return prepare_loaded(net, device).to(device)
 
 
 @dataclass(frozen=True)

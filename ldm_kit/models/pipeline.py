@@ -22,7 +22,14 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
+from ldm_kit.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGradient,
+    ClassifierGuided,
+    Interval,
+    Rescaled,
+)
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
@@ -132,12 +139,15 @@ class Pipeline:
             prompts: of the batch; the model's own condition is given to the denoiser, the guide model's is taken here.
             options: resolved for this model.
         """
-        denoiser: Denoiser = self.denoiser()
+        denoiser: Denoiser = (network := self.denoiser())
         if self.conditioner.null is not None and options.guidance_scale != 1:
             negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
             null = self.condition([negative] * len(prompts))
-            settings = options.guidance_scale, options.guidance_rescale, options.guidance_interval, self.target
-            denoiser = ClassifierFree(denoiser, null, *settings, join=Condition.before)
+            denoiser = free = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
+            if options.guidance_rescale > 0:
+                denoiser = Rescaled(free, options.guidance_rescale, self.target)
+            if options.guidance_interval != (0.0, 1.0):
+                denoiser = Interval(denoiser, network, *options.guidance_interval)
         if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
             guide = self.autoguidance_model
             fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))

@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
 from ldm_kit.data.openmoji.groups import GROUPS, group_of
@@ -78,7 +78,7 @@ def load_all(config: OpenMojiConfig) -> InMemory:
         UserError: the `demo` extra is not installed.
     """
     _check_packages()
-    folder = config.cache or Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
+    folder = config.cache or cache_dir()
     key = _key(config)
     stem = folder.expanduser() / f"openmoji-{config.resolution}-{key[:16]}"
     return _read_cache(stem, key) or _build(config, stem, key)
