@@ -44,7 +44,8 @@ class FirstStage:
             UserError: it does not fit the pictures.
             AutoencoderError: it cannot be opened.
         """
-        vae: Any = prepare_loaded(saved.load(config.autoencoder), device).to(device) if config.autoencoder else None
+        vae: Any = prepare_loaded(saved.load(config.autoencoder), device) if config.autoencoder else None
+        vae = None if vae is None else vae.to(device)
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)
 
