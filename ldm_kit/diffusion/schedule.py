@@ -231,8 +231,6 @@ def build(config: ScheduleConfig) -> Schedule:
 
 def _check_betas(betas: tuple[float, ...], steps: int) -> None:
     if len(betas) != steps:
-        raise ValueError(
-            f"betas lists {len(betas)} numbers for {steps} training timesteps; expected as many"
-        )
+        raise ValueError(f"betas lists {len(betas)} numbers for {steps} training timesteps; expected as many")
     if not (all(0 < beta < 1 for beta in betas[:-1]) and 0 < betas[-1] <= 1):
         raise ValueError("betas holds a number outside (0, 1), or a 1 before the last; after beta = 1 nothing is left")
