@@ -129,8 +129,9 @@ def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
     variance = torch.where(clean, 0.0, beta * ratio)
     before = torch.cat([torch.full((1,), math.nan, dtype=torch.float64), variance[:-1]])
     floor = torch.where(grid[1:] >= 0, variance, before)
-    numbers: list[list[float]] = torch.stack([alpha_ratio, beta, coef_x, coef_x0, variance, floor], dim=1).tolist()
-    return [Posterior(t, t_next, *row) for (t, t_next), row in zip(pairwise(times), numbers, strict=True)]
+    columns = torch.stack([alpha_ratio, beta, coef_x, coef_x0, variance, floor], dim=1)
+    rows = [[float(number) for number in row] for row in columns]
+    return [Posterior(t, t_next, *row) for (t, t_next), row in zip(pairwise(times), rows, strict=True)]
 
 
 def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", "large"]) -> Tensor:

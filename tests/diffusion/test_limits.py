@@ -133,9 +133,9 @@ def exact_fractions(exact, times):
         if one.t_next < 0:
             return p._replace(fraction=torch.zeros_like(x))
         a, s = exact.schedule.alpha_sigma(t[:1])
-        of_data = one.of_x_0**2 * (S * s) ** 2 / ((a * S).square() + s.square())
-        low, high = torch.tensor([one.posterior, one.beta]).double().log()
-        fraction = ((one.posterior + of_data).log() - low) / (high - low)
+        of_data = one.coef_x0**2 * (S * s) ** 2 / ((a * S).square() + s.square())
+        low, high = torch.tensor([one.variance, one.beta]).double().log()
+        fraction = ((one.variance + of_data).log() - low) / (high - low)
         return p._replace(fraction=fraction.expand_as(x))
 
     denoiser.schedule = exact.schedule

@@ -38,9 +38,9 @@ def test_min_snr_weighs_the_error_of_x_0_alike_for_every_target(target, schedule
     x_0, eps, t = batch()
     x, a_s = schedule.add_noise(x_0, eps, t), schedule.alpha_sigma(t)
     out = from_prediction(target, Prediction(x_0, eps), *a_s) + 0.1 * torch.randn(64, 2, 3, 3).double()
-    of_x_0 = (to_prediction(target, out, x, *a_s).x_0 - x_0).square().flatten(1).mean(1)
+    error_of_x_0 = (to_prediction(target, out, x, *a_s).x_0 - x_0).square().flatten(1).mean(1)
     weighted = min_snr(t, schedule, target, 5.0) * error(out, x_0, eps, t, schedule, prediction_type=target)
-    assert torch.allclose(weighted, schedule.snr(t).clamp_max(5) * of_x_0, rtol=1e-3)
+    assert torch.allclose(weighted, schedule.snr(t).clamp_max(5) * error_of_x_0, rtol=1e-3)
 
 
 def test_min_snr_is_finite_at_both_ends():

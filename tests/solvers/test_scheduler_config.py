@@ -23,6 +23,7 @@ from ldm_kit.solvers.scheduler_config import (
 )
 from ldm_kit.solvers.table import SAMPLERS
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 CONFIGS = {
     "linear": ScheduleConfig(kind="linear"),
     "scaled": ScheduleConfig(start=0.0015, end=0.0195),
@@ -68,7 +69,7 @@ def test_constant_betas_are_told_from_a_list():
 
 @pytest.mark.parametrize(("kind", "target"), [("flow", "v"), ("linear", "flow"), ("zero", "eps"), ("to noise", "eps")])
 def test_targets_that_make_no_sense_are_refused(kind, target):
-    with pytest.raises(UserError, match=r"expected|cannot predict"):
+    with pytest.raises(UserError, match=r"cannot predict|is undefined where the schedule ends in pure noise"):
         scheduler_config({**CONFIGS, **LISTED}[kind], target)
 
 
