@@ -31,8 +31,8 @@ class Level(NamedTuple):
 
 def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
     """Return the coefficients at each of the timesteps as plain numbers; -1 is clean data."""
-    a, s = schedule.alpha_sigma(torch.tensor(times))
-    return [Level(*level) for level in zip(times, a.tolist(), s.tolist(), strict=True)]
+    coefficients = zip(*schedule.alpha_sigma(torch.tensor(times)), strict=True)
+    return [Level(t, float(a), float(s)) for t, (a, s) in zip(times, coefficients, strict=True)]
 
 
 class Posterior(NamedTuple):
@@ -129,8 +129,9 @@ def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
     variance = torch.where(clean, 0.0, beta * ratio)
     before = torch.cat([torch.full((1,), math.nan, dtype=torch.float64), variance[:-1]])
     floor = torch.where(grid[1:] >= 0, variance, before)
-    numbers = torch.stack([alpha_ratio, beta, coef_x, coef_x0, variance, floor], dim=1).tolist()
-    return [Posterior(t, t_next, *row) for (t, t_next), row in zip(pairwise(times), numbers, strict=True)]
+    columns = torch.stack([alpha_ratio, beta, coef_x, coef_x0, variance, floor], dim=1)
+    rows = [[float(number) for number in row] for row in columns]
+    return [Posterior(t, t_next, *row) for (t, t_next), row in zip(pairwise(times), rows, strict=True)]
 
 
 def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", "large"]) -> Tensor:

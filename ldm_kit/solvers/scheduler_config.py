@@ -174,7 +174,9 @@ def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, Pr
     if (beta_schedule := config.get("beta_schedule")) not in kinds:
         raise UserError(f"{name} has beta_schedule {beta_schedule!r}; expected one of {', '.join(kinds)}")
     kind = kinds[beta_schedule]
-    ends = {} if kind == "cosine" else {"start": config.get("beta_start"), "end": config.get("beta_end")}
+    ends: dict[str, Any] = (
+        {} if kind == "cosine" else {"start": config.get("beta_start"), "end": config.get("beta_end")}
+    )
     return ScheduleConfig(kind=kind, num_train_timesteps=steps, zero_terminal=zero, **ends), prediction_type
 
 

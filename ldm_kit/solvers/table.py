@@ -148,7 +148,7 @@ def find_sampler(name: str) -> NamedSampler:
     return SAMPLERS[name]
 
 
-def _record(name: str, loaded: Any) -> NamedSampler:
+def _record(name: str, loaded: NamedSampler | Callable[..., Iterator[Any]]) -> NamedSampler:
     if isinstance(loaded, NamedSampler):
         return loaded
     if not callable(loaded):
