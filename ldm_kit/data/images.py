@@ -196,11 +196,11 @@ def unit_hash(salt: str, name: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
-def digest(parts: Sequence[str]) -> str:
+def digest(texts: Sequence[str]) -> str:
     """Return the sha256 (hex) of a sequence of strings; their lengths are hashed too, so that joins differ."""
     state = hashlib.sha256()
-    for part in parts:
-        raw = part.encode("utf-8", "surrogateescape")
+    for text in texts:
+        raw = text.encode("utf-8", "surrogateescape")
         state.update(len(raw).to_bytes(8) + raw)
     return state.hexdigest()
 

@@ -61,6 +61,11 @@ class OpenMojiConfig(Config):
         description="folder for the rasterised set; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit",
     )
 
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 3, RGB."""
+        return 3
+
 
 def load(config: OpenMojiConfig) -> Split:
     """Load the three parts of OpenMoji, uint8 [N, 3, R, R] in memory; rasterised on first use (seconds), then cached.
