@@ -53,7 +53,6 @@ def site(tmp_path_factory):
 def alone():
     """Forget what an earlier test has told accelerate."""
     reset()
-    reset()
 
 
 @pytest.fixture
