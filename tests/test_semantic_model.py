@@ -16,8 +16,9 @@ from ldm_kit.data.images import to_unit
 from ldm_kit.diffusion.analytic import Gaussian
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
 from ldm_kit.diffusion.pdae import stochastic_code
+from ldm_kit.diffusion.respacing import respacing_sections
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, linear, respacing_sections
+from ldm_kit.diffusion.schedule import ScheduleConfig, linear
 from ldm_kit.models.decoders import CodeDecoder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.prior import strided

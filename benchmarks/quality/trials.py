@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from conditioning.base import Inputs
-from ldm_kit.diffusion import loss, rng
-from ldm_kit.diffusion.objective import Errors
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.loss import Errors
 from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.methods.latent import Latent
 from ldm_kit.training.task import LossTerm
@@ -28,7 +28,7 @@ class _Chosen(Latent):
         x_0, eps, _, _ = noise_batch(batch, t, seed, self.schedule)
         eps = self.chosen(x_0, eps, batch["position"])
         return self.objective.errors(
-            network(loss.noised(x_0, eps, t, self.schedule), t, inputs), x_0, eps, t, self.schedule
+            network(self.schedule.add_noise(x_0, eps, t), t, inputs), x_0, eps, t, self.schedule
         )
 
 

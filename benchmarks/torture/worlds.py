@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.torture.bench import KINDS, Bench
 from benchmarks.torture.trial import Case
-from ldm_kit.diffusion import loss, rng
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.classifier import Classifying
 from ldm_kit.methods.latent import Latent
@@ -63,9 +64,9 @@ def recorded(pictures: Path, kind: str, run: Path, *overrides: str) -> list[list
 
         return drawn
 
-    def noising(x_0: Tensor, eps: Tensor, t: Tensor, schedule: Any) -> Tensor:
+    def noising(schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         note(batches[-1]["position"], "time", t)
-        return noised(x_0, eps, t, schedule)
+        return add_noise(schedule, x_0, eps, t)
 
     def losing(self: Any, batch: Any, step: int) -> Iterator[Any]:
         batches.append(batch)
@@ -73,12 +74,12 @@ def recorded(pictures: Path, kind: str, run: Path, *overrides: str) -> list[list
         yield from losses(self, batch, step)
         batches.clear()
 
-    batches, noised, losses = [], loss.noised, TASKS[kind].losses
+    batches, add_noise, losses = [], Schedule.add_noise, TASKS[kind].losses
     with ExitStack() as stack:
         for where, name, replacement in [
             (rng, "normal", drawing(rng.normal)),
             (rng, "uniform", drawing(rng.uniform)),
-            (loss, "noised", noising),
+            (Schedule, "add_noise", noising),
             (TASKS[kind], "losses", losing),
         ]:
             stack.enter_context(patch.object(where, name, replacement))

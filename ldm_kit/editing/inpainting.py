@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ldm_kit.diffusion.denoiser import Denoiser
-from ldm_kit.diffusion.posterior import levels, link
+from ldm_kit.diffusion.posterior import chain, levels
 from ldm_kit.diffusion.rng import step_noise
 from ldm_kit.diffusion.samplers import State, ddim
 
@@ -45,11 +45,11 @@ def inpaint_latents(
     """
     draws = _Draws(seeds, x_0)
     x = draws.next()
-    for now, then in pairwise(levels(denoiser.schedule, times)):
-        up = link(now, then)
+    steps = zip(pairwise(levels(denoiser.schedule, times)), chain(denoiser.schedule, times), strict=True)
+    for (now, then), up in steps:
         for again in range(1 if then.t < 0 else resample):
             if again:
-                x = up.keep * x + up.forward**0.5 * draws.next()
+                x = up.alpha_ratio * x + up.beta**0.5 * draws.next()
             for state in ddim(denoiser, x, [now.t, then.t], cond, eta=1.0, noise=draws):
                 x = torch.where(mask, state.x, then.a * x_0 + then.s * draws.next())
                 if again + 1 == resample or then.t < 0:

@@ -69,7 +69,7 @@ def diffae_task(config: DiffAERun, encoder: Encoder, unet: SemanticUNet) -> Sema
     """The training of both: the plain error of the target, at uniform times unless told otherwise."""
 
     def measure(out: Any, noised: NoisedBatch, table: Schedule) -> Tensor:
-        return loss.error(out, noised.x_0, noised.eps, noised.t, table, config.prediction_type)
+        return loss.error(out, noised.x_0, noised.eps, noised.t, table, prediction_type=config.prediction_type)
 
     parts = {"encoder": encoder, "unet": unet}
     return SemanticTask(config, DiffusionAutoencoder(encoder, unet), parts, schedule.build(config.schedule), measure)

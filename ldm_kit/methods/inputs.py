@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_kit.diffusion import loss, rng
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 
 
@@ -28,4 +28,4 @@ def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedu
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])
     x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
     eps = rng.normal(seed, "noise", position, mean.shape[1:])
-    return NoisedBatch(x_0, eps, loss.noised(x_0, eps, t, schedule), t)
+    return NoisedBatch(x_0, eps, schedule.add_noise(x_0, eps, t), t)

@@ -24,15 +24,15 @@ from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion import rng, schedule
-from ldm_kit.diffusion.likelihood import VarianceType
-from ldm_kit.diffusion.objective import Errors, LossName, Objective
+from ldm_kit.diffusion.loss import Errors, LossName, Objective
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Collectives, NoisedRun
 from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNetConfig
-from ldm_kit.solvers.samplers import SamplerName
+from ldm_kit.solvers.table import SamplerName
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
 

@@ -20,7 +20,7 @@ from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from ldm_kit.config import Config
-from ldm_kit.diffusion import loss, rng, schedule
+from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.methods.base import RunConfig, eval_mode
@@ -150,7 +150,7 @@ class PriorTask:
         """Absolute errors [B] of eps at times t [B], with noise addressed by `seed` and the batch's positions."""
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
-        out = module(loss.noised(z, eps, t, self.schedule).to(z.dtype), t, inputs)
+        out = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
         return (out.float() - eps).abs().mean(1)
 
     @torch.no_grad()

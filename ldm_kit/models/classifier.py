@@ -17,7 +17,7 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.folder import CLASSIFIER, INDEX, ModelFolder, prepare_network
 from ldm_kit.models.saving import scheduler_entry, write_index
 from ldm_kit.nets.half_unet import HalfUNet
-from ldm_kit.solvers.samplers import default_scheduler
+from ldm_kit.solvers.scheduler_config import default_scheduler
 
 _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 

@@ -16,11 +16,11 @@ from torch import nn
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.nets.execution import set_attention
-from ldm_kit.solvers.samplers import from_scheduler_config, learns_variance
+from ldm_kit.solvers.scheduler_config import from_scheduler_config, learns_variance
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier

@@ -21,8 +21,9 @@ from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.respacing import linspace, respacing_sections
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, build, linspace, respacing_sections
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.models.folder import ModelFolder, prepare_network
 from ldm_kit.models.saving import scheduler_to_save
 from ldm_kit.nets.mlp_skip import SkipMLP

@@ -9,8 +9,9 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import Img2ImgOptions, falling, invert_latents, rising, shape
@@ -94,7 +95,7 @@ class Told:
 
     def __call__(self, x, t, cond=None):
         self.seen.append(int(t[0]))
-        a, s = (c[0] for c in self.schedule.at(t[:1]))
+        a, s = (c[0] for c in self.schedule.alpha_sigma(t[:1]))
         gain = a * self.covariance @ torch.linalg.inv(a**2 * self.covariance + s**2 * torch.eye(2).double())
         x_0 = torch.einsum("ij,bjhw->bihw", gain, x)
         return Prediction(x_0, (x - a * x_0) / s)

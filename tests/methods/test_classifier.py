@@ -56,7 +56,7 @@ def test_it_sees_what_the_schedule_makes_of_latents():
     asked = task()
     step(asked, range(8, 16))
     ((x, t),) = asked.net.seen
-    given, a, s = batch(range(8, 16)), *asked.schedule.at(t)
+    given, a, s = batch(range(8, 16)), *asked.schedule.alpha_sigma(t)
     wide = (8, 1, 1, 1)
     posterior, noise = (rng.normal(0, name, given["position"], (4, 8, 8)) for name in ("posterior", "noise"))
     x_0 = given["mean"] + (given["logvar"] / 2).exp() * posterior

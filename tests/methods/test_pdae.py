@@ -13,7 +13,6 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped
-from ldm_kit.diffusion.loss import noised
 from ldm_kit.diffusion.pdae import (
     NetworkEstimator,
     ShiftedDenoiser,
@@ -92,7 +91,7 @@ def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
     t, table = sample_timesteps(stage.settings.times, 0, position, 16, STEPS), stage.task.schedule
     eps = rng.normal(0, "noise", position, shape)
     x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", position, shape)
-    x_t = noised(x_0, eps, t, table).float()
+    x_t = table.add_noise(x_0, eps, t).float()
     with torch.no_grad():
         z = stage.encoder(batch["picture"])
         out, gap = stage.decoder(x_t, t, z, stage.base.null)

@@ -82,7 +82,7 @@ def test_the_loss_is_absolute_and_the_noise_is_addressed(pictures, semantic, tmp
     ((player, loss, logs),) = stage.task.losses(batch, 0)
     position, table = batch["position"], build(stage.settings.schedule)
     t = sample_timesteps(stage.settings.times, 0, position, 16, 1000)
-    a, s = (c.view(-1, 1).float() for c in table.at(t))
+    a, s = (c.view(-1, 1).float() for c in table.alpha_sigma(t))
     eps = rng.normal(0, "noise", position, (8,))
     dropped = dropped_at(0, position, 0.4)
     assert 0 < dropped.sum() < 16
@@ -140,7 +140,7 @@ def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
         for t, after in itertools.pairwise(grid):
             both = [prior.mlp(z.float(), torch.full((2,), t), told.mean(1)).double() for told in tokens]
             eps = both[1] + 2.5 * (both[0] - both[1])
-            (a, s), (a_after, s_after) = (table.at(torch.tensor([n])) for n in (t, after))
+            (a, s), (a_after, s_after) = (table.alpha_sigma(torch.tensor([n])) for n in (t, after))
             z = a_after * (z - s * eps) / a + s_after * eps
     drawn = prior.sample([3, 4], 5, ["right"] * 2, guidance_scale=2.5)
     torch.testing.assert_close(drawn, z.float(), rtol=1e-3, atol=1e-3)

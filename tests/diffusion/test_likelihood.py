@@ -8,9 +8,8 @@ from torch.special import ndtr
 
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.analytic import Gaussian
-from ldm_kit.diffusion.likelihood import log_level, log_variance, nll, prior, sparse_density, term
-from ldm_kit.diffusion.loss import noised
-from ldm_kit.diffusion.posterior import chain
+from ldm_kit.diffusion.likelihood import log_level, nll, prior, sparse_density, term
+from ldm_kit.diffusion.posterior import chain, log_variance
 from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.schedule import Schedule, cosine, flow, linear, scaled_linear, zero_terminal
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
@@ -60,11 +59,11 @@ def test_the_bound_and_the_sampler_have_one_variance(schedule):
     for link in links:
         t = torch.tensor([link.t])
         learned = log_variance(schedule, t, fraction.view(1))
-        assert math.isclose(float(learned), float(link.variance("learned", fraction).log()), rel_tol=1e-9)
+        assert math.isclose(float(learned), float(link.reverse_variance("learned_range", fraction).log()), rel_tol=1e-9)
         for kind in ("small", "large"):
             ours = float(log_variance(schedule, t, kind).exp())
             if link.t > 0 or kind == "large":
-                assert math.isclose(ours, link.variance(kind, None), rel_tol=1e-9)
+                assert math.isclose(ours, link.reverse_variance(kind), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("linear", linear()), ("squaredcos_cap_v2", cosine())])
@@ -109,7 +108,7 @@ def test_a_term_is_the_divergence_of_the_two_steps_down(schedule, variance):
 def test_single_precision_is_enough():
     schedule, generator = linear(), torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, 1000, 8, generator=generator)
-    p = Gaussian(schedule, 0.0, 1.0)(noised(x_0.double(), eps.double(), every(schedule), schedule), every(schedule))
+    p = Gaussian(schedule, 0.0, 1.0)(schedule.add_noise(x_0.double(), eps.double(), every(schedule)), every(schedule))
     exact = term(p, x_0.double(), every(schedule), schedule, variance="large")
     single = term(Prediction(p.x_0.float(), p.eps.float()), x_0, every(schedule), schedule, variance="large")
     assert torch.allclose(single.double(), exact, rtol=1e-5)
@@ -197,7 +196,7 @@ def expected(exact, variance, times):
     found = prior(x_0, exact.schedule).mean()
     for t in times:
         time = torch.full((4,), t)
-        p = exact(noised(x_0, noise, time, exact.schedule), time)
+        p = exact(exact.schedule.add_noise(x_0, noise, time), time)
         found = found + term(p, x_0, time, exact.schedule, variance=variance, levels=False).mean()
     return float(found)
 
@@ -300,8 +299,9 @@ def test_sparse_times_estimate_the_sum_without_bias():
 
 def test_what_has_no_bound_is_refused():
     t, x = torch.tensor([0]), torch.zeros(1, 2)
-    with pytest.raises(ValueError, match="variance-preserving schedule"):
-        log_variance(flow(), t, "small")
+    for refused in (lambda: term(Prediction(x, x), x, t, flow()), lambda: prior(x, flow())):
+        with pytest.raises(ValueError, match="variance-preserving schedule"):
+            refused()
     with pytest.raises(ValueError, match="two times or more"):
         prior(x, Schedule(torch.tensor([0.6]).double(), torch.tensor([0.8]).double()))
     with pytest.raises(ValueError, match="this network has learned none"):

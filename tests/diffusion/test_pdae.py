@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import Clipped, times_like
-from ldm_kit.diffusion.loss import noised
 from ldm_kit.diffusion.pdae import (
     InterpolatedDenoiser,
     NetworkEstimator,
@@ -22,8 +21,9 @@ from ldm_kit.diffusion.pdae import (
     stochastic_code,
 )
 from ldm_kit.diffusion.prediction import expand_like, from_prediction
+from ldm_kit.diffusion.respacing import leading
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import leading, linear
+from ldm_kit.diffusion.schedule import linear
 
 SCHEDULE = linear()
 TWO = Mixture(SCHEDULE, torch.tensor([[-1.0], [1.0]]), torch.tensor([0.3, 0.5]), torch.tensor([0.25, 0.75]))
@@ -74,7 +74,7 @@ def test_clipping_is_consistent_on_the_way_up():
     for state in stochastic_code(bright, x, leading(1000, 20)[-2::-1]):
         assert state.prediction.x_0.max() <= 1
         assert state.prediction.eps.abs().max() > 0
-    a, s = SCHEDULE.at(torch.tensor([950]))
+    a, s = SCHEDULE.alpha_sigma(torch.tensor([950]))
     up_to = list(ddim(bright, x, leading(1000, 20)[-2::-1]))[-1].x
     assert torch.allclose(state.x, (up_to - a) / s)  # eps agrees with an x_0 clipped to 1, not with the network's
 
@@ -91,7 +91,7 @@ def test_the_weight_of_a_time_is_as_tabulated():
 
 def test_the_coefficient_of_training_fades_where_that_of_ddim_does_not():
     t = torch.arange(1000)
-    c, s = pdae_coefficient(t, SCHEDULE), SCHEDULE.at(t)[1]
+    c, s = pdae_coefficient(t, SCHEDULE), SCHEDULE.alpha_sigma(t)[1]
     assert c[0] == 0
     share = -c / s
     assert share[1].item() == pytest.approx(0.45, abs=0.01)
@@ -116,7 +116,7 @@ def test_the_coefficient_moves_the_posterior_mean_by_its_variance():
 def test_the_exact_gradient_closes_the_gap_of_the_posterior_mean():
     """With all of x_0 in the code, G makes the frozen mean the true one, and the error of training 0."""
     x_0, eps, t = draw((64, 1), 1), draw((64, 1), 2), torch.randint(1, 1000, (64,))
-    x = noised(x_0, eps, t, SCHEDULE)
+    x = SCHEDULE.add_noise(x_0, eps, t)
     frozen = TWO(x, t).eps
     gap = (eps - frozen) / expand_like(pdae_coefficient(t, SCHEDULE), x)
     assert pdae_loss(frozen, gap, eps, t, SCHEDULE).max() < 1e-10
@@ -196,15 +196,15 @@ def test_stopping_without_a_frozen_model_is_refused():
 def test_an_estimator_takes_any_target(target):
     x, t = draw((3, 2, 1, 1)).float(), times_like(torch.zeros(3), 400)
     truth, gap = Gaussian(SCHEDULE, 0.1, 0.5)(x, t), torch.ones(3, 2, 1, 1)
-    out = from_prediction(target, truth, *(expand_like(c, x) for c in SCHEDULE.at(t)))
+    out = from_prediction(target, truth, *(expand_like(c, x) for c in SCHEDULE.alpha_sigma(t)))
     out = torch.cat([out, torch.zeros_like(out)], dim=1)
     network = lambda x, t, cond: (out, gap)  # noqa: E731
     p = ShiftedDenoiser(NetworkEstimator(network, SCHEDULE, target, learned_range=True), SCHEDULE, strength=2.0)(
         x, t, None
     )
-    s = SCHEDULE.at(t)[1][0].item()
+    s = SCHEDULE.alpha_sigma(t)[1][0].item()
     assert torch.allclose(p.eps, truth.eps - 2 * s, atol=1e-5)
-    assert torch.allclose(noised(p.x_0, p.eps, t, SCHEDULE), x, atol=1e-5)  # both views agree
+    assert torch.allclose(SCHEDULE.add_noise(p.x_0, p.eps, t), x, atol=1e-5)  # both views agree
     assert p.fraction.unique().tolist() == [0.5]
 
 
@@ -213,9 +213,9 @@ def test_interpolation_mixes_the_gradients():
     frozen, one = exact_gradient(x, t, 0)
     _, two = exact_gradient(x, t, 1)
     p = InterpolatedDenoiser(around(), 1, 0.3)(x, t, 0)
-    s = SCHEDULE.at(t)[1][0]
+    s = SCHEDULE.alpha_sigma(t)[1][0]
     assert torch.allclose(p.eps, frozen.eps - s * (0.7 * one + 0.3 * two))
-    assert torch.allclose(noised(p.x_0, p.eps, t, SCHEDULE), x)
+    assert torch.allclose(SCHEDULE.add_noise(p.x_0, p.eps, t), x)
     assert Clipped(InterpolatedDenoiser(around(), 1, 0.3))(x, t, 0).x_0.abs().max() <= 1
 
 

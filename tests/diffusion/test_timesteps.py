@@ -182,5 +182,5 @@ def test_state_brings_the_density_back():
 
 
 def test_a_training_without_memory_of_losses_refuses_their_density():
-    with pytest.raises(ValueError, match="loss_second_moment needs the losses met so far"):
+    with pytest.raises(ValueError, match="loss_second_moment needs the losses of earlier steps"):
         sample_timesteps(AWARE, 0, torch.arange(4), 4, 10)

@@ -7,8 +7,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.guidance import ClassifierGradient, ClassifierGuided
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.rng import initial_noise
-from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, trailing, zero_terminal
+from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
 from ldm_kit.solvers.samplers import sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on numpy 2

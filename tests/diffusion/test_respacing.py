@@ -6,16 +6,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm_kit.diffusion.schedule import (
-    leading,
-    linspace,
-    respaced_betas,
-    respaced_timesteps,
-    respacing_sections,
-    scaled_linear,
-    timesteps,
-    trailing,
-)
+from ldm_kit.diffusion.respacing import leading, linspace, respaced_timesteps, respacing_sections, timesteps, trailing
+from ldm_kit.diffusion.schedule import scaled_linear
 
 WORDS = {"trailing": trailing, "leading": leading, "linspace": linspace}
 
@@ -108,8 +100,8 @@ def test_an_unknown_spacing_names_all_there_are():
 
 
 def test_respaced_betas_rise_and_lie_above_those_that_they_stand_for():
-    whole = respaced_betas(scaled_linear(), trailing(1000, 1000))
-    assert torch.allclose(whole, torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double().square(), atol=1e-9)
-    few = respaced_betas(scaled_linear(), trailing(1000, 10))
-    expected = 1 - (1 - whole).unflatten(0, (10, 100)).prod(1)
-    assert torch.allclose(few, expected)
+    whole, few = (torch.tensor(trailing(1000, steps)).flip(0) for steps in (1000, 10))
+    betas = scaled_linear().beta(whole[1:], whole[:-1])
+    assert torch.allclose(betas, torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double().square(), atol=1e-9)
+    expected = 1 - (1 - betas).unflatten(0, (10, 100)).prod(1)
+    assert torch.allclose(scaled_linear().beta(few[1:], few[:-1]), expected)

@@ -7,12 +7,14 @@ import torch
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided, Interval
 from ldm_kit.diffusion.prediction import from_prediction, to_prediction
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.rng import initial_noise, step_noise
 from ldm_kit.diffusion.samplers import ddpm
-from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, trailing, zero_terminal
-from ldm_kit.solvers.samplers import SAMPLER_NAMES, sample
+from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
+from ldm_kit.solvers.samplers import sample
+from ldm_kit.solvers.table import SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on numpy 2
 SCHEDULES = {"eps": linear(), "v": zero_terminal(scaled_linear()), "flow": flow()}
@@ -29,7 +31,7 @@ def two(target):
 
 def networked(target):
     mixture = two(target)
-    network = lambda x, t, cond: from_prediction(target, mixture(x, t, cond), *mixture.schedule.at(t))  # noqa: E731
+    network = lambda x, t, cond: from_prediction(target, mixture(x, t, cond), *mixture.schedule.alpha_sigma(t))  # noqa: E731
     return NetworkDenoiser(network, mixture.schedule, target)
 
 
@@ -38,7 +40,7 @@ def biased(target, by):
     inner = Gaussian(SCHEDULES[target], 1.0, 0.25)
 
     def denoiser(x, t, cond=None):
-        p, (a, s) = inner(x, t), inner.schedule.at(t)
+        p, (a, s) = inner(x, t), inner.schedule.alpha_sigma(t)
         return p._replace(x_0=p.x_0 + by) if t[0] == 0 else to_prediction("x0", p.x_0 + by, x, a, s)
 
     denoiser.schedule = inner.schedule
@@ -55,7 +57,7 @@ def classifier_free(target):
 
 def interval(target):
     """Guided only where it matters little: noise says next to nothing of the component."""
-    return ClassifierFree(networked(target), 0, 3.0, interval=(0.99, 1.0)), 1
+    return Interval(ClassifierFree(networked(target), 0, 3.0), networked(target), 0.99, 1.0), 1
 
 
 def extrapolated(target):
@@ -84,7 +86,7 @@ GUIDANCES = [classifier_free, interval, extrapolated, classifier, both, autoguid
 
 
 @pytest.mark.parametrize("target", SCHEDULES)
-@pytest.mark.parametrize("name", [*SAMPLER_NAMES, "diffusers:DEISMultistepScheduler"])
+@pytest.mark.parametrize("name", [*SAMPLERS, "diffusers:DEISMultistepScheduler"])
 @pytest.mark.parametrize("guidance", GUIDANCES)
 def test_every_guidance_with_every_solver_reaches_the_second_component(guidance, name, target):
     denoiser, cond = guidance(target)
@@ -95,7 +97,7 @@ def test_every_guidance_with_every_solver_reaches_the_second_component(guidance,
     assert (state.x > 0).double().mean() > 0.97
 
 
-@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("name", list(SAMPLERS))
 @pytest.mark.parametrize("target", SCHEDULES)
 def test_thresholds_hold_with_every_solver(name, target):
     """The second component's pictures reach beyond 1 in one number of two, and are taken back."""
@@ -122,7 +124,7 @@ def test_a_gradient_shifts_the_mean_of_ddpm(name, target):
     assert torch.equal(state.x, direct.x)
 
 
-@pytest.mark.parametrize("name", [*(set(SAMPLER_NAMES) - {"ddpm", "ddpm-large"}), "diffusers:DDPMScheduler"])
+@pytest.mark.parametrize("name", [*(set(SAMPLERS) - {"ddpm", "ddpm-large"}), "diffusers:DDPMScheduler"])
 def test_a_gradient_is_for_ddpm_alone(name):
     with pytest.raises(ValueError, match=r"has no variance by which a gradient could shift its mean .*; expected ddpm"):
         sample(name, two("eps"), START, [999, -1], seeds=SEEDS, gradient=gradient("eps"))
@@ -130,7 +132,7 @@ def test_a_gradient_is_for_ddpm_alone(name):
 
 def test_eta_is_for_ddim_alone_and_needs_seeds():
     times = trailing(1000, 5)
-    for name in set(SAMPLER_NAMES) - {"ddim"}:
+    for name in set(SAMPLERS) - {"ddim"}:
         with pytest.raises(ValueError, match=r"has no eta, got 0\.5; expected ddim"):
             sample(name, two("eps"), START, times, seeds=SEEDS, eta=0.5)
     with pytest.raises(ValueError, match="ddim adds noise and needs one seed for each of 60 pictures"):
