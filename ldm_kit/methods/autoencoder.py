@@ -121,7 +121,8 @@ class Autoencoding:
         """Take the modules that DDP wrapped; the perceptual trunk follows to their device."""
         self.wrapped = wrapped
         device = next(self.autoencode.parameters()).device
-        configure_network(self.vae, device, self.config.train)
+        for net in self.modules.values():
+            configure_network(net, device, self.config.train)
         self.perceptual.to(device)
 
     def state(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ldm_kit.data import latents as latent_cache
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.methods.base import NoisedRun
+from ldm_kit.nets.execution import prepare_loaded
 
 
 @dataclass(eq=False)
@@ -35,7 +36,8 @@ class FirstStage:
             UserError: it does not fit the pictures.
             AutoencoderError: it cannot be opened.
         """
-        vae = saved.load(settings.autoencoder).to(device) if settings.autoencoder else None  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
+        vae = prepare_loaded(saved.load(settings.autoencoder), device) if settings.autoencoder else None
+        vae = vae if vae is None else vae.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         _refuse_misfit(vae, pictures, settings)
         return cls(settings, vae, device)
 

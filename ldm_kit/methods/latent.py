@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
-from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion import rng, schedule
@@ -244,19 +243,11 @@ def dropped_at(seed: int, position: Tensor, share: float) -> Tensor:
 
 
 def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
-    """What a conditioner prepares for a set: captions, or labels.
+    """Return what a conditioner prepares for a set: captions, or labels.
 
     Raises:
-        UserError: class conditioning over pictures without labels, or text conditioning where all captions are empty.
+        ConditioningError: class conditioning over pictures without labels, or text conditioning where all captions are
+            empty.
     """
-    if not isinstance(config, ClassConfig):
-        captions: list[str | int] = [record.text for record in pictures.records]
-        if captions and not isinstance(config, NoConfig) and not any(captions):
-            raise UserError(
-                f"condition.kind is {config.kind}, but no picture has a caption; expected text in metadata.jsonl"
-            )
-        return captions
-    labels = [record.label for record in pictures.records]
-    if any(label is None for label in labels):
-        raise UserError("condition.kind is class, but some pictures have no label; expected one sub-folder per class")
-    return [label for label in labels if label is not None]
+    records = pictures.records
+    return config.raw_values([record.text for record in records], [record.label for record in records])

@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from conditioning.base import Conditioner, Inputs
-from conditioning.pretrained import PretrainedConditioner
 from ldm_kit.data import tensor_cache
 from ldm_kit.methods.first_stage import cache_root
 
 
 def prepared(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
-    """Prepared captions or labels, [N, ...] each; the states of a frozen encoder are kept on disk.
+    """Return prepared captions or labels, [N, ...] each; the states of a frozen encoder are cached on disk.
 
     Raises:
         ConditioningError: an unknown class, or an encoder that cannot be had.
     """
-    if not isinstance(conditioner, PretrainedConditioner):
+    if conditioner.cache_key is None:
         return conditioner.prepare(raw)
-    key = tensor_cache.key_of(conditioner.config.model_dump(exclude={"pool"}), conditioner.source.sha256(), list(raw))
+    key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
 
     def encoded() -> Inputs:
         with tqdm(desc="captions", unit="caption", leave=False) as bar:

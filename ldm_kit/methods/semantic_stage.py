@@ -57,7 +57,7 @@ class SemanticStage:
         latents = first.latents(pictures, "train")
         encoder = build_semantic(settings.encoder, resolution=pictures.resolution, channels=pictures.channels)
         decoder, task = _decoding(settings, encoder, latents, base)
-        for net in (encoder, decoder):
+        for net in task.modules.values():
             configure_network(net, device, settings.train)
         batches = PicturedLatents(latents, pictures, settings.seed)
         heldout = (first.latents(data.heldout, "heldout"), data.heldout) if len(data.heldout) else None

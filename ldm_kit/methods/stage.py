@@ -57,8 +57,9 @@ class LatentStage:
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
         )
-        configure_network(unet, device, settings.train)
         task = Latent(settings, unet, conditioner, ranks)
+        for net in task.modules.values():
+            configure_network(net, device, settings.train)
         batches = LatentBatches(latents, prepared(conditioner, raw), raw, settings.seed)
         heldout = None
         if len(data.heldout):

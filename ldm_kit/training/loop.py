@@ -51,9 +51,8 @@ class Trainer:
     kept: list[Tensor] = field(init=False, default_factory=list)  # buffers before the attempt at a step
 
     def __post_init__(self) -> None:
-        layout = self.config.layout(self.accelerator.device)
         for module in self.task.modules.values():
-            module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            module.to(self.accelerator.device)
             distributed.broadcast_(module.state_dict().values())
         alone = not self.config.overlap  # without DDP around it: gradients are averaged when all have theirs
         players = self.task.modules.items()

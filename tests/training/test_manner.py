@@ -34,17 +34,18 @@ def test_checkpointing_is_on_and_changes_no_bit(kind, pictures, tmp_path, monkey
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_layout_is_kept_by_hooks_where_it_is_asked_for(kind, pictures, tmp_path, monkeypatch):
-    kept, hooked = [], execution.channels_last
+def test_every_trained_module_has_the_layout_of_the_config(kind, pictures, tmp_path, monkeypatch, layout):
+    """The config goes before the environment variable, which the fixture sets."""
+    formats, set_layout = [], execution.set_layout
 
-    def noted(net):
-        kept.append(type(net).__name__)
-        hooked(net)
+    def recorded(net, memory_format):
+        formats.append((type(net).__name__, memory_format))
+        set_layout(net, memory_format)
 
-    monkeypatch.setattr(execution, "channels_last", noted)
-    for last in (True, False):
-        config = settings(KINDS[kind], pictures, tmp_path / f"{last}", "train.steps=1", f"train.channels_last={last}")
-        assert config.train.layout(torch.device("cpu")) is (torch.channels_last if last else torch.contiguous_format)
-        play(config)
-        assert bool(kept) == last
-        kept.clear()
+    monkeypatch.setattr(execution, "set_layout", recorded)
+    for setting, last in (("null", layout == "channels_last"), ("true", True), ("false", False)):
+        play(settings(KINDS[kind], pictures, tmp_path / setting, "train.steps=1", f"train.channels_last={setting}"))
+        assert {memory_format for _, memory_format in formats[-1:]} == {
+            torch.channels_last if last else torch.contiguous_format
+        }
+        formats.clear()
