@@ -30,7 +30,7 @@ from ldm_kit.diffusion.guidance import (
     Interval,
     Rescaled,
 )
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
@@ -139,20 +139,24 @@ class Pipeline:
             prompts: of the batch; the model's own condition is given to the denoiser, the guide model's is taken here.
             options: resolved for this model.
         """
-        denoiser: Denoiser = (network := self.denoiser())
+        denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and options.guidance_scale != 1:
-            negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
-            null = self.condition([negative] * len(prompts))
-            denoiser = free = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
-            if options.guidance_rescale > 0:
-                denoiser = Rescaled(free, options.guidance_rescale, self.target)
-            if options.guidance_interval != (0.0, 1.0):
-                denoiser = Interval(denoiser, network, *options.guidance_interval)
+            denoiser = self._classifier_free(self.denoiser(), len(prompts), options)
         if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
             guide = self.autoguidance_model
             fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))
             denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
         return _clipped(denoiser, options.clip)
+
+    def _classifier_free(self, network: Denoiser, count: int, options: ResolvedOptions) -> Denoiser:
+        negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
+        null = self.condition([negative] * count)  # pyright: ignore[reportArgumentType]  (the caller has a null)
+        guided: Denoiser = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
+        if options.guidance_rescale > 0:
+            guided = Rescaled(guided, options.guidance_rescale, self.target)
+        if options.guidance_interval != (0.0, 1.0):
+            guided = Interval(guided, network, *options.guidance_interval)
+        return guided
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return the classifier's labels [B] of prompts; None without one. Raises UserError for an unknown class."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.components import OUR_LIBRARIES
