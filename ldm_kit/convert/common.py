@@ -91,7 +91,7 @@ def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
         raise UserError(f"its pictures have the side {inferred}, not --image_size {given}; leave that out")
     size = given if inferred is None else inferred
     if size is None:
-        raise UserError("the file does not say the side of its pictures; give --image_size")
+        raise UserError("the file does not hold the side of its pictures; give --image_size")
     if size % 2**halvings:
         raise UserError(f"a picture of side {size} cannot be halved {halvings} times as this network does")
     return size
@@ -163,7 +163,7 @@ def resolve_statistics(
     given = [options.statistics is not None, options.images is not None]
     if sum(given) > 1 or (any(given) and own is not None):
         if own is None:
-            raise UserError("--statistics and --images both say the statistics of codes; give one of them")
+            raise UserError("--statistics and --images both give the statistics of codes; give one of them")
         raise UserError(f"{checkpoint} holds the statistics of its codes; leave out --statistics and --images")
     statistics = own or _given_statistics(options, encoder) or (classifier.statistics if classifier else None)
     if statistics is None:
@@ -219,6 +219,6 @@ def save_directions(
 def describe(model: SemanticModel, kind: str, directions: Directions | None) -> str:
     """Describe a converted model in a phrase."""
     phrases = [f"{kind} of {model.resolution} px pictures, codes of {model.z_width} numbers"]
-    phrases += [] if model.prior is None else ["a prior to draw them from"]
+    phrases += [] if model.prior is None else ["a prior to sample them from"]
     phrases += [] if directions is None else [f"{len(directions.names)} attributes to change"]
     return ", ".join(phrases)

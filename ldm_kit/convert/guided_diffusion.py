@@ -98,6 +98,6 @@ def _describe(model: Pipeline | NoisyClassifier) -> str:
     if isinstance(model, NoisyClassifier):
         return f"a noisy classifier of {size}, {len(model.classes)} classes"
     if isinstance(model.conditioner, ClassConditioner):
-        classes = f"{len(model.conditioner.classes)} classes and no null class: draw with --guidance_scale 1"
+        classes = f"{len(model.conditioner.classes)} classes and no null class: sample with --guidance_scale 1"
         return f"a denoiser of {size}, {classes}"
     return f"an unconditional denoiser of {size}"

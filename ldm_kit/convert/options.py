@@ -1,4 +1,4 @@
-"""Options of `ldm-kit convert`: what a checkpoint does not say of itself. Every field is a flag; no torch here."""
+"""Options of `ldm-kit convert`: what a checkpoint does not hold itself. Every field is a flag. No torch here."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from ldm_kit.config import Config
 
 
 class GuidedDiffusionOptions(Config):
-    """What a checkpoint of openai/guided-diffusion does not say of itself."""
+    """What a checkpoint of openai/guided-diffusion does not hold itself."""
 
     kind: Literal["unet", "classifier"] = Field(description="unet: the denoiser")
     image_size: int = Field(ge=1, description="side of the pictures it was trained on")
@@ -27,7 +27,7 @@ class GuidedDiffusionOptions(Config):
 class SemanticCheckpointOptions(Config):
     """What a whole semantic model needs and the checkpoint of an autoencoder lacks."""
 
-    image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not say it")
+    image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not hold it")
     statistics: Path | None = Field(
         default=None, description="mean and deviation of codes: .safetensors, .pt or latent.pkl"
     )
@@ -42,7 +42,7 @@ class SemanticCheckpointOptions(Config):
 
 
 class PdaeOptions(SemanticCheckpointOptions):
-    """What a whole PDAE needs and its autoencoder's checkpoint lacks or does not say."""
+    """What a whole PDAE needs and its autoencoder's checkpoint lacks."""
 
     prior: Path | None = Field(default=None, description="a latent_denoise_fn's checkpoint.pt")
     heads: int = Field(default=1, ge=1, description="heads of the U-Net's attention")

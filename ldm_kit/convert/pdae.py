@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of ckczzj/PDAE to folders of ours: the frozen model `base/`, and `model/` trained on it.
+"""Conversion of checkpoints of ckczzj/PDAE to folders of ours: the base model `base/`, and `model/` trained on it.
 
 Its published files, and the options that take them:
 
@@ -70,7 +70,7 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
         descriptions.append(common.describe(model, "a PDAE", directions))
 
     write(out, save)
-    return f"{out}: {descriptions[0]}, on the frozen {out / BASE}"
+    return f"{out}: {descriptions[0]}, on the base model {out / BASE}"
 
 
 def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
@@ -106,9 +106,9 @@ def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: in
 
 
 def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
-    """Build the frozen model; return it with the gradient estimator's weights and settings."""
+    """Build the base model; return it with the gradient estimator's weights and settings."""
     weights, settings = pdae_weights.base_from(state_dict, image_size=size, heads=heads)
-    unet = load_network(lambda: guided_diffusion_weights.build_adm_unet(settings), weights, "frozen U-Net")
+    unet = load_network(lambda: guided_diffusion_weights.build_adm_unet(settings), weights, "base U-Net")
     variance = "learned_range" if settings["out_channels"] > settings["in_channels"] else "small"
     base = Pipeline(None, unet, NoCondition(), NOISE, "eps", variance=variance)
     return base, pdae_weights.shift_from(state_dict, image_size=size, heads=heads)

@@ -1,7 +1,7 @@
 """Conversion of weights of ckczzj/PDAE: pure functions from a state dict to ours and the constructor's settings.
 
-A checkpoint holds `ema_encoder.*` and `ema_decoder.*`; the latter is the frozen U-Net in ADM's names, and the gradient
-estimator's new layers (`shift_*`, `label_emb`). Latent nets are DiffAE's: `diffae_weights.prior_from`.
+A checkpoint holds `ema_encoder.*` and `ema_decoder.*`; the latter is the base model's U-Net in ADM's names, and the
+gradient estimator's new layers (`shift_*`, `label_emb`). Latent nets are DiffAE's: `diffae_weights.prior_from`.
 """
 
 import re
@@ -26,7 +26,7 @@ _NEW = ("shift_", "label_emb.")
 
 
 def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """Convert the frozen half of a decoder (or a plain DPM of the same code); return its weights and settings.
+    """Convert the base model of a decoder (or a plain DPM of the same code); return its weights and settings.
 
     The settings are for `guided_diffusion_weights.build_adm_unet`.
 
@@ -69,7 +69,7 @@ def encoder_from(state_dict: State, *, resolution: int, heads: int = 4) -> Conve
     Args:
         state_dict: `encoder.N.*`.
         resolution: side of the pictures that it sees.
-        heads: of its attention, which no shape tells.
+        heads: of its attention, which no shape shows.
 
     Raises:
         UserError: a name of another kind.
@@ -93,7 +93,7 @@ def encoder_from(state_dict: State, *, resolution: int, heads: int = 4) -> Conve
 
 
 def _base(state_dict: State) -> State:
-    """Return the weights of the frozen half."""
+    """Return the weights of the base model."""
     return {name: value for name, value in state_dict.items() if not name.startswith(_NEW)}
 
 

@@ -56,7 +56,7 @@ class EditContext(ModelContext):
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
     def make_out(self) -> None:
-        """Make the folder for the pictures; called before anything slow, so that a folder in the way is told early."""
+        """Make the folder for the pictures; before anything slow, so that an unusable path is reported early."""
         self.out.mkdir(parents=True, exist_ok=True)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:

@@ -63,7 +63,7 @@ def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
 
     Args:
         positives: examples with the attribute.
-        others: codes [M, D] to tell them from; None: the training set, whose normalised codes have mean 0, deviation 1.
+        others: codes [M, D] of other pictures; None: the training set, whose normalised codes have mean 0, deviation 1.
     """
     positives = positives.double()
     if others is None:

@@ -81,7 +81,7 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
     square = ImageOps.fit(grey, (resolution, resolution), Image.Resampling.NEAREST)
     mask = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(resolution, resolution) >= 128
     if not bool(mask.any()):
-        raise UserError(f"{path}: the mask is empty; expected white where the picture is to be painted anew")
+        raise UserError(f"{path}: the mask is empty; expected white where the picture is to be sampled again")
     if bool(mask.all()):
         raise UserError(f"{path}: the mask is white all over and keeps nothing; expected black where the picture stays")
     return mask

@@ -52,6 +52,6 @@ def _check_mode(model: SemanticModel, options: InterpolationOptions) -> None:
     """Check that a model has gradients where trajectories are asked for; raises UserError."""
     if options.mode == "trajectory" and not model.decoder.stops:
         raise UserError(
-            "--mode trajectory mixes the gradients that a PDAE adds to its frozen model, and this model has none; "
+            "--mode trajectory mixes the gradients that a PDAE adds to its base model, and this model has none; "
             "expected --mode latent"
         )

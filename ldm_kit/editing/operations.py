@@ -57,7 +57,7 @@ def check_steps(model: SemanticModel, options: StepOptions) -> None:
             raise UserError(f"--{name} {steps}: {str(error).removeprefix('steps: ')}") from None
     if options.stop and not model.decoder.stops:
         raise UserError(
-            f"--stop {options.stop:g} leaves the last steps to the frozen model of a PDAE, which this model has not; "
+            f"--stop {options.stop:g} leaves the last steps to the base model of a PDAE, which this model lacks; "
             "leave it out"
         )
 

@@ -138,7 +138,7 @@ class TrainingExamples(Config):
         if self.labels is None and (self.column or self.pair):
             raise ValueError("--column and --pair are for --labels FILE")
         if self.images is not None and self.negative is not None:
-            raise ValueError("--negative and --images both say what --positive differs from; give one of them")
+            raise ValueError("--negative and --images both name what --positive differs from; give one of them")
         return self
 
 

@@ -117,7 +117,7 @@ def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
             raise UserError(f"this model is unconditional and takes no prompt, got {options.prompt!r:.80}")
         return pipeline.condition([""] * options.count)
     if options.prompt is None:
-        raise UserError("this model draws from prompts or class names; give --prompt")
+        raise UserError("this model samples from prompts or class names; give --prompt")
     return pipeline.condition([options.prompt] * options.count)
 
 

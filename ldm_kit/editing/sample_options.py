@@ -4,13 +4,15 @@ No torch here, as `--help` must not wait for it.
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ldm_kit.config import Config
 from ldm_kit.editing.options import StepOptions
+from ldm_kit.models.options import SamplingOptions
 
+_SAMPLING = SamplingOptions.model_fields  # flags that mean the same here: range, help and error text
 _MAX_SEED = 2**64 - 1
 _IMAGE = "the picture; scaled and cropped to the model's size"
 _STRENGTH = "share of the way to pure noise; less keeps more, 0.5 to 0.8 is usual"
@@ -43,9 +45,15 @@ class SeedOptions(Config):
 class GuidedOptions(Config):
     """How a picture is sampled again: DDIM steps and classifier-free guidance."""
 
-    steps: int = Field(default=50, ge=1, description="sampling steps")
-    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
-    negative_prompt: str | None = Field(default=None, description="what guidance leads away from")
+    steps: Annotated[int, _SAMPLING["steps"]] = 50
+    guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 3.0
+    negative_prompt: Annotated[str | None, _SAMPLING["negative_prompt"]] = None
+
+    @model_validator(mode="after")
+    def _guidance_has_an_effect(self) -> Self:
+        if self.guidance_scale == 1 and self.negative_prompt is not None:
+            raise ValueError("--negative_prompt has no effect at --guidance_scale 1; expected another scale")
+        return self
 
 
 class RepromptOptions(GuidedOptions):
@@ -91,7 +99,7 @@ class SamplePriorOptions(StepOptions, SeedOptions):
     tries: int = Field(default=1000, ge=1, description="codes for each picture, at most")
     steps: int = Field(default=100, ge=1, description="DDIM steps of the code")
     decode_steps: int = Field(default=100, ge=1, description="DDIM steps of the picture")
-    guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance; 1 is none")
+    guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 1.0
     clip: Literal["none", "published"] = Field(
         default="none", description="published: codes are clipped as PDAE's code does by mistake"
     )

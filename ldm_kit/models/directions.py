@@ -30,7 +30,7 @@ _DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # of the sav
 
 
 class DirectionRecord(Config):
-    """What directions.json says of one direction."""
+    """What directions.json records of one direction."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
@@ -154,15 +154,15 @@ class Directions:
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {FILE}; learn some first with edit.py learn") from None
         except (OSError, ValidationError, SafetensorError) as error:
-            raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn anew") from None
+            raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn them again") from None
         tensors = {name: value for name, value in state_dict.items() if name in _DIMENSIONS}
         dimensions = {name: value.dim() for name, value in tensors.items()}
         lengths = {len(value) for value in tensors.values()}
         pairs = _load_pairs(content.directions, state_dict)
         if dimensions != _DIMENSIONS or lengths != {len(content.directions)} or pairs is None:
-            raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; learn anew")
+            raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; learn them again")
         if content.key != key:
-            raise UserError(f"the {FILE} in {folder} were learned with another model; learn anew with this one")
+            raise UserError(f"the {FILE} in {folder} were learned with another model; learn them again with this one")
         return cls(content.directions, **tensors, key=content.key, pairs=pairs)
 
 
@@ -192,7 +192,7 @@ def stack_directions(
 
 
 def typical_strength(fit: Fit, before: Tensor, after: Tensor) -> float:
-    """Return the strength that moves one mean code [D] to another, as far as the direction goes that way.
+    """Return the strength that moves one mean code [D] to another, along the direction.
 
     A strength is in units of sqrt(D), the length of a typical normalised code.
     """

@@ -91,7 +91,7 @@ def test_an_unconditional_denoiser_opens_and_is_the_same(files, tmp_path, name):
 @torch.no_grad()
 def test_classes_a_learned_variance_and_cosine_noise(files, tmp_path):
     options = options_of(schedule="cosine", classes=files / "names.txt")
-    assert "4 classes and no null class: draw with --guidance_scale 1" in convert_guided_diffusion(
+    assert "4 classes and no null class: sample with --guidance_scale 1" in convert_guided_diffusion(
         files / "classes.pt", tmp_path / "model", options
     )
     pipeline = Pipeline.load(tmp_path / "model")

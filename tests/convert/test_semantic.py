@@ -130,7 +130,7 @@ def latent(files, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "new" / "latent"
     done = run("diffae", files / "latent.ckpt", out, "--classifier", files / "cls.ckpt")
     assert (done.status, done.err) == (0, "")
-    said = "a diffusion autoencoder of 16 px pictures, codes of 16 numbers, a prior to draw them from, 40 attributes"
+    said = "a diffusion autoencoder of 16 px pictures, codes of 16 numbers, a prior to sample them from, 40 attributes"
     assert said in done.out
     return out
 
@@ -148,7 +148,7 @@ def pdae(files, tmp_path_factory) -> Path:
     )
     done = run("pdae", files / "checkpoint.pt", out, *beside)
     assert (done.status, done.err) == (0, "")
-    assert "a PDAE of 16 px pictures, codes of 16 numbers, a prior to draw them from, 40 attributes" in done.out
+    assert "a PDAE of 16 px pictures, codes of 16 numbers, a prior to sample them from, 40 attributes" in done.out
     return out
 
 
@@ -256,14 +256,14 @@ WRONG = [  # (command and its arguments, what the sentence says)
     ("diffae lost.ckpt", "the encoder does not fit: body."),
     ("diffae odd.ckpt", "is (3,) in the file, expected (64,)"),
     ("diffae checkpoint.pt", "no weight of this checkpoint begins with 'ema_model.'"),
-    ("diffae sizeless.ckpt", "does not say the side of its pictures; give --image_size"),
+    ("diffae sizeless.ckpt", "does not hold the side of its pictures; give --image_size"),
     ("diffae sizeless.ckpt --image_size 18", "a picture of side 18 cannot be halved 2 times"),
     ("diffae last.ckpt --image_size 32", "its pictures have the side 16, not --image_size 32"),
     ("diffae last.ckpt --statistics absent.pt", "there is no file"),
     ("diffae last.ckpt --statistics flat.pt", "flat.pt: its statistics are no mean and positive deviation of 16"),
     ("diffae last.ckpt --statistics short.pt", "short.pt: its statistics are no mean and positive deviation of 16"),
     ("diffae last.ckpt --statistics prior.pt", "prior.pt: it holds no statistics; expected tensors mean and std"),
-    ("diffae last.ckpt --statistics stats.pt --images .", "both say the statistics of codes; give one"),
+    ("diffae last.ckpt --statistics stats.pt --images .", "both give the statistics of codes; give one"),
     ("diffae last.ckpt --images absent.d", "absent.d"),
     ("diffae latent.ckpt --statistics stats.pt", "holds the statistics of its codes; leave out"),
     ("diffae latent.ckpt --classifier other_cls.ckpt", "was trained on codes of other statistics"),

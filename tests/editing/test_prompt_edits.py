@@ -184,3 +184,5 @@ def test_counts_out_of_range():
     assert Img2ImgOptions(image="a.png", seed=2**64 - 2, count=2).seeds == [2**64 - 2, 2**64 - 1]
     with pytest.raises(ValidationError, match="--seed is 18446744073709551614; expected 0 to 2\\^64 - --count"):
         Img2ImgOptions(image="a.png", seed=2**64 - 2, count=3)
+    with pytest.raises(ValidationError, match="--negative_prompt has no effect at --guidance_scale 1"):
+        Img2ImgOptions(image="a.png", guidance_scale=1, negative_prompt="red")

@@ -119,7 +119,7 @@ def test_stop_leaves_the_end_to_the_frozen_model(models, world, tmp_path):
         assert done.status == 0, done.err
         found[stop] = list(pixels(out).values())
     assert not np.array_equal(found[0][1], found[0.5][1])
-    assert np.array_equal(found[1][1], found[1][2]), "the frozen model knows no code"
+    assert np.array_equal(found[1][1], found[1][2]), "the base model takes no code"
     assert json.loads(read_metadata(tmp_path / "0.5" / "sheet.png")["edit"])["stop"] == 0.5
     assert "stop" not in read_metadata(tmp_path / "0" / "sheet.png")["edit"]
 
@@ -179,7 +179,7 @@ WRONG = [  # (command and its arguments, what the sentence says)
     ("sample --model {told} --steps 300", "steps: cannot walk 200 training times in 300"),
     ("sample --model {told} --decode_steps 0", "--decode_steps is 0"),
     ("sample --model {told} --decode_steps 300", "--decode_steps 300: cannot walk 200 training times"),
-    ("sample --model {told} --stop 0.3", "--stop 0.3 leaves the last steps to the frozen model of a PDAE"),
+    ("sample --model {told} --stop 0.3", "--stop 0.3 leaves the last steps to the base model of a PDAE"),
     ("mix --model {told} --content {picture} --details {picture} --invert_steps 2 --stop 0.3", "--stop 0.3 leaves"),
     ("mix --model {pdae} --content {picture} --details {picture} --stop 1.5", "--stop is 1.5; expected 0 to 1"),
     ("decode --model {told} --codes {picture} --stop 0.3", "--stop 0.3 leaves"),
