@@ -186,16 +186,16 @@ def profile_stage(stage: str, space: Workspace, steps: int, top: int) -> str:
     with clock_on_phases() as clock:
         units = STAGES[stage](space)
         _warm(units)
-        parts = [f"### The demo's {stage[:-1]} {stage[-1]}", phase_table(clock, units, steps)]
-        parts.append(operation_table(units, max(2, steps // 4), top))
+        paragraphs = [f"### The demo's {stage[:-1]} {stage[-1]}", phase_table(clock, units, steps)]
+        paragraphs.append(operation_table(units, max(2, steps // 4), top))
     for name, open_stage in VARIATIONS[stage].items():
         units = open_stage(space)
         _warm(units)
         start = time.process_time()
         for _ in range(steps):
             next(units)
-        parts.append(f"A step {name}: {1e3 * (time.process_time() - start) / steps:.1f} ms of processor time.")
-    return "\n\n".join(parts)
+        paragraphs.append(f"A step {name}: {1e3 * (time.process_time() - start) / steps:.1f} ms of processor time.")
+    return "\n\n".join(paragraphs)
 
 
 def _warm(units: Iterator[object]) -> None:

@@ -44,18 +44,18 @@ def write_section(page: Path, name: str, text: str) -> None:
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{begin}\n{text.strip()}\n{end}"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    found = pattern.search(whole) is not None
-    whole = pattern.sub(lambda _: section, whole) if found else f"{whole.rstrip()}\n\n{section}\n"
+    exists = pattern.search(whole) is not None
+    whole = pattern.sub(lambda _: section, whole) if exists else f"{whole.rstrip()}\n\n{section}\n"
     page.write_text(whole, encoding="utf-8")
 
 
-def chosen(names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+def chosen(names: Sequence[str] | None, tables: Iterable[str]) -> list[str]:
     """Return the names that were asked for, all if none were.
 
     Raises:
         UserError: a name that is not known.
     """
-    known = list(known)
-    if unknown := [name for name in names or () if name not in known]:
-        raise UserError(f"unknown table {unknown[0]!r}; expected {', '.join(known)}")
-    return list(names or known)
+    tables = list(tables)
+    if unknown := [name for name in names or () if name not in tables]:
+        raise UserError(f"unknown table {unknown[0]!r}; expected {', '.join(tables)}")
+    return list(names or tables)

@@ -82,7 +82,7 @@ def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Co
         columns: the attributes of both, in one order.
     """
     mean, std = z["train"].mean(0), z["train"].std(0) + 1e-6
-    scaled = {part: (value - mean) / std for part, value in z.items()}
+    scaled = {split: (value - mean) / std for split, value in z.items()}
     for train, unseen in zip(columns["train"], columns["unseen"], strict=True):
         scores: list[tuple[float, float, float]] = []
         for value in train.kinds:
@@ -99,8 +99,8 @@ def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Co
 def _marks(column: Column, value: str) -> tuple[Tensor, Tensor]:
     """Return which pictures [N] the attribute is known of, and which of those have the value."""
     marks = column.positive(value)
-    known = torch.tensor([mark is not None for mark in marks])
-    return known, torch.tensor([mark is True for mark in marks])[known]
+    labelled = torch.tensor([mark is not None for mark in marks])
+    return labelled, torch.tensor([mark is True for mark in marks])[labelled]
 
 
 def smoothness(way: str, frames: Tensor, judge: Judge) -> Row:
@@ -124,7 +124,7 @@ def interpolated(model: SemanticModel, code: Code, steps: int) -> Tensor:
 
 def cross_faded(pictures: Tensor) -> Tensor:
     """Mix pixels: frames uint8 [P, FRAMES, 3, R, R] between the two halves of pictures uint8 [2 P, 3, R, R]."""
-    first, last = (part[:, None].float() for part in pictures.chunk(2))
+    first, last = (half[:, None].float() for half in pictures.chunk(2))
     weights = torch.linspace(0, 1, FRAMES).view(1, -1, 1, 1, 1)
     return torch.lerp(first, last, weights).round().byte()
 

@@ -74,7 +74,7 @@ def edits_of(everything: InMemory, split: Split, count: int) -> list[Edit]:
         for _, group in groupby(listed, key=lambda i: _pair(column, i)):
             edits += _between(column, list(group), everything, seen)
     edits.sort(key=lambda edit: unit_hash("edit", f"{_names(everything, edit)}"))
-    return [edit for name in KINDS for edit in [one for one in edits if one.attribute == name][:count]]
+    return [edit for name in KINDS for edit in [e for e in edits if e.attribute == name][:count]]
 
 
 def _between(column: Column, group: Sequence[int], everything: InMemory, seen: set[str]) -> list[Edit]:
@@ -154,9 +154,9 @@ class EditJudge:
         train = torch.tensor([index[record.name] for record in split.train.records])
         for column in from_openmoji(split.train):
             if kinds := KINDS.get(column.name):
-                known = torch.tensor([value in kinds for value in column.values])
+                labelled = torch.tensor([value in kinds for value in column.values])
                 labels = torch.tensor([kinds.index(value) for value in column.values if value in kinds])
-                clean = everything.pixels[train[known]]
+                clean = everything.pixels[train[labelled]]
                 inputs = torch.cat([whole.inputs(shown, column.name) for shown in (clean, _add_noise(clean))])
                 whole.probes[column.name] = LinearProbe.fit(inputs, labels.repeat(2), len(kinds), decay=0.01)
         return whole
@@ -179,13 +179,13 @@ class EditJudge:
         source, target = (torch.tensor([getattr(edit, end) for edit in edits]) for end in ("source", "target"))
         truth = everything[target]
         after, before = pixel_distance(pictures, truth), pixel_distance(everything[source], truth)
-        wanted = torch.tensor([KINDS[attribute].index(edit.after) for edit in edits])
+        targets = torch.tensor([KINDS[attribute].index(edit.after) for edit in edits])
         lite0 = self.judge.features(pictures)
         cosines = [_cosine(one, self.features[target], self.features) for one in (lite0, self.features[source])]
         flat = everything.float().flatten(1)
         rank = ranks(pictures.float().flatten(1), flat, target, "euclidean").double()
         return {
-            "right": _share(self.probes[attribute].predict(self.inputs(pictures, attribute)) == wanted),
+            "right": _share(self.probes[attribute].predict(self.inputs(pictures, attribute)) == targets),
             "closer": _share(after < before),
             "closer_lite0": _share(cosines[0] > cosines[1]),
             "beats_nearest": _share(after < self._nearest(source, target)),

@@ -92,6 +92,6 @@ class Bench:
         titles = [f"{self.edits[i].before} > {self.edits[i].after}" for i in chosen]
         first = next(iter(edited.values()))
         for name, shown in {"edits": list(edited.values()), "readme": [first]}.items():
-            rows = [part[chosen] for part in (sources, *shown, targets)]
+            rows = [pictures[chosen] for pictures in (sources, *shown, targets)]
             captions = [*[""] * len(chosen) * (len(rows) - 1), *titles]
             self.save_sheet(name, torch.cat(rows), len(chosen), captions)

@@ -59,7 +59,7 @@ class Bench:
         """Fit the judge and embed the reference."""
         judge, labels = Judge.fit(split.train), labels_of(split.train)
         members = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
-        balanced = torch.cat([part[torch.arange(PER_CLASS) * len(part) // PER_CLASS] for part in members])
+        balanced = torch.cat([group[torch.arange(PER_CLASS) * len(group) // PER_CLASS] for group in members])
         return cls(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[balanced]), count, seed)
 
     def row(self, name: str, pipeline: kit.Pipeline, **options: float) -> tuple[Row, Tensor]:

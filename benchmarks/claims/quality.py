@@ -43,6 +43,7 @@ FIGURES = {
 
 def quality(
     tables: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(SECTIONS)}; all when left out")] = None,
+    *,
     autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = Path("runs/demo/ae/model"),
     model: Annotated[Path, typer.Option(help="what `steps` samples from")] = Path("runs/demo/ldm/model"),
     minutes: Annotated[float, typer.Option(help="of one core, for the peers; choices have a fifth of it")] = 10,
@@ -83,8 +84,8 @@ def trained_table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
     lines = []
     for name, jobs in rows.items():
         figures = [setting.figures(job) for job in jobs]
-        shown = [_mean_and_range(key, [one[key] for one in figures]) for key in FIGURES.values()]
-        steps, seconds = (statistics.median(one[key] for one in figures) for key in ("steps", "seconds"))
+        shown = [_mean_and_range(key, [row[key] for row in figures]) for key in FIGURES.values()]
+        steps, seconds = (statistics.median(row[key] for row in figures) for key in ("steps", "seconds"))
         lines.append((name, f"{seconds:.0f}", f"{steps:.0f}", *shown))
     return markdown(("", "core seconds", "steps", *FIGURES), lines)
 

@@ -157,21 +157,21 @@ def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = W
     """
     split, vae = kit.load_openmoji(), AutoencoderKL.from_pretrained(autoencoder)
     drawings, lite0 = Drawings.all(split), Perceptual(LITE0)
-    parts: dict[str, Any] = {"seen": split.train, "unseen": split.compositional}
+    sets: dict[str, Any] = {"seen": split.train, "unseen": split.compositional}
 
     @torch.no_grad()
     def judge(pipeline: kit.Pipeline) -> Figures:
         latents = judges(vae, torch.device("cpu"))["autoencoder latents"]
         references, figures = known(drawings, latents), {}
-        for name, part in parts.items():
-            texts, start = chosen(part, prompts, name), time.process_time()
+        for name, pictures in sets.items():
+            texts, start = chosen(pictures, prompts, name), time.process_time()
             made = kit.generate(pipeline, texts, range(len(texts)), options)
             seconds = (time.process_time() - start) / len(texts)
             row = measured(drawings, references, made, texts, latents)
             figures |= {f"{name} rank1": row.rank1, f"{name} rank5": row.rank5}
             if name == "seen":
                 true = drawings.pixels[[drawings.of[text] for text in texts]]
-                clouds = [embed(lambda x: lite0.features(to_unit(x)), pictures) for pictures in (made, true)]
+                clouds = [embed(lambda x: lite0.features(to_unit(x)), cloud) for cloud in (made, true)]
                 figures |= {"seconds a picture": seconds, "lite0": frechet(*clouds)}
         return figures
 

@@ -88,7 +88,7 @@ def _row(name: str, timing: Timing, first: Timing, unit: int) -> Sequence[str]:
 
 def stage2(bench: Bench) -> str:
     """Time training steps of the denoiser."""
-    parts = ["## Stage 2: training steps of the denoiser"]
+    paragraphs = ["## Stage 2: training steps of the denoiser"]
     for size in bench.sizes:
         config = bench.space.stage2(*size.overrides)
         millions = machine.parameters(kit.build_denoiser(config, 384))
@@ -101,8 +101,8 @@ def stage2(bench: Bench) -> str:
             "ours": partial(workspace.train_stage2, bench.space, given),
         }
         title = "The demo's U-Net" if size.name == "demo" else "U-Net"
-        parts += [f"{title} of {millions:.1f} M parameters, {size.text}:", bench.compare(variants)]
-    return "\n\n".join(parts)
+        paragraphs += [f"{title} of {millions:.1f} M parameters, {size.text}:", bench.compare(variants)]
+    return "\n\n".join(paragraphs)
 
 
 SETTINGS = {
@@ -142,7 +142,7 @@ def settings(bench: Bench) -> str:
 def stage1(bench: Bench) -> str:
     """Time training steps of the autoencoder."""
     size = ("train.batch_size=4",) if bench.quick else ()
-    parts = ["## Stage 1: training steps of the autoencoder"]
+    paragraphs = ["## Stage 1: training steps of the autoencoder"]
     for title, given in {
         "The demo's losses (no discriminator), batch 8:": size,
         "With a discriminator, both modules in each step (the peers' alternate: a unit is two steps):": (
@@ -157,8 +157,8 @@ def stage1(bench: Bench) -> str:
             "ours, AdamW in Muon's place": partial(workspace.train_stage1, bench.space, (*given, ADAMW)),
             "ours": partial(workspace.train_stage1, bench.space, given),
         }
-        parts += [title, bench.compare(variants)]
-    return "\n\n".join(parts)
+        paragraphs += [title, bench.compare(variants)]
+    return "\n\n".join(paragraphs)
 
 
 def sampling(bench: Bench) -> str:
@@ -166,7 +166,7 @@ def sampling(bench: Bench) -> str:
     steps, count = (2, 2) if bench.quick else (15, 16)
     options = kit.sampling(steps=steps, solver="dpm++", guidance_scale=2.0)
     few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
-    parts = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
+    paragraphs = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
     for size in bench.sizes[:2]:
         space = bench.space.with_model(size.name, *size.overrides)
         variants = {
@@ -175,8 +175,8 @@ def sampling(bench: Bench) -> str:
             "ours, float32": partial(workspace.generate, space, options, count, None),
             "ours, bf16": partial(workspace.generate, space, options, count, torch.bfloat16),
         }
-        parts += [f"U-Net {size.widths_text}:", few.compare(variants, count)]
-    return "\n\n".join(parts)
+        paragraphs += [f"U-Net {size.widths_text}:", few.compare(variants, count)]
+    return "\n\n".join(paragraphs)
 
 
 def machine_share(bench: Bench) -> str:
@@ -227,10 +227,10 @@ def pixels(bench: Bench) -> str:
         "... with amp, bf16": partial(ddpm_pytorch.train_pixels, bench.space, batch, "bf16"),
         "ours, bf16": partial(workspace.train_pixels, bench.space, given),
     }
-    ours = kit.build_denoiser(bench.space.pixels(*given), None, side=32, channels=3)
-    theirs, mine = machine.parameters(ddpm_pytorch.network()), machine.parameters(ours)
-    about = (
-        f"Unconditional, 32 px, batch {batch}; their U-Net has {theirs:.1f} M parameters, ours {mine:.1f} M. The nets "
-        "differ (theirs attends at every level), so this compares recipes as they come."
+    network = kit.build_denoiser(bench.space.pixels(*given), None, side=32, channels=3)
+    peer_size, size = machine.parameters(ddpm_pytorch.network()), machine.parameters(network)
+    note = (
+        f"Unconditional, 32 px, batch {batch}; their U-Net has {peer_size:.1f} M parameters, ours {size:.1f} M. The "
+        "nets differ (theirs attends at every level), so this compares recipes as they come."
     )
-    return f"{title}\n\n{about}\n\n{bench.compare(variants)}"
+    return f"{title}\n\n{note}\n\n{bench.compare(variants)}"

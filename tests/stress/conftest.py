@@ -57,7 +57,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 @pytest.fixture(scope="session")
 def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    """The harness of all trials; this process has one thread, since bits depend on the number."""
+    """Provide the harness of all trials; this process has one thread, since bits depend on the number."""
     threads = torch.get_num_threads()
     root = tmp_path_factory.mktemp("stress")
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +74,7 @@ def share(config: pytest.Config) -> float:
 
 @pytest.fixture
 def run_trials(request: pytest.FixtureRequest, harness: Harness, subtests: pytest.Subtests) -> Any:
-    """A function that tries a promise and counts what came of it."""
+    """Return a function that tries a promise and counts the outcomes."""
 
     def run(promise: Promise) -> None:
         start, config = time.monotonic(), request.config

@@ -199,8 +199,8 @@ def logged_metrics(run: Path) -> list[dict[str, float]]:
 
 def check_equal(result: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Check that two runs left the same, bit for bit."""
-    for part, value in expected.items():
-        assert result[part] == value, f"{part} differs: {first_difference(result[part], value)}"
+    for name, value in expected.items():
+        assert result[name] == value, f"{name} differs: {first_difference(result[name], value)}"
 
 
 def first_difference(result: Any, expected: Any) -> str:

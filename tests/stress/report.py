@@ -62,7 +62,7 @@ def table(results: Iterable[Result]) -> str:
 
 def write_page(results: Iterable[Result], share: float, page: Path = PAGE) -> None:
     """Write the table into its page, with the machine that printed it."""
-    part = "all trials" if share >= 1 else f"{share:.0%} of the trials"
+    amount = "all trials" if share >= 1 else f"{share:.0%} of the trials"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    machine = f"{part}; {platform.system()}, {os.cpu_count()} CPU cores, {versions}"
+    machine = f"{amount}; {platform.system()}, {os.cpu_count()} CPU cores, {versions}"
     write_section(page, "stress", f"{table(results)}\n\nPrinted by `make torture` ({machine}).")

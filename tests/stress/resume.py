@@ -18,9 +18,11 @@ SAVED = {"mid-epoch": 5, "on the last batch": 3, "on the first": 4}  # an epoch 
 
 def trials(harness: Harness) -> Iterator[Trial]:
     """Yield every combination of kind, loader workers, processes, micro-batches and moment."""
-    for kind, workers, world, parts, (moment, step) in product(victims.KINDS, (0, 2), (1, 2), (1, 2), SAVED.items()):
-        name = f"{kind}, {workers} workers, {world} processes, accumulation {parts}, saved {moment}"
-        micro = f"train.micro_batch={8 // world // parts}"
+    for kind, workers, world, micro_batches, (moment, step) in product(
+        victims.KINDS, (0, 2), (1, 2), (1, 2), SAVED.items()
+    ):
+        name = f"{kind}, {workers} workers, {world} processes, accumulation {micro_batches}, saved {moment}"
+        micro = f"train.micro_batch={8 // world // micro_batches}"
         yield name, partial(check, harness, kind, world, step, (micro, f"train.workers={workers}"))
 
 
@@ -45,10 +47,10 @@ def train_in_parts(pictures: Path, kind: str, folder: Path, cuts: tuple[int, ...
     for stop in [*cuts, None]:
         every = f"train.checkpoint_every={stop or 100}"
         between = _draw_elsewhere if cuts else lambda step: None
-        part = victims.train(
+        played = victims.train(
             pictures, kind, folder / "run", *overrides, every, resume=resume, until=stop, between=between
         )
-        lines, weights, resume = lines + part.lines, part.weights, "latest"
+        lines, weights, resume = lines + played.lines, played.weights, "latest"
     last = max(checkpoint.steps(folder / "run").items())[1]
     return {"figures": lines, "weights": weights, "tensors": tensors_of(last)}
 
