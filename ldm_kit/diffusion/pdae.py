@@ -246,8 +246,7 @@ def shift_codes(z: Tensor, direction: Tensor, strength: float | Tensor, mean: Te
     Args:
         z: codes as the encoder gives them, [B, Z].
         direction: [Z] or [B, Z], of any length: a row of a linear classifier's weight.
-        strength: length of the shift in units of sqrt(Z), the length of a typical normalised code: about -0.5 to 0.5;
-            a number or [B].
+        strength: length of the shift in units of sqrt(Z), a typical code's length: about -0.5 to 0.5; number or [B].
         mean: mean of each dimension over the training set, [Z].
         std: standard deviation of each dimension over the training set, [Z].
 

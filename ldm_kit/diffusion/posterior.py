@@ -165,7 +165,8 @@ def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=16)
 def _log_variances(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Log variance of the posterior (at t = 0 that of t = 1) and log of beta, [T] float64 each."""
+    """Return the ends of `log_variance_range` at all timesteps, [T] each, on the device of the schedule."""
     steps = chain(schedule, range(len(schedule) - 1, -2, -1))
-    low, high = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64).unbind(1)
+    tables = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64)
+    low, high = tables.to(schedule.a.device).unbind(1)
     return low, high

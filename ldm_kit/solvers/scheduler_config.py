@@ -170,7 +170,7 @@ def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, Pr
     zero = bool(config.get("rescale_betas_zero_snr"))
     if (betas := config.get("trained_betas")) is not None:
         return _from_betas(name, tuple(betas), steps, zero), prediction_type
-    kinds: dict[str, Any] = {theirs: ours for ours, theirs in _BETA_SCHEDULES.items()}
+    kinds: dict[str, Any] = {beta_schedule: kind for kind, beta_schedule in _BETA_SCHEDULES.items()}
     if (beta_schedule := config.get("beta_schedule")) not in kinds:
         raise UserError(f"{name} has beta_schedule {beta_schedule!r}; expected one of {', '.join(kinds)}")
     kind = kinds[beta_schedule]
@@ -189,8 +189,8 @@ def _from_betas(name: str, betas: tuple[float, ...], steps: int, zero: bool) -> 
 
 
 def _prediction_type(name: str, diffusers_name: str) -> PredictionType:
-    for ours, theirs in _PREDICTION_TYPES.items():
-        if theirs == diffusers_name:
-            return ours
-    known = ", ".join(_PREDICTION_TYPES.values())
-    raise UserError(f"{name} has prediction_type {diffusers_name!r}; expected one of {known}")
+    for prediction_type, expected in _PREDICTION_TYPES.items():
+        if expected == diffusers_name:
+            return prediction_type
+    names = ", ".join(_PREDICTION_TYPES.values())
+    raise UserError(f"{name} has prediction_type {diffusers_name!r}; expected one of {names}")
