@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ldm_kit.data.images import InMemory, Record, split_off, subset, to_bytes, to_unit, unit_hash
+from ldm_kit.config import UserError
+from ldm_kit.data.images import InMemory, Record, heldout_split, split_off, subset, to_bytes, to_unit, unit_hash
 
 
 def pictures(n=12, labels=None):
@@ -72,3 +73,10 @@ def test_every_class_stays_in_training():
 def test_unit_hash_is_the_same_for_ever():
     assert unit_hash("a", "b") == pytest.approx(0.404352, abs=1e-6)
     assert unit_hash("a", "b") != unit_hash("b", "a")
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused():
+    one = InMemory([Record("a", "", None)], [], torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "f")
+    assert [len(pictures) for pictures in heldout_split(one, 0.0, "here")[:2]] == [1, 0]
+    with pytest.raises(UserError, match=r"^all 1 pictures in here are held out; lower data\.heldout$"):
+        heldout_split(one, 1.0, "here")

@@ -185,3 +185,25 @@ def test_sweep_takes_only_what_is_half_done(tmp_path):
     (tmp_path / "notes").mkdir()
     checkpoint.remove_stale_tmp(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, "notes"}
+
+
+def test_everything_is_flushed_before_the_rename_and_the_rename_after_it(tmp_path, monkeypatch):
+    """Else a machine that loses power may keep the name of a checkpoint without its contents."""
+    events, fsync, rename = [], os.fsync, Path.rename
+
+    def flushed(descriptor):
+        events.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        events.append(("rename", Path(target)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    (folder,) = saved(tmp_path, 1)
+    moment = events.index(("rename", folder))
+    before = [path for kind, path in events[:moment] if kind == "fsync"]
+    (draft,) = (path for path in before if path.name.startswith(".tmp-"))
+    assert {path.relative_to(draft) for path in before} >= {path.relative_to(folder) for path in folder.rglob("*")}
+    assert ("fsync", tmp_path) in events[moment:]

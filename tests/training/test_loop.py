@@ -8,6 +8,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training.checkpoint import load_tensors
 from ldm_kit.training.config import TrainConfig
+from ldm_kit.training.ema import decay_at
 from tests.training.helpers import KL, VQ, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 
@@ -98,6 +99,15 @@ def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
     running.ddp_modules["net"]._orig_mod = toy.net  # as torch.compile wraps
     path = running.save(tmp_path, TrainConfig(steps=6, batch_size=4))
     assert load_tensors(path / "model" / "net.safetensors").keys() == {"weight", "bias"}
+
+
+def test_averages_follow_the_weights_after_each_step():
+    running = trainer(toy := Toy())
+    expected = toy.net.weight.detach().clone()
+    for step in running.train(Numbers()):
+        expected.lerp_(toy.net.weight.detach(), 1 - decay_at(running.ema_config, step.number))
+        torch.testing.assert_close(running.ema.averages["net"]["weight"], expected)
+    assert not torch.equal(expected, toy.net.weight)
 
 
 def test_revived_codes_start_without_moments(tmp_path, monkeypatch):
