@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ldm_kit.config import read
-from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods import read_run
+from ldm_kit.methods.autoencoder import AutoencoderRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

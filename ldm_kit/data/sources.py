@@ -1,28 +1,20 @@
 """Where pictures come from: the union of data configs, told apart by `source`, and the one function that loads them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from ldm_kit.config import Config, UserError
-from ldm_kit.data import digits, folder, parquet, webdataset
+from ldm_kit.config import UserError
+from ldm_kit.data import digits, folder, given, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.folder import FolderConfig
+from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
-
-
-class GivenConfig(Config):
-    """Pictures that a Python program gave to `ldm_kit.train`; a config cannot name them."""
-
-    source: Literal["given"] = "given"
-    resolution: int = Field(ge=1, description="side in pixels")
-    channels: int = Field(description="1 grey, 3 RGB, 4 RGBA")
-
 
 DataConfig = Annotated[
     OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig | GivenConfig,
@@ -49,7 +41,7 @@ def load(config: DataConfig) -> Split:
         case ParquetConfig():
             return _some(parquet.load(config), config.path)
         case GivenConfig():
-            raise UserError("data.source is given: the pictures came from Python; pass them to train(..., data=)")
+            return given.load(config)
 
 
 def _some(split: Split, path: Path) -> Split:

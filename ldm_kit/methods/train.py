@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from ldm_kit import config as configs
+from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
-from ldm_kit.data.sources import GivenConfig, load
+from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
 from ldm_kit.methods.run_config import RunConfig
