@@ -22,7 +22,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class UserError(Exception):
-    """A mistake of the user's, in one sentence: what, where, and what was expected. Commands exit with status 2 on it."""
+    """A mistake of the user's, in one sentence: what, where, and what was expected. Commands exit with status 2."""
 
 
 class OldNameWarning(FutureWarning):
