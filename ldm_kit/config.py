@@ -1,8 +1,8 @@
-"""Configs: frozen pydantic trees, read strictly from YAML with dotted overrides.
+"""Configs: frozen pydantic models, read strictly from YAML with dotted overrides.
 
-Every class that can be configured has its config class beside it; this room holds what they share. Files are read
-with YAML's safe loader (no tag runs code), unknown keys are refused with the nearest known ones named, and a run writes
-its resolved config beside its results.
+Every class that can be configured has its config class beside it; this module holds what they share. Files are read
+with YAML's safe loader (no tag runs code), an unknown key is an error that names the nearest known ones, and a run
+writes its resolved config beside its results.
 """
 
 import difflib
@@ -22,7 +22,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one sentence: what, where, and what was expected. Doors exit non-zero on it."""
+    """A mistake of the user's, in one sentence: what, where, and what was expected. Commands exit with status 2."""
 
 
 class OldNameWarning(FutureWarning):
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str) -> Any:
-    """YAML text as plain Python; raises yaml.YAMLError."""
+    """Parse YAML text into plain Python; raises yaml.YAMLError."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, IndexError, RecursionError) as error:  # `!!int x`, or nested without end
@@ -73,21 +73,21 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file with overrides applied, not yet checked; raises UserError as `read` for what is no mapping."""
+    """Load a YAML file and apply overrides, without checking keys; raises UserError for what is no mapping."""
     path = Path(path)
     try:
-        found = parse(path.read_text(encoding="utf-8-sig"))
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if found is None:
-        found = {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; expected a mapping of keys to values at the top")
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a mapping of keys to values at the top")
     for override in overrides:
-        assign(found, override)
-    return found
+        assign(content, override)
+    return content
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
@@ -163,7 +163,7 @@ def _old_names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Whether a tree belongs to another member of a union than `kind`."""
+    """Return whether a tree belongs to another member of a union than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
@@ -182,72 +182,72 @@ def write(config: BaseModel, path: Path) -> None:
 
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
-    place = [str(part) for part in fault["loc"]]
-    dotted = ".".join(_without_tags(kind, place))
+    path = [str(part) for part in fault["loc"]]
+    dotted = ".".join(_without_tags(kind, path))
     match fault["type"]:
         case "extra_forbidden":
-            known = _keys_at(kind, place[:-1])
-            near = difflib.get_close_matches(place[-1], known, n=3, cutoff=0.5)
+            names = _keys_at(kind, path[:-1])
+            near = difflib.get_close_matches(path[-1], names, n=3, cutoff=0.5)
             return f"unknown key {dotted!r}; " + (
-                f"nearest known: {_listed(near)}" if near else f"known: {_listed(known)}"
+                f"nearest known: {_listed(near)}" if near else f"known: {_listed(names)}"
             )
         case "missing":
             return f"missing key {dotted!r}"
         case "union_tag_not_found":
             tag = fault["ctx"]["discriminator"].strip("'")
-            return f"missing key {f'{dotted}.{tag}'!r}; expected one of {_listed(_tags(kind, place, tag))}"
+            return f"missing key {f'{dotted}.{tag}'!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "union_tag_invalid":
             tag, got = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["tag"]
-            return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, place, tag))}"
+            return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "value_error":
             text = str(fault["ctx"]["error"])
             return f"{dotted}: {text}" if dotted else text
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"
         case _:
-            wanted = re.sub(_CHATTER, "", fault["msg"]).strip().replace("valid tuple", "list")
-            return f"{dotted}: expected {wanted[:1].lower()}{wanted[1:]}, got {fault['input']!r:.80}"
+            expected = re.sub(_CHATTER, "", fault["msg"]).strip().replace("valid tuple", "list")
+            return f"{dotted}: expected {expected[:1].lower()}{expected[1:]}, got {fault['input']!r:.80}"
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _without_tags(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """A pydantic path as the user wrote it: without the tags of unions, which stand behind their field's name."""
-    kept: list[str] = []
+def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return a pydantic path as the user wrote it: without the tags of unions, which follow their field's name."""
+    names: list[str] = []
     models: list[type[BaseModel]] = [kind]
-    for part in place:
+    for part in path:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if not fields and len(models) > 1 and any(part in _literals(model) for model in models):
             continue
-        models = [below for found in fields for below in _models(found.annotation)]
-        kept.append(part)
-    return kept
+        models = [below for field in fields for below in _models(field.annotation)]
+        names.append(part)
+    return names
 
 
-def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """Field names of the models reached by a path; behind a union's tag, those of the member that it names."""
-    return sorted({name for model in _reached(kind, place) for name in model.model_fields})
+def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the field names of the models at a path; after a union's tag, those of the member that it names."""
+    return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 
-def _tags(kind: type[BaseModel], place: Sequence[str], tag: str) -> list[str]:
-    """The values that tell a union's members apart, in the order of the union."""
-    members = [model.model_fields[tag].annotation for model in _reached(kind, place)]
+def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
+    """Return the values that tell a union's members apart, in the order of the union."""
+    members = [model.model_fields[tag].annotation for model in _reached(kind, path)]
     return [str(value) for annotation in members for value in get_args(annotation)]
 
 
-def _reached(kind: type[BaseModel], place: Sequence[str]) -> list[type[BaseModel]]:
+def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
-    for part in place:
+    for part in path:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         tagged = [model for model in models if part in _literals(model)]
-        models = [below for found in fields for below in _models(found.annotation)] or tagged or models
+        models = [below for field in fields for below in _models(field.annotation)] or tagged or models
     return models
 
 
 def _literals(model: type[BaseModel]) -> set[str]:
-    """Values of a model's fields that allow just one: its tags."""
+    """Return the values of fields that allow just one: a model's tags."""
     allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {values[0] for values in allowed if len(values) == 1}
 

@@ -1,4 +1,4 @@
-"""Train both stages on OpenMoji with the real doors, then draw and measure: `python -m ldm_kit.demo`."""
+"""Train both stages on OpenMoji with the real commands, then sample and measure: `python -m ldm_kit.demo`."""
 
 import json
 import subprocess
@@ -25,32 +25,32 @@ def main(
     """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
     with cli_errors():
         began = time.monotonic()
-        _say("1/3  stage 1: an autoencoder (32 px pictures to 8x8 latents)")
+        _print("1/3  stage 1: an autoencoder (32 px pictures to 8x8 latents)")
         _train("train_ae.py", "configs/demo/ae.yaml", AE, fresh)
-        _say(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
+        _print(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
         _train("train_ldm.py", "configs/demo/ldm.yaml", LDM, fresh)
-        _say(f"3/3  drawing and measuring ({_minutes(began)} so far)")
+        _print(f"3/3  sampling and measuring ({_minutes(began)} so far)")
         from ldm_kit.demo.show import show
 
         summary = show(LDM, prompts)
         (LDM / "demo.json").write_text(json.dumps({**summary.figures, "seconds": time.monotonic() - began}, indent=1))
         typer.echo(summary.text)
-        _say(f"done in {_minutes(began)}; look at {summary.sheet}")
+        _print(f"done in {_minutes(began)}; look at {summary.sheet}")
 
 
 def _train(script: str, config: str, run: Path, fresh: bool) -> None:
-    """One training door through accelerate; its output is ours."""
+    """Run a training script through accelerate; exits with its status where it fails."""
     import shutil
 
     if fresh and run.exists():
         shutil.rmtree(run)
     resume = ["--resume", "latest"] if not fresh else []
-    done = subprocess.run([*LAUNCH, *PLAIN, script, config, *resume], check=False)
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+    process = subprocess.run([*LAUNCH, *PLAIN, script, config, *resume], check=False)
+    if process.returncode:
+        raise typer.Exit(process.returncode)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     typer.secho(f"\n=== {text}", bold=True)
 
 

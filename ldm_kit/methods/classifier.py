@@ -41,7 +41,7 @@ GUESS_TIME = 0.05  # t / T of the guesses that are shown
 class ClassifierRun(NoisedRun):
     """A classifier of noised latents (or pixels)."""
 
-    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
     net: HalfUNetConfig = HalfUNetConfig()
     ema: EmaConfig = EmaConfig(kind="none")
     label_smoothing: float = Field(

@@ -30,7 +30,7 @@ from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, build_s
 class DiffAERun(SemanticRun):
     """A semantic encoder and a diffusion model that decodes its codes, trained together."""
 
-    method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")
     encoder: SemanticConfig = SemanticEncoderConfig()
     unet: SemanticUNetConfig
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")

@@ -28,7 +28,7 @@ class SampleConfig(Config):
 class LatentRun(NoisedRun):
     """A denoiser of latents (or pixels) under a condition."""
 
-    method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     condition: ConditioningConfig = NoConfig()
     condition_dropout: float = Field(
         validation_alias=AliasChoices("condition_dropout", "condition_drop"),

@@ -34,7 +34,7 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 class PDAERun(SemanticRun):
     """A semantic encoder and a gradient estimator, trained on a frozen model."""
 
-    method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")
     base: str = Field(
         min_length=1,
         description="the frozen model, never changed: its folder, its run's, or its name on the Hub, owner/name",

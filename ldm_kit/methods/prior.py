@@ -58,7 +58,7 @@ class PriorSampleConfig(Config):
 class PriorRun(RunConfig):
     """A diffusion model of a semantic model's codes."""
 
-    method: Literal["prior"] = Field(description="a diffusion model of codes")  # pyright: ignore[reportIncompatibleVariableOverride]
+    method: Literal["prior"] = Field(description="a diffusion model of codes")
     model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")

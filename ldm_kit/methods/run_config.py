@@ -13,9 +13,11 @@ from ldm_kit.training.optim import OptimConfig
 
 
 class RunConfig(Config):
-    """Where a run is written, what it is trained on, and how it is optimised."""
+    """Where a run is written, what it is trained on, and how it is optimised.
 
-    method: str = Field(description="name of the training method: a module of ldm_kit.methods, or an entry point")
+    A subclass has a field `method` of one literal, the name under which its method is looked up.
+    """
+
     run: str = Field(
         min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/"
     )
@@ -65,3 +67,8 @@ def check_steps(steps: int, schedule: ScheduleConfig) -> None:
         raise ValueError(
             f"sample asks for {steps} steps, but schedule.num_train_timesteps is only {schedule.num_train_timesteps}"
         )
+
+
+def method_name(config: RunConfig) -> str:
+    """Return the name of the method that a config is for."""
+    return config.model_dump(include={"method"})["method"]

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ldm_kit import config as configs
+from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
-from ldm_kit.data.sources import GivenConfig, load
+from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
-from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.training.log import Log
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.session import Session, due, session
@@ -84,7 +85,7 @@ def open_method(
         collectives: reductions over the processes of the run; None: there is one process.
     """
     pictures = load(config.data) if data is None else data
-    method = find_method(config.method).build(config, pictures, torch.device(device))
+    method = find_method(method_name(config)).build(config, pictures, torch.device(device))
     method.collectives = collectives or Collectives()
     return method
 

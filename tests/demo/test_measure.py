@@ -3,7 +3,7 @@
 import torch
 
 from ldm_kit.data.images import InMemory, Record, Split, subset
-from ldm_kit.demo.measure import Drawings, chosen, known, measured, without_twins
+from ldm_kit.demo.measure import Drawings, choose_prompts, measure_fidelity, reference_features, without_twins
 
 
 def records(*texts: str) -> list[Record]:
@@ -34,17 +34,17 @@ def test_the_true_pictures_reach_the_ceiling_and_others_do_not():
     drawings = Drawings.all(parts)
     prompts = ["man cook", "fox", "hand, dark skin tone"]
     true = torch.stack([drawings.pixels[drawings.of[prompt]] for prompt in prompts])
-    references = known(drawings, pixel_features)
-    best = measured(drawings, references, true, prompts, pixel_features)
+    references = reference_features(drawings, pixel_features)
+    best = measure_fidelity(drawings, references, true, prompts, pixel_features)
     assert (best.rank1, best.tone, best.tone_count) == (1.0, 1.0, 1)
-    worst = measured(drawings, references, true.roll(1, 0), prompts, pixel_features)
+    worst = measure_fidelity(drawings, references, true.roll(1, 0), prompts, pixel_features)
     assert (worst.rank1, worst.tone) == (0.0, 0.0)
 
 
 def test_chosen_prompts_do_not_depend_on_the_order_of_the_set():
     whole = split().train
-    assert chosen(whole, 2, "a") == chosen(subset(whole, [1, 0]), 2, "a")
-    assert len(chosen(whole, 1, "a")) == 1
+    assert choose_prompts(whole, 2, "a") == choose_prompts(subset(whole, [1, 0]), 2, "a")
+    assert len(choose_prompts(whole, 1, "a")) == 1
 
 
 def test_a_held_out_picture_with_a_twin_in_training_is_not_unseen():
