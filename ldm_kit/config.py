@@ -1,11 +1,12 @@
-"""Configs: frozen pydantic trees, read strictly from YAML with dotted overrides.
+"""Configs: frozen pydantic models, read strictly from YAML with dotted overrides.
 
-Every class that can be configured has its config class beside it; this room holds what they share. Files are read
-with YAML's safe loader (no tag runs code), unknown keys are refused with the nearest known ones named, and a run writes
-its resolved config beside its results.
+Every class that can be configured has its config class beside it; this module holds what they share. Files are read
+with YAML's safe loader (no tag runs code), an unknown key is an error that names the nearest known ones, and a run
+writes its resolved config beside its results.
 """
 
 import difflib
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,11 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one sentence: what, where, and what was expected. Doors exit non-zero on it."""
+    """A mistake of the user's, in one sentence: what, where, and what was expected. Commands exit with status 2 on it."""
+
+
+class OldNameWarning(FutureWarning):
+    """A name of the release before was used; the text gives today's."""
 
 
 class Config(BaseModel):
@@ -50,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str) -> Any:
-    """YAML text as plain Python; raises yaml.YAMLError."""
+    """Parse YAML text into plain Python; raises yaml.YAMLError."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, IndexError, RecursionError) as error:  # `!!int x`, or nested without end
@@ -68,21 +73,21 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file with overrides applied, not yet checked; raises UserError as `read` for what is no mapping."""
+    """Load a YAML file and apply overrides, without checking keys; raises UserError for what is no mapping."""
     path = Path(path)
     try:
-        found = parse(path.read_text(encoding="utf-8-sig"))
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if found is None:
-        found = {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; expected a mapping of keys to values at the top")
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a mapping of keys to values at the top")
     for override in overrides:
-        assign(found, override)
-    return found
+        assign(content, override)
+    return content
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
@@ -103,14 +108,20 @@ def assign(tree: dict[str, Any], override: str) -> None:
 
 
 def check(kind: type[C], tree: Any, where: str) -> C:
-    """Validate a plain tree into `kind`, turning pydantic's report into sentences that name `where`.
+    """Validate a plain tree into `kind`; a key's name of the release before is read with one warning.
 
-    A key's name in an older release is still read, with a `FutureWarning` that gives the new name.
+    Args:
+        kind: the config class.
+        tree: mappings, lists and scalars, as YAML gives them.
+        where: the file or object that messages name.
+
+    Raises:
+        UserError: unknown keys and wrong values, one sentence each.
     """
-    for old, new in old_keys(kind, tree):
-        warnings.warn(
-            f"{where}: {old} is now called {new}; the old name is read for one more release", FutureWarning, 3
-        )
+    tree, renames = rename_old_keys(kind, tree)
+    if renames:
+        names = ", ".join(f"{old} to {new}" for old, new in renames)
+        warnings.warn(f"{where}: rename {names}; old names are read for one more release", OldNameWarning, 3)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -118,33 +129,51 @@ def check(kind: type[C], tree: Any, where: str) -> C:
         raise UserError(f"{where}: " + "; ".join(faults)) from None
 
 
-def old_keys(kind: type[BaseModel], tree: Any) -> list[tuple[str, str]]:
-    """Return (old, new) dotted names of the keys in a plain tree that an older release called otherwise."""
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items() if isinstance(tree, Mapping) else ():
-        new = next((name for name, field in kind.model_fields.items() if key in _names(name, field)), key)
-        if new != key:
-            found.append((str(key), new))
-        field = kind.model_fields.get(new)
-        for below in _models(field.annotation) if field is not None else ():
-            if not _tagged_otherwise(below, value):
-                found += [(f"{new}.{a}", f"{new}.{b}") for a, b in old_keys(below, value)]
-    return list(dict.fromkeys(found))
+def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """Return a plain tree under today's key names, and the (old, new) dotted names that were replaced.
+
+    Presets are merged by today's names, so a key must be renamed before the validators of `kind` see it. A key that is
+    there under both names is left as it is, which validation refuses.
+    """
+    if not isinstance(tree, Mapping):
+        return tree, []
+    new_names = {old: name for name, field in kind.model_fields.items() for old in _old_names(name, field)}
+    result: dict[Any, Any] = {}
+    renames: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name: Any = key if key in kind.model_fields else new_names.get(key, key)
+        if name != key and name in tree:
+            name = key
+        elif name != key:
+            renames.append((str(key), name))
+        field = kind.model_fields.get(name)
+        for model in _models(field.annotation) if field is not None else ():
+            if not _tagged_otherwise(model, value):
+                value, nested = rename_old_keys(model, value)
+                renames += [(f"{name}.{old}", f"{name}.{new}") for old, new in nested]
+        result[name] = value
+    return result, renames
 
 
-def _names(name: str, field: FieldInfo) -> list[str]:
-    """The names under which a field is read: its own, and those of older releases."""
+def _old_names(name: str, field: FieldInfo) -> list[str]:
+    """Return the names that a field had in the release before."""
     aliases = field.validation_alias
-    return [name, *(str(choice) for choice in aliases.choices)] if isinstance(aliases, AliasChoices) else [name]
+    names = aliases.choices if isinstance(aliases, AliasChoices) else ()
+    return [str(choice) for choice in names if choice != name]
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Whether a tree belongs to another member of a union than `kind`."""
+    """Return whether a tree belongs to another member of a union than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
     single = {name: values[0] for name, values in tags.items() if len(values) == 1}
     return isinstance(tree, Mapping) and any(tree.get(name, value) != value for name, value in single.items())
+
+
+def cache_dir() -> Path:
+    """Return the folder of all caches: $LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
+    return Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
 
 
 def write(config: BaseModel, path: Path) -> None:
@@ -153,72 +182,72 @@ def write(config: BaseModel, path: Path) -> None:
 
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
-    place = [str(part) for part in fault["loc"]]
-    dotted = ".".join(_without_tags(kind, place))
+    path = [str(part) for part in fault["loc"]]
+    dotted = ".".join(_without_tags(kind, path))
     match fault["type"]:
         case "extra_forbidden":
-            known = _keys_at(kind, place[:-1])
-            near = difflib.get_close_matches(place[-1], known, n=3, cutoff=0.5)
+            names = _keys_at(kind, path[:-1])
+            near = difflib.get_close_matches(path[-1], names, n=3, cutoff=0.5)
             return f"unknown key {dotted!r}; " + (
-                f"nearest known: {_listed(near)}" if near else f"known: {_listed(known)}"
+                f"nearest known: {_listed(near)}" if near else f"known: {_listed(names)}"
             )
         case "missing":
             return f"missing key {dotted!r}"
         case "union_tag_not_found":
             tag = fault["ctx"]["discriminator"].strip("'")
-            return f"missing key {f'{dotted}.{tag}'!r}; expected one of {_listed(_tags(kind, place, tag))}"
+            return f"missing key {f'{dotted}.{tag}'!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "union_tag_invalid":
             tag, got = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["tag"]
-            return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, place, tag))}"
+            return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "value_error":
             text = str(fault["ctx"]["error"])
             return f"{dotted}: {text}" if dotted else text
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"
         case _:
-            wanted = re.sub(_CHATTER, "", fault["msg"]).strip().replace("valid tuple", "list")
-            return f"{dotted}: expected {wanted[:1].lower()}{wanted[1:]}, got {fault['input']!r:.80}"
+            expected = re.sub(_CHATTER, "", fault["msg"]).strip().replace("valid tuple", "list")
+            return f"{dotted}: expected {expected[:1].lower()}{expected[1:]}, got {fault['input']!r:.80}"
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _without_tags(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """A pydantic path as the user wrote it: without the tags of unions, which stand behind their field's name."""
-    kept: list[str] = []
+def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return a pydantic path as the user wrote it: without the tags of unions, which follow their field's name."""
+    names: list[str] = []
     models: list[type[BaseModel]] = [kind]
-    for part in place:
+    for part in path:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if not fields and len(models) > 1 and any(part in _literals(model) for model in models):
             continue
-        models = [below for found in fields for below in _models(found.annotation)]
-        kept.append(part)
-    return kept
+        models = [below for field in fields for below in _models(field.annotation)]
+        names.append(part)
+    return names
 
 
-def _keys_at(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """Field names of the models reached by a path; behind a union's tag, those of the member that it names."""
-    return sorted({name for model in _reached(kind, place) for name in model.model_fields})
+def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Return the field names of the models at a path; after a union's tag, those of the member that it names."""
+    return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 
-def _tags(kind: type[BaseModel], place: Sequence[str], tag: str) -> list[str]:
-    """The values that tell a union's members apart, in the order of the union."""
-    members = [model.model_fields[tag].annotation for model in _reached(kind, place)]
+def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
+    """Return the values that tell a union's members apart, in the order of the union."""
+    members = [model.model_fields[tag].annotation for model in _reached(kind, path)]
     return [str(value) for annotation in members for value in get_args(annotation)]
 
 
-def _reached(kind: type[BaseModel], place: Sequence[str]) -> list[type[BaseModel]]:
+def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
-    for part in place:
+    for part in path:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         tagged = [model for model in models if part in _literals(model)]
-        models = [below for found in fields for below in _models(found.annotation)] or tagged or models
+        models = [below for field in fields for below in _models(field.annotation)] or tagged or models
     return models
 
 
 def _literals(model: type[BaseModel]) -> set[str]:
-    """Values of a model's fields that allow just one: its tags."""
+    """Return the values of fields that allow just one: a model's tags."""
     allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {values[0] for values in allowed if len(values) == 1}
 
