@@ -15,7 +15,7 @@ from autoencoder.base import AutoencoderError
 from conditioning.base import ConditioningError
 from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.cli.commands import doctor
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, check
 
 
 def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -291,11 +291,11 @@ def test_options_that_a_command_builds_are_refused_in_a_sentence(capsys):
 def test_an_old_config_key_is_one_warning_line(capsys):
     def main() -> None:
         with cli_errors():
-            warnings.warn("x.yaml: target is now called prediction_type; the old name is read", FutureWarning, 2)
+            check(Options, {"worse": "x"}, "x.yaml")
 
     with pytest.raises(SystemExit) as stopped:
         run_cli(main, [])
-    sentence = "warning: x.yaml: target is now called prediction_type; the old name is read\n"
+    sentence = "warning: x.yaml: rename worse to guide_model; old names are read for one more release\n"
     assert (stopped.value.code or 0, capsys.readouterr().err) == (0, sentence)
 
 

@@ -10,9 +10,7 @@ from typing import Any, NoReturn
 import typer
 from pydantic import ValidationError
 
-from ldm_kit.config import UserError
-
-_OLD_NAME = r"[\s\S]* is now called "  # how `ldm_kit.config.check` warns of a key's name in an older release
+from ldm_kit.config import OldNameWarning, UserError
 
 
 @contextlib.contextmanager
@@ -48,12 +46,12 @@ def _old_names_in_one_line() -> Iterator[None]:
         show_others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
-            if issubclass(category, FutureWarning) and " is now called " in str(message):
+            if issubclass(category, OldNameWarning):
                 warn(str(message))
             else:
                 show_others(message, category, *where, **options)
 
-        warnings.filterwarnings("always", _OLD_NAME, FutureWarning)
+        warnings.simplefilter("always", OldNameWarning)
         warnings.showwarning = show
         yield
 

@@ -78,7 +78,7 @@ class BaseModel:
         vae, unet, conditioner, noise = load_components(folder, device)
         schedule, target, variance = noise
         _check_schedule(folder, build(schedule))
-        settings = [str(schedule.model_dump()), target, variance]
+        settings = [_schedule_text(schedule), target, variance]
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         learned = variance == "learned_range"
@@ -185,6 +185,12 @@ def _complete(folder: Path) -> bool:
     """Return whether a copy has an index, and weights in each of its components."""
     components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
     return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
+
+
+def _schedule_text(schedule: ScheduleConfig) -> str:
+    """Return a noise schedule as it goes into a base's sha256: by the names of release 0.1, whose folders hold such."""
+    old = {"num_train_timesteps": "steps"}
+    return str({old.get(name, name): value for name, value in schedule.model_dump().items()})
 
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:

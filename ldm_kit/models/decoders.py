@@ -4,8 +4,7 @@ Both encode a latent (in pixels: the picture) to its noise x_T, up in time, and 
 pixels x_0 is clipped to the picture's range at every step, both ways; in latents never.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.pdae import (
     InterpolatedDenoiser,
     NetworkEstimator,
@@ -32,6 +31,7 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.components import FIRST_STAGE
+from ldm_kit.models.decoding import autocast_network, clip_pixels
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.prior import strided
 from ldm_kit.models.saving import scheduler_entry, scheduler_to_save
@@ -39,7 +39,6 @@ from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
-Vae = AutoencoderKL | VQModel
 _UNET, _SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
 
 
@@ -55,7 +54,7 @@ class CodeDecoder:
     """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, in latents, the autoencoder."""
 
     unet: SemanticUNet
-    vae: Vae | None
+    vae: AutoencoderKL | VQModel | None
     schedule_config: ScheduleConfig
     target: PredictionType
     precision: torch.dtype | None = None
@@ -133,7 +132,7 @@ class ShiftDecoder:
         self.schedule = build(self.base.schedule_config)
 
     @property
-    def vae(self) -> Vae | None:
+    def vae(self) -> AutoencoderKL | VQModel | None:
         """The base model's autoencoder; None: pixels."""
         return self.base.vae
 
@@ -216,21 +215,6 @@ def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
     """
     decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
     return decoder.to(device)
-
-
-def autocast_network(network: Callable[..., Any], precision: torch.dtype | None) -> Callable[..., Any]:
-    """Return a network of (x, t, cond) that runs under autocast to `precision`; None: without."""
-
-    def call(x: Tensor, t: Tensor, cond: Any) -> Any:
-        with nullcontext() if precision is None else torch.autocast(x.device.type, precision):
-            return network(x, t, cond)
-
-    return call
-
-
-def clip_pixels(denoiser: Denoiser, vae: Vae | None) -> Denoiser:
-    """Return the denoiser with x_0 clipped in pixels (vae is None), which have a range; unchanged in latents."""
-    return Clipped(denoiser) if vae is None else denoiser
 
 
 def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:

@@ -15,20 +15,16 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor
 
-import conditioning.factory as conditioners
 from autoencoder.base import decode
 from conditioning.base import Condition, Conditioner
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import rng
-from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
+from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import (
     Autoguidance,
-    ClassifierFree,
     ClassifierGradient,
     ClassifierGuided,
-    Interval,
-    Rescaled,
 )
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -43,10 +39,11 @@ from ldm_kit.models.compatibility import (
     class_names,
     labels_of,
 )
-from ldm_kit.models.components import load_components
-from ldm_kit.models.folder import ModelFolder
+from ldm_kit.models.components import Components, load_components
+from ldm_kit.models.folder import ModelFolder, Noise
+from ldm_kit.models.guided import classifier_free, clipped
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
-from ldm_kit.models.saving import pipeline_class, scheduler_entry, scheduler_to_save, unet_entry, write_index
+from ldm_kit.models.saving import save_components
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import cast_weights
 from ldm_kit.solvers.samplers import sample
@@ -141,22 +138,13 @@ class Pipeline:
         """
         denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and options.guidance_scale != 1:
-            denoiser = self._classifier_free(self.denoiser(), len(prompts), options)
+            negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
+            denoiser = classifier_free(denoiser, self.condition([negative] * len(prompts)), options, self.target)
         if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
             guide = self.autoguidance_model
             fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))
             denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
-        return _clipped(denoiser, options.clip)
-
-    def _classifier_free(self, network: Denoiser, count: int, options: ResolvedOptions) -> Denoiser:
-        negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
-        null = self.condition([negative] * count)  # pyright: ignore[reportArgumentType]  (the caller has a null)
-        guided: Denoiser = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
-        if options.guidance_rescale > 0:
-            guided = Rescaled(guided, options.guidance_rescale, self.target)
-        if options.guidance_interval != (0.0, 1.0):
-            guided = Interval(guided, network, *options.guidance_interval)
-        return guided
+        return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return the classifier's labels [B] of prompts; None without one. Raises UserError for an unknown class."""
@@ -194,7 +182,7 @@ class Pipeline:
         denoiser, gradient = self.guided_denoiser(prompts, options), self._gradient(prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
-            denoiser = denoiser if options.clip == "published" else _clipped(denoiser, options.clip)
+            denoiser = denoiser if options.clip == "published" else clipped(denoiser, options.clip)
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
@@ -236,32 +224,18 @@ class Pipeline:
             yield self.pictures(last.x)
 
     def save(self, folder: Path) -> None:
-        """Write the diffusers layout; raises UserError where `load` has cast the weights to a lower precision."""
+        """Write the diffusers layout.
+
+        Raises:
+            UserError: `load` has cast the weights to a lower precision.
+        """
         if len(types := {str(weight.dtype) for weight in self.unet.parameters()}) > 1:
             raise UserError(
                 f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "
                 "open the model without a precision to save it"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        scheduler = scheduler_to_save(self.schedule_config, self.target, self.variance, pixels=self.vae is None)
-        entries = conditioners.save(self.conditioner, folder)
-        kind = pipeline_class(self.vae, self.unet, scheduler, entries)
-        if self.vae is not None:
-            name = "vqvae" if kind == "LDMPipeline" else "vae"
-            self.vae.save_pretrained(folder / name)
-            entries[name] = ("diffusers", type(self.vae).__name__)
-        self.unet.save_pretrained(folder / "unet")
-        scheduler.save_pretrained(folder / "scheduler")
-        index: dict[str, Any] = {
-            "_class_name": kind,
-            "unet": unet_entry(self.unet),
-            "scheduler": scheduler_entry(scheduler),
-            **entries,
-        }
-        if kind == "StableDiffusionPipeline":
-            absent = ("safety_checker", "feature_extractor", "image_encoder")
-            index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
-        write_index(folder, index)
+        noise = Noise(self.schedule_config, self.target, self.variance)
+        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise))
 
     @classmethod
     def load(
@@ -281,13 +255,3 @@ class Pipeline:
         if precision is not None:
             cast_weights(unet, precision)
         return cls(vae, unet, conditioner, noise.schedule, noise.prediction_type, precision, noise.variance)
-
-
-def _clipped(denoiser: Denoiser, clip: str) -> Denoiser:
-    match clip:
-        case "clip" | "published":
-            return Clipped(denoiser)
-        case "dynamic":
-            return Thresholded(denoiser)
-        case _:
-            return denoiser

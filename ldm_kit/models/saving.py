@@ -1,4 +1,4 @@
-"""What a saved model's folder says of itself: its scheduler, the class that opens it, its index."""
+"""Saving of a diffusion model's components, and what its folder says of itself: scheduler, class, index."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,38 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
+import conditioning.factory as conditioners
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.models.components import OUR_LIBRARIES
+from ldm_kit.models.components import OUR_LIBRARIES, Components
 from ldm_kit.models.folder import INDEX, strip_paths
 from ldm_kit.solvers.scheduler_config import default_scheduler, to_scheduler
+
+
+def save_components(folder: Path, components: Components) -> None:
+    """Write a diffusion model's folder in the diffusers layout."""
+    vae, unet, conditioner, noise = components
+    folder.mkdir(parents=True, exist_ok=True)
+    scheduler = scheduler_to_save(*noise, pixels=vae is None)
+    entries = conditioners.save(conditioner, folder)
+    kind = pipeline_class(vae, unet, scheduler, entries)
+    if vae is not None:
+        name = "vqvae" if kind == "LDMPipeline" else "vae"
+        vae.save_pretrained(folder / name)
+        entries[name] = ("diffusers", type(vae).__name__)
+    unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {
+        "_class_name": kind,
+        "unet": unet_entry(unet),
+        "scheduler": scheduler_entry(scheduler),
+        **entries,
+    }
+    if kind == "StableDiffusionPipeline":
+        absent = ("safety_checker", "feature_extractor", "image_encoder")
+        index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
+    write_index(folder, index)
 
 
 def scheduler_to_save(

@@ -6,7 +6,7 @@ training set's codes), optionally `prior/`, `model_index.json`; and DiffAE's `un
 sha256.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
 from ldm_kit.models.decoders import Decoder, TrajectoryTarget, load_decoder
+from ldm_kit.models.decoding import Progress, last_states
 from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.prior import Clip, CodePrior
 from ldm_kit.models.saving import write_index
-
-Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
 
 
 @dataclass(eq=False)
@@ -112,7 +111,7 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), steps)
 
-        noise = self._last_states(encode, range(0, len(pictures), batch), steps, progress=progress)
+        noise = last_states(encode, range(0, len(pictures), batch), steps, progress=progress)
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
 
     @torch.no_grad()
@@ -161,7 +160,7 @@ class SemanticModel:
             other = None if towards is None else TrajectoryTarget(*(value[batch].to(self.device) for value in towards))
             return self.decoder.down(x, codes, steps, stop, towards=other)
 
-        latents = self._last_states(decode, range(0, len(z), batch), steps, progress=progress)
+        latents = last_states(decode, range(0, len(z), batch), steps, progress=progress)
         none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         return torch.cat([none, *(self._pictures(x) for x in latents)])
 
@@ -179,12 +178,7 @@ class SemanticModel:
         guidance_scale: float = 1.0,
         clip: Clip = "none",
     ) -> Tensor:
-        """Sample new codes from the prior, not normalised, each from its own seed and class or prompt.
-
-        The arguments are those of `CodePrior.sample`.
-
-        Returns:
-            z, float32 [N, D].
+        """Sample new codes z [N, D] from the prior, not normalised; the arguments are those of `CodePrior.sample`.
 
         Raises:
             UserError: there is no prior, or it does not know the classes.
@@ -193,25 +187,6 @@ class SemanticModel:
             raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
         z = self.prior.sample(seeds, steps, conditions, guidance_scale=guidance_scale, clip=clip)
         return self.statistics.denormalise(z)
-
-    def _last_states(
-        self,
-        run: Callable[[slice], Iterator[State]],
-        starts: range,
-        steps: int,
-        *,
-        progress: Progress | None,
-    ) -> list[Tensor]:
-        """Return the last state x of each batch, on the CPU."""
-        last: list[Tensor] = []
-        for number, start in enumerate(starts):
-            x = torch.empty(0)
-            for step, state in enumerate(run(slice(start, start + starts.step)), 1):
-                x = state.x
-                if progress is not None:
-                    progress(number * steps + step, len(starts) * steps)
-            last.append(x.float().cpu())
-        return last
 
     def _latents(self, pictures: Tensor) -> Tensor:
         x, vae = to_unit(pictures.to(self.device)), self.decoder.vae
