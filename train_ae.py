@@ -18,39 +18,10 @@ def main(
 ) -> None:
     """Train an autoencoder; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
     with cli_errors():
-        train(config, overrides or [], resume)
+        from ldm_kit.methods import read_run  # imported here: `--help` must not wait for torch
+        from ldm_kit.methods.train import train
 
-
-def train(config: Path, overrides: list[str], resume: str | None) -> None:
-    """Build, train, normalise, save."""
-    from ldm_kit.config import read
-    from ldm_kit.data.batches import PictureBatches
-    from ldm_kit.data.sources import load
-    from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
-    from ldm_kit.methods.base import Collectives
-    from ldm_kit.reports import Report
-    from ldm_kit.training.session import due, session
-
-    settings = read(AutoencoderRun, config, overrides)
-    with session(settings, resume) as run:
-        with run.first():
-            data = load(settings.data)
-        task = Autoencoding(settings, Collectives(run.average, run.total, run.share))
-        trainer = run.trainer(task)
-        log, report = run.log(trainer), Report(task, data, run.folder, run.device)
-        log.say(report.opening())
-        for step in trainer.train(PictureBatches(data.train, settings.seed, settings.flip)):
-            log.step(step)
-            figures = None
-            if run.main and due(step, settings.log.evaluate_every, trainer.config.steps):
-                with trainer.ema.applied():
-                    figures = log.evaluated(step.number, report.evaluate)
-            run.save_when_due(trainer, step, figures)
-        log.flush()
-        if run.main:
-            with trainer.ema.applied():
-                log.say(report.finish())
-        log.close()
+        train(read_run(config, overrides or (), method="autoencoder"), resume=resume)
 
 
 if __name__ == "__main__":

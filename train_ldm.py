@@ -1,4 +1,4 @@
-"""Stage 2: train a diffusion model on cached latents, or on pixels.
+"""Stage 2: train the method that a config names, such as a diffusion model of cached latents or of pixels.
 
 accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml optim.lr=3e-4 --resume latest
 """
@@ -18,37 +18,9 @@ def main(
 ) -> None:
     """Train a diffusion model; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
     with cli_errors():
-        train(config, overrides or [], resume)
+        from ldm_kit.methods.train import train  # imported here: `--help` must not wait for torch
 
-
-def train(config: Path, overrides: list[str], resume: str | None) -> None:
-    """Build, cache latents, train, save."""
-    from ldm_kit.data.sources import load
-    from ldm_kit.methods.base import Collectives
-    from ldm_kit.methods.choose import open_stage, read_run
-    from ldm_kit.studios.choose import open_studio
-    from ldm_kit.training.session import due, session
-
-    settings = read_run(config, overrides)
-    with session(settings, resume) as run:
-        with run.first():
-            ranks = Collectives(run.average, run.total, run.share)
-            stage = open_stage(settings, load(settings.data), run.device, ranks)
-        trainer = run.trainer(stage.task)
-        log, studio = run.log(trainer), open_studio(stage, run.folder)
-        log.say(stage.opening())
-        for step in trainer.train(stage.batches):
-            log.step(step)
-            figures = None
-            if run.main and due(step, settings.log.evaluate_every, trainer.config.steps):
-                with trainer.ema.applied():
-                    figures = log.evaluated(step.number, studio.evaluate)
-            run.save_when_due(trainer, step, figures)
-        log.flush()
-        if run.main:
-            with trainer.ema.applied():
-                log.say(studio.finish())
-        log.close()
+        train(config, overrides or (), resume=resume)
 
 
 if __name__ == "__main__":

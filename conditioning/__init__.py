@@ -1,24 +1,42 @@
-"""Anything to a `Condition` that a denoiser can attend to (Rombach et al. 2022, section 3.3).
+"""Conditioners: captions, class labels or pictures to what a denoiser is conditioned on (Rombach et al. 2022, 3.3).
 
-conditioner = build(config, captions=captions, classes=classes)
-inputs = conditioner.prepare(captions)                # once, on the CPU; what a data cache stores
-condition = conditioner(**inputs)                     # every step, differentiable
-null = conditioner.null_inputs()                      # what `drop` puts in and guidance compares with
+Usage:
+    conditioner = build(config, captions=captions, classes=classes)
+    inputs = conditioner.prepare(captions)           # once, on the CPU; what a data cache stores
+    condition = conditioner(**inputs)                # every step, differentiable
+    null = conditioner.null_inputs()                 # what `drop` puts in, and what guidance compares with
+
+Names are imported when they are first used, so that `import conditioning` itself needs neither torch nor diffusers.
 """
 
-from conditioning.base import Condition, Conditioner, ConditioningError, Inputs, Progress, drop
-from conditioning.factory import ConditioningConfig, build, load, save
-from conditioning.labels import ClassConditioner, ClassConfig, ClassEmbedder
-from conditioning.none import NoCondition, NoConfig
-from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
-from conditioning.text import TextConditioner, TextConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress, drop
+    from conditioning.factory import CONDITIONERS, ConditioningConfig, build, components, load, save
+    from conditioning.labels import ClassConditioner, ClassConfig, ClassEmbedder
+    from conditioning.none import NoCondition, NoConfig
+    from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
+    from conditioning.semantic import (
+        SemanticConfig,
+        SemanticEncoder,
+        SemanticEncoderConfig,
+        StridedEncoder,
+        StridedEncoderConfig,
+        build_semantic,
+        condition_of,
+    )
+    from conditioning.text import TextConditioner, TextConfig
 
 __all__ = [
+    "CONDITIONERS",
     "ClassConditioner",
     "ClassConfig",
     "ClassEmbedder",
     "Condition",
     "Conditioner",
+    "ConditionerConfig",
     "ConditioningConfig",
     "ConditioningError",
     "Inputs",
@@ -27,10 +45,42 @@ __all__ = [
     "PretrainedConditioner",
     "PretrainedTextConfig",
     "Progress",
+    "SemanticConfig",
+    "SemanticEncoder",
+    "SemanticEncoderConfig",
+    "StridedEncoder",
+    "StridedEncoderConfig",
     "TextConditioner",
     "TextConfig",
     "build",
+    "build_semantic",
+    "components",
+    "condition_of",
     "drop",
     "load",
     "save",
 ]
+
+_NAMES = {
+    "base": "Condition Conditioner ConditionerConfig ConditioningError Inputs Progress drop",
+    "factory": "CONDITIONERS ConditioningConfig build components load save",
+    "labels": "ClassConditioner ClassConfig ClassEmbedder",
+    "none": "NoCondition NoConfig",
+    "pretrained": "PretrainedConditioner PretrainedTextConfig",
+    "semantic": "SemanticConfig SemanticEncoder SemanticEncoderConfig StridedEncoder StridedEncoderConfig "
+    "build_semantic condition_of",
+    "text": "TextConditioner TextConfig",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,63 +1,109 @@
-"""Config -> conditioner, and conditioner <-> component folders of a saved model."""
+"""Look up conditioners: config -> conditioner, and conditioner <-> component folders of a saved model.
 
+A new conditioner is one file and one line in `BUILT_IN`; a package of its own names it in the entry-point group
+`ldm_kit.conditioners`, whose values are subclasses of `Conditioner`.
+"""
+
+import warnings
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
-from conditioning import labels, pretrained, text
-from conditioning.base import Conditioner, ConditioningError
-from conditioning.labels import ClassConditioner, ClassConfig
-from conditioning.none import NoCondition, NoConfig
-from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
-from conditioning.text import TextConditioner, TextConfig
+from conditioning.base import Components, Conditioner, ConditionerConfig, ConditioningError
+from conditioning.labels import ClassConditioner
+from conditioning.none import NoCondition
+from conditioning.pretrained import PretrainedConditioner
+from conditioning.text import TextConditioner
 
-ConditioningConfig = Annotated[NoConfig | ClassConfig | TextConfig | PretrainedTextConfig, Field(discriminator="kind")]
+ENTRY_POINTS = "ldm_kit.conditioners"
+BUILT_IN: tuple[type[Conditioner], ...] = (NoCondition, ClassConditioner, TextConditioner, PretrainedConditioner)
+
+
+def kind_of(conditioner: type[Conditioner]) -> str:
+    """Return the name by which a config chooses a conditioner, the default of its config's `kind`."""
+    return conditioner.Config.model_fields["kind"].default
+
+
+def _installed() -> list[type[Conditioner]]:
+    """Import the conditioners of installed packages; one that cannot be used is skipped with a warning."""
+    conditioners: list[type[Conditioner]] = []
+    kinds = {kind_of(conditioner) for conditioner in BUILT_IN}
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            conditioner: Any = entry.load()
+            kind = kind_of(conditioner)
+        except Exception as error:  # of any class: the package is not ours
+            warnings.warn(f"the conditioner {entry.name} ({entry.value}) cannot be used: {error}", stacklevel=2)
+            continue
+        if kind in kinds:
+            warnings.warn(f"the conditioner {entry.name} ({entry.value}) has the taken kind {kind!r}", stacklevel=2)
+            continue
+        kinds.add(kind)
+        conditioners.append(conditioner)
+    return conditioners
+
+
+CONDITIONERS: tuple[type[Conditioner], ...] = (*BUILT_IN, *_installed())
+"""Every known conditioner: ours, then those of installed packages."""
+
+if TYPE_CHECKING:
+    ConditioningConfig = ConditionerConfig
+else:
+    ConditioningConfig = Annotated[
+        Union[tuple(conditioner.Config for conditioner in CONDITIONERS)],  # noqa: UP007  (not known before run time)
+        Field(discriminator="kind"),
+    ]
 
 
 def build(
-    config: ConditioningConfig,
+    config: ConditionerConfig,
     *,
     captions: Sequence[str] = (),
     classes: Sequence[str] = (),
     time_width: int | None = None,
 ) -> Conditioner:
-    """A fresh conditioner. captions: what a text tokenizer is trained on; classes: names, in the order of labels;
-    time_width: channels of the denoiser's time embedding, to which a vector is added.
+    """Build the fresh conditioner of a config.
 
-    Raises ConditioningError if what the kind needs is missing, or a pretrained encoder cannot be had.
+    Args:
+        config: the `condition:` section of a run's config.
+        captions: what a text tokenizer is trained on.
+        classes: class names, in the order of labels.
+        time_width: channels of the denoiser's time embedding, to which a vector is added.
+
+    Raises:
+        ConditioningError: what the kind needs is missing, or a pretrained encoder cannot be loaded.
     """
-    match config:
-        case NoConfig():
-            return NoCondition()
-        case ClassConfig():
-            return ClassConditioner.build(config, classes, time_width)
-        case TextConfig():
-            return TextConditioner.build(config, captions)
-        case PretrainedTextConfig():
-            return PretrainedConditioner(config)
+    conditioner = next(known for known in CONDITIONERS if known.Config is type(config))
+    return conditioner.build(config, captions=captions, classes=classes, time_width=time_width)
+
+
+def components() -> Components:
+    """Return every component folder that a conditioner may write: folder -> library and allowed classes."""
+    return {name: entry for conditioner in CONDITIONERS for name, entry in conditioner.components.items()}
 
 
 def save(conditioner: Conditioner, folder: Path | str) -> dict[str, tuple[str, str]]:
-    """Write the component folders into `folder`; returns their entries for model_index.json."""
+    """Write component folders into `folder`; return their entries (library, class) for model_index.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return conditioner.save(folder)
 
 
 def load(folder: Path | str) -> Conditioner:
-    """The conditioner whose components lie in `folder`: detected by name, `NoCondition` when there is none.
+    """Load the conditioner whose components are in `folder`; `NoCondition` when there is none.
 
-    Raises ConditioningError if there are several, or a referenced encoder is missing or has other weights.
+    Raises:
+        ConditioningError: there are several, weights are missing, or a referenced encoder is missing or has changed.
     """
     folder = Path(folder)
-    loaders = {
-        text.ENCODER: TextConditioner.load,
-        labels.FOLDER: ClassConditioner.load,
-        pretrained.REFERENCE: PretrainedConditioner.load,
+    present = {
+        conditioner.marker: conditioner
+        for conditioner in CONDITIONERS
+        if conditioner.marker is not None and (folder / conditioner.marker).exists()
     }
-    found = [name for name in loaders if (folder / name).exists()]
-    if len(found) > 1:
-        raise ConditioningError(f"{folder} holds several conditioners ({', '.join(found)}), expected at most one")
-    return loaders[found[0]](folder) if found else NoCondition()
+    if len(present) > 1:
+        raise ConditioningError(f"{folder} holds several conditioners ({', '.join(present)}), expected at most one")
+    return next(iter(present.values()), NoCondition).load(folder)

@@ -8,23 +8,22 @@ import operator
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from conditioning.base import Condition, Conditioner, ConditioningError, Inputs, Progress
+from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress
 
 FOLDER = "class_encoder"
 
 
-class ClassConfig(BaseModel):
+class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
     """A learned embedding per class."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["class"] = Field("class", description="one learned embedding per class, and one for no class")
     form: Literal["token", "vector"] = Field(
@@ -34,12 +33,24 @@ class ClassConfig(BaseModel):
         None, ge=1, description="channels; left out: 512 for a token, the time embedding's for a vector"
     )
 
+    def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
+        """Return the labels; raises ConditioningError if a picture has none."""
+        if any(label is None for label in labels):
+            raise ConditioningError(
+                "condition.kind is class, but some pictures have no label; expected one sub-folder per class"
+            )
+        return [label for label in labels if label is not None]
+
 
 class ClassEmbedder(ModelMixin, ConfigMixin):
-    """Label [B] -> embedding [B, D]; row K of the table is the learned null. The class names live in its config.
+    """Embedding table of K classes: labels [B] -> [B, D]; row K is the learned null. Its config has the class names.
 
-    form: how a denoiser takes it ("token" or "vector"). null: False where a model was trained on classes alone (the
-    published ones of ADM): the table then ends at row K - 1.
+    Args:
+        classes: K class names, in the order of labels.
+        width: D.
+        form: how a denoiser takes the embedding, "token" or "vector".
+        null: whether there is a null class; False for models trained on classes alone (the published ones of ADM),
+            whose table ends at row K - 1.
     """
 
     @register_to_config
@@ -48,13 +59,17 @@ class ClassEmbedder(ModelMixin, ConfigMixin):
         self.embedding = nn.Embedding(len(classes) + null, width)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """labels: [B] ints in 0..K -> [B, D]."""
+        """Return the embeddings [B, D] of labels [B], ints in 0..K."""
         return self.embedding(labels)
 
 
 class ClassConditioner(Conditioner):
     """Class names or indices -> one cross-attention token, or a vector; "" (or index K) is the learned null."""
 
+    Config = ClassConfig
+    modality = "classes"
+    marker = FOLDER
+    components = MappingProxyType({FOLDER: ("conditioning.labels", ("ClassEmbedder",))})
     null = ""
 
     def __init__(self, class_encoder: ClassEmbedder) -> None:
@@ -68,12 +83,15 @@ class ClassConditioner(Conditioner):
         self._index = {name: index for index, name in enumerate((*self.classes, self.null))}
 
     @classmethod
-    def build(cls, config: ClassConfig, classes: Sequence[str], time_width: int | None = None) -> "ClassConditioner":
-        """A fresh table for `classes`; a vector without a width of its own is as wide as the time embedding.
+    def build(
+        cls, config: ClassConfig, *, classes: Sequence[str] = (), time_width: int | None = None, **data: Any
+    ) -> "ClassConditioner":
+        """Build a fresh table for `classes`; a vector without a width of its own is as wide as the time embedding.
 
-        Raises ConditioningError on no class, on a repeated and on an empty name, and where a vector's width is unknown.
+        Raises:
+            ConditioningError: no class, a repeated or an empty name, or a vector whose width is unknown.
         """
-        _refuse(classes)
+        _check_names(classes)
         width = config.width or (512 if config.form == "token" else time_width)
         if width is None:
             raise ConditioningError("classes as a vector need a width, that of the U-Net's time embedding; got none")
@@ -81,7 +99,7 @@ class ClassConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "ClassConditioner":
-        """From `folder`/class_encoder."""
+        """Load `folder`/class_encoder."""
         return cls(ClassEmbedder.from_pretrained(folder / FOLDER, use_safetensors=True, local_files_only=True))
 
     @property
@@ -90,16 +108,20 @@ class ClassConditioner(Conditioner):
         return {FOLDER: self.class_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Names or indices -> {"labels": [N] int64}; raises ConditioningError naming the nearest known class."""
+        """Turn names or indices into {"labels": [N] int64}.
+
+        Raises:
+            ConditioningError: an unknown class; names the nearest ones.
+        """
         return {"labels": torch.tensor([self.index(value) for value in raw], dtype=torch.long)}
 
     def forward(self, labels: Tensor) -> Condition:
-        """labels: [B] -> tokens [B, 1, D], or a vector [B, D]."""
+        """Embed labels [B] as tokens [B, 1, D], or as a vector [B, D]."""
         rows = self.class_encoder(labels)
         return Condition(tokens=rows[:, None]) if self.form == "token" else Condition(vector=rows)
 
     def release(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
         """Write `folder`/class_encoder (config.json with the class names, and safetensors)."""
@@ -107,7 +129,7 @@ class ClassConditioner(Conditioner):
         return {FOLDER: ("conditioning.labels", "ClassEmbedder")}
 
     def index(self, value: str | int) -> int:
-        """The row of one class name or index; the null is row K. Raises ConditioningError if there is none."""
+        """Return the table row of a class name or index; the null is row K. Raises ConditioningError if unknown."""
         if isinstance(value, str):
             index = self._index[value] if value in self._index else self._unknown(value)
         else:
@@ -121,6 +143,10 @@ class ClassConditioner(Conditioner):
             )
         return index
 
+    def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
+        """Return names as they are, and the names of indices."""
+        return [prompt if isinstance(prompt, str) else self.classes[prompt] for prompt in prompts]
+
     def _unknown(self, name: str) -> int:
         near = get_close_matches(name, self.classes, n=3, cutoff=0.4) or self.classes[:3]
         raise ConditioningError(
@@ -128,7 +154,7 @@ class ClassConditioner(Conditioner):
         )
 
 
-def _refuse(classes: Sequence[str]) -> None:
+def _check_names(classes: Sequence[str]) -> None:
     if not classes:
         raise ConditioningError('conditioning of kind "class" needs class names, got none')
     if "" in classes or len(set(classes)) < len(classes):

@@ -2,44 +2,65 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from conditioning.base import Condition, Conditioner, Inputs, Progress
+from conditioning.base import Condition, Conditioner, ConditionerConfig, Inputs, Progress
 
 
-class NoConfig(BaseModel):
+class NoConfig(ConditionerConfig, frozen=True, extra="forbid"):
     """An unconditional model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none"] = Field(default="none", description="no condition")
 
+    unconditional: ClassVar[bool] = True
+
+    def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
+        """Return the captions, which `prepare` ignores."""
+        return list(captions)
+
 
 class NoCondition(Conditioner):
-    """Says nothing: `prepare` gives {} and `forward` gives `Condition()`."""
+    """The conditioner of an unconditional model: `prepare` returns {} and `forward` returns `Condition()`."""
 
+    Config = NoConfig
+    modality = "no condition"
+    marker = None
     null = None
     width = None
 
+    @classmethod
+    def build(cls, config: NoConfig, **data: Any) -> "NoCondition":
+        """Build it; there is nothing to choose."""
+        return cls()
+
+    @classmethod
+    def load(cls, folder: Path) -> "NoCondition":
+        """Return a new one; nothing is read."""
+        return cls()
+
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """Nothing is trained."""
+        """Empty: nothing is trained."""
         return {}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Nothing to prepare, whatever the raw values are."""
+        """Return {}, whatever the raw values are."""
         return {}
 
     def forward(self, **inputs: Tensor) -> Condition:
-        """The empty condition."""
+        """Return the empty condition."""
         return Condition()
 
     def release(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Nothing to write."""
+        """Write nothing; return {}."""
         return {}
+
+    def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
+        """Return the prompts: an unconditional model ignores them, so they may name a classifier's classes."""
+        return [str(prompt) for prompt in prompts]

@@ -1,33 +1,40 @@
-"""Captions through a frozen, pretrained text encoder whose states are computed once (Saharia et al. 2022, section 2.1).
+"""Encode captions once with a frozen, pretrained text encoder (Saharia et al. 2022, section 2.1).
 
-The encoder is no part of the model: it is not trained, not averaged, and a saved model only refers to it by name and
-by the hash of its weights.
+The encoder is no part of the model: it is neither trained nor averaged, and a saved model refers to it by name and by
+the hash of its weights.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from conditioning import sources
-from conditioning.base import Condition, Conditioner, ConditioningError, Inputs, Progress, pad_length, texts
+from conditioning.base import (
+    Condition,
+    Conditioner,
+    ConditionerConfig,
+    ConditioningError,
+    Inputs,
+    Progress,
+    pad_length,
+    texts,
+)
 from conditioning.bpe import report_truncated
 from conditioning.encoders import Encoded, Encoder, load_encoder
+from conditioning.sources import find, hidden_width
 
 REFERENCE = "text_reference.json"
 BATCH = 64
 
 
-class PretrainedTextConfig(BaseModel):
+class PretrainedTextConfig(ConditionerConfig, frozen=True, extra="forbid"):
     """A frozen text encoder that somebody else trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["pretrained"] = Field("pretrained", description="a frozen, pretrained text encoder")
     model: str = Field(description="folder, Hub name, 'package:NAME' or 'open_clip:ARCHITECTURE/WEIGHTS'")
@@ -39,62 +46,86 @@ class PretrainedTextConfig(BaseModel):
     pool: bool = Field(
         False,
         description="beside attention to the tokens, their mean is mapped and added to the time embedding, "
-        "as SDXL adds its pooled text: a caption is then heard sooner",
+        "as SDXL adds its pooled text: training then learns captions sooner",
     )
 
 
 class PretrainedConditioner(Conditioner):
-    """Captions -> frozen states [N, L, D] with mask [N, L]; the null is the encoded empty caption."""
+    """Captions -> frozen states [N, L, D] with mask [N, L]; the null is the encoded empty caption.
 
+    Args:
+        config: which encoder, and how its states are stored.
+        device: where the encoder runs; by default the GPU if there is one.
+
+    Raises:
+        ConditioningError: the encoder cannot be found.
+    """
+
+    Config = PretrainedTextConfig
+    modality = "text"
+    marker = REFERENCE
     null = ""
 
     def __init__(self, config: PretrainedTextConfig, device: torch.device | str | None = None) -> None:
-        """device: where the encoder runs; by default the GPU if there is one. Raises ConditioningError if not found."""
         super().__init__()
         self.config = config
-        self.source = sources.find(config.model)
-        self.width = sources.hidden_width(self.source)
+        self.source = find(config.model)
+        self.width = hidden_width(self.source)
         self.vector_width = self.width if config.pool else None
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._encoder: Encoder | None = None
         self._null: Encoded | None = None
 
     @classmethod
+    def build(cls, config: PretrainedTextConfig, **data: Any) -> "PretrainedConditioner":
+        """Build it; the encoder is found now and opened by the first `prepare`.
+
+        Raises:
+            ConditioningError: the encoder cannot be found.
+        """
+        return cls(config)
+
+    @classmethod
     def load(cls, folder: Path) -> "PretrainedConditioner":
-        """From `folder`/text_reference.json; raises ConditioningError if the encoder now has other weights."""
+        """Load `folder`/text_reference.json; raises ConditioningError if the encoder now has other weights."""
         reference = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
         conditioner = cls(PretrainedTextConfig(**reference["config"]))
-        if (found := conditioner.source.sha256()) != reference["sha256"]:
+        if (sha256 := conditioner.source.sha256()) != reference["sha256"]:
             raise ConditioningError(
                 f"the text encoder {conditioner.config.model!r} has other weights than this model was trained with: "
-                f"sha256 {found}, expected {reference['sha256']}"
+                f"sha256 {sha256}, expected {reference['sha256']}"
             )
         return conditioner
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """Nothing is trained."""
+        """Empty: nothing is trained."""
         return {}
 
-    def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Captions -> {"states": [N, L, D], "mask": [N, L]}, L the longest real length; equal captions encode once.
+    @property
+    def cache_key(self) -> tuple[Any, ...]:
+        """The config (without `pool`, which `forward` alone uses) and the sha256 of the encoder's weights."""
+        return self.config.model_dump(exclude={"pool"}), self.source.sha256()
 
-        The empty caption is always encoded alone, so that it is the same bits in every call.
+    def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
+        """Encode captions as {"states": [N, L, D], "mask": [N, L]}, L the longest caption's tokens.
+
+        Equal captions are encoded once, and the empty one always alone, so that its bits are the same in every call.
         """
         captions = texts(raw)
         unique = sorted({*captions} - {""}, key=lambda caption: (len(caption), caption))
-        parts = [self._empty()]
+        batches = [self._empty()]
         for start in range(0, len(unique), BATCH):
-            parts.append(self._encode(unique[start : start + BATCH]))
+            batches.append(self._encode(unique[start : start + BATCH]))
             if progress:
                 progress(min(start + BATCH, len(unique)), len(unique))
-        report_truncated(sum(part.cut for part in parts), len(unique), self.config.length)
-        return _gather(parts, _rows(unique, captions))
+        report_truncated(sum(batch.cut for batch in batches), len(unique), self.config.length)
+        return _gather(batches, _rows(unique, captions))
 
     def forward(self, states: Tensor, mask: Tensor) -> Condition:
-        """states: [B, L, D] of any floating type, mask: [B, L] -> the same as a condition, in float32.
+        """Return states [B, L, D] of any floating type and mask [B, L] as a condition in float32.
 
-        With `pool` it has a vector too: the mean of the tokens' states, its components with a root mean square of 1.
+        With `pool` it also has a vector: the mean of the tokens' states, scaled to a root mean square of 1.
         """
         condition = Condition(tokens=states.float(), mask=mask)
         if not self.config.pool:
@@ -128,19 +159,19 @@ class PretrainedConditioner(Conditioner):
 
 
 def _store(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Clamped to the range of `dtype`: the states of a T5 do not fit float16."""
+    """Clamp to the range of `dtype`, then cast: the states of a T5 do not fit float16."""
     limit = torch.finfo(dtype).max
     return states.clamp(-limit, limit).to(dtype)
 
 
 def _rows(unique: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """[N] row of each caption in the table [empty, *unique]."""
+    """Return the row [N] of each caption in the table [empty, *unique]."""
     row = {caption: index for index, caption in enumerate(["", *unique])}
     return torch.tensor([row[caption] for caption in captions], dtype=torch.long)
 
 
-def _gather(parts: Sequence[Encoded], rows: Tensor) -> Inputs:
-    length = max(part.mask.shape[1] for part in parts)
-    states = torch.cat([pad_length(part.states, length) for part in parts])
-    mask = torch.cat([pad_length(part.mask, length) for part in parts])
+def _gather(batches: Sequence[Encoded], rows: Tensor) -> Inputs:
+    length = max(batch.mask.shape[1] for batch in batches)
+    states = torch.cat([pad_length(batch.states, length) for batch in batches])
+    mask = torch.cat([pad_length(batch.mask, length) for batch in batches])
     return {"states": states[rows], "mask": mask[rows]}

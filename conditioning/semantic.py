@@ -55,7 +55,8 @@ class SemanticEncoderConfig(BaseModel):
     def _fits(self) -> "SemanticEncoderConfig":
         if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
+                "expected one each"
             )
         _divide(self.widths, self.norm_num_groups)
         return self

@@ -1,4 +1,4 @@
-"""Captions through a small CLIP text model trained together with the denoiser (Rombach et al. 2022, section 3.3).
+"""Encode captions with a small CLIP text model trained with the denoiser (Rombach et al. 2022, section 3.3).
 
 The states are those that plain diffusers' `StableDiffusionPipeline.encode_prompt` computes from the saved folder:
 padded to `length`, causal, final LayerNorm included, padding attended.
@@ -7,13 +7,22 @@ padded to `length`, causal, final LayerNorm included, padding attended.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from conditioning.base import Condition, Conditioner, ConditioningError, Inputs, Progress, texts
+from conditioning.base import (
+    Condition,
+    Conditioner,
+    ConditionerConfig,
+    ConditioningError,
+    Inputs,
+    Progress,
+    texts,
+)
 from conditioning.bpe import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
@@ -30,10 +39,8 @@ ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 CHUNK = 4096
 
 
-class TextConfig(BaseModel):
-    """A text encoder of one's own, learned from scratch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
+    """A text encoder that is trained from scratch."""
 
     kind: Literal["text"] = Field("text", description="a small CLIP text model, trained with the denoiser")
     width: int = Field(128, ge=1, description="channels of the tokens, the denoiser's cross-attention width")
@@ -53,6 +60,15 @@ class TextConfig(BaseModel):
 class TextConditioner(Conditioner):
     """Captions -> token ids [N, L] -> states [B, L, D]; the null is the empty caption."""
 
+    Config = TextConfig
+    modality = "text"
+    marker = ENCODER
+    components = MappingProxyType(
+        {
+            ENCODER: ("transformers", ("CLIPTextModel",)),
+            TOKENIZER: ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+        }
+    )
     null = ""
 
     def __init__(self, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> None:
@@ -63,8 +79,12 @@ class TextConditioner(Conditioner):
         self.length = int(tokenizer.model_max_length)
 
     @classmethod
-    def build(cls, config: TextConfig, captions: Sequence[str]) -> "TextConditioner":
-        """Train the tokenizer on the captions and start the encoder at random (torch's global generator)."""
+    def build(cls, config: TextConfig, *, captions: Sequence[str] = (), **data: Any) -> "TextConditioner":
+        """Train the tokenizer on `captions` and initialise the encoder at random (torch's global generator).
+
+        Raises:
+            ConditioningError: there are no captions.
+        """
         if not captions:
             raise ConditioningError('conditioning of kind "text" needs captions to train its tokenizer on, got none')
         tokenizer = train_tokenizer(texts(captions), config.vocabulary, config.length)
@@ -72,49 +92,53 @@ class TextConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "TextConditioner":
-        """From `folder`/text_encoder and `folder`/tokenizer, ours or those of any Stable Diffusion 1 model."""
+        """Load `folder`/text_encoder and `folder`/tokenizer: ours, or those of any Stable Diffusion 1 model.
+
+        Raises:
+            ConditioningError: the weights lack tensors.
+        """
         from transformers import CLIPTextModel
 
         with quiet():
             kind: Any = CLIPTextModel
-            encoder, found = kind.from_pretrained(
+            encoder, report = kind.from_pretrained(
                 folder / ENCODER,
                 use_safetensors=True,
                 local_files_only=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        if lost := sorted(found["missing_keys"]):
+        if missing := sorted(report["missing_keys"]):
             raise ConditioningError(
-                f"the weights in {folder / ENCODER} lack {len(lost)} tensors, the first being {lost[0]}"
+                f"the weights in {folder / ENCODER} lack {len(missing)} tensors, the first being {missing[0]}"
             )
         return cls(encoder, load_tokenizer(folder / TOKENIZER))
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """The text encoder."""
+        """The text encoder, by its folder."""
         return {ENCODER: self.text_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Captions -> {"ids": [N, L] int64}, cut or padded to L; one log line says how many were cut."""
+        """Turn captions into {"ids": [N, L] int64}, cut or padded to L; one log line says how many were cut."""
         captions, cut = texts(raw), 0
         ids = torch.empty(len(captions), self.length, dtype=torch.long)
         for start in range(0, len(captions), CHUNK):
-            part = captions[start : start + CHUNK]
-            batch = self.tokenizer(part, padding="max_length", max_length=self.length, truncation=True)
-            ids[start : start + len(part)] = torch.tensor(batch["input_ids"])
+            chunk = captions[start : start + CHUNK]
+            batch = self.tokenizer(chunk, padding="max_length", max_length=self.length, truncation=True)
+            ids[start : start + len(chunk)] = torch.tensor(batch["input_ids"])
             cut += overflowing(batch)
             if progress:
-                progress(start + len(part), len(captions))
+                progress(start + len(chunk), len(captions))
         report_truncated(cut, len(captions), self.length)
         return {"ids": ids}
 
     def forward(self, ids: Tensor) -> Condition:
-        """ids: [B, L] -> tokens [B, L, D], without a mask: padding is attended, as in Stable Diffusion."""
+        """Encode ids [B, L] as tokens [B, L, D], without a mask: padding is attended, as in Stable Diffusion."""
         return Condition(tokens=self.text_encoder(ids).last_hidden_state)
 
     def release(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
         """Write `folder`/text_encoder and `folder`/tokenizer, which plain transformers and diffusers open."""
@@ -125,17 +149,17 @@ class TextConditioner(Conditioner):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its reports on weights, of which we say what matters."""
+    """Turn off transformers' progress bars and its reports on weights, which `load` checks itself."""
     from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
@@ -159,7 +183,7 @@ def _fresh_encoder(config: TextConfig, tokenizer: Any) -> "CLIPTextModel":
 
 
 def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
-    """In the layout of every published Stable Diffusion: transformers 5 reads it, and 4 reads no other."""
+    """Write the format of every published Stable Diffusion: transformers 5 reads it, and 4 reads no other."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

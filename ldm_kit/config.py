@@ -6,6 +6,7 @@ its resolved config beside its results.
 """
 
 import difflib
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,10 @@ C = TypeVar("C", bound=BaseModel)
 
 class UserError(Exception):
     """A mistake of the user's, told in one sentence: what, where, and what was expected. Doors exit non-zero on it."""
+
+
+class OldNameWarning(FutureWarning):
+    """A name of the release before was used; the text gives today's."""
 
 
 class Config(BaseModel):
@@ -103,14 +108,20 @@ def assign(tree: dict[str, Any], override: str) -> None:
 
 
 def check(kind: type[C], tree: Any, where: str) -> C:
-    """Validate a plain tree into `kind`, turning pydantic's report into sentences that name `where`.
+    """Validate a plain tree into `kind`; a key's name of the release before is read with one warning.
 
-    A key's name in an older release is still read, with a `FutureWarning` that gives the new name.
+    Args:
+        kind: the config class.
+        tree: mappings, lists and scalars, as YAML gives them.
+        where: the file or object that messages name.
+
+    Raises:
+        UserError: unknown keys and wrong values, one sentence each.
     """
-    for old, new in old_keys(kind, tree):
-        warnings.warn(
-            f"{where}: {old} is now called {new}; the old name is read for one more release", FutureWarning, 3
-        )
+    tree, renames = rename_old_keys(kind, tree)
+    if renames:
+        names = ", ".join(f"{old} to {new}" for old, new in renames)
+        warnings.warn(f"{where}: rename {names}; old names are read for one more release", OldNameWarning, 3)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -118,24 +129,37 @@ def check(kind: type[C], tree: Any, where: str) -> C:
         raise UserError(f"{where}: " + "; ".join(faults)) from None
 
 
-def old_keys(kind: type[BaseModel], tree: Any) -> list[tuple[str, str]]:
-    """Return (old, new) dotted names of the keys in a plain tree that an older release called otherwise."""
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items() if isinstance(tree, Mapping) else ():
-        new = next((name for name, field in kind.model_fields.items() if key in _names(name, field)), key)
-        if new != key:
-            found.append((str(key), new))
-        field = kind.model_fields.get(new)
-        for below in _models(field.annotation) if field is not None else ():
-            if not _tagged_otherwise(below, value):
-                found += [(f"{new}.{a}", f"{new}.{b}") for a, b in old_keys(below, value)]
-    return list(dict.fromkeys(found))
+def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """Return a plain tree under today's key names, and the (old, new) dotted names that were replaced.
+
+    Presets are merged by today's names, so a key must be renamed before the validators of `kind` see it. A key that is
+    there under both names is left as it is, which validation refuses.
+    """
+    if not isinstance(tree, Mapping):
+        return tree, []
+    new_names = {old: name for name, field in kind.model_fields.items() for old in _old_names(name, field)}
+    result: dict[Any, Any] = {}
+    renames: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name: Any = key if key in kind.model_fields else new_names.get(key, key)
+        if name != key and name in tree:
+            name = key
+        elif name != key:
+            renames.append((str(key), name))
+        field = kind.model_fields.get(name)
+        for model in _models(field.annotation) if field is not None else ():
+            if not _tagged_otherwise(model, value):
+                value, nested = rename_old_keys(model, value)
+                renames += [(f"{name}.{old}", f"{name}.{new}") for old, new in nested]
+        result[name] = value
+    return result, renames
 
 
-def _names(name: str, field: FieldInfo) -> list[str]:
-    """The names under which a field is read: its own, and those of older releases."""
+def _old_names(name: str, field: FieldInfo) -> list[str]:
+    """Return the names that a field had in the release before."""
     aliases = field.validation_alias
-    return [name, *(str(choice) for choice in aliases.choices)] if isinstance(aliases, AliasChoices) else [name]
+    names = aliases.choices if isinstance(aliases, AliasChoices) else ()
+    return [str(choice) for choice in names if choice != name]
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
@@ -145,6 +169,11 @@ def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
     }
     single = {name: values[0] for name, values in tags.items() if len(values) == 1}
     return isinstance(tree, Mapping) and any(tree.get(name, value) != value for name, value in single.items())
+
+
+def cache_dir() -> Path:
+    """Return the folder of all caches: $LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
+    return Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
 
 
 def write(config: BaseModel, path: Path) -> None:

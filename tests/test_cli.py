@@ -275,6 +275,19 @@ def test_flags_belong_to_their_subcommand():
     assert got == [4, (5, 3)]
 
 
+def test_options_that_a_command_builds_are_refused_in_a_sentence(capsys):
+    def main() -> None:
+        with cli_errors():
+            Options(steps=-1, kind="three")  # pyright: ignore[reportArgumentType]
+
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(main, [])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --steps is -1; expected greater than or equal to 1; --kind is three; expected 'one' or 'two'\n"
+    )
+
+
 def test_an_old_config_key_is_one_warning_line(capsys):
     def main() -> None:
         with cli_errors():

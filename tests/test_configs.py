@@ -11,23 +11,23 @@ from autoencoder.discriminator import Discriminator
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
-from ldm_kit.config import read, tree
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
-from ldm_kit.methods.base import NoisedRun, RunConfig
-from ldm_kit.methods.choose import read_run
 from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
+from ldm_kit.methods.run_config import NoisedRun, RunConfig
 from ldm_kit.nets.half_unet import build_half_unet
 from ldm_kit.nets.unet import build_unet
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-STAGE_1 = {path: read(AutoencoderRun, path) for path in FILES if isinstance(tree(path).get("autoencoder"), dict)}
-STAGE_2: dict[Path, RunConfig] = {path: read_run(path) for path in FILES if path not in STAGE_1}
+RUNS: dict[Path, RunConfig] = {path: read_run(path) for path in FILES}
+STAGE_1 = {path: config for path, config in RUNS.items() if isinstance(config, AutoencoderRun)}
+STAGE_2 = {path: config for path, config in RUNS.items() if path not in STAGE_1}
 DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
 CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
 SEMANTIC = {path: run for path, run in STAGE_2.items() if isinstance(run, DiffAERun | PDAERun | PriorRun)}
@@ -54,7 +54,7 @@ def test_autoencoders_build(path):
         z = vae.encode(x)
         shape = getattr(z, "latents", None)
         shape = z.latent_dist.mean.shape if shape is None else shape.shape
-        assert judge(x).shape[:2] == (2, 1) if config.criterion.adversarial else True
+        assert judge(x).shape[:2] == (2, 1) if config.loss.adversarial else True
     assert shape == (2, config.autoencoder.latent_channels, config.autoencoder.side, config.autoencoder.side)
 
 

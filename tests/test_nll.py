@@ -127,7 +127,9 @@ def refused(place, **request):
 
 def test_numbers_out_of_range_are_refused(labelled):
     for name in ("count", "times", "batch_size"):
-        assert f"--{name} is 0; expected 1 or more" in refused(labelled, **{name: 0})
+        found = CliRunner().invoke(app, ["nll", str(labelled), f"--{name}", "0"])
+        assert found.exit_code == 2
+        assert f"error: --{name} is 0; expected 1 or more" in found.stderr
     assert f"--times is {STEPS}, but there are {STEPS} times in all" in refused(labelled, times=STEPS)
 
 

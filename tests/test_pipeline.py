@@ -86,7 +86,7 @@ def test_guidance_then_clipping_then_the_classifier(classes, judge, given, clip)
     """
     options = SamplingOptions(solver="ddim", guidance_scale=4.0, classifier_scale=30.0, clip=clip)
     call = given(classes.with_guides(judge), NAMES, options)
-    (x, t), a_s = far(classes), classes.schedule.at(torch.tensor(T))
+    (x, t), a_s = far(classes), classes.schedule.alpha_sigma(torch.tensor(T))
     a, s = (float(c) for c in a_s)
     yes, no = said(classes, x, t, NAMES), said(classes, x, t, ["", ""])
     guided = no.x_0 + 4 * (yes.x_0 - no.x_0)
@@ -166,7 +166,7 @@ def test_clipping(classes, given, clip):
         found = call["denoiser"](x, t, call["cond"])
     plain = said(classes, x, t, NAMES)
     assert plain.x_0.abs().max() > 1.05
-    a, s = (float(c) for c in classes.schedule.at(torch.tensor(T)))
+    a, s = (float(c) for c in classes.schedule.alpha_sigma(torch.tensor(T)))
     assert torch.allclose(a * found.x_0 + s * found.eps, x, atol=1e-4), "both views say the same"
     match clip:
         case "none":

@@ -16,19 +16,21 @@ from ldm_kit.data.images import to_unit
 from ldm_kit.diffusion.analytic import Gaussian
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
 from ldm_kit.diffusion.pdae import stochastic_code
+from ldm_kit.diffusion.respacing import respacing_sections
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, linear, respacing_sections
+from ldm_kit.diffusion.schedule import ScheduleConfig, linear
 from ldm_kit.models.decoders import CodeDecoder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.prior import strided
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNetConfig, build_semantic_unet
 from tests.methods.semantic_toys import ENCODER, UNET, base
 from tests.nets.originals import perturbed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LINEAR = ScheduleConfig(kind="linear")
+KINDS = ("pixels", "latents")
 
 
 def made(vae: Any = None) -> SemanticModel:
@@ -37,27 +39,28 @@ def made(vae: Any = None) -> SemanticModel:
     unet = perturbed(build_semantic_unet(SemanticUNetConfig(**UNET), **shape, z_width=8))
     encoder = perturbed(build_semantic(SemanticEncoderConfig(**ENCODER), resolution=8))
     for net in (encoder, unet):
-        set_attention(net, "cpu")  # as loading does
+        prepare_loaded(net, "cpu")
     return SemanticModel(encoder, CodeDecoder(unet, vae, LINEAR, "eps"), torch.randn(8), torch.rand(8) + 0.5)
+
+
+def model_of(kind: str, folder: Path) -> SemanticModel:
+    """Build a model in memory; its autoencoder, if any, is that of a saved model."""
+    return made() if kind == "pixels" else made(Pipeline.load(base(folder / "base", "latents")).vae)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """By kind, what is in memory; an autoencoder is that of a saved model."""
-    vae = Pipeline.load(base(tmp_path_factory.mktemp("base"), "latents")).vae
-    return {"pixels": made(), "latents": made(vae)}
+    """Models in memory, by kind."""
+    return {kind: model_of(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 def shown(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
 
 
-KINDS = ("pixels", "latents")
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_load_of_save_says_the_same_bits(models, kind, tmp_path):
-    model = models[kind]
+def test_load_of_save_says_the_same_bits(kind, tmp_path, layout):
+    model = model_of(kind, tmp_path)
     model.save(tmp_path / "run" / "model")
     again = SemanticModel.load(tmp_path / "run")
     z = model.encode(shown())

@@ -1,10 +1,11 @@
 """Overrides that are wrong, each with a pattern of the sentence that must come; {root} is the spoilt world's folder."""
 
+FLAT = "[false, false, false, false, false]"
 AE = [  # (overrides, what the sentence says)
     (["autoencoder.kind=kll"], "unknown autoencoder.kind 'kll'; expected one of kl, vq"),
     (["autoencoder.preset=kl-f5"], "unknown preset 'kl-f5'; known are kl-f4"),
-    (["autoencoder.norm_num_groups=5"], r"widths \[16, 16\] are not multiples of norm_groups 5"),
-    (["autoencoder.widths=[16, 24]"], r"widths \[24\] are not multiples of norm_groups 16"),
+    (["autoencoder.norm_num_groups=5"], r"widths \[16, 16\] are not multiples of norm_num_groups 5"),
+    (["autoencoder.widths=[16, 24]"], r"widths \[24\] are not multiples of norm_num_groups 16"),
     (["autoencoder.resolution=32"], "autoencoder.resolution is 32 but data.resolution 16; make them equal"),
     (["autoencoder.resolution=17"], "resolution 17 is not a multiple of the reduction factor 2"),
     (["autoencoder.channels=1"], "autoencoder.channels is 1, but the pictures have 3"),
@@ -42,7 +43,7 @@ AE = [  # (overrides, what the sentence says)
     (["perceptual={spec: lpips, weights: {root}/text.safetensors}"], "text.safetensors"),
     (["perceptual={spec: lpips, weights: {root}/kl.yaml}"], "kl.yaml"),
     (["perceptual={spec: 'timm:no_such_net'}"], "timm has no model 'no_such_net'"),
-    (["loss.balance=custm"], "criterion.balance: expected 'ldm', 'elbo' or 'custom', got 'custm'"),
+    (["loss.balance=custm"], "loss.balance: expected 'ldm', 'elbo' or 'custom', got 'custm'"),
     (["loss.adversarial={start: 3, discriminator_start: 5}"], "discriminator_start 5 is later than start 3"),
     (["loss.adversarial={}", "discriminator.layers=4"], "discriminator.layers 4 needs pictures of 48 px, got 16"),
     (["loss.adversarial={}", "discriminator={layers: 1, channels: 1}"], "discriminator.channels is 1"),
@@ -53,19 +54,25 @@ AE = [  # (overrides, what the sentence says)
     (["run={root}/kl", "optim.lr=3e-3", "--resume", "latest"], "cannot resume .*: optim.lr differ"),
 ]
 CLASSIFIER = [
-    (["method=clasifier"], "unknown method 'clasifier'; expected one of latent, classifier"),
+    (
+        ["method=clasifier"],
+        "unknown method 'clasifier'; expected one of autoencoder, classifier, diffae, latent, pdae, prior",
+    ),
     (["unet={}"], "unknown key 'unet'; nearest known: net"),
-    (["prediction_type=eps"], "unknown key 'target'"),
+    (["prediction_type=eps"], "unknown key 'prediction_type'"),
     (["label_smoothing=1"], "label_smoothing: expected less than 1, got 1"),
     (["shift=-1"], "shift: expected greater than or equal to 0, got -1"),
     (["shift=2"], "shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out"),
     (["shift=16", "autoencoder=null"], "shift 16 moves a picture of 16 pixels out of itself"),
-    (["times={density: loss_second_moment}"], "loss_second_moment is for a bound; expected uniform or logit_normal"),
+    (
+        ["timestep_sampling={density: loss_second_moment}"],
+        "loss_second_moment is for a bound; expected uniform or logit_normal",
+    ),
     (["net.widths=[16, 20]"], r"net: widths \[20\] are not positive multiples of the 8 groups"),
-    (["net.attention_levels=[true]"], "net: attention has 1 levels and widths 2"),
+    (["net.attention_levels=[true]"], "net: attention_levels has 1 levels and widths 2"),
     (["net.head_size=5"], r"net: widths \[16, 16\] with attention cannot be cut by head_size 5"),
     (
-        ["net={widths: [8, 8, 8, 8, 8], attention: [false, false, false, false, false], groups: 8, head_size: 8}"],
+        ["net={widths: [8, 8, 8, 8, 8], norm_num_groups: 8, head_size: 8}", f"net.attention_levels={FLAT}"],
         "a latent of side 8 cannot be halved 4 times; expected a multiple of 16, or fewer net.widths",
     ),
     (
@@ -81,10 +88,10 @@ CLASSIFIER = [
 LDM = [
     (
         ["schedule={kind: linear, zero_terminal: true}", "prediction_type=eps"],
-        "target 'eps' is undefined where the schedule ends",
+        "prediction_type 'eps' is undefined where the schedule ends",
     ),
-    (["schedule.kind=flow"], "target 'v' does not go with the flow schedule"),
-    (["prediction_type=flow"], "target 'flow' does not go with the scaled_linear schedule"),
+    (["schedule.kind=flow"], "prediction_type 'v' does not go with the flow schedule"),
+    (["prediction_type=flow"], "prediction_type 'flow' does not go with the scaled_linear schedule"),
     (["schedule={kind: cosine, start: 0.1}"], "start and end are betas; the cosine schedule has none"),
     (["schedule={kind: flow, zero_terminal: true}", "prediction_type=flow"], "flow already ends in noise"),
     (
@@ -93,14 +100,17 @@ LDM = [
     ),
     (
         ["schedule.num_train_timesteps=10", "sample.steps=20"],
-        "sample.steps is 20, but schedule.num_train_timesteps only 10",
+        "sample asks for 20 steps, but schedule.num_train_timesteps is only 10",
     ),
     (["sample.solver=rk4"], "sample.solver: expected 'ddpm', .*'ddim', .* got 'rk4'"),
     (["unet.preset=nanoo"], "unknown preset 'nanoo'; known are nano"),
     (["unet.widths=[16, 20]"], r"widths \[20\] are not positive multiples of the 8 groups"),
     (["unet.heads=3"], r"widths \[16, 16\] with attention cannot be cut by heads 3"),
-    (["unet.attention_levels=[true]"], "attention has 1 levels and widths 2"),
-    (["unet={widths: [8, 8, 8, 8, 8], attention: [false, false, false, false, false]}"], "cannot be halved 4 times"),
+    (["unet.attention_levels=[true]"], "attention_levels has 1 levels and widths 2"),
+    (
+        ["unet={widths: [8, 8, 8, 8, 8], attention_levels: [false, false, false, false, false]}"],
+        "cannot be halved 4 times",
+    ),
     (["condition.kind=clas"], "unknown condition.kind 'clas'; expected one of none, class, text, pretrained"),
     (["condition.heads=3"], "heads must divide width, got width 16 and 3 heads"),
     (["condition.vocabulary=10"], "condition.vocabulary: expected"),

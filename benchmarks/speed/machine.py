@@ -1,4 +1,4 @@
-"""What the machine is, what it reaches, and how much arithmetic a training step is."""
+"""Description and peak speed of the machine, and the arithmetic of a training step."""
 
 import os
 import platform
@@ -12,21 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoencoder.base import Autoencode, latent_shape
 from autoencoder.config import build
-from benchmarks.speed.world import CHANNELS, SIDE, denoiser
+from benchmarks.kit import CHANNELS, SIDE, AutoencoderRun, LatentRun, build_denoiser
 from conditioning.base import Condition
-from ldm_kit.methods.autoencoder import AutoencoderRun
-from ldm_kit.methods.latent import LatentRun
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import set_attention
-from ldm_kit.training.session import cores
+from ldm_kit.training.launch import cores
 
 MATRIX = 1024  # side of the matrices
 PICTURES, FEATURES = 64, 256  # of the convolution
 REPEATS = 20  # in a unit: one alone is over too soon to be timed
 
 
-def described() -> str:
-    """Processor, cores, threads and versions, in a sentence."""
+def describe() -> str:
+    """Return processor, cores, threads and version of torch in one line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -40,7 +38,7 @@ def described() -> str:
 
 
 def matrices(dtype: torch.dtype) -> Iterator[object]:
-    """Products of two square matrices."""
+    """Multiply two square matrices, again and again."""
     a, b = torch.randn(MATRIX, MATRIX, dtype=dtype), torch.randn(MATRIX, MATRIX, dtype=dtype)
     while True:
         yield [a @ b for _ in range(REPEATS)]
@@ -48,7 +46,7 @@ def matrices(dtype: torch.dtype) -> Iterator[object]:
 
 @torch.no_grad()
 def convolutions(dtype: torch.dtype) -> Iterator[object]:
-    """3x3 convolutions of the U-Net's inner shape."""
+    """Apply 3x3 convolutions of the U-Net's inner shape, again and again."""
     x = torch.randn(PICTURES, FEATURES, SIDE, SIDE, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(FEATURES, FEATURES, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     while True:
@@ -59,12 +57,12 @@ MATRIX_FLOPS = REPEATS * 2 * MATRIX**3  # of a unit
 CONVOLUTION_FLOPS = REPEATS * 2 * PICTURES * SIDE**2 * FEATURES**2 * 9
 
 
-def step_flops(settings: LatentRun, width: int, tokens: int = 24, side: int = SIDE) -> int:
-    """Floating-point operations of the U-Net's forward and backward on a batch, counted on the meta device."""
+def step_flops(config: LatentRun, width: int, tokens: int = 24, side: int = SIDE) -> int:
+    """Count floating-point operations of the U-Net's forward and backward on a batch, on the meta device."""
     with torch.device("meta"):
-        unet: Any = denoiser(settings, width, side)
+        unet: Any = build_denoiser(config, width, side)
         set_attention(unet, "cpu")
-        batch = settings.train.batch_size
+        batch = config.train.batch_size
         x, t = torch.empty(batch, CHANNELS, side, side), torch.zeros(batch, dtype=torch.long)
         cond = Condition(tokens=torch.empty(batch, tokens, width), mask=torch.ones(batch, tokens, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter:
@@ -72,12 +70,12 @@ def step_flops(settings: LatentRun, width: int, tokens: int = 24, side: int = SI
     return counter.get_total_flops()
 
 
-def autoencoder_flops(settings: AutoencoderRun) -> int:
-    """As `step_flops`, of a pass through the autoencoder and back; the perceptual distance is not counted."""
-    net = settings.autoencoder
+def autoencoder_flops(config: AutoencoderRun) -> int:
+    """Count those of the autoencoder's forward and backward on a batch, without the perceptual distance."""
+    net = config.autoencoder
     with torch.device("meta"):
         both: Any = Autoencode(build(net))
-        x = torch.empty(settings.train.batch_size, net.channels, net.resolution, net.resolution)
+        x = torch.empty(config.train.batch_size, net.channels, net.resolution, net.resolution)
         noise = torch.empty(len(x), *latent_shape(both.vae, net.resolution, net.resolution))
         with FlopCounterMode(display=False) as counter:
             both(x, noise).picture.sum().backward()
@@ -85,5 +83,5 @@ def autoencoder_flops(settings: AutoencoderRun) -> int:
 
 
 def parameters(net: Any) -> float:
-    """In millions."""
+    """Return the number of parameters in millions."""
     return sum(p.numel() for p in net.parameters()) / 1e6

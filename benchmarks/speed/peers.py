@@ -1,12 +1,12 @@
-"""The peers' side: the recipes of diffusers' example scripts and pages, told in our own words.
+"""The peers' recipes: diffusers' example scripts and pages, restated.
 
 Stage 2 follows examples/text_to_image/train_text_to_image.py: a frozen VAE and text encoder run on every batch, cast
 to the mixed precision's type; the U-Net is trained in float32 weights (under autocast when mixed) by torch's AdamW at
 its defaults with clipping at 1, a constant learning rate and EMAModel after each step; the loss is read each step.
 Stage 1 follows examples/research_projects/autoencoderkl/train_autoencoderkl.py: weights and pictures cast to the mixed
-precision's type, the same optimiser and EMA, and, where there is a game, turns of autoencoder and discriminator by
-batch. Differences, all to their advantage: pictures are decoded beforehand, the perceptual distance is ours (Lite0),
-and without a game no discriminator is evaluated.
+precision's type, the same optimiser and EMA, and, with adversarial training, autoencoder and discriminator alternate
+by batch. Differences, all to their advantage: pictures are decoded beforehand, the perceptual distance is ours (Lite0),
+and without adversarial training no discriminator is evaluated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,10 @@ from transformers import AutoModel, AutoTokenizer
 from autoencoder.config import build as build_autoencoder
 from autoencoder.discriminator import Discriminator
 from autoencoder.perceptual import Perceptual
-from benchmarks.speed.world import World, denoiser
+from benchmarks.kit import AutoencoderRun, SamplingOptions, build_denoiser
+from benchmarks.speed.workspace import Workspace
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.models.folder import silence_diffusers
-from ldm_kit.models.options import SamplingOptions
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,7 +46,7 @@ class Captioned:
         return len(self.pictures)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        x = torch.stack([_maybe_mirrored(to_unit(self.pictures.picture(index))) for index in indices])
+        x = torch.stack([_random_flip(to_unit(self.pictures.picture(index))) for index in indices])
         if self.tokenizer is None:
             return {"pixel_values": x}
         captions = [self.pictures.records[index].text for index in indices]
@@ -58,19 +57,19 @@ class Captioned:
         }
 
 
-def _maybe_mirrored(x: Tensor) -> Tensor:
+def _random_flip(x: Tensor) -> Tensor:
     return x.flip(2) if torch.rand(()) < 0.5 else x
 
 
-def _whole(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _batches(data: Captioned, size: int) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, collate_fn=_whole)  # pyright: ignore[reportArgumentType]
+    return DataLoader(data, batch_size=size, shuffle=True, drop_last=True, collate_fn=_identity)  # pyright: ignore[reportArgumentType]
 
 
-class Player:
+class PreparedModule:
     """A network with AdamW, a schedule and, where asked for, diffusers' EMA, all prepared by accelerate."""
 
     def __init__(self, accelerator: Accelerator, net: nn.Module, lr: float, averaged: bool = True) -> None:
@@ -80,8 +79,8 @@ class Player:
         self.net, self.optimiser, self.schedule = accelerator.prepare(net, optimiser, schedule)
         self.ema = EMAModel(net.parameters()) if averaged else None
 
-    def move(self, loss: Tensor) -> float:
-        """Backward, clip, step, average; the loss as a number, which their progress bar shows."""
+    def step(self, loss: Tensor) -> float:
+        """Backward, clip, step, average; return the loss as a number, which their progress bar shows."""
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimiser.step()
@@ -98,24 +97,26 @@ def _cast(dtype: torch.dtype, *nets: Any) -> None:
             net.to(dtype)
 
 
-def text_encoder(world: World, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The frozen encoder and its tokenizer."""
+def load_text_encoder(space: Workspace, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load the frozen encoder and its tokenizer."""
     with silence_diffusers():
-        model = AutoModel.from_pretrained(world.text_encoder, local_files_only=True, dtype=dtype)
-        return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(world.text_encoder)
+        model = AutoModel.from_pretrained(space.text_encoder, local_files_only=True, dtype=dtype)
+        return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(space.text_encoder)
 
 
-def stage2(world: World, precision: str, overrides: Sequence[str] = (), lr: float = 1e-4) -> Iterator[Player]:
-    """Text-to-image training, one step at a time; the network, with its average, after each."""
-    settings = world.stage2(*overrides)
+def train_stage2(
+    space: Workspace, precision: str, overrides: Sequence[str] = (), lr: float = 1e-4
+) -> Iterator[PreparedModule]:
+    """Train text-to-image, one step at a time; yield the network, with its average, after each."""
+    config = space.stage2(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
-    text, tokenizer = text_encoder(world, dtype)
-    vae: Any = AutoencoderKL.from_pretrained(world.autoencoder)
+    text, tokenizer = load_text_encoder(space, dtype)
+    vae: Any = AutoencoderKL.from_pretrained(space.autoencoder)
     _cast(dtype, vae.requires_grad_(False))
-    unet = denoiser(settings, text.config.hidden_size).train()
-    player = Player(accelerator, unet, lr)
-    length = getattr(settings.condition, "length", 77)
-    data = _batches(Captioned(world.split().train, tokenizer, length), settings.train.batch_size)
+    unet = build_denoiser(config, text.config.hidden_size).train()
+    module = PreparedModule(accelerator, unet, lr)
+    length = getattr(config.condition, "length", 77)
+    data = _batches(Captioned(space.split().train, tokenizer, length), config.train.batch_size)
     noising: Any = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
     while True:
         for batch in accelerator.prepare(data):
@@ -125,87 +126,93 @@ def stage2(world: World, precision: str, overrides: Sequence[str] = (), lr: floa
             noise = torch.randn_like(z)
             t = torch.randint(0, len(noising.betas), (len(z),))
             noisy, target = noising.add_noise(z, noise, t), noising.get_velocity(z, noise, t)
-            found = player.net(noisy, t, states, return_dict=False)[0]
-            player.move(F.mse_loss(found.float(), target.float()))
-            yield player
+            output = module.net(noisy, t, states, return_dict=False)[0]
+            module.step(F.mse_loss(output.float(), target.float()))
+            yield module
 
 
-def stage1(world: World, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
-    """Autoencoder training, one unit at a time: a step, or with a game a step of either player."""
-    settings = world.stage1(*overrides)
+def train_stage1(space: Workspace, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
+    """Train the autoencoder, one unit at a time: a step, or with a discriminator a step of either module."""
+    config = space.stage1(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
-    vae: Any = build_autoencoder(settings.autoencoder)
-    game = settings.loss.adversarial
-    player = Player(accelerator, vae, lr=4.5e-6)
-    rival = Player(accelerator, Discriminator(settings.discriminator), 4.5e-6, averaged=False) if game else None
-    losses = Stage1Losses(settings, vae, rival.net if rival else None)
+    vae: Any = build_autoencoder(config.autoencoder)
+    adversarial = config.loss.adversarial
+    module = PreparedModule(accelerator, vae, lr=4.5e-6)
+    rival = (
+        PreparedModule(accelerator, Discriminator(config.discriminator), 4.5e-6, averaged=False)
+        if adversarial
+        else None
+    )
+    losses = Stage1Losses(config, vae, rival.net if rival else None)
     _cast(dtype, vae, *([rival.net] if rival else []))
-    if player.ema is not None:
-        player.ema.to(dtype=dtype)
-    data = _batches(Captioned(world.split().train), settings.train.batch_size)
-    turn = 0
+    if module.ema is not None:
+        module.ema.to(dtype=dtype)
+    data = _batches(Captioned(space.split().train), config.train.batch_size)
+    batches = 0
     while True:
         for batch in accelerator.prepare(data):
-            x, turn = batch["pixel_values"].to(dtype), turn + 1
+            x, batches = batch["pixel_values"].to(dtype), batches + 1
             posterior = vae.encode(x).latent_dist
             made = vae.decode(posterior.sample()).sample
-            if rival is None or turn % 2:
-                player.move(losses.generator(x, made, posterior))
+            if rival is None or batches % 2:
+                module.step(losses.generator(x, made, posterior))
             else:
-                rival.move(losses.discriminator(x, made))
-                if player.ema is not None:
-                    player.ema.step(vae.parameters())  # theirs steps after every batch
-            if rival is None or turn % 2 == 0:
-                yield turn
+                rival.step(losses.discriminator(x, made))
+                if module.ema is not None:
+                    module.ema.step(vae.parameters())  # their EMA steps after every batch
+            if rival is None or batches % 2 == 0:
+                yield batches
 
 
 class Stage1Losses:
-    """What either player minimises."""
+    """Losses of the autoencoder and of the discriminator."""
 
-    def __init__(self, settings: AutoencoderRun, vae: Any, rival: nn.Module | None) -> None:
-        self.criterion, self.vae, self.rival = settings.loss, vae, rival
-        self.perceptual = Perceptual(settings.perceptual)
+    def __init__(self, config: AutoencoderRun, vae: Any, rival: nn.Module | None) -> None:
+        self.criterion, self.vae, self.rival = config.loss, vae, rival
+        self.perceptual = Perceptual(config.perceptual)
 
     def generator(self, x: Tensor, made: Tensor, posterior: Any) -> Tensor:
-        """Sums over elements, as theirs, with the adaptively weighted game."""
+        """Return the sum over elements, with the adaptively weighted adversarial loss."""
         pixel = F.mse_loss(made.float(), x.float(), reduction="none")
-        seen = self.perceptual(made, x).view(-1, 1, 1, 1)
-        nll = (pixel + self.criterion.perceptual_weight * seen).sum() / len(x)
+        perceptual = self.perceptual(made, x).view(-1, 1, 1, 1)
+        nll = (pixel + self.criterion.perceptual_weight * perceptual).sum() / len(x)
         loss = nll + self.criterion.kl_weight * posterior.kl().sum() / len(x)
         if self.rival is None:
             return loss
         g, last = -self.rival(made).mean(), self.vae.decoder.conv_out.weight
-        ours, theirs = (torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (nll, g))
-        return loss + 0.5 * (ours / (theirs + 1e-4)).clamp(0, 1e4).detach() * g
+        reconstruction, adversarial = (
+            torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (nll, g)
+        )
+        return loss + 0.5 * (reconstruction / (adversarial + 1e-4)).clamp(0, 1e4).detach() * g
 
     def discriminator(self, x: Tensor, made: Tensor) -> Tensor:
-        """Hinge."""
+        """Return the hinge loss."""
         assert self.rival is not None
         real, fake = self.rival(x), self.rival(made.detach())
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 @torch.no_grad()
-def drawing(world: World, wish: SamplingOptions, count: int, mixed: bool) -> Iterator[object]:
-    """Text to pictures as diffusers' pages show it: guidance in one batch, DPM++ from the model's own scheduler."""
-    text, tokenizer = text_encoder(world, torch.float32)
-    unet: Any = UNet2DConditionModel.from_pretrained(world.model / "unet")
-    vae: Any = AutoencoderKL.from_pretrained(world.model / "vae")
-    saved: Any = DDPMScheduler.load_config(world.model / "scheduler")
+def generate(space: Workspace, options: SamplingOptions, count: int, mixed: bool) -> Iterator[object]:
+    """Generate pictures as diffusers' pages show it: guidance in one batch, DPM++ from the model's own scheduler."""
+    text, tokenizer = load_text_encoder(space, torch.float32)
+    unet: Any = UNet2DConditionModel.from_pretrained(space.model / "unet")
+    vae: Any = AutoencoderKL.from_pretrained(space.model / "vae")
+    saved: Any = DDPMScheduler.load_config(space.model / "scheduler")
     scheduler: Any = DPMSolverMultistepScheduler.from_config(saved, timestep_spacing="trailing")
-    captions = [record.text for record in world.split().train.records[:count]]
-    length = getattr(world.stage2().condition, "length", 77)
+    captions = [record.text for record in space.split().train.records[:count]]
+    length = getattr(space.stage2().condition, "length", 77)
     rules: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     while True:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             ids = tokenizer([""] * count + captions, max_length=length, **rules).input_ids
             states = text(ids).last_hidden_state
-            scheduler.set_timesteps(wish.steps)
+            scheduler.set_timesteps(options.steps)
             shape = (count, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
             z = torch.randn(shape) * scheduler.init_noise_sigma
             for t in scheduler.timesteps:
                 both = scheduler.scale_model_input(torch.cat([z, z]), t)
-                null, told = unet(both, t, encoder_hidden_states=states).sample.chunk(2)
-                z = scheduler.step(null + wish.guidance_scale * (told - null), t, z).prev_sample
+                null, conditional = unet(both, t, encoder_hidden_states=states).sample.chunk(2)
+                z = scheduler.step(null + options.guidance_scale * (conditional - null), t, z).prev_sample
             x = vae.decode(z / vae.config.scaling_factor).sample
             yield (x / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 1).mul(255).round().byte().numpy()

@@ -1,4 +1,4 @@
-"""The tables: training of both stages, sampling, and the share of the machine that a step reaches."""
+"""Tables of training both stages, of sampling, and of the share of the machine that a step reaches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,17 +6,16 @@ from functools import partial
 
 import torch
 
-from benchmarks.speed import machine, ours, peers, strangers
-from benchmarks.speed.page import table
-from benchmarks.speed.turns import Measured, Plan, Work, in_turns
-from benchmarks.speed.world import World, denoiser
-from ldm_kit.methods.latent import LatentRun
-from ldm_kit.models.options import SamplingOptions
+from benchmarks import kit
+from benchmarks.speed import ddpm_pytorch, machine, peers, workspace
+from benchmarks.speed.interleave import Plan, Timing, Work, time_interleaved
+from benchmarks.speed.workspace import Workspace
+from benchmarks.tables import markdown
 
-HEAD = ("", "a second", "times the first row", "within a turn", "in processor time")
-GAME = "loss.adversarial={start: 0}"
+HEAD = ("", "a second", "times the first row", "within a block", "in processor time")
+ADVERSARIAL = "loss.adversarial={start: 0}"
 ADAMW = "optim.muon=null"  # the peers' optimiser: what a step costs apart from that choice
-JUDGE = "discriminator={layers: 2}"
+DISCRIMINATOR = "discriminator={layers: 2}"
 
 
 @dataclass(frozen=True)
@@ -28,24 +27,24 @@ class Size:
     batch: int
 
     @classmethod
-    def of(cls, name: str, settings: LatentRun) -> "Size":
-        """That of a config."""
-        return cls(name, tuple(settings.unet.widths), settings.train.batch_size)
+    def of(cls, name: str, config: kit.LatentRun) -> "Size":
+        """Return the size that a config has."""
+        return cls(name, tuple(config.unet.widths), config.train.batch_size)
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Of the demo's config."""
+        """Overrides of the demo's config."""
         return f"unet.widths={list(self.widths)}", f"train.batch_size={self.batch}"
 
     @property
-    def wide(self) -> str:
-        """The widths in words."""
+    def widths_text(self) -> str:
+        """Widths in words."""
         return f"{' and '.join(map(str, self.widths))} channels wide"
 
     @property
-    def shown(self) -> str:
-        """All in words."""
-        return f"{self.wide}, batch {self.batch}"
+    def text(self) -> str:
+        """Widths and batch in words."""
+        return f"{self.widths_text}, batch {self.batch}"
 
 
 MIDDLE, LARGE, QUICK = Size("middle", (128, 256), 64), Size("large", (192, 416), 16), Size("quick", (32, 64), 4)
@@ -53,57 +52,57 @@ MIDDLE, LARGE, QUICK = Size("middle", (128, 256), 64), Size("large", (192, 416),
 
 @dataclass(frozen=True)
 class Bench:
-    """The world, how often, and whether only to see that all works."""
+    """The workspace and the lengths of measurements; `quick` takes tiny sizes, to see that all works."""
 
-    world: World
+    space: Workspace
     plan: Plan
     quick: bool = False
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """Of stage 2: the demo's, and two more."""
-        return (QUICK,) if self.quick else (Size.of("demo", self.world.stage2()), MIDDLE, LARGE)
+        """Sizes of stage 2: the demo's, and two more."""
+        return (QUICK,) if self.quick else (Size.of("demo", self.space.stage2()), MIDDLE, LARGE)
 
     @property
     def size(self) -> Size:
-        """Of stage 2, where one size has to do."""
+        """Size of stage 2 where one has to do."""
         return QUICK if self.quick else MIDDLE
 
-    def measured(self, variants: Mapping[str, Work]) -> dict[str, Measured]:
-        """All variants in turns."""
-        return in_turns(variants, self.plan)
+    def time(self, variants: Mapping[str, Work]) -> dict[str, Timing]:
+        """Time all variants, interleaved."""
+        return time_interleaved(variants, self.plan)
 
-    def compared(self, variants: Mapping[str, Work], unit: int = 1) -> str:
-        """A table of all variants beside the first, `unit` pieces in each of their units."""
-        found = self.measured(variants)
-        first = next(iter(found.values()))
-        return table(HEAD, [_row(name, one, first, unit) for name, one in found.items()])
+    def compare(self, variants: Mapping[str, Work], unit: int = 1) -> str:
+        """Return a table of all variants beside the first; a unit of their work counts as `unit`."""
+        timings = self.time(variants)
+        first = next(iter(timings.values()))
+        return markdown(HEAD, [_row(name, timing, first, unit) for name, timing in timings.items()])
 
 
-def _row(name: str, one: Measured, first: Measured, unit: int) -> Sequence[str]:
-    low, high = one.spread(first)
-    ratios = "1" if one is first else f"{one.times(first):.2f}"
-    spread = "" if one is first else f"{low:.2f} to {high:.2f}"
-    return name, f"{unit / one.seconds:.3g}", ratios, spread, f"{one.times_cpu(first):.2f}"
+def _row(name: str, timing: Timing, first: Timing, unit: int) -> Sequence[str]:
+    low, high = timing.spread(first)
+    ratios = "1" if timing is first else f"{timing.speedup(first):.2f}"
+    spread = "" if timing is first else f"{low:.2f} to {high:.2f}"
+    return name, f"{unit / timing.seconds:.3g}", ratios, spread, f"{timing.speedup_cpu(first):.2f}"
 
 
 def stage2(bench: Bench) -> str:
-    """Training steps of the denoiser."""
-    parts = ["## Stage 2: training steps of the denoiser"]
+    """Time training steps of the denoiser."""
+    paragraphs = ["## Stage 2: training steps of the denoiser"]
     for size in bench.sizes:
-        settings = bench.world.stage2(*size.overrides)
-        millions = machine.parameters(denoiser(settings, 384))
+        config = bench.space.stage2(*size.overrides)
+        millions = machine.parameters(kit.build_denoiser(config, 384))
         given = size.overrides
         variants = {
-            "peers' recipe, float32": partial(peers.stage2, bench.world, "no", given),
-            "peers' recipe, bf16": partial(peers.stage2, bench.world, "bf16", given),
-            "ours without a cache": partial(ours.stage2, bench.world, given, False),
-            "ours, AdamW in Muon's place": partial(ours.stage2, bench.world, (*given, ADAMW)),
-            "ours": partial(ours.stage2, bench.world, given),
+            "peers' recipe, float32": partial(peers.train_stage2, bench.space, "no", given),
+            "peers' recipe, bf16": partial(peers.train_stage2, bench.space, "bf16", given),
+            "ours without a cache": partial(workspace.train_stage2, bench.space, given, False),
+            "ours, AdamW in Muon's place": partial(workspace.train_stage2, bench.space, (*given, ADAMW)),
+            "ours": partial(workspace.train_stage2, bench.space, given),
         }
         title = "The demo's U-Net" if size.name == "demo" else "U-Net"
-        parts += [f"{title} of {millions:.1f} M parameters, {size.shown}:", bench.compared(variants)]
-    return "\n\n".join(parts)
+        paragraphs += [f"{title} of {millions:.1f} M parameters, {size.text}:", bench.compare(variants)]
+    return "\n\n".join(paragraphs)
 
 
 SETTINGS = {
@@ -120,112 +119,118 @@ SETTINGS = {
 
 
 def settings(bench: Bench) -> str:
-    """What single settings do to a training step of stage 2."""
+    """Time training steps of stage 2 with single settings changed."""
     size = bench.size
     half = {"half the pictures at once (train.micro_batch)": (f"train.micro_batch={size.batch // 2}",)}
-    wanted = {name: (*size.overrides, *given) for name, given in (SETTINGS | half).items()}
-    found = bench.measured({name: partial(ours.stage2, bench.world, given) for name, given in wanted.items()})
-    usual, head = found["as configured"], ("", "milliseconds", *HEAD[2:], "first step, s", "most memory, GB")
+    variants = {name: (*size.overrides, *given) for name, given in (SETTINGS | half).items()}
+    timings = bench.time(
+        {name: partial(workspace.train_stage2, bench.space, given) for name, given in variants.items()}
+    )
+    usual, head = timings["as configured"], ("", "milliseconds", *HEAD[2:], "first step, s", "most memory, GB")
     rows = []
-    for name, one in found.items():
-        *_, times, spread, cpu = _row(name, one, usual, 1)
-        shown = f"{1e3 * one.seconds:.0f}", times, spread, cpu, f"{one.first:.0f}", f"{one.memory / 1e9:.1f}"
-        rows.append((name, *shown))
+    for name, timing in timings.items():
+        *_, times, spread, cpu = _row(name, timing, usual, 1)
+        opened = f"{timing.first:.0f}", f"{timing.memory / 1e9:.1f}"
+        rows.append((name, f"{1e3 * timing.seconds:.0f}", times, spread, cpu, *opened))
     title = (
-        f"## What single settings do\n\nStage 2, U-Net {size.shown}, one thing changed in each row; the first step is "
+        f"## What single settings do\n\nStage 2, U-Net {size.text}, one thing changed in each row; the first step is "
         "timed with all that opens:"
     )
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{markdown(head, rows)}"
 
 
 def stage1(bench: Bench) -> str:
-    """Training steps of the autoencoder."""
+    """Time training steps of the autoencoder."""
     size = ("train.batch_size=4",) if bench.quick else ()
-    parts = ["## Stage 1: training steps of the autoencoder"]
+    paragraphs = ["## Stage 1: training steps of the autoencoder"]
     for title, given in {
-        "The demo's losses (no game), batch 8:": size,
-        "With a discriminator, both players in each step (theirs move in turns: a unit is two steps):": (
+        "The demo's losses (no discriminator), batch 8:": size,
+        "With a discriminator, both modules in each step (the peers' alternate: a unit is two steps):": (
             *size,
-            GAME,
-            JUDGE,
+            ADVERSARIAL,
+            DISCRIMINATOR,
         ),
     }.items():
         variants = {
-            "peers' recipe, float32": partial(peers.stage1, bench.world, "no", given),
-            "peers' recipe, bf16": partial(peers.stage1, bench.world, "bf16", given),
-            "ours, AdamW in Muon's place": partial(ours.stage1, bench.world, (*given, ADAMW)),
-            "ours": partial(ours.stage1, bench.world, given),
+            "peers' recipe, float32": partial(peers.train_stage1, bench.space, "no", given),
+            "peers' recipe, bf16": partial(peers.train_stage1, bench.space, "bf16", given),
+            "ours, AdamW in Muon's place": partial(workspace.train_stage1, bench.space, (*given, ADAMW)),
+            "ours": partial(workspace.train_stage1, bench.space, given),
         }
-        parts += [title, bench.compared(variants)]
-    return "\n\n".join(parts)
+        paragraphs += [title, bench.compare(variants)]
+    return "\n\n".join(paragraphs)
 
 
 def sampling(bench: Bench) -> str:
-    """Pictures a second."""
+    """Time sampling."""
     steps, count = (2, 2) if bench.quick else (15, 16)
-    wish = SamplingOptions(steps=steps, solver="dpm++", guidance_scale=2.0)
+    options = kit.sampling(steps=steps, solver="dpm++", guidance_scale=2.0)
     few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
-    parts = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
+    paragraphs = [f"## Sampling: pictures\n\nDPM++ with {steps} steps, guidance 2, {count} pictures in a batch."]
     for size in bench.sizes[:2]:
-        world = bench.world.drawing(size.name, *size.overrides)
+        space = bench.space.with_model(size.name, *size.overrides)
         variants = {
-            "diffusers, float32": partial(peers.drawing, world, wish, count, False),
-            "diffusers, bf16 autocast": partial(peers.drawing, world, wish, count, True),
-            "ours, float32": partial(ours.drawing, world, wish, count, None),
-            "ours, bf16": partial(ours.drawing, world, wish, count, torch.bfloat16),
+            "diffusers, float32": partial(peers.generate, space, options, count, False),
+            "diffusers, bf16 autocast": partial(peers.generate, space, options, count, True),
+            "ours, float32": partial(workspace.generate, space, options, count, None),
+            "ours, bf16": partial(workspace.generate, space, options, count, torch.bfloat16),
         }
-        parts += [f"U-Net {size.wide}:", few.compared(variants, count)]
-    return "\n\n".join(parts)
+        paragraphs += [f"U-Net {size.widths_text}:", few.compare(variants, count)]
+    return "\n\n".join(paragraphs)
 
 
 def machine_share(bench: Bench) -> str:
-    """Achieved operations a second beside what the machine reaches in the same run."""
+    """Count operations a second of training steps beside those of matrix products in the same run."""
     size = bench.size
-    settings, first = bench.world.stage2(*size.overrides), ("train.batch_size=4",) if bench.quick else ()
+    config, first = bench.space.stage2(*size.overrides), ("train.batch_size=4",) if bench.quick else ()
     flops = {
         "matrix product, bf16": machine.MATRIX_FLOPS,
         "convolution, bf16": machine.CONVOLUTION_FLOPS,
         "matrix product, float32": machine.MATRIX_FLOPS,
-        "our training step": machine.step_flops(settings, 384),
-        "our training step of stage 1": machine.autoencoder_flops(bench.world.stage1(*first)),
+        "our training step": machine.step_flops(config, 384),
+        "our training step of stage 1": machine.autoencoder_flops(bench.space.stage1(*first)),
     }
     works: list[Work] = [
         partial(machine.matrices, torch.bfloat16),
         partial(machine.convolutions, torch.bfloat16),
         partial(machine.matrices, torch.float32),
-        partial(ours.stage2, bench.world, size.overrides),
-        partial(ours.stage1, bench.world, first),
+        partial(workspace.train_stage2, bench.space, size.overrides),
+        partial(workspace.train_stage1, bench.space, first),
     ]
-    found = bench.measured(dict(zip(flops, works, strict=True)))
-    best = found["matrix product, bf16"]
+    timings = bench.time(dict(zip(flops, works, strict=True)))
+    best = timings["matrix product, bf16"]
     rows = []
-    for name, one in found.items():
-        share = flops[name] / flops["matrix product, bf16"] * best.seconds / one.seconds
-        cpu = flops[name] / flops["matrix product, bf16"] * one.times_cpu(best)
-        rows.append((name, f"{flops[name] / one.seconds / 1e9:.0f}", f"{100 * share:.0f} %", f"{100 * cpu:.0f} %"))
+    for name, timing in timings.items():
+        relative = flops[name] / flops["matrix product, bf16"]
+        shares = relative * best.seconds / timing.seconds, relative * timing.speedup_cpu(best)
+        percent = [f"{100 * share:.0f} %" for share in shares]
+        rows.append((name, f"{flops[name] / timing.seconds / 1e9:.0f}", *percent))
     head = ("", "GFLOP/s", "of the bf16 matrix product", "... in processor time")
     title = (
-        f"## Share of the machine\n\nA step of a U-Net {size.shown} is {flops['our training step'] / 1e9:.0f} GFLOP "
+        f"## Share of the machine\n\nA step of a U-Net {size.text} is {flops['our training step'] / 1e9:.0f} GFLOP "
         f"(matrix products and convolutions, forward and backward), one of the demo's autoencoder "
         f"{flops['our training step of stage 1'] / 1e9:.1f} (the perceptual distance not counted):"
     )
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{markdown(head, rows)}"
 
 
 def pixels(bench: Bench) -> str:
-    """Beside denoising-diffusion-pytorch, at about as many parameters."""
+    """Time training beside denoising-diffusion-pytorch, at about as many parameters."""
     title = "## Pixels: training steps beside denoising-diffusion-pytorch"
     batch = 4 if bench.quick else 16
-    given = ("unet={widths: [64, 128, 256], attention: [false, false, true], layers: 1, head_size: 32}",)
+    given = (
+        "unet={widths: [64, 128, 256], attention_levels: [false, false, true], layers_per_block: 1, head_size: 32}",
+    )
     given = (*given, f"train.batch_size={batch}", "prediction_type=v", "flip=true")
     variants = {
-        "denoising-diffusion-pytorch, float32": partial(strangers.pixels, bench.world, batch, "no"),
-        "... with amp, bf16": partial(strangers.pixels, bench.world, batch, "bf16"),
-        "ours, bf16": partial(ours.pixels, bench.world, given),
+        "denoising-diffusion-pytorch, float32": partial(ddpm_pytorch.train_pixels, bench.space, batch, "no"),
+        "... with amp, bf16": partial(ddpm_pytorch.train_pixels, bench.space, batch, "bf16"),
+        "ours, bf16": partial(workspace.train_pixels, bench.space, given),
     }
-    theirs, mine = machine.parameters(strangers.network()), ours.pixel_parameters(given)
-    about = (
-        f"Unconditional, 32 px, batch {batch}; their U-Net has {theirs:.1f} M parameters, ours {mine:.1f} M. The nets "
-        "differ (theirs attends at every level), so this compares recipes as they come."
+    network = kit.build_denoiser(bench.space.pixels(*given), None, side=32, channels=3)
+    peer_size, size = machine.parameters(ddpm_pytorch.network()), machine.parameters(network)
+    note = (
+        f"Unconditional, 32 px, batch {batch}; their U-Net has {peer_size:.1f} M parameters, ours {size:.1f} M. The "
+        "nets differ (theirs attends at every level), so this compares recipes as they come."
     )
-    return f"{title}\n\n{about}\n\n{bench.compared(variants)}"
+    return f"{title}\n\n{note}\n\n{bench.compare(variants)}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from ldm_kit.config import UserError
 
@@ -30,6 +31,8 @@ def cli_errors() -> Iterator[None]:
         if error.filename is None or error.strerror is None:
             raise
         _stop(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}")
+    except ValidationError as error:  # options that a command itself has built
+        _stop("; ".join(_complaint(fault) for fault in error.errors(include_url=False)))
     except (ValueError, RuntimeError) as error:
         _stop(_message(error))
 
@@ -70,6 +73,13 @@ def _message(error: Exception) -> str:
             "--batch_size, a lower precision (bf16), a smaller resolution, or a smaller network"
         )
     raise error
+
+
+def _complaint(fault: Any) -> str:
+    text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
+    if not fault["loc"]:
+        return text
+    return f"--{fault['loc'][0]} is {fault['input']}; {text.replace('Input should be', 'expected')}"
 
 
 def _stop(sentence: str) -> NoReturn:

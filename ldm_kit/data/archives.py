@@ -1,14 +1,13 @@
-"""Pictures that lie many to a file (tar shards, parquet): looked at once, then read one by one wherever they lie.
+"""Archives with many pictures in a file (tar shards, parquet): indexed once, then read one by one in any order.
 
-The first run over a file checks and hashes every picture in it and writes down where each lies. This index is kept in
-the cache under the file's path, size and time of change, so that later runs start at once, and any picture can be read
-at any moment: the order of training is the addressed one, without a shuffle buffer.
+The first run over a file checks and hashes every picture in it, and stores an index of their locations. The index is
+cached under the file's path, size and time of change, so that later runs start at once. As any picture can be read at
+any time, training needs no shuffle buffer: the order of samples is that of every other data source.
 """
 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,20 +19,20 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic
+from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
-from ldm_kit.data.folder import class_names, judge, refuse
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
-from ldm_kit.data.images import Record, Split, digest, split_off, subset
+from ldm_kit.data.images import Record, Split, class_names, digest, heldout_split
 
 _log = logging.getLogger("ldm_kit.data")
-CODE_VERSION = 1  # raise it whenever what an index says changes
+CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
 
 
-class PackedConfig(Config):
-    """What all sources of this kind can be told."""
+class ArchiveConfig(Config):
+    """Options of every source that reads archives."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="a folder of shards, one shard, or a pattern such as shards/{00000..00099}.tar"
@@ -60,52 +59,52 @@ class PackedConfig(Config):
     )
 
 
-class Offer(NamedTuple):
-    """A sample as its file offers it: named within that file, with its place there and the picture's file."""
+class ArchiveSample(NamedTuple):
+    """A sample of an archive: named within it, with its location there and the contents of the image file."""
 
     entry: Entry
-    place: tuple[int, int]
+    location: tuple[int, int]
     contents: bytes
 
 
-class Reader(Protocol):
-    """How one kind of file is read; `kind` and all settings that change an index are in `key`."""
+class ArchiveReader(Protocol):
+    """Reader of one kind of archive."""
 
     @property
     def key(self) -> Sequence[str]:
-        """What an index depends on beside the file."""
+        """The kind and all settings that an index depends on beside the file."""
         ...
 
-    def scan(self, path: Path) -> Iterator[Offer | str]:
-        """Every sample in the file's order, and a complaint for each that cannot be offered."""
+    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
+        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
         ...
 
-    def read(self, path: Path, place: tuple[int, int]) -> bytes:
-        """The picture's file at a place that `scan` told."""
+    def read(self, path: Path, location: tuple[int, int]) -> bytes:
+        """Return the contents of the image file at a location that `scan` gave."""
         ...
 
 
-# Of a million samples each object counts: name in its file, text, class, further values, place in the file, sha256.
+# A tuple, since a set may have millions: name in its file, text, class, further values, location in the file, sha256.
 _Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
-_NOTHING: Mapping[str, str] = {}  # one for all
+_NO_FIELDS: Mapping[str, str] = {}  # one object for all records
 
 
 class _Index(NamedTuple):
     rows: list[_Row]
-    bad: list[str]
+    bad: list[str]  # complaints
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
-    """A picture set whose pictures are read and decoded whenever they are asked for."""
+class ArchivedPictures:
+    """A picture set whose pictures are read from archives and decoded on demand."""
 
     records: Sequence[Record]
     classes: Sequence[str]
     fingerprint: str
     files: Sequence[Path]
-    places: Tensor  # [N, 3] int64: number of the file, and the place there
-    reader: Reader
-    config: PackedConfig
+    locations: Tensor  # [N, 3] int64: number of the file, and the location there
+    reader: ArchiveReader
+    config: ArchiveConfig
 
     @property
     def resolution(self) -> int:
@@ -118,114 +117,119 @@ class Packed:
         return self.config.channels
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def picture(self, index: int) -> Tensor:
-        """One picture, uint8 [C, R, R]; raises BadPicture where `verify` was off and the picture is broken."""
-        file, *place = self.places[index].tolist()
-        contents = self.reader.read(self.files[file], (place[0], place[1]))
-        wanted = self.config
-        encoded = Encoded(self.records[index].name, contents)
-        return load_image(encoded, wanted.resolution, wanted.channels, wanted.background, wanted.pixel_limit)
+        """Read one picture, uint8 [C, R, R].
+
+        Raises:
+            BadPicture: the picture is broken, and `verify` was off when the index was made.
+        """
+        file, *location = self.locations[index].tolist()
+        contents = self.reader.read(self.files[file], (location[0], location[1]))
+        encoded, config = Encoded(self.records[index].name, contents), self.config
+        return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Several pictures, uint8 [N, C, R, R], read in the order in which they lie."""
-        wanted = [int(i) for i in indices]
-        pixels = torch.empty(len(wanted), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
-        for row in sorted(range(len(wanted)), key=lambda row: self.places[wanted[row]].tolist()):
-            pixels[row] = self.picture(wanted[row])
+        """Read several pictures, uint8 [N, C, R, R], in the order of their locations."""
+        numbers = [int(i) for i in indices]
+        pixels = torch.empty(len(numbers), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
+        for row in sorted(range(len(numbers)), key=lambda row: self.locations[numbers[row]].tolist()):
+            pixels[row] = self.picture(numbers[row])
         return pixels
 
 
-def load(config: PackedConfig, reader: Reader, suffix: str) -> Split:
-    """Train and heldout parts of all files with a suffix (compositional is None), split as folders are.
+def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
+    """Load the training and held-out pictures of all archives with a suffix, split as those of folders are.
 
     Raises:
-        UserError: no such files, files of another kind, nothing usable, more bad pictures than allowed, or (with
-            on_bad: raise) the first bad one.
+        UserError: no such files, files of another kind, nothing usable, more bad pictures than allowed, (with
+            on_bad: raise) the first bad one, or no picture left to train on.
     """
     files = find_files(config.path, suffix)
     indexes: dict[str, _Index] = {}
     for name, path in tqdm(files.items(), f"reading {config.path.name}", disable=None):
-        indexes[name] = _indexed(path, reader, config)
-    count, bad = 0, []
-    for name, index in indexes.items():
-        count += len(index.rows) + len(index.bad)
-        bad += [f"{name}/{complaint}" for complaint in index.bad]
-    for complaint in bad:
-        refuse(complaint, config)
-    if not count:
+        indexes[name] = _cached_index(path, reader, config)
+    complaints = [f"{name}/{complaint}" for name, index in indexes.items() for complaint in index.bad]
+    total = sum(len(index.rows) + len(index.bad) for index in indexes.values())
+    for complaint in complaints:
+        skip_or_raise(complaint, config)
+    if not total:
         raise UserError(f"{config.path} offers no pictures in its {len(files)} {suffix} files")
-    judge(bad, count, config)
-    whole = _assembled(indexes, list(files.values()), reader, config)
-    kept, held = split_off(whole.records, config.heldout)
-    return Split(subset(whole, kept), subset(whole, held), None)
+    check_bad_share(complaints, total, config)
+    pictures = _picture_set(indexes, list(files.values()), reader, config)
+    return heldout_split(pictures, config.heldout, config.path)
 
 
-def _assembled(indexes: Mapping[str, _Index], files: Sequence[Path], reader: Reader, config: PackedConfig) -> Packed:
+def _picture_set(
+    indexes: Mapping[str, _Index], files: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig
+) -> ArchivedPictures:
     classes = class_names({row[2] for index in indexes.values() for row in index.rows})
-    numbers = {None: None, **{name: number for number, name in enumerate(classes)}}
+    labels = {None: None, **{name: number for number, name in enumerate(classes)}}
     records: list[Record] = []
-    places: list[Tensor] = []
-    contents: list[str] = []
+    locations: list[Tensor] = []
+    hashes: list[str] = []
     for number, (name, index) in enumerate(indexes.items()):
         for member, text, label, fields, _, sha256 in index.rows:
-            records.append(Record(f"{name}/{member}", text, numbers[label], fields or _NOTHING))
-            contents.append(sha256)
-        places.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
+            records.append(Record(f"{name}/{member}", text, labels[label], fields or _NO_FIELDS))
+            hashes.append(sha256)
+        locations.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
-    known = chain.from_iterable((record.name, sha256) for record, sha256 in zip(records, contents, strict=True))
-    return Packed(records, classes, digest([*settings, *known]), files, torch.cat(places), reader, config)
+    named = chain.from_iterable((record.name, sha256) for record, sha256 in zip(records, hashes, strict=True))
+    fingerprint = digest([*settings, *named])
+    return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 
 
-def _indexed(path: Path, reader: Reader, config: PackedConfig) -> _Index:
-    """What is known of a file, from the cache if it has not changed since."""
+def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
+    """Return the index of an archive, from the cache if the file has not changed since."""
     stat = path.stat()
-    about = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
-    root = config.cache or Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
-    place = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *about])[:32]}.json"
-    index = _recalled(place)
+    file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
+    root = config.cache or cache_dir()
+    index_path = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+    index = _read_index(index_path)
     if index is None:
-        index = _scanned(path, reader, config)
-        _remember(place, index)
+        index = _scan(path, reader, config)
+        _write_index(index_path, index)
     return index
 
 
-def _scanned(path: Path, reader: Reader, config: PackedConfig) -> _Index:
+def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
+    """Check every picture of an archive, and return its index."""
     index = _Index([], [])
-    for found in reader.scan(path):
-        if isinstance(found, str):
-            index.bad.append(found)
+    for sample in reader.scan(path):
+        if isinstance(sample, str):
+            index.bad.append(sample)
             continue
-        encoded = Encoded(found.entry.name, found.contents)
+        entry, encoded = sample.entry, Encoded(sample.entry.name, sample.contents)
         try:
             check_header(encoded, config.pixel_limit)
             if config.verify:
                 load_image(encoded, 8, pixel_limit=config.pixel_limit)
         except BadPicture as error:
-            index.bad.append(f"{found.entry.name}: {error.reason}")
+            index.bad.append(f"{entry.name}: {error.reason}")
         else:
-            entry, sha256 = found.entry, hashlib.sha256(found.contents).hexdigest()
-            index.rows.append((entry.name, entry.text, entry.label, entry.fields, found.place, sha256))
+            sha256 = hashlib.sha256(sample.contents).hexdigest()
+            index.rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
     return index
 
 
-def _recalled(place: Path) -> _Index | None:
+def _read_index(path: Path) -> _Index | None:
+    """Return a stored index; None if there is none, or (with a warning) if it is damaged."""
     try:
-        checksum, _, text = place.read_text(encoding="ascii").partition("\n")
+        checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise ValueError("its checksum differs")
         return _Index(*json.loads(text))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        _log.warning("the index %s is damaged (%s) and is made again", place, error)
+        _log.warning("the index %s is damaged (%s) and is made again", path, error)
         return None
 
 
-def _remember(place: Path, index: _Index) -> None:
+def _write_index(path: Path, index: _Index) -> None:
     text = json.dumps(index)
     try:
-        atomic.write(place, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
+        atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
     except OSError as error:
-        _log.warning("cannot keep an index under %s (%s); it will be made again", place.parent, error.strerror)
+        _log.warning("cannot keep an index under %s (%s); it will be made again", path.parent, error.strerror)

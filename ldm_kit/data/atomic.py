@@ -1,4 +1,4 @@
-"""Files of a cache appear whole or not at all; what a killed process left half done is swept away by the next."""
+"""Atomic writes of cache files: a file is complete or absent, and what a killed process has left is removed later."""
 
 import contextlib
 import fcntl
@@ -7,42 +7,46 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-YOUNG = 600.0  # seconds in which a draft is left alone: its writer may be about to lock it, or write without a lock
+MIN_AGE = 600.0  # seconds after which a temporary file counts as stale: its writer may be about to lock it, or has none
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write beside under a name of our own, then rename; raises OSError, and then leaves nothing."""
+    """Write a file under a temporary name beside it, then rename it; missing folders are made.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    remove_stale_tmp(path.parent)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with draft.open("wb") as file:
+        with temporary.open("wb") as file:
             _lock(file.fileno())
             file.write(content)
             file.flush()
-            draft.replace(path)
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove drafts that no living process owns: nobody holds their lock, nor has written to them lately."""
-    for draft in _old(folder):
-        with contextlib.suppress(OSError), draft.open("rb") as file:
+def remove_stale_tmp(folder: Path) -> None:
+    """Remove temporary files that no living process holds a lock on, nor has written to in the last MIN_AGE seconds."""
+    for path in _old_tmp(folder):
+        with contextlib.suppress(OSError), path.open("rb") as file:
             if _lock(file.fileno()):
-                draft.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
-def _old(folder: Path) -> Iterator[Path]:
-    for draft in folder.glob(".*.tmp"):
+def _old_tmp(folder: Path) -> Iterator[Path]:
+    for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > YOUNG:
-                yield draft
+            if time.time() - path.stat().st_mtime > MIN_AGE:
+                yield path
 
 
 def _lock(descriptor: int) -> bool:
-    """Own an open file until it is closed; False where another process owns it, or the file system has no locks."""
+    """Lock an open file until it is closed; return False if another process has, or the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""Batches of pictures addressed by (position, index), with augmentation that belongs to the position."""
+"""Batches of pictures by (position, index) pairs; augmentation is a function of the position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from ldm_kit.diffusion import rng
 
 @dataclass(frozen=True, eq=False)
 class PictureBatches:
-    """A picture set as a source of training batches for a DataLoader that asks with `__getitems__`."""
+    """Training batches of a picture set, for a DataLoader that asks with `__getitems__`.
+
+    Args:
+        pictures: the set.
+        seed: of the flips.
+        flip: whether pictures are mirrored at random.
+    """
 
     pictures: PictureSet
     seed: int
@@ -20,35 +26,35 @@ class PictureBatches:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures and their preprocessing."""
+        """Hash of the pictures and their preprocessing."""
         return self.pictures.fingerprint
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """{"x": pictures [B, C, R, R] in [-1, 1], "position": [B] int64} for (position, index) pairs."""
-        x = to_unit(self.pictures.pictures([index for _, index in places]))
-        position = torch.tensor([position for position, _ in places])
+    def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, Tensor]:
+        """Return {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]} for (position, index) pairs."""
+        x = to_unit(self.pictures.pictures([index for _, index in samples]))
+        position = torch.tensor([position for position, _ in samples])
         return {"x": flipped(x, self.seed, position) if self.flip else x, "position": position}
 
 
 def flips(seed: int, position: Tensor) -> Tensor:
-    """Which positions [B] are mirrored, bool [B]: a fair coin each."""
+    """Return which positions [B] are mirrored, bool [B]: each with probability 1/2, by (seed, position) alone."""
     return rng.uniform(seed, "flip", position) < 0.5
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
-    """Pictures [B, C, H, W], mirrored left to right where their position says so."""
+    """Mirror those pictures [B, C, H, W] left to right whose position `flips` selects."""
     return torch.where(flips(seed, position).view(-1, 1, 1, 1), x.flip(3), x)
 
 
 def chunks(pictures: PictureSet, size: int) -> list[range]:
-    """Index ranges that cover a set, `size` at a time."""
+    """Return index ranges of at most `size` that cover a set."""
     return [range(i, min(i + size, len(pictures))) for i in range(0, len(pictures), size)]
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly over a set of `total`: sets are often sorted, so the first few would mislead."""
+    """Return at most `count` indices, evenly spaced over a set of `total`, which is often sorted."""
     count = min(total, count)
     return [i * total // count for i in range(count)]

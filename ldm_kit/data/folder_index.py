@@ -1,4 +1,4 @@
-"""Which pictures a folder offers: metadata.jsonl, one sub-folder per class, or plain images; nothing is opened yet."""
+"""Index of a folder of pictures: metadata.jsonl, one sub-folder per class, or plain images; no image is opened."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from ldm_kit.config import UserError
 from ldm_kit.data.image_files import SUFFIXES, BadPicture
 
 METADATA = "metadata.jsonl"
-_KNOWN = {"file_name", "text", "label"}
+_COLUMNS = {"file_name", "text", "label"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture as the folder names it: relative posix path, caption, class name, further fields."""
+    """A picture in a folder: relative posix path, caption, class name, further fields."""
 
     name: str
     text: str = ""
@@ -24,33 +24,33 @@ class Entry:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-def entries(root: Path) -> list[Entry]:
-    """All pictures that a folder offers, sorted by name; hidden files and files of other kinds are passed over.
+def folder_entries(root: Path) -> list[Entry]:
+    """Return all pictures of a folder, sorted by name; hidden files and files of other kinds are skipped.
 
     Raises:
-        UserError: no such folder, faulty metadata.jsonl (with its line), mixed layouts, or no picture at all.
+        UserError: no such folder, invalid metadata.jsonl (with its line), mixed layouts, or no picture at all.
     """
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
     table = root / METADATA
-    found = _from_metadata(table) if table.is_file() else _from_layout(root, sorted(_walk(root)))
-    if not found:
+    entries = _from_metadata(table) if table.is_file() else _from_layout(root, sorted(_walk(root)))
+    if not entries:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
-    return sorted(found, key=lambda entry: entry.name)
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def inside(root: Path, name: str) -> Path:
-    """The file that a relative name stands for, symlinks resolved.
+def resolve_inside(root: Path, name: str) -> Path:
+    """Return the path of a file named relative to a folder, with symlinks resolved.
 
     Raises:
-        BadPicture: the name is absolute or climbs with "..", or a symlink leads outside the root.
+        BadPicture: the name is absolute or contains "..", or a symlink leads outside the folder.
     """
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
         raise BadPicture(name, "leads outside the folder; expected a relative path without ..")
     try:
-        path = (root / parts).resolve()
+        path = (root / relative).resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise BadPicture(name, f"cannot be resolved ({type(error).__name__})") from None
     if not path.is_relative_to(root.resolve()):
@@ -59,15 +59,15 @@ def inside(root: Path, name: str) -> Path:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Relative posix paths of images, metadata files and linked folders (reported later, never entered)."""
-    for folder, below, files in os.walk(root):
-        here = Path(folder)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        links = [name for name in below if (here / name).is_symlink()]
-        wanted = [name for name in files if Path(name).suffix.lower() in SUFFIXES or name.startswith("metadata.")]
-        for name in [*links, *wanted]:
+    """Yield relative posix paths of images, metadata files and linked folders (reported later, never entered)."""
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if (folder / name).is_symlink()]
+        images = [name for name in files if Path(name).suffix.lower() in SUFFIXES or name.startswith("metadata.")]
+        for name in [*links, *images]:
             if not name.startswith("."):
-                yield (here / name).relative_to(root).as_posix()
+                yield (folder / name).relative_to(root).as_posix()
 
 
 def _from_layout(root: Path, names: list[str]) -> list[Entry]:
@@ -80,25 +80,25 @@ def _from_layout(root: Path, names: list[str]) -> list[Entry]:
         raise UserError(
             f"{root} mixes images at its top ({plain[0]}, ...) with class folders ({nested[0]}, ...); use one layout"
         )
-    return [_of_class(name) for name in nested]
+    return [_class_entry(name) for name in nested]
 
 
-def _of_class(name: str) -> Entry:
+def _class_entry(name: str) -> Entry:
     label = name.split("/")[0]
     return Entry(name, label.replace("_", " ").replace("-", " "), label)
 
 
 def _from_metadata(path: Path) -> list[Entry]:
-    """One entry a line; blank lines are passed over."""
-    found: dict[str, Entry] = {}
+    """Read one entry a line; blank lines are skipped."""
+    entries: dict[str, Entry] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         entry = _entry(line, f"{path}, line {number}")
-        if entry.name in found:
+        if entry.name in entries:
             raise UserError(f"{path}, line {number}: names {entry.name!r} a second time; expected each file once")
-        found[entry.name] = entry
-    return list(found.values())
+        entries[entry.name] = entry
+    return list(entries.values())
 
 
 def _lines(path: Path) -> list[str]:
@@ -124,10 +124,10 @@ def _entry(line: str, where: str) -> Entry:
         raise UserError(f"{where}: text is {text!r:.60}; expected a string")
     if not isinstance(label, str | int | None):
         raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
-    fields = {str(key): as_text(value) for key, value in row.items() if key not in _KNOWN}
+    fields = {str(key): as_text(value) for key, value in row.items() if key not in _COLUMNS}
     return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)
 
 
 def as_text(value: Any) -> str:
-    """A further value of a record as a string: JSON, unless it is one."""
+    """Return a further value of a record as text: itself if it is a string, else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

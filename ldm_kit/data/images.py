@@ -1,20 +1,19 @@
-"""Sets of pictures at one resolution: what a set is, views of it, its fixed splits, and pixels as numbers."""
+"""Picture sets at one resolution: protocol, sets in memory, subsets, fixed splits, and pixel values as numbers."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ldm_kit.data.image_files import BadPicture as BadPicture
-from ldm_kit.data.image_files import load_image as load_image
+from ldm_kit.config import UserError
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one picture beside its pixels."""
+    """One picture's name, caption, class and further fields; all but its pixels."""
 
     name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
     text: str  # caption, "" if none
@@ -23,11 +22,11 @@ class Record:
 
 
 class PictureSet(Protocol):
-    """Pictures at one resolution, uint8 [C, R, R]; the fingerprint binds caches to settings, order and contents."""
+    """Pictures at one resolution, uint8 [C, R, R], in a fixed order."""
 
     @property
     def records(self) -> Sequence[Record]:
-        """One record a picture, in the set's order."""
+        """Records of the pictures, in the set's order."""
         ...
 
     @property
@@ -47,7 +46,7 @@ class PictureSet(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 hex of the preprocessing settings and of every record's name and contents, in order."""
+        """Sha256 (hex) of the preprocessing settings and of every record's name and contents, in order."""
         ...
 
     def __len__(self) -> int: ...
@@ -94,35 +93,35 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class _Subset:
-    whole: PictureSet
-    indices: Sequence[int]  # into `whole`
+    base: PictureSet
+    indices: Sequence[int]  # into `base`
     records: Sequence[Record]
     fingerprint: str
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.whole.classes
+        return self.base.classes
 
     @property
     def resolution(self) -> int:
-        return self.whole.resolution
+        return self.base.resolution
 
     @property
     def channels(self) -> int:
-        return self.whole.channels
+        return self.base.channels
 
     def __len__(self) -> int:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        return self.whole.picture(self.indices[index])
+        return self.base.picture(self.indices[index])
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        return self.whole.pictures([self.indices[int(i)] for i in indices])
+        return self.base.pictures([self.indices[int(i)] for i in indices])
 
 
 class Split(NamedTuple):
-    """Disjoint sets; `compositional` holds unseen combinations of seen parts, None where there are no parts."""
+    """Disjoint picture sets: training, held-out, and compositional (unseen pairs of seen attributes; None: none)."""
 
     train: PictureSet
     heldout: PictureSet
@@ -130,7 +129,11 @@ class Split(NamedTuple):
 
 
 def subset(pictures: PictureSet, indices: Sequence[int]) -> PictureSet:
-    """A view of some pictures in the order given, with its own fingerprint; the pixels are not copied.
+    """Return a view of some pictures, with a fingerprint of its own; pixels are not copied.
+
+    Args:
+        pictures: the set.
+        indices: which of its pictures, in the order of the view.
 
     Raises:
         IndexError: an index outside 0..len - 1.
@@ -143,40 +146,70 @@ def subset(pictures: PictureSet, indices: Sequence[int]) -> PictureSet:
 
 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[int]]:
-    """Indices kept and held out: about `share` of the records, by a hash of each one's own name.
+    """Split records into training and held-out ones, by a hash of each one's name.
 
-    A record's side does not depend on the order, and (but for the two guards) not on which others exist. The guards:
-    of more than 10 records at least one is held out if share > 0, and the last record of a class stays in training.
+    A record's side does not depend on the order nor, but for two exceptions, on which other records exist: of more than
+    10 records at least one is held out if share > 0, and of every class at least one record stays in training.
+
+    Args:
+        records: the whole set's.
+        share: about which share to hold out, in [0, 1).
+
+    Returns:
+        Indices of training records and of held-out ones, both rising.
     """
-    ranks = [unit_hash("heldout", record.name) for record in records]
-    held = {i for i, rank in enumerate(ranks) if rank < share}
+    hashes = [unit_hash("heldout", record.name) for record in records]
+    held = {i for i, value in enumerate(hashes) if value < share}
     if not held and share > 0 and len(records) > 10:
-        held = {min(range(len(records)), key=ranks.__getitem__)}
+        held = {min(range(len(records)), key=hashes.__getitem__)}
     missing = {r.label for r in records} - {r.label for i, r in enumerate(records) if i not in held} - {None}
     for label in missing:
-        held.remove(max((i for i in held if records[i].label == label), key=ranks.__getitem__))
+        held.remove(max((i for i in held if records[i].label == label), key=hashes.__getitem__))
     return [i for i in range(len(records)) if i not in held], sorted(held)
 
 
+def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
+    """Split a set by `split_off` into training and held-out pictures; there are no compositional ones.
+
+    Args:
+        pictures: the whole set.
+        share: about which share to hold out, in [0, 1).
+        source: what the message calls the set.
+
+    Raises:
+        UserError: no picture is left to train on.
+    """
+    train, held = split_off(pictures.records, share)
+    if not train:
+        raise UserError(f"all {len(held)} pictures in {source} are held out; lower data.heldout")
+    return Split(subset(pictures, train), subset(pictures, held), None)
+
+
+def class_names(labels: Iterable[str | None]) -> list[str]:
+    """Return the distinct labels: in the order of numbers if all are numbers, else in alphabetical order."""
+    names = {label for label in labels if label is not None}
+    return sorted(names, key=int if all(name.isdecimal() for name in names) else str)
+
+
 def unit_hash(salt: str, name: str) -> float:
-    """A number in [0, 1) that depends on the two strings alone, the same on every machine and in every release."""
+    """Return a number in [0, 1) that depends on the two strings alone, on every machine and in every release."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
-def digest(parts: Sequence[str]) -> str:
-    """Sha256 hex over a sequence of strings; no two different sequences read the same (lengths go in)."""
+def digest(texts: Sequence[str]) -> str:
+    """Return the sha256 (hex) of a sequence of strings; their lengths are hashed too, so that joins differ."""
     state = hashlib.sha256()
-    for part in parts:
-        raw = part.encode("utf-8", "surrogateescape")
+    for text in texts:
+        raw = text.encode("utf-8", "surrogateescape")
         state.update(len(raw).to_bytes(8) + raw)
     return state.hexdigest()
 
 
 def to_unit(pictures: Tensor) -> Tensor:
-    """Bytes 0..255 -> float32 in [-1, 1], any shape."""
+    """Convert bytes 0..255 of any shape to float32 in [-1, 1]."""
     return pictures.to(torch.float32) / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] -> uint8 0..255, rounded and clamped, any shape; NaN becomes 0."""
+    """Convert floats in [-1, 1] of any shape to uint8 0..255, rounded and clamped; NaN becomes 0."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)

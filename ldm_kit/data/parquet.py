@@ -1,7 +1,7 @@
-"""Parquet tables of pictures, as the Hugging Face Hub keeps its data sets.
+"""Parquet tables of pictures, as data sets on the Hugging Face Hub have them.
 
-The picture's column holds the bytes of a file, or a struct {bytes, path}; of that, only the bytes are ever read: a path
-inside a table is never opened. A picture lies in a row group, which is read as a whole; one is kept at a time.
+The image column holds the bytes of a file, or a struct {bytes, path}, of which only the bytes are ever read: a path
+inside a table is never opened. Reading a picture reads its whole row group; one row group is held at a time.
 """
 
 import importlib
@@ -17,17 +17,17 @@ from pydantic import Field
 
 from ldm_kit.config import UserError
 from ldm_kit.data import archives
-from ldm_kit.data.archives import Offer, PackedConfig
+from ldm_kit.data.archives import ArchiveConfig, ArchiveSample
 from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.images import Split
 
 _log = logging.getLogger("ldm_kit.data")
 GROUP_LIMIT = 512 * 2**20  # bytes of the pictures in one row group, unpacked
-GROUP_SLOW = 32 * 2**20
-ROWS = 64  # looked at together while scanning
+GROUP_SLOW = 32 * 2**20  # bytes above which a warning says that reading is slow
+SCAN_ROWS = 64  # rows read together while scanning
 
 
-class ParquetConfig(PackedConfig):
+class ParquetConfig(ArchiveConfig):
     """A parquet file, or a folder of them."""
 
     source: Literal["parquet"] = Field(default="parquet", description="which data: parquet tables")
@@ -38,20 +38,20 @@ class ParquetConfig(PackedConfig):
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reads samples out of parquet files."""
+    """Reader of the samples of parquet files; the fields are names of columns."""
 
     image: str = "image"
-    text: str | None = None
-    label: str | None = None
+    text: str | None = None  # None: text or caption, if there is one
+    label: str | None = None  # None: label, if there is one
     fields: Sequence[str] = ()
 
     @property
     def key(self) -> Sequence[str]:
-        """What an index depends on beside the file."""
+        """Kind and settings that an index depends on."""
         return ["parquet", self.image, str(self.text), str(self.label), *self.fields]
 
-    def scan(self, path: Path) -> Iterator[Offer | str]:
-        """Every row in order, named by its number, and a complaint for each without a picture.
+    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
+        """Yield every row in order, named by its number, and a complaint for each without a picture.
 
         Raises:
             UserError: no parquet file, a damaged one, a column missing or of another type, or too large row groups.
@@ -60,25 +60,31 @@ class ParquetReader:
             with _parquet().ParquetFile(path) as file:
                 columns = self._columns(file.schema_arrow, path)
                 names = _class_names(file.schema_arrow, columns["label"])
-                image = _leaf(file.schema_arrow, self.image, path)
-                _refuse_large(file, image, path)
-                wanted = [image, *filter(None, {*columns.values(), *self.fields})]
-                for number, (place, row) in enumerate(_rows(file, wanted)):
-                    yield self._offer(f"{number:08d}", place, row, columns, names)
-        except _broken() as error:
+                image = _bytes_column(file.schema_arrow, self.image, path)
+                _check_row_groups(file, image, path)
+                read = [image, *filter(None, {*columns.values(), *self.fields})]
+                for number, (location, row) in enumerate(_rows(file, read)):
+                    yield self._sample(f"{number:08d}", location, row, columns=columns, class_names=names)
+        except _read_errors() as error:
             raise UserError(f"{path} is no parquet file, or damaged ({' '.join(str(error).split()):.200})") from None
 
     def _columns(self, schema: Any, path: Path) -> dict[str, str | None]:
-        """Which columns hold text and label, if any do."""
-        wanted = [name for name in (self.text, self.label, *self.fields) if name is not None]
-        if lost := [name for name in wanted if name not in schema.names]:
-            raise UserError(f"{path} has no column {lost[0]!r}; its columns are {', '.join(schema.names)}")
+        """Return the names of the columns of text and label, None where there is none."""
+        configured = [name for name in (self.text, self.label, *self.fields) if name is not None]
+        if missing := [name for name in configured if name not in schema.names]:
+            raise UserError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(schema.names)}")
         text = self.text or next((name for name in ("text", "caption") if name in schema.names), None)
         return {"text": text, "label": self.label or ("label" if "label" in schema.names else None)}
 
-    def _offer(
-        self, name: str, place: tuple[int, int], row: dict[str, Any], columns: dict[str, str | None], names: list[str]
-    ) -> Offer | str:
+    def _sample(
+        self,
+        name: str,
+        location: tuple[int, int],
+        row: dict[str, Any],
+        *,
+        columns: dict[str, str | None],
+        class_names: list[str],
+    ) -> ArchiveSample | str:
         image = row[self.image]
         contents = image["bytes"] if isinstance(image, dict) else image
         if not contents:
@@ -86,25 +92,27 @@ class ParquetReader:
         text, label = (None if column is None else row[column] for column in (columns["text"], columns["label"]))
         if not isinstance(text, str | None) or not isinstance(label, str | int | None):
             return f"{name}: its text or label is neither text nor a number"
-        if isinstance(label, int) and 0 <= label < len(names):
-            label = names[label]
-        elif names and label == -1:  # how data sets write that there is none
+        if isinstance(label, int) and 0 <= label < len(class_names):
+            label = class_names[label]
+        elif class_names and label == -1:  # the value of data sets for no label
             label = None
         fields = {field: as_text(row[field]) for field in self.fields}
-        return Offer(Entry(name, text or "", None if label is None else str(label), fields), place, contents)
+        return ArchiveSample(Entry(name, text or "", None if label is None else str(label), fields), location, contents)
 
-    def read(self, path: Path, place: tuple[int, int]) -> bytes:
-        """The picture's file at (row group, row in it)."""
+    def read(self, path: Path, location: tuple[int, int]) -> bytes:
+        """Return the contents of the image file at (row group, row in it)."""
         stat = path.stat()
-        image = _group(path, (stat.st_size, stat.st_mtime_ns), place[0], self.image)[place[1]].as_py()
+        group, row = location
+        image = _read_row_group(path, (stat.st_size, stat.st_mtime_ns), group, self.image)[row].as_py()
         return image["bytes"] if isinstance(image, dict) else image
 
 
 def load(config: ParquetConfig) -> Split:
-    """Train and heldout parts of parquet files.
+    """Load the training and held-out pictures of parquet files.
 
     Raises:
-        UserError: pyarrow is missing, no files, a column missing, nothing usable, or more bad pictures than allowed.
+        UserError: pyarrow is missing, no files, a column missing, nothing usable, more bad pictures than allowed, or no
+            picture left to train on.
     """
     _parquet()
     reader = ParquetReader(config.image_column, config.text_column, config.label_column, config.fields)
@@ -118,12 +126,12 @@ def _parquet() -> Any:
         raise UserError("data.source parquet needs the package pyarrow; pip install 'ldm_kit[parquet]'") from None
 
 
-def _broken() -> tuple[type[Exception], ...]:
+def _read_errors() -> tuple[type[Exception], ...]:
     return (importlib.import_module("pyarrow").ArrowException, OSError)
 
 
-def _leaf(schema: Any, image: str, path: Path) -> str:
-    """The dotted name of the column that holds bytes."""
+def _bytes_column(schema: Any, image: str, path: Path) -> str:
+    """Return the dotted name of the image column's bytes."""
     arrow = importlib.import_module("pyarrow")
     if image not in schema.names:
         raise UserError(f"{path} has no column {image!r}; name another image_column of {', '.join(schema.names)}")
@@ -137,7 +145,7 @@ def _leaf(schema: Any, image: str, path: Path) -> str:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:
-    """The names of numbered classes, which `datasets` writes into a table's metadata; none if there are none."""
+    """Return the names of numbered classes, which `datasets` writes into a table's metadata, or an empty list."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -145,8 +153,8 @@ def _class_names(schema: Any, label: str | None) -> list[str]:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
-def _refuse_large(file: Any, image: str, path: Path) -> None:
-    """A picture costs reading its row group: say so where that is much, stop where it would fill the memory."""
+def _check_row_groups(file: Any, image: str, path: Path) -> None:
+    """Check the size of row groups, one of which is read for each picture: large ones are slow or fill the memory."""
     largest = max((_size(file.metadata.row_group(i), image) for i in range(file.num_row_groups)), default=0)
     advice = "write the table anew with row groups of at most 100 rows (row_group_size=100), or as tar shards"
     if largest > GROUP_LIMIT:
@@ -163,15 +171,15 @@ def _size(group: Any, image: str) -> int:
 def _rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     for group in range(file.num_row_groups):
         row = 0
-        for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False):
+        for batch in file.iter_batches(SCAN_ROWS, row_groups=[group], columns=columns, use_threads=False):
             for values in batch.to_pylist():
                 yield (group, row), values
                 row += 1
 
 
 @lru_cache(maxsize=1)
-def _group(path: Path, _stamp: tuple[int, int], group: int, image: str) -> Any:
-    """The pictures of one row group; a changed file is another one."""
+def _read_row_group(path: Path, _stamp: tuple[int, int], group: int, image: str) -> Any:
+    """Return the image column of one row group; `_stamp`, size and time of change, is part of the cache's key."""
     with _parquet().ParquetFile(path) as file:
-        leaf = _leaf(file.schema_arrow, image, path)
-        return file.read_row_group(group, columns=[leaf], use_threads=False).column(image)
+        column = _bytes_column(file.schema_arrow, image, path)
+        return file.read_row_group(group, columns=[column], use_threads=False).column(image)

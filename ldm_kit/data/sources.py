@@ -1,11 +1,14 @@
-"""Where pictures come from: the union of data configs, told apart by `source`, and the one function that loads them."""
+"""Data sources: the union of their configs, told apart by the key `source`, and the function that loads any of them.
 
-from pathlib import Path
-from typing import Annotated
+To add a source, write a module with a config class and a `load` function, and add its line to SOURCES.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
 
 from pydantic import Field
 
-from ldm_kit.config import UserError
+from ldm_kit.config import Config, UserError
 from ldm_kit.data import digits, folder, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.folder import FolderConfig
@@ -15,31 +18,50 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
-DataConfig = Annotated[
-    OpenMojiConfig | FolderConfig | WebDatasetConfig | ParquetConfig | DigitsConfig, Field(discriminator="source")
-]
+
+class GivenConfig(Config):
+    """Pictures that a Python program gave to `ldm_kit.train`; a config cannot name them."""
+
+    source: Literal["given"] = "given"
+    resolution: int = Field(ge=1, description="side in pixels")
+    channels: int = Field(description="1 grey, 3 RGB, 4 RGBA")
+
+
+def _refuse_given(config: GivenConfig) -> Split:
+    raise UserError("data.source is given: the pictures came from Python; pass them to train(..., data=)")
+
+
+SOURCES: dict[type, Callable[[Any], Split]] = {
+    OpenMojiConfig: openmoji.load,
+    FolderConfig: folder.load,
+    WebDatasetConfig: webdataset.load,
+    ParquetConfig: parquet.load,
+    DigitsConfig: digits.load,
+    GivenConfig: _refuse_given,
+}
+
+if TYPE_CHECKING:
+
+    class DataConfig(Protocol):
+        """The config of any source; a key `source` says which."""
+
+        @property
+        def source(self) -> str: ...
+        @property
+        def resolution(self) -> int: ...
+        @property
+        def channels(self) -> int: ...
+else:
+    DataConfig = Annotated[Union[tuple(SOURCES)], Field(discriminator="source")]  # noqa: UP007
 
 
 def load(config: DataConfig) -> Split:
-    """Train, heldout and compositional pictures of a source.
+    """Load the training, held-out and (where there are any) compositional pictures of a source.
+
+    Args:
+        config: one of the classes in SOURCES.
 
     Raises:
-        UserError: packages missing, no such folder, nothing usable in it, or too many bad pictures.
+        UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
     """
-    match config:
-        case OpenMojiConfig():
-            return openmoji.load(config)
-        case DigitsConfig():
-            return digits.load(config)
-        case FolderConfig():
-            return _some(folder.load(config), config.path)
-        case WebDatasetConfig():
-            return _some(webdataset.load(config), config.path)
-        case ParquetConfig():
-            return _some(parquet.load(config), config.path)
-
-
-def _some(split: Split, path: Path) -> Split:
-    if not len(split.train):
-        raise UserError(f"all {len(split.heldout)} pictures in {path} are held out; lower data.heldout")
-    return split
+    return SOURCES[type(config)](config)

@@ -1,4 +1,4 @@
-"""What a frozen encoder says of captions, computed once: tensors on disk, named by all that they depend on."""
+"""Cache of computed tensors (encoded captions, semantic codes), in files named by a hash of all that they depend on."""
 
 import hashlib
 import json
@@ -13,17 +13,23 @@ from torch import Tensor
 from ldm_kit.data import atomic
 
 
-def key_of(*parts: Any) -> str:
-    """Sha256 hex of plain values (numbers, strings, lists and mappings of them)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def key_of(*values: Any) -> str:
+    """Return the sha256, in hex, of plain values: numbers, strings, lists and mappings of them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def cached(folder: Path, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that `make` gives, from `folder` if they were made before under this key; damaged ones are remade."""
+def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors stored under a key; if there are none, or the file is damaged, compute and store them.
+
+    Args:
+        folder: the cache's folder.
+        key: `key_of` all that the tensors depend on.
+        compute: returns the tensors by name.
+    """
     path = folder / f"{key[:32]}.safetensors"
     try:
         return load_file(path)
     except (OSError, SafetensorError):
-        made = {name: value.contiguous() for name, value in make().items()}
-    atomic.write(path, save(made))
-    return made
+        tensors = {name: value.contiguous() for name, value in compute().items()}
+    atomic.write(path, save(tensors))
+    return tensors

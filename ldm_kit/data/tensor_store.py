@@ -1,4 +1,4 @@
-"""Large tables of tensors, row by row: on disk, or made when asked for; only the rows of a batch are in memory."""
+"""Large tables of tensors, read row by row: from disk, or computed on demand; memory holds only a batch's rows."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, to_unit
 
-Place = int | slice | Tensor | tuple[Tensor | slice, int | Tensor | slice]  # rows, or (rows, which view of each)
+RowIndex = int | slice | Tensor | tuple[Tensor | slice, int | Tensor | slice]  # rows, or (rows, view of each row)
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-class Rows(Protocol):
-    """What is asked of a table [N, V, ...]: its size, and rows by number. A tensor is one."""
+class TensorTable(Protocol):
+    """A table [N, V, ...] of N rows with V views each, indexed by row. A tensor is one."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -29,13 +29,13 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, place: Place, /) -> Tensor:
-        """Rows by number or slice; with a second index, one view of each."""
+    def __getitem__(self, index: RowIndex, /) -> Tensor:
+        """Return rows by number, slice or tensor; with a second index, one view of each."""
         ...
 
 
-class Piece(NamedTuple):
-    """Where one tensor lies in a safetensors file."""
+class StoredTensor(NamedTuple):
+    """Location of one tensor in a safetensors file."""
 
     path: Path
     offset: int  # of its first byte
@@ -43,72 +43,81 @@ class Piece(NamedTuple):
     dtype: torch.dtype
 
 
-def locate(path: Path, name: str) -> Piece:
-    """Where a tensor lies in a safetensors file whose header is known to be good."""
+def locate(path: Path, name: str) -> StoredTensor:
+    """Return the location of a tensor in a safetensors file, whose header must be valid.
+
+    Raises:
+        KeyError: the file has no tensor of this name.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        about = json.loads(file.read(size))[name]
-    return Piece(path, 8 + size + about["data_offsets"][0], tuple(about["shape"]), DTYPES[about["dtype"]])
+        entry = json.loads(file.read(size))[name]
+    return StoredTensor(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """One table out of pieces in several files, joined along their first dimension and read with plain reads.
+class StoredTable:
+    """A table on disk: tensors in several files, joined along their first dimension, read with plain reads.
 
-    It holds no file open and nothing mapped, so it can be copied to data-loader processes, and memory stays flat
+    It holds no file open and nothing mapped, so it can be copied to data-loader processes, and memory stays constant
     however many rows are read.
     """
 
-    pieces: Sequence[Piece]
-    ends: Sequence[int] = field(init=False)
+    tensors: Sequence[StoredTensor]
+    ends: Sequence[int] = field(init=False)  # number of the row after each tensor's last
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ends", list(accumulate(piece.shape[0] for piece in self.pieces)))
+        object.__setattr__(self, "ends", list(accumulate(tensor.shape[0] for tensor in self.tensors)))
 
     @property
     def shape(self) -> Sequence[int]:
         """[N, V, ...]."""
-        return torch.Size((len(self), *self.pieces[0].shape[1:]))
+        return torch.Size((len(self), *self.tensors[0].shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
-        """As stored."""
-        return self.pieces[0].dtype
+        """Type of the stored numbers."""
+        return self.tensors[0].dtype
 
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, place: Place, /) -> Tensor:
-        return _looked_up(self._read, len(self), place)
+    def __getitem__(self, index: RowIndex, /) -> Tensor:
+        return _indexed(self._read, len(self), index)
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        """The rows [B, V, ...]; each file is opened once."""
-        found = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
-        wanted: dict[int, list[int]] = {}
+        """Return rows [B, V, ...], opening each file once."""
+        values = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
+        slots_by_tensor: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):
-            wanted.setdefault(bisect_right(self.ends, row), []).append(slot)
-        for number, slots in wanted.items():
-            piece = self.pieces[number]
-            first = self.ends[number] - piece.shape[0]
-            found[slots] = _rows_of(piece, [rows[slot] - first for slot in slots])
-        return found
+            slots_by_tensor.setdefault(bisect_right(self.ends, row), []).append(slot)
+        for number, slots in slots_by_tensor.items():
+            tensor = self.tensors[number]
+            start = self.ends[number] - tensor.shape[0]
+            values[slots] = _read_rows(tensor, [rows[slot] - start for slot in slots])
+        return values
 
 
-def _rows_of(piece: Piece, rows: Sequence[int]) -> Tensor:
-    size = torch.Size(piece.shape[1:]).numel() * piece.dtype.itemsize
-    file = os.open(piece.path, os.O_RDONLY)
+def _read_rows(tensor: StoredTensor, rows: Sequence[int]) -> Tensor:
+    size = torch.Size(tensor.shape[1:]).numel() * tensor.dtype.itemsize
+    file = os.open(tensor.path, os.O_RDONLY)
     try:
-        raw = bytearray().join(os.pread(file, size, piece.offset + row * size) for row in rows)
+        content = bytearray().join(os.pread(file, size, tensor.offset + row * size) for row in rows)
     finally:
         os.close(file)
-    if len(raw) != size * len(rows):
-        raise UserError(f"{piece.path} has been cut since the run began; expected it to stay as it is")
-    return torch.frombuffer(raw, dtype=piece.dtype).view(len(rows), *piece.shape[1:])
+    if len(content) != size * len(rows):
+        raise UserError(f"{tensor.path} has been cut since the run began; expected it to stay as it is")
+    return torch.frombuffer(content, dtype=tensor.dtype).view(len(rows), *tensor.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
-class Pixels:
-    """Pictures as numbers in [-1, 1], [N, V, C, R, R] float32: plain and, with `flip`, mirrored; decoded when asked."""
+class PixelTable:
+    """Pictures as a table [N, V, C, R, R], float32 in [-1, 1], decoded on demand.
+
+    Args:
+        pictures: the set.
+        flip: whether there are two views, plain and mirrored, or one.
+    """
 
     pictures: PictureSet
     flip: bool
@@ -122,25 +131,25 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, place: Place, /) -> Tensor:
-        return _looked_up(self._read, len(self), place)
+    def __getitem__(self, index: RowIndex, /) -> Tensor:
+        return _indexed(self._read, len(self), index)
 
     def _read(self, rows: Sequence[int]) -> Tensor:
         plain = to_unit(self.pictures.pictures(rows))
         return torch.stack([plain, plain.flip(3)] if self.flip else [plain], dim=1)
 
 
-class _Read(Protocol):
+class _ReadRows(Protocol):
     def __call__(self, rows: Sequence[int], /) -> Tensor: ...
 
 
-def _looked_up(read: _Read, count: int, place: Place) -> Tensor:
-    """Index as a tensor would be: rows first, then perhaps the view of each."""
-    rows, *view = place if isinstance(place, tuple) else (place,)
+def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
+    """Index a table of `count` rows as a tensor would be: rows first, then perhaps the view of each."""
+    rows, *view = index if isinstance(index, tuple) else (index,)
     numbers = torch.arange(count)[rows]
-    found = read(numbers.reshape(-1).tolist())
+    values = read(numbers.reshape(-1).tolist())
     if numbers.ndim == 0:
-        return found[0]
+        return values[0]
     if not view:
-        return found
-    return found[torch.arange(len(found)), view[0]] if isinstance(view[0], Tensor) else found[:, view[0]]
+        return values
+    return values[torch.arange(len(values)), view[0]] if isinstance(view[0], Tensor) else values[:, view[0]]

@@ -1,8 +1,8 @@
 """Tar shards in the layout of webdataset: members that share a name up to its first dot are one sample.
 
 A sample is a picture with, if there are any, a caption (.txt), a class (.cls) and a .json with text (or caption),
-label and further values. Nothing is ever extracted, and only plain files are read: members that are links or devices,
-lead outside, are far too large or cut off are counted and named as bad pictures are.
+label and further values. Nothing is ever extracted, and only regular files are read: members that are links or devices,
+have a path outside, are far too large or truncated are counted and logged as bad pictures are.
 """
 
 import io
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ldm_kit.config import UserError
 from ldm_kit.data import archives
-from ldm_kit.data.archives import Offer, PackedConfig
+from ldm_kit.data.archives import ArchiveConfig, ArchiveSample
 from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.image_files import SUFFIXES
 from ldm_kit.data.images import Split
@@ -28,14 +28,13 @@ TEXT_LIMIT = 2**20  # bytes of a caption, class or .json
 MEMBER_LIMIT = 2_000_000  # members of one shard
 HEADER_LIMIT = 2**20  # bytes of a long name, or of another extended header
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-_KINDS = {suffix[1:] for suffix in SUFFIXES}
-_TOLD = {"text", "caption", "label"}
+_IMAGE_KINDS = {suffix[1:] for suffix in SUFFIXES}
 
-Span = tuple[int, int]  # offset in the shard, bytes
-Groups = dict[str, dict[str, Span]]  # key -> kind of member -> where
+Span = tuple[int, int]  # offset in the shard, number of bytes
+Samples = dict[str, dict[str, Span]]  # sample's key -> member's suffix -> its span
 
 
-class WebDatasetConfig(PackedConfig):
+class WebDatasetConfig(ArchiveConfig):
     """Tar shards of pictures."""
 
     source: Literal["webdataset"] = Field(default="webdataset", description="which data: tar shards")
@@ -43,62 +42,63 @@ class WebDatasetConfig(PackedConfig):
 
 @dataclass(frozen=True)
 class TarReader:
-    """Reads samples out of plain tar files; `fields` are the values of a .json to keep."""
+    """Reader of the samples of uncompressed tar files."""
 
-    fields: Sequence[str] = ()
+    fields: Sequence[str] = ()  # values of a sample's .json to keep
 
     @property
     def key(self) -> Sequence[str]:
-        """What an index depends on beside the file."""
+        """Kind and settings that an index depends on."""
         return ["tar", *self.fields]
 
-    def scan(self, path: Path) -> Iterator[Offer | str]:
-        """Every sample in the order of the shard, and a complaint for each member that cannot be used."""
-        groups, bad = members(path)
-        yield from bad
+    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
+        """Yield every sample in the order of the shard, and a complaint for each member that cannot be used."""
+        samples, complaints = members(path)
+        yield from complaints
         with path.open("rb") as file:
-            for key, kinds in groups.items():
-                kind = next((kind for kind in kinds if kind in _KINDS), None)
+            for key, spans in samples.items():
+                kind = next((kind for kind in spans if kind in _IMAGE_KINDS), None)
                 if kind is None:
-                    yield f"{key!r:.120}: has no picture, only {', '.join(sorted(kinds)):.60}"
+                    yield f"{key!r:.120}: has no picture, only {', '.join(sorted(spans)):.60}"
                     continue
                 try:
-                    entry = self._entry(f"{key}.{kind}", _told(file, kinds))
+                    entry = self._entry(f"{key}.{kind}", _metadata(file, spans))
                 except (ValueError, RecursionError) as error:
                     yield f"{key!r:.120}: its text cannot be read ({error!s:.120})"
                 else:
-                    yield Offer(entry, kinds[kind], _bytes(file, kinds[kind]))
+                    yield ArchiveSample(entry, spans[kind], _bytes(file, spans[kind]))
 
-    def _entry(self, name: str, told: Mapping[str, Any]) -> Entry:
-        text, label = told.get("text") or told.get("caption") or "", told.get("label")
+    def _entry(self, name: str, metadata: Mapping[str, Any]) -> Entry:
+        text, label = metadata.get("text") or metadata.get("caption") or "", metadata.get("label")
         if not isinstance(text, str) or not isinstance(label, str | int | None):
             raise ValueError("text or label is neither text nor a number")
-        fields = {field: as_text(told[field]) for field in self.fields if field in told}
+        fields = {field: as_text(metadata[field]) for field in self.fields if field in metadata}
         return Entry(name, text, None if label is None else str(label), fields)
 
-    def read(self, path: Path, place: Span) -> bytes:
-        """The picture's file at a place that `scan` told."""
+    def read(self, path: Path, location: Span) -> bytes:
+        """Return the contents of the image file at a location that `scan` gave."""
         with path.open("rb") as file:
-            return _bytes(file, place)
+            return _bytes(file, location)
 
 
 def load(config: WebDatasetConfig) -> Split:
-    """Train and heldout parts of tar shards.
+    """Load the training and held-out pictures of tar shards.
 
     Raises:
-        UserError: no shards, a file that is no plain tar, nothing usable, or more bad pictures than allowed.
+        UserError: no shards, a file that is no uncompressed tar, nothing usable, more bad pictures than allowed, or no
+            picture left to train on.
     """
     return archives.load(config, TarReader(config.fields), ".tar")
 
 
-def members(path: Path) -> tuple[Groups, list[str]]:
-    """Where the members of a tar lie, by sample and kind, and complaints about those that are refused.
+def members(path: Path) -> tuple[Samples, list[str]]:
+    """Return the spans of a tar's members, by sample and suffix, and a complaint for each that cannot be used.
 
     Raises:
-        UserError: the file is no plain tar, or has too many members.
+        UserError: the file is no uncompressed tar, or has too many members.
     """
-    groups: Groups = {}
-    bad: list[str] = []
+    samples: Samples = {}
+    complaints: list[str] = []
     with path.open("rb") as file:
         end = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -106,20 +106,20 @@ def members(path: Path) -> tuple[Groups, list[str]]:
             for number, member in enumerate(_walk(file)):
                 if number >= MEMBER_LIMIT:
                     raise UserError(f"{path} has more than {MEMBER_LIMIT:,} members; split it into smaller shards")
-                if complaint := _sort(member, end, groups):
-                    bad.append(f"{member.name!r:.120}: {complaint}")
+                if complaint := _add_member(member, end, samples):
+                    complaints.append(f"{member.name!r:.120}: {complaint}")
         except tarfile.TarError as error:
-            if not groups and not bad:
+            if not samples and not complaints:
                 raise UserError(
                     f"{path} is no plain tar file ({error}); compressed ones must be unpacked to .tar first, so that "
                     "any picture can be read at random"
                 ) from None
-            bad.append(f"the shard is damaged or cut off ({error})")
-    return groups, bad
+            complaints.append(f"the shard is damaged or cut off ({error})")
+    return samples, complaints
 
 
-class _Capped(io.RawIOBase):
-    """A file whose reads are small: of a tar only headers are read here, whatever size they claim to have."""
+class _LimitedReads(io.RawIOBase):
+    """A file that refuses large reads: only headers of a tar are read through it, whatever size they claim to have."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -137,33 +137,39 @@ class _Capped(io.RawIOBase):
 
 
 def _walk(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar; raises tarfile.TarError where it is damaged or stops without its end mark."""
-    with tarfile.open(fileobj=_Capped(file), mode="r:") as tar:
+    """Yield the members of a tar.
+
+    Raises:
+        tarfile.TarError: it is damaged, or ends without its end mark.
+    """
+    with tarfile.open(fileobj=_LimitedReads(file), mode="r:") as tar:
         yield from tar
         file.seek(tar.offset)
-        rest = file.read(tarfile.BLOCKSIZE)
-        if not rest or any(rest):
+        end_mark = file.read(tarfile.BLOCKSIZE)
+        if not end_mark or any(end_mark):
             raise tarfile.ReadError(f"no end mark at byte {tar.offset:,}")
 
 
-def _sort(member: tarfile.TarInfo, end: int, groups: Groups) -> str | None:
-    """Put a member where it belongs, or say why it is refused; folders, hidden files and the nameless are left out."""
-    if complaint := _refused(member, end):
+def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | None:
+    """Add a member to its sample, or return a complaint; folders, hidden files and nameless ones are left out."""
+    if complaint := _complaint(member, end):
         return complaint
     match = _NAME.fullmatch(member.name)
     if member.isdir() or match is None:
         return None
     kind = match[2].lower()
-    if member.size > (PICTURE_LIMIT if kind in _KINDS else TEXT_LIMIT) and kind in {*_KINDS, "txt", "cls", "json"}:
+    limit = PICTURE_LIMIT if kind in _IMAGE_KINDS else TEXT_LIMIT
+    if member.size > limit and kind in {*_IMAGE_KINDS, "txt", "cls", "json"}:
         return f"has {member.size:,} bytes, more than any picture or text needs"
-    kinds = groups.setdefault(match[1], {})
-    if kind in kinds:
+    spans = samples.setdefault(match[1], {})
+    if kind in spans:
         return "comes a second time"
-    kinds[kind] = (member.offset_data, member.size)
+    spans[kind] = (member.offset_data, member.size)
     return None
 
 
-def _refused(member: tarfile.TarInfo, end: int) -> str | None:
+def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
+    """Return why a member must not be read, if so; `end` is the size of the shard in bytes."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         return "leads outside; expected a relative name without .."
@@ -174,17 +180,22 @@ def _refused(member: tarfile.TarInfo, end: int) -> str | None:
     return "is cut off by the end of the shard" if member.offset_data + member.size > end else None
 
 
-def _told(file: BinaryIO, kinds: Mapping[str, Span]) -> dict[str, Any]:
-    """Text, label and further values of a sample; raises ValueError for what is no UTF-8 or JSON."""
-    told = json.loads(_bytes(file, kinds["json"])) if "json" in kinds else {}
-    if not isinstance(told, dict):
-        raise ValueError(f"its .json holds a {type(told).__name__}, expected an object")
+def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
+    """Return text, label and further values of a sample.
+
+    Raises:
+        ValueError: they are not valid UTF-8 or JSON.
+    """
+    metadata = json.loads(_bytes(file, spans["json"])) if "json" in spans else {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its .json holds a {type(metadata).__name__}, expected an object")
     for kind, name in (("txt", "text"), ("cls", "label")):
-        if kind in kinds:
-            told[name] = _bytes(file, kinds[kind]).decode().strip()
-    return told
+        if kind in spans:
+            metadata[name] = _bytes(file, spans[kind]).decode().strip()
+    return metadata
 
 
-def _bytes(file: BinaryIO, place: Span) -> bytes:
-    file.seek(place[0])
-    return file.read(place[1])
+def _bytes(file: BinaryIO, span: Span) -> bytes:
+    offset, size = span
+    file.seek(offset)
+    return file.read(size)

@@ -13,7 +13,7 @@ from autoencoder.perceptual import Perceptual, PerceptualConfig
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.openmoji.dataset import ATTRIBUTION, OpenMojiConfig, load
 from ldm_kit.demo.measure import Drawings, Features, chosen, draw, known, measured, without_twins
-from ldm_kit.methods.autoencoder import pictures_of
+from ldm_kit.methods.autoencoder import reconstruct
 from ldm_kit.metrics.fidelity import Fidelity, table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
 from ldm_kit.models.options import SamplingOptions
@@ -81,4 +81,4 @@ def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int
 def _psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
     """Mean PSNR in dB of pictures through the autoencoder and back."""
     x = to_unit(pictures.pictures(range(len(pictures)))).to(pipeline.device)
-    return float(psnr_of(x, pictures_of(pipeline.vae, x)).mean())
+    return float(psnr_of(x, reconstruct(pipeline.vae, x)).mean())

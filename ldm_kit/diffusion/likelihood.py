@@ -1,30 +1,28 @@
 """The variational bound on the negative log-likelihood, term by term, in bits per dimension.
 
-Ho et al. 2020, eq. 5: a prior, one term for each time t > 0, and the reconstruction at t = 0. For variance-preserving
-schedules, whose posteriors q(x_{t-1} | x_t, x_0) are Gaussians in closed form (eq. 6 and 7).
+The bound is a prior, one term for each timestep t > 0, and the reconstruction at t = 0 (Ho et al. 2020, eq. 5). It is
+for variance-preserving schedules.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, times_like
-from ldm_kit.diffusion.loss import noised
+from ldm_kit.diffusion.posterior import VarianceType, learned_log_variance, log_variance, log_variance_range
 from ldm_kit.diffusion.prediction import Prediction, expand_like
 from ldm_kit.diffusion.schedule import Schedule
-
-VarianceType = Literal["small", "large", "learned_range"]  # as diffusers' schedulers call them
 
 _HALF_BIN = 1 / 255  # of the 8-bit levels k / 127.5 - 1
 _EDGE = 0.999  # beyond it lies the darkest, or the brightest, level alone
 
 
 class Term(NamedTuple):
-    """One term of the bound for each picture: bits per dimension [B] at times [B]."""
+    """One term of the bound for each picture: bits per dimension [B] at timesteps t [B]."""
 
     t: Tensor
     bits: Tensor
@@ -32,57 +30,46 @@ class Term(NamedTuple):
 
 @lru_cache(maxsize=16)
 def check_schedule(schedule: Schedule) -> None:
-    """Raise ValueError for a schedule without such posteriors: not variance-preserving, or of a single time."""
-    a, s = schedule.a, schedule.s
-    if not torch.allclose(a.square() + s.square(), torch.ones_like(a)):
-        raise ValueError("the variational bound needs a variance-preserving schedule (a^2 + s^2 = 1), not flow")
-    if len(a) < 2:
-        raise ValueError("the variational bound needs two times or more: t = 0 borrows its variance from t = 1")
-
-
-def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", "large"]) -> Tensor:
-    """Log variance of the way down from x_t, t [B], as float64 [B] or like a learned fraction [B, ...].
-
-    "small" is the posterior's and "large" is beta; both stand at t = 0, where the posterior has none, for the
-    posterior's of t = 1 (Ho et al. 2020, section 3.2). A fraction lies between small (0) and log beta_t (1), which at
-    t = 0 is that of t = 0 (Nichol & Dhariwal 2021, eq. 15). For respaced chains give the respaced schedule.
+    """Check that a schedule has a variational bound.
 
     Raises:
-        ValueError: the schedule has no posterior, see `check_schedule`.
+        ValueError: it is not variance-preserving, or has a single timestep.
     """
-    check_schedule(schedule)
-    later = t.clamp_min(1)
-    small = _log_beta(schedule, later) + _log_ratio(schedule, later)
-    if isinstance(kind, Tensor):
-        return expand_like(small, kind) + kind * expand_like(_log_beta(schedule, t) - small, kind)
-    return small if kind == "small" else torch.where(t > 0, _log_beta(schedule, t), small)
-
-
-def _log_beta(schedule: Schedule, t: Tensor) -> Tensor:
-    """Log of beta_t = 1 - (a_t / a_{t-1})^2."""
-    return torch.log1p(-(schedule.at(t)[0] / schedule.at(t - 1)[0]).square())
-
-
-def _log_ratio(schedule: Schedule, t: Tensor) -> Tensor:
-    """Log of the posterior's variance over beta_t, s_{t-1}^2 / s_t^2."""
-    return 2 * (schedule.at(t - 1)[1] / schedule.at(t)[1]).log()
+    if not schedule.variance_preserving:
+        raise ValueError("the variational bound needs a variance-preserving schedule (a^2 + s^2 = 1), not flow")
+    if len(schedule) < 2:
+        raise ValueError("the variational bound needs two times or more: t = 0 borrows its variance from t = 1")
 
 
 def term(
     p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, *, variance: VarianceType = "small", levels: bool = True
 ) -> Tensor:
-    """The bound's terms at times t [B] for a prediction from x_t, bits per dimension, mean over dimensions [B].
+    """Return the bound's terms for predictions from x_t, in bits per dimension.
 
-    For t > 0 the divergence KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). Both means hold x_t alike, so what is left
-    of their distance is (SNR_{t-1} - SNR_t) (x_0 - x_0')^2 posterior variances (Kingma et al. 2021, eq. 13).
+    For t > 0 a term is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). Both means have the same part in x_t, so that
+    their squared distance is (SNR_{t-1} - SNR_t) (x_0 - x_0')^2 in units of the posterior's variance (Kingma et al.
+    2021, eq. 13).
 
-    At t = 0 pixels pay for their 8-bit level, see `log_level`. Latents have no levels, and a density has no least
-    value: with `levels` off they pay KL(N(x_0, small) || p(x_0 | x_1)), as if known up to the chain's own smallest
-    noise, which is never negative, and zero if and only if prediction and variance are right.
+    At t = 0 the term of pixels is that of `log_level`. Latents have no 8-bit levels, and a density has no lower limit:
+    with `levels` False it is KL(N(x_0, small) || p(x_0 | x_1)), as if x_0 were known up to the smallest noise of the
+    chain; it is never negative, and zero if and only if prediction and variance are right.
+
+    Args:
+        p: predictions [B, ...] from x_t, with `fraction` where the variance is learned.
+        x_0: true clean data [B, ...], in -1..1 where `levels` is True.
+        t: timesteps [B].
+        schedule: variance-preserving.
+        variance: of the reverse step, see `posterior.log_variance`.
+        levels: whether the data are 8-bit levels k / 127.5 - 1.
+
+    Returns:
+        Mean over dimensions, [B].
 
     Raises:
-        ValueError: the variance is learned but the prediction has none, or the schedule has no posterior.
+        ValueError: an unknown variance, learned_range for a prediction without a fraction, or a schedule without a
+            bound.
     """
+    check_schedule(schedule)
     small = log_variance(schedule, t, "small")
     excess = _excess(p, x_0, t, schedule, variance)
     precision = torch.where(t > 0, schedule.snr(t - 1) - schedule.snr(t), (-small).exp())
@@ -94,22 +81,30 @@ def term(
 
 
 def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance: VarianceType) -> Tensor:
-    """Log variance above the posterior's, in one subtraction of float64: [B, 1, ...] or like x_0."""
+    """Return the log variance above the posterior's, subtracted in float64: [B, 1, ...] or like x_0."""
     if variance not in get_args(VarianceType):
         raise ValueError(f"unknown variance {variance!r}; known are {', '.join(get_args(VarianceType))}")
-    small = log_variance(schedule, t, "small")
+    low, high = log_variance_range(schedule, t)
     if variance != "learned_range":
-        return expand_like(log_variance(schedule, t, variance) - small, x_0)
+        return expand_like(log_variance(schedule, t, variance) - low, x_0)
     if p.fraction is None:
         raise ValueError("variance learned_range needs a prediction with a fraction; this network has learned none")
-    return p.fraction * expand_like(_log_beta(schedule, t) - small, x_0)
+    return learned_log_variance(p.fraction, 0.0, expand_like(high - low, x_0))
 
 
 def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log probability of x_0's 8-bit level under a Gaussian, like x_0 (Ho et al. 2020, eq. 13).
+    """Return the natural log probability of an 8-bit level under a Gaussian (Ho et al. 2020, eq. 13).
 
-    The bin is x_0 +- 1/255; those of the darkest and brightest level are open. With the exact normal integral, in
-    logarithms, where the published code has a tanh (off by 2e-4 at most) and a floor at 1e-12.
+    The bin is x_0 +- 1/255; the bins of the darkest and the brightest level are open. The normal integral is exact and
+    in logarithms, where the published code has a tanh (off by 2e-4 at most) and a floor at 1e-12.
+
+    Args:
+        x_0: levels k / 127.5 - 1, k = 0 .. 255, of any shape.
+        mean: of the Gaussian, broadcasts to x_0.
+        log_variance: natural logarithm, broadcasts to x_0.
+
+    Returns:
+        Nats, like x_0.
     """
     scale = (-log_variance / 2).exp()
     low, high = (x_0 - _HALF_BIN - mean) * scale, (x_0 + _HALF_BIN - mean) * scale
@@ -122,7 +117,7 @@ def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _log_normal_integral(x: Tensor) -> Tensor:
-    """As torch.special.log_ndtr, whose float32 gradient is wrong below -1000 and NaN further down (torch 2.15)."""
+    """Return torch.special.log_ndtr(x), whose own float32 gradient is wrong below -1000 and then NaN (torch 2.15)."""
     z = x / math.sqrt(2)
     low, high = torch.where(x < 0, z, 0.0), torch.where(x < 0, 0.0, z)
     scaled = cast(Tensor, torch.special.erfcx(-low))  # pyright: ignore[reportUnknownMemberType]  (torch has no type)
@@ -130,11 +125,22 @@ def _log_normal_integral(x: Tensor) -> Tensor:
 
 
 def prior(x_0: Tensor, schedule: Schedule) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, 1)) at the last time, bits per dimension [B]; nothing trains it."""
+    """Return the bound's first part, KL(q(x_{T-1} | x_0) || N(0, 1)), which no training changes.
+
+    Args:
+        x_0: clean data [B, ...].
+        schedule: variance-preserving.
+
+    Returns:
+        Bits per dimension, [B].
+
+    Raises:
+        ValueError: the schedule has no bound.
+    """
     check_schedule(schedule)
     last = times_like(x_0, len(schedule) - 1)
-    kept = schedule.at(last)[0].square()  # so that the variance is 1 - kept
-    nats = (expand_like(kept, x_0) * x_0.square() - expand_like(kept + torch.log1p(-kept), x_0)) / 2
+    alpha_bar = schedule.alpha_sigma(last)[0].square()  # the variance is 1 - alpha_bar
+    nats = (expand_like(alpha_bar, x_0) * x_0.square() - expand_like(alpha_bar + torch.log1p(-alpha_bar), x_0)) / 2
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -148,24 +154,30 @@ def nll(
     *,
     variance: VarianceType = "small",
 ) -> Iterator[Term]:
-    """Every term of the bound for pictures x_0 [B, ...] of 8-bit levels in [-1, 1]; with `prior` they sum to it.
+    """Yield the terms of the bound, which together with `prior` sum to it.
 
     Args:
         denoiser: its predictions of x_0 are clipped to [-1, 1].
-        x_0: pictures.
-        noise: what is added at times [B], like x_0.
-        times: [B] each, such as `sparse_times`; all, falling, when left out.
-        cond: as the denoiser takes it.
-        variance: that of the model's way down.
+        x_0: pictures [B, ...] of 8-bit levels in [-1, 1].
+        noise: timesteps [B] to standard normal noise like x_0.
+        times: the timesteps of each term, [B] each; None: all, falling.
+        cond: condition, as the denoiser takes it.
+        variance: of the model's reverse step.
+
+    Raises:
+        ValueError: see `term`.
     """
     schedule, clipped = denoiser.schedule, Clipped(denoiser)
-    every = (times_like(x_0, t) for t in reversed(range(len(schedule))))
-    for t in every if times is None else times:
-        p = clipped(noised(x_0, noise(t), t, schedule), t, cond)
+    all_times = (times_like(x_0, t) for t in reversed(range(len(schedule))))
+    for t in all_times if times is None else times:
+        p = clipped(schedule.add_noise(x_0, noise(t), t), t, cond)
         yield Term(t, term(p, x_0, t, schedule, variance=variance))
 
 
 def sparse_density(total: int) -> Tensor:
-    """A density over times [T] float64 like the terms of a trained model, which fall about as 1 / (t + 1)."""
+    """Return a density over timesteps [T] float64 like the terms of a trained model, which fall about as 1 / (t + 1).
+
+    Timesteps drawn from it, each term weighted by 1 / density, estimate the sum of all terms without bias.
+    """
     weights = 1 / torch.arange(1, total + 1, dtype=torch.float64)
     return weights / weights.sum()

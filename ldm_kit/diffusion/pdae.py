@@ -1,7 +1,8 @@
-"""Semantic codes in the mathematics of diffusion: DiffAE's stochastic code, PDAE's shifted denoiser, and editing.
+"""The mathematics of semantic codes: DiffAE's stochastic code, PDAE's shifted denoiser, interpolation and editing.
 
-DiffAE (Preechakul et al. 2022) decodes with plain DDIM under a code z: `samplers.ddim` over falling times, and
-`stochastic_code` over rising ones. PDAE (Zhang et al. 2022) shifts a frozen model's eps by a learned gradient G.
+DiffAE (Preechakul et al. 2022) decodes by DDIM under a code z, `samplers.ddim` over falling timesteps, and encodes by
+`stochastic_code` over rising ones. PDAE (Zhang et al. 2022) shifts the eps of a pretrained model, which is not trained
+further, by a learned gradient G.
 """
 
 import math
@@ -18,52 +19,80 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule
 
 Estimator = Callable[[Tensor, Tensor, Any], tuple[Prediction, Tensor]]
-"""(x_t, t, condition) to the frozen model's prediction and the gradient G, which is like x_0."""
+"""(x_t [B, ...], t [B], condition) to the pretrained model's prediction and the gradient G, which is like x_0."""
 
 
 def pdae_weight(t: Tensor, schedule: Schedule, gamma: float = 0.1) -> Tensor:
-    """PDAE's weight of a time, SNR^gamma / (1 + SNR), [B]; small at both ends (Zhang et al. 2022)."""
+    """Return PDAE's loss weights SNR^gamma / (1 + SNR) at timesteps t [B], small at both ends (Zhang et al. 2022)."""
     snr = schedule.snr(t)
     return snr.pow(gamma) / (1 + snr)
 
 
 def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
-    """c_t [B] with which eps + c_t G moves the posterior mean by its variance times G; 0 at t = 0.
+    """Return the c_t for which eps + c_t G moves the posterior's mean by its variance times G (Zhang et al. 2022).
 
-    It is -(a_t / a_{t-1}) s_{t-1}^2 / s_t: that of training and of ancestral sampling. DDIM takes -s_t (`ShiftedDenoiser`); the
-    two differ by design.
+    c_t = -(a_t / a_{t-1}) s_{t-1}^2 / s_t, which is 0 at t = 0, is the coefficient of training and of ancestral
+    sampling. DDIM takes -s_t (`ShiftedDenoiser`); the two differ by design.
+
+    Args:
+        t: timesteps [B].
+        schedule: variance-preserving.
+
+    Returns:
+        float64 [B].
     """
-    a, s = schedule.at(t)
-    a_before, s_before = schedule.at(t - 1)
+    a, s = schedule.alpha_sigma(t)
+    a_before, s_before = schedule.alpha_sigma(t - 1)
     return -(a / a_before) * s_before.square() / s
 
 
 def pdae_loss(eps_hat: Tensor, gap: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Mean squared error [B] of the frozen eps_hat + c_t G against eps, not weighted (Zhang et al. 2022)."""
+    """Return the mean squared error of eps_hat + c_t G against eps, not weighted (Zhang et al. 2022).
+
+    Args:
+        eps_hat: noise that the pretrained model predicts, [B, ...].
+        gap: the learned gradient G, like `eps_hat`.
+        eps: true noise, like `eps_hat`.
+        t: timesteps [B].
+        schedule: variance-preserving.
+
+    Returns:
+        float32 [B].
+    """
     shifted = eps_hat.float() + expand_like(pdae_coefficient(t, schedule), gap.float()) * gap.float()
     return (shifted - eps.float()).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkEstimator:
-    """A network `(x, t, cond) -> (frozen output, G)` as an estimator; `target` and `learned_range` are the output's."""
+    """A network as an estimator of the pretrained model's prediction and the gradient G.
+
+    Args:
+        network: (x_t [B, C, ...], t [B], condition) to the pretrained model's output and G.
+        schedule: noise schedule of the pretrained model.
+        prediction_type: what its output stands for.
+        learned_range: whether its output has twice the channels, see `NetworkDenoiser`.
+    """
 
     network: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
     schedule: Schedule
-    target: PredictionType
+    prediction_type: PredictionType
     learned_range: bool = False
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any) -> tuple[Prediction, Tensor]:
         out, gap = self.network(x, t, cond)
-        frozen = NetworkDenoiser(lambda _x, _t, _cond: out, self.schedule, self.target, self.learned_range)
-        return frozen(x, t, cond), gap.to(x.dtype)
+        base = NetworkDenoiser(lambda _x, _t, _cond: out, self.schedule, self.prediction_type, self.learned_range)
+        return base(x, t, cond), gap.to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class ShiftedDenoiser:
-    """A frozen model moved by its learned gradient, eps - s_t G, as classifier guidance moves it (Zhang et al. 2022).
+    """A pretrained model shifted by a learned gradient, eps - s_t G, as in classifier guidance (Zhang et al. 2022).
 
-    `strength` 0 is the frozen model itself.
+    Args:
+        estimator: gives the model's prediction and G.
+        schedule: noise schedule of the model.
+        strength: factor of G; 0 is the model itself.
     """
 
     estimator: Estimator
@@ -74,17 +103,22 @@ class ShiftedDenoiser:
         p, gap = self.estimator(x, t, cond)
         if self.strength == 0:
             return p
-        a, s = self.schedule.at(t)
+        a, s = self.schedule.alpha_sigma(t)
         eps = p.eps - self.strength * expand_like(s, x) * gap
         return from_eps(eps, x, expand_like(a, x), expand_like(s, x))._replace(fraction=p.fraction)
 
 
 @dataclass(frozen=True, eq=False)
 class InterpolatedDenoiser:
-    """Between two conditions at every step: (1 - weight) of the given one and weight of `other`, in x_0 and eps.
+    """A denoiser interpolated between two conditions at every step, in x_0 and eps.
 
-    The weight is a number or [B]. For `ShiftedDenoiser` that is G = (1 - w) G(z_1) + w G(z_2), PDAE's trajectory interpolation;
-    put `Clipped` around it.
+    For `ShiftedDenoiser` that is G = (1 - w) G(z_1) + w G(z_2), PDAE's trajectory interpolation; put `Clipped` around
+    it.
+
+    Args:
+        denoiser: evaluated under both conditions.
+        other: the second condition; the first is the one of the call.
+        weight: of the second condition, a number or [B].
     """
 
     denoiser: Denoiser
@@ -93,22 +127,29 @@ class InterpolatedDenoiser:
 
     @property
     def schedule(self) -> Schedule:
-        """The inner denoiser's schedule."""
+        """Noise schedule of the inner denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p, q = self.denoiser(x, t, cond), self.denoiser(x, t, self.other)
         w = expand_like(torch.as_tensor(self.weight, dtype=x.dtype, device=x.device).expand(len(x)), x)
-        x_0, eps = torch.lerp(p.x_0, q.x_0, w), torch.lerp(p.eps, q.eps, w)
-        return Prediction(x_0, eps, p.fraction)
+        return p.lerp(q, w)
 
 
 @torch.no_grad()
 def stochastic_code(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """DDIM upwards from pictures x, put at times[0], over rising times to pure noise (Preechakul et al. 2022).
+    """Encode data into DiffAE's stochastic code, by DDIM over rising timesteps (Preechakul et al. 2022).
 
-    One evaluation for each time; the last state's x is eps at the last time, and its t is T. `ddim` over the same times
-    falling, and -1, decodes it, with an error of order 1/N: take 250 or more.
+    `ddim` over the same timesteps falling, and -1, decodes it, with an error of order 1/N: take 250 or more.
+
+    Args:
+        denoiser: predicts x_0 and eps.
+        x: data [B, ...], taken for x_t at times[0].
+        times: rising timesteps, the last one T-1.
+        cond: condition, as the denoiser takes it.
+
+    Yields:
+        One state for each timestep; the last state's x is eps at the last timestep, and its t is T.
     """
     for state in ddim(denoiser, x, times, cond):
         x = state.x
@@ -118,9 +159,14 @@ def stochastic_code(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: A
 
 
 def pdae_grid(total: int, steps: int) -> list[int]:
-    """PDAE's steps + 1 rising times, from 0 to T - 1 exactly; the level of time 0 stands for clean data.
+    """Return PDAE's steps + 1 rising timesteps, from 0, whose noise level stands for clean data, to T-1.
 
-    Raises ValueError unless 1 <= steps <= total - 1.
+    Args:
+        total: number of training timesteps T.
+        steps: number of sampling steps, 1 to T-1.
+
+    Raises:
+        ValueError: `steps` out of range.
     """
     if not 1 <= steps < total:
         raise ValueError(f"cannot walk {total} training times in {steps} of PDAE's steps; expected 1 to {total - 1}")
@@ -129,7 +175,11 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """DDIM upwards over `pdae_grid`'s rising times; the last state is the stochastic code, at time T - 1."""
+    """Encode data [B, ...] by DDIM over the rising timesteps of `pdae_grid` (Zhang et al. 2022).
+
+    Yields:
+        One state for each step; the last one is the stochastic code, at T-1.
+    """
     yield from ddim(denoiser, x, times, cond)
 
 
@@ -142,15 +192,18 @@ def pdae_decode(
     stop: float = 0.0,
     frozen: Denoiser | None = None,
 ) -> Iterator[State]:
-    """DDIM down `pdae_grid`'s rising times, walked backwards; the state at time 0 is the picture.
+    """Decode by DDIM over the timesteps of `pdae_grid`, backwards (Zhang et al. 2022).
 
     Args:
         denoiser: `ShiftedDenoiser`, or anything around it.
-        x: noise, or a stochastic code, at the last of the times.
-        times: rising, as `pdae_grid` gives them.
-        cond: as the denoiser takes it.
-        stop: share of the steps, the last ones, that are left to `frozen` (0.3 where codes are drawn from a prior).
-        frozen: the model without shift, in what stands around the denoiser; needed where `stop` is above 0.
+        x: noise, or a stochastic code, at the last of the timesteps, [B, ...].
+        times: rising timesteps of `pdae_grid`.
+        cond: condition, as the denoiser takes it.
+        stop: share of the steps, the last ones, that use `frozen` (0.3 where codes are drawn from a prior).
+        frozen: the pretrained model without the shift, with the same wrappers; needed where `stop` is above 0.
+
+    Yields:
+        One state for each step; the one at timestep 0 is the decoded data.
 
     Raises:
         ValueError: `stop` outside 0..1, or above 0 without `frozen`.
@@ -159,18 +212,23 @@ def pdae_decode(
         raise ValueError(f"stop is {stop}; expected a share of the steps from 0 to 1")
     if stop > 0 and frozen is None:
         raise ValueError(f"stop {stop} leaves the last steps to the frozen model; expected it beside it")
-    kept = int(stop * (len(times) - 1))
-    for state in ddim(denoiser, x, list(times[kept:])[::-1], cond):
+    unshifted = int(stop * (len(times) - 1))
+    for state in ddim(denoiser, x, list(times[unshifted:])[::-1], cond):
         x = state.x
         yield state
     if frozen is not None:
-        yield from ddim(frozen, x, list(times[: kept + 1])[::-1], cond)
+        yield from ddim(frozen, x, list(times[: unshifted + 1])[::-1], cond)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
-    """Along the great circle from a to b [B, ...], each pair as one flat vector (Shoemake 1985).
+    """Interpolate along the great circle from a to b, each sample as one flat vector (Shoemake 1985).
 
-    The weight is a number or [B]: 0 gives a. The straight line where the angle between them has no sine (below 1e-4).
+    Where the sine of the angle between them is below 1e-4, the interpolation is linear.
+
+    Args:
+        a: start [B, ...].
+        b: end, like a.
+        weight: 0 gives a, 1 gives b; a number or [B].
     """
     w = expand_like(torch.as_tensor(weight, dtype=a.dtype, device=a.device).expand(len(a)), a)
     cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
@@ -183,14 +241,15 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def shift_codes(z: Tensor, direction: Tensor, strength: float | Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Codes z [B, Z] moved along a direction of the normalised space (Preechakul et al. 2022).
+    """Shift codes along a direction of the normalised code space (Preechakul et al. 2022).
 
     Args:
-        z: codes as the encoder gives them.
+        z: codes as the encoder gives them, [B, Z].
         direction: [Z] or [B, Z], of any length: a row of a linear classifier's weight.
-        strength: how far, in units of sqrt(Z), the length of a typical normalised code: about -0.5 to 0.5; or [B].
-        mean: of each dimension over the training set, [Z].
-        std: likewise.
+        strength: length of the shift in units of sqrt(Z), the length of a typical normalised code: about -0.5 to 0.5;
+            a number or [B].
+        mean: mean of each dimension over the training set, [Z].
+        std: standard deviation of each dimension over the training set, [Z].
 
     Raises:
         ValueError: a direction of length 0.

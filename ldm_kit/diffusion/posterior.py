@@ -1,68 +1,28 @@
-"""The chain over a grid of times, respaced: whatever it needs follows from a and s at two neighbouring times alone.
+"""The posterior q(x_s | x_t, x_0) between any two timesteps t > s, and the variance of the reverse step p(x_s | x_t).
 
-q(x_t | x_next) = N(keep x_next, forward) and q(x_next | x_t, x_0) = N(of_x x_t + of_x_0 x_0, posterior) for t above
-t_next (Kingma et al. 2021, appendix A). For variance-preserving schedules `forward` is the respaced beta.
+Everything follows from a and s at the two timesteps alone (Kingma et al. 2021, appendix A), so that a respaced chain is
+the list of its timesteps. For variance-preserving schedules the formulas are those of Ho et al. 2020, eq. 7, on the
+respaced betas.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ldm_kit.diffusion.prediction import expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
-Variance = Literal["small", "large", "learned", "auto"]
+VarianceType = Literal["small", "large", "learned_range"]  # as diffusers' schedulers call them
 _TINY = 1e-38  # flow is clean at t = 0 already: no logarithm of zero there
 
 
-class Link(NamedTuple):
-    """One step t -> t_next of a chain, as plain numbers computed in float64."""
-
-    t: int
-    t_next: int
-    s: float  # at t
-    keep: float
-    forward: float
-    of_x: float
-    of_x_0: float
-    posterior: float  # 0 in the step to clean data
-    floor: float  # posterior, and in the step to clean data that of the step before; nan where there is none
-
-    def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
-        """Mean of q(x_next | x_t, x_0); in the step to clean data it is x_0."""
-        return self.of_x * x + self.of_x_0 * x_0
-
-    def variance(self, kind: Variance, fraction: Tensor | None) -> Tensor | float:
-        """Variance of the way down: a number or, where it is learned, one for each coordinate.
-
-        "small" is the posterior's. "large" is `forward`; the step to clean data has `floor` (Ho et al. 2020, section
-        3.2). "learned" has a log variance between those of `floor` (fraction 0) and `forward` (1), Nichol & Dhariwal
-        2021, eq. 15. "auto" is learned where there is a fraction, else small.
-
-        Raises:
-            ValueError: learned, without a fraction; or `floor` where there is none.
-        """
-        if kind == "small" or (kind == "auto" and fraction is None):
-            return self.posterior
-        if kind == "large" and self.t_next >= 0:
-            return self.forward
-        if math.isnan(self.floor):
-            raise ValueError(
-                f"a chain of one step has no {kind} variance to be guided with; expected two steps or more"
-            )
-        if kind == "large":
-            return self.floor
-        if fraction is None:
-            raise ValueError("the learned variance was asked for, but the denoiser's predictions have no fraction")
-        low, high = math.log(max(self.floor, _TINY)), math.log(max(self.forward, _TINY))
-        return (low + fraction * (high - low)).exp()
-
-
 class Level(NamedTuple):
-    """A time, and the numbers a and s there."""
+    """A timestep with its coefficients, x_t = a x_0 + s eps."""
 
     t: int
     a: float
@@ -70,27 +30,142 @@ class Level(NamedTuple):
 
 
 def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
-    """What the schedule says at each of the times."""
-    a_s = zip(*schedule.at(torch.tensor(times)), strict=True)
-    return [Level(t, float(a), float(s)) for t, (a, s) in zip(times, a_s, strict=True)]
+    """Return the coefficients at each of the timesteps as plain numbers; -1 is clean data."""
+    coefficients = zip(*schedule.alpha_sigma(torch.tensor(times)), strict=True)
+    return [Level(t, float(a), float(s)) for t, (a, s) in zip(times, coefficients, strict=True)]
 
 
-def link(now: Level, then: Level, before: float = math.nan) -> Link:
-    """The step from one level down to another; `before` is the posterior's variance in the step before."""
-    keep = now.a / then.a
-    forward = max(now.s**2 - (keep * then.s) ** 2, 0.0)
-    if now.s == 0:  # flow at t = 0 is clean already
-        of_x, of_x_0, posterior = 0.0, 1.0, 0.0
-    else:
-        ratio = (then.s / now.s) ** 2
-        of_x, of_x_0, posterior = keep * ratio, then.a * forward / now.s**2, forward * ratio
-    floor = posterior if then.t >= 0 else before
-    return Link(now.t, then.t, now.s, keep, forward, of_x, of_x_0, posterior, floor)
+class Posterior(NamedTuple):
+    """One step t -> t_next of a chain: q(x_next | x_t, x_0) = N(coef_x x_t + coef_x0 x_0, variance).
+
+    Plain numbers, computed in float64.
+
+    Args:
+        t: the timestep that is left.
+        t_next: the cleaner timestep that is reached; -1 is clean data.
+        alpha_ratio: a_t / a_next, so that q(x_t | x_next) = N(alpha_ratio x_next, beta).
+        beta: variance that the forward step adds, `Schedule.beta`.
+        coef_x: weight of x_t in the mean.
+        coef_x0: weight of x_0 in the mean.
+        variance: the posterior's variance; 0 in the step to clean data.
+        variance_floor: the same, but in the step to clean data that of the step before, which stands in for it where a
+            logarithm or noise is needed (Ho et al. 2020, section 3.2); nan in a chain of one step.
+    """
+
+    t: int
+    t_next: int
+    alpha_ratio: float
+    beta: float
+    coef_x: float
+    coef_x0: float
+    variance: float
+    variance_floor: float
+
+    def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
+        """Return the mean of q(x_next | x_t, x_0) for tensors of one shape; in the step to clean data it is x_0."""
+        return self.coef_x * x + self.coef_x0 * x_0
+
+    def reverse_variance(self, kind: VarianceType | Literal["auto"], fraction: Tensor | None = None) -> Tensor | float:
+        """Return the variance of the reverse step p(x_next | x_t).
+
+        Args:
+            kind: small, the posterior's; large, beta, but in the step to clean data `variance_floor`; learned_range,
+                the exponential of `learned_log_variance`; auto, learned_range where there is a fraction, else small.
+            fraction: `Prediction.fraction`, [B, ...].
+
+        Returns:
+            A number or, where it is learned, a tensor like `fraction`.
+
+        Raises:
+            ValueError: learned_range without a fraction; or `variance_floor` is needed where there is none.
+        """
+        if kind == "small" or (kind == "auto" and fraction is None):
+            return self.variance
+        if kind == "large" and self.t_next >= 0:
+            return self.beta
+        if math.isnan(self.variance_floor):
+            raise ValueError(
+                f"a chain of one step has no {kind} variance to be guided with; expected two steps or more"
+            )
+        if kind == "large":
+            return self.variance_floor
+        if fraction is None:
+            raise ValueError("the learned variance was asked for, but the denoiser's predictions have no fraction")
+        low, high = self.log_variances
+        return learned_log_variance(fraction, low, high - low).exp()
+
+    @property
+    def log_variances(self) -> tuple[float, float]:
+        """Natural logarithms of `variance_floor` and of `beta`, the ends of a learned variance."""
+        return math.log(max(self.variance_floor, _TINY)), math.log(max(self.beta, _TINY))
 
 
-def chain(schedule: Schedule, times: Sequence[int]) -> list[Link]:
-    """The links between falling times."""
-    links: list[Link] = []
-    for now, then in pairwise(levels(schedule, times)):
-        links.append(link(now, then, links[-1].posterior if links else math.nan))
-    return links
+def learned_log_variance(fraction: Tensor, low: float | Tensor, spread: float | Tensor) -> Tensor:
+    """Return low + fraction spread, the log variance that a network learns (Nichol & Dhariwal 2021, eq. 15).
+
+    Args:
+        fraction: `Prediction.fraction` [B, ...], not clamped.
+        low: log variance of the posterior, a number or like `fraction`; for 0 the result is what lies above it.
+        spread: log of beta minus `low`, a number or like `fraction`; take the difference in float64.
+    """
+    return low + fraction * spread
+
+
+def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
+    """Return the posteriors of the steps between neighbouring timesteps.
+
+    Args:
+        schedule: of any kind; where s_t = 0, in clean data, the posterior is x_0 itself.
+        times: N + 1 falling timesteps; -1 is clean data.
+
+    Returns:
+        N posteriors.
+    """
+    grid = torch.tensor(times)
+    (a, s), beta = schedule.alpha_sigma(grid), schedule.beta(grid[:-1], grid[1:])
+    alpha_ratio, ratio, clean = a[:-1] / a[1:], (s[1:] / s[:-1]).square(), s[:-1] == 0
+    coef_x = torch.where(clean, 0.0, alpha_ratio * ratio)
+    coef_x0 = torch.where(clean, 1.0, a[1:] * beta / s[:-1].square())
+    variance = torch.where(clean, 0.0, beta * ratio)
+    before = torch.cat([torch.full((1,), math.nan, dtype=torch.float64), variance[:-1]])
+    floor = torch.where(grid[1:] >= 0, variance, before)
+    columns = torch.stack([alpha_ratio, beta, coef_x, coef_x0, variance, floor], dim=1)
+    rows = [[float(number) for number in row] for row in columns]
+    return [Posterior(t, t_next, *row) for (t, t_next), row in zip(pairwise(times), rows, strict=True)]
+
+
+def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", "large"]) -> Tensor:
+    """Return the log variance of the reverse step from x_t to x_{t-1} in the chain over all timesteps.
+
+    At t = 0, where the posterior has no variance, that of t = 1 takes its place (Ho et al. 2020, section 3.2); a
+    learned variance still ends in beta_0 there. For a respaced chain give the respaced schedule.
+
+    Args:
+        schedule: of two timesteps or more.
+        t: timesteps [B].
+        kind: small, the posterior's; large, beta; or the fraction [B, ...] of a learned variance.
+
+    Returns:
+        float64 [B] on the device of `t`, or a tensor like the fraction.
+    """
+    low, high = log_variance_range(schedule, t)
+    if isinstance(kind, Tensor):
+        return learned_log_variance(kind, expand_like(low, kind), expand_like(high - low, kind))
+    return low if kind == "small" else torch.where(t > 0, high, low)
+
+
+def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of a learned log variance at timesteps t [B], two tensors [B] float64 on the device of `t`.
+
+    They are the posterior's log variance, at t = 0 that of t = 1, and the log of beta.
+    """
+    low, high = (table.to(t.device)[t] for table in _log_variances(schedule))
+    return low, high
+
+
+@lru_cache(maxsize=16)
+def _log_variances(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Log variance of the posterior (at t = 0 that of t = 1) and log of beta, [T] float64 each."""
+    steps = chain(schedule, range(len(schedule) - 1, -2, -1))
+    low, high = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64).unbind(1)
+    return low, high

@@ -1,61 +1,109 @@
 """What a network predicts, and its two views: x_0 and eps.
 
-Each parameterisation is one line each way; samplers, guidance and losses never ask which one was used.
+Each parameterisation is one line in each direction; samplers, guidance and losses do not depend on which one was used.
 """
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 PredictionType = Literal["eps", "x0", "v", "flow"]
 
 
 class Prediction(NamedTuple):
-    """Both views of one fact, x_t = a x_0 + s eps; and, where the network learns it, the variance of its way down.
+    """The two views of a denoiser's answer, which satisfy x_t = a_t x_0 + s_t eps.
 
-    `fraction` [like x_0] says where the log variance lies between the posterior's (0) and beta's (1), not clamped
-    (Nichol & Dhariwal 2021, eq. 15); None: not learned.
+    Args:
+        x_0: expected clean data, [B, ...].
+        eps: expected noise, like x_0.
+        fraction: where the log variance of the reverse step lies between the posterior's (0) and beta's (1), not
+            clamped, like x_0 (Nichol & Dhariwal 2021, eq. 15); None: the network does not learn it.
     """
 
     x_0: Tensor
     eps: Tensor
     fraction: Tensor | None = None
 
+    def lerp(self, other: "Prediction", weight: float | Tensor) -> "Prediction":
+        """Return (1 - weight) self + weight other in both views; a weight above 1 extrapolates.
+
+        Args:
+            other: a prediction from the same x_t.
+            weight: a number, or a tensor that broadcasts to x_0.
+
+        Returns:
+            The mixed views, with the `fraction` of self.
+        """
+        x_0, eps = torch.lerp(self.x_0, other.x_0, weight), torch.lerp(self.eps, other.eps, weight)
+        return Prediction(x_0, eps, self.fraction)
+
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
-    """Coefficients [B] as [B, 1, 1, ...] in the dtype of `x`, to multiply pictures [B, ...]."""
+    """Return coefficients [B] as [B, 1, 1, ...] in the dtype and on the device of x [B, ...], to multiply it with."""
     return c.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
+def split_variance(out: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the output of a network that learns its variance.
+
+    Args:
+        out: [B, 2 C, ...]; the second half of the channels is v = 2 fraction - 1 (Nichol & Dhariwal 2021, eq. 15).
+
+    Returns:
+        The prediction's output [B, C, ...], and the fraction, like it.
+    """
+    out, v = out.chunk(2, dim=1)
+    return out, (v + 1) / 2
+
+
 def from_eps(eps: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Ho et al. 2020, eq. 9. Undefined at a = 0 (zero-terminal schedules)."""
+    """Return x_0 = (x_t - s eps) / a (Ho et al. 2020, eq. 9); undefined where a = 0, in pure noise."""
     return Prediction((x - s * eps) / a, eps)
 
 
 def from_x0(x_0: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """The denoised picture itself; eps follows from x_t. Undefined at s = 0."""
+    """Return eps = (x_t - a x_0) / s; undefined where s = 0, in clean data."""
     return Prediction(x_0, (x - a * x_0) / s)
 
 
 def from_v(v: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """v = a eps - s x_0 (Salimans & Ho 2022, appendix D); needs a^2 + s^2 = 1."""
+    """Return x_0 = a x_t - s v and eps = s x_t + a v, of v = a eps - s x_0 (Salimans & Ho 2022, appendix D).
+
+    Needs a^2 + s^2 = 1.
+    """
     return Prediction(a * x - s * v, s * x + a * v)
 
 
 def from_flow(u: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """u = eps - x_0 (Liu et al. 2023); needs a + s = 1."""
+    """Return x_0 = x_t - s u and eps = x_t + a u, of the velocity u = eps - x_0 (Liu et al. 2023); needs a + s = 1."""
     return Prediction(x - s * u, x + a * u)
 
 
-def to_prediction(kind: PredictionType, out: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """A network's output of the given kind, with x_t and coefficients [B], as a `Prediction`."""
+def to_prediction(prediction_type: PredictionType, out: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
+    """Return the prediction that a network's output stands for.
+
+    Args:
+        prediction_type: what the network predicts.
+        out: its output, like x.
+        x: noisy data x_t [B, ...].
+        a: a_t [B].
+        s: s_t [B].
+    """
     views = {"eps": from_eps, "x0": from_x0, "v": from_v, "flow": from_flow}
-    return views[kind](out, x, expand_like(a, x), expand_like(s, x))
+    return views[prediction_type](out, x, expand_like(a, x), expand_like(s, x))
 
 
-def from_prediction(kind: PredictionType, p: Prediction, a: Tensor, s: Tensor) -> Tensor:
-    """The network output of the given kind that says the same as `p`; with the truth for `p`, the training target."""
-    match kind:
+def from_prediction(prediction_type: PredictionType, p: Prediction, a: Tensor, s: Tensor) -> Tensor:
+    """Return the network output that stands for a prediction; for the true x_0 and eps it is the training target.
+
+    Args:
+        prediction_type: what the network predicts.
+        p: views [B, ...] at x_t.
+        a: a_t [B].
+        s: s_t [B].
+    """
+    match prediction_type:
         case "eps":
             return p.eps
         case "x0":

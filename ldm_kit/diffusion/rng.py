@@ -1,6 +1,6 @@
-"""Randomness with an address: a draw is a function of (seed, name, position), never of history.
+"""Random numbers with an address: a draw is a function of (seed, name, position), never of earlier draws.
 
-Resume is then exact, and neither batch size, accumulation nor the number of processes changes what a position draws.
+A resumed run is then exact, and neither batch size, accumulation nor the number of processes changes a sample's noise.
 The generator is counter-based: SplitMix64's finaliser (Steele et al. 2014) over a hashed key and a counter, computed
 for a whole batch at once on any device. Integers agree bit for bit across devices; normals to float32 rounding.
 """
@@ -18,7 +18,7 @@ _MUL2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit number for an address such as (seed, "order", epoch); good as a seed of any generator."""
+    """Return a 63-bit seed for an address such as (seed, "order", epoch)."""
     text = "/".join([str(seed), *(str(part) for part in parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -30,20 +30,30 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
-    """`count` random 64-bit integers for each position [B] (int64), as [B, count]."""
+    """Return `count` random 64-bit integers for each position, int64 [B] to int64 [B, count]."""
     key = _mix(positions * _GAMMA + derive_seed(seed, name))
     counter = torch.arange(1, count + 1, device=positions.device) * _GAMMA
     return _mix(_mix(key[:, None] + counter) + derive_seed(seed, name, "whiten"))
 
 
 def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
-    """One number in [0, 1) for each position [B], float64 with 53 random bits."""
+    """Return a number in [0, 1) for each position int64 [B], float64 [B] with 53 random bits."""
     top = (bits(seed, name, positions, 1)[:, 0] >> 11) & ((1 << 53) - 1)
     return top.double() / (1 << 53)
 
 
 def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Standard normal float32 [B, *shape], one block for each position [B] (Box & Muller 1958)."""
+    """Return standard normal numbers (Box & Muller 1958).
+
+    Args:
+        seed: of the run.
+        name: what they are for; other names give independent numbers.
+        positions: int64 [B].
+        shape: of the numbers of one position.
+
+    Returns:
+        float32 [B, *shape] on the device of `positions`.
+    """
     size = math.prod(shape)
     raw = bits(seed, name, positions, (size + 1) // 2)
     high, low = (raw >> 32) & 0xFFFFFFFF, raw & 0xFFFFFFFF
@@ -54,18 +64,31 @@ def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Ten
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The noise that pictures with these seeds start from, float32 [B, *shape] on the CPU.
+    """Return the noise from which samples with these seeds start, float32 [B, *shape] on the CPU.
 
     It is what diffusers draws from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
+
+    Args:
+        seeds: one for each of B samples.
+        shape: of one sample.
     """
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def step_generators(seeds: Sequence[int], step: int) -> list[torch.Generator]:
-    """One CPU generator for each picture at one sampling step, addressed by (picture's seed, step)."""
+    """Return a CPU generator for each of the samples' seeds at a sampling step."""
     return [torch.Generator().manual_seed(derive_seed(seed, "sampling step", step)) for seed in seeds]
 
 
 def step_noise(seeds: Sequence[int], step: int, shape: Sequence[int]) -> Tensor:
-    """Noise that a stochastic sampler adds at one step, [B, *shape] on the CPU; a batch mate changes none of it."""
+    """Return the noise that a sampler adds at a step, which for each sample depends on its own seed alone.
+
+    Args:
+        seeds: one for each of B samples.
+        step: index of the sampling step.
+        shape: of one sample.
+
+    Returns:
+        float32 [B, *shape] on the CPU.
+    """
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in step_generators(seeds, step)])

@@ -1,91 +1,145 @@
-"""Noise schedules: x_t = a_t x_0 + s_t eps, and the grids of times that samplers walk.
+"""Noise schedules: the coefficients of x_t = a_t x_0 + s_t eps at every timestep.
 
-One pair of numbers per time covers variance-preserving (DDPM, LDM: a^2 + s^2 = 1), flow (a + s = 1) and
-variance-exploding (a = 1) models. Tables are float64 and indexed by integer time.
+Two numbers per timestep describe variance-preserving schedules (DDPM, LDM: a^2 + s^2 = 1), rectified flow (a + s = 1)
+and variance-exploding schedules (a = 1). In the notation of Ho et al. 2020, a_t is sqrt(alpha_bar_t) and s_t is
+sqrt(1 - alpha_bar_t). Tables are float64 and indexed by integer timesteps.
 """
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, repeat
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from ldm_kit.config import Config
+from ldm_kit.diffusion.prediction import expand_like
 
-Spacing = Literal["trailing", "leading", "linspace"]
 CONSTANT = 0.008  # the beta of DiffAE's latent prior (Preechakul et al. 2022)
-_RESPACING = re.compile(r"ddim[0-9]+|[0-9]+(,[0-9]+)*")
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """x_t = a_t x_0 + s_t eps for t = 0..T-1; t = -1 is clean data (a = 1, s = 0)."""
+    """Tables of a_t and s_t in x_t = a_t x_0 + s_t eps, for t = 0 .. T-1.
 
-    a: Tensor  # [T] float64; preserving: a^2 + s^2 = 1,
-    s: Tensor  # [T] float64; flow: a + s = 1; exploding: a = 1
+    Timestep -1 stands for clean data (a = 1, s = 0). `len(schedule)` is T.
+
+    Args:
+        a: coefficients of the data, [T] float64, falling with t.
+        s: standard deviations of the noise, [T] float64, rising with t.
+    """
+
+    a: Tensor
+    s: Tensor
 
     def __len__(self) -> int:
         return len(self.a)
 
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Times [B] (integers, -1 = clean) to a_t and s_t, both [B] float64 on the device of `t`."""
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a_t and s_t.
+
+        Args:
+            t: timesteps [B], integers from -1 (clean data) to T-1.
+
+        Returns:
+            Two tensors [B] float64 on the device of `t`.
+        """
         a, s = self.a.to(t.device), self.s.to(t.device)
         clean, t = t < 0, t.clamp_min(0)
         return torch.where(clean, 1.0, a[t]), torch.where(clean, 0.0, s[t])
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio a_t^2 / s_t^2 at times [B]; infinite where s is 0."""
-        a, s = self.at(t)
+        """Return the signal-to-noise ratio a_t^2 / s_t^2 at timesteps t [B], float64 [B]; infinite where s_t is 0."""
+        a, s = self.alpha_sigma(t)
         return a.square() / s.square()
 
+    def beta(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return the variance of the noise that q(x_t | x_s) adds between two timesteps, the respaced beta.
+
+        beta = s_t^2 - (a_t / a_s)^2 s_s^2 (Kingma et al. 2021, appendix A). For variance-preserving schedules and
+        s = t - 1 it is the beta_t of Ho et al. 2020, eq. 2.
+
+        Args:
+            t: the noisier timesteps [B].
+            s: the cleaner timesteps [B], -1 for clean data.
+
+        Returns:
+            float64 [B], 0 or more.
+        """
+        (a_t, s_t), (a_s, s_s) = self.alpha_sigma(t), self.alpha_sigma(s)
+        return (s_t.square() - (a_t / a_s * s_s).square()).clamp_min(0)
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return x_t = a_t x_0 + s_t eps (Ho et al. 2020, eq. 4).
+
+        Args:
+            x_0: clean data [B, ...].
+            eps: standard normal noise, like x_0.
+            t: timesteps [B].
+
+        Returns:
+            Noisy data, like x_0 in shape and dtype.
+        """
+        a, s = self.alpha_sigma(t)
+        return expand_like(a, x_0) * x_0 + expand_like(s, x_0) * eps
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether a^2 + s^2 = 1 at every timestep."""
+        return torch.allclose(self.a.square() + self.s.square(), torch.ones_like(self.a))
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether a + s = 1 at every timestep."""
+        return torch.allclose(self.a + self.s, torch.ones_like(self.a))
+
     def to(self, device: torch.device | str) -> "Schedule":
-        """The same tables on another device."""
+        """Return the schedule with its tables on another device."""
         return Schedule(self.a.to(device), self.s.to(device))
 
 
 def from_betas(betas: Tensor) -> Schedule:
-    """The variance-preserving schedule of a DDPM with the given betas [T] (Ho et al. 2020, eq. 4)."""
-    kept = torch.cumprod(1.0 - betas.double(), dim=0)
-    return Schedule(kept.sqrt(), (1.0 - kept).sqrt())
+    """Return the variance-preserving schedule of a DDPM with betas [T] in (0, 1] (Ho et al. 2020, eq. 4)."""
+    alpha_bar = torch.cumprod(1.0 - betas.double(), dim=0)
+    return Schedule(alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())
 
 
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> Schedule:
-    """Betas linear in t (Ho et al. 2020, section 4)."""
+    """Return the schedule of `steps` betas linear in t, from `start` to `end` (Ho et al. 2020, section 4)."""
     return from_betas(torch.linspace(start, end, steps, dtype=torch.float64))
 
 
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
-    """Betas linear in their square root, which the LDM code calls "linear" (Rombach et al. 2022)."""
+    """Return the schedule of betas linear in their square root, "linear" in the LDM code (Rombach et al. 2022)."""
     return from_betas(torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square())
 
 
 def constant(steps: int = 1000, start: float = CONSTANT) -> Schedule:
-    """The same beta at every time."""
+    """Return the schedule with the beta `start` at each of `steps` timesteps."""
     return from_betas(torch.full((steps,), start, dtype=torch.float64))
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Schedule:
-    """Cosine schedule with betas capped at `largest` (Nichol & Dhariwal 2021, eq. 17)."""
+    """Return the cosine schedule, its betas at most `largest` (Nichol & Dhariwal 2021, eq. 17)."""
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    kept = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
-    return from_betas((1 - kept[1:] / kept[:-1]).clamp_max(largest))
+    alpha_bar = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
+    return from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(largest))
 
 
 def flow(steps: int = 1000) -> Schedule:
-    """Rectified flow on the grid s_t = t / T, so that index t is the time that diffusers' flow solvers emit."""
+    """Return rectified flow's schedule, s_t = t / T and a_t = 1 - s_t (Liu et al. 2023).
+
+    Index t is then the timestep that diffusers' flow schedulers emit.
+    """
     s = torch.arange(steps, dtype=torch.float64) / steps
     return Schedule(1 - s, s)
 
 
 def zero_terminal(schedule: Schedule) -> Schedule:
-    """Shift and scale a_t so that a_{T-1} = 0 and a_0 stays (Lin et al. 2024, algorithm 1).
+    """Return the schedule rescaled so that a_{T-1} = 0 and a_0 is unchanged (Lin et al. 2024, algorithm 1).
 
-    Only for variance-preserving schedules, and for models that predict v or x_0.
+    Only for variance-preserving schedules, and for networks that predict v or x_0.
     """
     a = schedule.a
     a = (a - a[-1]) * a[0] / (a[0] - a[-1])
@@ -93,18 +147,18 @@ def zero_terminal(schedule: Schedule) -> Schedule:
 
 
 class ScheduleConfig(Config):
-    """Which noise schedule, and over how many training times."""
+    """Kind of noise schedule and number of training timesteps."""
 
     kind: Literal["linear", "scaled_linear", "cosine", "flow", "constant", "given"] = Field(
         default="scaled_linear",
         description="linear: DDPM; scaled_linear: LDM and SD; cosine: iDDPM; flow: rectified flow; "
-        "constant: one beta for all times; given: the list in betas",
+        "constant: one beta for all timesteps; given: the list in betas",
     )
     num_train_timesteps: int = Field(
         validation_alias=AliasChoices("num_train_timesteps", "steps"),
         default=1000,
         ge=2,
-        description="number of training times T",
+        description="number of training timesteps T",
     )
     start: float | None = Field(
         default=None, gt=0, lt=1, description="first beta (linear 1e-4, scaled_linear 0.00085), or the constant (0.008)"
@@ -117,7 +171,7 @@ class ScheduleConfig(Config):
         "ends in as much noise; false: the ends are taken as they are for any T, as diffusers does",
     )
     zero_terminal: bool = Field(
-        default=False, description="rescale so that the last time is pure noise (v or x0 targets)"
+        default=False, description="rescale so that the last timestep is pure noise (for prediction_type v or x0)"
     )
 
     @model_validator(mode="after")
@@ -134,20 +188,31 @@ class ScheduleConfig(Config):
         if (self.kind == "given") != (self.betas is not None):
             raise ValueError(f"betas are for kind given, and kind given needs them; got kind {self.kind}")
         if self.betas is not None:
-            _refuse_betas(self.betas, self.num_train_timesteps)
+            _check_betas(self.betas, self.num_train_timesteps)
         if self.kind == "flow" and self.zero_terminal:
             raise ValueError("zero_terminal is for schedules made of betas; flow already ends in noise")
         return self
 
+    def check_target(self, target: str) -> None:
+        """Check that a network can predict `target` at every time.
+
+        Raises:
+            ValueError: target eps, and the last time is pure noise, where x_0 cannot be computed from eps (Lin et al.
+                2024, section 3.2).
+        """
+        pure_noise = self.zero_terminal or (self.betas is not None and self.betas[-1] == 1)
+        if target == "eps" and pure_noise:
+            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
+
     def ends(self) -> tuple[float, float]:
-        """First and last beta of the linear and scaled_linear schedules, scaled where that is wished."""
+        """Return the first and last beta of the linear and scaled_linear kinds, after `scale_ends`."""
         first, last = (1e-4, 2e-2) if self.kind == "linear" else (0.00085, 0.012)
-        by = 1000 / self.num_train_timesteps if self.scale_ends else 1.0
-        return (self.start or first) * by, (self.end or last) * by
+        scale = 1000 / self.num_train_timesteps if self.scale_ends else 1.0
+        return (self.start or first) * scale, (self.end or last) * scale
 
 
 def build(config: ScheduleConfig) -> Schedule:
-    """The schedule that a config names."""
+    """Return the schedule that a config describes."""
     match config.kind:
         case "linear":
             schedule = linear(config.num_train_timesteps, *config.ends())
@@ -164,107 +229,8 @@ def build(config: ScheduleConfig) -> Schedule:
     return zero_terminal(schedule) if config.zero_terminal else schedule
 
 
-def _refuse_betas(betas: tuple[float, ...], steps: int) -> None:
+def _check_betas(betas: tuple[float, ...], steps: int) -> None:
     if len(betas) != steps:
-        raise ValueError(f"betas lists {len(betas)} numbers for {steps} training times; expected steps {len(betas)}")
+        raise ValueError(f"betas lists {len(betas)} numbers for {steps} training timesteps; expected as many")
     if not (all(0 < beta < 1 for beta in betas[:-1]) and 0 < betas[-1] <= 1):
         raise ValueError("betas holds a number outside (0, 1), or a 1 before the last; after beta = 1 nothing is left")
-
-
-def trailing(total: int, steps: int) -> list[int]:
-    """Falling times T-1, ..., ending one stride above clean data, then -1 (Lin et al. 2024, table 2)."""
-    _refuse(total, steps)
-    return [round(total - i * total / steps) - 1 for i in range(steps)] + [-1]
-
-
-def leading(total: int, steps: int, offset: int = 0) -> list[int]:
-    """Falling multiples of T // steps, shifted by `offset` (1 in Stable Diffusion), then -1."""
-    _refuse(total, steps)
-    return [min(i * (total // steps) + offset, total - 1) for i in reversed(range(steps))] + [-1]
-
-
-def linspace(total: int, steps: int) -> list[int]:
-    """Falling times evenly from T-1 to 0, both ends included, then -1."""
-    _refuse(total, steps)
-    if steps == 1:
-        return [total - 1, -1]
-    return [round((total - 1) * i / (steps - 1)) for i in reversed(range(steps))] + [-1]
-
-
-def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
-    """Falling times of the named spacing, then -1: trailing, leading or linspace.
-
-    Raises:
-        ValueError: another spacing, or steps outside 1 to total.
-    """
-    match spacing:
-        case "trailing":
-            return trailing(total, steps)
-        case "leading":
-            return leading(total, steps)
-        case "linspace":
-            return linspace(total, steps)
-        case _:
-            known = ", ".join(get_args(Spacing))
-            raise ValueError(
-                f"unknown spacing {spacing!r}; expected {known}, ddimN, or sections such as 90,60,60,20,20"
-            )
-
-
-def respacing_sections(total: int, spec: str) -> list[int]:
-    """Falling times of guided-diffusion's respacing, then -1.
-
-    "ddimN": every i-th time from 0 on, for the smallest stride i that gives N of them. "n1,n2,...": the training times
-    in as many equal sections, those of least noise first, each giving n times from its first to its last.
-
-    Raises:
-        ValueError: no integer stride gives N, a section has fewer times than it should give, or the spec is neither.
-    """
-    if _RESPACING.fullmatch(spec) is None:
-        raise ValueError(f"cannot read the respacing {spec!r}; expected ddimN, or sections such as 90,60,60,20,20")
-    if spec.startswith("ddim"):
-        return [*reversed(_strided(total, int(spec[4:]))), -1]
-    counts = [int(count) for count in spec.split(",")]
-    size, longer = divmod(total, len(counts))
-    times: list[int] = []
-    for i, count in enumerate(counts):
-        start, length = i * size + min(i, longer), size + (i < longer)
-        if not 1 <= count <= length:
-            raise ValueError(
-                f"section {i + 1} of {spec} has {length} of {total} training times and cannot give {count}"
-            )
-        stride = (length - 1) / max(count - 1, 1)
-        times += [start + round(offset) for offset in accumulate(repeat(stride, count - 1), initial=0.0)]
-    return [*reversed(times), -1]
-
-
-def _strided(total: int, steps: int) -> range:
-    strides = {len(range(0, total, stride)): stride for stride in range(total - 1, 0, -1)}
-    if steps not in strides:
-        near = [max((n for n in strides if n < steps), default=0), min((n for n in strides if n > steps), default=0)]
-        names = " and ".join(f"ddim{n}" for n in near if n)
-        raise ValueError(f"no integer stride takes {steps} of {total} training times; the nearest that exist: {names}")
-    return range(0, total, strides[steps])
-
-
-def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
-    """Falling times, then -1: of `respacing_sections` where the spacing is a respacing, which decides the steps, or of `timesteps`."""
-    return (
-        timesteps(total, steps, spacing)
-        if _RESPACING.fullmatch(spacing) is None
-        else respacing_sections(total, spacing)
-    )
-
-
-def respaced_betas(schedule: Schedule, times: Sequence[int]) -> Tensor:
-    """Betas 1 - A_i / A_{i-1} of the chain over falling times that end in -1, rising as in a table, float64 [N].
-
-    `from_betas` of them is the variance-preserving schedule at these times.
-    """
-    kept = schedule.at(torch.tensor(times))[0].square().flip(0)
-    return 1 - kept[1:] / kept[:-1]
-
-
-def _refuse(total: int, steps: int) -> None:
-    if not 1 <= steps <= total:
-        raise ValueError(f"cannot walk {total} training times in {steps} steps; expected 1 to {total}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ldm_kit.diffusion.denoiser import Denoiser
-from ldm_kit.diffusion.posterior import levels, link
+from ldm_kit.diffusion.posterior import chain, levels
 from ldm_kit.diffusion.rng import step_noise
 from ldm_kit.diffusion.samplers import State, ddim
 
@@ -48,12 +48,12 @@ def inpaint_latents(
     """
     noise = _NoiseStream(seeds, x_0)
     x = noise.next()
-    for level, next_level in pairwise(levels(denoiser.schedule, times)):
-        transition = link(level, next_level)
+    steps = zip(pairwise(levels(denoiser.schedule, times)), chain(denoiser.schedule, times), strict=True)
+    for (level, next_level), posterior in steps:
         repeats = 1 if next_level.t < 0 else resample
         for repeat in range(repeats):
             if repeat > 0:
-                x = transition.keep * x + transition.forward**0.5 * noise.next()
+                x = posterior.alpha_ratio * x + posterior.beta**0.5 * noise.next()
             for state in ddim(denoiser, x, [level.t, next_level.t], cond, eta=1.0, noise=noise):
                 x = torch.where(mask, state.x, next_level.a * x_0 + next_level.s * noise.next())
                 if repeat + 1 == repeats:

@@ -17,7 +17,6 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.posterior import levels
-from ldm_kit.diffusion.prediction import expand_like
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
@@ -97,8 +96,8 @@ def invert_latents(
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
     """Add noise of a time's level to latents x_0 [B, ...], each from its own seed."""
-    a, s = pipeline.schedule.at(times_like(x_0, time))
-    return expand_like(a, x_0) * x_0 + expand_like(s, x_0) * initial_noise(seeds, x_0.shape[1:]).to(x_0)
+    eps = initial_noise(seeds, x_0.shape[1:]).to(x_0)
+    return pipeline.schedule.add_noise(x_0, eps, times_like(x_0, time))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The bound on the negative log-likelihood of a run's held-out pictures under its pixel model, in bits per dimension."""
+"""The bound on the negative log-likelihood of a run's held-out pictures under its pixel model, in bits/dim."""
 
 import io
 import json
@@ -21,8 +21,9 @@ from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.requests import LikelihoodRequest
-from ldm_kit.methods.choose import read_run
-from ldm_kit.methods.latent import LatentRun, raw_conditions
+from ldm_kit.methods import read_run
+from ldm_kit.methods.inputs import raw_conditions
+from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import device_named, model_folder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.viz.png import write_atomic

@@ -7,134 +7,91 @@ Run:      accelerate launch train_ae.py configs/openmoji/ae_kl.yaml
 Expected: see the header of that config.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoencoder.adversarial import two_player
-from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
+from autoencoder.base import Autoencode, AutoencoderError, Moments, decode, encode, latent_shape
 from autoencoder.codebook import Codebook, CodeUsage, forget
-from autoencoder.config import AutoencoderConfig, build
-from autoencoder.discriminator import Discriminator, DiscriminatorConfig
-from autoencoder.equivariance import DRAWS, EquivarianceConfig, Move
-from autoencoder.loss import AutoencoderLoss, LossConfig
-from autoencoder.perceptual import Perceptual, PerceptualConfig
+from autoencoder.config import build
+from autoencoder.discriminator import Discriminator
+from autoencoder.equivariance import DRAWS, Move
+from autoencoder.loss import AutoencoderLoss
+from autoencoder.perceptual import Perceptual
+from autoencoder.statistics import LatentStatistics, fold, measure
 from autoencoder.vq import VQConfig
-from ldm_kit.data.batches import chunks
-from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.batches import PictureBatches, chunks, spread
+from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.diffusion import rng
-from ldm_kit.methods.base import Collectives, RunConfig
+from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
+from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.metrics.reconstruction import Running, psnr, ssim
+from ldm_kit.models.folder import strip_paths
 from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
+from ldm_kit.viz.grid import pairs_grid
+
+STATISTICS_PICTURES = 50_000  # pictures at most, over which the latents' statistics are measured
 
 
-class AutoencoderRun(RunConfig):
-    """Everything that `train_ae.py` needs to know."""
+class Autoencoding(Method[AutoencoderRun]):
+    """An autoencoder and, if the loss is adversarial, the discriminator that it is trained against."""
 
-    autoencoder: AutoencoderConfig
-    loss: LossConfig = Field(
-        default=LossConfig(),
-        validation_alias=AliasChoices("loss", "criterion"),
-        description="what the autoencoder is trained on",
-    )
-    perceptual: PerceptualConfig = PerceptualConfig()
-    equivariance: EquivarianceConfig | None = Field(
-        default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
-    )
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim")
+    Config = AutoencoderRun
 
-    @model_validator(mode="after")
-    def _fits(self) -> "AutoencoderRun":
-        net, judge = self.autoencoder, self.discriminator
-        channels = 3 if isinstance(self.data, OpenMojiConfig) else self.data.channels
-        if net.resolution != self.data.resolution:
-            raise ValueError(
-                f"autoencoder.resolution is {net.resolution} but data.resolution {self.data.resolution}; "
-                "make them equal"
-            )
-        if net.channels != channels:
-            raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
-        if self.equivariance is not None and isinstance(net, VQConfig):
-            raise ValueError("equivariance moves latents between the codes of a codebook; expected autoencoder.kind kl")
-        if self.loss.adversarial is not None:
-            if judge.channels != channels:
-                raise ValueError(f"discriminator.channels is {judge.channels}, but the pictures have {channels}")
-            if self._smallest < (least := 3 * 2**judge.layers):
-                raise ValueError(
-                    f"discriminator.layers {judge.layers} needs pictures of {least} px, got {self._smallest}"
-                )
-        return self
-
-    @property
-    def _smallest(self) -> int:
-        """Side in pixels of the smallest pictures that a step may train on."""
-        factor, side = 2 ** (len(self.autoencoder.widths) - 1), self.autoencoder.resolution
-        return side if self.equivariance is None else factor * self.equivariance.smallest(side // factor)
-
-
-class Autoencoding:
-    """The two players and their losses, for the training loop."""
-
-    def __init__(self, config: AutoencoderRun, ranks: Collectives | None = None) -> None:
-        ranks = ranks or Collectives()
+    def __init__(self, config: AutoencoderRun, data: TrainingData | None = None) -> None:
         net = config.autoencoder
-        self.config = config
         self.vae = build(net)
-        learned = config.loss.learned_scale
         beta = net.beta if isinstance(net, VQConfig) else 0.25
-        self.autoencode = Autoencode(self.vae, beta=beta, learned_scale=learned)
+        self.autoencode = Autoencode(self.vae, beta=beta, learned_scale=config.loss.learned_scale)
         self.perceptual = Perceptual(config.perceptual)
-        self.criterion = AutoencoderLoss(config.loss, self.perceptual)
+        self.loss = AutoencoderLoss(config.loss, self.perceptual)
         self.discriminator = Discriminator(config.discriminator) if config.loss.adversarial else None
+        modules: dict[str, nn.Module] = {"autoencoder": self.autoencode}
+        if self.discriminator is not None:
+            modules["discriminator"] = self.discriminator
+        super().__init__(config, data, modules=modules, ema_modules={"vae": self.vae})
         self.codebook = None
         if isinstance(net, VQConfig):
-            self.codebook = Codebook(self.vae.quantize.embedding, net, reduce=ranks.total, share=ranks.share)
-        self.average = ranks.average
-        self.wrapped: Mapping[str, nn.Module] = self.modules
+            embedding = self.vae.quantize.embedding
+            self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
+        self.statistics: LatentStatistics | None = None  # of the latents, once they are measured for saving
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Autoencoder, and discriminator if the criterion plays."""
-        judge = {"discriminator": self.discriminator} if self.discriminator is not None else {}
-        return {"autoencoder": self.autoencode, **judge}
-
-    @property
-    def ema_modules(self) -> dict[str, nn.Module]:
-        """The autoencoder alone; nobody samples with a discriminator."""
-        return {"vae": self.vae}
+    @classmethod
+    def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
+        """Build the networks and the batches of pictures; the trainer moves the networks."""
+        return cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """One optimiser each."""
+        """Optimiser config of each of `modules`."""
         config = self.config
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or config.optim}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the modules that DDP wrapped; the perceptual trunk follows to their device."""
-        self.wrapped = wrapped
-        device = next(self.autoencode.parameters()).device
-        configure_network(self.vae, device, self.config.train)
-        self.perceptual.to(device)
+        """Take the modules as DDP wraps them; the perceptual backbone follows to their device."""
+        super().set_ddp_modules(wrapped)
+        configure_network(self.vae, self.device, self.config.train)
+        self.perceptual.to(self.device)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside weights: the codebook's running statistics."""
+        """Return the codebook's running statistics."""
         return self.codebook.state_dict() if self.codebook is not None else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         if self.codebook is not None:
             self.codebook.load_state_dict(dict(state))
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Move the codebook's averages on, revive dead codes, and forget what the optimiser knew of those."""
+        """Update the codebook's averages, replace dead codes, and reset the optimiser's moments of those."""
         if self.codebook is None:
             return
         revived, codes = self.codebook.after_step(step), self.codebook.embedding.weight
@@ -142,59 +99,124 @@ class Autoencoding:
             forget(optimiser, codes, revived)
 
     def discard_step(self) -> None:
-        """The step is void, and so is what the codebook has seen of it."""
+        """Forget what the codebook gathered in an attempt that does not count."""
         if self.codebook is not None:
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """The autoencoder's turn, then the discriminator's once it learns."""
+        """Yield the autoencoder's loss, then the discriminator's once it is trained."""
         x, position = batch["x"], batch["position"]
-        beforehand, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
-        x = x if beforehand is None else beforehand(x)
+        before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
+        x = x if before is None else before(x)
         shape = latent_shape(self.vae, *x.shape[-2:])
         noise = rng.normal(self.config.seed, "posterior", position, shape)
         return two_player(
             x if move is None else move(x),
-            self.wrapped["autoencoder"](x, noise, move),
+            self.ddp_modules["autoencoder"](x, noise, move),
             step,
-            criterion=self.criterion,
+            criterion=self.loss,
             last_layer=self.autoencode.last_layer,
-            discriminate=self.wrapped.get("discriminator"),
+            discriminate=self.ddp_modules.get("discriminator"),
             raw_discriminator=self.discriminator,
-            average=self.average,
+            average=self.collectives.mean,
             codebook=self.codebook,
-            judged=self.criterion.judged(position),
+            judged=self.loss.judged(position),
         )
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Of pictures beforehand and of latents, the same on every process and in every micro-batch of a step."""
-        if (wanted := self.config.equivariance) is None:
+        """Draw the moves of pictures and of latents, the same on every process and in every micro-batch of a step."""
+        if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
-        return wanted.drawn(u.tolist(), side)
+        return config.drawn(u.tolist(), side)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return self.collectives.sum(value)
+
+    def _broadcast(self, value: Tensor) -> Tensor:
+        return self.collectives.broadcast(value)
+
+    @property
+    def shown(self) -> PictureSet:
+        """Held-out pictures, or the training set where nothing is held out."""
+        return self.data.heldout if len(self.data.heldout) else self.data.train
+
+    def heldout_metrics(self) -> dict[str, float]:
+        """Measure reconstructions of held-out pictures, or of the training set where nothing is held out."""
+        return evaluate(self, self.shown, self.device)
+
+    def samples(self) -> Grid:
+        """Reconstruct some held-out pictures, each row above its reconstructions."""
+        x = to_unit(self.shown.pictures(spread(len(self.shown), self.config.log.pictures)))
+        reconstructions = reconstruct(self.vae, x.to(self.device)).cpu()
+        return Grid(pairs_grid(to_bytes(x), to_bytes(reconstructions), columns=8, scale=2), "reconstruction")
+
+    def save(self, folder: Path) -> None:
+        """Save a copy of the autoencoder, with the normalisation of its latents folded into its weights.
+
+        Raises:
+            AutoencoderError: latents that are all but constant.
+        """
+        vae = copy.deepcopy(self.vae).eval()
+        self.statistics = self._statistics(vae)
+        fold(vae, self.statistics)
+        vae.save_pretrained(folder)
+        strip_paths(folder)
+
+    def _statistics(self, vae: nn.Module) -> LatentStatistics:
+        indices = torch.tensor(spread(len(self.data.train), STATISTICS_PICTURES)).split(128)
+        batches = (to_unit(self.data.train.pictures(part.tolist())).to(self.device) for part in indices)
+        try:
+            return measure(vae, batches)  # pyright: ignore[reportArgumentType]
+        except AutoencoderError as error:
+            raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
+
+    def curve_keys(self) -> list[str]:
+        """Return the keys of metrics.jsonl that are plotted."""
+        return ["autoencoder_loss", "heldout_psnr", "heldout_perceptual"]
+
+    def summary(self, model: Path) -> str:
+        """Return what was saved where, its held-out metrics, and the latents' statistics."""
+        metrics = ", ".join(f"{name.removeprefix('heldout_')} {value:.4g}" for name, value in self.metrics.items())
+        assert self.statistics is not None
+        mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
+        folded = f"latent mean {mean} and deviation {std} folded into its weights"
+        return f"autoencoder in {model}: held-out {metrics}; {folded}"
+
+    def describe_data(self) -> str:
+        """Return what `describe` says of the training set."""
+        return f"{len(self.data.train)} training pictures of {self.config.data.resolution} px"
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the network."""
+        return f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
 
 
 @torch.no_grad()
-def evaluate(task: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
-    """PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
+def evaluate(method: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
+    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
     means = {name: Running() for name in ("psnr", "ssim", "perceptual")}
-    codes = task.vae.quantize.n_e if isinstance(task.config.autoencoder, VQConfig) else None
+    codes = method.vae.quantize.n_e if isinstance(method.config.autoencoder, VQConfig) else None
     usage = CodeUsage(codes) if codes is not None else None
-    for part in chunks(pictures, batch):
-        x = to_unit(pictures.pictures(part)).to(device)
-        made = task.autoencode(x, torch.zeros(len(x), *latent_shape(task.vae, *x.shape[-2:]), device=device))
-        y = made.picture.clamp(-1, 1)
+    for indices in chunks(pictures, batch):
+        x = to_unit(pictures.pictures(indices)).to(device)
+        output = method.autoencode(x, torch.zeros(len(x), *latent_shape(method.vae, *x.shape[-2:]), device=device))
+        y = output.picture.clamp(-1, 1)
         means["psnr"].add(psnr(x, y))
         means["ssim"].add(ssim(x, y))
-        means["perceptual"].add(task.perceptual(y, x))
-        if usage is not None and made.indices is not None:
-            usage.add(made.indices)
-    found = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
-    return found | ({f"codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
+        means["perceptual"].add(method.perceptual(y, x))
+        if usage is not None and output.indices is not None:
+            usage.add(output.indices)
+    metrics = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
+    return metrics | ({f"codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
 
 
 @torch.no_grad()
-def pictures_of(vae: Any, x: Tensor) -> Tensor:
-    """Pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
+def reconstruct(vae: Any, x: Tensor) -> Tensor:
+    """Pass pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
+
+
+def _listed(values: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"

@@ -8,35 +8,40 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import AutoencoderKL, VQModel
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
-from ldm_kit.data.latents import Latents
+from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng, schedule, timesteps
-from ldm_kit.methods.base import NoisedRun, eval_mode
-from ldm_kit.methods.inputs import noise_batch
-from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig
+from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
+from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
+from ldm_kit.methods.inputs import FirstStage, noise_batch
+from ldm_kit.methods.run_config import NoisedRun, check_any_density
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.nets.execution import configure_network
+from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
+from ldm_kit.training.batches import to_device
 from ldm_kit.training.ema import EmaConfig
-from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
+from ldm_kit.viz.grid import grid
 
-QUARTILES = 4
-LEVELS = 8  # of noise, at which every held-out picture is classified: two a quartile
-MOST = 2048  # held-out pictures
-TOP = 5  # accuracy is also that of the five likeliest classes, where there are more
-HELDOUT_SEED = 20210511  # fixed, so that held-out figures of different runs compare
+MAX_HELDOUT = 2048  # held-out pictures that are measured
+GUESS_TIME = 0.05  # t / T of the guesses that are shown
 
 
 class ClassifierRun(NoisedRun):
     """A classifier of noised latents (or pixels)."""
 
-    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
+    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")  # pyright: ignore[reportIncompatibleVariableOverride]
     net: HalfUNetConfig = HalfUNetConfig()
     ema: EmaConfig = EmaConfig(kind="none")
     label_smoothing: float = Field(
@@ -47,170 +52,209 @@ class ClassifierRun(NoisedRun):
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> "ClassifierRun":
+    def _check_shift(self) -> "ClassifierRun":
         if self.shift and self.autoencoder is not None:
             raise ValueError("shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out")
         if self.shift >= self.data.resolution:
             raise ValueError(f"shift {self.shift} moves a picture of {self.data.resolution} pixels out of itself")
-        if self.timestep_sampling.density == "loss_second_moment":
-            raise ValueError(
-                "timestep_sampling.density loss_second_moment is for a bound; expected uniform or logit_normal"
-            )
+        check_any_density(self.timestep_sampling)
         return self
 
 
-@dataclass(frozen=True)
-class Heldout:
-    """What a classifier knows of held-out pictures, by level of noise, from least to most."""
+class Classifying(Method[ClassifierRun]):
+    """A classifier of noised latents (or pixels)."""
 
-    losses: tuple[float, ...]
-    first: tuple[float, ...]  # how often the likeliest class is right
-    top: tuple[float, ...] | None  # how often it is among the likeliest five; None: there are no more than five
+    Config = ClassifierRun
+    heldout_seed: ClassVar[int] = 20210511
 
-    def figures(self) -> dict[str, float]:
-        """By name, overall and for each quartile of noise."""
-        each = LEVELS // QUARTILES
-        quartiles = [_mean(self.first[q * each : (q + 1) * each]) for q in range(QUARTILES)]
-        more = {} if self.top is None else {f"heldout_accuracy{TOP}": _mean(self.top)}
-        return {
-            "heldout_loss": _mean(self.losses),
-            "heldout_accuracy": _mean(self.first),
-            **more,
-            **{f"heldout_accuracy_q{q}": value for q, value in enumerate(quartiles, 1)},
-        }
+    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+    latent_shape: tuple[int, ...]  # (Z, h, w)
+    shown: LatentBatches  # held-out samples, or training ones where nothing is held out
+    accuracy: HeldoutAccuracy | None = None  # of the last evaluation
 
+    def __init__(self, config: ClassifierRun, net: HalfUNet, data: TrainingData | None = None) -> None:
+        table, networks = schedule.build(config.schedule), {"classifier": net}
+        super().__init__(config, data, modules={**networks}, ema_modules={**networks}, schedule=table)
+        self.net, self.shares = net, _quartile_shares(config, len(table))
 
-class Classifying:
-    """The classification of noised latents, for the training loop."""
+    @classmethod
+    def build(cls, config: ClassifierRun, data: Split, device: torch.device) -> "Classifying":
+        """Open the autoencoder, cache latents, and build the network.
 
-    def __init__(self, config: ClassifierRun, net: HalfUNet) -> None:
-        self.config, self.net = config, net
-        self.schedule = schedule.build(config.schedule)
-        self.shares = self._shares()
-        self.wrapped: nn.Module = net
+        Raises:
+            UserError: no labels, fewer than two classes, a stale cache, latents that are not normalised.
+            AutoencoderError: the autoencoder cannot be had.
+        """
+        labels = labels_of(data.train)
+        first_stage = FirstStage.open(config, data.train, device)
+        latents = first_stage.latents(data.train, "train")
+        channels, side, _ = latents.shape
+        classes = data.train.classes
+        net = build_half_unet(config.net, sample_size=side, channels=channels, classes=classes)
+        configure_network(net, device, config.train)
+        names: list[str | int] = [classes[int(label)] for label in labels]
+        batches, heldout = LatentBatches(latents, {"label": labels}, names, config.seed), None
+        if len(data.heldout):
+            inputs = {"label": labels_of(data.heldout)}
+            heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), inputs, [], config.seed)
+        method = cls(config, net, TrainingData(data, batches, heldout))
+        method.vae, method.latent_shape, method.shown = first_stage.vae, tuple(latents.shape), heldout or batches
+        return method
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The network."""
-        return {"classifier": self.net}
-
-    @property
-    def ema_modules(self) -> dict[str, nn.Module]:
-        """By component folder of the saved model."""
-        return {"classifier": self.net}
-
-    @property
-    def optim(self) -> dict[str, OptimConfig]:
-        """The run's."""
-        return {"classifier": self.config.optim}
-
-    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module that DDP wrapped, and bring the tables to its device."""
-        self.wrapped = wrapped["classifier"]
-        device = next(self.net.parameters()).device
-        self.schedule, self.shares = self.schedule.to(device), self.shares.to(device)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+    def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
+        """Take the module as DDP wraps it, and move the tables to its device."""
+        super().set_ddp_modules(wrapped)
+        self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Cross-entropy at times, with noise and shifts, that belong to the position; accuracy beside it."""
-        seed, position, label = self.config.seed, batch["position"], batch["inputs"]["label"]
-        t = self._times(seed, position, self.config.train.batch_size)
-        if self.config.shift:
-            batch = {**batch, "mean": shifted(batch["mean"], self.config.shift, seed, position)}
-        logits = self.logits(batch, t, seed, self.wrapped)
-        error = cross_entropy(logits, label, label_smoothing=self.config.label_smoothing)
-        yield "classifier", error, self._accuracies(logits, label, t)
+        """Yield the cross-entropy at times, with noise and shifts, that belong to the position; logs accuracies."""
+        config, position, label = self.config, batch["position"], batch["inputs"]["label"]
+        size, times = config.train.batch_size, len(self.schedule)
+        t = timesteps.sample_timesteps(config.timestep_sampling, config.seed, position, size, times)
+        if config.shift:
+            batch = {**batch, "mean": shifted(batch["mean"], config.shift, config.seed, position)}
+        logits = self.logits(batch, t, config.seed, self.ddp_modules["classifier"])
+        loss = cross_entropy(logits, label, label_smoothing=config.label_smoothing)
+        yield "classifier", loss, self._accuracies(logits, label, t)
 
     def logits(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Float32 logits [B, K] of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
+        """Compute float32 logits [B, K] at times t [B], with noise addressed by `seed` and the batch's positions."""
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
-    @torch.no_grad()
-    def heldout(self, latents: Latents, labels: Tensor, batch: int = 64) -> Heldout:
-        """Figures over held-out latents, each at `LEVELS` fixed times, with fixed noise."""
-        chosen = torch.tensor(spread(len(latents), MOST))
-        with eval_mode(self.net):
-            rows = [self._level(level, latents, labels, chosen.split(batch)) for level in range(LEVELS)]
-        losses, first, top = zip(*rows, strict=True)
-        return Heldout(losses, first, top if len(self.net.config["classes"]) > TOP else None)
-
-    def _level(
-        self, level: int, latents: Latents, labels: Tensor, parts: Sequence[Tensor]
-    ) -> tuple[float, float, float]:
-        """Mean loss and accuracies at one level; a picture's own time lies somewhere within it."""
-        found: list[Tensor] = []
-        for place in parts:
-            position = place * LEVELS + level
-            u = (level + rng.uniform(HELDOUT_SEED, "time", position)) / LEVELS
-            logits, label = self.guess(latents, place, position, u), labels[place]
-            errors = cross_entropy(logits, label, reduction="none")
-            found.append(torch.stack([errors, hits(logits, label, 1), hits(logits, label, TOP)]))
-        error, first, top = torch.cat(found, dim=1).double().mean(1).tolist()
-        return error, first, top
-
-    @torch.no_grad()
-    def guess(self, latents: Latents, place: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Logits [B, K] on the CPU of the latents at `place` [B], at times u [B] of 0 to 1, noise by `position` [B]."""
-        device = next(self.net.parameters()).device
-        mean, logvar = (moment[place, 0].float().to(device) for moment in (latents.mean, latents.logvar))
-        batch = {"mean": mean, "logvar": logvar, "position": position.to(device)}
-        t = (u * len(self.schedule)).long().clamp_max(len(self.schedule) - 1).to(device)
-        return self.logits(batch, t, HELDOUT_SEED, self.net).cpu()
-
-    def _times(self, seed: int, position: Tensor, batch: int) -> Tensor:
-        return timesteps.sample_timesteps(self.config.timestep_sampling, seed, position, batch, len(self.schedule))
-
-    def _shares(self) -> Tensor:
-        """The share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
-        count, even = 4096, self.config.timestep_sampling.model_copy(update={"stratified": True})
-        t = timesteps.sample_timesteps(even, 0, torch.arange(count), count, len(self.schedule))
-        return self._quartile(t).bincount(minlength=QUARTILES) / count
-
-    def _quartile(self, t: Tensor) -> Tensor:
-        return t * QUARTILES // len(self.schedule)
-
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """How often the class is right, overall and by quartile of noise.
+        """Measure how often the class is right, overall and by quartile of noise.
 
         A quartile's hits are divided by how many pictures it gets on average, so that means over micro-batches,
         processes and steps are right although some hold none of it; one step's number may thus exceed 1.
         """
-        right, quartile = hits(logits, label, 1), self._quartile(t)
-        found = {"accuracy": right.mean()}
+        right, quartile = hits(logits, label, 1), t * QUARTILES // len(self.schedule)
+        accuracies = {"accuracy": right.mean()}
         if logits.shape[1] > TOP:
-            found[f"accuracy{TOP}"] = hits(logits, label, TOP).mean()
+            accuracies[f"accuracy{TOP}"] = hits(logits, label, TOP).mean()
         for q in range(QUARTILES):
             inside = (right * (quartile == q)).mean()
-            found[f"accuracy_q{q + 1}"] = inside / self.shares[q].clamp_min(1e-6)
-        return found
+            accuracies[f"accuracy_q{q + 1}"] = inside / self.shares[q].clamp_min(1e-6)
+        return accuracies
+
+    @torch.no_grad()
+    def measure(self, samples: LatentBatches, batch_size: int = 64) -> HeldoutAccuracy:
+        """Classify up to `MAX_HELDOUT` samples in evaluation mode, each at `LEVELS` fixed times with fixed noise."""
+        indices = torch.tensor(spread(len(samples), MAX_HELDOUT))
+        with eval_mode(self.net):
+            rows = [self._measure_level(level, samples, indices.split(batch_size)) for level in range(LEVELS)]
+        losses, first, top = zip(*rows, strict=True)
+        return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
+
+    def _measure_level(
+        self, level: int, samples: LatentBatches, indices: Sequence[Tensor]
+    ) -> tuple[float, float, float]:
+        """Measure mean loss and accuracies at one level of noise, each sample at a time of its own within it."""
+        columns: list[Tensor] = []
+        for chosen in indices:
+            position = chosen * LEVELS + level
+            u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
+            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs["label"][chosen]))
+        loss, first, top = torch.cat(columns, dim=1).double().mean(1).tolist()
+        return loss, first, top
+
+    @torch.no_grad()
+    def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
+        """Compute logits [B, K] on the CPU of unmirrored samples at t / T = u [B], with noise by position [B]."""
+        mean, logvar = (moment[indices, 0].float() for moment in (samples.latents.mean, samples.latents.logvar))
+        batch = to_device({"mean": mean, "logvar": logvar, "position": position}, self.device)
+        t = (u * len(self.schedule)).long().clamp_max(len(self.schedule) - 1).to(self.device)
+        return self.logits(batch, t, self.heldout_seed, self.net).cpu()
+
+    def heldout_metrics(self) -> dict[str, float]:
+        """Measure loss and accuracies of held-out pictures; empty where nothing is held out."""
+        self.accuracy = None if self.heldout is None else self.measure(self.shown)
+        return {} if self.accuracy is None else self.accuracy.metrics()
+
+    def evaluate(self, step: int, folder: Path) -> dict[str, float]:
+        """Measure held-out pictures, plot accuracy over noise, and write a grid of guesses."""
+        metrics = super().evaluate(step, folder)
+        if self.accuracy is not None:
+            plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
+        return metrics
+
+    def samples(self) -> Grid:
+        """Show some pictures with their classes, and with the likeliest class where that is another, at low noise."""
+        pictures = self.data.train if self.heldout is None else self.data.heldout
+        indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
+        guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
+        labels = self.shown.inputs["label"][indices]
+        captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
+        scale = max(1, 96 // pictures.resolution)
+        return Grid(grid(pictures.pictures(indices.tolist()), 4, scale=scale, captions=captions), "guesses")
+
+    def _caption(self, label: int, guess: int) -> str:
+        classes = self.data.train.classes
+        return classes[label] if label == guess else f"{classes[label]}, taken for {classes[guess]}"
+
+    def save(self, folder: Path) -> None:
+        """Save the diffusers layout."""
+        classes, first_stage = tuple(self.data.train.classes), first_stage_of(self.vae)
+        NoisyClassifier(self.net, classes, self.config.schedule, first_stage).save(folder)
+
+    def curve_keys(self) -> list[str]:
+        """Return the keys of metrics.jsonl that are plotted."""
+        heldout = ["heldout_loss", "heldout_accuracy"] if self.metrics else []
+        return ["classifier_loss", "accuracy", *heldout]
+
+    def summary(self, model: Path) -> str:
+        """Return what was saved where, and its held-out accuracies."""
+        if not self.metrics:
+            return f"noisy classifier in {model}: nothing held out"
+        quartiles = ", ".join(f"{self.metrics[f'heldout_accuracy_q{q}']:.3f}" for q in range(1, QUARTILES + 1))
+        accuracy = f"held-out accuracy {self.metrics['heldout_accuracy']:.3f}"
+        return f"noisy classifier in {model}: {accuracy} (by quartile of noise, from least: {quartiles})"
+
+    def describe_data(self) -> str:
+        """Return what `describe` says of the training set."""
+        pictures = self.data.train
+        return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the network."""
+        return f"noisy classifier with {millions(self.net)} parameters"
 
 
-def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
-    """Whether the label [B] is among the `count` likeliest classes of logits [B, K], float32 [B] of 0 and 1."""
-    likeliest = logits.topk(min(count, logits.shape[1]), dim=1).indices
-    return (likeliest == label[:, None]).any(1).float()
+def labels_of(pictures: PictureSet) -> Tensor:
+    """Return the class [N] of every picture.
+
+    Raises:
+        UserError: a picture has none, or there are fewer than two classes.
+    """
+    labels = [record.label for record in pictures.records]
+    if unlabelled := [record.name for record in pictures.records if record.label is None]:
+        raise UserError(
+            f"a classifier needs a label for every picture, but {len(unlabelled)} of {len(labels)} have none, the "
+            f"first being {unlabelled[0]}; expected one sub-folder per class, or labels in metadata.jsonl"
+        )
+    if len(pictures.classes) < 2:
+        raise UserError(
+            f"a classifier needs at least two classes, but all {len(labels)} pictures are of {pictures.classes[0]!r}"
+        )
+    return torch.tensor(labels)
 
 
 def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
-    """Pictures [B, C, H, W], each moved by whole pixels in -most..most both ways, its edges repeated."""
+    """Move each of pictures [B, C, H, W] by whole pixels in -most..most both ways, edges repeated."""
     rows, columns = (_moved(x.shape[i], most, rng.uniform(seed, f"shift {i}", position)) for i in (2, 3))
     batch = torch.arange(len(x), device=x.device)[:, None, None]
     return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _moved(side: int, most: int, u: Tensor) -> Tensor:
-    """Which line [B, side] of a picture each line shows, for uniform numbers u [B]."""
+    """Return which line [B, side] of a picture each line shows, for uniform numbers u [B]."""
     offset = (u * (2 * most + 1)).long() - most
     return (torch.arange(side, device=u.device) + offset[:, None]).clamp(0, side - 1)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _quartile_shares(config: ClassifierRun, times: int) -> Tensor:
+    """Return the share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
+    count, even = 4096, config.timestep_sampling.model_copy(update={"stratified": True})
+    t = timesteps.sample_timesteps(even, 0, torch.arange(count), count, times)
+    return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count

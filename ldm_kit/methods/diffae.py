@@ -7,25 +7,30 @@ Run:      accelerate launch train_ldm.py configs/semantic/diffae_pixels32.yaml
 Expected: see the header of that config.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
+from diffusers import AutoencoderKL, VQModel
 from pydantic import AliasChoices, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from conditioning.semantic import SemanticConfig, SemanticEncoderConfig
+from conditioning.semantic import SemanticConfig, SemanticEncoderConfig, build_semantic
+from ldm_kit.data.images import Split
 from ldm_kit.diffusion import loss, schedule
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
-from ldm_kit.methods.base import NoisedRun
-from ldm_kit.methods.inputs import NoisedBatch
-from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.methods.inputs import FirstStage, NoisedBatch
+from ldm_kit.methods.run_config import check_any_density, check_steps
+from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, pictured_latents
 from ldm_kit.models.codes import Encoder
-from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig
+from ldm_kit.models.decoders import CodeDecoder
+from ldm_kit.nets.execution import configure_network
+from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, build_semantic_unet
 
 
-class DiffAERun(NoisedRun):
+class DiffAERun(SemanticRun):
     """A semantic encoder and a diffusion model that decodes its codes, trained together."""
 
-    method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")
+    method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")  # pyright: ignore[reportIncompatibleVariableOverride]
     encoder: SemanticConfig = SemanticEncoderConfig()
     unet: SemanticUNetConfig
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
@@ -34,42 +39,64 @@ class DiffAERun(NoisedRun):
         default="eps",
         description="what the network predicts; the paper: eps",
     )
-    sample: ReconstructionConfig = ReconstructionConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> "DiffAERun":
-        refuse_aware(self.timestep_sampling)
+    def _check_schedule(self) -> "DiffAERun":
+        check_any_density(self.timestep_sampling)
         if self.schedule.kind == "flow":
             raise ValueError(
                 "schedule flow goes with prediction_type flow, which a semantic model has not; take linear"
             )
-        betas = self.schedule.betas
-        if self.prediction_type == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
-            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v")
-        if (most := max(self.sample.encode_steps, self.sample.decode_steps)) > self.schedule.num_train_timesteps:
-            raise ValueError(
-                f"sample asks for {most} steps, but schedule.num_train_timesteps is only {self.schedule.num_train_timesteps}"
-            )
+        self.schedule.check_target(self.prediction_type)
+        check_steps(max(self.sample.encode_steps, self.sample.decode_steps), self.schedule)
         return self
 
 
-class DiffusionAutoencoder(nn.Module):
+class DiffusionAutoencoder(CodedNetwork):
     """Encoder and U-Net as one module, so that DDP around it sees every gradient."""
+
+    folder: ClassVar[str] = "unet"
 
     def __init__(self, encoder: Encoder, unet: SemanticUNet) -> None:
         super().__init__()
         self.encoder, self.unet = encoder, unet
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> Tensor:
-        """Noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1] to the U-Net's output."""
+        """Compute the U-Net's output for noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1]."""
         return self.unet(x, t, self.encoder(picture))
 
 
-def diffae_task(config: DiffAERun, encoder: Encoder, unet: SemanticUNet) -> SemanticTask:
-    """The training of both: the plain error of the target, at uniform times unless told otherwise."""
+class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
+    """A diffusion autoencoder, trained on the plain error of its target."""
 
-    def measure(out: Any, noised: NoisedBatch, table: Schedule) -> Tensor:
-        return loss.error(out, noised.x_0, noised.eps, noised.t, table, config.prediction_type)
+    Config = DiffAERun
 
-    parts = {"encoder": encoder, "unet": unet}
-    return SemanticTask(config, DiffusionAutoencoder(encoder, unet), parts, schedule.build(config.schedule), measure)
+    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+
+    @classmethod
+    def build(cls, config: DiffAERun, data: Split, device: torch.device) -> "DiffAE":
+        """Open the autoencoder, cache latents, and build encoder and U-Net.
+
+        Raises:
+            UserError: a stale cache, latents that are not normalised.
+            AutoencoderError: the autoencoder cannot be opened.
+        """
+        first_stage = FirstStage.open(config, data.train, device)
+        inputs, shape = pictured_latents(config, first_stage, data)
+        encoder = build_semantic(config.encoder, resolution=data.train.resolution, channels=data.train.channels)
+        channels, side, _ = shape
+        unet = build_semantic_unet(config.unet, sample_size=side, channels=channels, z_width=config.encoder.z_width)
+        for net in (encoder, unet):
+            configure_network(net, device, config.train)
+        method = cls(config, DiffusionAutoencoder(encoder, unet), schedule.build(config.schedule), inputs)
+        method.vae, method.latent_shape = first_stage.vae, shape
+        return method
+
+    def error(self, output: Any, batch: NoisedBatch) -> Tensor:
+        """Compute the squared errors [B] of the target."""
+        x_0, eps, _, t = batch
+        return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
+
+    def decoder(self) -> CodeDecoder:
+        """Return the U-Net with its autoencoder and noise schedule."""
+        return CodeDecoder(self.module.unet, self.vae, self.config.schedule, self.config.prediction_type)

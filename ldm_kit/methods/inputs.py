@@ -1,13 +1,191 @@
-"""A batch of cached latents at its times: what every method of stage 2 shows its network."""
+"""What methods train on: latents of a first stage, prepared conditions, and batches noised to their times."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
+from tqdm import tqdm
 
-from ldm_kit.diffusion import loss, rng
+import conditioning.factory as conditioners
+from autoencoder import saved
+from autoencoder.base import encode, reduction
+from conditioning.base import Conditioner, Inputs, drop
+from conditioning.factory import ConditioningConfig
+from ldm_kit.config import UserError, cache_dir
+from ldm_kit.data import latents as latent_cache
+from ldm_kit.data import tensor_cache
+from ldm_kit.data.batches import spread
+from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.latents import Latents
+from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.nets.execution import prepare_loaded
+
+
+@dataclass(eq=False)
+class FirstStage:
+    """A frozen autoencoder, or none (pixels), and the cache of its latents."""
+
+    config: NoisedRun
+    vae: AutoencoderKL | VQModel | None  # None: pictures are their own latents
+    device: torch.device
+
+    @classmethod
+    def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
+        """Open the autoencoder that a config names.
+
+        Raises:
+            UserError: it does not fit the pictures.
+            AutoencoderError: it cannot be opened.
+        """
+        vae: Any = prepare_loaded(saved.load(config.autoencoder), device) if config.autoencoder else None
+        vae = None if vae is None else vae.to(device)
+        _check_autoencoder(vae, pictures, config)
+        return cls(config, vae, device)
+
+    def latents(self, pictures: PictureSet, part: str) -> Latents:
+        """Return the latents of the set `part` ("train": with mirrored views where the run flips; or "heldout").
+
+        Raises:
+            UserError: a stale cache, or latents that are not normalised.
+        """
+        flip = self.config.flip and part == "train"
+        if self.vae is None:
+            return latent_cache.pixels(pictures, flip=flip)
+        vae = self.vae
+
+        def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+            return encode(vae, x.to(self.device))
+
+        config: Any = vae.config
+        settings = {name: value for name, value in config.items() if not name.startswith("_")}  # no versions, no paths
+        key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(settings, sort_keys=True))
+        chosen = self.config.latents
+        folder = Path(chosen) / part if chosen else cache_dir() / "latents" / key[:24]
+        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip)
+        if part == "train":
+            _check_normalised(latents, self.config)
+        return latents
+
+
+def _check_autoencoder(vae: AutoencoderKL | VQModel | None, pictures: PictureSet, settings: NoisedRun) -> None:
+    if vae is None:
+        return
+    config: Any = vae.config
+    factor = reduction(vae)
+    if config.in_channels != pictures.channels:
+        raise UserError(
+            f"the autoencoder in {settings.autoencoder} is for pictures of {config.in_channels} channels, "
+            f"these have {pictures.channels}"
+        )
+    if pictures.resolution % factor:
+        raise UserError(
+            f"data.resolution {pictures.resolution} is not a multiple of {factor}, by which the autoencoder in "
+            f"{settings.autoencoder} reduces"
+        )
+
+
+def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
+    mean, logvar = latents.mean[:4096].float(), latents.logvar[:4096].float()
+    std = (mean.var() + logvar.exp().mean()).sqrt().item()
+    if not 0.4 < std < 2.5:
+        raise UserError(
+            f"the latents of {settings.autoencoder} have deviation {std:.3g}; expected about 1. Train it with "
+            "train_ae.py, which folds the normalisation in, or set its scaling_factor"
+        )
+
+
+@dataclass(eq=False)
+class Conditions:
+    """A run's conditioner, and the captions or labels of its pictures."""
+
+    config: ConditioningConfig
+    data: Split
+    train: list[str | int]  # captions or labels of the training set
+    conditioner: Conditioner = field(init=False)
+
+    @classmethod
+    def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
+        """Collect captions or labels; raises UserError where pictures lack what the config asks for."""
+        return cls(config, data, raw_conditions(config, data.train))
+
+    def build(self, time_width: int | None) -> Conditioner:
+        """Build the conditioner; a class vector is as wide as the time embedding.
+
+        Raises:
+            ConditioningError: no classes, or a text encoder that cannot be had.
+        """
+        captions = [text for text in self.train if isinstance(text, str)]
+        classes = self.data.train.classes
+        self.conditioner = conditioners.build(self.config, captions=captions, classes=classes, time_width=time_width)
+        return self.conditioner
+
+    def prepare(self) -> tuple[Inputs, Inputs | None]:
+        """Prepare the conditions of the training set and of the held-out one if there is one, [N, ...] each."""
+        train, heldout = prepare_conditions(self.conditioner, self.train), None
+        if len(self.data.heldout):
+            heldout = prepare_conditions(self.conditioner, raw_conditions(self.config, self.data.heldout))
+        self.conditioner.release()
+        return train, heldout
+
+    def examples(self, count: int) -> list[str | int]:
+        """Return captions or labels of `count` held-out pictures, or of training ones where too few are held out."""
+        pictures = self.data.heldout if len(self.data.heldout) >= count else self.data.train
+        raw = raw_conditions(self.config, pictures)
+        return [raw[i] for i in spread(len(raw), count)]
+
+    def caption(self, condition: str | int) -> str:
+        """Return a caption, or the name of a class."""
+        return condition if isinstance(condition, str) else self.data.train.classes[condition]
+
+
+def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
+    """Return what a conditioner prepares for a set: captions, or labels.
+
+    Raises:
+        ConditioningError: class conditioning over pictures without labels, or text conditioning where all captions are
+            empty.
+    """
+    records = pictures.records
+    return config.raw_values([record.text for record in records], [record.label for record in records])
+
+
+def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
+    """Prepare captions or labels, [N, ...] each; the states of a frozen text encoder are kept on disk.
+
+    Raises:
+        ConditioningError: an unknown class, or an encoder that cannot be had.
+    """
+    if conditioner.cache_key is None:
+        return conditioner.prepare(raw)
+    key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
+
+    def encoded() -> Inputs:
+        with tqdm(desc="captions", unit="caption", leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return conditioner.prepare(raw, progress)
+
+    return tensor_cache.cached(cache_dir() / "states", key, encoded)
+
+
+def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
+    """Draw which positions [B] train on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1)."""
+    return rng.uniform(seed, "drop", position) < probability
+
+
+def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
+    """Replace the conditions of some samples of a batch by the null condition, addressed by `seed` and position."""
+    return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
 class NoisedBatch(NamedTuple):
@@ -20,7 +198,7 @@ class NoisedBatch(NamedTuple):
 
 
 def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedule) -> NoisedBatch:
-    """A batch's latents, drawn from their posteriors (`mean`, `logvar` [B, Z, h, w]) and noised to times t [B].
+    """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]) and noise them to times t [B].
 
     Both draws are addressed by `seed` and the batch's `position` [B], whatever the batch.
     """
@@ -28,4 +206,4 @@ def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedu
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])
     x_0 = mean + torch.exp(batch["logvar"] / 2) * draw
     eps = rng.normal(seed, "noise", position, mean.shape[1:])
-    return NoisedBatch(x_0, eps, loss.noised(x_0, eps, t, schedule), t)
+    return NoisedBatch(x_0, eps, schedule.add_noise(x_0, eps, t), t)

@@ -9,118 +9,32 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conditioning.base import Conditioner, Inputs, drop
-from conditioning.factory import ConditioningConfig
-from conditioning.labels import ClassConfig
-from conditioning.none import NoConfig
-from ldm_kit.config import Config, UserError
-from ldm_kit.data.images import PictureSet
-from ldm_kit.data.latents import Latents
-from ldm_kit.diffusion import rng, schedule
-from ldm_kit.diffusion.likelihood import VarianceType
-from ldm_kit.diffusion.objective import Errors, LossName, Objective
-from ldm_kit.diffusion.prediction import PredictionType
+from conditioning.base import Conditioner, ConditioningError, Inputs
+from ldm_kit.config import UserError
+from ldm_kit.data.images import Split
+from ldm_kit.data.latents import LatentBatches
+from ldm_kit.diffusion import schedule
+from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.timesteps import TimestepSampler
-from ldm_kit.methods.base import Collectives, NoisedRun
-from ldm_kit.methods.inputs import noise_batch
+from ldm_kit.methods.base import Grid, Method, TrainingData, millions
+from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
+from ldm_kit.methods.latent_config import LatentRun as LatentRun
+from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.unet import UNetConfig
-from ldm_kit.solvers.samplers import SamplerName
-from ldm_kit.training.optim import OptimConfig
+from ldm_kit.nets.execution import configure_network
+from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
-
-
-class SampleConfig(Config):
-    """The pictures that a run draws while it trains, always from the same seeds."""
-
-    prompts: tuple[str, ...] = Field(
-        default=(), description="what to draw; empty: the first captions or classes of the set"
-    )
-    steps: int = Field(default=20, gt=0, description="sampling steps")
-    solver: SamplerName = Field(default="dpm++", description="how the noise is walked down")
-    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
-
-
-class LatentRun(NoisedRun):
-    """A denoiser of latents (or pixels) under a condition."""
-
-    method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
-    condition: ConditioningConfig = NoConfig()
-    condition_dropout: float = Field(
-        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="share of samples trained on the null condition",
-    )
-    unet: UNetConfig
-    prediction_type: PredictionType = Field(
-        validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
-    )
-    min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
-    variance: VarianceType = Field(
-        default="small",
-        description="of the ancestral steps (ddpm): small, the posterior's; large, beta; learned_range, where the "
-        "network says between the two, with twice the output channels",
-    )
-    loss: LossName = Field(
-        default="simple",
-        description="simple: squared error of the target; vlb: the variational bound alone; hybrid: both, the bound "
-        "training the variance alone (the default for learned_range)",
-    )
-    vb_weight: float = Field(
-        default=1e-3,
-        gt=0,
-        description="hybrid: weight of the whole bound, a sum of T terms; a step draws one of them and multiplies by T",
-    )
-    sample: SampleConfig = SampleConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _filled(cls, given: Any) -> Any:
-        """A learned variance is trained by the hybrid loss unless another is asked for."""
-        if isinstance(given, Mapping) and given.get("variance") == "learned_range":
-            return {"loss": "hybrid", **given}
-        return given
-
-    @model_validator(mode="after")
-    def _fits(self) -> "LatentRun":
-        if (self.prediction_type == "flow") != (self.schedule.kind == "flow"):
-            raise ValueError(
-                f"prediction_type {self.prediction_type!r} does not go with the {self.schedule.kind} schedule; prediction_type flow goes with the "
-                "flow schedule, and eps, x0 and v with all others"
-            )
-        if self.sample.steps > self.schedule.num_train_timesteps:
-            raise ValueError(
-                f"sample.steps is {self.sample.steps}, but schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
-            )
-        betas = self.schedule.betas
-        if self.prediction_type == "eps" and (self.schedule.zero_terminal or (betas is not None and betas[-1] == 1)):
-            raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> "LatentRun":
-        learned = self.variance == "learned_range"
-        if self.prediction_type == "flow" and (learned or self.loss != "simple"):
-            asked = "variance learned_range" if learned else f"loss {self.loss}"
-            raise ValueError(
-                f"{asked} needs the variational bound of a variance-preserving schedule; the flow schedule has none"
-            )
-        if learned and self.loss == "simple":
-            raise ValueError("loss simple never trains the variance that learned_range learns; expected hybrid or vlb")
-        if self.loss == "hybrid" and not learned:
-            raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
-        if self.loss == "vlb" and self.min_snr is not None:
-            raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
-        return self
+from ldm_kit.viz.grid import grid
 
 
 class LatentDiffusion(nn.Module):
@@ -131,21 +45,29 @@ class LatentDiffusion(nn.Module):
         self.unet, self.conditioner = unet, conditioner
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Noisy latents [B, Z, h, w], times [B] and the conditioner's prepared inputs to the network's output."""
+        """Compute the network's output for noisy latents [B, Z, h, w], times [B] and prepared conditions."""
         return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
 
 
-class Latent:
-    """The denoising task, for the training loop."""
+class Latent(Method[LatentRun]):
+    """A U-Net that denoises latents (or pixels) under a condition."""
+
+    Config = LatentRun
+
+    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+    latent_shape: tuple[int, ...]  # (Z, h, w)
+    conditions: Conditions
+    prompts: list[str | int]  # captions or classes of the sample grid
 
     def __init__(
-        self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, ranks: Collectives | None = None
+        self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, data: TrainingData | None = None
     ) -> None:
-        self.config, self.ranks = config, ranks or Collectives()
         self.module = LatentDiffusion(unet, conditioner)
+        ema_modules = {"unet": unet, **conditioner.trainable}
+        table = schedule.build(config.schedule)
+        super().__init__(config, data, modules={"denoiser": self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
-        self.schedule = schedule.build(config.schedule)
-        self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(self.schedule))
+        self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(table))
         self.objective = Objective(
             config.prediction_type,
             config.loss,
@@ -154,109 +76,124 @@ class Latent:
             config.min_snr,
             levels=config.autoencoder is None,
         )
-        self.wrapped: nn.Module = self.module
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """U-Net and trained conditioner share one optimiser."""
-        return {"denoiser": self.module}
+    @classmethod
+    def build(cls, config: LatentRun, data: Split, device: torch.device) -> "Latent":
+        """Open the autoencoder, cache latents and conditions, and build the networks.
 
-    @property
-    def ema_modules(self) -> dict[str, nn.Module]:
-        """By component folder of the saved model."""
-        return {"unet": self.module.unet, **self.module.conditioner.trainable}
-
-    @property
-    def optim(self) -> dict[str, OptimConfig]:
-        """The run's."""
-        return {"denoiser": self.config.optim}
+        Raises:
+            UserError: a stale cache, latents that are not normalised, classes without labels, an unknown prompt.
+            AutoencoderError, ConditioningError: parts that cannot be had.
+        """
+        conditions = Conditions.open(config.condition, data)
+        first_stage = FirstStage.open(config, data.train, device)
+        latents = first_stage.latents(data.train, "train")
+        conditioner = conditions.build(config.unet.time_width)
+        channels, side, _ = latents.shape
+        unet = build_unet(
+            config.unet,
+            sample_size=side,
+            channels=channels,
+            out_channels=2 * channels if config.variance == "learned_range" else channels,
+            cross_width=conditioner.width,
+            vector_width=conditioner.vector_width,
+        )
+        configure_network(unet, device, config.train)
+        inputs, heldout_inputs = conditions.prepare()
+        heldout = None
+        if heldout_inputs is not None:
+            heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
+        batches = LatentBatches(latents, inputs, conditions.train, config.seed)
+        method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
+        method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
+        method.prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
+        _check_prompts(conditioner, method.prompts)
+        return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module that DDP wrapped, and bring the tables to its device."""
-        self.wrapped = wrapped["denoiser"]
-        device = next(self.module.parameters()).device
-        self.schedule = self.schedule.to(device)
-        self.null = {name: value.to(device) for name, value in self.null.items()}
+        """Take the module as DDP wraps it, and move schedule and null condition to its device."""
+        super().set_ddp_modules(wrapped)
+        self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The losses that a loss-aware density of times goes by."""
+        """Return the loss history of a loss-aware density of times."""
         return self.times.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """A step stands: a loss-aware density of times follows its losses."""
-        self.times.after_step(self.ranks.total)
+        """Add the step's losses to the history of a loss-aware density of times."""
+        self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:
-        """A step is void: so are its losses."""
+        """Forget the losses of an attempt that does not count."""
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """The configured loss; noise, times and drops belong to the position. Logs the bound's mean term as `vb`."""
+        """Yield the configured loss; noise, times and drops belong to the position. Logs the bound's terms as `vb`."""
         position = batch["position"]
         t, weight = self.times.draw(position)
-        dropped = dropped_at(self.config.seed, position, self.config.condition_dropout)
-        errors = self.errors(batch, t, self.config.seed, drop(batch["inputs"], self.null, dropped), self.wrapped)
-        each = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
-        self.times.meet(position, t, each)
-        weight = torch.ones_like(each) if weight is None else weight.to(each)
+        inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
+        errors = self.errors(batch, t, self.config.seed, inputs, self.ddp_modules["denoiser"])
+        losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
+        self.times.meet(position, t, losses)
+        weight = torch.ones_like(losses) if weight is None else weight.to(losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
-        yield "denoiser", (each * weight).mean(), logs
+        yield "denoiser", (losses * weight).mean(), logs
 
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Unweighted errors of a batch at times t [B], with noise addressed by `seed` and the batch's positions."""
+        """Compute unweighted errors of a batch at times t [B], with noise addressed by `seed` and position."""
         x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
-    @torch.no_grad()
-    def heldout_loss(self, latents: Latents, inputs: Inputs, batch: int = 64) -> float:
-        """Mean unweighted loss over held-out latents, each at its own fixed time and noise, with the full condition."""
-        device = next(self.module.parameters()).device
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        was = self.module.training
-        self.module.eval()
-        for start in range(0, len(latents), batch):
-            place = torch.arange(start, min(start + batch, len(latents)))
-            t = ((place + 0.5) / len(latents) * len(self.schedule)).long().to(device)
-            part = {
-                "mean": latents.mean[place, 0].float().to(device),
-                "logvar": latents.logvar[place, 0].float().to(device),
-                "position": place.to(device),
-            }
-            chosen = {name: value[place].to(device) for name, value in inputs.items()}
-            errors = self.errors(part, t, HELDOUT_SEED, chosen, self.module)
-            total += self.objective.combined(errors, len(self.schedule)).double().sum()
-        self.module.train(was)
-        return float(total / len(latents))
+    def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
+        """Compute unweighted losses [B] at times t [B] under the full condition."""
+        errors = self.errors(batch, t, seed, batch["inputs"], self.module)
+        return self.objective.combined(errors, len(self.schedule))
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The model with the current weights, on the device of training."""
+        unet: Any = self.module.unet
+        config, conditioner = self.config, self.module.conditioner
+        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, variance=config.variance)
+
+    def samples(self) -> Grid:
+        """Sample the prompts from seeds 0, 1, 2, ..."""
+        config, prompts = self.config.sample, self.prompts
+        options = SamplingOptions(steps=config.steps, solver=config.solver, guidance_scale=config.guidance_scale)
+        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), options)))
+        captions = None
+        if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
+            captions = [self.conditions.caption(prompt) for prompt in prompts]
+        return Grid(grid(pictures, 4, scale=max(3, 96 // pictures.shape[-1]), captions=captions))
+
+    def save(self, folder: Path) -> None:
+        """Save the diffusers layout."""
+        self.pipeline.save(folder)
+
+    def summary(self, model: Path) -> str:
+        """Return what was saved where, and its held-out loss."""
+        loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
+        return f"model in {model}: {loss}"
+
+    def describe_data(self) -> str:
+        """Return what `describe` says of the training set."""
+        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the networks."""
+        name, kind = type(self.module.unet).__name__, self.config.condition.kind
+        return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 
 
-HELDOUT_SEED = 20220420  # fixed, so that held-out losses of different runs compare
-
-
-def dropped_at(seed: int, position: Tensor, share: float) -> Tensor:
-    """Which positions [B] train on the null condition, bool [B]."""
-    return rng.uniform(seed, "drop", position) < share
-
-
-def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
-    """What a conditioner prepares for a set: captions, or labels.
-
-    Raises:
-        UserError: class conditioning over pictures without labels, or text conditioning where all captions are empty.
-    """
-    if not isinstance(config, ClassConfig):
-        captions: list[str | int] = [record.text for record in pictures.records]
-        if captions and not isinstance(config, NoConfig) and not any(captions):
-            raise UserError(
-                f"condition.kind is {config.kind}, but no picture has a caption; expected text in metadata.jsonl"
-            )
-        return captions
-    labels = [record.label for record in pictures.records]
-    if any(label is None for label in labels):
-        raise UserError("condition.kind is class, but some pictures have no label; expected one sub-folder per class")
-    return [label for label in labels if label is not None]
+def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
+    """Check the config's prompts before training, not at the first grid, hours later; raises UserError."""
+    try:
+        conditioner.prepare(prompts)
+    except ConditioningError as error:
+        raise UserError(f"sample.prompts: {error}") from None

@@ -1,59 +1,65 @@
 """Representation learning from a frozen diffusion model.
 
 Paper:    Zhang et al. 2022, "Unsupervised Representation Learning from Pre-trained Diffusion Probabilistic Models".
-Idea:     a frozen model's posterior mean misses what x_t has lost of the picture; a learned gradient G(x_t, t, z), told
-          the picture's code z, fills that gap as a classifier's gradient would.
+Idea:     a frozen model's posterior mean misses what x_t has lost of the picture; a learned gradient G(x_t, t, z) of
+          the picture's code z fills that gap as a classifier's gradient would.
 Parts:    the frozen model (ours or of diffusers), a second decoder on its features, a semantic encoder.
 Run:      accelerate launch train_ldm.py configs/semantic/pdae_latents.yaml
 Expected: see the header of that config.
 """
 
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from conditioning.semantic import SemanticConfig, StridedEncoderConfig
+from conditioning.semantic import SemanticConfig, StridedEncoderConfig, build_semantic
+from ldm_kit.config import UserError
+from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.diffusion import schedule
 from ldm_kit.diffusion.pdae import NetworkEstimator, pdae_loss, pdae_weight
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
-from ldm_kit.methods.base import NoisedRun
-from ldm_kit.methods.inputs import NoisedBatch
-from ldm_kit.methods.semantic import ReconstructionConfig, SemanticTask, refuse_aware
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.methods.base import TrainingData
+from ldm_kit.methods.inputs import FirstStage, NoisedBatch
+from ldm_kit.methods.run_config import check_any_density
+from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, pictured_latents
 from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.codes import Encoder
+from ldm_kit.models.decoders import ShiftDecoder
+from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 
-class PDAERun(NoisedRun):
+class PDAERun(SemanticRun):
     """A semantic encoder and a gradient estimator, trained on a frozen model."""
 
-    method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")
+    method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")  # pyright: ignore[reportIncompatibleVariableOverride]
     base: str = Field(
         min_length=1,
         description="the frozen model, never changed: its folder, its run's, or its name on the Hub, owner/name",
     )
     base_revision: str | None = Field(
-        default=None, min_length=1, description="of a base on the Hub: branch, tag or commit; left out: main"
+        default=None, min_length=1, description="revision of a base on the Hub: branch, tag or commit; left out: main"
     )
     encoder: SemanticConfig = StridedEncoderConfig()
     copied: bool = Field(
         default=False, description="start the second decoder from the frozen one's weights; the paper: afresh"
     )
     gamma: float = Field(default=0.1, ge=0, le=1, description="weight of a time: SNR^gamma / (1 + SNR)")
-    sample: ReconstructionConfig = ReconstructionConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> "PDAERun":
-        refuse_aware(self.timestep_sampling)
+    def _check_base(self) -> "PDAERun":
+        check_any_density(self.timestep_sampling)
         if self.autoencoder is not None or self.schedule != ScheduleConfig():
             raise ValueError("autoencoder and schedule are those of the base; leave them out")
         return self
 
 
-class ShiftedDiffusion(nn.Module):
+class ShiftedDiffusion(CodedNetwork):
     """Encoder and gradient estimator as one module, so that DDP around it sees every gradient; the base is no part."""
+
+    folder: ClassVar[str] = "shift"
 
     def __init__(self, encoder: Encoder, shift: ShiftUNet, base: BaseModel) -> None:
         super().__init__()
@@ -61,18 +67,72 @@ class ShiftedDiffusion(nn.Module):
         self._base = (base,)  # in a tuple: nothing of it is registered
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1] to (frozen output, G)."""
+        """Compute (base output, G) for noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1]."""
         return self.shift(x, t, self.encoder(picture), self._base[0].null.to(x.device))
 
 
-def pdae_task(config: PDAERun, encoder: Encoder, shift: ShiftUNet, base: BaseModel) -> SemanticTask:
-    """The training of both new parts: the error of the shifted eps, weighted by signal and noise."""
+class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
+    """An encoder and a gradient estimator on a frozen base model, trained on the error of the shifted eps."""
 
-    def measure(out: Any, noised: NoisedBatch, table: Schedule) -> Tensor:
-        estimator = NetworkEstimator(lambda _x, _t, _cond: out, table, base.target, base.learned_range)
-        frozen, gap = estimator(noised.x_t, noised.t, None)
-        return pdae_loss(frozen.eps, gap, noised.eps, noised.t, table)
+    Config = PDAERun
 
-    parts = {"encoder": encoder, "shift": shift}
-    module, weigh = ShiftedDiffusion(encoder, shift, base), partial(pdae_weight, gamma=config.gamma)
-    return SemanticTask(config, module, parts, schedule.build(base.schedule_config), measure, weigh)
+    def __init__(
+        self, config: PDAERun, module: ShiftedDiffusion, base: BaseModel, data: TrainingData | None = None
+    ) -> None:
+        super().__init__(config, module, schedule.build(base.schedule_config), data)
+        self.base = base
+
+    @classmethod
+    def build(cls, config: PDAERun, data: Split, device: torch.device) -> "PDAE":
+        """Open the base model, cache its latents, and build encoder and gradient estimator.
+
+        Raises:
+            UserError: a base that does not fit or cannot be one, a stale cache, latents that are not normalised.
+        """
+        base = BaseModel.open(config.base, device, revision=config.base_revision)
+        _check_base(base, data.train, config)
+        first_stage = FirstStage(config.model_copy(update={"autoencoder": config.base}), base.vae, device)
+        inputs, shape = pictured_latents(config, first_stage, data)
+        encoder = build_semantic(config.encoder, resolution=data.train.resolution, channels=data.train.channels)
+        width = config.encoder.z_width
+        shift = ShiftUNet(base=base.unet, z_width=width, copied=config.copied, learned_range=base.learned_range)
+        for net in (encoder, shift):
+            configure_network(net, device, config.train)
+        method = cls(config, ShiftedDiffusion(encoder, shift, base), base, inputs)
+        method.latent_shape = shape
+        return method
+
+    def error(self, output: Any, batch: NoisedBatch) -> Tensor:
+        """Compute the squared errors [B] of the base's eps, shifted by the gradient."""
+        base = self.base
+        estimator = NetworkEstimator(lambda _x, _t, _cond: output, self.schedule, base.target, base.learned_range)
+        frozen, gap = estimator(batch.x_t, batch.t, None)
+        return pdae_loss(frozen.eps, gap, batch.eps, batch.t, self.schedule)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Compute the weights SNR^gamma / (1 + SNR) of times [B]."""
+        return pdae_weight(t, self.schedule, gamma=self.config.gamma)
+
+    def decoder(self) -> ShiftDecoder:
+        """Return the gradient estimator on its base."""
+        return ShiftDecoder(self.module.shift, self.base)
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the networks."""
+        return f"{super().describe_model()} on the frozen {type(self.base.unet).__name__} of {self.base.name}"
+
+
+def _check_base(base: BaseModel, pictures: PictureSet, config: PDAERun) -> None:
+    shape = (pictures.channels, pictures.resolution, pictures.resolution)
+    if shape != base.shape:
+        raise UserError(
+            f"the frozen model in {config.base} samples pictures of {_sized(base.shape)}, but those of data are of "
+            f"{_sized(shape)}; expected the same"
+        )
+    steps, times = max(config.sample.encode_steps, config.sample.decode_steps), base.schedule_config.num_train_timesteps
+    if steps >= times:
+        raise UserError(f"sample asks for {steps} steps, but the frozen model in {config.base} has {times} times")
+
+
+def _sized(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,41 +1,49 @@
 """A diffusion model of semantic codes, which makes a generator of DiffAE or PDAE.
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022.
-Idea:     diffuse the codes of the training set, normalised per dimension; draw a code, then a picture under it. A class
-          or a caption, pooled to one vector, is told beside the time (ours).
+Idea:     diffuse the codes of the training set, normalised per dimension; sample a code, then a picture under it. A
+          class or a caption, pooled to one vector, is added to the time (ours).
 Parts:    a trained semantic model's averaged encoder, whose codes are computed once; an MLP with skips.
 Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
 Expected: see the header of that config.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 
-from conditioning.base import Conditioner, Inputs, drop
+from conditioning.base import Conditioner, Inputs
 from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
-from ldm_kit.config import Config
-from ldm_kit.diffusion import loss, rng, schedule
+from ldm_kit.config import Config, UserError, cache_dir
+from ldm_kit.data import tensor_cache
+from ldm_kit.data.code_batches import CodeBatches
+from ldm_kit.data.images import PictureSet, Split, digest
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
-from ldm_kit.methods.base import RunConfig, eval_mode
-from ldm_kit.methods.latent import dropped_at
-from ldm_kit.methods.semantic import HELDOUT_SEED, refuse_aware
-from ldm_kit.models.prior import apply_mlp
+from ldm_kit.methods.base import Grid, Method, TrainingData, millions
+from ldm_kit.methods.inputs import Conditions, drop_conditions
+from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
+from ldm_kit.models import codes
+from ldm_kit.models.prior import CodePrior, apply_mlp
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
-from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
+from ldm_kit.viz.grid import grid
 
-PLAYER = "prior"
+NAME = "prior"
 
 
-class DrawConfig(Config):
-    """The pictures that a run draws while it trains, always from the same seeds."""
+class PriorSampleConfig(Config):
+    """How a run samples pictures while it trains, always from the same seeds."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
     guidance_scale: float = Field(
@@ -50,7 +58,7 @@ class DrawConfig(Config):
 class PriorRun(RunConfig):
     """A diffusion model of a semantic model's codes."""
 
-    method: Literal["prior"] = Field(description="a diffusion model of codes")
+    method: Literal["prior"] = Field(description="a diffusion model of codes")  # pyright: ignore[reportIncompatibleVariableOverride]
     model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
@@ -67,21 +75,18 @@ class PriorRun(RunConfig):
         lt=1,
         description="share of samples trained on the null condition",
     )
-    sample: DrawConfig = DrawConfig()
+    sample: PriorSampleConfig = PriorSampleConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> "PriorRun":
-        refuse_aware(self.timestep_sampling)
+    def _check(self) -> "PriorRun":
+        check_any_density(self.timestep_sampling)
         if self.flip:
             raise ValueError("flip must be false: codes are those of the pictures as they are")
         if isinstance(self.condition, ClassConfig) and self.condition.form != "vector":
             raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
         if self.schedule.kind == "flow" or self.schedule.zero_terminal:
             raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
-        if self.sample.steps > self.schedule.num_train_timesteps:
-            raise ValueError(
-                f"sample.steps is {self.sample.steps}, but schedule.num_train_timesteps only {self.schedule.num_train_timesteps}"
-            )
+        check_steps(self.sample.steps, self.schedule)
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
@@ -95,74 +100,138 @@ class ConditionedMLP(nn.Module):
         self.mlp, self.conditioner = mlp, conditioner
 
     def forward(self, z: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Noisy normalised codes [B, D], times [B] and the conditioner's prepared inputs to eps [B, D]."""
+        """Compute eps [B, D] for noisy normalised codes [B, D], times [B] and prepared conditions."""
         return apply_mlp(self.mlp, z, t, self.conditioner(**inputs))
 
 
-class PriorTask:
-    """The denoising of codes, for the training loop."""
+class Prior(Method[PriorRun]):
+    """An MLP that denoises the normalised codes of a semantic model."""
 
-    def __init__(self, config: PriorRun, mlp: SkipMLP, conditioner: Conditioner) -> None:
-        self.config, self.module = config, ConditionedMLP(mlp, conditioner)
+    Config = PriorRun
+    heldout_batch: ClassVar[int | None] = None
+
+    conditions: Conditions
+    source: SemanticModel  # whose codes these are; never changed
+    mean: Tensor  # [D], of the training set's codes
+    std: Tensor  # [D]
+
+    def __init__(
+        self, config: PriorRun, mlp: SkipMLP, conditioner: Conditioner, data: TrainingData | None = None
+    ) -> None:
+        self.module = ConditionedMLP(mlp, conditioner)
+        ema_modules: dict[str, nn.Module] = {"mlp": mlp, **conditioner.trainable}
+        table = schedule.build(config.schedule)
+        super().__init__(config, data, modules={NAME: self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
-        self.schedule = schedule.build(config.schedule)
-        self.wrapped: nn.Module = self.module
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """MLP and conditioner share one optimiser."""
-        return {PLAYER: self.module}
+    @classmethod
+    def build(cls, config: PriorRun, data: Split, device: torch.device) -> "Prior":
+        """Encode the pictures, normalise their codes, and build the networks.
 
-    @property
-    def ema_modules(self) -> dict[str, nn.Module]:
-        """By component folder of the saved prior."""
-        return {"mlp": self.module.mlp, **self.module.conditioner.trainable}
-
-    @property
-    def optim(self) -> dict[str, OptimConfig]:
-        """The run's."""
-        return {PLAYER: self.config.optim}
+        Raises:
+            UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
+            ConditioningError: no classes, or a text encoder that cannot be had.
+        """
+        encoder = codes.open_encoder(codes.open_semantic(config.model), device)
+        _check_encoder(encoder, data.train, config.model)
+        weights = weights_digest(encoder)
+        z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
+        mean, std = codes.code_statistics(z)
+        width = z.shape[1]
+        conditioner = conditions.build(time_width=width)
+        mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
+        inputs, heldout_inputs = conditions.prepare()
+        fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
+        batches, heldout = CodeBatches((z - mean) / std, inputs, fingerprint), None
+        if heldout_inputs is not None:
+            heldout_codes = (_codes(encoder, data.heldout, weights) - mean) / std
+            heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
+        method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
+        method.conditions, method.mean, method.std = conditions, mean, std
+        method.source = _open_source(config, data.train)
+        return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module that DDP wrapped, and bring the tables to its device."""
-        self.wrapped, device = wrapped[PLAYER], self._device
-        self.schedule = self.schedule.to(device)
-        self.null = {name: value.to(device) for name, value in self.null.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Take the module as DDP wraps it, and move schedule and null condition to its device."""
+        super().set_ddp_modules(wrapped)
+        self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Mean absolute error of eps; noise, times and drops belong to the position."""
-        config, position = self.config, batch["position"]
-        t = sample_timesteps(
-            config.timestep_sampling, config.seed, position, config.train.batch_size, len(self.schedule)
-        )
-        dropped = dropped_at(config.seed, position, config.condition_dropout)
-        inputs = drop(batch["inputs"], self.null, dropped)
-        yield PLAYER, self.errors(batch, t, config.seed, inputs, self.wrapped).mean(), {}
+        """Yield the mean absolute error of eps; noise, times and drops belong to the position."""
+        config, size, times = self.config, self.config.train.batch_size, len(self.schedule)
+        t = sample_timesteps(config.timestep_sampling, config.seed, batch["position"], size, times)
+        inputs = drop_conditions(batch, self.null, config.seed, config.condition_dropout)
+        yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Absolute errors [B] of eps at times t [B], with noise addressed by `seed` and the batch's positions."""
+        """Compute absolute errors [B] of eps at times t [B], with noise addressed by `seed` and position."""
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
-        out = module(loss.noised(z, eps, t, self.schedule).to(z.dtype), t, inputs)
-        return (out.float() - eps).abs().mean(1)
+        output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
+        return (output.float() - eps).abs().mean(1)
 
-    @torch.no_grad()
-    def heldout_loss(self, codes: Tensor, inputs: Inputs) -> float:
-        """Mean error over held-out normalised codes [N, D], each at its own fixed time and noise."""
-        place = torch.arange(len(codes))
-        t = ((place + 0.5) / len(codes) * len(self.schedule)).long().to(self._device)
-        batch = {"z": codes.to(self._device), "position": place.to(self._device)}
-        chosen = {name: value.to(self._device) for name, value in inputs.items()}
-        with eval_mode(self.module):
-            return float(self.errors(batch, t, HELDOUT_SEED, chosen, self.module).double().mean())
+    def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
+        """Compute errors [B] of held-out codes at times t [B] under the full condition."""
+        return self.errors(batch, t, seed, batch["inputs"], self.module)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.module.parameters()).device
+    def model(self) -> SemanticModel:
+        """Return the semantic model with this prior of the current weights, on the device of training."""
+        prior = CodePrior(self.module.mlp, self.module.conditioner, self.config.schedule)
+        return replace(self.source, prior=prior, mean=self.mean, std=self.std).to(self.device)
+
+    def samples(self) -> Grid:
+        """Sample codes, of captions or classes if there are such, and decode them, from seeds 0, 1, 2, ..."""
+        config, count, captions = self.config.sample, self.config.log.pictures, None
+        if not isinstance(self.config.condition, NoConfig):
+            captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
+            count = len(captions)
+        model = self.model()
+        z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
+        pictures = model.decode(z, None, config.decode_steps, stop=config.stop)
+        return Grid(grid(pictures, 4, max(1, 96 // model.resolution), captions))
+
+    def save(self, folder: Path) -> None:
+        """Save the semantic model with its prior."""
+        self.model().save(folder)
+
+    def summary(self, model: Path) -> str:
+        """Return what was saved where, and its held-out loss."""
+        loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
+        return f"semantic model with prior in {model}: {loss}"
+
+    def describe_data(self) -> str:
+        """Return what `describe` says of the training set."""
+        count, width = len(self.batches), len(self.mean)
+        return f"codes of {count} training pictures, {width} numbers each, by the encoder of {self.config.model}"
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the networks."""
+        return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
+
+
+def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
+    """Compute codes [N, D] float32, which are kept on disk."""
+    key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
+    return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+
+
+def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:
+    config = encoder.config
+    side = config.get("resolution", pictures.resolution)
+    if (config["channels"], side) != (pictures.channels, pictures.resolution):
+        raise UserError(
+            f"the encoder of {model} is for pictures of {config['channels']} channels and side {side}, but those of "
+            f"data have {pictures.channels} and {pictures.resolution}"
+        )
+
+
+def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
+    """Open the semantic model; raises UserError where it is for other pictures, or a DiffAE that cannot stop early."""
+    model = SemanticModel.load(config.model)
+    if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
+        raise UserError(
+            f"data.resolution is {pictures.resolution}, but {config.model} is for pictures of side {model.resolution}"
+        )
+    if config.sample.stop and not model.decoder.stops:
+        raise UserError(f"sample.stop is for a PDAE, and {config.model} is a DiffAE; leave it out")
+    return model

@@ -1,26 +1,32 @@
-"""What DiffAE and PDAE train alike: an encoder that sees the picture, and a decoder that sees its noised latent."""
+"""What DiffAE and PDAE share: an encoder that sees the picture, and a decoder that sees its noised latent."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from conditioning.semantic import SemanticConfig
 from ldm_kit.config import Config
-from ldm_kit.data.batches import chunks
-from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.data.latents import Latents
+from ldm_kit.data.batches import spread
+from ldm_kit.data.code_batches import PicturedLatents
+from ldm_kit.data.images import Split
 from ldm_kit.diffusion.schedule import Schedule
-from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
-from ldm_kit.methods.base import eval_mode
-from ldm_kit.methods.inputs import NoisedBatch, noise_batch
-from ldm_kit.training.config import TrainConfig
-from ldm_kit.training.optim import OptimConfig
+from ldm_kit.diffusion.timesteps import sample_timesteps
+from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
+from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
+from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.models import codes
+from ldm_kit.models.codes import Encoder
+from ldm_kit.models.decoders import Decoder
+from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.training.task import LossTerm
+from ldm_kit.viz.grid import grid
 
-HELDOUT_SEED = 20220420  # fixed, so that held-out losses of different runs compare
-PLAYER = "semantic"
+NAME = "semantic"
 
 
 class ReconstructionConfig(Config):
@@ -30,117 +36,141 @@ class ReconstructionConfig(Config):
     decode_steps: int = Field(default=20, ge=1, description="DDIM steps back, from inferred or random noise")
 
 
-class SemanticSettings(Protocol):
-    """What the task needs of a run's config."""
+class SemanticRun(NoisedRun):
+    """A semantic encoder and what decodes its codes."""
 
-    @property
-    def seed(self) -> int: ...
-    @property
-    def train(self) -> TrainConfig: ...
-    @property
-    def timestep_sampling(self) -> TimestepSamplingConfig: ...
-    @property
-    def optim(self) -> OptimConfig: ...
+    encoder: SemanticConfig
+    sample: ReconstructionConfig = ReconstructionConfig()
 
 
-class Measure(Protocol):
-    """How far a module's output is from the truth."""
-
-    def __call__(self, out: Any, noise_batch: NoisedBatch, schedule: Schedule, /) -> Tensor:
-        """Unweighted errors [B]."""
-        ...
+R = TypeVar("R", bound=SemanticRun)
 
 
-class SemanticTask:
-    """The training of encoder and decoder as one player, for the loop.
+class CodedNetwork(nn.Module):
+    """Encoder and decoding network as one module, so that DDP around it sees every gradient.
 
-    The module's forward takes (x_t, t, picture in [-1, 1]); both of its parts are averaged.
+    Called with noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1].
     """
+
+    encoder: Encoder
+    folder: ClassVar[str]  # of the decoding network in a saved model, and its name here
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that decodes."""
+        return getattr(self, self.folder)
+
+
+N = TypeVar("N", bound=CodedNetwork)
+
+
+class SemanticMethod(Method[R], Generic[R, N]):
+    """An encoder and a decoder trained together: their error at random times, with one optimiser for both."""
+
+    latent_shape: tuple[int, ...]  # (Z, h, w)
 
     def __init__(
         self,
-        config: SemanticSettings,
-        module: nn.Module,
-        averaged: Mapping[str, nn.Module],
+        config: R,
+        module: N,
         schedule: Schedule,
-        measure: Measure,
-        weigh: Callable[[Tensor, Schedule], Tensor] | None = None,
+        data: TrainingData | None = None,
     ) -> None:
-        """`averaged` has encoder and decoder by folder; `weigh` gives times [B] their weights, by default 1."""
-        self.config, self.module, self.parts = config, module, dict(averaged)
-        self.schedule, self.measure, self.weigh = schedule, measure, weigh
-        self.wrapped: nn.Module = module
+        ema_modules: dict[str, nn.Module] = {"encoder": module.encoder, module.folder: module.network}
+        super().__init__(config, data, modules={NAME: module}, ema_modules=ema_modules, schedule=schedule)
+        self.module = module
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Encoder and decoder share one optimiser."""
-        return {PLAYER: self.module}
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """Return the decoder with the current weights, as the saved model has it."""
 
-    @property
-    def ema_modules(self) -> dict[str, nn.Module]:
-        """By component folder of the saved model."""
-        return self.parts
+    @abstractmethod
+    def error(self, output: Any, batch: NoisedBatch) -> Tensor:
+        """Compute unweighted errors [B] of the module's output."""
 
-    @property
-    def optim(self) -> dict[str, OptimConfig]:
-        """The run's."""
-        return {PLAYER: self.config.optim}
-
-    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module that DDP wrapped, and bring the tables to its device."""
-        self.wrapped = wrapped[PLAYER]
-        self.schedule = self.schedule.to(self._device)
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+    def weight(self, t: Tensor) -> Tensor | None:
+        """Compute the loss weights of times [B]; None: all 1."""
+        return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """The weighted error; noise and times belong to the position. Logs the plain error where there are weights."""
+        """Yield the weighted error; noise and times belong to the position. Logs the plain error if it is weighted."""
         config, position = self.config, batch["position"]
-        t = sample_timesteps(
-            config.timestep_sampling, config.seed, position, config.train.batch_size, len(self.schedule)
-        )
-        errors = self.errors(batch, t, config.seed, self.wrapped)
-        if self.weigh is None:
-            yield PLAYER, errors.mean(), {}
+        size, times = config.train.batch_size, len(self.schedule)
+        t = sample_timesteps(config.timestep_sampling, config.seed, position, size, times)
+        errors, weight = self.errors(batch, t, config.seed, self.ddp_modules[NAME]), self.weight(t)
+        if weight is None:
+            yield NAME, errors.mean(), {}
             return
-        yield PLAYER, (errors * self.weigh(t, self.schedule).to(errors)).mean(), {"error": errors.mean()}
+        yield NAME, (errors * weight.to(errors)).mean(), {"error": errors.mean()}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
-        """Unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
-        given = noise_batch(batch, t, seed, self.schedule)
-        return self.measure(module(given.x_t, t, batch["picture"]), given, self.schedule)
+        """Compute unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
+        noised = noise_batch(batch, t, seed, self.schedule)
+        return self.error(module(noised.x_t, t, batch["picture"]), noised)
 
-    @torch.no_grad()
-    def heldout_loss(self, latents: Latents, pictures: PictureSet, batch: int = 64) -> float:
-        """Mean unweighted error over held-out latents, each at its own fixed time and noise."""
-        found: list[Tensor] = []
+    def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
+        """Compute unweighted errors [B] of a held-out batch at times t [B]."""
+        return self.errors(batch, t, seed, self.module)
+
+    def model(self) -> SemanticModel:
+        """Return the model with the current weights; the statistics of its codes are not measured yet."""
+        width = self.config.encoder.z_width
+        return SemanticModel(self.module.encoder, self.decoder(), torch.zeros(width), torch.ones(width)).to(self.device)
+
+    def evaluate(self, step: int, folder: Path) -> dict[str, float]:
+        """Measure the held-out loss and the error of some pictures decoded from inferred and from random noise."""
+        model, config = self.model(), self.config.sample
+        shown = self.data.heldout if len(self.data.heldout) else self.data.train
+        pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
         with eval_mode(self.module):
-            for part in chunks(pictures, batch):
-                place = torch.tensor(part)
-                t = ((place + 0.5) / len(pictures) * len(self.schedule)).long()
-                given = {
-                    "mean": latents.mean[place, 0].float(),
-                    "logvar": latents.logvar[place, 0].float(),
-                    "position": place,
-                    "picture": to_unit(pictures.pictures(part)),
-                }
-                moved = {name: value.to(self._device) for name, value in given.items()}
-                found.append(self.errors(moved, t.to(self._device), HELDOUT_SEED, self.module))
-        return float(torch.cat(found).double().mean())
+            z = model.encode(pictures)
+            inferred = model.decode(z, model.invert(pictures, z, config.encode_steps), config.decode_steps)
+            random = model.decode(z, None, config.decode_steps)
+            self.metrics = self.heldout_metrics()
+        if self.metrics:
+            self.metrics |= {
+                "heldout_mse_inferred": _mse(inferred, pictures),
+                "heldout_mse_random": _mse(random, pictures),
+            }
+        rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
+        captions = ["picture", "inferred noise", "random noise"] * len(pictures)
+        image = grid(rows, 6, max(1, 96 // model.resolution), captions)
+        self.write_grid(Grid(image, "decoded"), step, folder)
+        return self.metrics
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.module.parameters()).device
+    def save(self, folder: Path) -> None:
+        """Measure the statistics of the training set's codes, and save the model."""
+        model = self.model()
+        model.mean, model.std = codes.code_statistics(codes.encode_set(self.module.encoder, self.data.train))
+        model.save(folder)
+
+    def summary(self, model: Path) -> str:
+        """Return what was saved where, and its held-out metrics."""
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "nothing held out"
+        return f"semantic model in {model}: {metrics}"
+
+    def describe_data(self) -> str:
+        """Return what `describe` says of the training set."""
+        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+
+    def describe_model(self) -> str:
+        """Return what `describe` says of the networks."""
+        name, width = type(self.module.network).__name__, self.config.encoder.z_width
+        return f"codes of {width} numbers, encoder and {name} with {millions(self.module)} trained parameters"
 
 
-def refuse_aware(timestep_sampling: TimestepSamplingConfig) -> None:
-    """Raise ValueError for a density of times that only a variational bound has a use for."""
-    if timestep_sampling.density == "loss_second_moment":
-        raise ValueError(
-            "timestep_sampling.density loss_second_moment is for a bound; expected uniform or logit_normal"
-        )
+def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) -> tuple[TrainingData, tuple[int, ...]]:
+    """Cache the latents of a data set, each beside its picture, and return the shape (Z, h, w) of one.
+
+    Raises:
+        UserError: a stale cache, or latents that are not normalised.
+    """
+    latents, heldout = first_stage.latents(data.train, "train"), None
+    if len(data.heldout):
+        heldout = PicturedLatents(first_stage.latents(data.heldout, "heldout"), data.heldout, config.seed)
+    return TrainingData(data, PicturedLatents(latents, data.train, config.seed), heldout), tuple(latents.shape)
+
+
+def _mse(pictures: Tensor, others: Tensor) -> float:
+    """Compute the mean squared error of pictures uint8, as numbers in 0..1."""
+    return float(((pictures.double() - others.double()) / 255).square().mean())

@@ -1,12 +1,12 @@
-"""Does a generated picture show what its prompt says? Measured on a set whose every picture is known.
+"""Prompt fidelity by retrieval among reference pictures, and the Fréchet distance between sets of features.
 
-Each prompt is the caption of one picture of the reference set. A generated picture's features are compared with those
-of all reference pictures: rank 1 says the nearest one is the true one. Chance is 1 / N. The features are any
-`Callable[[Tensor], Tensor]` from pictures to [B, D]; a figure means nothing without their name, and is only comparable
-within one reference set.
+Each prompt is the caption of one reference picture. A generated picture's features are compared with those of all
+reference pictures: rank 1 means that the nearest one is the true one, the one with this caption; chance is 1 / N. The
+features are any function from pictures to [B, D]. Values are comparable only for the same features and the same
+reference set, so reports must name both.
 
-`frechet` compares the two clouds of features as wholes. It bears the name of its features too: with EfficientNet-Lite0
-it is the "Lite0 distance". It is an FID only with the FID's own Inception weights, which this room does not hold.
+`frechet` is called by its features too: with EfficientNet-Lite0 it is the "Lite0 distance". It is an FID only with the
+Inception weights of the FID, which are not part of this package.
 """
 
 import math
@@ -19,14 +19,14 @@ from torch import Tensor
 
 Distance = Literal["cosine", "euclidean"]
 NO_TONE = ("", "mixed")
-ENOUGH = 10  # samples a feature dimension, above which `frechet` is not warned of
+MIN_SAMPLES = 10  # samples per feature dimension below which `frechet_checked` warns
 _TIE = 1e-12  # squared distances this close are ties; features are scaled to a length of about 1
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Shares in 0..1 of `count` prompts, and of the `tone_count` among them that name one skin tone (NaN of none)."""
+    """Shares, in [0, 1], of `count` prompts, and of the `tone_count` that name one skin tone (NaN if none does)."""
 
     rank1: float  # the nearest reference is the true picture
     rank5: float  # the true picture is among the five nearest
@@ -35,12 +35,12 @@ class Fidelity:
     count: int
 
     def interval(self, share: Literal["rank1", "rank5", "tone"]) -> tuple[float, float]:
-        """Wilson 95 % interval of one of the shares."""
+        """Return the Wilson 95 % interval of one of the shares."""
         return wilson(getattr(self, share), self.tone_count if share == "tone" else self.count)
 
 
 class Frechet(NamedTuple):
-    """A distance, and what there is to say against it: "" if there are enough samples on both sides."""
+    """A Fréchet distance with a warning, which is empty if both sides have enough samples."""
 
     distance: float
     warning: str
@@ -48,68 +48,73 @@ class Frechet(NamedTuple):
 
 @torch.no_grad()
 def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: int = 64) -> Tensor:
-    """Features [N, D] of pictures [N, ...], float64 on the CPU, computed `batch` at a time.
+    """Return the features of pictures [N, ...], as [N, D] float64 on the CPU, computing `batch` at a time.
 
     Raises:
         ValueError: no pictures, or the features are not [B, D].
     """
-    found = [features(part).cpu().double() for part in pictures.split(batch) if len(part)]
-    if not found or found[0].dim() != 2:
-        raise ValueError(f"features must be [B, D] of at least one picture, got {[[*f.shape] for f in found[:1]]}")
-    return torch.cat(found)
+    batches = [features(x).cpu().double() for x in pictures.split(batch) if len(x)]
+    if not batches or batches[0].dim() != 2:
+        raise ValueError(f"features must be [B, D] of at least one picture, got {[[*f.shape] for f in batches[:1]]}")
+    return torch.cat(batches)
 
 
 def truth_of(prompts: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Index [M] of the reference picture that each prompt captions.
+    """Return the index, int64 [M], of the reference picture whose caption each of M prompts is.
 
     Raises:
-        ValueError: a prompt that captions no reference picture, or more than one.
+        ValueError: a prompt is the caption of no reference picture, or of more than one.
     """
-    places: dict[str, list[int]] = {}
-    for place, caption in enumerate(captions):
-        places.setdefault(caption, []).append(place)
+    indices: dict[str, list[int]] = {}
+    for index, caption in enumerate(captions):
+        indices.setdefault(caption, []).append(index)
     for prompt in prompts:
-        if len(found := places.get(prompt, [])) != 1:
-            raise ValueError(f"the prompt {prompt!r:.100} captions {len(found)} reference pictures; expected exactly 1")
-    return torch.tensor([places[prompt][0] for prompt in prompts], dtype=torch.long)
+        if (count := len(indices.get(prompt, []))) != 1:
+            raise ValueError(f"the prompt {prompt!r:.100} captions {count} reference pictures; expected exactly 1")
+    return torch.tensor([indices[prompt][0] for prompt in prompts], dtype=torch.long)
 
 
 def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Rank [M], from 1, of each true picture among the references by distance to the generated one.
+    """Return the rank, int64 [M] from 1, of each true picture among the references by distance to the generated one.
 
-    Features [M, D] and [N, D] are centred by the references' mean; truth [M] indexes the references. Ties count against
-    us (the true picture comes last among its equals), and so do features that are not finite.
+    Features are centred by the mean of the references. Ties count as wrong (the true picture is last among its equals),
+    and so do features that are not finite.
+
+    Args:
+        generated: features [M, D].
+        references: features [N, D].
+        truth: int64 [M], indices of the true pictures among the references.
+        distance: cosine or euclidean.
 
     Raises:
         ValueError: shapes that do not match, an index outside, or an unknown distance.
     """
     _check(generated, references, truth)
-    found = []
-    for apart, true in zip(_blocks(generated, references, distance), truth.cpu().split(_BLOCK), strict=True):
-        found.append((~(apart > apart.gather(1, true[:, None]) + _TIE)).sum(1))
-    return torch.cat(found)
+    blocks = zip(_distances(generated, references, distance), truth.cpu().split(_BLOCK), strict=True)
+    return torch.cat([(~(d > d.gather(1, true[:, None]) + _TIE)).sum(1) for d, true in blocks])
 
 
 def agreement(
     generated: Tensor, references: Tensor, truth: Tensor, values: Sequence[str], distance: Distance = "cosine"
 ) -> Tensor:
-    """Whether [M] the nearest reference carries the same value (a skin tone, a gender) as the true one.
+    """Return whether, bool [M], the nearest reference has the same value (skin tone, gender) as the true one.
 
-    `values` holds one a reference picture. If several are nearest, all of them must.
+    If several references are nearest, all of them must. `values` holds one value for each reference; the other
+    arguments are those of `ranks`.
 
     Raises:
-        ValueError: as in `ranks`, or not one value a reference.
+        ValueError: as for `ranks`, or there is not one value for each reference.
     """
     _check(generated, references, truth)
     if len(values) != len(references):
         raise ValueError(f"got {len(values)} values for {len(references)} reference pictures; expected one each")
-    known = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    numbers = torch.tensor([known[value] for value in values])
-    found = []
-    for apart, true in zip(_blocks(generated, references, distance), truth.cpu().split(_BLOCK), strict=True):
-        farther = apart > apart.amin(1, keepdim=True) + _TIE
-        found.append((farther | (numbers == numbers[true][:, None])).all(1))
-    return torch.cat(found)
+    numbers_by_value = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    numbers = torch.tensor([numbers_by_value[value] for value in values])
+    agrees = []
+    for d, true in zip(_distances(generated, references, distance), truth.cpu().split(_BLOCK), strict=True):
+        farther = d > d.amin(1, keepdim=True) + _TIE
+        agrees.append((farther | (numbers == numbers[true][:, None])).all(1))
+    return torch.cat(agrees)
 
 
 def fidelity(
@@ -119,12 +124,12 @@ def fidelity(
     tones: Sequence[str] | None = None,
     distance: Distance = "cosine",
 ) -> Fidelity:
-    """Prompt fidelity of generated features [M, D] against the references' [N, D], whose true ones `truth` [M] indexes.
+    """Return the prompt fidelity of generated pictures; arguments as for `ranks`.
 
-    `tones` holds the references' skin tones; prompts whose tone is "" or "mixed" do not count towards `tone`.
+    `tones` holds the skin tone of each reference; prompts whose tone is "" or "mixed" do not count towards `tone`.
 
     Raises:
-        ValueError: as in `ranks` and `agreement`.
+        ValueError: as for `ranks` and `agreement`.
     """
     rank = ranks(generated, references, truth, distance).double()
     toned = [i for i, t in enumerate(truth.tolist()) if tones is not None and tones[t] not in NO_TONE]
@@ -137,43 +142,51 @@ def fidelity(
 def ceiling(
     references: Tensor, truth: Tensor, tones: Sequence[str] | None = None, distance: Distance = "cosine"
 ) -> Fidelity:
-    """What the true pictures themselves would score: below 1 where references are twins, as a tenth of OpenMoji's are.
+    """Return the prompt fidelity of the true pictures themselves, the most that any model can reach.
 
-    Report it beside every figure: "cook" and "man cook" are one drawing there, and such ties count against us.
+    It is below 1 where references are identical, as a tenth of OpenMoji's are ("cook" and "man cook" are one drawing):
+    ties count as wrong. Report it beside every value. Arguments as for `fidelity`.
     """
     return fidelity(references[truth.to(references.device)], references, truth, tones, distance)
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share of `count` (95 % by default); (NaN, NaN) of none."""
+    """Return Wilson's score interval of a share; (NaN, NaN) if `count` is 0.
+
+    Args:
+        share: in [0, 1].
+        count: of what it is a share.
+        z: quantile of the normal distribution; by default that of a 95 % interval.
+    """
     if not count:
         return math.nan, math.nan
-    middle = share + z * z / (2 * count)
+    centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    whole = 1 + z * z / count
-    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+    scale = 1 + z * z / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def table(rows: Mapping[str, Fidelity]) -> str:
-    """A markdown table, one named row each: percentages with their 95 % intervals."""
+    """Return a markdown table with a row for each name: percentages with their 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         shares = [_percent(row.rank1, row.count), _percent(row.rank5, row.count), _percent(row.tone, row.tone_count)]
-        safe = " ".join(name.split()).replace("|", "\\|")
-        lines.append(f"| {safe} | {' | '.join(shares)} | {row.count} ({row.tone_count}) |")
+        escaped = " ".join(name.split()).replace("|", "\\|")
+        lines.append(f"| {escaped} | {' | '.join(shares)} | {row.count} ({row.tone_count}) |")
     return "\n".join(lines)
 
 
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance of two clouds of features, [N, D] and [M, D]; see `frechet_checked` for what it is worth."""
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; `frechet_checked` has its limits."""
     return frechet_checked(features_a, features_b).distance
 
 
 def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
-    """|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of means m and covariances A, B (over N - 1), in float64.
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D], with a warning if there are few samples.
 
-    It is biased upwards by about 1 / N: figures compare only at equal N. `warning` says so when a side has fewer than
-    10 D samples, and that the covariance is singular when it has D or fewer.
+    |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of means m and covariances A, B (over N - 1), in float64. It is
+    biased upwards by about 1 / N, so that values are comparable only at equal N. The warning says so if a side has
+    fewer than 10 D samples, and that the covariance is singular if it has D or fewer.
 
     Raises:
         ValueError: not [N, D] and [M, D] with at least 2 samples each, or features that are not finite.
@@ -183,36 +196,37 @@ def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
         raise ValueError(f"expected [N, D] and [M, D] of at least 2 samples, got {[*a.shape]} and {[*b.shape]}")
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("expected finite features, got NaN or infinity")
-    of_a, of_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(a.shape[1], -1)
-    root = _root(of_a)
-    overlap = torch.linalg.eigvalsh(root @ of_b @ root).clamp_min(0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + of_a.trace() + of_b.trace() - 2 * overlap
+    cov_a, cov_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(a.shape[1], -1)
+    root = _square_root(cov_a)
+    overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
     return Frechet(max(0.0, distance.item()), _warning(min(len(a), len(b)), a.shape[1]))
 
 
 def _warning(count: int, dimensions: int) -> str:
-    if count >= ENOUGH * dimensions:
+    if count >= MIN_SAMPLES * dimensions:
         return ""
-    why = "the covariance is singular and" if count <= dimensions else "the distance is biased upwards:"
-    return f"{count} samples for {dimensions} feature dimensions: {why} only distances at this same count compare"
+    reason = "the covariance is singular and" if count <= dimensions else "the distance is biased upwards:"
+    return f"{count} samples for {dimensions} feature dimensions: {reason} only distances at this same count compare"
 
 
-def _root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix."""
+def _square_root(matrix: Tensor) -> Tensor:
+    """Return the symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
-def _blocks(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:
-    """What orders all references for each generated picture, [<= 512, N], in float64 on the CPU, block by block.
+def _distances(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:
+    """Yield distances of generated pictures to all references, [<= 512, N] float64 on the CPU, block by block.
 
-    -2 cos, or |r - g|^2 less |g|^2, which is the same for all references. The mean itself has no direction: cos is 0.
+    They are -2 cos, or |r - g|^2 - |g|^2, which orders references as |r - g| does. For features equal to the mean, cos
+    is 0.
     """
     references, generated = references.detach().cpu().double(), generated.detach().cpu().double()
     mean = references.mean(0)
     references, generated, offset = _scale(references - mean, generated - mean, distance)
-    for part in generated.split(_BLOCK):
-        yield offset - 2 * part @ references.T
+    for block in generated.split(_BLOCK):
+        yield offset - 2 * block @ references.T
 
 
 def _scale(references: Tensor, generated: Tensor, distance: Distance) -> tuple[Tensor, Tensor, Tensor]:

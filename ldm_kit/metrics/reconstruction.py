@@ -1,8 +1,9 @@
-"""How close a reconstruction is to its original: PSNR and SSIM of pictures in [-1, 1], and honest means over a set.
+"""Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1], and their means over a set.
 
-Over a set, metrics are kept as sums and counts (`Running`), never as means of means: the last batch may be small and
-processes may see unequal shares. A set's PSNR is by custom the mean of the pictures' PSNRs; the PSNR of the mean
-squared error is `decibels(errors.mean())`, never larger, and governed by the worst pictures. Say which is reported.
+Over a set, metrics are accumulated as sums and counts (`RunningMean`), never as means of means: the last batch may be
+small, and ranks may have unequal numbers of pictures. The PSNR of a set is usually the mean of the pictures' PSNRs. The
+PSNR of the mean squared error, `decibels(errors.mean())`, is never larger and is dominated by the worst pictures;
+reports must say which of the two they give.
 """
 
 import math
@@ -11,79 +12,96 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FLOOR = 1e-10  # of the squared error, so that one perfect picture leaves a set's mean finite: 106 dB at most
+MIN_ERROR = 1e-10  # squared error of a perfect picture (106 dB), so that the mean over a set is finite
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error of each picture, [B]: mean over C, H, W of (x - y)^2 in float32, y clamped to [-1, 1].
+    """Return the mean squared error of each picture, [B] float32: mean of (x - y)^2 over C, H, W.
+
+    Args:
+        x: originals, [B, C, H, W] in [-1, 1].
+        y: reconstructions, of the same shape; clamped to [-1, 1].
 
     Raises:
         ValueError: x and y are not floats of one shape [B, C, H, W].
     """
-    _alike(x, y)
+    _check(x, y)
     return (x.float() - y.float().clamp(-1, 1)).square().mean((1, 2, 3))
 
 
 def decibels(error: Tensor | float) -> Tensor:
-    """PSNR of a squared error for pictures in [-1, 1]: 10 log10(2^2 / error), float64; errors below 1e-10 count as it.
+    """Return the PSNR in dB, float64 on the CPU, of squared errors of pictures in [-1, 1]: 10 log10(2^2 / error).
 
-    It equals the usual 10 log10(255^2 / error) on bytes, unrounded.
+    It equals the usual 10 log10(255^2 / error) of bytes, without rounding. Errors below 1e-10 count as 1e-10.
     """
-    return 10 * torch.log10(4 / torch.as_tensor(error).detach().cpu().double().clamp_min(FLOOR))
+    return 10 * torch.log10(4 / torch.as_tensor(error).detach().cpu().double().clamp_min(MIN_ERROR))
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, [B] float64 on the CPU: 10 log10(4 / mse(x, y)).
+    """Return the peak signal-to-noise ratio of each picture in dB, [B] float64 on the CPU: 10 log10(4 / mse(x, y)).
+
+    Args:
+        x: originals, [B, C, H, W] in [-1, 1].
+        y: reconstructions, of the same shape.
 
     Raises:
-        ValueError: as in `mse`.
+        ValueError: as for `mse`.
     """
     return decibels(mse(x, y))
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity of each picture, [B] float32 (Wang et al. 2004; torchmetrics; Gaussian 11x11, sigma 1.5).
+    """Return the structural similarity of each picture, [B] float32 in [-1, 1].
 
-    SSIM's luminance term wants intensities from 0, so both are moved from [-1, 1] to [0, 2] (data range 2, y clamped):
-    the figure is that of the same pictures in [0, 1] with data range 1. Channels are averaged; borders are reflected.
+    Wang et al. 2004, as torchmetrics computes it: Gaussian window of 11x11 pixels, sigma 1.5, reflected borders, mean
+    over channels. Its luminance term expects intensities from 0, so both are shifted from [-1, 1] to [0, 2] (data
+    range 2); the value is that of the same pictures in [0, 1] with data range 1.
+
+    Args:
+        x: originals, [B, C, H, W] in [-1, 1], at least 6 pixels a side.
+        y: reconstructions, of the same shape; clamped to [-1, 1].
 
     Raises:
-        ValueError: as in `mse`, or a side below 6 pixels.
+        ValueError: as for `mse`, or a side below 6 pixels.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # slow to import
 
-    _alike(x, y)
+    _check(x, y)
     if min(x.shape[-2:]) < 6:
         raise ValueError(f"SSIM's 11x11 window needs at least 6 pixels a side, got {[*x.shape[-2:]]}")
     x, y = x.float() + 1, y.float().clamp(-1, 1) + 1
-    kept = structural_similarity_index_measure(y, x, sigma=1.5, kernel_size=11, reduction="none", data_range=2.0)
-    assert isinstance(kept, Tensor)
-    return kept
+    values = structural_similarity_index_measure(y, x, sigma=1.5, kernel_size=11, reduction="none", data_range=2.0)
+    assert isinstance(values, Tensor)
+    return values
 
 
-class Running:
-    """A mean over a set, kept as its sum and count in float64; a NaN stays a NaN."""
+class RunningMean:
+    """Mean over a set, accumulated as sum and count in float64; a NaN makes it NaN."""
 
     def __init__(self) -> None:
         self.sum, self.count = 0.0, 0
 
     def add(self, values: Tensor) -> None:
-        """Take in the values of some pictures, one each, any shape."""
+        """Add values of any shape, one for each picture."""
         self.sum += values.detach().cpu().double().sum().item()
         self.count += values.numel()
 
     def mean(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> float:
-        """The mean so far, NaN of nothing; over all processes if given `all_reduce`, which all of them must then call.
+        """Return the mean of all values added so far, NaN if there are none; sum and count stay as they are.
 
-        `all_reduce` takes float64 [2] on the CPU, sum and count, and returns their sums over processes; it moves the
-        tensor to a device itself if its backend wants one. What is held here does not change.
+        Args:
+            all_reduce: for the mean over all ranks, which must then all call this: maps sum and count, float64 [2] on
+                the CPU, to their sums over ranks. None: this rank's mean.
         """
         totals = torch.tensor([self.sum, self.count], dtype=torch.float64)
         total, count = (all_reduce(totals) if all_reduce else totals).tolist()
         return total / count if count else math.nan
 
 
-def _alike(x: Tensor, y: Tensor) -> None:
+def _check(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.dim() != 4 or not x.is_floating_point() or not y.is_floating_point():
         got = f"{x.dtype} {[*x.shape]} and {y.dtype} {[*y.shape]}"
         raise ValueError(f"expected two float tensors [B, C, H, W] of one shape in [-1, 1], got {got}")
+
+
+Running = RunningMean  # the name before the second house plan, until every caller has moved

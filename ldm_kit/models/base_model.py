@@ -189,7 +189,7 @@ def _complete(folder: Path) -> bool:
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     """Check that a^2 + s^2 = 1 and a > 0, for which PDAE's formulas hold."""
-    preserving = torch.allclose(schedule.a.square() + schedule.s.square(), torch.ones_like(schedule.a))
+    preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
         what = "ends in pure noise (zero_terminal)" if preserving else "is a flow"
         raise UserError(f"{folder} cannot be a base: its schedule {what}; expected DDPM's, LDM's or another of betas")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.models.folder import CLASSIFIER, INDEX, ModelFolder, prepare_network
+from ldm_kit.models.folder import CLASSIFIER, INDEX, ModelFolder
 from ldm_kit.models.saving import scheduler_entry, write_index
 from ldm_kit.nets.half_unet import HalfUNet
-from ldm_kit.solvers.samplers import default_scheduler
+from ldm_kit.solvers.scheduler_config import default_scheduler
 
 _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 
@@ -83,7 +83,7 @@ class NoisyClassifier:
         opened = ModelFolder.open(folder, "classifier")
         first_stage = _first_stage(opened)
         schedule = opened.noise().schedule
-        net = prepare_network(opened.component("classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet}), device)
+        net = opened.component("classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet}, device)
         return cls(net, tuple(net.config.classes), schedule, first_stage)
 
 

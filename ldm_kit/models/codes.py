@@ -15,7 +15,7 @@ from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.models.folder import SEMANTIC, ModelFolder, prepare_network
+from ldm_kit.models.folder import SEMANTIC, ModelFolder
 from ldm_kit.training.checkpoint import save_tensors
 
 Encoder = SemanticEncoder | StridedEncoder
@@ -102,4 +102,4 @@ def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Enc
         UserError: an encoder that is missing, broken or unknown.
     """
     kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
-    return prepare_network(folder.component("encoder", kind, ENCODERS), device)
+    return folder.component("encoder", kind, ENCODERS, device)

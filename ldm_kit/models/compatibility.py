@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from conditioning.base import Conditioner
-from conditioning.labels import ClassConditioner
-from conditioning.none import NoCondition
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.prediction import Prediction
@@ -107,27 +105,15 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     Raises:
         UserError: a model of text, whose prompts name no class.
     """
-    match conditioner:
-        case NoCondition():
-            return [str(prompt) for prompt in prompts]
-        case ClassConditioner():
-            return [prompt if isinstance(prompt, str) else conditioner.classes[prompt] for prompt in prompts]
-        case _:
-            raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
+    names = conditioner.class_names(prompts)
+    if names is None:
+        raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
+    return names
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
     """Check that a guide model takes the same kind of condition as the model; raises UserError."""
-    guide, model = _kind(of_guide), _kind(of_model)
-    if guide != model:
-        raise UserError(f"the guide model samples from {guide}, but the model samples from {model}")
-
-
-def _kind(conditioner: Conditioner) -> str:
-    match conditioner:
-        case NoCondition():
-            return "no condition"
-        case ClassConditioner():
-            return "classes"
-        case _:
-            return "text"
+    if of_guide.modality != of_model.modality:
+        raise UserError(
+            f"the guide model samples from {of_guide.modality}, but the model samples from {of_model.modality}"
+        )

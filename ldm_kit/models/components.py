@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 
+import conditioning.factory as conditioners
 from conditioning.base import Conditioner
 from ldm_kit.config import UserError
-from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, prepare_network, read_json
+from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, read_json
 from ldm_kit.nets.adm import AdmUNet
 
 FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -22,9 +23,7 @@ COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # name -> (library, c
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
+    **conditioners.components(),
 }
 _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
 
@@ -48,13 +47,11 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     classes = component_classes(folder)
     noise = folder.noise()
     first = next((name for name in ("vae", "vqvae") if name in classes), None)
-    vae = None if first is None else folder.component(first, classes[first], FIRST_STAGE)
-    unet, conditioner = folder.component("unet", classes["unet"], UNET), folder.conditioner()
-    _check_fit(folder, Components(vae, unet, conditioner, noise))
-    for module in (vae, conditioner):
-        if module is not None:
-            prepare_network(module, device, attention=False)
-    return Components(vae, prepare_network(unet, device), conditioner, noise)
+    vae = None if first is None else folder.component(first, classes[first], FIRST_STAGE, device)
+    unet, conditioner = folder.component("unet", classes["unet"], UNET, device), folder.conditioner(device)
+    components = Components(vae, unet, conditioner, noise)
+    _check_fit(folder, components)
+    return components
 
 
 def component_classes(folder: ModelFolder) -> dict[str, str]:

@@ -32,9 +32,10 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.components import FIRST_STAGE
-from ldm_kit.models.folder import ModelFolder, prepare_network
+from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.prior import strided
 from ldm_kit.models.saving import scheduler_entry, scheduler_to_save
+from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
@@ -234,11 +235,11 @@ def clip_pixels(denoiser: Denoiser, vae: Vae | None) -> Denoiser:
 
 def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
     kind = folder.entry("unet", {_UNET[1]: _UNET[0]})
-    unet = prepare_network(folder.component("unet", kind, {kind: SemanticUNet}), device)
+    unet = folder.component("unet", kind, {kind: SemanticUNet}, device)
     vae = None
     if "vae" in folder:
         kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
-        vae = prepare_network(folder.component("vae", kind, FIRST_STAGE), device, attention=False)
+        vae = folder.component("vae", kind, FIRST_STAGE, device)
     noise = folder.noise()
     return CodeDecoder(unet, vae, noise.schedule, noise.prediction_type)
 
@@ -246,9 +247,10 @@ def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
 def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:
     kind = folder.entry("shift", {_SHIFT[1]: _SHIFT[0]})
     base = reopen_base(folder.path, folder.index.get("base"))
-    shift = prepare_network(folder.component("shift", kind, {kind: _WithBase(base)}), device)
-    prepare_network(base.unet, device)
-    return ShiftDecoder(shift, base)
+    for module in (base.unet, base.vae):
+        if module is not None:
+            prepare_loaded(module, device)  # it was opened on the CPU, where its null condition is computed
+    return ShiftDecoder(folder.component("shift", kind, {kind: _WithBase(base)}, device), base)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
 from ldm_kit.config import UserError
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.nets.execution import set_attention
-from ldm_kit.solvers.samplers import from_scheduler_config, learns_variance
+from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.solvers.scheduler_config import from_scheduler_config, learns_variance
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
@@ -56,20 +55,6 @@ def device_named(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from None
     return device
-
-
-def prepare_network(net: nn.Module, device: torch.device | str, *, attention: bool = True) -> Any:
-    """Put a loaded network on a device, in evaluation mode and without gradients; the one place that lays it out.
-
-    Args:
-        net: a network whose weights are loaded.
-        device: where it is put.
-        attention: whether its attention takes the kernel that suits the device; first stages and conditioners keep
-            their own.
-    """
-    if attention:
-        set_attention(net, torch.device(device), "auto")
-    return net.to(device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -120,13 +105,14 @@ class ModelFolder:
                 return kind
         raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(known)}; no other code is run")
 
-    def component(self, name: str, kind: str, classes: Mapping[str, Any]) -> Any:
-        """Load one network of diffusers' format, with all of its weights, on the CPU.
+    def component(self, name: str, kind: str, classes: Mapping[str, Any], device: torch.device | str = "cpu") -> Any:
+        """Load one network of diffusers' format, with all of its weights, laid out for a device and on it.
 
         Args:
             name: its folder.
             kind: its class, as the index says.
             classes: name -> class.
+            device: where the network is put, in evaluation mode and without gradients.
 
         Raises:
             UserError: its files are missing, broken, of another class, or do not fit together.
@@ -144,7 +130,7 @@ class ModelFolder:
                 raise UserError(f"cannot open {place}: {' '.join(str(error).split()):.300}") from None
         if missing := report["missing_keys"]:
             raise UserError(f"the weights in {place} lack {len(missing)} tensors, the first being {sorted(missing)[0]}")
-        return module
+        return prepare_loaded(module, device).to(device)
 
     def noise(self) -> Noise:
         """Read the scheduler's config.
@@ -164,11 +150,11 @@ class ModelFolder:
             return Noise(schedule, prediction_type, "learned_range")
         return Noise(schedule, prediction_type, "large" if config.get("variance_type") == "fixed_large" else "small")
 
-    def conditioner(self) -> Conditioner:
-        """Load the conditioner; raises UserError if its files are missing, broken, or do not fit together."""
+    def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
+        """Load the conditioner on a device; raises UserError if its files are missing, broken, or do not fit."""
         with silence_diffusers():
             try:
-                return conditioners.load(self.path)
+                return prepare_loaded(conditioners.load(self.path), device).to(device)
             except ConditioningError as error:
                 raise UserError(str(error)) from None
             except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ldm_kit.config import Config, UserError
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 FAST_STEPS = 8  # of dpm++, whose pictures are about those of 50 (docs/performance.md, what steps are worth)
-ANCESTRAL = ("ddpm", "ddpm-large")  # solvers whose step is a normal distribution, whose mean can be shifted
-TAKES_ETA = ("ddim", "diffusers:DDIMScheduler")
+_ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' classes that take eta
 _OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 
@@ -23,9 +23,7 @@ class SamplingOptions(Config):
     """How pictures are sampled; "auto" and None are decided by the model (`resolve`)."""
 
     steps: int = Field(default=20, ge=1, description="sampling steps")
-    solver: str = Field(
-        default="dpm++", description="ddpm, ddpm-large, ddim, dpm++, unipc, heun, euler-a, sde or diffusers:CLASS"
-    )
+    solver: str = Field(default="dpm++", description=f"{', '.join(sampler_names())} or {DIFFUSERS_PREFIX}CLASS")
     guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance")
     negative_prompt: str | None = Field(
         default=None, description="what to steer away from; left out: the null condition that training used"
@@ -59,10 +57,8 @@ class SamplingOptions(Config):
     @field_validator("solver")
     @classmethod
     def _known_solver(cls, solver: str) -> str:
-        from ldm_kit.solvers.samplers import DIFFUSERS_PREFIX, SAMPLER_NAMES
-
-        if solver not in SAMPLER_NAMES and not solver.startswith(DIFFUSERS_PREFIX):
-            raise ValueError(f"expected one of {', '.join(SAMPLER_NAMES)}, or {DIFFUSERS_PREFIX}CLASS")
+        if solver not in sampler_names() and not solver.startswith(DIFFUSERS_PREFIX):
+            raise ValueError(f"expected one of {', '.join(sampler_names())}, or {DIFFUSERS_PREFIX}CLASS")
         return solver
 
     @field_validator("guidance_interval")
@@ -76,18 +72,30 @@ class SamplingOptions(Config):
     @model_validator(mode="after")
     def _agree(self) -> "SamplingOptions":
         """Refuse options that exclude each other, whatever the model."""
-        if self.spacing != "trailing" and self.solver.startswith("diffusers:"):
+        if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
             raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
-        if self.eta > 0 and self.solver not in TAKES_ETA:
-            raise ValueError(f"--eta {self.eta:g} is for {TAKES_ETA[0]} alone, but --solver is {self.solver}")
-        if self.algorithm == 1 and self.solver not in ANCESTRAL:
+        if self.eta > 0 and not self._takes_eta:
+            taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
+            raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")
+        if self.algorithm == 1 and not self._shifts_mean:
+            shifted = " and ".join(names_where(lambda sampler: sampler.shifts_mean))
             raise ValueError(
-                f"--algorithm 1 shifts the mean of {' and '.join(ANCESTRAL)}, and {self.solver} has none; "
+                f"--algorithm 1 shifts the mean of {shifted}, and {self.solver} has none; "
                 "expected --algorithm 2, or --solver ddpm"
             )
         if self.guidance_scale == 1 and (idle := self._given(_OF_CONDITION)):
             raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
         return self
+
+    @property
+    def _takes_eta(self) -> bool:
+        ours = not self.solver.startswith(DIFFUSERS_PREFIX)
+        return find_sampler(self.solver).takes_eta if ours else self.solver in _ETA_OF_DIFFUSERS
+
+    @property
+    def _shifts_mean(self) -> bool:
+        """Whether a step of the solver is a normal distribution, whose mean a gradient can shift."""
+        return not self.solver.startswith(DIFFUSERS_PREFIX) and find_sampler(self.solver).shifts_mean
 
     def _given(self, names: tuple[str, ...]) -> str | None:
         """Return the first of these options that differs from its default."""
@@ -115,7 +123,7 @@ class SamplingOptions(Config):
         if model.classifier is not None and self.classifier_scale is None:
             decided["classifier_scale"] = 1.0
         if model.classifier is not None and self.algorithm is None:
-            decided["algorithm"] = 1 if self.solver in ANCESTRAL else 2
+            decided["algorithm"] = 1 if self._shifts_mean else 2
         if model.autoguidance_model is not None and self.autoguidance_scale is None:
             decided["autoguidance_scale"] = 2.0
         resolved = ResolvedOptions(**self.model_dump() | decided)
@@ -132,7 +140,7 @@ class SamplingOptions(Config):
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
         """Return the falling training times that the steps visit, -1 (clean) the last."""
-        from ldm_kit.diffusion.schedule import Spacing, respaced_timesteps
+        from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 
         total = model.schedule_config.num_train_timesteps
         try:
@@ -162,10 +170,10 @@ class ResolvedOptions(SamplingOptions):
             raise UserError(
                 "--algorithm 1 shifts by a step's variance, and a single one has none; expected more --steps"
             )
-        if self.solver.startswith("diffusers:"):
+        if self.solver.startswith(DIFFUSERS_PREFIX):
             from ldm_kit.solvers.diffusers_solvers import build_diffusers_scheduler
 
             try:
-                build_diffusers_scheduler(self.solver.removeprefix("diffusers:"), model.schedule, self.timesteps)
+                build_diffusers_scheduler(self.solver.removeprefix(DIFFUSERS_PREFIX), model.schedule, self.timesteps)
             except ValueError as error:
                 raise UserError(f"--solver {self.solver}: {error}") from None

@@ -22,8 +22,15 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, ClassifierGuided
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierGradient,
+    ClassifierGuided,
+    Interval,
+    Rescaled,
+)
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
@@ -134,15 +141,22 @@ class Pipeline:
         """
         denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and options.guidance_scale != 1:
-            negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
-            null = self.condition([negative] * len(prompts))
-            settings = options.guidance_scale, options.guidance_rescale, options.guidance_interval, self.target
-            denoiser = ClassifierFree(denoiser, null, *settings, join=Condition.before)
+            denoiser = self._classifier_free(self.denoiser(), len(prompts), options)
         if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
             guide = self.autoguidance_model
             fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))
             denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
         return _clipped(denoiser, options.clip)
+
+    def _classifier_free(self, network: Denoiser, count: int, options: ResolvedOptions) -> Denoiser:
+        negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
+        null = self.condition([negative] * count)  # pyright: ignore[reportArgumentType]  (the caller has a null)
+        guided: Denoiser = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
+        if options.guidance_rescale > 0:
+            guided = Rescaled(guided, options.guidance_rescale, self.target)
+        if options.guidance_interval != (0.0, 1.0):
+            guided = Interval(guided, network, *options.guidance_interval)
+        return guided
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return the classifier's labels [B] of prompts; None without one. Raises UserError for an unknown class."""

@@ -21,9 +21,10 @@ from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.respacing import linspace, respacing_sections
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, build, linspace, respacing_sections
-from ldm_kit.models.folder import ModelFolder, prepare_network
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.saving import scheduler_to_save
 from ldm_kit.nets.mlp_skip import SkipMLP
 
@@ -162,14 +163,12 @@ class CodePrior:
             UserError: a component that is missing, broken, or for codes of another width.
         """
         schedule = folder.noise().schedule
-        mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP})
-        conditioner = folder.conditioner()
+        mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP}, device)
+        conditioner = folder.conditioner(device)
         config = mlp.config
         if (config["z_width"], config["condition_width"]) != (width, conditioner.pooled_width):
             raise UserError(
                 f"{folder} is for codes of {config['z_width']} numbers and conditions of {config['condition_width']}; "
                 f"expected {width} and {conditioner.pooled_width}"
             )
-        for module in (mlp, conditioner):
-            prepare_network(module, device, attention=False)
         return cls(mlp, conditioner, schedule)

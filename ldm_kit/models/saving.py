@@ -7,12 +7,12 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
-from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.components import OUR_LIBRARIES
 from ldm_kit.models.folder import INDEX, strip_paths
-from ldm_kit.solvers.samplers import default_scheduler, to_scheduler
+from ldm_kit.solvers.scheduler_config import default_scheduler, to_scheduler
 
 
 def scheduler_to_save(

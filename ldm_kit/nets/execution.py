@@ -1,132 +1,238 @@
-"""How a U-Net computes, never what: attention kernel, memory layout, compiled blocks, activations kept or not."""
+"""How a network computes: attention kernel, memory layout, compiled blocks, activation checkpointing.
+
+Every network that is trained goes through `configure_network`, every network that is loaded through `prepare_loaded`.
+Nothing here changes what a network computes, but sums are taken in another order, so that equal bits are promised
+within one memory layout and one attention kernel alone.
+"""
 
 import importlib
+import os
 import warnings
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from ldm_kit.config import UserError
+from ldm_kit.nets.shift_unet import ShiftUNet
+
 AttentionKind = Literal["auto", "sdpa", "math", "xformers"]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = 64  # compiled variants of a block; torch gives up after 8, and a U-Net has a dozen shapes of residual blocks
+RECOMPILE_LIMIT = 64  # compiled variants of a block; torch gives up after 8, and a U-Net has a dozen block shapes
+LAYOUT_VARIABLE = "LDM_KIT_CHANNELS_LAST"
+ALIGNMENT = 64  # bytes; torch's own allocations are aligned so
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ExecutionConfig(Protocol):
-    """What a run's config says of how its networks compute."""
+    """The fields of a run's config that say how its networks compute; `train:` of a run's config is one."""
 
     @property
-    def precision(self) -> str: ...
+    def precision(self) -> str:
+        """Autocast precision, a key of `DTYPES`."""
+        ...
+
     @property
-    def attention(self) -> AttentionKind: ...
+    def attention(self) -> AttentionKind:
+        """Attention kernel, see `set_attention`."""
+        ...
+
     @property
-    def compile(self) -> bool: ...
+    def channels_last(self) -> bool | None:
+        """Memory layout; None: that of `default_layout`."""
+        ...
+
     @property
-    def checkpointing(self) -> bool: ...
-    def layout(self, device: torch.device) -> torch.memory_format:
-        """Of weights and activations."""
+    def compile(self) -> bool:
+        """Whether blocks are compiled."""
+        ...
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
         ...
 
 
-def configure_network(net: nn.Module, device: torch.device, manner: ExecutionConfig) -> None:
+def configure_network(net: nn.Module, device: torch.device | str, config: ExecutionConfig) -> None:
     """Make a network that is about to be trained compute as its run's config says, in place.
 
-    Checkpointing reaches networks of diffusers' blocks; a short encoder keeps its activations.
+    Call it before an optimiser or DDP takes the parameters. Calling it twice changes nothing. Checkpointing reaches
+    the networks made of diffusers' blocks inside `net`; others keep their activations.
+
+    Args:
+        net: any module; it may hold several networks.
+        device: where it will be trained.
+        config: the `train:` section of a run's config.
     """
-    set_attention(net, device, manner.attention, DTYPES[manner.precision])
-    if manner.layout(device) is torch.channels_last:
-        channels_last(net)
-    if manner.checkpointing and getattr(net, "_supports_gradient_checkpointing", False):
-        net.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
-    if manner.compile:
+    set_attention(net, device, config.attention, DTYPES[config.precision])
+    set_layout(net, layout_for(device, config.channels_last))
+    if config.checkpointing:
+        for network in _checkpointed(net):
+            network.enable_gradient_checkpointing()
+    if config.compile:
         compile_blocks(net)
 
 
+def prepare_loaded(net: Network, device: torch.device | str) -> Network:
+    """Make a network that was just loaded compute as a trained one does on `device`, in place; return it.
+
+    Sets the attention kernel ("auto") and the memory layout (`default_layout`), turns evaluation mode on and gradients
+    off. It moves no weights: call `net.to(device)` before or after.
+    """
+    _align(net)
+    set_attention(net, device)
+    set_layout(net, default_layout(device))
+    return net.eval().requires_grad_(False)
+
+
+def default_layout(device: torch.device | str) -> torch.memory_format:
+    """Return the memory layout that networks have on `device` unless a run's config sets `train.channels_last`.
+
+    It is channels-last on accelerators and on CPUs with AMX, where it is fast, and contiguous on other CPUs. The
+    environment variable `LDM_KIT_CHANNELS_LAST` (0 or 1) overrides this for training and loading alike.
+
+    Raises:
+        UserError: the variable is neither empty, 0 nor 1.
+    """
+    value = os.environ.get(LAYOUT_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise UserError(f"the environment variable {LAYOUT_VARIABLE} is {value!r:.80}; expected 0 or 1")
+    fast = torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported()
+    return layout_for(device, value == "1" if value else fast)
+
+
+def layout_for(device: torch.device | str, channels_last: bool | None) -> torch.memory_format:
+    """Return the layout that a config asks for; None: that of `default_layout`."""
+    if channels_last is None:
+        return default_layout(device)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def set_layout(net: nn.Module, layout: torch.memory_format) -> None:
+    """Lay out weights, and with them activations, as [B, C, h, w] or (channels-last) [B, h, w, C] in memory, in place.
+
+    diffusers undoes channels-last after transformers with linear projections and before up-sampling of 64 pictures or
+    more; hooks restore it there. The frozen U-Net of a `ShiftUNet`, which is no child of it, is laid out alike.
+    """
+    net.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    for module in [*net.modules()]:
+        if isinstance(module, ShiftUNet):
+            set_layout(module.base, layout)
+        if isinstance(module, Transformer2DModel | Upsample2D):
+            _remove_layout_hook(module)
+            if layout is torch.channels_last:
+                module.register_forward_hook(_restore_channels_last)
+
+
+def _remove_layout_hook(module: nn.Module) -> None:
+    for key in [key for key, hook in module._forward_hooks.items() if hook is _restore_channels_last]:
+        del module._forward_hooks[key]
+
+
+def _restore_channels_last(
+    module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]
+) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(output, tuple):
+        return (output[0].contiguous(memory_format=torch.channels_last), *output[1:])
+    return output.contiguous(memory_format=torch.channels_last)
+
+
+def _align(net: nn.Module) -> None:
+    """Copy weights that lie anywhere in a mapped safetensors file into memory of their own, aligned as torch's is.
+
+    Matrix products of MKL round differently for operands that are aligned differently (2e-7 between two networks of
+    equal weights, on a Xeon with AMX).
+    """
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+
+
+def _checkpointed(net: nn.Module) -> Iterator[ModelMixin]:
+    """Yield the outermost networks in `net` that can recompute their activations."""
+    if isinstance(net, ModelMixin) and net._supports_gradient_checkpointing:
+        yield net
+        return
+    for child in net.children():
+        yield from _checkpointed(child)
+
+
 def compile_blocks(net: nn.Module) -> None:
-    """Have torch compile residual and transformer blocks, each shape when it is first met; names and weights stay."""
-    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    """Have torch compile residual and transformer blocks, each shape at its first call; names and weights stay."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for module in net.modules():
         if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
             module.compile(dynamic=False)
 
 
 def set_attention(
-    unet: nn.Module, device: torch.device | str, kind: AttentionKind = "auto", dtype: torch.dtype = torch.float32
+    net: nn.Module, device: torch.device | str, kind: AttentionKind = "auto", dtype: torch.dtype = torch.float32
 ) -> None:
-    """Set the kernel of every attention in place: torch's fused one ("sdpa"), three matrix products ("math"), xformers.
+    """Set the kernel of every attention layer, in place.
 
-    "auto" is math on a CPU, where the backward of the fused kernel is slow in bfloat16 (a quarter of a training step
-    here), and sdpa elsewhere. "xformers" is tried first, in `dtype`; where it fails or computes something else, a
-    warning says so and "auto" is taken.
+    Args:
+        net: any module with diffusers' `Attention` layers.
+        device: where it will run.
+        kind: "sdpa", torch's fused kernel; "math", plain matrix products; "xformers", which is tried first, with
+            "auto" and a warning where it fails or computes something else; "auto", math on a CPU, where the backward
+            pass of the fused kernel is slow in bfloat16 (a quarter of a training step), and sdpa elsewhere.
+        dtype: in which xformers is tried.
     """
-    attentions = [module for module in unet.modules() if isinstance(module, Attention)]
+    attentions = [module for module in net.modules() if isinstance(module, Attention)]
     if kind == "xformers":
         sizes = sorted({module.inner_dim // module.heads for module in attentions})
-        if why := next(filter(None, (why_not_xformers(torch.device(device), dtype, size) for size in sizes)), None):
-            warnings.warn(f"attention xformers cannot be used here ({why}); torch's own is used", stacklevel=2)
+        failures = (xformers_failure(torch.device(device), dtype, size) for size in sizes)
+        if failure := next(filter(None, failures), None):
+            warnings.warn(f"attention xformers cannot be used here ({failure}); torch's own is used", stacklevel=2)
             kind = "auto"
     if kind == "auto":
         kind = "math" if torch.device(device).type == "cpu" else "sdpa"
-    made = {"math": AttnProcessor, "sdpa": AttnProcessor2_0, "xformers": XFormersAttnProcessor}[kind]()
+    processor = {"math": AttnProcessor, "sdpa": AttnProcessor2_0, "xformers": XFormersAttnProcessor}[kind]()
     for module in attentions:
-        module.set_processor(made)
+        module.set_processor(processor)
 
 
-def why_not_xformers(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """What speaks against xformers' attention, found by trying it with a mask, forward and back; None: nothing does."""
+def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, None where it can."""
     try:
         importlib.import_module("xformers.ops")
-        theirs, torchs = (
-            _tried(made(), device, dtype, head_size) for made in (XFormersAttnProcessor, AttnProcessor2_0)
+        results, expected = (
+            _trial(processor(), device, dtype, head_size) for processor in (XFormersAttnProcessor, AttnProcessor2_0)
         )
     except (ImportError, OSError, NotImplementedError, RuntimeError, ValueError, AttributeError) as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
     rtol, atol = (0.05, 0.02) if dtype.itemsize == 2 else (1e-3, 1e-4)
-    same = all(torch.allclose(a, b, rtol, atol) for a, b in zip(theirs, torchs, strict=True))
-    return None if same else "its results are not torch's"
+    equal = all(torch.allclose(a, b, rtol, atol) for a, b in zip(results, expected, strict=True))
+    return None if equal else "its results are not torch's"
 
 
-def _tried(processor: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
+def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
+    """Return output and parameter gradients of one small masked cross-attention, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = Attention(16, cross_attention_dim=16, heads=2, dim_head=head_size)
         x, tokens = torch.randn(2, 16, 16), torch.randn(2, 24, 16)
     attention.to(device, dtype).set_processor(processor)
-    hidden = torch.zeros(2, 1, 24, device=device, dtype=dtype)
-    hidden[:, :, 20:] = -10000
-    out = attention(x.to(device, dtype), tokens.to(device, dtype), attention_mask=hidden)
+    mask = torch.zeros(2, 1, 24, device=device, dtype=dtype)  # added to the scores
+    mask[:, :, 20:] = -10000
+    out = attention(x.to(device, dtype), tokens.to(device, dtype), attention_mask=mask)
     out.float().square().sum().backward()
     return [out.float().detach(), *(p.grad.float() for p in attention.parameters() if p.grad is not None)]
 
 
-def cast_weights(unet: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of linear maps and convolutions in `dtype`, in place, for drawing under autocast to it.
+def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of linear maps and convolutions to `dtype`, in place, for sampling under autocast to it.
 
-    Autocast rounds the same weights to the same values, but anew in every call: a tenth of a call here.
+    Autocast rounds the same weights to the same values, but in every call: a tenth of its time.
     """
-    for module in unet.modules():
+    for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
-
-
-def channels_last(unet: nn.Module) -> None:
-    """Keep weights and activations [B, h, w, C] in memory, which tensor cores want.
-
-    diffusers undoes it after transformers with linear projections and before up-sampling of 64 pictures or more;
-    hooks put it back.
-    """
-    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for module in unet.modules():
-        if isinstance(module, Transformer2DModel | Upsample2D):
-            module.register_forward_hook(_last)
-
-
-def _last(module: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    if isinstance(output, tuple):
-        return (output[0].contiguous(memory_format=torch.channels_last), *output[1:])
-    return output.contiguous(memory_format=torch.channels_last)

@@ -54,7 +54,8 @@ class SemanticUNetConfig(Config):
     def _fits(self) -> "SemanticUNetConfig":
         if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
+                "expected one each"
             )
         if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
             raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")

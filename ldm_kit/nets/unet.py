@@ -86,7 +86,8 @@ class UNetConfig(Config):
     def _fits(self) -> "UNetConfig":
         if len(self.attention_levels) != len(self.widths):
             raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; expected one each"
+                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
+                "expected one each"
             )
         if bad := [
             w for w in self.widths if w < 1 or w % self.norm_num_groups

@@ -1,4 +1,4 @@
-"""Any diffusers scheduler by its class name, built from our tables and driven by our denoiser."""
+"""diffusers' schedulers as samplers: built from our tables of a and s, and run with our denoisers."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -12,19 +12,54 @@ from torch import Tensor
 from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.rng import derive_seed
-from ldm_kit.diffusion.samplers import State, run_scheduler
+from ldm_kit.diffusion.samplers import SchedulerLike, State, run_scheduler
 from ldm_kit.diffusion.schedule import Schedule
 
 SMALLEST_A = 2.0**-12  # diffusers' stand-in for a = 0, where a solver would divide by zero
 
 
-def is_flow(schedule: Schedule) -> bool:
-    """Whether a + s = 1."""
-    return torch.allclose(schedule.a + schedule.s, torch.ones_like(schedule.a))
+def run_multistep(
+    denoiser: Denoiser, noise: Tensor, times: Sequence[int], cond: Any = None, *, scheduler: str
+) -> Iterator[State]:
+    """Sample by one of diffusers' multistep solvers on exactly the given timesteps.
+
+    Args:
+        denoiser: predicts x_0 and eps.
+        noise: standard normal [B, ...].
+        times: falling timesteps, the last one -1.
+        cond: condition, as the denoiser takes it.
+        scheduler: class name, see `multistep`.
+
+    Returns:
+        One state for each step.
+    """
+    solver = multistep(scheduler, denoiser.schedule, times)
+    return run_scheduler(solver, denoiser, noise, cond, prediction_type="x0")
+
+
+def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> SchedulerLike:
+    """Return a multistep scheduler on exactly the given timesteps, for `run_scheduler` with prediction type x0.
+
+    Its own grids differ from ours by a rounded timestep or, for flow, by up to 1e-3 in s, and now and then by a step.
+
+    Args:
+        scheduler: DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al. 2023).
+        schedule: of any kind.
+        times: falling timesteps, the last one -1.
+    """
+    flow = schedule.is_flow
+    total, count = len(schedule), len(times) - 1
+    solver = getattr(schedulers, scheduler)(num_train_timesteps=total, prediction_type="sample", use_flow_sigmas=flow)
+    solver.set_timesteps(count)
+    a, s = schedule.alpha_sigma(torch.tensor(times))
+    sigmas = s if flow else s / a.clamp_min(SMALLEST_A)
+    sigmas[:-1].clamp_min_(1e-6)  # flow at t = 0 is clean already: no logarithm of zero before the last step
+    solver.sigmas, solver.timesteps = sigmas.float(), torch.tensor(times[:-1])
+    return solver
 
 
 def run_diffusers_scheduler(
-    word: str,
+    name: str,
     denoiser: Denoiser,
     noise: Tensor,
     times: Sequence[int],
@@ -33,36 +68,54 @@ def run_diffusers_scheduler(
     seeds: Sequence[int] | None = None,
     eta: float = 0.0,
 ) -> Iterator[State]:
-    """The states of a diffusers scheduler on its own (trailing) grid of as many steps as `times` has.
+    """Sample by any of diffusers' schedulers on its own trailing timesteps, as many as `times` has steps.
 
     Solvers that evaluate between the steps, such as Heun's, have a state for each evaluation.
 
+    Args:
+        name: class name, such as LMSDiscreteScheduler.
+        denoiser: predicts x_0 and eps.
+        noise: standard normal [B, ...].
+        times: only their number counts.
+        cond: condition, as the denoiser takes it.
+        seeds: one for each sample; for schedulers that draw noise.
+        eta: share of DDPM's noise, for schedulers that have an eta.
+
+    Returns:
+        The scheduler's states.
+
     Raises:
-        ValueError: no such class, or one that does not fit our tables, needs non-integer times, or lacks seeds or eta.
+        ValueError: no such class, or one that cannot represent the schedule, needs non-integer timesteps, or lacks
+            seeds or an eta.
     """
-    solver = build_diffusers_scheduler(word, denoiser.schedule, times)
-    known = inspect.signature(solver.step).parameters
+    solver = build_diffusers_scheduler(name, denoiser.schedule, times)
+    parameters = inspect.signature(solver.step).parameters
     options: dict[str, Any] = {}
-    if "generator" in known:
+    if "generator" in parameters:
         if seeds is None or len(seeds) != len(noise):
-            raise ValueError(f"{word} draws noise and needs one seed for each of {len(noise)} pictures, got {seeds}")
+            raise ValueError(f"{name} draws noise and needs one seed for each of {len(noise)} pictures, got {seeds}")
         options["generator"] = [torch.Generator().manual_seed(derive_seed(seed, "foreign solver")) for seed in seeds]
-    if eta > 0 and "eta" not in known:
-        raise ValueError(f"{word} has no eta, got {eta}")
-    if "eta" in known:
+    if eta > 0 and "eta" not in parameters:
+        raise ValueError(f"{name} has no eta, got {eta}")
+    if "eta" in parameters:
         options["eta"] = eta
-    target: PredictionType = "flow" if is_flow(denoiser.schedule) else "v"
-    return run_scheduler(solver, denoiser, noise * solver.init_noise_sigma, cond, target=target, **options)
+    prediction_type: PredictionType = "flow" if denoiser.schedule.is_flow else "v"
+    start = noise * solver.init_noise_sigma
+    return run_scheduler(solver, denoiser, start, cond, prediction_type=prediction_type, **options)
 
 
-def build_diffusers_scheduler(word: str, schedule: Schedule, times: Sequence[int]) -> Any:
-    """The scheduler of that class with our table and as many steps as `times` has, refused unless it is the same."""
-    kind = getattr(schedulers, word, None)
+def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int]) -> Any:
+    """Return the scheduler of a class with our tables, its timesteps set to as many steps as `times` has.
+
+    Raises:
+        ValueError: no such class, or its tables or timesteps cannot be ours.
+    """
+    kind = getattr(schedulers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise ValueError(f"diffusers has no scheduler {word}; expected a class such as LMSDiscreteScheduler")
-    if is_flow(schedule):
-        needed = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        solver = _make(kind, needed, schedule, "flow sigmas")
+        raise ValueError(f"diffusers has no scheduler {name}; expected a class such as LMSDiscreteScheduler")
+    if schedule.is_flow:
+        settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        solver = _make(kind, settings, schedule, "flow sigmas")
     else:
         solver = _preserving_solver(kind, schedule)
     solver.set_timesteps(len(times) - 1)
@@ -70,33 +123,34 @@ def build_diffusers_scheduler(word: str, schedule: Schedule, times: Sequence[int
     whole = bool((emitted - emitted.round()).abs().max() < 1e-3)
     if not whole or emitted.min() < 0 or emitted.max() >= len(schedule) or (emitted.diff() > 0).any():
         raise ValueError(
-            f"{word} walks times that are not whole, falling and below {len(schedule)}; it cannot be driven"
+            f"{name} walks times that are not whole, falling and below {len(schedule)}; it cannot be driven"
         )
     return solver
 
 
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
-    kept = schedule.a.clamp_min(SMALLEST_A).square().cpu()
-    betas = 1 - kept / torch.cat([torch.ones(1).double(), kept[:-1]])
-    needed = {"trained_betas": betas.tolist(), "prediction_type": "v_prediction"}
-    solver = _make(kind, needed, schedule, "betas")
-    if not torch.allclose(solver.alphas_cumprod.double(), kept, atol=1e-5):
+    """Return the scheduler with the betas of a variance-preserving schedule, whose a_t is at least `SMALLEST_A`."""
+    alpha_bar = schedule.a.clamp_min(SMALLEST_A).square().cpu()
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+    settings = {"trained_betas": betas.tolist(), "prediction_type": "v_prediction"}
+    solver = _make(kind, settings, schedule, "betas")
+    if not torch.allclose(solver.alphas_cumprod.double(), alpha_bar, atol=1e-5):
         raise ValueError(f"{kind.__name__} does not keep the betas that it is given; it cannot be driven")
     return solver
 
 
-def _make(kind: type[Any], needed: dict[str, Any], schedule: Schedule, what: str) -> Any:
-    known = inspect.signature(kind.__init__).parameters
+def _make(kind: type[Any], required: dict[str, Any], schedule: Schedule, tables: str) -> Any:
+    parameters = inspect.signature(kind.__init__).parameters
     step = getattr(kind, "step", None)
     takes = [] if step is None else [n for n, p in inspect.signature(step).parameters.items() if p.default is p.empty]
-    if not needed.keys() <= known.keys() or takes != ["self", "model_output", "timestep", "sample"]:
-        raise ValueError(f"{kind.__name__} cannot be built from our {what} and driven; expected another scheduler")
-    wished = {
+    if not required.keys() <= parameters.keys() or takes != ["self", "model_output", "timestep", "sample"]:
+        raise ValueError(f"{kind.__name__} cannot be built from our {tables} and driven; expected another scheduler")
+    settings = {
         "num_train_timesteps": len(schedule),
         "timestep_spacing": "trailing",
         "clip_sample": False,
         "set_alpha_to_one": True,
         "skip_prk_steps": True,
-        **needed,
+        **required,
     }
-    return kind(**{name: value for name, value in wished.items() if name in known})
+    return kind(**{name: value for name, value in settings.items() if name in parameters})

@@ -1,10 +1,11 @@
-"""The order of training samples as a pure function of (seed, position), where position counts all samples ever seen.
+"""Batch sampler: the order of training samples as a function of (seed, position); position counts all samples seen.
 
-No loader state exists: resume starts at `step * global_batch`, on any number of processes or workers.
+There is no loader state to save: a resumed run starts at position `step * global_batch`, on any number of ranks or
+data-loader workers.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -22,34 +23,40 @@ SampleIndex = tuple[int, int]  # (position, index of the sample in its set)
 
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """The permutation [count] in which an epoch walks the set."""
+    """Return the order of samples in an epoch: a permutation, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(count, generator=generator)
 
 
 def sample_index(seed: int, position: int, count: int) -> int:
-    """Which sample stands at a position; epochs follow each other without gaps."""
+    """Return the index of the sample at a position; epochs of `count` positions follow each other without gaps."""
     return int(epoch_permutation(seed, position // count, count)[position % count])
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a global batch is shared: over processes, and over micro-batches within each."""
+    """How a global batch is split: over ranks, and into micro-batches on each rank."""
 
-    global_batch: int
+    global_batch: int  # samples per optimiser step, over all ranks
     world: int = 1
     rank: int = 0
-    accumulation: int = 1
+    accumulation: int = 1  # micro-batches per step on each rank
 
     @classmethod
     def of(cls, global_batch: int, micro_batch: int | None, world: int, rank: int) -> "BatchSplit":
-        """Split `global_batch` evenly, at most `micro_batch` pictures at a time.
+        """Split a batch evenly over ranks, and into the fewest equal micro-batches of at most `micro_batch` samples.
+
+        Args:
+            global_batch: samples per optimiser step, over all ranks.
+            micro_batch: most samples at once in a process; None: all of the rank's.
+            world: number of ranks.
+            rank: this one, 0 to world - 1.
 
         Raises:
             UserError: the numbers do not divide.
         """
-        local, rest = divmod(global_batch, world)
-        if rest or not local:
+        local, remainder = divmod(global_batch, world)
+        if remainder or not local:
             raise UserError(f"train.batch_size {global_batch} cannot be shared evenly by {world} processes")
         accumulation = -(-local // (micro_batch or local))
         if local % accumulation:
@@ -61,69 +68,76 @@ class BatchSplit:
 
     @property
     def size(self) -> int:
-        """Pictures in a micro-batch."""
+        """Samples in a micro-batch."""
         return self.global_batch // (self.world * self.accumulation)
 
     def halved(self) -> "BatchSplit | None":
-        """The same share in micro-batches of half the size or less; None when they have one picture already."""
+        """Return the same split with micro-batches of half the size or less; None if they hold one sample already."""
         local = self.global_batch // self.world
-        parts = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
-        return None if parts is None else replace(self, accumulation=parts)
+        accumulation = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
+        return None if accumulation is None else replace(self, accumulation=accumulation)
+
+    def limited_to(self, micro_batch: int | None) -> "BatchSplit":
+        """Return the same split, halved until a micro-batch holds at most `micro_batch` (>= 1) samples."""
+        split: BatchSplit | None = self
+        while micro_batch is not None and split is not None and split.size > micro_batch:
+            split = split.halved()
+        assert split is not None
+        return split
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """The positions that this process sees in a step, one list for each micro-batch."""
-        mine = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
-        size = len(mine) // self.accumulation
-        return [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+        """Return this rank's positions in a step (0 = the first), one list for each micro-batch."""
+        positions = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
+        return [list(positions[i : i + self.size]) for i in range(0, len(positions), self.size)]
 
 
 @dataclass(frozen=True)
 class StepBatchSampler:
-    """A batch sampler: this process's micro-batches of steps `first` to `last`, as (position, index) pairs."""
+    """Batch sampler: this rank's micro-batches of steps `start` to `stop - 1`, as lists of (position, index) pairs."""
 
-    share: BatchSplit
+    split: BatchSplit
     seed: int
-    count: int
-    first: int
-    last: int
+    count: int  # samples in the data set
+    start: int
+    stop: int
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        for step in range(self.first, self.last):
-            for positions in self.share.micro_batches(step):
+        for step in range(self.start, self.stop):
+            for positions in self.split.micro_batches(step):
                 yield [(p, sample_index(self.seed, p, self.count)) for p in positions]
 
     def __len__(self) -> int:
-        return (self.last - self.first) * self.share.accumulation
+        return (self.stop - self.start) * self.split.accumulation
 
 
 def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoader[Any]:
-    """A DataLoader over a set whose `__getitems__(places)` returns a whole batch; the global random state stays.
+    """Return a DataLoader over a batch source; iterating it does not change the global random state.
 
-    On Linux workers are forked, whatever Python's default: those of a fork server outlive a killed trainer.
+    Worker processes are forked on Linux, whatever Python's default: those of a fork server outlive a killed trainer.
+
+    Args:
+        dataset: a `BatchSource`, whose `__getitems__` returns a whole batch.
+        batches: which samples, in which order.
+        workers: data-loader processes; 0: load in this process.
     """
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_whole,
+        collate_fn=_identity,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
-        worker_init_fn=signals.ignore if workers else None,
+        worker_init_fn=signals.ignore_signals if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 
-def _whole(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def positions(places: Sequence[SampleIndex]) -> Tensor:
-    """The positions of a batch, int64 [B]."""
-    return torch.tensor([position for position, _ in places])
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device."""
+    """Return a nested batch with its tensors on a device."""
     match batch:
         case Tensor():
             return batch.to(device, non_blocking=True)

@@ -1,7 +1,8 @@
-"""Checkpoints: whole or absent, and self-explaining.
+"""Checkpoint folders, complete or absent.
 
-A checkpoint is a directory `checkpoint-00000500` that is written beside under a temporary name, hashed, flushed and
-renamed; readers accept only a directory whose manifest verifies. Tensors are safetensors, everything else is JSON.
+A checkpoint is a directory `checkpoint-00000500` that is written under a temporary name beside it, hashed, flushed to
+disk and renamed; readers accept only a directory whose manifest verifies. Tensors are stored as safetensors, everything
+else as JSON.
 """
 
 import hashlib
@@ -23,54 +24,57 @@ from torch import Tensor
 from ldm_kit.config import UserError
 
 MANIFEST = "manifest.json"
-ROOM = 2**18  # bytes for headers, JSON and the manifest, beside a fiftieth of the tensors' size
+OVERHEAD = 2**18  # bytes for headers, JSON and the manifest, beside 2 % of the tensors' size
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors."""
+    """Write tensors, by name, as a safetensors file; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file to the CPU."""
+    """Read the tensors of a safetensors file, by name, to the CPU."""
     return load_file(path)
 
 
 def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
-    """Write a directory so that at every moment it is either absent or whole.
+    """Write a directory atomically: at every moment it is absent or complete.
 
     Args:
-        folder: the final directory; its parent exists or is made.
-        fill: writes the contents into the directory that it is given.
-        size: bytes that the contents will take, if known; nothing is written where they do not fit.
+        folder: the final directory; its parent is made if need be.
+        fill: called with a temporary directory; writes the contents into it.
+        size: bytes that the contents will take, if known (0: not known); checked against the free space first.
+
+    Returns:
+        The final directory.
 
     Raises:
-        UserError: the disk is full or not writable; what was there before stays.
+        UserError: the disk is full or not writable; a directory that was there before is unchanged.
     """
     draft = folder.parent / f".tmp-{folder.name}.{uuid.uuid4().hex}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, size)
+        _check_free_space(folder, size)
         draft.mkdir()
         fill(draft)
         _seal(draft)
-        before = _set_aside(folder) if folder.exists() else None
+        replaced = _set_aside(folder) if folder.exists() else None
         draft.rename(folder)
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
-        needed = f" (it takes {_megabytes(size)})" if size else ""
-        raise UserError(f"cannot write {folder}{needed}: {error}; what was saved before is untouched") from error
+        takes = f" (it takes {_megabytes(size)})" if size else ""
+        raise UserError(f"cannot write {folder}{takes}: {error}; what was saved before is untouched") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    if before is not None:
-        shutil.rmtree(before, ignore_errors=True)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     return folder
 
 
-def _check_room(folder: Path, size: int) -> None:
-    needed, free = size + size // 50 + ROOM, shutil.disk_usage(folder.parent).free
+def _check_free_space(folder: Path, size: int) -> None:
+    needed, free = size + size // 50 + OVERHEAD, shutil.disk_usage(folder.parent).free
     if size and free < needed:
         raise UserError(
             f"cannot write {folder}: it takes {_megabytes(needed)}, but {folder.parent} has {_megabytes(free)} left; "
@@ -83,10 +87,10 @@ def _megabytes(count: int) -> str:
 
 
 def verify(folder: Path) -> None:
-    """Check every file's size and sha256 against the manifest.
+    """Check the size and sha256 of every file of a checkpoint against its manifest.
 
     Raises:
-        UserError: naming the first file that is missing, cut or changed, or lies outside the folder.
+        UserError: a file is missing, truncated or changed, or lies outside the folder; the message names the first.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -101,20 +105,20 @@ def verify(folder: Path) -> None:
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise UserError(f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, expected {size}")
-    found = _sha256_all([folder / name for name in entries])
-    for (name, (_, digest)), ours in zip(entries.items(), found, strict=True):
-        if ours != digest:
+    digests = _sha256_all([folder / name for name in entries])
+    for (name, (_, expected)), digest in zip(entries.items(), digests, strict=True):
+        if digest != expected:
             raise UserError(f"checkpoint {folder} is damaged: the contents of {name} have changed since it was written")
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """All directories of a run that are named like checkpoints, by step, rising."""
-    named = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
-    return dict(sorted((int(match[1]), path) for match, path in named if match))
+    """Return the checkpoint directories of a run by step, in increasing order; their contents are not checked."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are passed over with a warning."""
+    """Return the newest checkpoint that verifies, or None; a damaged one is skipped with a warning."""
     for _, path in reversed(steps(run).items()):
         try:
             verify(path)
@@ -126,26 +130,31 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and those to spare.
+    """Remove old checkpoints.
+
+    Args:
+        run: the run's folder.
+        keep: number of the newest checkpoints that stay, at least 1.
+        spare: further checkpoints that stay; None is skipped.
 
     Raises:
-        UserError: the newest does not verify; nothing is removed then.
+        UserError: the newest checkpoint does not verify; then nothing is removed.
     """
-    found = list(steps(run).values())
+    paths = list(steps(run).values())
     spared = {path.resolve() for path in spare if path is not None}
-    if old := [path for path in found[:-keep] if path.resolve() not in spared]:
-        verify(found[-1])
+    if old := [path for path in paths[:-keep] if path.resolve() not in spared]:
+        verify(paths[-1])
     for path in old:
         remove(path)
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; it stops being one at the first instant."""
+    """Delete a checkpoint; it is renamed first, so that a half-deleted one is never taken for a checkpoint."""
     shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
 def remove_stale_tmp(run: Path) -> None:
-    """Remove what a killed save or delete left behind; only the holder of the run's lock may."""
+    """Remove what a killed save or delete has left in a run's folder; only the holder of its lock may call this."""
     for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -155,7 +164,7 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _seal(draft: Path) -> None:
-    """Permissions as the umask asks (safetensors writes 0600), the manifest last, and everything flushed to disk."""
+    """Set permissions by the umask (safetensors writes 0600), write the manifest last, and flush everything to disk."""
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(draft):
@@ -179,7 +188,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _sha256_all(paths: Sequence[Path]) -> list[str]:
-    """Digests of files, some at a time: hashing is what takes longest, and each file keeps one core busy."""
+    """Return the digests of files, computed in parallel: hashing takes longest, one core a file."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         return list(threads.map(_sha256, paths))
 

@@ -1,4 +1,4 @@
-"""How a run trains: length, batches, precision, and what it does about faults."""
+"""The config section `train`: length, batch size, precision, checkpoints, and what to do about failures."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from ldm_kit.config import Config
 
 
 class TrainConfig(Config):
-    """How long, how much at a time, how precisely."""
+    """Length, batch size, precision and checkpoints of a run."""
 
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
@@ -31,7 +31,7 @@ class TrainConfig(Config):
         default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
     )
     checkpointing: bool = Field(
-        default=False, description="make activations again in the backward pass: less memory, more time"
+        default=False, description="compute activations again in the backward pass: less memory, more time"
     )
     workers: int = Field(default=0, ge=0, description="data-loader processes; 0 is best for sets that lie in memory")
     checkpoint_every: int = Field(
@@ -57,7 +57,7 @@ class TrainConfig(Config):
     )
 
     def layout(self, device: torch.device) -> torch.memory_format:
-        """Of weights and activations; the same on every machine of a kind, so that a resumed run keeps it."""
-        fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
-        last = fast if self.channels_last is None else self.channels_last
-        return torch.channels_last if last else torch.contiguous_format
+        """Return the memory format of weights; by default the one that is fast on this kind of machine."""
+        is_fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        channels_last = is_fast if self.channels_last is None else self.channels_last
+        return torch.channels_last if channels_last else torch.contiguous_format

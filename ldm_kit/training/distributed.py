@@ -1,11 +1,13 @@
-"""How processes come to one mind: small questions asked on the CPU, and gradients that are averaged once all can.
+"""Collective helpers: a small gloo all-reduce before every collective lets one rank abort a step on all ranks.
 
-Whoever runs out of memory cannot take part in the collective operation that the others wait in. So every such operation
-inside a step, and the averaging of gradients after it, begins with one question to all: can you still? A process that
-cannot answers no once and leaves the step; the others hear it at their next question and leave as well. The questions
-go over gloo even where gradients go over NCCL: they wait for processes, never for a device.
+A rank that has run out of memory cannot take part in the collective operation that the other ranks wait in. So every
+collective inside a step, and the averaging of gradients after it, begins with a small all-reduce on the CPU
+(`check_peers`, or an `all_reduce_max` of the outcome). A rank that cannot go on sends 1 once and leaves the step; the
+others receive it at their next check and leave the step as well. These checks use gloo even where gradients use NCCL,
+so that they wait for processes and never for a device.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
@@ -14,90 +16,106 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
-TIMEOUT = timedelta(hours=2)  # processes wait for the main one while it caches latents or draws pictures
-BUCKET = 2**24  # numbers that travel at once
+TIMEOUT = timedelta(hours=2)  # the other ranks wait for the main one while it caches latents or samples pictures
+BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
 
 
 class StepAborted(Exception):
-    """Another process has left this step; so must we, and without asking again."""
+    """Another rank has aborted this step; this rank must leave it too, without another collective."""
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
+    """Return whether this run has more than one process."""
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 @lru_cache(maxsize=1)
-def _questions(world: dist.ProcessGroup | None) -> Any:
-    """The group of all processes for questions; one for each time that processes were brought together."""
+def _gloo_group(world: dist.ProcessGroup | None) -> Any:
+    """Return the gloo group of all ranks; made anew whenever the process group is (`world` is the cache's key)."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest number that any process brings. All must ask."""
+    """Return the maximum of `value` over all ranks; every rank must call it."""
     if not is_distributed():
         return value
-    number = torch.tensor(value)
-    dist.all_reduce(number, dist.ReduceOp.MAX, group=_questions(dist.group.WORLD))
-    return int(number)
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_gloo_group(dist.group.WORLD))
+    return int(tensor)
 
 
 def check_peers() -> None:
-    """Ask before a collective operation whether all can take part in it. Raises Void when one cannot."""
+    """Check, before a collective operation, that every rank can take part in it.
+
+    Raises:
+        StepAborted: another rank has left the step.
+    """
     if is_distributed() and all_reduce_max(0):
         raise StepAborted
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """What each process brings, by rank, on all of them."""
+    """Return the value of every rank, in the order of ranks, on every rank; all must call it."""
     if not is_distributed():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value, group=_questions(dist.group.WORLD))
-    return found
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_gloo_group(dist.group.WORLD))
+    return values
 
 
 @torch.no_grad()
 def average_gradients(weights: Sequence[Tensor]) -> None:
-    """Each gradient becomes its mean over the processes; who lacks one that another has brings zeros."""
+    """Replace each gradient by its mean over ranks; every rank must call it, with the same weights in the same order.
+
+    A rank without a gradient that another rank has contributes zeros. A weight that has no gradient on any rank keeps
+    none.
+    """
     device = weights[0].device
-    there = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8, device=device)
-    dist.all_reduce(there, dist.ReduceOp.MAX)
-    moved = [weight for weight, some in zip(weights, there.tolist(), strict=True) if some]
-    for weight in moved:
+    has_gradient = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.uint8, device=device)
+    dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
+    shared = [weight for weight, flag in zip(weights, has_gradient.tolist(), strict=True) if flag]
+    for weight in shared:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    world = dist.get_world_size()
-    for bucket in _buckets([weight.grad for weight in moved if weight.grad is not None]):
-        flat = torch.cat([value.reshape(-1) for value in bucket]).div_(world)
+    world_size = dist.get_world_size()
+    for bucket in _buckets([weight.grad for weight in shared if weight.grad is not None]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket]).div_(world_size)
         dist.all_reduce(flat)
-        sizes = [value.numel() for value in bucket]
-        parts = [part.view(v.shape) for part, v in zip(flat.split(sizes), bucket, strict=True)]
-        torch._foreach_copy_(bucket, parts)
+        pieces = flat.split([gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [piece.view(g.shape) for piece, g in zip(pieces, bucket, strict=True)])
 
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Every process takes over what the main one holds."""
+    """Overwrite tensors in place with those of the main rank; every rank must call it."""
     for tensor in tensors if is_distributed() else ():
-        whole = tensor if tensor.is_contiguous() else tensor.contiguous()
-        dist.broadcast(whole, src=0)
-        if whole is not tensor:
-            tensor.copy_(whole)
+        contiguous = tensor if tensor.is_contiguous() else tensor.contiguous()
+        dist.broadcast(contiguous, src=0)
+        if contiguous is not tensor:
+            tensor.copy_(contiguous)
 
 
 def buffers(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """What forward passes may change beside gradients: the buffers of all modules."""
+    """Return the buffers of all modules: what a forward pass may change beside gradients."""
     return [buffer for module in modules for buffer in module.buffers()]
 
 
-def _buckets(values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def print_on_main(text: str) -> None:
+    """Print a line to stderr, above any progress bar, on the main rank alone."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield consecutive tensors of one dtype, with at most BUCKET_SIZE numbers together (or a single larger tensor)."""
     bucket: list[Tensor] = []
-    for value in values:
-        if bucket and (value.dtype != bucket[0].dtype or sum(v.numel() for v in bucket) + value.numel() > BUCKET):
+    for tensor in tensors:
+        size = sum(other.numel() for other in bucket) + tensor.numel()
+        if bucket and (tensor.dtype != bucket[0].dtype or size > BUCKET_SIZE):
             yield bucket
             bucket = []
-        bucket.append(value)
+        bucket.append(tensor)
     if bucket:
         yield bucket

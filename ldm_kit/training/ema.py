@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, in float32, with a length that suits the run's."""
+"""Exponential moving averages (EMA) of weights, in float32; the power profile's length grows with the run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ldm_kit.config import Config
 
 
 class EmaConfig(Config):
-    """How long the average remembers."""
+    """Profile of the average over past steps, and its length."""
 
     kind: Literal["power", "constant", "none"] = Field(
         default="power", description="power: a fixed share of the run so far; constant: a fixed half-life with warm-up"
@@ -28,17 +28,20 @@ class EmaConfig(Config):
 
 @lru_cache
 def power_exponent(std: float) -> float:
-    """gamma of a power-function profile with relative deviation `std` (Karras et al. 2024, eq. 127): bisection."""
+    """Return gamma of the power-function profile whose relative deviation is `std`, in (0, 0.29), by bisection.
+
+    Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", eq. 127.
+    """
     low, high = 0.0, 1e4
     for _ in range(100):
         gamma = (low + high) / 2
-        wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > std**2
-        low, high = (gamma, high) if wide else (low, gamma)
+        too_wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > std**2
+        low, high = (gamma, high) if too_wide else (low, gamma)
     return (low + high) / 2
 
 
 def decay_at(config: EmaConfig, step: int) -> float:
-    """Decay of the update after optimiser step `step` (1, 2, ...); 0 copies the weights."""
+    """Return the decay, in [0, 1), of the update after optimiser step `step` (1, 2, ...); 0 copies the weights."""
     match config.kind:
         case "none":
             return 0.0
@@ -49,43 +52,48 @@ def decay_at(config: EmaConfig, step: int) -> float:
 
 
 def floating(module: nn.Module) -> dict[str, Tensor]:
-    """All floating tensors of a module's state, parameters and buffers, by name."""
+    """Return the floating-point tensors of a module's state dict, parameters and buffers, by name."""
     return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
 class Ema:
-    """The averages of several modules, by part name. Every process holds and updates the same."""
+    """Averages of several modules, by module name and tensor name; every rank holds and updates the same.
 
-    def __init__(self, config: EmaConfig, parts: Mapping[str, nn.Module]) -> None:
-        self.config, self.parts = config, dict(parts)
-        self.averages = {part: {k: v.float().clone() for k, v in floating(m).items()} for part, m in self.parts.items()}
+    Args:
+        config: profile and length.
+        modules: the modules to average, by name; the averages start at their weights.
+    """
+
+    def __init__(self, config: EmaConfig, modules: Mapping[str, nn.Module]) -> None:
+        self.config, self.modules = config, dict(modules)
+        self.averages = {n: {k: v.float().clone() for k, v in floating(m).items()} for n, m in self.modules.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights after optimiser step `step` (1, 2, ...) in."""
-        take = 1 - decay_at(self.config, step)
-        for part, module in self.parts.items():
-            weights = [v.float() for v in floating(module).values()]
-            torch._foreach_lerp_(list(self.averages[part].values()), weights, take)
+        """Update the averages with the weights after optimiser step `step` (1, 2, ...)."""
+        weight = 1 - decay_at(self.config, step)
+        for name, module in self.modules.items():
+            current = [value.float() for value in floating(module).values()]
+            torch._foreach_lerp_(list(self.averages[name].values()), current, weight)
 
-    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take back averages, by part and name, as a checkpoint holds them."""
-        for part, average in self.averages.items():
-            for name, value in average.items():
-                value.copy_(states[part][name])
+    def load(self, averages: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore averages, by module name and tensor name, from a checkpoint."""
+        for name, tensors in self.averages.items():
+            for key, value in tensors.items():
+                value.copy_(averages[name][key])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the modules carry the averages; the training weights come back whatever happens."""
-        kept = {part: {k: v.clone() for k, v in floating(m).items()} for part, m in self.parts.items()}
+        """Put the averages into the modules within this context; the trained weights return even after an error."""
+        trained = {name: {k: v.clone() for k, v in floating(m).items()} for name, m in self.modules.items()}
         try:
-            self._show(self.averages)
+            self._copy_to_modules(self.averages)
             yield
         finally:
-            self._show(kept)
+            self._copy_to_modules(trained)
 
     @torch.no_grad()
-    def _show(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for part, module in self.parts.items():
-            for name, value in floating(module).items():
-                value.copy_(states[part][name])
+    def _copy_to_modules(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, module in self.modules.items():
+            for key, value in floating(module).items():
+                value.copy_(tensors[name][key])

@@ -1,6 +1,8 @@
-"""What is said and kept of a step whose loss or gradient is not finite."""
+"""Failures of a step: a loss or gradient that is not finite, with its report, and running out of memory."""
 
+import gc
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -8,39 +10,47 @@ from torch import Tensor, nn
 
 from ldm_kit.config import UserError
 from ldm_kit.training import distributed
-from ldm_kit.training.step import StepStats
+from ldm_kit.training.task import StepStats
 
-NAMED = 5  # tensors that are listed of each player
-Report = dict[str, Any]
+MAX_NAMES = 5  # tensors that a report lists of each module
+FaultReport = dict[str, Any]  # what fault.json holds
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
-class Fault(UserError):
-    """A step came out infinite or NaN; all processes stop before its update. `report` is what is known of it."""
+class NonFiniteError(UserError):
+    """A loss or gradient is infinite or NaN; all ranks stop before the update. `report` says where and on which rank.
 
-    def __init__(self, report: Report, overflows: int = 0) -> None:
+    Args:
+        report: what `fault_report` returned.
+        overflows: under fp16, how many steps in a row have overflowed.
+    """
+
+    def __init__(self, report: FaultReport, overflows: int = 0) -> None:
         advice = "lower the learning rate, or train with train.precision=no"
         if overflows:
             advice = f"that was overflow {overflows} in a row under fp16: train with train.precision=bf16 or no"
-        super().__init__(
-            f"{sentence(report)}; the run stops before that update and its checkpoints are whole; {advice}"
-        )
+        super().__init__(f"{summary(report)}; the run stops before that update and its checkpoints are whole; {advice}")
         self.report = report
 
 
-def all_finite(seen: StepStats, norms: Mapping[str, Tensor]) -> bool:
-    """Whether every loss of this process and every gradient is finite."""
-    values = [*norms.values(), *(loss for losses in seen.losses.values() for loss in losses)]
+def all_finite(stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
+    """Return whether every loss of this rank and every gradient norm is finite."""
+    values = [*norms.values(), *(loss for losses in stats.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
 
 
-def spoilt(named: Mapping[str, Tensor | None]) -> list[str]:
-    """Names of the first few tensors that are not finite everywhere."""
-    bad = (name for name, value in named.items() if value is not None and not bool(value.isfinite().all()))
-    return [name for name, _ in zip(bad, range(NAMED), strict=False)]
+def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
+    """Return the names of the first MAX_NAMES tensors that hold an infinity or a NaN."""
+    names = (name for name, value in tensors.items() if value is not None and not bool(value.isfinite().all()))
+    return list(islice(names, MAX_NAMES))
 
 
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The floating tensors of a batch by dotted name."""
+    """Return the floating-point tensors of a nested batch, by dotted name."""
     match batch:
         case Tensor():
             return {prefix or "batch": batch} if batch.is_floating_point() else {}
@@ -51,55 +61,68 @@ def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
             return {}
 
 
-def report(
+def fault_report(
     step: int,
-    seen: StepStats,
+    stats: StepStats,
     norms: Mapping[str, Tensor],
-    players: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
-) -> Report:
-    """All that is known of a bad step, from all processes, which must all ask.
+) -> FaultReport:
+    """Return what is known of a step that is not finite, gathered from all ranks; every rank must call it.
 
     Args:
         step: its number (1 = the first).
-        seen: this process's losses.
-        norms: gradient norms by player, over all processes.
-        players: the modules, still with the gradients before clipping.
-        batches: this process's micro-batches: (position, index) pairs, and what the source gives for them.
+        stats: this rank's losses.
+        norms: gradient norms by module, over all ranks.
+        modules: the modules by name, with their gradients before clipping.
+        batches: this rank's micro-batches: their (position, index) pairs, and the batch for these.
     """
-    mine = {
-        "losses": {player: [_text(loss) for loss in losses] for player, losses in seen.losses.items()},
-        "positions": [[position for position, _ in places] for places, _ in batches],
-        "indices": [[index for _, index in places] for places, _ in batches],
-        "spoilt_inputs": [spoilt(batch_tensors(batch)) for _, batch in batches],
+    this_rank = {
+        "losses": {name: [_text(loss) for loss in losses] for name, losses in stats.losses.items()},
+        "positions": [[position for position, _ in samples] for samples, _ in batches],
+        "indices": [[index for _, index in samples] for samples, _ in batches],
+        "spoilt_inputs": [non_finite_names(batch_tensors(batch)) for _, batch in batches],
     }
+    named = {name: dict(module.named_parameters()) for name, module in modules.items()}
     return {
         "step": step,
-        "gradient_norms": {player: _text(norm) for player, norm in norms.items()},
-        "spoilt_gradients": {n: spoilt({k: p.grad for k, p in m.named_parameters()}) for n, m in players.items()},
-        "spoilt_weights": {n: spoilt(dict(m.named_parameters())) for n, m in players.items()},
-        "processes": distributed.all_gather_objects(mine),
+        "gradient_norms": {name: _text(norm) for name, norm in norms.items()},
+        "spoilt_gradients": {name: non_finite_names({k: p.grad for k, p in ps.items()}) for name, ps in named.items()},
+        "spoilt_weights": {name: non_finite_names(parameters) for name, parameters in named.items()},
+        "processes": distributed.all_gather_objects(this_rank),
     }
 
 
-def sentence(found: Report) -> str:
-    """What, where and on which process."""
-    said = [
-        f"loss of {player} {next(v for v in values if not _finite(v))} on process {rank}"
-        for rank, process in enumerate(found["processes"])
-        for player, values in process["losses"].items()
-        if not all(map(_finite, values))
+def summary(report: FaultReport) -> str:
+    """Return a report as a sentence: which loss or gradient, at which step, on which rank."""
+    causes = [
+        f"loss of {module} {next(loss for loss in losses if not _is_finite(loss))} on process {rank}"
+        for rank, process in enumerate(report["processes"])
+        for module, losses in process["losses"].items()
+        if not all(map(_is_finite, losses))
     ]
-    for player, norm in found["gradient_norms"].items():
-        if not _finite(norm):
-            names = found["spoilt_gradients"][player]
-            said.append(f"gradient of {player} {norm}" + (f", first in {names[0]}" if names else ""))
-    return f"the loss or gradient became infinite or NaN at step {found['step']} ({'; '.join(said)})"
+    for module, norm in report["gradient_norms"].items():
+        if not _is_finite(norm):
+            names = report["spoilt_gradients"][module]
+            causes.append(f"gradient of {module} {norm}" + (f", first in {names[0]}" if names else ""))
+    return f"the loss or gradient became infinite or NaN at step {report['step']} ({'; '.join(causes)})"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means that a device, or this machine, has too little memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Return cached memory to the device, so that it can be allocated in smaller pieces."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def _text(value: Tensor) -> str:
     return f"{float(value):.9g}"
 
 
-def _finite(text: str) -> bool:
+def _is_finite(text: str) -> bool:
     return text not in ("nan", "inf", "-inf")

@@ -1,41 +1,105 @@
-"""Which kinds of launch a run can be part of: one process, or plain data parallelism on any number of machines.
+"""Launch: supported modes (one process, or data parallelism), a watch on the launcher, and threads per process.
 
-What a launcher asks for stands in environment variables. They are read before accelerate is, which would import what is
-not installed, or (on a CPU) train without sharding and say nothing.
+What a launcher requests is read from environment variables before accelerate reads them: it would import packages that
+are not installed, or (on a CPU) train without sharding and give no warning.
 """
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 
+import torch
 from accelerate.utils import DistributedType
 
 from ldm_kit.config import UserError
 
-KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_INSTEAD = "launch with --multi_gpu (docs/scale.md has the lines), and see there what to do when memory is short"
-_SHARDING = f"its shards are not in our checkpoints, and no GPU has proven it yet; {_INSTEAD}"
-_ASKED = {
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+GRACE = 600.0  # seconds for the step and its checkpoint; a longer wait is for processes that are gone as well
+_ADVICE = "launch with --multi_gpu (docs/scale.md has the lines), and see there what to do when memory is short"
+_SHARDING = f"its shards are not in our checkpoints, and it has not been tested on GPUs; {_ADVICE}"
+_UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": (
         "DeepSpeed",
-        f"it steps one optimiser per run and ties a checkpoint to its number of GPUs; {_INSTEAD}",
+        f"it steps one optimiser per run and ties a checkpoint to its number of GPUs; {_ADVICE}",
     ),
     "ACCELERATE_USE_FSDP": ("FSDP", _SHARDING),
-    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", f"it is for language models; {_INSTEAD}"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", f"it is for language models; {_ADVICE}"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("a parallelism config (tensor, context or sharded parallelism)", _SHARDING),
-    "ACCELERATE_USE_SAGEMAKER": ("SageMaker's own data parallelism", _INSTEAD),
+    "ACCELERATE_USE_SAGEMAKER": ("SageMaker's own data parallelism", _ADVICE),
     "ACCELERATE_IN_TPU_POD": ("a TPU", "nothing here has been run on one; use GPUs or a CPU"),
 }
 
 
-def check_supported(environment: Mapping[str, str]) -> None:
-    """Raise UserError, with advice, where the launcher asks for more than plain data parallelism."""
-    for variable, (name, advice) in _ASKED.items():
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Check that a launcher's environment variables request nothing beyond data parallelism.
+
+    Raises:
+        UserError: an unsupported mode is requested; the message says what to use instead.
+    """
+    for variable, (name, advice) in _UNSUPPORTED.items():
         if environment.get(variable, "").lower() in ("true", "1", "yes", "on"):
             raise UserError(f"{name} is not supported ({variable} is set, perhaps by `accelerate config`): {advice}")
     if environment.get("PJRT_DEVICE", "").upper() == "TPU":
         raise UserError("a TPU is not supported (PJRT_DEVICE is set): nothing here has been run on one; use GPUs")
 
 
-def check_known(kind: DistributedType) -> None:
-    """Raise UserError for a kind of distribution that nobody has tried, whatever it was asked by."""
-    if kind not in KNOWN:
-        raise UserError(f"{kind.value} is not supported: it has not been tried; {_INSTEAD}")
+def check_distributed_type(kind: DistributedType) -> None:
+    """Check the mode that accelerate has chosen.
+
+    Raises:
+        UserError: it is not one of SUPPORTED.
+    """
+    if kind not in SUPPORTED:
+        raise UserError(f"{kind.value} is not supported: it has not been tried; {_ADVICE}")
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun or `accelerate launch` started this process (a run must outlive a mere shell)."""
+    return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
+
+
+def watch_parent(interval: float = 1.0, grace: float = GRACE) -> None:
+    """Start a thread that ends this process when its parent, the launcher, has died.
+
+    A worker that nobody can stop would hold the run's folder. It receives SIGTERM, as if the launcher had sent it, so
+    that a training run saves and exits; if it still runs `grace` seconds later (it may wait for another process that
+    was killed), it is ended at once.
+
+    Args:
+        interval: seconds between checks.
+        grace: seconds between SIGTERM and the end.
+    """
+    arguments = (os.getppid(), interval, grace)
+    threading.Thread(target=_exit_with_parent, args=arguments, daemon=True, name="parent watch").start()
+
+
+def use_all_cores(processes: int) -> None:
+    """Undo the single thread per process that `accelerate launch` sets: on a CPU, divide the cores among processes.
+
+    It applies only where nobody chose a number: accelerate launched this process, OMP_NUM_THREADS is its default of 1,
+    and there is no accelerator.
+
+    Args:
+        processes: processes of the run on this machine.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and threads == "1" and not torch.accelerator.is_available():
+        torch.set_num_threads(max(1, cores() // processes))
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def _exit_with_parent(parent: int, interval: float, grace: float) -> None:
+    while os.getppid() == parent:
+        time.sleep(interval)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    os._exit(128 + signal.SIGTERM)

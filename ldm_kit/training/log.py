@@ -1,4 +1,4 @@
-"""What a run says while it works: progress with an estimate, metrics.jsonl, and any tracker that accelerate knows."""
+"""Logging of a run: a progress bar with an estimate, metrics.jsonl, and any tracker that accelerate knows."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config
-from ldm_kit.training.step import TrainStep
+from ldm_kit.training.task import TrainStep
 
 
 class LogConfig(Config):
@@ -26,22 +26,30 @@ class LogConfig(Config):
 
 
 class Log:
-    """Averages step logs between lines without a device synchronisation each step. Only the main process writes."""
+    """Means of step logs, summed on the device so that no step waits for it; only the main process writes.
+
+    Args:
+        accelerator: for the mean over ranks, and the trackers.
+        folder: the run's, where metrics.jsonl lies.
+        config: how often.
+        first: completed steps at the start.
+        total: steps of the whole run.
+    """
 
     def __init__(self, accelerator: Accelerator, folder: Path, config: LogConfig, first: int, total: int) -> None:
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.main, self.last = accelerator.is_main_process, total
-        self.sums: dict[str, tuple[Tensor, int]] = {}  # a player may have had fewer turns than there were steps
+        self.sums: dict[str, tuple[Tensor, int]] = {}  # with counts: a module may have no loss in some steps
         self.count, self.since = 0, time.monotonic()
-        self.unwritten: list[str] = []  # lines that a full disk has no room for
+        self.unwritten: list[str] = []  # lines that a full disk had no room for
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: TrainStep) -> None:
-        """Take a step in; every `config.every` steps, and at the last one, write the means since the last line."""
-        values = {**step.logs, **{f"{player}_grad_norm": norm for player, norm in step.norms.items()}}
+        """Add a step; every `config.every` steps, and at the last one, write the means since the last line."""
+        values = {**step.logs, **{f"{module}_grad_norm": norm for module, norm in step.norms.items()}}
         for name, value in values.items():
-            total, times = self.sums.get(name, (torch.zeros_like(value), 0))
-            self.sums[name] = (total + value, times + 1)
+            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
+            self.sums[name] = (total + value, count + 1)
         self.count += 1
         self.bar.update()
         if step.number % self.config.every == 0 or step.number == self.last:
@@ -56,58 +64,68 @@ class Log:
             self.sums, self.count, self.since = {}, 0, time.monotonic()
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the trackers."""
+        """Write values to metrics.jsonl, as one line, and to the trackers.
+
+        A line that the disk has no room for is kept and written with the next one.
+        """
         if not self.main:
             return
         line = json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}})
         self.unwritten.append(f"{line}\n")
         try:
-            self._write()
+            self._write_lines()
             self.accelerator.log(dict(values), step=number)
         except OSError as error:
-            self.say(f"warning: cannot write metrics at step {number}: {error.strerror or error}; training goes on")
+            self.print(f"warning: cannot write metrics at step {number}: {error.strerror or error}; training goes on")
         shown = {k: f"{v:.4g}" for k, v in values.items() if k.endswith(("loss", "psnr"))}
         if shown:
             self.bar.set_postfix(shown, refresh=False)
 
-    def evaluated(self, number: int, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float] | None:
-        """What an evaluation after step `number` finds, written down; None where the disk cannot take its pictures."""
-        try:
-            found = evaluate(number)
-        except OSError as error:
-            self.say(f"warning: no evaluation at step {number}: {error.strerror or error}; training goes on")
-            return None
-        self.write(number, found)
-        return found
+    def evaluate(self, number: int, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float] | None:
+        """Evaluate after step `number`, and write and return the metrics; None if the disk has no room for the files.
 
-    def say(self, text: str) -> None:
-        """A sentence above the progress bar."""
+        Args:
+            number: the completed step.
+            evaluate: called with the number; returns metrics by name.
+        """
+        try:
+            metrics = evaluate(number)
+        except OSError as error:
+            self.print(f"warning: no evaluation at step {number}: {error.strerror or error}; training goes on")
+            return None
+        self.write(number, metrics)
+        return metrics
+
+    def print(self, text: str) -> None:
+        """Print a line above the progress bar."""
         if self.main:
             self.bar.write(text)
 
-    def _write(self) -> None:
+    evaluated, say = evaluate, print  # names before the second house plan, until every caller has moved
+
+    def _write_lines(self) -> None:
         _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
         self.unwritten.clear()
 
     def flush(self) -> None:
-        """After the last step: try once more to write what found no room before."""
+        """Try once more, after the last step, to write the lines that the disk had no room for."""
         if self.unwritten:
-            with suppress(OSError):  # it was said when it happened
-                self._write()
+            with suppress(OSError):  # it was reported when it happened
+                self._write_lines()
 
     def close(self) -> None:
-        """End the bar and the trackers."""
+        """Close the progress bar and the trackers."""
         self.bar.close()
         self.accelerator.end_training()
 
 
 def _append(path: Path, text: str) -> None:
-    """Add text to a file, or nothing: a full disk leaves no half of a line."""
+    """Append text to a file, all or nothing: a full disk must not leave half a line."""
     with path.open("ab", buffering=0) as file:
-        end, left = file.tell(), memoryview(text.encode())
+        end, remaining = file.tell(), memoryview(text.encode())
         try:
-            while left:
-                left = left[file.write(left) :]
+            while remaining:
+                remaining = remaining[file.write(remaining) :]
         except OSError:
             file.truncate(end)
             raise

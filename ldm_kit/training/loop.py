@@ -1,16 +1,14 @@
-"""The training loop. It does not know what it trains: losses arrive as a generator of (player, loss, logs).
+"""The training loop, whatever it trains: losses arrive as a generator of (module name, loss, logs).
 
-accelerate brings devices, DDP and precision. Order, noise and dropout are addressed by (seed, step, position), so the
-loop stores no random state; it yields after everything is consistent, and logging, evaluation and checkpoints are the
-caller's `for step in ...`.
+accelerate brings devices, DDP and precision. The order of samples, noise and dropout are functions of (seed, step,
+position), so the loop stores no random state. It yields after each completed step, when everything is consistent;
+logging, evaluation and checkpoints belong to the caller's `for step in trainer.train(...)`.
 """
 
-import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,69 +18,61 @@ from torch import Tensor, nn
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
-from ldm_kit.training import checkpoint, distributed, faults, memory, optim, state
+from ldm_kit.training import distributed, faults, optim
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader, to_device
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
-from ldm_kit.training.optim import OptimConfig, lr_factor
-from ldm_kit.training.run_folder import versions
-from ldm_kit.training.say import say
-from ldm_kit.training.step import StepStats, TrainStep
-from ldm_kit.training.task import BatchSource, StatefulTask, Task
+from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep
+from ldm_kit.training.training_state import TrainingState, metadata, read_metadata
 
 
 @dataclass(eq=False)
 class Trainer:
-    """Holds players, optimisers and averages together between steps."""
+    """Modules, optimisers and averages of a task, and the step that they are at."""
 
-    accelerator: Accelerator
+    accelerator: Accelerator  # device, ranks, precision
     task: Task
-    optim: Mapping[str, OptimConfig]
+    optim: Mapping[str, OptimConfig]  # of each of the task's modules
     config: TrainConfig
-    averaging: EmaConfig
-    seed: int
-    step: int = 0
-    source: str | None = None  # fingerprint of what the steps so far were trained on
-    skipped: int = 0  # steps in a row that overflowed under fp16
+    ema_config: EmaConfig
+    _: KW_ONLY
+    seed: int  # of the order of samples, and of the modules' own randomness (dropout)
+    step: int = 0  # completed steps
+    source: str | None = None  # fingerprint of the data that the completed steps were trained on
+    overflows: int = 0  # steps in a row that overflowed under fp16
     ema: Ema = field(init=False)
-    wrapped: dict[str, nn.Module] = field(init=False)
+    ddp_modules: dict[str, nn.Module] = field(init=False)
     optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
-    share: BatchSplit = field(init=False)
-    kept: list[Tensor] = field(init=False, default_factory=list)  # buffers before the attempt at a step
+    split: BatchSplit = field(init=False)
+    saved_buffers: list[Tensor] = field(init=False, default_factory=list)  # before the attempt at a step
 
     def __post_init__(self) -> None:
-        layout = self.config.layout(self.accelerator.device)
         for module in self.task.modules.values():
-            module.to(self.accelerator.device).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            module.to(self.accelerator.device)
             distributed.broadcast_(module.state_dict().values())
-        alone = not self.config.overlap  # without DDP around it: gradients are averaged when all have theirs
-        players = self.task.modules.items()
-        self.wrapped = {name: self.accelerator.prepare_model(net, evaluation_mode=alone) for name, net in players}
-        self.task.set_ddp_modules(self.wrapped)
-        self.ema = Ema(self.averaging, self.task.ema_modules)
-        self.optimisers = {}  # after wrapping: accelerate moves the weights of several processes on a CPU once more
+        no_ddp = not self.config.overlap  # gradients are then averaged after the backward pass
+        modules = self.task.modules.items()
+        self.ddp_modules = {name: self.accelerator.prepare_model(m, evaluation_mode=no_ddp) for name, m in modules}
+        self.task.set_ddp_modules(self.ddp_modules)
+        self.ema = Ema(self.ema_config, self.task.ema_modules)
+        self.optimisers = {}  # built last: on a CPU with several ranks, `prepare_model` moves the weights once more
         for name, module in self.task.modules.items():
             self.optimisers |= optim.build(name, module, self.optim[name])
         if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.modules):
             raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
-        self.share = self._share()
-
-    def _share(self, fits: int | None = None) -> BatchSplit:
-        """This process's share of a batch, with at most `fits` pictures at once where memory has run out before."""
-        ranks = self.accelerator.num_processes, self.accelerator.process_index
-        share: BatchSplit | None = BatchSplit.of(self.config.batch_size, self.config.micro_batch, *ranks)
-        while fits is not None and share is not None and share.size > fits:
-            share = share.halved()
-        assert share is not None
-        return share
+        self.split = self._configured_split()
 
     def train(self, data: BatchSource) -> Iterator[TrainStep]:
-        """Train from the current step to the last one.
+        """Train from the current step to the last one, and yield after each step.
+
+        Args:
+            data: where batches come from.
 
         Raises:
-            UserError: the checkpoint that this run goes on from has seen other data.
-            Fault: a loss or gradient is not finite, on any process; weights are those before that step.
-            torch.OutOfMemoryError: not even one picture at a time fits.
+            UserError: the checkpoint that this run resumed from was trained on other data.
+            NonFiniteError: a loss or gradient is not finite, on any rank; weights are those before that step.
+            torch.OutOfMemoryError: not even one sample at a time fits.
         """
         if self.source not in (None, data.fingerprint):
             raise UserError(
@@ -92,180 +82,175 @@ class Trainer:
         self.source = data.fingerprint
         batches = self._batches(data)
         while self.step < self.config.steps:
-            seen = self._attempt(batches)
-            if seen is None:
-                self._halve()
+            stats = self.forward_backward(batches)
+            if stats is None:
+                self.halve_micro_batch()
                 batches = self._batches(data)
                 continue
-            norms = self._norms()
-            stands = self._judge(data, seen, norms)
-            lr = self._move(norms)
-            self._settle(stands)
-            self.step += 1
-            self.ema.update(self.step)
-            yield TrainStep(self.step, lr, norms, seen.logs)
+            norms = self.grad_norms()
+            finite = self.check_finite(data, stats, norms)
+            lr = self.optimizer_step(norms)
+            self.commit(finite)
+            yield TrainStep(self.step, lr, norms, stats.logs)
 
     def _batches(self, data: BatchSource) -> Iterator[Any]:
-        order = StepBatchSampler(self.share, self.seed, len(data), self.step, self.config.steps)
-        return iter(loader(data, order, self.config.workers))
+        sampler = StepBatchSampler(self.split, self.seed, len(data), self.step, self.config.steps)
+        return iter(loader(data, sampler, self.config.workers))
 
-    def _attempt(self, batches: Iterator[Any]) -> StepStats | None:
-        """All micro-batches forward and back; None on every process when one of them is out of memory."""
-        self.kept = [buffer.clone() for buffer in distributed.buffers(self.task.modules.values())]
-        seen = None
+    def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
+        """Accumulate the gradients of all micro-batches of a step; None on every rank if one is out of memory."""
+        self.saved_buffers = [buffer.clone() for buffer in distributed.buffers(self.task.modules.values())]
+        stats = None
         try:
-            seen = self._accumulate(batches)
+            stats = self._accumulate(batches)
         except distributed.StepAborted:
             return None
         except RuntimeError as error:
-            if not memory.short(error) or (self.config.overlap and distributed.is_distributed()):
+            if not faults.is_out_of_memory(error) or (self.config.overlap and distributed.is_distributed()):
                 raise
-        return None if distributed.all_reduce_max(int(seen is None)) else seen
+        return None if distributed.all_reduce_max(int(stats is None)) else stats
 
     def _accumulate(self, batches: Iterator[Any]) -> StepStats:
-        seen, parts = StepStats(), self.share.accumulation
-        for micro, positions in enumerate(self.share.micro_batches(self.step)):
+        stats, accumulation = StepStats(), self.split.accumulation
+        for number, positions in enumerate(self.split.micro_batches(self.step), 1):
             torch.manual_seed(derive_seed(self.seed, "modules", self.step, positions[0]))
             batch = to_device(next(batches), self.accelerator.device)
             with ExitStack() as stack:
-                if micro + 1 < parts:
-                    for module in self.wrapped.values():
+                if number < accumulation:
+                    for module in self.ddp_modules.values():
                         stack.enter_context(self.accelerator.no_sync(module))
-                turns = self.task.losses(batch, self.step)
-                if isinstance(turns, Generator):  # what it has open is closed, even if it does not get to its end
-                    stack.callback(turns.close)
-                for player, loss, logs in turns:
-                    self.accelerator.backward(loss / parts)
-                    seen.take(player, loss, logs, parts)
-        return seen
+                terms = self.task.losses(batch, self.step)
+                if isinstance(terms, Generator):  # an error must not leave its context managers open
+                    stack.callback(terms.close)
+                for name, loss, logs in terms:
+                    self.accelerator.backward(loss / accumulation)
+                    stats.add(name, loss, logs, accumulation)
+        return stats
 
-    def _halve(self) -> None:
-        """Drop what the attempt has left, and take half as many pictures at once from now on."""
-        self._restore()
+    def halve_micro_batch(self) -> None:
+        """Undo the attempt at this step, and use micro-batches of half the size from now on."""
+        self._undo_attempt()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        memory.free()
-        share = self.share.halved()
-        if share is None:
+        faults.free_memory()
+        split = self.split.halved()
+        if split is None:
             raise torch.OutOfMemoryError("out of memory with one picture at a time")
-        say(
-            f"out of memory at step {self.step + 1}: it is made again with {share.size} instead of {self.share.size} "
-            f"pictures at once in a process; batches of {share.global_batch} as before"
+        distributed.print_on_main(
+            f"out of memory at step {self.step + 1}: it is made again with {split.size} instead of {self.split.size} "
+            f"pictures at once in a process; batches of {split.global_batch} as before"
         )
-        self.share = share
+        self.split = split
 
-    def _norms(self) -> dict[str, Tensor]:
-        """The norm of each player's gradient, once that is averaged over processes and unscaled."""
+    def grad_norms(self) -> dict[str, Tensor]:
+        """Average gradients over ranks, undo the loss scale, and return each module's gradient norm (scalars)."""
+        modules = self.task.modules
         if distributed.is_distributed() and not self.config.overlap:
-            distributed.average_gradients([p for module in self.task.modules.values() for p in optim.trained(module)])
+            distributed.average_gradients([p for module in modules.values() for p in optim.trainable(module)])
         if (scaler := self.accelerator.scaler) is not None:
-            for optimiser in self._playing().values():
+            for optimiser in optim.with_gradients(self.optimisers).values():
                 scaler.unscale_(optimiser)
-        return {name: optim.norm(module) for name, module in self.task.modules.items()}
+        return {name: optim.grad_norm(module) for name, module in modules.items()}
 
-    def _judge(self, data: BatchSource, seen: StepStats, norms: Mapping[str, Tensor]) -> bool:
-        """Whether the step is finite everywhere. Under fp16 a few in a row need not be; else a Fault stops all."""
-        if not distributed.all_reduce_max(int(not faults.all_finite(seen, norms))):
-            self.skipped = 0
+    def check_finite(self, data: BatchSource, stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
+        """Return whether all losses and gradients are finite on all ranks.
+
+        Raises:
+            NonFiniteError: they are not; under fp16, only after `train.max_skips` steps in a row.
+        """
+        if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
+            self.overflows = 0
             return True
-        self.skipped += 1
-        if self.accelerator.scaler is not None and self.skipped < self.config.max_skips:
+        self.overflows += 1
+        is_fp16 = self.accelerator.scaler is not None
+        if is_fp16 and self.overflows < self.config.max_skips:
             return False
-        order = StepBatchSampler(self.share, self.seed, len(data), self.step, self.step + 1)
-        batches = [(places, data.__getitems__(places)) for places in order]
-        report = faults.report(self.step + 1, seen, norms, self.task.modules, batches)
-        self._restore()
-        raise faults.Fault(report, self.skipped if self.accelerator.scaler is not None else 0)
+        sampler = StepBatchSampler(self.split, self.seed, len(data), self.step, self.step + 1)
+        batches = [(samples, data.__getitems__(samples)) for samples in sampler]
+        report = faults.fault_report(self.step + 1, stats, norms, self.task.modules, batches)
+        self._undo_attempt()
+        raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)
 
-    def _playing(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers of players that had a turn."""
-        return {n: o for n, o in self.optimisers.items() if any(p.grad is not None for p in optim.moved(o))}
-
-    def _move(self, norms: Mapping[str, Tensor]) -> float:
-        """Clip, and move the weights of every player that had a turn; the learning rate of the first."""
-        scaler = self.accelerator.scaler
-        playing = self._playing()
+    def optimizer_step(self, norms: Mapping[str, Tensor]) -> float:
+        """Clip gradients, update every module that has one, and return the first module's learning rate."""
+        optimisers = optim.with_gradients(self.optimisers)
         for name, module in self.task.modules.items():
             optim.clip(module, self.optim[name].max_grad_norm, norms[name])
-        for name, optimiser in playing.items():
-            for group in optimiser.param_groups:
-                group["lr"] = self._lr(name)
-            optimiser.step() if scaler is None else scaler.step(optimiser)
-            optimiser.zero_grad(set_to_none=True)
-        if scaler is not None:
-            scaler.update()  # once for all players: each accelerate-wrapped step would do it anew
+        for name, optimiser in optimisers.items():
+            optim.update(optimiser, self._lr(name), self.accelerator.scaler)
+        if (scaler := self.accelerator.scaler) is not None:
+            scaler.update()  # once for all modules: each optimiser that accelerate wraps would update it again
         return self._lr(next(iter(self.optim)))
 
-    def _settle(self, stands: bool) -> None:
-        """Take over, or take back, what the step has changed beside weights."""
-        if not stands:
-            self._restore()
-            return
-        if isinstance(self.task, StatefulTask):
-            self.task.after_step(self.step, self.optimisers)
-        distributed.broadcast_(distributed.buffers(self.task.modules.values()))
+    def commit(self, finite: bool) -> None:
+        """Complete the step: apply what the task collected, synchronise buffers, count the step and average weights.
+
+        Args:
+            finite: what `check_finite` returned; a step that overflowed is counted, but its other effects are undone.
+        """
+        if not finite:
+            self._undo_attempt()
+        else:
+            if isinstance(self.task, StatefulTask):
+                self.task.after_step(self.step, self.optimisers)
+            distributed.broadcast_(distributed.buffers(self.task.modules.values()))
+        self.step += 1
+        self.ema.update(self.step)
 
     @torch.no_grad()
-    def _restore(self) -> None:
-        """Buffers as before the attempt at this step, and nothing gathered from it."""
-        for buffer, value in zip(distributed.buffers(self.task.modules.values()), self.kept, strict=True):
-            buffer.copy_(value)
+    def _undo_attempt(self) -> None:
+        """Restore the buffers as before the attempt at this step, and let the task forget what it collected."""
+        for buffer, saved in zip(distributed.buffers(self.task.modules.values()), self.saved_buffers, strict=True):
+            buffer.copy_(saved)
         if isinstance(self.task, StatefulTask):
             self.task.discard_step()
 
     def _lr(self, name: str) -> float:
-        """The learning rate with which one of the optimisers makes the next step."""
+        """Return the learning rate of one of the optimisers for the update of the current step."""
         config = self.optim[optim.module_of(name)]
-        return optim.peak(self.optimisers[name], config) * lr_factor(config, self.step + 1, self.config.steps)
+        return optim.lr_at(self.optimisers[name], config, self.step + 1, self.config.steps)
 
-    @property
-    def _state(self) -> state.State:
-        return state.State(self.task, self.optimisers, self.ema, self.accelerator.scaler)
+    def _configured_split(self) -> BatchSplit:
+        """Return this rank's split of a batch, before any halving."""
+        ranks = self.accelerator.num_processes, self.accelerator.process_index
+        return BatchSplit.of(self.config.batch_size, self.config.micro_batch, *ranks)
 
-    def save(
-        self, folder: Path, config: BaseModel, name: str | None = None, more: Mapping[str, Any] = MappingProxyType({})
-    ) -> Path:
-        """Write a checkpoint; every process calls it, the main one writes.
+    def save(self, folder: Path, config: BaseModel, name: str = "", extra: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint on the main rank and return its folder; every rank must call it.
 
         Args:
-            folder: the run's.
-            config: the run's, to be kept with it.
-            name: of the checkpoint's folder; by default `checkpoint-` and the step.
-            more: plain values to be kept in it, by file name.
+            folder: the run's folder.
+            config: the run's config, kept with the checkpoint.
+            name: the checkpoint's own folder; by default `checkpoint-` and the step.
+            extra: plain values to keep in it as further JSON files, by file name.
 
         Raises:
-            UserError: on every process, when it cannot be written; what was there before stays.
+            UserError: on every rank, if it cannot be written; what was there before stays.
         """
-        path, failed = folder / (name or f"checkpoint-{self.step:08d}"), None
+        path, failure = folder / (name or f"checkpoint-{self.step:08d}"), None
         if self.accelerator.is_main_process:
+            halved = self.split.size if self.split != self._configured_split() else None
             try:
-                self._write(path, config, more)
+                self._state.save(path, metadata(config, self.split, self.step, self.source, halved), extra or {})
             except UserError as error:
-                failed = str(error)
-        if (said := distributed.all_gather_objects(failed)[0]) is not None:
-            raise UserError(said)
+                failure = str(error)
+        if (failure := distributed.all_gather_objects(failure)[0]) is not None:
+            raise UserError(failure)
         return path
 
-    def _write(self, path: Path, config: BaseModel, more: Mapping[str, Any]) -> None:
-        files, plain = self._state.files()
-        halved = self.share != self._share()
-        known = {
-            "step": self.step,
-            "position": self.step * self.config.batch_size,
-            "source": self.source,
-            "world_size": self.share.world,
-            "micro_batch": self.share.size if halved else None,
-            "config": config.model_dump(mode="json"),
-            "versions": versions(),
-        }
-        texts = {"trainer_state.json": known | plain, **more}
-        checkpoint.write(path, lambda draft: state.fill(draft, files, texts), state.size(files))
+    @property
+    def _state(self) -> TrainingState:
+        return TrainingState(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
     def load(self, folder: Path) -> None:
-        """Go on from a verified checkpoint; every process reads the files."""
-        known = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        if known["step"] > self.config.steps:
-            raise UserError(f"{folder} is at step {known['step']}, past the end: train.steps is {self.config.steps}")
-        self._state.load(folder, known)
-        self.step, self.source = known["step"], known["source"]
-        self.share = self._share(known.get("micro_batch"))
+        """Resume from a verified checkpoint; every rank reads the files.
+
+        Raises:
+            UserError: the checkpoint is past the last step of this run.
+        """
+        saved = read_metadata(folder)
+        if saved["step"] > self.config.steps:
+            raise UserError(f"{folder} is at step {saved['step']}, past the end: train.steps is {self.config.steps}")
+        self._state.load(folder, saved)
+        self.step, self.source = saved["step"], saved["source"]
+        self.split = self._configured_split().limited_to(saved.get("micro_batch"))

@@ -1,10 +1,9 @@
-"""Muon for the matrices of a network, convolutions included: each weight shown as a matrix, in blocks of its rows.
+"""Muon for the matrices of a network, convolutions included, orthogonalised in blocks of rows.
 
-Muon moves a matrix along the nearest orthogonal matrix of its momentum (Jordan et al. 2024), so that no direction of
-the gradient is starved. A convolution [O, I, k, k] is the matrix [O, I k k]. Finding that matrix costs as much as a
-third of a training step; making blocks of rows orthogonal instead, each by itself (Khaled et al. 2025, MuonBP), costs
-less than half of that.
-Embeddings, norms, biases and layers with a small side stay with AdamW.
+Muon updates a matrix by the orthogonal matrix nearest to its momentum (Jordan et al. 2024), so that all directions of
+the gradient have equal weight. A convolution [O, I, k, k] is treated as the matrix [O, I k k]. The orthogonalisation
+takes up to a third of a training step; that of blocks of rows, each by itself (Khaled et al. 2025, MuonBP), takes less
+than half of that. Embeddings, norms, biases and layers with a small side stay with AdamW.
 """
 
 import math
@@ -18,19 +17,19 @@ from torch import Tensor, nn
 
 from ldm_kit.config import Config
 
-SMALLEST = 64  # a matrix with a smaller side is left to AdamW: first and last layers, narrow nets
-LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315  # of Newton and Schulz's iteration, as Jordan et al. tuned them
-LIKE_ADAMW = 0.2  # root mean square of an update at learning rate 1 (Liu et al. 2025, eq. 4)
-AT_ONCE = 2**22, 2**26  # numbers worked on together, on a CPU (a few megabytes, in cache) and elsewhere
+MIN_SIDE = 64  # a matrix with a smaller side is left to AdamW: first and last layers, narrow networks
+LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315  # coefficients of the Newton-Schulz iteration, from Jordan et al.
+UPDATE_RMS = 0.2  # root mean square of an update at learning rate 1, as AdamW's (Liu et al. 2025, eq. 4)
+MAX_NUMEL = 2**22, 2**26  # numbers in one batch of blocks: on a CPU (a few megabytes, in cache), and elsewhere
 
 
 class MuonConfig(Config):
-    """Muon beside AdamW."""
+    """Muon for matrices, beside AdamW for the other weights."""
 
     lr: float = Field(
         default=3e-3, gt=0, description="peak learning rate; updates are scaled to the root mean square of AdamW's"
     )
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look ahead")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look-ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
         default=128, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
@@ -38,53 +37,66 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """[O, ...] as [O, N], without a copy where memory is laid out as that of `like`: contiguous or channels-last."""
+    """Return a weight [O, ...] as a matrix [O, N]; a view where its memory is laid out as that of `like`.
+
+    Args:
+        weight: the weight or its gradient.
+        like: a tensor of the same shape, contiguous or channels-last.
+    """
     if like.is_contiguous():
         return weight.reshape(len(weight), -1)
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
 def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The trained weights that Muon can move: both sides at least 64, no embedding, memory that shows as a matrix."""
-    tables = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
+    """Yield the weights that Muon can update: trainable, both sides at least 64, no embedding, viewable as a matrix."""
+    embeddings = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
     for weight in module.parameters():
-        if not weight.requires_grad or weight.dim() not in (2, 4) or id(weight) in tables:
+        if not weight.requires_grad or weight.dim() not in (2, 4) or id(weight) in embeddings:
             continue
-        wide = min(len(weight), weight[0].numel()) >= SMALLEST
-        if wide and as_matrix(weight.detach(), weight).data_ptr() == weight.data_ptr():
+        is_large = min(len(weight), weight[0].numel()) >= MIN_SIDE
+        if is_large and as_matrix(weight.detach(), weight).data_ptr() == weight.data_ptr():
             yield weight
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Into how many equal blocks of at most `most` rows a matrix is cut; 1 where its rows do not divide so evenly."""
+    """Return the number of equal blocks of at most `most` rows for a matrix; 1 if its rows do not divide so evenly."""
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
-    """Matrices [K, m, n] with their singular values moved to about 1, by Newton-Schulz in bfloat16.
+    """Move the singular values of matrices to about 1, by Newton-Schulz iterations in bfloat16.
 
     An iteration is x <- (a + b G + c G^2) x with G = x x^T. Its factor commutes with G, so the factors of a few
-    iterations are multiplied as m x m matrices before they touch x. Not of all: rounding leaves G with eigenvalues a
-    little below 0, which the iteration would blow up, and so G is taken from x anew after two, then after three each.
+    iterations are multiplied as m x m matrices before they are applied to x. Not all at once: rounding leaves G with
+    eigenvalues a little below 0, which the iteration would amplify, so G is computed anew after the first two
+    iterations, then after every three.
+
+    Args:
+        x: matrices [K, m, n].
+        iterations: their number, at least 1.
+
+    Returns:
+        Matrices [K, m, n], bfloat16.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.mT, iterations).mT
     x = x.bfloat16()
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1e-30)
-    for count in _runs(iterations):
+    for count in _iterations_per_gram(iterations):
         gram = x @ x.mT
         factor = _factor(gram)
-        whole = factor
+        product = factor
         for _ in range(count - 1):
             gram = factor @ (gram @ factor)
             factor = _factor(gram)
-            whole = factor @ whole
-        x = whole @ x
+            product = factor @ product
+        x = product @ x
     return x
 
 
-def _runs(iterations: int) -> Iterator[int]:
+def _iterations_per_gram(iterations: int) -> Iterator[int]:
     yield min(2, iterations)
     for start in range(2, iterations, 3):
         yield min(3, iterations - start)
@@ -96,23 +108,26 @@ def _factor(gram: Tensor) -> Tensor:
     return factor
 
 
-class Piece(NamedTuple):
-    """A weight that moves: as a matrix, with its gradient and momentum of the same shape, in so many blocks."""
+class MatrixUpdate(NamedTuple):
+    """A weight to update: as a matrix [O, N], with gradient and momentum of this shape, and its number of blocks."""
 
     weight: Tensor
     gradient: Tensor
     momentum: Tensor
     blocks: int
 
-    def cut(self, matrix: Tensor) -> Tensor:
-        """[O, N] as blocks [K, O / K, N]."""
+    def in_blocks(self, matrix: Tensor) -> Tensor:
+        """View a matrix [O, N] as blocks [K, O / K, N]."""
         return matrix.view(self.blocks, -1, matrix.shape[1])
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with decoupled weight decay; a step moves the weights themselves, by their own gradients.
+    """Muon with decoupled weight decay; blocks of one shape are orthogonalised together, whatever weight they are of.
 
-    Blocks of one shape, of whatever weights, are worked on together.
+    Args:
+        weights: parameters that `matrices` yields.
+        config: learning rate, momentum, iterations, rows of a block.
+        weight_decay: per step, times the learning rate.
     """
 
     def __init__(self, weights: list[nn.Parameter], config: MuonConfig, weight_decay: float) -> None:
@@ -122,50 +137,54 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every weight that has a gradient."""
+        """Update every weight that has a gradient; gradients are overwritten."""
         (group,) = self.param_groups
-        for alike in _alike(self._pieces(group["params"])):
-            looks = _looks(alike, self.config.momentum)
-            moves = orthogonal(looks, self.config.iterations).split([piece.blocks for piece in alike])
-            pace = -group["lr"] * LIKE_ADAMW * max(moves[0].shape[1:]) ** 0.5
-            for piece, move in zip(alike, moves, strict=True):
-                piece.weight.mul_(1 - group["lr"] * group["weight_decay"])
-                piece.cut(piece.weight).add_(move, alpha=pace)
+        for same_shape in _by_block_shape(self._matrix_updates(group["params"])):
+            momenta = _nesterov_momenta(same_shape, self.config.momentum)
+            directions = orthogonal(momenta, self.config.iterations).split([update.blocks for update in same_shape])
+            scale = -group["lr"] * UPDATE_RMS * max(directions[0].shape[1:]) ** 0.5
+            for update, direction in zip(same_shape, directions, strict=True):
+                update.weight.mul_(1 - group["lr"] * group["weight_decay"])
+                update.in_blocks(update.weight).add_(direction, alpha=scale)
 
-    def _pieces(self, views: Iterable[Tensor]) -> Iterator[Piece]:
+    def _matrix_updates(self, views: Iterable[Tensor]) -> Iterator[MatrixUpdate]:
         for weight, view in zip(self.weights, views, strict=True):
             if weight.grad is None:
                 continue
-            slots = self.state[view]
-            if not slots:
-                slots["momentum_buffer"] = torch.zeros_like(view)
+            state = self.state[view]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(view)
+            matrix = as_matrix(weight.detach(), weight)  # not `view`: a wrapper may have moved the module's weights
             count = blocks(len(view), self.config.block)
-            shown = as_matrix(weight.detach(), weight)  # not `view`: what wraps a module may have moved its weights
-            yield Piece(shown, as_matrix(weight.grad, weight), slots["momentum_buffer"], count)
+            yield MatrixUpdate(matrix, as_matrix(weight.grad, weight), state["momentum_buffer"], count)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the weights' gradients."""
+        """Drop the gradients of the weights."""
         for weight in self.weights:
             weight.grad = None
 
 
-def _looks(pieces: list[Piece], memory: float) -> Tensor:
-    """Move the momenta on; Nesterov's look ahead in bfloat16, all blocks one after the other. Gradients are used up."""
-    shape = pieces[0].cut(pieces[0].gradient).shape[1:]
-    looks = pieces[0].gradient.new_empty((sum(piece.blocks for piece in pieces), *shape), dtype=torch.bfloat16)
-    for piece, look in zip(pieces, looks.split([piece.blocks for piece in pieces]), strict=True):
-        piece.momentum.lerp_(piece.gradient, 1 - memory)
-        look.copy_(piece.cut(piece.gradient.lerp_(piece.momentum, memory)))
-    return looks
+def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
+    """Update the momenta in place, and return Nesterov's look-ahead [K, m, n] in bfloat16, all blocks in a row.
+
+    The gradients are overwritten.
+    """
+    shape = updates[0].in_blocks(updates[0].gradient).shape[1:]
+    counts = [update.blocks for update in updates]
+    momenta = updates[0].gradient.new_empty((sum(counts), *shape), dtype=torch.bfloat16)
+    for update, target in zip(updates, momenta.split(counts), strict=True):
+        update.momentum.lerp_(update.gradient, 1 - momentum)
+        target.copy_(update.in_blocks(update.gradient.lerp_(update.momentum, momentum)))
+    return momenta
 
 
-def _alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces whose blocks have one shape, as many together as AT_ONCE has room for."""
-    found: dict[tuple[int, ...], list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        alike = found[tuple(piece.cut(piece.weight).shape[1:])]
-        if alike and sum(p.weight.numel() for p in (*alike, piece)) > AT_ONCE[piece.weight.device.type != "cpu"]:
-            yield alike.copy()
-            alike.clear()
-        alike.append(piece)
-    yield from found.values()
+def _by_block_shape(updates: Iterable[MatrixUpdate]) -> Iterator[list[MatrixUpdate]]:
+    """Group updates whose blocks have one shape, with at most MAX_NUMEL numbers in a group."""
+    groups: dict[tuple[int, ...], list[MatrixUpdate]] = defaultdict(list)
+    for update in updates:
+        group = groups[tuple(update.in_blocks(update.weight).shape[1:])]
+        if group and sum(u.weight.numel() for u in (*group, update)) > MAX_NUMEL[update.weight.device.type != "cpu"]:
+            yield group.copy()
+            group.clear()
+        group.append(update)
+    yield from groups.values()

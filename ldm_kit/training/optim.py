@@ -1,4 +1,4 @@
-"""The optimisers, AdamW and Muon: their learning-rate curve, counted in steps, and their state as plain tensors."""
+"""Optimisers, AdamW and Muon: learning-rate schedule in steps, gradient norm, and their state as plain tensors."""
 
 import math
 from collections.abc import Mapping, Set
@@ -33,54 +33,74 @@ class OptimConfig(Config):
         validation_alias=AliasChoices("max_grad_norm", "clip"),
         default=1.0,
         gt=0,
-        description="largest gradient norm of each player; null: never clipped",
+        description="largest gradient norm of each module; null: never clipped",
     )
     muon: MuonConfig | None = Field(default=None, description="Muon for matrices and convolutions; null: AdamW for all")
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """The share of the peak learning rate for the update that makes step `step` (1, 2, ..., total)."""
+    """Return the factor, in (0, 1], of the peak learning rate for the update of step `step` (1, 2, ..., total)."""
     if step <= config.warmup:
         return step / config.warmup
-    left = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
+    remaining = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
     match config.lr_schedule:
         case "constant":
             return 1.0
         case "linear":
-            return left
+            return remaining
         case "cosine":
-            return 0.5 * (1 - math.cos(math.pi * left))
+            return 0.5 * (1 - math.cos(math.pi * remaining))
 
 
-def build(player: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-    """A player's optimisers by name: `player`, and `player.muon` if its config asks for that and it has matrices."""
-    wide = list(matrices(module)) if config.muon is not None else []
-    if config.muon is None or not wide:
-        return {player: adamw(module, config)}
-    rest = adamw(module, config, without={id(weight) for weight in wide})
-    return {player: rest, f"{player}.muon": Muon(wide, config.muon, config.weight_decay)}
+def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
+    """Return a module's optimisers: AdamW as `name`, and Muon as `name.muon` if configured and it has matrices."""
+    muon_weights = list(matrices(module)) if config.muon is not None else []
+    if config.muon is None or not muon_weights:
+        return {name: adamw(module, config)}
+    rest = adamw(module, config, without={id(weight) for weight in muon_weights})
+    return {name: rest, f"{name}.muon": Muon(muon_weights, config.muon, config.weight_decay)}
 
 
 def module_of(name: str) -> str:
-    """Whose optimiser a name of `build` means."""
+    """Return the name of the module that an optimiser of `build` updates."""
     return name.partition(".")[0]
 
 
-def peak(optimiser: torch.optim.Optimizer, config: OptimConfig) -> float:
-    """The peak learning rate of one of a player's optimisers."""
-    return config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
+def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
+    """Return the learning rate of one of a module's optimisers for the update of step `step` (1, 2, ..., total)."""
+    peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
+    return peak * lr_factor(config, step, total)
 
 
-def moved(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    """The weights that an optimiser moves."""
+def update(optimiser: torch.optim.Optimizer, lr: float, scaler: Any = None) -> None:
+    """Make one update at learning rate `lr`, through a GradScaler if there is one, and drop the gradients."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.step() if scaler is None else scaler.step(optimiser)
+    optimiser.zero_grad(set_to_none=True)
+
+
+def with_gradients(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers, by name, of which any weight has a gradient."""
+    return {n: o for n, o in optimisers.items() if any(weight.grad is not None for weight in weights_of(o))}
+
+
+def weights_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the weights that an optimiser updates."""
     if isinstance(optimiser, Muon):
         return list(optimiser.weights)
     return [weight for group in optimiser.param_groups for weight in group["params"]]
 
 
 def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset()) -> torch.optim.AdamW:
-    """Fused AdamW of all weights but those whose ids are given; norms, biases and other vectors are not decayed."""
-    weights = [weight for weight in trained(module) if id(weight) not in without]
+    """Return fused AdamW for a module's weights; norms, biases and other vectors have no weight decay.
+
+    Args:
+        module: its parameters that require a gradient are updated.
+        config: learning rate, betas, weight decay.
+        without: `id` of each parameter to leave out.
+    """
+    weights = [weight for weight in trainable(module) if id(weight) not in without]
     groups = [
         {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
@@ -88,36 +108,36 @@ def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset(
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
-def trained(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimiser moves."""
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module that require a gradient."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def norm(module: nn.Module) -> Tensor:
-    """The norm of a module's gradient, on its device (0 where nothing has a gradient)."""
-    weights = trained(module)
-    found = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    return found.to(weights[0].device)
+def grad_norm(module: nn.Module) -> Tensor:
+    """Return the L2 norm of a module's whole gradient, a scalar on its device; 0 if nothing has a gradient."""
+    weights = trainable(module)
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    return norm.to(weights[0].device)
 
 
-def clip(module: nn.Module, limit: float | None, found: Tensor) -> None:
-    """Scale a gradient of norm `found` down to `limit` in place, if it is longer."""
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_(trained(module), limit, found)
+def clip(module: nn.Module, max_norm: float | None, norm: Tensor) -> None:
+    """Scale a module's gradient, whose norm is `norm`, down to `max_norm` in place; None: leave it."""
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(trainable(module), max_norm, norm)
 
 
 def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
-    """An optimiser's state as named tensors and plain groups."""
+    """Return an optimiser's state as tensors by name (`INDEX.KEY`), and its parameter groups as plain values."""
     state = optimiser.state_dict()
     tensors = {f"{i}.{key}": value for i, slots in state["state"].items() for key, value in slots.items()}
     return tensors, state["param_groups"]
 
 
 def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Groups) -> None:
-    """Take back what `dump` gave.
+    """Restore an optimiser's state from what `dump` returned.
 
-    Moments get their weight's memory layout: fused AdamW walks raw memory, and beside a channels-last weight it would
-    pair a contiguous moment with the wrong elements, without a word.
+    Moments get the memory layout of their weight: fused AdamW walks raw memory, and beside a channels-last weight it
+    would pair a contiguous moment with the wrong elements without an error.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -126,5 +146,5 @@ def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], gro
     optimiser.load_state_dict({"state": state, "param_groups": groups})
     for weight, slots in optimiser.state.items():
         for key, value in slots.items():
-            alike = value.shape == weight.shape
-            slots[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value) if alike else value.clone()
+            is_moment = value.shape == weight.shape
+            slots[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value) if is_moment else value.clone()

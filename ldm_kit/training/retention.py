@@ -1,5 +1,7 @@
-"""Which checkpoints a run writes and keeps, and what becomes of a save that fails."""
+"""Checkpoint retention: which checkpoints a run writes and keeps, and what happens when a save fails."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,61 +9,132 @@ from typing import Any
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint, distributed
-from ldm_kit.training.best import BestCheckpoint
 from ldm_kit.training.loop import Trainer
-from ldm_kit.training.say import say
-from ldm_kit.training.step import TrainStep
+from ldm_kit.training.task import TrainStep
+
+BEST_FILE = "best.json"
+
+
+@dataclass
+class BestCheckpoint:
+    """The checkpoint with the best value of a metric so far, recorded in the run's best.json.
+
+    Args:
+        folder: the run's.
+        spec: `train.keep_best`: the metric's name, lower is better; or `max:NAME`, higher is better.
+    """
+
+    folder: Path
+    spec: str
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return self.spec.removeprefix("max:")
+
+    @property
+    def path(self) -> Path | None:
+        """The best checkpoint so far; None if there is none."""
+        best = self._read()
+        return None if best is None else self.folder / best[0]
+
+    def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether an evaluation's metrics are better than the best so far; a NaN never is.
+
+        Raises:
+            UserError: the evaluation has no such metric.
+        """
+        if self.metric not in metrics:
+            raise UserError(
+                f"train.keep_best is {self.spec!r}, but the evaluation has no such figure; expected one of "
+                f"{', '.join(metrics) or 'none: nothing is held out'}"
+            )
+        best, value = self._read(), metrics[self.metric]
+        if best is None or math.isnan(value):
+            return not math.isnan(value)
+        return value > best[1] if self.spec.startswith("max:") else value < best[1]
+
+    def record(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
+        """Write best.json, whole or not at all: the checkpoint at `path` is the best now."""
+        entry = {"metric": self.metric, "value": metrics[self.metric], "step": step, "checkpoint": path.name}
+        draft = self.folder / f".tmp-{BEST_FILE}"
+        draft.write_text(json.dumps(entry), encoding="utf-8")
+        draft.replace(self.folder / BEST_FILE)
+
+    def _read(self) -> tuple[str, float] | None:
+        """Return folder name and value of the best checkpoint; None if there is none by this metric."""
+        try:
+            entry = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
+            name, value, metric = str(entry["checkpoint"]), float(entry["value"]), entry["metric"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        valid = metric == self.metric and Path(name).name == name and (self.folder / name).is_dir()
+        return (name, value) if valid else None
 
 
 @dataclass
 class CheckpointRetention:
-    """Writes a run's checkpoints: the newest stay, and the best, and the one that the run went on from."""
+    """Saves a run's checkpoints and keeps the newest, the best, and the one that the run resumed from."""
 
     folder: Path
     settings: Any  # the run's config
-    resume: Path | None
-    failed: int = 0  # saves in a row
+    resume: Path | None  # the checkpoint that the run resumed from
+    failed_saves: int = 0  # in a row
 
-    def best(self, figures: Mapping[str, float] | None) -> bool:
-        """Whether the main process has figures that are the best so far."""
-        wanted, found, told = self.settings.train.keep_best, False, None
-        if wanted is None:
+    def is_best(self, metrics: Mapping[str, float] | None) -> bool:
+        """Return, on every rank, whether the main rank's metrics are the best so far; every rank must call it.
+
+        Raises:
+            UserError: on every rank, if the evaluation has no such metric.
+        """
+        spec, best, error_text = self.settings.train.keep_best, False, None
+        if spec is None:
             return False
-        if figures is not None:
+        if metrics is not None:
             try:
-                found = BestCheckpoint(self.folder, wanted).beaten(figures)
+                best = BestCheckpoint(self.folder, spec).is_beaten_by(metrics)
             except UserError as error:
-                told = str(error)
-        found, told = distributed.all_gather_objects((found, told))[0]
-        if told is not None:
-            raise UserError(told)
-        return found
+                error_text = str(error)
+        best, error_text = distributed.all_gather_objects((best, error_text))[0]
+        if error_text is not None:
+            raise UserError(error_text)
+        return best
 
-    def save(self, trainer: Trainer, step: TrainStep, best: Mapping[str, float] | None, needed: bool) -> None:
-        """Save and prune. A failure is said and forgiven a few times, unless the checkpoint is `needed`."""
-        told = None
+    def save(self, trainer: Trainer, step: TrainStep, best: Mapping[str, float] | None, required: bool) -> None:
+        """Save a checkpoint, and remove those that are not kept; every rank must call it.
+
+        Args:
+            trainer: what to save.
+            step: the step just completed.
+            best: the metrics, if this is the best checkpoint so far.
+            required: whether a failure ends the run; else it is reported, `train.save_attempts` times in a row.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
+        error_text = None
         try:
             path = trainer.save(self.folder, self.settings)
-            told = self._tidy(trainer, path, best) if trainer.accelerator.is_main_process else None
-            told = distributed.all_gather_objects(told)[0]
+            error_text = self._prune(trainer, path, best) if trainer.accelerator.is_main_process else None
+            error_text = distributed.all_gather_objects(error_text)[0]
         except UserError as error:
-            told = str(error)
-        self.failed = 0 if told is None else self.failed + 1
-        if told is None:
+            error_text = str(error)
+        self.failed_saves = 0 if error_text is None else self.failed_saves + 1
+        if error_text is None:
             return
-        if needed or self.failed >= trainer.config.save_attempts:
-            times = f", {self.failed} times in a row" if self.failed > 1 else ""
-            raise UserError(f"{told}{times}; the run stops after step {step.number}, --resume latest goes on")
-        say(f"warning: {told}; training goes on, and the next save is tried as if nothing had happened")
+        if required or self.failed_saves >= trainer.config.save_attempts:
+            times = f", {self.failed_saves} times in a row" if self.failed_saves > 1 else ""
+            raise UserError(f"{error_text}{times}; the run stops after step {step.number}, --resume latest goes on")
+        distributed.print_on_main(f"warning: {error_text}; training goes on, and the next save is tried as usual")
 
-    def _tidy(self, trainer: Trainer, path: Path, best: Mapping[str, float] | None) -> str | None:
-        """Note the best and remove old ones; what went wrong, as a sentence."""
-        wanted = trainer.config.keep_best
-        champion = None if wanted is None else BestCheckpoint(self.folder, wanted)
+    def _prune(self, trainer: Trainer, path: Path, best: Mapping[str, float] | None) -> str | None:
+        """Record the best checkpoint and remove old ones; return the text of an error, None if there is none."""
+        spec = trainer.config.keep_best
+        record = None if spec is None else BestCheckpoint(self.folder, spec)
         try:
-            if champion is not None and best is not None:
-                champion.note(path, trainer.step, best)
-            spare = [self.resume, None if champion is None else champion.path]
+            if record is not None and best is not None:
+                record.record(path, trainer.step, best)
+            spare = [self.resume, None if record is None else record.path]
             checkpoint.prune(self.folder, trainer.config.keep_last, spare)
         except (UserError, OSError) as error:
             return str(error)

@@ -1,4 +1,4 @@
-"""A run's folder: one owner at a time, the resolved config, logs, checkpoints, and where to resume."""
+"""The folder of a run: its lock, the resolved config, metrics, and the checkpoint to resume from."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 
-# Where things lie, how often they are shown or kept; what lies there is compared by fingerprint when training goes on.
+# Keys that change no result: paths, and how often things are logged or saved. Data is compared by fingerprint.
 _MAY_CHANGE = (
     *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep_last", "train.keep_best"),
     *("train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
@@ -28,7 +28,11 @@ _MAY_CHANGE = (
 
 
 class Lock:
-    """The output folder belongs to one run at a time; the system frees it when its holder dies, however it dies."""
+    """Exclusive lock of a run's folder; the system releases it when the process ends, however it ends.
+
+    Raises:
+        UserError: another run holds the lock, or the folder cannot be written to.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
@@ -44,7 +48,7 @@ class Lock:
             holder = self.file.read().strip() or "another process"
             self.file.close()
             raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to") from None
-        os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold on to it as well
+        os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold the lock as well
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()
@@ -59,24 +63,27 @@ class Lock:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two plain config trees."""
-    found: list[str] = []
+    """Return the dotted keys whose values differ between two plain config trees."""
+    keys: list[str] = []
     for key in sorted({*old, *new}):
         a, b, dotted = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing(a, b, f"{dotted}.")
+            keys += differing(a, b, f"{dotted}.")
         elif a != b:
-            found.append(dotted)
-    return found
+            keys.append(dotted)
+    return keys
 
 
 def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from: None starts anew.
+    """Return the checkpoint to resume from; None starts a new run.
 
-    `latest` takes the newest that verifies and says so if there is none; a path must verify, and never falls back.
+    Args:
+        run: the run's folder.
+        resume: `latest`: the newest checkpoint that verifies, with a warning if there is none; a path: that one and
+            no other; None: a new run.
 
     Raises:
-        UserError: the path is no good checkpoint, or the run already holds checkpoints and `resume` was not asked for.
+        UserError: the path is no valid checkpoint, or the run already holds checkpoints and `resume` is None.
     """
     if resume is None:
         if checkpoint.steps(run):
@@ -87,23 +94,29 @@ def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
     if resume != "latest":
         checkpoint.verify(Path(resume))
         return Path(resume)
-    found = checkpoint.latest(run)
-    if found is None:
+    path = checkpoint.latest(run)
+    if path is None:
         warnings.warn(f"no checkpoint in {run}; starting a new training run", stacklevel=2)
-    return found
+    return path
 
 
 def check_same_config(folder: Path, config: BaseModel) -> None:
-    """Refuse to resume under a config that would change the result. A run may be prolonged if its rate is constant.
+    """Check that a resumed run has the config that the checkpoint was trained with, but for keys that change no result.
 
-    A field that is younger than the checkpoint counts as what it is when left out, so its default must be what was done
-    before there was such a field.
+    More steps are allowed where the learning rate is constant. A field that the checkpoint is too old to have counts as
+    its default, so the default of a new field must be what was done before it existed.
+
+    Args:
+        folder: the checkpoint's.
+        config: the resumed run's.
 
     Raises:
-        UserError: naming every differing key.
+        UserError: configs differ; the message names every differing key.
     """
-    old = _completed(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"], type(config))
-    free = _MAY_CHANGE if _decays(old) else (*_MAY_CHANGE, "train.steps")
+    old = _with_defaults(
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"], type(config)
+    )
+    free = _MAY_CHANGE if _lr_depends_on_length(old) else (*_MAY_CHANGE, "train.steps")
     changed = [
         key
         for key in differing(old, config.model_dump(mode="json"))
@@ -114,28 +127,28 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
         raise UserError(f"cannot resume {folder}: {', '.join(changed)} {verb} from the config it was trained with")
 
 
-def _completed(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """A saved config with the fields that it does not know at their defaults; as it is where it has become invalid."""
+def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Return a saved config with today's key names, absent fields at their defaults; unchanged if it is not valid."""
     try:
-        return kind.model_validate(config).model_dump(mode="json")
+        return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:
         return config
 
 
-def _decays(config: Mapping[str, Any]) -> bool:
-    """Whether any optimiser's learning rate falls towards the last step, which then must stay where it is."""
+def _lr_depends_on_length(config: Mapping[str, Any]) -> bool:
+    """Return whether any optimiser's learning rate depends on the number of the last step."""
     optimisers = (v for v in config.values() if isinstance(v, Mapping) and {"lr", "lr_schedule"} <= v.keys())
     return any(optimiser["lr_schedule"] != "constant" for optimiser in optimisers)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that results depend on."""
     names = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that lie after `step`, which the resumed run writes again."""
+    """Remove the lines of a metrics.jsonl after `step`, which the resumed run writes again."""
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]

@@ -1,4 +1,4 @@
-"""Opening a run: accelerate, the folder and its lock, the config beside the results, and where to go on from."""
+"""Training session: accelerate, the run's folder and its lock, the config beside the results, and where to resume."""
 
 import contextlib
 import os
@@ -10,25 +10,24 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast as broadcast_from_main
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.diffusion.rng import derive_seed
-from ldm_kit.training import checkpoint, distributed, launch, launcher, run_folder
+from ldm_kit.training import checkpoint, distributed, launch, run_folder
+from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import EmaConfig
-from ldm_kit.training.faults import Fault
+from ldm_kit.training.faults import NonFiniteError
 from ldm_kit.training.log import Log, LogConfig
-from ldm_kit.training.loop import TrainConfig, Trainer
+from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.retention import CheckpointRetention
-from ldm_kit.training.say import say
 from ldm_kit.training.signals import Signals, Stopped
-from ldm_kit.training.step import TrainStep
-from ldm_kit.training.task import Task
+from ldm_kit.training.task import Task, TrainStep
 
 
 class Settings(Protocol):
-    """What a session needs of a run's config."""
+    """What a session reads of a run's config."""
 
     @property
     def run(self) -> str: ...
@@ -43,31 +42,31 @@ class Settings(Protocol):
 
 
 class OptimisedTask(Task, Protocol):
-    """A task that says how its players are optimised."""
+    """A task with the optimiser config of each module."""
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """By player."""
+        """Optimiser configs, by module name."""
         ...
 
 
 @dataclass(eq=False)
 class Session:
-    """One process's hold on a run."""
+    """An open training run in one process: device and ranks, folder, signals, and checkpoints."""
 
     accelerator: Accelerator
     folder: Path
-    settings: Any
-    resume: Path | None
+    settings: Any  # the run's config
+    resume: Path | None  # the checkpoint to resume from
     signals: Signals = field(default_factory=Signals)
-    training: Trainer | None = None
-    keeper: CheckpointRetention = field(init=False)
+    active_trainer: Trainer | None = None
+    retention: CheckpointRetention = field(init=False)
 
     def __post_init__(self) -> None:
-        self.keeper = CheckpointRetention(self.folder, self.settings, self.resume)
+        self.retention = CheckpointRetention(self.folder, self.settings, self.resume)
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
 
@@ -77,164 +76,179 @@ class Session:
         return self.accelerator.device
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
-        """The main process goes through this block first (to fill caches), the others after it."""
+    def main_process_first(self) -> Iterator[None]:
+        """Run a block on the main process first (to fill caches), then on the others."""
         with self.accelerator.main_process_first():
             yield
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all processes."""
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks; every rank must call it."""
+        return self._reduce(value, "sum")
+
+    def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over all ranks; every rank must call it."""
+        return self._reduce(value, "mean")
+
+    def _reduce(self, value: torch.Tensor, reduction: str) -> torch.Tensor:
         distributed.check_peers()
-        reduced = self.accelerator.reduce(value, reduction="sum")
+        reduced = self.accelerator.reduce(value, reduction=reduction)
         assert isinstance(reduced, torch.Tensor)
         return reduced
 
-    def average(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over all processes."""
+    def broadcast(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the main rank's tensor on every rank; every rank must call it, with tensors of one shape and dtype."""
         distributed.check_peers()
-        reduced = self.accelerator.reduce(value, reduction="mean")
-        assert isinstance(reduced, torch.Tensor)
-        return reduced
-
-    def share(self, value: torch.Tensor) -> torch.Tensor:
-        """The main process's tensor, on every process."""
-        distributed.check_peers()
-        shared = broadcast(value)
-        assert isinstance(shared, torch.Tensor)
-        return shared
+        value = broadcast_from_main(value)
+        assert isinstance(value, torch.Tensor)
+        return value
 
     def trainer(self, task: OptimisedTask) -> Trainer:
-        """The trainer of a task, gone on from the checkpoint if there is one; from here on signals wait for a step."""
+        """Return the trainer of a task, resumed from the checkpoint if there is one.
+
+        From here on a signal no longer ends the process, but the run after its step.
+        """
         settings = self.settings
-        trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, settings.seed)
+        trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)
         if self.resume is not None:
             trainer.load(self.resume)
-            say(f"going on from step {trainer.step}, {self.resume}")
-        if self.main:
+            distributed.print_on_main(f"going on from step {trainer.step}, {self.resume}")
+        if self.is_main_process:
             run_folder.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
         self.signals.watch()
-        self.training = trainer
+        self.active_trainer = trainer
         return trainer
 
     def log(self, trainer: Trainer) -> Log:
-        """The run's log, at the trainer's step."""
+        """Return the run's log, starting at the trainer's step."""
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
-    def save_when_due(self, trainer: Trainer, step: TrainStep, figures: Mapping[str, float] | None = None) -> None:
-        """Save every `train.checkpoint_every` steps, at the last one, at the best one, and when asked to stop.
+    def save_when_due(self, trainer: Trainer, step: TrainStep, metrics: Mapping[str, float] | None = None) -> None:
+        """Save every `train.checkpoint_every` steps, at the last step, at the best one, and when asked to stop.
 
         Args:
             trainer: the run's.
-            step: what it has just made.
-            figures: what an evaluation found after this step; on the main process, if there was one.
+            step: the step just completed.
+            metrics: what an evaluation after this step returned, on the main process; None if there was none.
 
         Raises:
-            Stopped: a signal came to any of the processes, and the checkpoint is there.
-            UserError: the disk took no checkpoint several times in a row, or not the last one; or `train.keep_best` is
-                no figure of the evaluation.
+            Stopped: any rank has caught a signal; the checkpoint is saved.
+            UserError: a required checkpoint could not be written, or `train.save_attempts` others in a row; or the
+                evaluation has no metric named as `train.keep_best` is.
         """
-        config, asked, best = trainer.config, self.signals.agreed(), self.keeper.best(figures)
-        last = step.number == config.steps
-        if asked or best or due(step, config.checkpoint_every, config.steps):
-            self.keeper.save(trainer, step, figures if best else None, needed=bool(asked) or last)
-        if asked:
-            self._stop(asked, step)
-        if last:
-            self.signals.release()  # what follows has nothing left to lose
+        config, stop_signal, is_best = trainer.config, self.signals.caught_by_any(), self.retention.is_best(metrics)
+        is_last = step.number == config.steps
+        if stop_signal or is_best or due(step, config.checkpoint_every, config.steps):
+            required = bool(stop_signal) or is_last
+            self.retention.save(trainer, step, metrics if is_best else None, required=required)
+        if stop_signal:
+            self._stop(stop_signal, step)
+        if is_last:
+            self.signals.release()  # everything is saved: a signal may end the process at once again
 
-    def _stop(self, asked: int, step: TrainStep) -> None:
-        stopped = Stopped(asked)
-        say(f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on")
+    def _stop(self, number: int, step: TrainStep) -> None:
+        stopped = Stopped(number)
+        distributed.print_on_main(
+            f"stopped by {stopped.signal.name} after step {step.number}, saved; add --resume latest to go on"
+        )
         self.accelerator.end_training()
         raise stopped
 
-    def bundle(self, fault: Fault) -> UserError:
-        """Keep what reproduces a bad step in `fault-STEP/`; the sentence to end with. All processes call it."""
-        trainer, name = self.training, f"fault-{fault.report['step']:08d}"
+    def save_fault(self, error: NonFiniteError) -> UserError:
+        """Save in `fault-STEP/` what reproduces a step that is not finite; every rank must call it.
+
+        Returns:
+            The error to end with, which names that folder.
+        """
+        trainer, name = self.active_trainer, f"fault-{error.report['step']:08d}"
         if trainer is None:
-            return fault
+            return error
         try:
-            path = trainer.save(self.folder, self.settings, name, {"fault.json": fault.report})
-        except UserError as error:
-            return UserError(f"{fault}; {error}")
-        return UserError(f"{fault}; {path / 'fault.json'} says more, and --resume {path} makes that step again")
+            path = trainer.save(self.folder, self.settings, name, {"fault.json": error.report})
+        except UserError as failure:
+            return UserError(f"{error}; {failure}")
+        return UserError(f"{error}; {path / 'fault.json'} says more, and --resume {path} makes that step again")
 
-
-def use_all_cores(processes: int) -> None:
-    """Undo `accelerate launch`'s one thread a process: on a CPU, share the cores among the machine's processes.
-
-    Only where nobody chose a number: accelerate started us, its default of 1 stands, and there is no accelerator.
-    """
-    chosen = os.environ.get("OMP_NUM_THREADS")
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and chosen == "1" and not torch.accelerator.is_available():
-        torch.set_num_threads(max(1, cores() // processes))
-
-
-def cores() -> int:
-    """How many processor cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+    # Names before the second house plan, until every caller has moved.
+    main = is_main_process
+    first, total, average, share = main_process_first, all_reduce_sum, all_reduce_mean, broadcast
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Whether something that happens every so often, and at the last step, happens now."""
+    """Return whether something that happens every `every` steps, and at step `last`, happens after this step."""
     return step.number % every == 0 or step.number == last
 
 
 @contextlib.contextmanager
 def session(settings: Settings, resume: str | None) -> Iterator[Session]:
-    """Open a run and hold its folder until the block ends.
+    """Open a run, and hold the lock of its folder within this context.
+
+    Args:
+        settings: the run's config, a `ldm_kit.config.Config`.
+        resume: `latest`, a checkpoint's folder, or None for a new run.
 
     Raises:
-        UserError: the folder is in use, holds checkpoints that were not asked for, or cannot be resumed from; a step
-            came out infinite or NaN.
+        UserError: the folder is in use, holds checkpoints although `resume` is None, or cannot be resumed from; the
+            launch mode is not supported; a loss or gradient is not finite.
     """
     folder = Path(settings.run)
-    launch.check_supported(os.environ)
+    accelerator = _accelerator(settings)
+    launch.use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if launch.is_launched():
+        launch.watch_parent()
+    with contextlib.ExitStack() as stack:
+        checkpoint_path = _open_folder(folder, settings, resume, stack if accelerator.is_main_process else None)
+        torch.manual_seed(derive_seed(settings.seed, "weights"))  # every rank starts from the same weights
+        if settings.log.tensorboard:
+            accelerator.init_trackers("tensorboard")
+        run = Session(accelerator, folder, settings, checkpoint_path)
+        stack.callback(run.signals.release)
+        try:
+            yield run
+        except NonFiniteError as error:
+            raise run.save_fault(error) from None
+
+
+def _accelerator(settings: Settings) -> Accelerator:
+    launch.check_environment(os.environ)
     accelerator = Accelerator(
         mixed_precision=settings.train.precision,
         cpu=not torch.accelerator.is_available(),
         log_with="tensorboard" if settings.log.tensorboard else None,
-        project_dir=folder,
+        project_dir=Path(settings.run),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=distributed.TIMEOUT)],
     )
-    launch.check_known(accelerator.distributed_type)
-    use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    with contextlib.ExitStack() as stack:
-        if launcher.launched():
-            launcher.watch()
-        found, refused = None, None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(run_folder.Lock(folder))
-                checkpoint.remove_stale_tmp(folder)
-                found = _choose(folder, settings, resume)
-            except UserError as error:
-                refused = str(error)
-        found, refused = distributed.all_gather_objects((found, refused))[
-            0
-        ]  # the same checkpoint, or refusal, on every process
-        if refused is not None:
-            raise UserError(refused)
-        torch.manual_seed(derive_seed(settings.seed, "weights"))  # every process starts from the same weights
-        if settings.log.tensorboard:
-            accelerator.init_trackers("tensorboard")
-        opened = Session(accelerator, folder, settings, found)
-        stack.callback(opened.signals.release)
+    launch.check_distributed_type(accelerator.distributed_type)
+    return accelerator
+
+
+def _open_folder(
+    folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
+) -> Path | None:
+    """Lock the folder and write the config on the main rank, which alone has a stack; return the checkpoint on all.
+
+    Raises:
+        UserError: on every rank, as for `session`.
+    """
+    path, error_text = None, None
+    if stack is not None:
         try:
-            yield opened
-        except Fault as fault:
-            raise opened.bundle(fault) from None
+            stack.enter_context(run_folder.Lock(folder))
+            checkpoint.remove_stale_tmp(folder)
+            path = _checkpoint_to_resume(folder, settings, resume)
+        except UserError as error:
+            error_text = str(error)
+    path, error_text = distributed.all_gather_objects((path, error_text))[0]
+    if error_text is not None:
+        raise UserError(error_text)
+    return path
 
 
-def _choose(folder: Path, settings: Any, resume: str | None) -> Path | None:
+def _checkpoint_to_resume(folder: Path, settings: Any, resume: str | None) -> Path | None:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        found = run_folder.resume_checkpoint(folder, resume)
-    if found is not None:
-        run_folder.check_same_config(found, settings)
+        path = run_folder.resume_checkpoint(folder, resume)
+    if path is not None:
+        run_folder.check_same_config(path, settings)
     assert isinstance(settings, Config)
     run_folder.write_config(folder, settings)
-    return found
+    return path

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. The handler only raises a flag; the run finishes its step, saves, and leaves."""
+"""Signals that ask a run to stop: the handler only sets a flag; the run finishes its step, saves and exits."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from typing import Any
 
 from ldm_kit.training import distributed
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved; left alone, the process exits with 128 + the signal's number."""
+    """The run was asked to stop and has saved; uncaught, the process exits with 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -19,34 +19,34 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """While watched, SIGTERM, SIGUSR1 and a first SIGINT are noted; a second SIGINT interrupts at once."""
+    """Handlers of SIGTERM, SIGUSR1 and SIGINT that only set `caught`; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
-        self.caught = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self.caught = 0  # number of the last signal; 0: none
+        self._previous: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
-        """Note signals from now on; other threads than the main one cannot."""
-        if threading.current_thread() is threading.main_thread() and not self._before:
-            self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        """Install the handlers; in another thread than the main one, which may not, do nothing."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
+            self._previous = {number: signal.signal(number, self._set_caught) for number in STOP_SIGNALS}
 
     def release(self) -> None:
-        """Give the signals back to whom they belonged before."""
-        for number, handler in self._before.items():
+        """Restore the handlers that were there before."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous = {}
 
-    def agreed(self) -> int:
-        """The signal that any process has caught, the same on all of them; 0 for none. All processes must ask."""
+    def caught_by_any(self) -> int:
+        """Return the number of a signal that any rank has caught, the same on all; 0 for none. All ranks must call."""
         return distributed.all_reduce_max(self.caught)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _set_caught(self, number: int, frame: FrameType | None) -> None:
         if number == self.caught == signal.SIGINT:
             raise KeyboardInterrupt
         self.caught = number
 
 
-def ignore(_: int = 0) -> None:
-    """Data-loader workers leave signals to their parent, which needs them until its step is saved."""
-    for number in ASKING:
+def ignore_signals(_: int = 0) -> None:
+    """Ignore these signals in a data-loader worker: its parent needs it until the step is saved."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

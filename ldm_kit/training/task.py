@@ -1,22 +1,24 @@
-"""What the loop asks of those who use it: a task, which has the losses, and a source, which has the batches."""
+"""Protocols of the training loop: a task, which has the losses, and a batch source; and the records of a step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldm_kit.training.batches import SampleIndex
 
-LossTerm = tuple[str, Tensor, Mapping[str, Tensor]]  # (player, its mean loss over the micro-batch, logs)
+LossTerm = tuple[str, Tensor, Mapping[str, Tensor]]  # (module name, its mean loss over the micro-batch, scalars to log)
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains: modules, and their losses on a batch."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Modules with an optimiser each, by name; the loop wraps them for DDP and hands them back through `wrap`."""
+        """Modules by name, each with optimisers of its own; the loop may wrap them for DDP (`set_ddp_modules`)."""
         ...
 
     @property
@@ -25,49 +27,77 @@ class Task(Protocol):
         ...
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the wrapped players, which `losses` must call."""
+        """Store the modules as prepared for this run (wrapped by DDP, where it is used); `losses` must call these."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors beside weights that a checkpoint must hold."""
+        """Return tensors beside weights that a checkpoint must hold."""
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
-        """One turn for each player; the loop runs backward before it asks for the next turn.
+        """Yield one loss for each module; the loop runs its backward pass before it asks for the next one.
 
-        The attempt may be void (out of memory, not finite) and then comes again, so nothing but gradients and buffers
-        may change here; what else moves is a matter for `StatefulTask`.
+        An attempt at a step may fail (out of memory, loss not finite) and be repeated, so nothing but gradients and
+        buffers may change here. A task that changes more is a `StatefulTask`.
+
+        Args:
+            batch: what the batch source returned for a micro-batch, on the device.
+            step: number of completed steps (0 = this is the first).
         """
         ...
 
 
 @runtime_checkable
 class StatefulTask(Protocol):
-    """A task that changes weights or state otherwise than by gradients: it gathers in `losses`, and acts afterwards."""
+    """A task that changes weights or state otherwise than by gradients: `losses` collects, `after_step` applies."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """The optimisers (by name) have made their step, which stands: act on what its micro-batches have shown."""
+        """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update."""
         ...
 
     def discard_step(self) -> None:
-        """The attempt at a step is void: forget what its micro-batches have shown."""
+        """Forget what `losses` collected: the attempt at this step failed."""
         ...
 
 
 class BatchSource(Protocol):
-    """Where batches come from."""
+    """A data set that returns whole batches."""
 
     @property
     def fingerprint(self) -> str:
-        """Of all that it holds; a resumed run must find the same."""
+        """Hash of all that it holds; a resumed run must have the same."""
         ...
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, places: Sequence[SampleIndex]) -> Any:
-        """A whole batch for (position, index) pairs: a tensor, or a dict of such."""
+    def __getitems__(self, samples: Sequence[SampleIndex], /) -> Any:
+        """Return the batch for (position, index) pairs: a tensor, or a dict of tensors."""
         ...
+
+
+@dataclass
+class StepStats:
+    """Losses of one step on this rank: means to log, and each module's loss in each micro-batch."""
+
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, module: str, loss: Tensor, logs: Mapping[str, Tensor], accumulation: int) -> None:
+        """Add a loss term of one of `accumulation` micro-batches; logs become means over the micro-batches."""
+        self.losses.setdefault(module, []).append(loss.detach())
+        for name, value in {f"{module}_loss": loss, **logs}.items():
+            self.logs[name] = self.logs.get(name, torch.zeros_like(value)).detach() + value.detach() / accumulation
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A completed step: its number (1 = the first), learning rate, gradient norms and logs (scalars on the device)."""
+
+    number: int
+    lr: float
+    norms: Mapping[str, Tensor]
+    logs: Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""Training curves from a run's metrics.jsonl, drawn without matplotlib's global state."""
+"""Plots of training curves from a run's metrics.jsonl, without matplotlib's global state."""
 
 import io
 import json
@@ -14,14 +14,18 @@ from ldm_kit.viz.png import write_atomic
 
 
 def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) -> None:
-    """Draw one panel a key over the steps of a `metrics.jsonl`; the suffix of `out` chooses png, svg or pdf.
+    """Plot metrics over steps, one panel for each, with a centred moving mean over 5 % of the points.
 
-    Each line of the file is an object with `step` and numbers; a step met twice counts as last written, a torn line is
-    passed over. Keys default to every number met. Losses are drawn on a logarithmic scale where all are positive, with
-    a centred moving mean over 5 % of the points.
+    Losses have a logarithmic scale if all values are positive. Of a step that was logged twice the last line counts;
+    incomplete lines are skipped.
+
+    Args:
+        metrics_jsonl: a file with one object a line: `step`, and numbers by metric.
+        out: the file to write; its suffix selects png, svg or pdf.
+        keys: which metrics; None: all.
 
     Raises:
-        UserError: no such file, no line with a step and a number, or a key that no line holds.
+        UserError: no such file, no line with a step and a number, or no line with one of the keys.
     """
     from matplotlib.figure import Figure  # slow to import
 
@@ -29,35 +33,35 @@ def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) ->
     if unknown := [key for key in keys or () if key not in series]:
         raise UserError(f"{metrics_jsonl} holds no {unknown[0]!r}; known: {', '.join(series)}")
     keys = list(keys or series)
-    across = min(len(keys), 3)
-    rows = math.ceil(len(keys) / across)
-    figure = Figure(figsize=(5 * across, 3.2 * rows), layout="constrained")
-    for place, key in enumerate(keys, 1):
-        _panel(figure.add_subplot(rows, across, place), key, series[key])
+    columns = min(len(keys), 3)
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    for number, key in enumerate(keys, 1):
+        _panel(figure.add_subplot(rows, columns, number), key, series[key])
     buffer = io.BytesIO()
     figure.savefig(buffer, format=out.suffix.lstrip(".") or "png", dpi=120)
     write_atomic(out, buffer.getvalue())
 
 
 def _series(path: Path) -> dict[str, dict[float, float]]:
-    """Key -> step -> value of every number beside `step` in a metrics.jsonl."""
+    """Return the values of every metric in a metrics.jsonl: {key: {step: value}}."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the metrics {path}: {error.strerror}") from None
-    found: dict[str, dict[float, float]] = {}
-    for entry in map(_object, lines):
+    series: dict[str, dict[float, float]] = {}
+    for entry in map(_parse, lines):
         numbers = {key: value for key, value in entry.items() if isinstance(value, int | float)}
         if "step" in numbers:
             step = numbers.pop("step")
             for key, value in numbers.items():
-                found.setdefault(key, {})[step] = value
-    if not found:
+                series.setdefault(key, {})[step] = value
+    if not series:
         raise UserError(f"{path} holds no line such as " + '{"step": 10, "loss": 0.5}')
-    return found
+    return series
 
 
-def _object(line: str) -> dict[str, Any]:
+def _parse(line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError:

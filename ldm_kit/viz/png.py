@@ -1,4 +1,4 @@
-"""Picture files: whole or absent, named by numbers and a harmless slug, and able to say how they were made."""
+"""PNG files: written atomically, with safe names, and with metadata that says how they were made."""
 
 import io
 import logging
@@ -19,9 +19,13 @@ _log = logging.getLogger("ldm_kit.evaluation")
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG, whole or not at all, with `metadata` (prompt, seed, settings) as text; None leaves all text out.
+    """Write a PNG file, complete or not at all.
 
-    The text is readable by anyone who gets the file: give it no path and no name of a user. NULs become spaces.
+    Args:
+        image: the picture.
+        path: the file; missing folders are made.
+        metadata: text by key (prompt, seed, settings), readable by anyone who has the file, so it should contain no
+            path and no user name; NULs become spaces. None: none.
 
     Raises:
         ValueError: a metadata key that is not 1 to 79 printable Latin-1 characters.
@@ -40,7 +44,11 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
 
 @contextmanager
 def tolerate_oserror(path: Path) -> Iterator[None]:
-    """Around the writing of a picture that the work can do without: a full disk costs it, and a warning."""
+    """Turn an OSError within this context into a warning: a picture is not worth stopping a run on a full disk.
+
+    Args:
+        path: the file to name in the warning.
+    """
     try:
         yield
     except OSError as error:
@@ -48,7 +56,7 @@ def tolerate_oserror(path: Path) -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text that `save_png` wrote into a PNG, without decoding its pixels; empty if there is none.
+    """Return the metadata that `save_png` wrote into a PNG, without decoding its pixels; empty if there is none.
 
     Raises:
         UserError: the file cannot be read, or is no PNG.
@@ -61,28 +69,33 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def file_name(seed: int, index: int, prompt: str) -> str:
-    """`{seed:08d}-{index:05d}-{slug}.png`: unique by the two numbers, a slug of at most 60 of a-z, 0-9 and dashes.
+    """Return the name of a picture's file: `{seed:08d}-{index:05d}-{slug}.png`.
 
-    Accents are dropped ("Curaçao" -> "curacao"), all else between words becomes one dash, and a prompt without any such
-    letter is called "picture"; so no prompt can leave the folder, hide the file or be refused by a file system.
+    The slug has at most 60 characters of a-z, 0-9 and dashes: accents are dropped ("Curaçao" -> "curacao"), everything
+    else between words becomes one dash, and a prompt without such a character becomes "picture". So no prompt can name
+    a file outside the folder, a hidden one, or one that a file system refuses.
 
     Raises:
         ValueError: seed or index outside 0..2^64 - 1.
     """
-    for what, number in (("seed", seed), ("index", index)):
+    for name, number in (("seed", seed), ("index", index)):
         if not 0 <= number <= MAX_SEED:
-            raise ValueError(f"{what} must lie in 0..{MAX_SEED}, got {number}")
+            raise ValueError(f"{name} must lie in 0..{MAX_SEED}, got {number}")
     plain = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
     return f"{seed:08d}-{index:05d}-{slug or 'picture'}.png"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a file under its final name is complete."""
+    """Write a file under a temporary name beside it and rename it, so that it is complete or absent.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def test_joining_pads_the_shorter_and_masks_the_padding():
 def test_parts_that_do_not_fit_are_refused(parts):
     with pytest.raises(ConditioningError):
         Condition(**parts)
-    with pytest.raises(ConditioningError, match="same parts"):
+    with pytest.raises(ConditioningError, match="same tensors"):
         Condition.cat([Condition(), Condition(vector=torch.ones(1, 1))])
 
 

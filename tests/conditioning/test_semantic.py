@@ -85,7 +85,7 @@ def test_sides_that_cannot_be_halved_are_refused(name, side):
 @pytest.mark.parametrize(
     ("kind", "fields", "sentence"),
     [
-        (SemanticEncoderConfig, {"widths": (32, 64)}, "attention has 4 levels and widths 2"),
+        (SemanticEncoderConfig, {"widths": (32, 64)}, "attention_levels has 4 levels and widths 2"),
         (
             SemanticEncoderConfig,
             {"norm_num_groups": 48},

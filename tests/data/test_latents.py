@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ldm_kit.config import UserError
+from ldm_kit.data import latent_shards
 from ldm_kit.data import latents as cache
 from ldm_kit.data.images import InMemory, Record, subset, to_unit
-from ldm_kit.data.latents import VERIFIED, LatentBatches, cached, fingerprint, pixels
-from ldm_kit.data.tensor_store import Pixels, Stored
+from ldm_kit.data.latents import LatentBatches, cached, fingerprint, pixels
+from ldm_kit.data.tensor_store import PixelTable, StoredTable
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 
 COUNT = 20
@@ -186,7 +187,7 @@ def both(folder, monkeypatch):
 def test_a_large_cache_stays_on_disk_and_says_the_same(tmp_path, monkeypatch):
     held, stored = both(tmp_path, monkeypatch)
     assert isinstance(held.mean, torch.Tensor)
-    assert isinstance(stored.mean, Stored)
+    assert isinstance(stored.mean, StoredTable)
     assert (len(stored), stored.shape, stored.fingerprint) == (len(held), held.shape, held.fingerprint)
     assert (stored.mean.shape, stored.mean.dtype) == (held.mean.shape, held.mean.dtype)
     rows = torch.tensor([19, 0, 7, 8, 15, 16, 7, -1])  # over all shards, one twice
@@ -230,8 +231,8 @@ def test_training_on_a_large_cache_gives_the_same_batches(tmp_path, monkeypatch,
 def test_a_large_cache_is_checked_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
     made(tmp_path)
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
-    checked, check = [], cache._streamed_checksum
-    monkeypatch.setattr(cache, "_streamed_checksum", lambda path: checked.append(path.name) or check(path))
+    checked, check = [], latent_shards.streamed_checksum
+    monkeypatch.setattr(latent_shards, "streamed_checksum", lambda path: checked.append(path.name) or check(path))
     for _ in range(3):
         made(tmp_path, how=refuse)
     assert checked == [f"latents-0000{i}.safetensors" for i in range(3)]
@@ -244,7 +245,7 @@ def test_a_large_cache_is_checked_once_and_again_when_it_has_changed(tmp_path, m
         with pytest.raises(UserError, match=r"latents-00001\.safetensors is damaged \(its checksum differs\)"):
             made(tmp_path, how=refuse)
     path.write_bytes(whole)
-    (tmp_path / VERIFIED).write_text("[damaged")
+    (tmp_path / latent_shards.VERIFIED).write_text("[damaged")
     checked.clear()
     made(tmp_path, how=refuse)
     assert len(checked) == 3
@@ -269,7 +270,7 @@ def test_large_sets_of_pixels_are_decoded_when_asked_for(monkeypatch, flip):
     held = pixels(PICTURES, flip=flip)
     monkeypatch.setattr(cache, "IN_MEMORY", 100)
     lazy = pixels(PICTURES, flip=flip)
-    assert isinstance(lazy.mean, Pixels)
+    assert isinstance(lazy.mean, PixelTable)
     assert (lazy.mean.shape, lazy.fingerprint, len(lazy)) == (held.mean.shape, held.fingerprint, COUNT)
     inputs = {"ids": torch.arange(COUNT)}
     places = [(position, position * 7 % COUNT) for position in range(30)]
@@ -300,7 +301,7 @@ def test_memory_stays_flat_over_a_million_records(tmp_path, monkeypatch):
         number = torch.arange(start, min(start + 16384, count))
         digits = torch.stack([number // 1000, number % 1000], dim=1).half()  # exact: below 2048
         mean = digits.view(-1, 1, 2, 1, 1).expand(-1, 1, 2, 4, 8).contiguous()  # 128 bytes each
-        cache._write(tmp_path / f"latents-{shard:05d}.safetensors", (mean, -mean), "key")
+        latent_shards.write_shard(tmp_path / f"latents-{shard:05d}.safetensors", (mean, -mean), "key")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 240 * 2**20
     ids = torch.arange(count)
     order = StepBatchSampler(BatchSplit(64), 0, count, 0, 2500)

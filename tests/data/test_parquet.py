@@ -8,11 +8,11 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.data import parquet
 from ldm_kit.data.batches import PictureBatches
-from ldm_kit.data.images import BadPicture
+from ldm_kit.data.image_files import BadPicture
 from ldm_kit.data.parquet import ParquetConfig, load
 from ldm_kit.data.sources import load as load_source
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
-from tests.data.packs import encoded, noise
+from tests.data.archive_files import encoded, noise
 
 arrow = pytest.importorskip("pyarrow")
 tables = pytest.importorskip("pyarrow.parquet")
@@ -22,7 +22,7 @@ NAMES = {"info": {"features": {"label": {"names": ["cat", "dog", "owl"], "_type"
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
-    parquet._group.cache_clear()
+    parquet._read_row_group.cache_clear()
 
 
 def write(path, columns, group=4, metadata=None):
@@ -105,8 +105,8 @@ def test_one_row_group_is_kept_at_a_time_and_read_once_a_batch(tmp_path, monkeyp
     greys(tmp_path / "a.parquet", 0, 40, group=4)
     pictures = everything(tmp_path / "a.parquet")
     assert pictures.pictures([39, 0, 20, 38, 1, 21])[:, 0, 0, 0].tolist() == [39, 0, 20, 38, 1, 21]
-    assert parquet._group.cache_info()[:2] == (3, 3)  # hits, misses: three groups for six pictures
-    assert parquet._group.cache_info().currsize == 1
+    assert parquet._read_row_group.cache_info()[:2] == (3, 3)  # hits, misses: three groups for six pictures
+    assert parquet._read_row_group.cache_info().currsize == 1
 
 
 def test_only_the_bytes_are_read(tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_only_the_bytes_are_read(tmp_path, monkeypatch):
     assert len(pictures) == 10
     assert 99 not in pictures.pictures(range(10))
     assert not opened
-    columns = parquet._group(tmp_path / "a.parquet", (0, 0), 0, "image").type
+    columns = parquet._read_row_group(tmp_path / "a.parquet", (0, 0), 0, "image").type
     assert [columns.field(i).name for i in range(columns.num_fields)] == ["bytes"]
 
 

@@ -12,13 +12,13 @@ from ldm_kit.config import Config, UserError
 from ldm_kit.data import webdataset
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.folder import FolderConfig, load_all
-from ldm_kit.data.images import BadPicture
+from ldm_kit.data.image_files import BadPicture
 from ldm_kit.data.sources import DataConfig
 from ldm_kit.data.sources import load as load_source
 from ldm_kit.data.webdataset import WebDatasetConfig, load
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
-from tests.data.packs import encoded, greys, member, noise, shard
-from tests.data.test_reading import bomb
+from tests.data.archive_files import encoded, greys, member, noise, shard
+from tests.data.test_image_files import bomb
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ from ldm_kit.diffusion.analytic import Mixture
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree, ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.prediction import expand_like, from_prediction
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.samplers import ddim, ddpm
-from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, trailing, zero_terminal
+from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
 from tests.diffusion.probe import last
 
 SCHEDULES = {"eps": linear(), "v": zero_terminal(scaled_linear()), "x0": linear(), "flow": flow()}
@@ -29,7 +30,7 @@ def three(schedule):
 def networked(target):
     """The mixture as a network of that target, so that the whole way from its output is walked."""
     mixture = three(SCHEDULES[target])
-    network = lambda x, t, cond: from_prediction(target, mixture(x, t, cond), *mixture.schedule.at(t))  # noqa: E731
+    network = lambda x, t, cond: from_prediction(target, mixture(x, t, cond), *mixture.schedule.alpha_sigma(t))  # noqa: E731
     return NetworkDenoiser(network, mixture.schedule, target)
 
 
@@ -134,7 +135,7 @@ def test_what_is_clipped_is_clipped_before_the_shift_and_not_again():
     inner = Clipped(NetworkDenoiser(lambda x, t, cond: -0.5 * x, schedule, "eps"))
     x, t = torch.linspace(-3, 3, 7).double()[:, None], torch.full((7,), 300)
     found = ClassifierGuided(inner, lambda x, t: torch.full_like(x, 1.5))(x, t)
-    a, s = (expand_like(c, x) for c in schedule.at(t))
+    a, s = (expand_like(c, x) for c in schedule.alpha_sigma(t))
     clipped = ((x + 0.5 * s * x) / a).clamp(-1, 1)
     eps = (x - a * clipped) / s - 1.5 * s
     assert torch.allclose(found.eps, eps)
@@ -159,7 +160,7 @@ def test_classifier_free_and_classifier_nest():
     x, t = torch.linspace(-1, 2, 5).double()[:, None], torch.full((5,), 400)
     found = ClassifierGuided(ClassifierFree(mixture, None, 3.0), g)(x, t, 2)
     plain = ClassifierFree(mixture, None, 3.0)(x, t, 2)
-    a, s = (expand_like(c, x) for c in mixture.schedule.at(t))
+    a, s = (expand_like(c, x) for c in mixture.schedule.alpha_sigma(t))
     assert torch.allclose(found.eps, plain.eps - s * g(x, t))
     assert torch.allclose(a * found.x_0 + s * found.eps, x)
 

@@ -6,10 +6,11 @@ from diffusers import DDPMScheduler
 
 from ldm_kit.diffusion.analytic import Gaussian
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGuided
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGuided, Interval, Rescaled
 from ldm_kit.diffusion.prediction import expand_like
+from ldm_kit.diffusion.respacing import leading, trailing
 from ldm_kit.diffusion.samplers import ddim, ddpm, euler_maruyama, heun
-from ldm_kit.diffusion.schedule import flow, leading, linear, scaled_linear, trailing, zero_terminal
+from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
 
 T = torch.tensor([300, 300])
 
@@ -36,7 +37,7 @@ def test_thresholding_by_hand():
     found = Thresholded(denoiser, quantile=0.5)(x, T)
     expected = torch.tensor([[-1.0, 0.0, 0.5, 1.0, 1.0], [-0.5, 0.0, 0.1, 0.2, 0.9]]).double()  # s = 2, and 0.2 -> 1
     assert torch.allclose(found.x_0, expected)
-    a, s = (expand_like(c, x) for c in linear().at(T))
+    a, s = (expand_like(c, x) for c in linear().alpha_sigma(T))
     assert torch.allclose(a * found.x_0 + s * found.eps, x)
     most = Thresholded(denoiser, quantile=1.0)(x, T)
     assert torch.allclose(most.x_0[0], torch.tensor([-4.0, 0.0, 1.0, 2.0, 3.0]).double() / 4)
@@ -70,7 +71,7 @@ WRAPPERS = [
     Clipped,
     Thresholded,
     lambda d: ClassifierFree(d, None, 3.0),
-    lambda d: ClassifierFree(d, None, 3.0, 0.5, (0.1, 0.9)),
+    lambda d: Interval(Rescaled(ClassifierFree(d, None, 3.0), 0.5, "eps"), d, 0.1, 0.9),
     lambda d: Autoguidance(d, Gaussian(linear(), 0.0, 1.0), 2.0),
     lambda d: ClassifierGuided(d, lambda x, t: x),
     lambda d: ClassifierGuided(Clipped(ClassifierFree(d, None, 3.0)), lambda x, t: x),
@@ -82,10 +83,10 @@ def test_every_wrapper_keeps_the_learned_variance_of_the_condition_and_one_fact(
     x, denoiser = torch.randn(2, 2, 3, 3), wrap(learning())
     found = denoiser(x, T, True)
     assert torch.equal(found.fraction, torch.full_like(x, 0.75))
-    a, s = (expand_like(c, x) for c in denoiser.schedule.at(T))
+    a, s = (expand_like(c, x) for c in denoiser.schedule.alpha_sigma(T))
     assert torch.allclose(a * found.x_0 + s * found.eps, x, atol=1e-5)
     noise = lambda step, shape: torch.randn(2, *shape)  # noqa: E731
-    *_, state = ddpm(denoiser, x, trailing(1000, 8), True, noise=noise, variance="learned")
+    *_, state = ddpm(denoiser, x, trailing(1000, 8), True, noise=noise, variance="learned_range")
     assert torch.isfinite(state.x).all()
 
 

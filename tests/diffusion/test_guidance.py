@@ -3,10 +3,11 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, Interval, Rescaled
 from ldm_kit.diffusion.prediction import Prediction, expand_like, from_prediction, to_prediction
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import linear, scaled_linear, trailing, zero_terminal
+from ldm_kit.diffusion.schedule import linear, scaled_linear, zero_terminal
 
 TWO = Mixture(linear(), torch.tensor([[-1.0], [2.0]]), torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
 X, T = torch.randn(16, 1).double(), torch.randint(0, 1000, (16,))
@@ -36,7 +37,7 @@ def test_scale_0_is_the_null_condition():
 
 
 def test_guidance_extrapolates_both_views_of_one_fact():
-    guided, (a, s) = ClassifierFree(TWO, None, 3.0)(X, T, 1), TWO.schedule.at(T)
+    guided, (a, s) = ClassifierFree(TWO, None, 3.0)(X, T, 1), TWO.schedule.alpha_sigma(T)
     assert torch.allclose(a[:, None] * guided.x_0 + s[:, None] * guided.eps, X)
     yes, no = TWO(X, T, 1), TWO(X, T)
     assert torch.allclose(guided.eps, no.eps + 3 * (yes.eps - no.eps))
@@ -96,7 +97,7 @@ def counting(denoiser):
 
 def test_outside_the_interval_the_condition_alone_is_asked():
     x, inner = X[:3], counting(TWO)
-    part = ClassifierFree(inner, None, 3.0, interval=(0.2, 0.6))
+    part = Interval(ClassifierFree(inner, None, 3.0), inner, 0.2, 0.6)
     for t in (0, 199, 601, 999):
         times = torch.full((3,), t)
         found = part(x, times, 1)
@@ -135,7 +136,7 @@ def test_joined_conditions_are_asked_in_one_call():
 
 def test_the_interval_is_each_pictures_own():
     t, whole = torch.tensor([100, 300, 700]), ClassifierFree(TWO, None, 3.0)
-    found = ClassifierFree(TWO, None, 3.0, interval=(0.2, 0.6))(X[:3], t, 1)
+    found = Interval(whole, TWO, 0.2, 0.6)(X[:3], t, 1)
     for view in ("x_0", "eps"):
         plain, guided = getattr(TWO(X[:3], t, 1), view), getattr(whole(X[:3], t, 1), view)
         assert torch.equal(getattr(found, view), torch.stack([plain[0], guided[1], plain[2]]))
@@ -148,18 +149,20 @@ class Fixed:
 
     def __call__(self, x, t, cond=None):
         eps = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]] if cond else [[[0.0, 0.0], [4.0, 4.0]]]).double().expand_as(x)
-        return to_prediction("eps", eps, x, *self.schedule.at(t))._replace(fraction=torch.full_like(x, bool(cond)))
+        return to_prediction("eps", eps, x, *self.schedule.alpha_sigma(t))._replace(
+            fraction=torch.full_like(x, bool(cond))
+        )
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 def test_rescale_by_hand_and_by_diffusers(phi):
     x, t = torch.randn(5, 1, 2, 2).double(), torch.tensor([0, 10, 500, 900, 999])
-    found = ClassifierFree(Fixed(), None, 2.0, rescale=phi)(x, t, True)
+    found = Rescaled(ClassifierFree(Fixed(), None, 2.0), phi, "eps")(x, t, True)
     guided = torch.tensor([2.0, 4.0, 2.0, 4.0]).double()  # its deviation is that of 1 2 3 4 times 2 / sqrt 5
     assert torch.allclose(found.eps.flatten(1), (guided * (1 - phi + phi * 5**0.5 / 2)).expand(5, 4))
     yes, no = Fixed()(x, t, True).eps, Fixed()(x, t).eps
     assert torch.allclose(found.eps, rescale_noise_cfg(no + 2 * (yes - no), yes, phi))
-    a, s = Fixed.schedule.at(t)
+    a, s = Fixed.schedule.alpha_sigma(t)
     assert torch.allclose(expand_like(a, x) * found.x_0 + expand_like(s, x) * found.eps, x)
     assert (found.fraction == 1).all()
 
@@ -169,22 +172,81 @@ def test_rescale_of_v_keeps_the_deviation_even_in_pure_noise():
     means = torch.tensor([[-1.0, 0.5, 2.0], [2.0, 0.0, -1.0]])
     mixture = Mixture(schedule, means, torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
     x, t = torch.randn(4, 3).double(), torch.tensor([0, 300, 998, 999])
-    a, s = schedule.at(t)
-    found = ClassifierFree(mixture, None, 4.0, rescale=1.0, target="v")(x, t, 1)
+    a, s = schedule.alpha_sigma(t)
+    free = ClassifierFree(mixture, None, 4.0)
+    found = Rescaled(free, 1.0, "v")(x, t, 1)
     v, aim = from_prediction("v", found, a, s), from_prediction("v", mixture(x, t, 1), a, s)
     assert torch.allclose(v.std(1), aim.std(1))
     assert torch.allclose(expand_like(a, x) * found.x_0 + expand_like(s, x) * found.eps, x)
-    assert ClassifierFree(mixture, None, 4.0)(x, t, 1).x_0[-1].std() > 2 * found.x_0[-1].std()
-    in_eps = ClassifierFree(mixture, None, 4.0, rescale=1.0)(x, t, 1)
+    assert free(x, t, 1).x_0[-1].std() > 2 * found.x_0[-1].std()
+    in_eps = Rescaled(free, 1.0, "eps")(x, t, 1)
     assert torch.isfinite(in_eps.x_0).all()
 
 
-@pytest.mark.parametrize("fields", [{"interval": (0.5, 0.4)}, {"interval": (-0.1, 0.4)}, {"interval": (0, 1.1)}])
-def test_an_impossible_interval_is_refused(fields):
+def former(denoiser, x, t, cond, scale, phi, interval, prediction_type):
+    """Guidance, rescaling and interval in one formula, as one class had them before they became wrappers."""
+    yes, no = denoiser(x, t, cond), denoiser(x, t)
+    share = t / len(denoiser.schedule)
+    inside = (interval[0] <= share) & (share <= interval[1])
+    if scale == 1 or not inside.any():
+        return yes
+    x_0, eps = torch.lerp(no.x_0, yes.x_0, scale), torch.lerp(no.eps, yes.eps, scale)
+    if phi > 0:
+        a, s = denoiser.schedule.alpha_sigma(t)
+        out = from_prediction(prediction_type, Prediction(x_0, eps), a, s)
+        aim = from_prediction(prediction_type, yes, a, s)
+        out = out * expand_like(1 + phi * (aim.flatten(1).std(1) / out.flatten(1).std(1) - 1), x)
+        again, old = to_prediction(prediction_type, out, x, a, s), Prediction(x_0, eps)
+        x_0 = torch.where(expand_like(a, x) > 0, again.x_0, old.x_0) if prediction_type == "eps" else again.x_0
+        eps = torch.where(expand_like(s, x) > 0, again.eps, old.eps) if prediction_type == "x0" else again.eps
+    here = expand_like(inside, x).bool()
+    return Prediction(torch.where(here, x_0, yes.x_0), torch.where(here, eps, yes.eps))
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.6), (0.0, 0.0)])
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("prediction_type", ["eps", "v", "x0"])
+def test_wrappers_compose_to_the_former_class_bit_for_bit(prediction_type, scale, phi, interval):
+    means = torch.tensor([[-1.0, 0.5, 2.0], [2.0, 0.0, -1.0]])
+    for schedule in (linear(), zero_terminal(scaled_linear())):
+        mixture = Mixture(schedule, means, torch.tensor([0.2, 0.4]), torch.tensor([0.3, 0.7]))
+        free = ClassifierFree(mixture, None, scale)
+        composed = Interval(Rescaled(free, phi, prediction_type), mixture, *interval)
+        for times in ([0, 300, 999], [300, 300, 300], [999, 999, 999], [100, 100, 100]):
+            x, t = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)), torch.tensor(times)
+            found, expected = composed(x, t, 1), former(mixture, x, t, 1, scale, phi, interval, prediction_type)
+            assert torch.equal(found.x_0, expected.x_0)
+            assert torch.equal(found.eps, expected.eps)
+
+
+def test_wrappers_ask_no_more_often_than_guidance_alone():
+    sizes = []
+
+    def denoiser(x, t, cond):
+        sizes.append(len(x))
+        return Prediction(x + cond[:, None], x - cond[:, None])
+
+    denoiser.schedule = TWO.schedule
+    ones = torch.ones(4).double()
+    for join, expected in ((lambda a, b: torch.cat([a, b]), [8]), (None, [4, 4])):
+        free = ClassifierFree(denoiser, 0 * ones, 3.0, join)
+        composed = Interval(Rescaled(free, 0.7, "eps"), denoiser, 0.2, 0.6)
+        for time, calls in ((300, expected), (700, [4])):
+            sizes.clear()
+            composed(torch.randn(4, 5).double(), torch.full((4,), time), ones)
+            assert sizes == calls
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 0.4), (0, 1.1)])
+def test_an_impossible_interval_is_refused(interval):
     with pytest.raises(ValueError, match="in an interval of t / T within 0 to 1"):
-        ClassifierFree(TWO, None, 2.0, **fields)
+        Interval(ClassifierFree(TWO, None, 2.0), TWO, *interval)
+
+
+def test_an_impossible_rescaling_is_refused():
     with pytest.raises(ValueError, match=r"share from 0 to 1, got 1\.5"):
-        ClassifierFree(TWO, None, 2.0, rescale=1.5)
+        Rescaled(ClassifierFree(TWO, None, 2.0), 1.5, "eps")
 
 
 def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
@@ -192,7 +254,7 @@ def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
     found = Autoguidance(good, bad, 2.0)(X, T, "any")
     assert good.calls == bad.calls == ["any"]
     assert torch.allclose(found.eps, 2 * good(X, T).eps - bad(X, T).eps)
-    a, s = good.schedule.at(T)
+    a, s = good.schedule.alpha_sigma(T)
     assert torch.allclose(expand_like(a, X) * found.x_0 + expand_like(s, X) * found.eps, X)
     bad.calls.clear()
     assert torch.equal(Autoguidance(good, bad, 1.0)(X, T).x_0, good(X, T).x_0)
@@ -205,7 +267,7 @@ def test_autoguidance_undoes_what_the_worse_model_does_more_of():
 
     def off(by):
         def denoiser(x, t, cond=None):
-            return to_prediction("eps", truth(x, t).eps + by, x, *truth.schedule.at(t))
+            return to_prediction("eps", truth(x, t).eps + by, x, *truth.schedule.alpha_sigma(t))
 
         denoiser.schedule = truth.schedule
         return denoiser

@@ -7,19 +7,11 @@ import torch
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.posterior import chain
+from ldm_kit.diffusion.respacing import respacing_sections, trailing
 from ldm_kit.diffusion.rng import initial_noise, step_noise
 from ldm_kit.diffusion.samplers import ddim, ddpm, euler_maruyama, heun, run_scheduler
-from ldm_kit.diffusion.schedule import (
-    Schedule,
-    cosine,
-    flow,
-    linear,
-    respacing_sections,
-    scaled_linear,
-    trailing,
-    zero_terminal,
-)
-from ldm_kit.solvers.samplers import multistep
+from ldm_kit.diffusion.schedule import Schedule, cosine, flow, linear, scaled_linear, zero_terminal
+from ldm_kit.solvers.diffusers_solvers import multistep
 from tests.diffusion.probe import last, law
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -30,15 +22,20 @@ M, S = 0.7, 0.4
 
 def flowed(schedule, x, t, t_end):
     """Where the probability-flow ODE takes x from time t to t_end: its place in the deviation stays."""
-    (a, b), (s, r) = schedule.at(torch.tensor([t, t_end]))
+    (a, b), (s, r) = schedule.alpha_sigma(torch.tensor([t, t_end]))
     return b * M + (x - a * M) * ((b * S).square() + r.square()).sqrt() / ((a * S).square() + s.square()).sqrt()
 
 
 def driven(name, denoiser, x, times):
-    return run_scheduler(multistep(name, denoiser.schedule, times), denoiser, x, target="x0")
+    return run_scheduler(multistep(name, denoiser.schedule, times), denoiser, x, prediction_type="x0")
 
 
-ODES = [(ddim, 1), (heun, 2), (partial(driven, "dpm++"), 2), (partial(driven, "unipc"), 2)]
+ODES = [
+    (ddim, 1),
+    (heun, 2),
+    (partial(driven, "DPMSolverMultistepScheduler"), 2),
+    (partial(driven, "UniPCMultistepScheduler"), 2),
+]
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
@@ -135,10 +132,10 @@ def exact_fractions(exact, times):
         p, one = exact(x, t), links[int(t[0])]
         if one.t_next < 0:
             return p._replace(fraction=torch.zeros_like(x))
-        a, s = exact.schedule.at(t[:1])
-        of_data = one.of_x_0**2 * (S * s) ** 2 / ((a * S).square() + s.square())
-        low, high = torch.tensor([one.posterior, one.forward]).double().log()
-        fraction = ((one.posterior + of_data).log() - low) / (high - low)
+        a, s = exact.schedule.alpha_sigma(t[:1])
+        of_data = one.coef_x0**2 * (S * s) ** 2 / ((a * S).square() + s.square())
+        low, high = torch.tensor([one.variance, one.beta]).double().log()
+        fraction = ((one.variance + of_data).log() - low) / (high - low)
         return p._replace(fraction=fraction.expand_as(x))
 
     denoiser.schedule = exact.schedule
@@ -150,9 +147,9 @@ def exact_fractions(exact, times):
 def test_the_right_learned_variance_leaves_no_error_of_discretisation(kind, steps):
     """Few steps then sample q(x_t) exactly; the variance has to come from the respaced chain for that."""
     times, exact = trailing(1000, steps), Gaussian(SCHEDULES[kind], M, S)
-    learned = partial(ddpm, variance="learned")
+    learned = partial(ddpm, variance="learned_range")
     mean, deviation = law(learned, exact_fractions(exact, times), times[:-1])
-    a, s = (float(c) for c in exact.schedule.at(torch.tensor(times[-2])))
+    a, s = (float(c) for c in exact.schedule.alpha_sigma(torch.tensor(times[-2])))
     atol = 1e-6 if kind == "zero" else 0.02  # the others do not start in pure noise
     assert mean == pytest.approx(a * M, abs=atol)
     assert deviation == pytest.approx(((a * S) ** 2 + s**2) ** 0.5, abs=atol)

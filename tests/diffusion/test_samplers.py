@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import times_like
+from ldm_kit.diffusion.respacing import leading, trailing
 from ldm_kit.diffusion.rng import initial_noise, step_noise
 from ldm_kit.diffusion.samplers import ddim, ddpm, heun, run_scheduler
-from ldm_kit.diffusion.schedule import flow, leading, linear, scaled_linear, trailing, zero_terminal
+from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -115,7 +116,7 @@ def test_ddim_with_eta_1_ddpm_and_euler_ancestral_are_one_process():
 def test_a_driven_solver_is_the_one_called_by_hand():
     solver = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing")
     solver.set_timesteps(20)
-    ours = list(run_scheduler(solver, TWO, start(), target="eps"))
+    ours = list(run_scheduler(solver, TWO, start(), prediction_type="eps"))
     other = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing")
     for state, x in zip(ours, by_hand(other, 20, start()), strict=True):
         assert torch.allclose(state.x, x, atol=1e-6)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ldm_kit.diffusion import schedule as schedules
-from ldm_kit.diffusion.schedule import ScheduleConfig, build, leading, linspace, trailing
+from ldm_kit.diffusion.respacing import leading, linspace, trailing
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
 
 THEIRS = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
@@ -45,14 +46,14 @@ def test_flow_index_is_the_time_that_diffusers_solvers_emit():
     solver = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     solver.set_timesteps(4)
     assert solver.timesteps.tolist() == [999, 749, 499, 249] == trailing(1000, 4)[:-1]
-    a, s = schedules.flow().at(solver.timesteps)
+    a, s = schedules.flow().alpha_sigma(solver.timesteps)
     assert torch.allclose(s.float(), solver.sigmas[:-1], atol=1e-3, rtol=0)
     assert torch.allclose(a + s, torch.ones(4).double())
 
 
 def test_minus_one_is_clean_data():
     for kind in ("linear", "scaled_linear", "cosine", "flow"):
-        a, s = build(ScheduleConfig(kind=kind)).at(torch.tensor([-1, 5]))
+        a, s = build(ScheduleConfig(kind=kind)).alpha_sigma(torch.tensor([-1, 5]))
         assert (a[0], s[0]) == (1, 0)
         assert a[1] < 1
 
@@ -133,7 +134,7 @@ def test_ends_are_scaled_as_guided_diffusion_does_only_on_request():
         ({"kind": "given", "steps": 2, "betas": (0.1, 0.2), "start": 0.1}, "the given schedule has none such"),
         ({"kind": "given"}, "kind given needs them"),
         ({"kind": "linear", "steps": 2, "betas": (0.1, 0.2)}, "betas are for kind given"),
-        ({"kind": "given", "betas": (0.1, 0.2)}, "betas lists 2 numbers for 1000 training times; expected steps 2"),
+        ({"kind": "given", "betas": (0.1, 0.2)}, "betas lists 2 numbers for 1000 training timesteps; expected as many"),
         ({"kind": "given", "steps": 3, "betas": (0.1, 1.0, 0.2)}, r"outside \(0, 1\), or a 1 before the last"),
         ({"kind": "given", "steps": 2, "betas": (0.0, 0.2)}, r"outside \(0, 1\)"),
         ({"kind": "given", "steps": 2, "betas": (0.1, 1.2)}, r"outside \(0, 1\)"),
@@ -144,3 +145,43 @@ def test_ends_are_scaled_as_guided_diffusion_does_only_on_request():
 def test_contradictions_are_refused(fields, sentence):
     with pytest.raises(ValidationError, match=sentence):
         ScheduleConfig(**fields)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine", "flow"])
+def test_beta_is_the_variance_that_a_step_adds(kind):
+    """Noise of x_s carried on to t, and beta, make up the noise of x_t; from clean data to t it is all of it."""
+    schedule = build(ScheduleConfig(kind=kind))
+    s, t = torch.tensor([-1, 0, 3, 500, 998]), torch.tensor([7, 1, 4, 900, 999])
+    (a_s, s_s), (a_t, s_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
+    beta = schedule.beta(t, s)
+    assert torch.allclose((a_t / a_s).square() * s_s.square() + beta, s_t.square(), rtol=1e-12)
+    assert beta[0] == s_t[0].square()
+    assert (schedule.beta(s, s) == 0).all()
+    if kind != "flow":
+        assert torch.allclose(beta, 1 - (a_t / a_s).square(), rtol=1e-9)
+
+
+def test_betas_come_back():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    t = torch.arange(1000)
+    assert torch.allclose(schedules.from_betas(betas).beta(t, t - 1), betas, rtol=1e-11)
+
+
+def test_noise_is_added_at_each_samples_own_time():
+    schedule, t = build(ScheduleConfig()), torch.tensor([-1, 10, 999])
+    x_0, eps = torch.full((3, 2), 2.0), torch.full((3, 2), -1.0)
+    a, s = schedule.alpha_sigma(t)
+    x = schedule.add_noise(x_0, eps, t)
+    assert x.dtype == torch.float32
+    assert torch.allclose(x, (2 * a - s).float()[:, None].expand(3, 2))
+    assert torch.equal(x[0], x_0[0])
+
+
+def test_kinds_of_schedules_are_told_apart():
+    assert build(ScheduleConfig(kind="flow")).is_flow
+    assert not build(ScheduleConfig(kind="flow")).variance_preserving
+    for config in (ScheduleConfig(), ScheduleConfig(kind="cosine"), ScheduleConfig(zero_terminal=True)):
+        assert build(config).variance_preserving
+        assert not build(config).is_flow
+    exploding = schedules.Schedule(torch.ones(3).double(), torch.arange(3).double())
+    assert not exploding.variance_preserving

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
+from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import ScheduleConfig, build, trailing
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import inversion_times, invert_latents, picture_shape, sampling_times
@@ -96,7 +97,7 @@ class Told:
 
     def __call__(self, x, t, cond=None):
         self.seen.append(int(t[0]))
-        a, s = (c[0] for c in self.schedule.at(t[:1]))
+        a, s = (c[0] for c in self.schedule.alpha_sigma(t[:1]))
         gain = a * self.covariance @ torch.linalg.inv(a**2 * self.covariance + s**2 * torch.eye(2).double())
         x_0 = torch.einsum("ij,bjhw->bihw", gain, x)
         return Prediction(x_0, (x - a * x_0) / s)

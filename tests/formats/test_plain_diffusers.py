@@ -11,6 +11,7 @@ import torch
 
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.solvers import samplers
 from tests.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2

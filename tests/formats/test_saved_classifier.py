@@ -59,7 +59,7 @@ def test_load_of_save_says_the_same_bits(world: World, name, tmp_path):
 def test_the_noise_that_it_knows_is_saved(schedule, tmp_path):
     made(schedule).save(tmp_path)
     found = NoisyClassifier.load(tmp_path).schedule_config
-    assert (found.kind, found.steps, found.zero_terminal) == (
+    assert (found.kind, found.num_train_timesteps, found.zero_terminal) == (
         schedule.kind,
         schedule.num_train_timesteps,
         schedule.zero_terminal,
@@ -76,7 +76,7 @@ def test_it_knows_whose_latents_it_sees(world: World, tmp_path):
     assert known == first_stage_of(saved.load(tmp_path / "vae"))
     assert known != first_stage_of(saved.load(world.model("vq")))
     with torch.no_grad():
-        next(generator.vae.parameters()).view(-1)[0] += 1e-6
+        next(generator.vae.parameters())[0] += 1e-6
     assert known != first_stage_of(generator.vae), "one weight by one bit"
     assert NoisyClassifier.load(world.model("pixel_classifier")).first_stage is first_stage_of(None) is None
 
@@ -233,7 +233,7 @@ def test_a_classifier_is_no_generator_and_no_autoencoder(world: World, tmp_path)
     found = through("sample", folder, "red", "--out", tmp_path / "out")
     assert found.status == 2
     (sentence,) = found.errors
-    assert "holds a noisy classifier, which guides but cannot draw; expected a diffusion model" in sentence
+    assert "holds a noisy classifier, which guides but cannot sample; expected a diffusion model" in sentence
     assert not (tmp_path / "out").exists()
     tree = world.ldm("plain", "unused") | {"autoencoder": str(folder), "run": str(tmp_path / "run")}
     found = through("train_ldm", world.write(tree, "misled.yaml"))

@@ -16,10 +16,9 @@ from autoencoder.kl import KLConfig
 from conditioning.factory import build as build_conditioner
 from conditioning.labels import ClassConfig
 from conditioning.none import NoCondition
-from ldm_kit import config as configs
-from ldm_kit.data.sources import load
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.methods.choose import open_stage, run_class
+from ldm_kit.methods import check_run
+from ldm_kit.methods.train import open_method
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.nets.originals import perturbed
@@ -56,7 +55,7 @@ PDAE = {**COMMON, **SHOWN, "method": "pdae", "encoder": STRIDED}
 PRIOR = {
     **COMMON,
     "method": "prior",
-    "net": {"hidden": 32, "layers_per_block": 3},
+    "net": {"hidden": 32, "layers": 3},
     "sample": {"steps": 5, "decode_steps": 5},
 }
 
@@ -80,24 +79,24 @@ def checked(tree: dict, pictures: Path, run: Path, **more: Any) -> Any:
     """A config out of one of the trees above."""
     tree = {**deepcopy(tree), **more, "run": str(run)}
     tree["data"] = {**tree["data"], "path": str(pictures)}
-    return configs.check(run_class(tree, "the test's config"), tree, "the test's config")
+    return check_run(tree, "the test's config")
 
 
 def opened(config: Any) -> Any:
-    """The stage of a config, with the same weights each time."""
+    """The method of a config, with the same weights each time."""
     torch.manual_seed(0)
-    return open_stage(config, load(config.data), torch.device("cpu"))
+    return open_method(config)
 
 
-def trained(stage: Any, steps: int, lr: float = 2e-3) -> list[float]:
+def trained(method: Any, steps: int, lr: float = 2e-3) -> list[float]:
     """The losses of some steps of plain Adam."""
-    module = next(iter(stage.task.modules.values()))
+    module = next(iter(method.modules.values()))
     optimiser = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr)
-    size, losses = stage.settings.train.batch_size, []
+    size, losses = method.config.train.batch_size, []
     for number in range(steps):
         positions = range(number * size, (number + 1) * size)
-        batch = stage.batches.__getitems__([(p, p * 7 % len(stage.batches)) for p in positions])
-        ((_, loss, _),) = stage.task.losses(batch, number)
+        batch = method.batches.__getitems__([(p, p * 7 % len(method.batches)) for p in positions])
+        ((_, loss, _),) = method.losses(batch, number)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -139,13 +138,13 @@ def scaled(vae: Any) -> Any:
     return vae
 
 
-def swapped(stage: Any, seed: int = 5) -> tuple[float, float]:
+def swapped(method: Any, seed: int = 5) -> tuple[float, float]:
     """Mean errors of a batch with its own pictures for the encoder, and with those of others."""
-    batch = stage.batches.__getitems__([(i, i) for i in range(40)])
+    batch = method.batches.__getitems__([(i, i) for i in range(40)])
     t = torch.linspace(0.3 * STEPS, 0.9 * STEPS, 40).long()
     other = {**batch, "picture": batch["picture"].roll(1, 0)}  # neighbours differ in height
     with torch.no_grad():
-        own, others = (float(stage.task.errors(b, t, seed, stage.task.module).mean()) for b in (batch, other))
+        own, others = (float(method.errors(b, t, seed, method.module).mean()) for b in (batch, other))
     return own, others
 
 

@@ -34,7 +34,7 @@ def run(**more):
 def task(**more):
     torch.manual_seed(0)
     made = Autoencoding(run(**more))
-    made.criterion.perceptual = Blur()
+    made.loss.perceptual = Blur()
     made.set_ddp_modules(made.modules)
     return made
 
@@ -54,7 +54,7 @@ def gradient(made, x, position, step=3):
 
 @pytest.mark.parametrize("step", range(6))  # of which some move and some do not
 def test_micro_batches_have_the_gradient_of_the_batch(step):
-    made = task(equivariance={}, criterion={"perceptual_every": 2})
+    made = task(equivariance={}, loss={"perceptual_every": 2})
     x, position = waves(8), torch.arange(40, 48)
     whole = gradient(made, x, position, step)
     for size in (1, 3):
@@ -66,20 +66,20 @@ def test_micro_batches_have_the_gradient_of_the_batch(step):
 
 def test_a_part_of_the_pictures_stands_for_all():
     x = waves(8)
-    plain, half = task(), task(criterion={"perceptual_every": 2})
+    plain, half = task(), task(loss={"perceptual_every": 2})
     expected = gradient(plain, x, torch.arange(8))
     found = []
     for start in (0, 1):  # the even ones are judged, then the odd ones: with the same noise
         made = half.autoencode(x, torch.zeros(8, 4, 8, 8))
-        judged = half.criterion.judged(torch.arange(start, start + 8))
-        found.append(half.criterion(x, made, judged).total)
-    full = half.criterion(x, half.autoencode(x, torch.zeros(8, 4, 8, 8))).total
+        judged = half.loss.judged(torch.arange(start, start + 8))
+        found.append(half.loss(x, made, judged).total)
+    full = half.loss(x, half.autoencode(x, torch.zeros(8, 4, 8, 8))).total
     assert float(sum(found).detach() / 2) == pytest.approx(float(full.detach()), rel=1e-5)
-    assert half.criterion.perceptual.seen == 4 + 4 + 8
+    assert half.loss.perceptual.seen == 4 + 4 + 8
     assert not torch.allclose(expected, gradient(half, x, torch.arange(8)))
-    half.criterion.perceptual.seen = 0
+    half.loss.perceptual.seen = 0
     gradient(half, x[:1], torch.tensor([1]))
-    assert half.criterion.perceptual.seen == 0
+    assert half.loss.perceptual.seen == 0
 
 
 def test_equivariance_makes_the_decoder_as_good_at_moved_latents():
@@ -90,7 +90,7 @@ def test_equivariance_makes_the_decoder_as_good_at_moved_latents():
 
     found = {}
     for wanted in (None, {}):
-        made = task(equivariance=wanted, criterion={"pixel": "l2", "perceptual_weight": 0.0, **CUSTOM})
+        made = task(equivariance=wanted, loss={"pixel": "l2", "perceptual_weight": 0.0, **CUSTOM})
         optimiser = torch.optim.AdamW(made.autoencode.parameters(), lr=5e-3)
         for step in range(100):
             gradient(made, waves(16, seed=100 + step), torch.arange(16 * step, 16 * step + 16), step)

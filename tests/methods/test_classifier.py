@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ldm_kit.config import UserError, check
-from ldm_kit.data.sources import load
+from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.timesteps import sample_timesteps
-from ldm_kit.methods.choose import open_stage
-from ldm_kit.methods.classifier import LEVELS, ClassifierRun, Classifying, Heldout, hits, shifted
-from ldm_kit.methods.classifier_stage import ClassifierStage
+from ldm_kit.methods.classifier import ClassifierRun, Classifying, shifted
+from ldm_kit.methods.classifier_metrics import LEVELS, HeldoutAccuracy, hits
+from ldm_kit.methods.train import open_method
 from ldm_kit.training.batches import BatchSplit
 from tests.training.helpers import CLASSIFIER, picture_folder, settings
 from tests.world import make_pictures
@@ -56,12 +56,12 @@ def test_it_sees_what_the_schedule_makes_of_latents():
     asked = task()
     step(asked, range(8, 16))
     ((x, t),) = asked.net.seen
-    given, a, s = batch(range(8, 16)), *asked.schedule.at(t)
+    given, a, s = batch(range(8, 16)), *asked.schedule.alpha_sigma(t)
     wide = (8, 1, 1, 1)
     posterior, noise = (rng.normal(0, name, given["position"], (4, 8, 8)) for name in ("posterior", "noise"))
     x_0 = given["mean"] + (given["logvar"] / 2).exp() * posterior
     torch.testing.assert_close(x, (a.view(wide) * x_0 + s.view(wide) * noise).float())
-    assert torch.equal(t, sample_timesteps(asked.config.times, 0, given["position"], 8, T))
+    assert torch.equal(t, sample_timesteps(asked.config.timestep_sampling, 0, given["position"], 8, T))
     assert x.dtype == torch.float32
 
 
@@ -83,7 +83,7 @@ def test_any_split_of_a_step_gives_the_same_figures():
 @pytest.mark.parametrize("quartile", range(4))
 @pytest.mark.parametrize("times", [{}, {"density": "logit_normal", "mean": -0.5}, {"stratified": False}])
 def test_accuracy_belongs_to_the_quartile_of_noise(quartile, times):
-    asked = task(None, train={"steps": 1, "batch_size": 4096}, times=times)
+    asked = task(None, train={"steps": 1, "batch_size": 4096}, timestep_sampling=times)
     truth = torch.eye(8)[torch.arange(4096) % 8]
 
     def known(t):
@@ -132,15 +132,16 @@ def test_shifts_are_for_training_alone():
     plain, asked = task(), task(shift=3)
     for one in (plain, asked):
         step(one, range(8))
-        one.heldout(latents(4), torch.arange(4))
+        one.measure(labelled(torch.arange(4)))
     (x, *still), (y, *same) = plain.net.seen, asked.net.seen
     assert not torch.equal(x[0], y[0])
     assert all(torch.equal(a[0], b[0]) for a, b in zip(still, same, strict=True))
 
 
-def latents(count):
-    given = batch(range(count), seed=5)
-    return SimpleLatents(given["mean"][:, None], given["logvar"][:, None])
+def labelled(labels):
+    given = batch(range(len(labels)), seed=5)
+    latents = SimpleLatents(given["mean"][:, None], given["logvar"][:, None])
+    return LatentBatches(latents, {"label": labels}, [], 0)
 
 
 class SimpleLatents(SimpleNamespace):
@@ -154,7 +155,7 @@ class SimpleLatents(SimpleNamespace):
 def test_every_heldout_picture_meets_every_level_of_noise():
     asked = task()
     asked.net.train()
-    asked.heldout(latents(40), torch.zeros(40, dtype=torch.long), batch=40)
+    asked.measure(labelled(torch.zeros(40, dtype=torch.long)), batch_size=40)
     assert asked.net.training
     assert len(asked.net.seen) == LEVELS
     for level, (x, t) in enumerate(asked.net.seen):
@@ -168,7 +169,7 @@ def test_heldout_figures_do_not_depend_on_the_batch():
     def say(x, t):
         return x.flatten(1)[:, :8] * 3
 
-    one, other = (task(say).heldout(latents(20), torch.arange(20) % 8, batch=size).figures() for size in (3, 64))
+    one, other = (task(say).measure(labelled(torch.arange(20) % 8), batch_size=size).metrics() for size in (3, 64))
     assert one == pytest.approx(other)
     assert set(one) == {"heldout_loss", "heldout_accuracy", "heldout_accuracy5"} | {
         f"heldout_accuracy_q{q}" for q in (1, 2, 3, 4)
@@ -178,15 +179,15 @@ def test_heldout_figures_do_not_depend_on_the_batch():
 def test_heldout_losses_and_accuracies_are_those_of_the_logits():
     asked = task(lambda x, t: torch.where((t < T / 4)[:, None], 2.0, -2.0) * torch.eye(8)[0].expand(len(x), 8))
     labels = torch.tensor([0, 0, 0, 1])
-    found = asked.heldout(latents(4), labels)
+    found = asked.measure(labelled(labels))
     each = [cross_entropy(sign * 2 * torch.eye(8)[0].expand(4, 8), labels).item() for sign in (1, -1)]
     assert found.losses == pytest.approx([each[0]] * 2 + [each[1]] * 6)
     assert found.first[:2] == (0.75, 0.75)
-    assert found.figures()["heldout_loss"] == pytest.approx(each[0] / 4 + each[1] * 3 / 4)
+    assert found.metrics()["heldout_loss"] == pytest.approx(each[0] / 4 + each[1] * 3 / 4)
 
 
 def test_quartiles_are_means_of_levels():
-    found = Heldout((1.0,) * 8, (1.0, 0.5, 0.5, 0.25, 0.0, 0.25, 0.125, 0.125), None).figures()
+    found = HeldoutAccuracy((1.0,) * 8, (1.0, 0.5, 0.5, 0.25, 0.0, 0.25, 0.125, 0.125), None).metrics()
     assert [found[f"heldout_accuracy_q{q}"] for q in (1, 2, 3, 4)] == [0.75, 0.375, 0.125, 0.125]
     assert found["heldout_accuracy"] == pytest.approx(2.75 / 8)
     assert "heldout_accuracy5" not in found
@@ -196,33 +197,31 @@ def test_it_has_no_average_unless_asked_for():
     assert task().config.ema.kind == "none"
 
 
-def opened(folder, run, *overrides) -> ClassifierStage:
-    config = settings(CLASSIFIER, folder, run, *overrides)
-    stage = open_stage(config, load(config.data), torch.device("cpu"))
-    assert isinstance(stage, ClassifierStage)
-    return stage
+def opened(folder, run, *overrides) -> Classifying:
+    method = open_method(settings(CLASSIFIER, folder, run, *overrides))
+    assert isinstance(method, Classifying)
+    return method
 
 
 def test_it_learns_and_least_noise_is_easiest(tmp_path):
     torch.manual_seed(0)
-    stage = opened(
+    method = opened(
         make_pictures(tmp_path / "set", 48),
         tmp_path / "run",
-        "schedule={kind: linear, steps: 1000}",
+        "schedule={kind: linear, num_train_timesteps: 1000}",
         "train.batch_size=16",
         "net.dropout=0",
     )
-    labels = stage.batches.inputs["label"]
-    before = stage.task.heldout(stage.latents, labels)
-    optimiser = torch.optim.Adam(stage.task.net.parameters(), 2e-3)
+    before = method.measure(method.batches)
+    optimiser = torch.optim.Adam(method.net.parameters(), 2e-3)
     for number in range(80):
         places = [(number * 16 + i, (number * 16 + i) % 48) for i in range(16)]
-        ((_, error, _),) = stage.task.losses(stage.batches.__getitems__(places), number)
+        ((_, error, _),) = method.losses(method.batches.__getitems__(places), number)
         error.backward()
         optimiser.step()
         optimiser.zero_grad()
-    found = stage.task.heldout(stage.latents, labels)
-    first = found.figures()
+    found = method.measure(method.batches)
+    first = found.metrics()
     assert max(before.first) < 0.6
     assert first["heldout_accuracy_q1"] > 0.9
     assert first["heldout_accuracy_q1"] > first["heldout_accuracy_q3"] > first["heldout_accuracy_q4"] - 0.05
@@ -231,13 +230,13 @@ def test_it_learns_and_least_noise_is_easiest(tmp_path):
 
 
 def test_labels_and_mirrors_stay_with_their_pictures(tmp_path):
-    stage = opened(picture_folder(tmp_path / "set"), tmp_path / "run")
-    assert stage.batches.inputs["label"].tolist() == [i % 3 for i in range(24)]
-    assert list(stage.task.net.config.classes) == ["a", "b", "c"]
-    given = stage.batches.__getitems__([(40, 4), (41, 2)])
+    method = opened(picture_folder(tmp_path / "set"), tmp_path / "run")
+    assert method.batches.inputs["label"].tolist() == [i % 3 for i in range(24)]
+    assert list(method.net.config.classes) == ["a", "b", "c"]
+    given = method.batches.__getitems__([(40, 4), (41, 2)])
     assert given["inputs"]["label"].tolist() == [1, 2]
     for i, index in enumerate((4, 2)):
-        assert any(torch.equal(given["mean"][i], view) for view in stage.latents.mean[index])
+        assert any(torch.equal(given["mean"][i], view) for view in method.batches.latents.mean[index])
 
 
 def test_other_labels_are_other_data(tmp_path):

@@ -10,10 +10,10 @@ from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.models.codes import encode_set
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.studios.choose import open_studio
 from tests.methods.semantic_toys import DIFFAE, STEPS, base, checked, opened, probed, swapped, trained, two_factors
 from tests.nets.originals import perturbed
 
+LATE = {"density": "logit_normal", "mean": 1.0}
 PLACES = [(16 + i, 2 * i) for i in range(12)]
 
 
@@ -36,32 +36,32 @@ def autoencoder(tmp_path_factory):
     return str(folder)
 
 
-def stage_of(pictures, tmp_path, **more):
+def method_of(pictures, tmp_path, **more):
     return opened(checked(DIFFAE, pictures, tmp_path / "run", **more))
 
 
 def test_it_learns_codes_that_the_decoder_listens_to(pictures, tmp_path):
-    stage = stage_of(pictures, tmp_path, target="v", times={"density": "logit_normal", "mean": 1.0})
-    before, own, others = stage.task.heldout_loss(*stage.heldout), *swapped(stage)
+    method = method_of(pictures, tmp_path, prediction_type="v", timestep_sampling=LATE)
+    before, own, others = method.heldout_loss(), *swapped(method)
     assert own == others
-    trained(stage, 60, 3e-3)
-    assert stage.task.heldout_loss(*stage.heldout) < 0.6 * before
-    own, others = swapped(stage)
+    trained(method, 60, 3e-3)
+    assert method.heldout_loss() < 0.6 * before
+    own, others = swapped(method)
     assert own < 0.75 * others
-    records, z = stage.data.train.records, encode_set(stage.encoder, stage.data.train)
+    records, z = method.data.train.records, encode_set(method.module.encoder, method.data.train)
     assert probed(z, torch.tensor([record.label for record in records])) > 0.9
     assert probed(z, torch.tensor([record.text == "right" for record in records])) > 0.9
 
 
 def test_no_gradient_reaches_the_encoder_for_two_steps_and_then_it_does(pictures, tmp_path):
-    stage = stage_of(pictures, tmp_path)
+    method = method_of(pictures, tmp_path)
     norms = []
-    optimiser = torch.optim.Adam(stage.task.module.parameters(), 1e-3)
+    optimiser = torch.optim.Adam(method.module.parameters(), 1e-3)
     for number in range(3):
-        ((_, loss, _),) = stage.task.losses(stage.batches.__getitems__(PLACES), number)
+        ((_, loss, _),) = method.losses(method.batches.__getitems__(PLACES), number)
         optimiser.zero_grad()
         loss.backward()
-        norms.append(sum(p.grad.abs().sum().item() for p in stage.encoder.parameters() if p.grad is not None))
+        norms.append(sum(p.grad.abs().sum().item() for p in method.module.encoder.parameters() if p.grad is not None))
         optimiser.step()
     assert norms[:2] == [0, 0]
     assert norms[2] > 0
@@ -82,35 +82,35 @@ class Spy(torch.nn.Module):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("latents", [False, True])
 def test_the_encoder_sees_the_picture_in_the_view_of_the_latent(pictures, autoencoder, tmp_path, latents, flip):
-    stage = stage_of(pictures, tmp_path, flip=flip, autoencoder=autoencoder if latents else None)
-    batch = stage.batches.__getitems__(PLACES)
-    plain = to_unit(stage.data.train.pictures([index for _, index in PLACES]))
+    method = method_of(pictures, tmp_path, flip=flip, autoencoder=autoencoder if latents else None)
+    batch = method.batches.__getitems__(PLACES)
+    plain = to_unit(method.data.train.pictures([index for _, index in PLACES]))
     mirrored = rng.uniform(0, "flip", batch["position"]) < 0.5
     for i, (_, index) in enumerate(PLACES):
         turned = flip and bool(mirrored[i])
         assert torch.equal(batch["picture"][i], plain[i].flip(2) if turned else plain[i])
-        assert torch.equal(batch["mean"][i], stage.latents.mean[index, int(turned)].float())
+        assert torch.equal(batch["mean"][i], method.batches.latents.mean[index, int(turned)].float())
     assert 0 < mirrored.sum() < len(PLACES)
     assert batch["mean"].shape[1:] == ((4, 4, 4) if latents else (3, 8, 8))
     spy = Spy()
-    stage.task.wrapped = spy
-    list(stage.task.losses(batch, 0))
+    method.ddp_modules = {"semantic": spy}
+    list(method.losses(batch, 0))
     ((x, t, seen),) = spy.seen
     assert torch.equal(seen, batch["picture"])
     x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", batch["position"], x.shape[1:])
     eps = rng.normal(0, "noise", batch["position"], x.shape[1:])
-    assert torch.equal(t, sample_timesteps(stage.settings.times, 0, batch["position"], 16, STEPS))
-    torch.testing.assert_close(x, noised(x_0, eps, t, stage.task.schedule).float())
+    assert torch.equal(t, sample_timesteps(method.config.timestep_sampling, 0, batch["position"], 16, STEPS))
+    torch.testing.assert_close(x, noised(x_0, eps, t, method.schedule).float())
 
 
 @pytest.mark.parametrize("target", ["eps", "v"])
 def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
-    stage = stage_of(pictures, tmp_path, target=target)
-    stage.task.wrapped = Spy()
-    batch = stage.batches.__getitems__(PLACES)
-    ((player, loss, logs),) = stage.task.losses(batch, 0)
-    t = sample_timesteps(stage.settings.times, 0, batch["position"], 16, STEPS)
-    a, s = (c.view(-1, 1, 1, 1) for c in stage.task.schedule.at(t))
+    method = method_of(pictures, tmp_path, prediction_type=target)
+    method.ddp_modules = {"semantic": Spy()}
+    batch = method.batches.__getitems__(PLACES)
+    ((player, loss, logs),) = method.losses(batch, 0)
+    t = sample_timesteps(method.config.timestep_sampling, 0, batch["position"], 16, STEPS)
+    a, s = (c.view(-1, 1, 1, 1) for c in method.schedule.at(t))
     eps = rng.normal(0, "noise", batch["position"], (3, 8, 8))
     truth = eps if target == "eps" else a * eps - s * batch["mean"]
     assert loss.item() == pytest.approx(truth.square().mean().item(), rel=1e-5)
@@ -118,35 +118,35 @@ def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
 
 
 def test_encoder_and_decoder_are_one_player_and_both_are_averaged(pictures, tmp_path):
-    task = stage_of(pictures, tmp_path).task
-    (module,) = task.modules.values()
-    assert set(task.ema_modules) == {"encoder", "unet"}
+    method = method_of(pictures, tmp_path)
+    (module,) = method.modules.values()
+    assert set(method.ema_modules) == {"encoder", "unet"}
     owned = {id(p) for p in module.parameters()}
-    assert owned == {id(p) for part in task.ema_modules.values() for p in part.parameters()}
+    assert owned == {id(p) for part in method.ema_modules.values() for p in part.parameters()}
 
 
 def test_heldout_losses_do_not_depend_on_the_batch_or_on_the_run_seed(pictures, tmp_path):
-    one, other = (stage_of(pictures, tmp_path, seed=seed) for seed in (0, 3))
-    perturbed(one.task.module)
-    perturbed(other.task.module).train()
-    found = one.task.heldout_loss(*one.heldout, batch=64)
-    assert other.task.heldout_loss(*other.heldout, batch=5) == pytest.approx(found)
-    assert other.task.module.training
+    one, other = (method_of(pictures, tmp_path, seed=seed) for seed in (0, 3))
+    perturbed(one.module)
+    perturbed(other.module).train()
+    found = one.heldout_loss(batch_size=64)
+    assert other.heldout_loss(batch_size=5) == pytest.approx(found)
+    assert other.module.training
 
 
 def test_other_pictures_are_other_data(pictures, tmp_path):
-    fingerprint = stage_of(pictures, tmp_path).batches.fingerprint
+    fingerprint = method_of(pictures, tmp_path).batches.fingerprint
     other = two_factors(tmp_path / "other", 50)
-    assert stage_of(other, tmp_path).batches.fingerprint != fingerprint
-    assert stage_of(pictures, tmp_path).batches.fingerprint == fingerprint
+    assert method_of(other, tmp_path).batches.fingerprint != fingerprint
+    assert method_of(pictures, tmp_path).batches.fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"schedule": {"kind": "flow"}}, "flow goes with target flow"),
-        ({"schedule": {"kind": "linear", "zero_terminal": True}}, "target 'eps' is undefined"),
-        ({"prediction_type": "x0"}, "target"),
+        ({"schedule": {"kind": "flow"}}, "flow goes with prediction_type flow"),
+        ({"schedule": {"kind": "linear", "zero_terminal": True}}, "prediction_type 'eps' is undefined"),
+        ({"prediction_type": "x0"}, "prediction_type"),
         ({"sample": {"encode_steps": 300}}, "sample asks for 300 steps"),
         ({"timestep_sampling": {"density": "loss_second_moment"}}, "is for a bound"),
         ({"encoder": {"kind": "third"}}, "encoder.kind"),
@@ -162,28 +162,26 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(more, said):
 def test_a_finished_run_leaves_a_whole_model_with_statistics_of_plain_pictures(
     pictures, autoencoder, tmp_path, latents
 ):
-    stage = stage_of(pictures, tmp_path, flip=True, autoencoder=autoencoder if latents else None)
-    perturbed(stage.task.module)
-    stage.task.module.train()
+    method = method_of(pictures, tmp_path, flip=True, autoencoder=autoencoder if latents else None)
+    perturbed(method.module)
+    method.module.train()
     run = tmp_path / "run"
     run.mkdir()
-    studio = open_studio(stage, run)
-    figures = studio.evaluate(8)
-    assert set(figures) == {"heldout_loss", "heldout_mse_inferred", "heldout_mse_random"}
+    assert set(method.evaluate(8, run)) == {"heldout_loss", "heldout_mse_inferred", "heldout_mse_random"}
     assert (run / "pictures" / "decoded-00000008.png").exists()
-    assert stage.task.module.training
+    assert method.module.training
     line = '{"step": 8, "semantic_loss": 1.0, "heldout_loss": 1, "heldout_mse_inferred": 1, "heldout_mse_random": 1}'
     (run / "metrics.jsonl").write_text(line)
-    studio.finish()
+    method.finish(run)
     model = SemanticModel.load(run)
-    whole = load(stage.settings.data).train
+    whole = load(method.config.data).train
     z = model.encode(whole.pictures(range(len(whole))))
     torch.testing.assert_close(model.mean, z.mean(0))
     torch.testing.assert_close(model.std, z.std(0, correction=0))
     both = model.encode(torch.cat([whole.pictures(range(len(whole))), whole.pictures(range(len(whole))).flip(3)]))
     assert not torch.allclose(model.mean, both.mean(0), atol=1e-4)
-    shown = stage.data.heldout.pictures(range(2))
-    assert torch.equal(model.encode(shown), studio.model.encode(shown))
+    shown = method.data.heldout.pictures(range(2))
+    assert torch.equal(model.encode(shown), method.model().encode(shown))
     assert (model.resolution, model.channels, model.z_width) == (8, 3, 8)
     with pytest.raises(UserError, match="holds a semantic model, which draws from codes"):
         Pipeline.load(run / "model")

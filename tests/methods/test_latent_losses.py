@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.data.sources import load
 from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.stage import LatentStage
+from ldm_kit.methods.train import open_method
 from ldm_kit.training import checkpoint
 from ldm_kit.training.checkpoint import load_tensors
 from tests.training.helpers import STAGE_2, picture_folder, play, ranks, settings, tensors_of
@@ -47,6 +46,7 @@ def test_a_learned_variance_is_trained_by_the_hybrid_loss():
     assert LatentRun.model_validate(config.model_dump()) == config
 
 
+PURE_NOISE = "schedule={kind: given, num_train_timesteps: 2, betas: [0.5, 1]}"
 FLOW = ("prediction_type=flow", "schedule.kind=flow")
 
 
@@ -60,7 +60,7 @@ FLOW = ("prediction_type=flow", "schedule.kind=flow")
         (("loss=hybrid", "variance=large"), "variance is large, which is fixed"),
         (("loss=vlb", "min_snr=5"), "min_snr weighs the squared error"),
         (("vb_weight=0",), "vb_weight"),
-        (("schedule={kind: given, steps: 2, betas: [0.5, 1]}", "prediction_type=eps"), "ends in pure noise"),
+        ((PURE_NOISE, "prediction_type=eps"), "ends in pure noise"),
         (("variance=learned",), "variance"),
     ],
 )
@@ -72,17 +72,17 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(overrides, said):
 
 def test_the_network_says_a_variance_for_every_channel(pictures, tmp_path):
     config = settings(STAGE_2, pictures, tmp_path / "run", *HYBRID, "data.heldout=0.3")
-    stage = LatentStage.open(config, load(config.data), torch.device("cpu"))
-    unet = stage.task.module.unet
+    method = open_method(config)
+    unet = method.module.unet
     assert (unet.config["in_channels"], unet.config["out_channels"]) == (3, 6)
-    assert stage.task.objective.levels
-    batch = stage.batches.__getitems__([(i, i) for i in range(8)])
-    ((player, loss, logs),) = stage.task.losses(batch, 0)
+    assert method.objective.levels
+    batch = method.batches.__getitems__([(i, i) for i in range(8)])
+    ((player, loss, logs),) = method.losses(batch, 0)
     assert player == "denoiser"
     assert loss.isfinite()
     assert logs.keys() == {"vb"}
-    assert stage.heldout is not None
-    assert stage.task.heldout_loss(*stage.heldout) > 0
+    assert method.heldout is not None
+    assert method.heldout_loss() > 0
 
 
 def test_a_latent_models_bound_has_no_levels(pictures):

@@ -13,7 +13,6 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped
-from ldm_kit.diffusion.loss import noised
 from ldm_kit.diffusion.pdae import (
     NetworkEstimator,
     ShiftedDenoiser,
@@ -28,7 +27,6 @@ from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.studios.choose import open_studio
 from tests.methods.semantic_toys import PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
 from tests.nets.originals import perturbed
 from tests.training.helpers import play, tensors_of
@@ -55,48 +53,48 @@ def bases(tmp_path_factory):
     return {kind: base(root / kind, kind) for kind in KINDS}
 
 
-def stage_of(pictures, tmp_path, folder, **more):
+def method_of(pictures, tmp_path, folder, **more):
     return opened(checked(PDAE, pictures, tmp_path / "run", base=str(folder), **more))
 
 
-def finished(stage, run):
+def finished(method, run):
     run.mkdir(exist_ok=True)
     (run / "metrics.jsonl").write_text('{"step": 8, "semantic_loss": 1.0}')
-    open_studio(stage, run).finish()
+    method.finish(run)
     return run / "model"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_keeps_its_bits_and_its_rest(pictures, bases, tmp_path, kind):
-    stage = stage_of(pictures, tmp_path, bases[kind])
-    frozen = stage.base.unet
+    method = method_of(pictures, tmp_path, bases[kind])
+    frozen = method.base.unet
     before = weights_digest(frozen)
-    stage.task.module.train()
-    trained(stage, 3)
+    method.module.train()
+    trained(method, 3)
     assert weights_digest(frozen) == before
     assert not any(module.training for module in frozen.modules())
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
-    (module,) = stage.task.modules.values()
+    (module,) = method.modules.values()
     assert not any(value.data_ptr() == p.data_ptr() for p in frozen.parameters() for value in module.parameters())
-    assert set(stage.task.ema_modules) == {"encoder", "shift"}
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.encoder.parameters())
+    assert set(method.ema_modules) == {"encoder", "shift"}
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in method.module.encoder.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
-    stage = stage_of(pictures, tmp_path, bases[kind], gamma=0.3)
-    perturbed(stage.task.module)
-    batch = stage.batches.__getitems__([(i, i) for i in range(16)])
-    ((player, loss, logs),) = stage.task.losses(batch, 0)
+    method = method_of(pictures, tmp_path, bases[kind], gamma=0.3)
+    perturbed(method.module)
+    batch = method.batches.__getitems__([(i, i) for i in range(16)])
+    ((player, loss, logs),) = method.losses(batch, 0)
     position, shape = batch["position"], batch["mean"].shape[1:]
-    t, table = sample_timesteps(stage.settings.times, 0, position, 16, STEPS), stage.task.schedule
+    t, table = sample_timesteps(method.config.timestep_sampling, 0, position, 16, STEPS), method.schedule
     eps = rng.normal(0, "noise", position, shape)
     x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", position, shape)
-    x_t = noised(x_0, eps, t, table).float()
+    x_t = table.add_noise(x_0, eps, t).float()
     with torch.no_grad():
-        z = stage.encoder(batch["picture"])
-        out, gap = stage.decoder(x_t, t, z, stage.base.null)
-        plain = apply_unet(stage.base.unet, x_t, t, stage.base.null)
+        z = method.module.encoder(batch["picture"])
+        out, gap = method.module.shift(x_t, t, z, method.base.null)
+        plain = apply_unet(method.base.unet, x_t, t, method.base.null)
     assert torch.equal(out, plain)
     c = pdae_coefficient(t, table).view(-1, 1, 1, 1)
     errors = (out[:, : shape[0]] + c * gap - eps).square().flatten(1).mean(1)
@@ -107,25 +105,25 @@ def test_the_loss_is_the_weighted_gap(pictures, bases, tmp_path, kind):
 
 
 def test_it_learns_what_the_frozen_model_does_not_know(pictures, bases, tmp_path):
-    stage = stage_of(pictures, tmp_path, bases["plain"], times={"density": "logit_normal", "mean": 1.0})
-    frozen = stage.task.heldout_loss(*stage.heldout)  # the gradient starts at zero
-    assert swapped(stage)[0] == swapped(stage)[1]
-    trained(stage, 60, 3e-3)
-    assert stage.task.heldout_loss(*stage.heldout) < 0.5 * frozen
-    own, others = swapped(stage)
+    method = method_of(pictures, tmp_path, bases["plain"], timestep_sampling={"density": "logit_normal", "mean": 1.0})
+    frozen = method.heldout_loss()  # the gradient starts at zero
+    assert swapped(method)[0] == swapped(method)[1]
+    trained(method, 60, 3e-3)
+    assert method.heldout_loss() < 0.5 * frozen
+    own, others = swapped(method)
     assert own < others
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_path, kind):
-    stage = stage_of(pictures, tmp_path, bases[kind])
-    perturbed(stage.task.module)
-    folder = finished(stage, tmp_path / "run")
+    method = method_of(pictures, tmp_path, bases[kind])
+    perturbed(method.module)
+    folder = finished(method, tmp_path / "run")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     nets = {f"{part}/{name}" for part in ("encoder", "shift") for name in ("config.json", WEIGHTS)}
     assert files - {"manifest.json"} == nets | {"model_index.json", "statistics.safetensors"}
-    model, ours = SemanticModel.load(tmp_path / "run"), open_studio(stage, tmp_path / "run").model
-    shown = stage.data.train.pictures(range(3))
+    model, ours = SemanticModel.load(tmp_path / "run"), method.model()
+    shown = method.data.train.pictures(range(3))
     z = ours.encode(shown)
     assert torch.equal(model.encode(shown), z)
     assert torch.equal(model.invert(shown, z, 5), ours.invert(shown, z, 5))
@@ -137,13 +135,13 @@ def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_
 
 
 def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
-    stage = stage_of(pictures, tmp_path, bases["plain"])
-    perturbed(stage.task.module)
-    model, shown = open_studio(stage, tmp_path).model, stage.data.train.pictures(range(2))
-    z, table = model.encode(shown), stage.task.schedule
+    method = method_of(pictures, tmp_path, bases["plain"])
+    perturbed(method.module)
+    model, shown = method.model(), method.data.train.pictures(range(2))
+    z, table = model.encode(shown), method.schedule
 
     def network(x, t, cond):
-        return stage.decoder(x, t, cond.vector, stage.base.null)
+        return method.module.shift(x, t, cond.vector, method.base.null)
 
     denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
     grid = pdae_grid(STEPS, 8)
@@ -156,10 +154,10 @@ def test_it_walks_pdaes_grid_clipped_in_pixels(pictures, bases, tmp_path):
 
 
 def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_path):
-    stage = stage_of(pictures, tmp_path, bases["classes"])
-    perturbed(stage.task.module)
-    model = open_studio(stage, tmp_path).model
-    z = model.encode(stage.data.train.pictures(range(2)))
+    method = method_of(pictures, tmp_path, bases["classes"])
+    perturbed(method.module)
+    model = method.model()
+    z = model.encode(method.data.train.pictures(range(2)))
     pictures = {stop: model.decode(z, None, 10, stop=stop) for stop in (0.0, 0.3, 1.0)}
     assert not torch.equal(pictures[0.0], pictures[0.3])
     assert torch.equal(pictures[1.0], model.decode(-z, None, 10, stop=1.0))
@@ -167,14 +165,14 @@ def test_stop_leaves_the_last_steps_to_the_frozen_model(pictures, bases, tmp_pat
 
 
 def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bases, tmp_path):
-    stage = stage_of(pictures, tmp_path, bases["plain"])
-    perturbed(stage.task.module)
-    model, table = open_studio(stage, tmp_path).model, stage.task.schedule
-    one, two = model.encode(stage.data.train.pictures([0, 1, 2])), model.encode(stage.data.train.pictures([3, 4, 6]))
-    weight, null = torch.tensor([0.0, 0.4, 1.0]), stage.base.null
+    method = method_of(pictures, tmp_path, bases["plain"])
+    perturbed(method.module)
+    model, table = method.model(), method.schedule
+    one, two = model.encode(method.data.train.pictures([0, 1, 2])), model.encode(method.data.train.pictures([3, 4, 6]))
+    weight, null = torch.tensor([0.0, 0.4, 1.0]), method.base.null
 
     def network(x, t, z):
-        (out, first), (_, second) = stage.decoder(x, t, z, null), stage.decoder(x, t, two, null)
+        (out, first), (_, second) = method.module.shift(x, t, z, null), method.module.shift(x, t, two, null)
         return out, torch.lerp(first, second, weight.view(-1, 1, 1, 1))
 
     denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
@@ -193,7 +191,7 @@ def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bas
 
 def test_a_changed_base_is_refused(pictures, bases, tmp_path):
     moved = shutil.copytree(bases["classes"], tmp_path / "base")
-    folder = finished(stage_of(pictures, tmp_path, moved), tmp_path / "run")
+    folder = finished(method_of(pictures, tmp_path, moved), tmp_path / "run")
     SemanticModel.load(folder)
     for name in (f"unet/{WEIGHTS}", f"class_encoder/{WEIGHTS}"):
         weights = load_file(moved / name)
@@ -233,16 +231,16 @@ def hub(bases, tmp_path, monkeypatch):
 
 
 def test_a_base_on_the_hub_is_pinned_to_its_commit(pictures, bases, hub, tmp_path):
-    stage = stage_of(pictures, tmp_path, "a-person/a-model")
-    assert "a-person/a-model at 0123456789ab" in stage.opening()
-    perturbed(stage.task.module)
-    folder = finished(stage, tmp_path / "run")
+    method = method_of(pictures, tmp_path, "a-person/a-model")
+    assert "a-person/a-model at 0123456789ab" in method.describe()
+    perturbed(method.module)
+    folder = finished(method, tmp_path / "run")
     base = json.loads((folder / "model_index.json").read_text())["base"]
     assert base == {"hub": "a-person/a-model", "revision": COMMIT, "sha256": BaseModel.open(bases["classes"]).sha256}
     (hub / "refs" / "main").write_text("f" * 40)  # the branch moves on; the model does not
     model = SemanticModel.load(folder)
-    z = model.encode(stage.data.train.pictures(range(2)))
-    ours = open_studio(stage, tmp_path).model
+    z = model.encode(method.data.train.pictures(range(2)))
+    ours = method.model()
     assert torch.equal(model.decode(z, None, 5), ours.decode(z, None, 5))
     model.save(tmp_path / "deeper" / "again")
     assert json.loads((tmp_path / "deeper" / "again" / "model_index.json").read_text())["base"] == base
@@ -310,28 +308,28 @@ def test_a_plain_diffusers_model_is_a_base(pictures, tmp_path):
     shape = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
     unet = UNet2DModel(**shape, **blocks)
     DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=STEPS)).save_pretrained(tmp_path / "theirs")
-    stage = stage_of(pictures, tmp_path, tmp_path / "theirs")
-    trained(stage, 2)
-    finished(stage, tmp_path / "run")
+    method = method_of(pictures, tmp_path, tmp_path / "theirs")
+    trained(method, 2)
+    finished(method, tmp_path / "run")
     assert SemanticModel.load(tmp_path / "run").decoder.base.target == "eps"
 
 
 def refused(pictures, tmp_path, folder, **more):
     with pytest.raises(UserError) as said:
-        stage_of(pictures, tmp_path, folder, **more)
+        method_of(pictures, tmp_path, folder, **more)
     assert "\n" not in str(said.value)
     return str(said.value)
 
 
 def test_what_cannot_be_a_base_is_refused_in_a_sentence(pictures, bases, tmp_path):
     assert "is no saved model" in refused(pictures, tmp_path, tmp_path / "nothing")
-    stage = stage_of(pictures, tmp_path, bases["plain"])
-    folder = finished(stage, tmp_path / "run")
+    method = method_of(pictures, tmp_path, bases["plain"])
+    folder = finished(method, tmp_path / "run")
     assert "holds a semantic model" in refused(pictures, tmp_path, folder)
     other = two_factors(tmp_path / "set", 12)
     config = checked(PDAE, other, tmp_path / "x", base=str(bases["plain"]))
     data = {**config.data.model_dump(), "resolution": 16}
-    with pytest.raises(UserError, match="draws pictures of 3x8x8, but those of data are of 3x16x16"):
+    with pytest.raises(UserError, match="samples pictures of 3x8x8, but those of data are of 3x16x16"):
         opened(checked({**PDAE, "data": data}, other, tmp_path / "x", base=str(bases["plain"])))
     assert "has 200 times" in refused(pictures, tmp_path, bases["plain"], sample={"encode_steps": 200})
 

@@ -14,7 +14,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.schedule import scaled_linear
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.execution import channels_last, set_attention
+from ldm_kit.nets.execution import set_attention, set_layout
 from ldm_kit.nets.unet import UNetConfig, build_unet, zero_init_like_adm
 
 TINY = UNetConfig(widths=(32, 64), attention_levels=(False, True), heads=4, norm_num_groups=8)
@@ -178,7 +178,7 @@ def test_channels_last_stays_and_changes_no_number(build):
     unet, (x, t, condition) = build(), batch()
     condition = None if build is plain else condition
     expected, seen = apply_unet(unet, x, t, condition), []
-    channels_last(unet)
+    set_layout(unet, torch.channels_last)
     for block in (*unet.down_blocks, *unet.up_blocks):
         block.register_forward_hook(lambda block, inputs, out: seen.append(out[0] if isinstance(out, tuple) else out))
     out = apply_unet(unet, x.to(memory_format=torch.channels_last), t, condition)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, silu
 
 from ldm_kit.config import UserError, check
+from ldm_kit.nets.arguments import network_arguments
 from ldm_kit.nets.half_unet import AttentionPool2d, HalfUNet, HalfUNetConfig, build_half_unet
 
 TINY = HalfUNetConfig(
@@ -108,7 +109,7 @@ def test_blocks_are_adms():
 
 
 def test_one_head_is_as_wide_as_its_level():
-    net = tiny(TINY.model_copy(update={"attention": (True, True), "head_size": None}))
+    net = tiny(TINY.model_copy(update={"attention_levels": (True, True), "head_size": None}))
     assert {m.heads for m in net.modules() if isinstance(m, Attention)} == {1}
     assert net.pool.heads == 1
 
@@ -152,9 +153,8 @@ def test_the_gradient_by_the_picture_is_that_of_finite_differences():
 @pytest.mark.parametrize("time_width", [None, 12])
 def test_saved_and_opened_it_is_the_same(time_width, tmp_path):
     torch.manual_seed(0)
-    net = HalfUNet(
-        sample_size=8, in_channels=4, classes=NAMES, time_width=time_width, dropout=0.3, **_without_dropout()
-    ).eval()
+    arguments = network_arguments(TINY.model_copy(update={"dropout": 0.3}))
+    net = HalfUNet(sample_size=8, in_channels=4, classes=NAMES, time_width=time_width, **arguments).eval()
     net.save_pretrained(tmp_path)
     again = HalfUNet.from_pretrained(tmp_path).eval()
     assert torch.equal(net(*batch()), again(*batch()))
@@ -162,10 +162,6 @@ def test_saved_and_opened_it_is_the_same(time_width, tmp_path):
     assert again.time_embedding.linear_1.in_features == (time_width or 8)
     assert {m.p for m in again.modules() if isinstance(m, nn.Dropout)} >= {0.3}
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
-
-
-def _without_dropout():
-    return {key: value for key, value in TINY.model_dump().items() if key != "dropout"}
 
 
 @torch.no_grad()
@@ -181,10 +177,16 @@ def test_an_input_that_cannot_be_halved_is_refused():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"attention": [True]}, "attention has 1 levels and widths 2; expected one each"),
+        ({"attention_levels": [True]}, "attention_levels has 1 levels and widths 2; expected one each"),
         ({"widths": [8, 18]}, r"widths \[18\] are not positive multiples of the 4 groups"),
-        ({"widths": [12, 16], "attention": [True, True]}, r"widths \[12\] with attention cannot be cut by head_size 8"),
-        ({"widths": [8, 12], "attention": [False, False]}, r"widths \[12\] with attention cannot be cut"),  # the middle
+        (
+            {"widths": [12, 16], "attention_levels": [True, True]},
+            r"widths \[12\] with attention cannot be cut by head_size 8",
+        ),
+        (
+            {"widths": [8, 12], "attention_levels": [False, False]},
+            r"widths \[12\] with attention cannot be cut",
+        ),  # the middle
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changed, said):

@@ -12,19 +12,31 @@ from diffusers.models import attention_processor
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor, XFormersAttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from autoencoder.config import KLConfig
 from autoencoder.config import build as build_autoencoder
-from ldm_kit.nets.execution import cast_weights, configure_network
+from ldm_kit.config import UserError
+from ldm_kit.nets.execution import (
+    LAYOUT_VARIABLE,
+    cast_weights,
+    configure_network,
+    default_layout,
+    layout_for,
+    prepare_loaded,
+    set_layout,
+)
 from ldm_kit.nets.half_unet import HalfUNetConfig, build_half_unet
+from ldm_kit.nets.mlp_skip import SkipMLP
+from ldm_kit.nets.shift_unet import ShiftUNet
 from ldm_kit.nets.unet import UNetConfig, build_unet
 from ldm_kit.training.config import TrainConfig
 
 CPU = torch.device("cpu")
 
 
-def manner(**more) -> TrainConfig:
+def execution_config(**more) -> TrainConfig:
     return TrainConfig(steps=1, batch_size=1, **more)
 
 
@@ -42,7 +54,7 @@ def gradients(net: nn.Module, *inputs: torch.Tensor) -> list[torch.Tensor]:
     return [weight.grad for weight in net.parameters() if weight.grad is not None]
 
 
-def asked(kind: str):
+def example(kind: str):
     torch.manual_seed(0)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
     match kind:
@@ -59,17 +71,30 @@ def asked(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["unet", "classifier", "autoencoder"])
-@pytest.mark.parametrize("how", [{"checkpointing": True}, {"channels_last": True}, {"channels_last": False}])
-def test_gradients_stay(kind, how):
-    plain, inputs = asked(kind)
-    if "channels_last" in how:  # dropout's masks are drawn in the order of memory
-        plain.eval()
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"channels_last": False}])
+def test_gradients_stay_in_either_layout(kind, options):
+    plain, inputs = example(kind)
+    plain.eval()  # dropout's masks are drawn in the order of memory
     net = deepcopy(plain)
-    configure_network(net, CPU, manner(**how))
-    assert any(getattr(m, "gradient_checkpointing", False) for m in net.modules()) == how.get("checkpointing", False)
-    expected, found = gradients(plain, *inputs), gradients(net, *inputs)
-    assert len(found) == len(expected) > 0
-    for a, b in zip(expected, found, strict=True):
+    configure_network(net, CPU, execution_config(**options))
+    assert_equal_gradients(plain, net, inputs)
+
+
+@pytest.mark.parametrize("kind", ["unet", "classifier", "autoencoder"])
+def test_gradients_stay_with_checkpointing(kind, layout):
+    plain, inputs = example(kind)
+    net = deepcopy(plain)
+    configure_network(plain, CPU, execution_config())
+    configure_network(net, CPU, execution_config(checkpointing=True))
+    assert any(getattr(m, "gradient_checkpointing", False) for m in net.modules())
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in plain.modules())
+    assert_equal_gradients(plain, net, inputs)
+
+
+def assert_equal_gradients(plain: nn.Module, net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    expected, computed = gradients(plain, *inputs), gradients(net, *inputs)
+    assert len(computed) == len(expected) > 0
+    for a, b in zip(expected, computed, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
 
 
@@ -79,8 +104,8 @@ def test_checkpointing_keeps_fewer_activations():
 
 def held(**how) -> int:
     """Numbers kept for the backward pass."""
-    net, inputs = asked("unet")
-    configure_network(net, CPU, manner(**how))
+    net, inputs = example("unet")
+    configure_network(net, CPU, execution_config(**how))
     sizes = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,7 +120,7 @@ def held(**how) -> int:
 def test_compile_marks_blocks_and_leaves_names_alone():
     net = unet()
     names = list(net.state_dict())
-    configure_network(net, CPU, manner(compile=True))
+    configure_network(net, CPU, execution_config(compile=True))
     marked = {type(m) for m in net.modules() if m._compiled_call_impl is not None}
     assert marked == {ResnetBlock2D, BasicTransformerBlock}
     assert list(net.state_dict()) == names
@@ -104,22 +129,81 @@ def test_compile_marks_blocks_and_leaves_names_alone():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, which pytest would make errors of inside it
 def test_compiled_blocks_compute_the_same():
-    plain, inputs = asked("unet")
+    plain, inputs = example("unet")
     net = deepcopy(plain)
-    configure_network(plain.eval(), CPU, manner())
-    configure_network(net.eval(), CPU, manner(compile=True))
+    configure_network(plain.eval(), CPU, execution_config())
+    configure_network(net.eval(), CPU, execution_config(compile=True))
     for a, b in zip(gradients(plain, *inputs), gradients(net, *inputs), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("given", "device", "amx", "last"), [
-    (None, "cuda", False, True), (None, "cpu", True, True), (None, "cpu", False, False),
-    (True, "cpu", False, True), (False, "cuda", True, False),
+@pytest.mark.parametrize(("config", "variable", "device", "amx", "last"), [
+    (None, None, "cuda", False, True), (None, None, "cpu", True, True), (None, None, "cpu", False, False),
+    (None, "1", "cpu", False, True), (None, "0", "cuda", True, False), (None, "", "cpu", True, True),
+    (True, "0", "cpu", False, True), (False, "1", "cuda", True, False),
 ])  # fmt: skip
-def test_which_layout(given, device, amx, last, monkeypatch):
+def test_a_config_goes_before_the_environment_and_that_before_the_machine(
+    config, variable, device, amx, last, monkeypatch
+):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    found = manner(channels_last=given).layout(torch.device(device))
-    assert found is (torch.channels_last if last else torch.contiguous_format)
+    if variable is None:
+        monkeypatch.delenv(LAYOUT_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(LAYOUT_VARIABLE, variable)
+    assert layout_for(device, config) is (torch.channels_last if last else torch.contiguous_format)
+
+
+def test_another_value_of_the_variable_is_refused(monkeypatch):
+    monkeypatch.setenv(LAYOUT_VARIABLE, "yes")
+    with pytest.raises(UserError, match="LDM_KIT_CHANNELS_LAST is 'yes'; expected 0 or 1"):
+        default_layout("cpu")
+
+
+@pytest.mark.parametrize("kind", ["unet", "classifier", "autoencoder"])
+def test_a_loaded_network_computes_the_bits_of_a_trained_one(kind, layout):
+    trained, inputs = example(kind)
+    loaded = deepcopy(trained)
+    configure_network(trained, CPU, execution_config())
+    assert prepare_loaded(loaded, CPU) is loaded
+    assert not loaded.training
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    for a, b in zip(trained.parameters(), loaded.parameters(), strict=True):
+        assert a.stride() == b.stride()
+    with torch.no_grad():
+        a, b = trained.eval()(*inputs), loaded(*inputs)
+    assert torch.equal(*(out if isinstance(out, torch.Tensor) else out.sample for out in (a, b)))
+
+
+def test_loaded_weights_are_aligned_and_no_longer_those_of_the_mapped_file(tmp_path, layout):
+    """Matrix products may round differently for operands that are aligned differently."""
+    net = SkipMLP(z_width=17, hidden=33, layers=3)
+    net.save_pretrained(tmp_path)
+    mapped = SkipMLP.from_pretrained(tmp_path)
+    assert any(weight.data_ptr() % 64 for weight in mapped.parameters())
+    loaded = prepare_loaded(mapped, CPU)
+    assert not any(weight.data_ptr() % 64 for weight in loaded.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), loaded.parameters(), strict=True))
+
+
+def test_every_network_inside_a_module_is_laid_out_once(layout):
+    pair = nn.ModuleList([unet(), example("classifier")[0]])
+    for _ in range(2):
+        configure_network(pair, CPU, execution_config())
+    last = layout == "channels_last"
+    convolutions = [m.weight for m in pair.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) == last for weight in convolutions)
+    assert {len(m._forward_hooks) for m in pair.modules() if isinstance(m, Transformer2DModel)} == {int(last)}
+
+
+def test_a_frozen_base_has_the_layout_of_its_second_decoder(layout):
+    base = prepare_loaded(unet(), CPU)
+    set_layout(base, torch.contiguous_format if layout == "channels_last" else torch.channels_last)
+    shift = prepare_loaded(ShiftUNet(base=base, z_width=4), CPU)
+    last = layout == "channels_last"
+    for net in (shift, base):
+        weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) == last for weight in weights)
+        assert {len(m._forward_hooks) for m in net.modules() if isinstance(m, Transformer2DModel)} == {int(last)}
 
 
 def test_rounded_weights_are_those_of_maps_and_convolutions_alone():
@@ -131,9 +215,9 @@ def test_rounded_weights_are_those_of_maps_and_convolutions_alone():
 
 
 def test_an_autoencoder_is_suited_too():
-    net, _ = asked("autoencoder")
+    net, _ = example("autoencoder")
     assert isinstance(net, AutoencoderKL)
-    configure_network(net, CPU, manner(checkpointing=True))
+    configure_network(net, CPU, execution_config(checkpointing=True))
     assert net.encoder.gradient_checkpointing
     assert net.decoder.gradient_checkpointing
 
@@ -167,10 +251,10 @@ def test_xformers_is_used_only_where_it_works(operation, said, monkeypatch):
         monkeypatch.setitem(sys.modules, "xformers.ops", ops)
         monkeypatch.setattr(attention_processor, "xformers", fake)
     net, plain = unet().eval(), unet().eval()
-    configure_network(plain, CPU, manner())
+    configure_network(plain, CPU, execution_config())
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        configure_network(net, CPU, manner(attention="xformers"))
+        configure_network(net, CPU, execution_config(attention="xformers"))
     found = [str(one.message) for one in heard if "xformers" in str(one.message)]
     assert found == ([] if said is None else [f"attention xformers cannot be used here ({said}); torch's own is used"])
     kinds = {type(m.processor) for m in net.modules() if isinstance(m, Attention)}

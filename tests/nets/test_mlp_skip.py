@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from ldm_kit.diffusion.denoiser import Clipped, NetworkDenoiser
+from ldm_kit.diffusion.respacing import leading
 from ldm_kit.diffusion.samplers import ddim
-from ldm_kit.diffusion.schedule import from_betas, leading
+from ldm_kit.diffusion.schedule import from_betas
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
 from tests.nets.originals import perturbed
 

@@ -52,7 +52,7 @@ def test_adm_with_its_classes_and_variance_has_the_papers_size(name, side, milli
     assert round(ours / 1e6) == millions
     narrow = 256 - config.widths[0] if name == "512" else 0  # sinusoids, which diffusers has as wide as the first level
     assert ours + narrow * config.time_width == sum(p.numel() for p in theirs.parameters())
-    attended = [side // 2**level for level, attention in enumerate(config.attention) if attention]
+    attended = [side // 2**level for level, attention in enumerate(config.attention_levels) if attention]
     assert attended == [32, 16, 8]
 
 
@@ -72,7 +72,7 @@ def test_the_defaults_are_nano():
 
 def test_a_field_that_is_set_wins_over_the_preset():
     config = UNetConfig(preset="sd1", layers_per_block=1, head_size=40)
-    assert (config.layers, config.heads, config.head_size) == (1, None, 40)
+    assert (config.layers_per_block, config.heads, config.head_size) == (1, None, 40)
     assert config.widths == UNetConfig(preset="sd1").widths
     assert config.heads_by_level() == (8, 16, 32, 32)
 
@@ -88,8 +88,11 @@ def test_configs_survive_yaml(fields, tmp_path):
     ("fields", "sentence"),
     [
         ({"preset": "sd3"}, "unknown preset 'sd3'; known are nano, micro"),
-        ({"widths": (32, 60)}, "attention has 3 levels and widths 2"),
-        ({"widths": (32, 60), "attention": (False, True)}, r"widths \[60\] are not positive multiples of the 8 groups"),
+        ({"widths": (32, 60)}, "attention_levels has 3 levels and widths 2"),
+        (
+            {"widths": (32, 60), "attention_levels": (False, True)},
+            r"widths \[60\] are not positive multiples of the 8 groups",
+        ),
         ({"heads": 4, "head_size": 32}, "expected either heads or head_size, got heads 4 and head_size 32"),
         ({"heads": 3}, r"widths \[128, 128, 128\] with attention cannot be cut by heads 3"),
         ({"head_size": 48}, "cannot be cut by head_size 48"),

@@ -122,7 +122,7 @@ def test_latents_and_several_heads():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"widths": (32, 64, 64, 64)}, "attention has 3 levels and widths 4"),
+        ({"widths": (32, 64, 64, 64)}, "attention_levels has 3 levels and widths 4"),
         ({"widths": (32, 64, 80)}, r"widths \[80\] are not positive multiples of the 32 groups"),
         ({"heads": 3}, r"widths \[128, 128\] with attention cannot be cut by heads 3"),
     ],

@@ -13,10 +13,11 @@ from ldm_kit.diffusion.denoiser import Clipped, times_like
 from ldm_kit.diffusion.guidance import ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.posterior import chain
 from ldm_kit.diffusion.prediction import expand_like, from_prediction
+from ldm_kit.diffusion.respacing import respacing_sections, timesteps, trailing
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import ddim, ddpm, run_scheduler
-from ldm_kit.diffusion.schedule import from_betas, linear, respacing_sections, timesteps, trailing
-from ldm_kit.solvers.samplers import multistep
+from ldm_kit.diffusion.schedule import from_betas, linear
+from ldm_kit.solvers.diffusers_solvers import multistep
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 BETAS = np.linspace(1e-4, 0.02, 1000, dtype=np.float32)  # the very numbers, so that only the steps are compared
@@ -35,7 +36,7 @@ def theirs(solver, denoiser, target, grid, **options):
     for t in solver.timesteps:
         time = times_like(x, int(t))
         p = denoiser(x, time)
-        out = from_prediction(target, p, *SCHEDULE.at(time))
+        out = from_prediction(target, p, *SCHEDULE.alpha_sigma(time))
         out = out if p.fraction is None else torch.cat([out, 2 * p.fraction - 1], dim=1)
         x = solver.step(out, int(t), x, **options).prev_sample
         yield x
@@ -106,7 +107,7 @@ def test_ddpm_with_a_learned_range(spacing):
     solver.custom_timesteps = True
     generator = torch.Generator().manual_seed(7)
     others = list(theirs(solver, fractional, "eps", grid, generator=generator))
-    same(ddpm(fractional, START, grid, noise=noise(), variance="learned"), others)
+    same(ddpm(fractional, START, grid, noise=noise(), variance="learned_range"), others)
     small = list(ddpm(fractional, START, grid, noise=noise()))
     assert (small[-1].x - others[-1]).abs().max() > 0.01
 
@@ -117,8 +118,8 @@ def test_the_learned_variance_of_diffusers_is_wrong_in_the_last_step():
     solver.set_timesteps(250)
     (*_, one), half = chain(SCHEDULE, respacing_sections(1000, "250")), torch.tensor(0.5).double()
     wrong = solver._get_variance(0, predicted_variance=2 * half - 1).exp()
-    assert wrong.item() == pytest.approx((1e-20 * one.forward) ** 0.5, rel=1e-3)
-    assert one.variance("learned", half).item() == pytest.approx((one.floor * one.forward) ** 0.5)
+    assert wrong.item() == pytest.approx((1e-20 * one.beta) ** 0.5, rel=1e-3)
+    assert one.reverse_variance("learned_range", half).item() == pytest.approx((one.variance_floor * one.beta) ** 0.5)
 
 
 def test_algorithm_1_is_that_of_the_scheduler_with_a_shifted_step():
@@ -127,7 +128,7 @@ def test_algorithm_1_is_that_of_the_scheduler_with_a_shifted_step():
     solver.custom_timesteps, solver.timesteps = True, torch.tensor(grid[:-1])
     solver.alphas_cumprod = SCHEDULE.a.square()
     gradient = ClassifierGradient(TWO.log_posterior, LABELS, 4.0)
-    ours = ddpm(fractional, START, grid, noise=noise(), variance="learned", gradient=gradient)
+    ours = ddpm(fractional, START, grid, noise=noise(), variance="learned_range", gradient=gradient)
     x, generator = START, torch.Generator().manual_seed(7)
     for t, state in zip(grid[:-1], ours, strict=True):
         time = times_like(x, t)
@@ -144,7 +145,7 @@ def test_algorithm_2_and_clipping_are_those_of_the_scheduler_fed_with_the_shifte
 
     def by_hand(x, t, cond=None):
         p = TWO(x, t)
-        a, s = (expand_like(c, x) for c in SCHEDULE.at(t))
+        a, s = (expand_like(c, x) for c in SCHEDULE.alpha_sigma(t))
         eps = (x - a * p.x_0.clamp(-0.8, 0.8)) / s
         return p._replace(eps=eps - s * gradient(x, t))
 
@@ -176,7 +177,8 @@ def test_dpm_solver(steps):
     for t in solver.timesteps:
         x = solver.step(TWO(x, times_like(x, int(t))).eps, t, x).prev_sample
         others.append(x)
-    same(run_scheduler(multistep("dpm++", SCHEDULE, grid), TWO, START.float(), target="x0"), others, atol=2e-5)
+    solver = multistep("DPMSolverMultistepScheduler", SCHEDULE, grid)
+    same(run_scheduler(solver, TWO, START.float(), prediction_type="x0"), others, atol=2e-5)
 
 
 def test_the_table_is_ours():

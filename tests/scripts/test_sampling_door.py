@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm_kit.models.options import SamplingOptions
-from ldm_kit.solvers.samplers import SAMPLER_NAMES
+from ldm_kit.solvers.table import SAMPLERS
 from ldm_kit.viz.png import read_metadata
 from tests.world import World, through
 
@@ -66,7 +66,7 @@ def test_the_run_and_its_model_are_the_same(world: World, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["text", "flow"])
-@pytest.mark.parametrize("solver", SAMPLER_NAMES)
+@pytest.mark.parametrize("solver", list(SAMPLERS))
 def test_batch_mates_change_nothing(world: World, tmp_path, solver, model):
     arguments = (world.model(model), "red square", "blue square 3", "green", "--count", 2, "--solver", solver)
     alone = draw(tmp_path / "alone", *arguments, "--batch_size", 1)

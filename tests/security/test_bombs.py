@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from ldm_kit.data.image_files import Encoded, load_image
-from ldm_kit.data.images import BadPicture
+from ldm_kit.data.image_files import BadPicture, Encoded, load_image
 
 
 def flat(kind: str, side: int) -> bytes:

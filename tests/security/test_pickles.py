@@ -54,7 +54,7 @@ def of_openmoji(folder, evil):
 
 
 def of_an_index(folder, evil):
-    assert archives._recalled(evil(folder / "index.json")) is None
+    assert archives._read_index(evil(folder / "index.json")) is None
 
 
 def of_an_autoencoder(folder, evil):

@@ -31,11 +31,11 @@ TABLE = {
         "data/test_webdataset.py::test_too_many_members_stop",
     ),
     "decompression bombs": (
-        "data/test_reading.py::test_bombs_are_refused_by_their_header",
-        "data/test_reading.py::test_the_limit_is_the_callers",
+        "data/test_image_files.py::test_bombs_are_refused_by_their_header",
+        "data/test_image_files.py::test_the_limit_is_the_callers",
         "security/test_bombs.py::test_a_bomb_is_never_decoded",
     ),
-    "prompts as file names": ("evaluation/test_pictures.py::test_no_prompt_leaves_the_folder",),
+    "prompts as file names": ("viz/test_png.py::test_no_prompt_leaves_the_folder",),
     "paths and names in what we write": (
         "security/test_traces.py::test_models_and_checkpoints_and_logs_and_pictures",
         "security/test_traces.py::test_pictures_say_how_they_were_drawn_and_no_more",

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldm_kit.data.webdataset import WebDatasetConfig, load
 from ldm_kit.viz.png import read_metadata
-from tests.data.packs import greys
+from tests.data.archive_files import greys
 from tests.world import World, through
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2

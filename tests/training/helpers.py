@@ -17,11 +17,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from ldm_kit import config as configs
-from ldm_kit.data.batches import PictureBatches
-from ldm_kit.data.sources import load
-from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
-from ldm_kit.methods.base import Collectives, RunConfig
-from ldm_kit.methods.choose import open_stage, run_class
+from ldm_kit.methods import check_run
+from ldm_kit.methods.base import Collectives
+from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.methods.train import open_method
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +53,7 @@ UNET = {
     "norm_num_groups": 4,
     "dropout": 0.1,
 }
-STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "num_train_timesteps": 50}, "condition_drop": 0.3}
+STAGE_2 = {**COMMON, "unet": UNET, "schedule": {"kind": "linear", "num_train_timesteps": 50}, "condition_dropout": 0.3}
 STAGE_2["sample"] = {"steps": 2}
 TEXT = {**STAGE_2, "condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}}
 CLASSES = {**STAGE_2, "condition": {"kind": "class", "width": 16}}
@@ -106,8 +105,7 @@ def settings(tree: dict, pictures: Path, run: Path, *overrides: str) -> RunConfi
     tree["data"]["path"] = str(pictures)
     for override in overrides:
         configs.assign(tree, override)
-    kind = AutoencoderRun if isinstance(tree.get("autoencoder"), dict) else run_class(tree, "the test's config")
-    return configs.check(kind, tree, "the test's config")
+    return check_run(tree, "the test's config")
 
 
 @dataclass
@@ -132,15 +130,9 @@ def play(
     reset()
     with session(config, resume) as run:
         opened(run)
-        data = load(config.data)
-        if isinstance(config, AutoencoderRun):
-            task = Autoencoding(config, Collectives(run.average, run.total, run.share))
-            batches = PictureBatches(data.train, config.seed, config.flip)
-        else:
-            stage = open_stage(config, data, run.device, Collectives(run.average, run.total, run.share))
-            task, batches = stage.task, stage.batches
-        trainer, lines = run.trainer(task), []
-        for step in trainer.train(batches):
+        method = open_method(config, None, run.device, Collectives(run.average, run.total, run.share))
+        trainer, lines = run.trainer(method), []
+        for step in trainer.train(method.batches):
             values = {**step.logs, **{f"{name}_norm": norm for name, norm in step.norms.items()}}
             means = {name: run.average(value.detach().clone()) for name, value in values.items()}
             lines.append({"lr": step.lr.hex(), **{name: float(value).hex() for name, value in means.items()}})
@@ -148,7 +140,7 @@ def play(
             if step.number == until:
                 break
             between(step.number)
-        return Played(lines, {name: digest(module.state_dict()) for name, module in task.modules.items()})
+        return Played(lines, {name: digest(module.state_dict()) for name, module in method.modules.items()})
 
 
 def reset() -> None:
@@ -175,7 +167,7 @@ def tensors_of(checkpoint: Path) -> dict[str, str]:
 def context() -> multiprocessing.context.ForkServerContext:
     """Children from a server that has imported everything once: they start at once, and inherit no threads."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ldm_kit.methods.stage", "ldm_kit.methods.autoencoder", "ldm_kit.training.session"])
+    server.set_forkserver_preload(["ldm_kit.methods.latent", "ldm_kit.methods.autoencoder", "ldm_kit.training.session"])
     return server
 
 

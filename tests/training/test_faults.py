@@ -8,7 +8,7 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 from ldm_kit.training.batches import sample_index
-from ldm_kit.training.faults import Fault, batch_tensors, spoilt
+from ldm_kit.training.faults import NonFiniteError, batch_tensors, non_finite_names
 from tests.training.helpers import CLASSES, VQ, digest, picture_folder, play, settings, tensors_of
 from tests.training.toy import Numbers, Toy, trainer
 
@@ -61,7 +61,9 @@ def test_the_bundle_makes_the_step_again(tree, player, pictures, tmp_path):
 
 def test_an_infinite_loss_with_a_finite_gradient_is_refused_too():
     running = trainer(Toy(lambda loss, step: loss + (float("inf") if step == 2 else 0)))
-    with pytest.raises(Fault, match=r"at step 3 \(loss of net inf on process 0\); the run stops before") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"at step 3 \(loss of net inf on process 0\); the run stops before"
+    ) as caught:
         list(running.train(Numbers()))
     assert running.step == 2
     assert caught.value.report["spoilt_gradients"] == {"net": []}
@@ -72,7 +74,7 @@ def test_the_first_tensor_that_is_spoilt_is_named():
         def losses(self, batch, step):
             yield "net", self.net.bias.sum() * (NAN if step else 1) + self.net.weight.sum() * 0, {}
 
-    with pytest.raises(Fault, match=r"gradient of net nan, first in bias") as caught:
+    with pytest.raises(NonFiniteError, match=r"gradient of net nan, first in bias") as caught:
         list(trainer(Half()).train(Numbers()))
     assert caught.value.report["spoilt_gradients"] == {"net": ["bias"]}
     assert caught.value.report["spoilt_weights"] == {"net": []}
@@ -81,7 +83,7 @@ def test_the_first_tensor_that_is_spoilt_is_named():
 def test_spoilt_inputs_are_named():
     batch = {"x": torch.tensor([NAN]), "inputs": {"mask": torch.ones(1), "ids": torch.tensor([1])}, "raw": ["a"]}
     assert batch_tensors(batch).keys() == {"x", "inputs.mask"}
-    assert spoilt(batch_tensors(batch)) == ["x"]
+    assert non_finite_names(batch_tensors(batch)) == ["x"]
 
 
 def scaled(task, **config):
@@ -99,7 +101,7 @@ def test_overflow_without_end_stops_under_fp16(spoil):
         for _ in running.train(Numbers()):
             seen.append(digest(running.task.net.state_dict()))
 
-    with pytest.raises(Fault, match=r"at step 4 .* that was overflow 3 in a row under fp16: train with"):
+    with pytest.raises(NonFiniteError, match=r"at step 4 .* that was overflow 3 in a row under fp16: train with"):
         train()
     assert seen == [digest(running.task.net.state_dict())] * 3
 

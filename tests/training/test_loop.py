@@ -7,7 +7,7 @@ from autoencoder.codebook import Codebook
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training.checkpoint import load_tensors
-from ldm_kit.training.loop import TrainConfig
+from ldm_kit.training.config import TrainConfig
 from tests.training.helpers import KL, VQ, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 
@@ -94,15 +94,15 @@ def test_a_checkpoint_past_the_end_is_refused(tmp_path):
 
 def test_a_checkpoint_never_holds_prefixes_of_wrappers(tmp_path):
     running = trainer(toy := Toy())
-    running.wrapped["net"] = torch.nn.Module()
-    running.wrapped["net"]._orig_mod = toy.net  # as torch.compile wraps
+    running.ddp_modules["net"] = torch.nn.Module()
+    running.ddp_modules["net"]._orig_mod = toy.net  # as torch.compile wraps
     path = running.save(tmp_path, TrainConfig(steps=6, batch_size=4))
     assert load_tensors(path / "model" / "net.safetensors").keys() == {"weight", "bias"}
 
 
 def test_revived_codes_start_without_moments(tmp_path, monkeypatch):
     revive, settle = torch.arange(32) < 5, Codebook.after_step
-    monkeypatch.setattr(Codebook, "settle", lambda self, step: settle(self, step) | (revive & (step == 3)))
+    monkeypatch.setattr(Codebook, "after_step", lambda self, step: settle(self, step) | (revive & (step == 3)))
     pictures, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
     config = settings(VQ, pictures, run, "autoencoder.ema=false", "autoencoder.revive_every=0", "train.keep_last=9")
     held = {}

@@ -23,7 +23,7 @@ def test_it_takes_wide_matrices_and_convolutions_only(channels_last):
     made = net(channels_last)
     assert [w.shape for w in matrices(made)] == [made[1].weight.shape, made[2].weight.shape]
     both = optim.build("net", made, OptimConfig(muon=MuonConfig()))
-    moved = [id(w) for optimiser in both.values() for w in optim.moved(optimiser)]
+    moved = [id(w) for optimiser in both.values() for w in optim.weights_of(optimiser)]
     assert sorted(moved) == sorted(id(w) for w in made.parameters())  # each weight by exactly one of the two
 
 
@@ -153,7 +153,7 @@ def test_each_block_of_rows_moves_by_itself_and_weights_without_gradient_stay():
 def test_what_is_worked_on_together_changes_nothing_else(monkeypatch):
     changes = []
     for most in (1, 2**22):
-        monkeypatch.setattr(muon, "AT_ONCE", (most, most))
+        monkeypatch.setattr(muon, "MAX_NUMEL", (most, most))
         torch.manual_seed(0)
         weights = [nn.Parameter(torch.zeros(64, 128)) for _ in range(3)]
         optimiser = Muon(weights, MuonConfig(lr=1.0), weight_decay=0.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_kit.training.optim import OptimConfig, adamw, clip, dump, lr_factor, norm, restore
+from ldm_kit.training.optim import OptimConfig, adamw, clip, dump, grad_norm, lr_factor, restore
 
 TOTAL = 10
 
@@ -34,14 +34,14 @@ def test_vectors_are_not_decayed():
 
 def test_a_long_gradient_is_cut_to_the_limit():
     net = nn.Linear(4, 4)
-    assert norm(net).item() == 0  # no gradient yet
-    clip(net, 1.0, norm(net))
+    assert grad_norm(net).item() == 0  # no gradient yet
+    clip(net, 1.0, grad_norm(net))
     net(torch.ones(1, 4)).sum().backward()
     expected = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
-    assert norm(net).item() == pytest.approx(expected)
+    assert grad_norm(net).item() == pytest.approx(expected)
     for limit, left in [(None, expected), (2 * expected, expected), (0.5, 0.5)]:
-        clip(net, limit, norm(net))
-        assert norm(net).item() == pytest.approx(left, rel=1e-5)
+        clip(net, limit, grad_norm(net))
+        assert grad_norm(net).item() == pytest.approx(left, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

@@ -15,8 +15,8 @@ STEPS = ("train.steps=10",)
 EXACT = ("unet.dropout=0",)  # module-level dropout is drawn by each process
 CALM = ("net.dropout=0",)
 # Inside hinge's margins the judge's last bias has no gradient but rounding, which Adam makes a whole step of.
-SMOOTH = ("criterion.adversarial.loss=vanilla",)
-FIXED = (*SMOOTH, "criterion.adversarial.adaptive=false")  # the adaptive weight is one per micro-batch
+SMOOTH = ("loss.adversarial.loss=vanilla",)
+FIXED = (*SMOOTH, "loss.adversarial.adaptive=false")  # the adaptive weight is one per micro-batch
 MUON = (*SMOOTH, "optim.muon={}", "autoencoder.widths=[8,64]")  # narrower weights are AdamW's
 # Revival copies latents of the main process, so it sees the split; in the other layout rounding soon makes a leap.
 STILL = (*SMOOTH, "autoencoder.revive_every=0", "train.channels_last=true")

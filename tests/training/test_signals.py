@@ -10,7 +10,7 @@ import torch
 
 from ldm_kit import config as configs
 from ldm_kit.training import checkpoint
-from ldm_kit.training.signals import Signals, Stopped, ignore
+from ldm_kit.training.signals import Signals, Stopped, ignore_signals
 from tests.training.helpers import KL, ROOT, TEXT, picture_folder, play, settings, tensors_of
 
 
@@ -24,9 +24,9 @@ def watched():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_only_raises_a_flag(watched, number):
-    assert watched.agreed() == 0
+    assert watched.caught_by_any() == 0
     os.kill(os.getpid(), number)
-    assert watched.agreed() == number
+    assert watched.caught_by_any() == number
     assert Stopped(number).code == 128 + number
 
 
@@ -58,7 +58,7 @@ def test_another_thread_may_train_but_not_watch():
 def test_workers_leave_signals_alone():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        ignore()
+        ignore_signals()
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
         for number, handler in before.items():

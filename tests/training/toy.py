@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from ldm_kit.config import UserError
+from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import EmaConfig
-from ldm_kit.training.loop import TrainConfig, Trainer
+from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig, dump
 from tests.training.helpers import digest, reset
 

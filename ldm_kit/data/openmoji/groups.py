@@ -1,4 +1,4 @@
-"""Which of twelve groups an emoji belongs to, by the range its first code point falls in.
+"""Groups of emoji: one of twelve, by the range that the first code point of an emoji falls in.
 
 The ranges restate the groups of Unicode's emoji-test.txt (https://unicode.org/Public/emoji/), which no package here
 ships, with cuts of our own: its "People & Body" is people and body (hands, body parts, and the skin-tone and hair
@@ -72,16 +72,16 @@ GROUPS = tuple(_RANGES)
 
 
 def group_of(emoji: str) -> str:
-    """The group of an emoji (a string of one or more code points); "" when its first code point is in no range."""
+    """Return the group of an emoji (a string of one or more code points); "" if its first code point is in no range."""
     starts, ends, groups = _table()
     first = ord(emoji[0])
-    at = bisect_right(starts, first) - 1
-    return groups[at] if at >= 0 and first <= ends[at] else ""
+    row = bisect_right(starts, first) - 1
+    return groups[row] if row >= 0 and first <= ends[row] else ""
 
 
 @cache
 def _table() -> tuple[list[int], list[int], list[str]]:
-    """Starts, ends (inclusive) and groups of all ranges, in rising order."""
+    """Return starts, ends (inclusive) and groups of all ranges, in rising order."""
     rows = []
     for group, text in _RANGES.items():
         for span in text.split():

@@ -1,6 +1,6 @@
-"""From an emoji's CLDR short name (`:woman_astronaut_dark_skin_tone:`) to a readable caption and its parts.
+"""Captions of emoji from their CLDR short names (`:woman_astronaut_dark_skin_tone:`), with gender, skin tone and role.
 
-Pure functions on strings. Captions are plain ASCII: accents are dropped ("Curacao"), underscores become spaces,
+All functions are pure. Captions are plain ASCII: accents are dropped ("Curacao"), underscores become spaces,
 typographic apostrophes become straight ones. Attributes follow the noun after commas, always in the same order: hair,
 then skin tone ("woman, red hair, medium-dark skin tone"). Couples name both people and both tones from left to right
 as OpenMoji draws them ("kiss, man and woman, light and dark skin tone").
@@ -49,7 +49,7 @@ _THE = {"Bahamas", "Comoros", "Gambia", "Maldives", "Philippines"}
 
 
 class Description(NamedTuple):
-    """A caption and its parts: gender man, woman, person, mixed or ""; skin tone one of TONES, mixed or ""."""
+    """Caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
 
     text: str
     gender: str
@@ -58,9 +58,11 @@ class Description(NamedTuple):
 
 
 def describe(name: str, emoji: str = "") -> Description:
-    """Describe one emoji by its CLDR short name (colons and underscores allowed) and, for flags, the emoji itself.
+    """Describe an emoji; a swatch of a skin tone or of hair ("dark skin tone") has neither gender nor tone.
 
-    Skin-tone and hair swatches alone ("dark skin tone") are things, not people: no gender, no tone.
+    Args:
+        name: its CLDR short name, with or without colons and underscores.
+        emoji: the emoji itself, by which flags are recognised.
     """
     plain = readable(name)
     tones = _TONE.findall(plain)
@@ -74,32 +76,32 @@ def describe(name: str, emoji: str = "") -> Description:
     return Description(text, gender, tones[0] if len(tones) == 1 else "mixed" if tones else "", role)
 
 
-def settle(descriptions: Iterable[Description]) -> list[Description]:
-    """Give the gender "person" to bare roles ("astronaut") that also occur with a gender ("woman astronaut")."""
-    all_of_them = list(descriptions)
-    gendered = {d.role for d in all_of_them if d.gender}
-    return [d._replace(gender="person") if not d.gender and d.role in gendered else d for d in all_of_them]
+def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
+    """Set gender "person" for roles without one ("astronaut") that also occur with one ("woman astronaut")."""
+    listed = list(descriptions)
+    gendered = {d.role for d in listed if d.gender}
+    return [d._replace(gender="person") if not d.gender and d.role in gendered else d for d in listed]
 
 
 def readable(name: str) -> str:
-    """Plain ASCII words: `:man’s_shoe:` -> "man's shoe", `:Curaçao:` -> "Curacao", `:Trinidad_&_Tobago:` with "and"."""
+    """Return a short name as ASCII words: `:man’s_shoe:` -> "man's shoe", `:Curaçao:` -> "Curacao"; & -> "and"."""
     words = name.strip(":").replace("_", " ").replace("’", "'").replace("&", "and")  # noqa: RUF001
     return unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
 
 
 def is_flag(emoji: str) -> bool:
-    """Whether an emoji is the flag of a country (two regional indicators) or of a part of one (a tag sequence)."""
+    """Return whether an emoji is the flag of a country (two regional indicators) or of a region (a tag sequence)."""
     regional = len(emoji) == 2 and all("\U0001f1e6" <= c <= "\U0001f1ff" for c in emoji)
     return regional or (emoji.startswith("\U0001f3f4") and emoji.endswith("\U000e007f"))
 
 
-def _flag(place: str) -> str:
-    place = place.replace(" SAR China", "")
-    return f"flag of the {place}" if _ARTICLE.match(place) or place in _THE else f"flag of {place}"
+def _flag(country: str) -> str:
+    country = country.replace(" SAR China", "")
+    return f"flag of the {country}" if _ARTICLE.match(country) or country in _THE else f"flag of {country}"
 
 
 def _parts(rest: str) -> tuple[str, str, str]:
-    """A name without tones -> caption body, gender, role."""
+    """Return caption without tone, gender and role of a name without tones."""
     if rest in _TITLES:
         return rest, *_TITLES[rest]
     if hair := _HAIR.fullmatch(rest):

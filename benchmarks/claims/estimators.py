@@ -1,0 +1,161 @@
+"""Claims about estimators of an attribute's direction: which tells it apart best, which ends nearest to the truth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from benchmarks.claims.linear import Linear
+from benchmarks.tables import markdown, page_of, write_section
+from ldm_kit.cli import cli_errors
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load_all, split
+from ldm_kit.editing.fit_directions import counterparts
+from ldm_kit.editing.fitting import Fit, classifier, difference, scored
+from ldm_kit.editing.labels import Column, from_openmoji
+from ldm_kit.editing.operations import Change, move_codes
+from ldm_kit.models.directions import TO, Direction, typical
+from ldm_kit.models.pairs import pair_directions
+from ldm_kit.models.protocol import encode_pictures, normalise
+
+WIDTH = 128
+STEPS = (("light", "dark"), ("none", "dark"), ("medium", "light"))  # skin tones, from one to the other
+
+
+class Cell(NamedTuple):
+    """Scores of one estimator on one step."""
+
+    auroc: float  # on pictures of the two values, none of them in training
+    left: float  # mean distance of edited pictures to the truth, each divided by the unedited one's
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All of OpenMoji, and its codes."""
+
+    model: Linear
+    pictures: Tensor  # uint8 [N, 3, R, R]
+    z: Tensor  # [N, D]
+    zn: Tensor  # normalised
+    tones: Column
+    trained: Tensor  # bool [N]
+
+    @classmethod
+    def load(cls) -> "Pictures":
+        """Load them at 32 px, and fit a model to the training part alone."""
+        everything = load_all(OpenMojiConfig(resolution=32))
+        train = split(everything).train
+        model, names = Linear.fit(train, WIDTH), {record.name for record in train.records}
+        trained = torch.tensor([record.name in names for record in everything.records])
+        tones = next(column for column in from_openmoji(everything) if column.name == "skin tone")
+        z = encode_pictures(model, everything)
+        return cls(model, everything.pixels, z, normalise(model, z), tones, trained)
+
+    def having(self, *values: str) -> Tensor:
+        """Return which pictures [N] have one of these skin tones."""
+        return torch.tensor([value in values for value in self.tones.values])
+
+
+class Step(NamedTuple):
+    """The step from one skin tone to another: what estimators are fitted to, and what measures them."""
+
+    name: str
+    before: Tensor  # bool [N], of that tone and in training
+    after: Tensor  # bool [N], of that tone and in training
+    rest: Tensor  # bool [N], of any tone but the one after and in training
+    pairs: Tensor  # [P, 2], counterparts in training
+    new: Tensor  # places [M] of drawings of either tone, not in training
+    positive: Tensor  # bool [M], which of them have the tone after
+    truths: Tensor  # [Q, 2], counterparts of which the second, the truth, is not in training
+
+    @classmethod
+    def between(cls, pictures: Pictures, before: str, after: str) -> "Step":
+        """Select the pictures for the step from one tone to another."""
+        trained, has = pictures.trained, pictures.having(after)
+        pairs = counterparts(pictures.tones, before, after)
+        new = ((pictures.having(before) | has) & ~trained).nonzero().flatten()
+        return cls(
+            name=f"{before}{TO}{after}",
+            before=pictures.having(before) & trained,
+            after=has & trained,
+            rest=pictures.having(*pictures.tones.kinds) & ~has & trained,
+            pairs=pairs[trained[pairs].all(1)],
+            new=new,
+            positive=has[new],
+            truths=pairs[~trained[pairs[:, 1]]],
+        )
+
+
+def estimators(
+    page: Annotated[bool, typer.Option("--page/--no_page", help="write the page editing.md")] = True,
+) -> None:
+    """Fit every estimator to every step of a linear model, print the table and write it into its page."""
+    with cli_errors():
+        target = page_of("editing.md") if page else None
+        pictures = Pictures.load()
+        steps = [Step.between(pictures, *ends) for ends in STEPS]
+        text = estimator_table(steps, [_cells(pictures, step) for step in steps])
+        typer.echo(text)
+        if target is not None:
+            write_section(target, "estimators", text)
+
+
+def fits(z: Tensor, step: Step) -> dict[str, Fit]:
+    """Fit every estimator to normalised codes z [N, D]."""
+    two, all_tones = step.before | step.after, step.rest | step.after
+    return {
+        "classifier, one against the rest": classifier(z[all_tones], step.after[all_tones]),
+        "classifier between the two": classifier(z[two], step.after[two]),
+        "mean against the rest": difference(z[step.rest], z[step.after]),
+        "mean step, all of both values": difference(z[step.before], z[step.after]),
+        "mean step of counterparts": difference(z[step.pairs[:, 0]], z[step.pairs[:, 1]]),
+    }
+
+
+def _cells(pictures: Pictures, step: Step) -> dict[str, Cell]:
+    z = pictures.zn
+    cells: dict[str, Cell] = {}
+    auroc, direction = 0.0, None
+    for name, fit in fits(z, step).items():
+        auroc = scored(fit, z[step.new], step.positive).auroc or 0.0
+        strength = typical(fit, z[step.before].mean(0), z[step.after].mean(0))
+        length = float(fit.weight.norm())
+        direction = Direction(name, (fit.weight / length).float(), strength, length, fit.bias)
+        cells[name] = Cell(auroc, _left(pictures, step.truths, direction))
+    assert direction is not None
+    pairs = pair_directions(z[step.pairs[:, 0]], z[step.pairs[:, 1]])
+    local = direction._replace(counterparts=pairs)  # of the mean step, which comes last and is what it reads by
+    cells["step of the likest counterparts"] = Cell(auroc, _left(pictures, step.truths, local))
+    return cells
+
+
+def _left(pictures: Pictures, pairs: Tensor, direction: Direction) -> float:
+    model, (before, truth) = pictures.model, (pictures.pictures[side] for side in pairs.T)
+    z, ways = pictures.z[pairs[:, 0]], [direction.at(one) for one in pictures.zn[pairs[:, 0]]]
+    codes = [move_codes(model, one[None], [Change(way, way.typical)]) for one, way in zip(z, ways, strict=True)]
+    edited = model.decode(torch.cat(codes), model.invert(before, z))
+    return float((_distance(edited, truth) / _distance(before, truth)).mean())
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the root of the sum of squared differences [N] of pictures uint8 [N, ...]."""
+    return (a.double() - b.double()).flatten(1).norm(dim=1)
+
+
+def estimator_table(steps: Sequence[Step], cells: Sequence[Mapping[str, Cell]]) -> str:
+    """Return a table with one row an estimator; the best of each column is bold."""
+    heads = [title for s in steps for title in (f"{s.name}: AUROC ({len(s.new)})", f"left ({len(s.truths)})")]
+    best = [Cell(max(c.auroc for c in each.values()), min(c.left for c in each.values())) for each in cells]
+    rows = []
+    for name in cells[0]:
+        pairs = [(each[name], top) for each, top in zip(cells, best, strict=True)]
+        shown = [[_bold(c.auroc, top.auroc, 3), _bold(c.left, top.left, 2)] for c, top in pairs]
+        rows.append([name, *(text for pair in shown for text in pair)])
+    return markdown(["", *heads], rows)
+
+
+def _bold(value: float, best: float, digits: int) -> str:
+    text, top = f"{value:.{digits}f}", f"{best:.{digits}f}"
+    return f"**{text}**" if text == top else text

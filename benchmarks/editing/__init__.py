@@ -1,1 +1,0 @@
-"""What semantic codes are worth on OpenMoji, and edits against true counterparts."""

@@ -1,1 +1,0 @@
-"""Time to quality: what a recipe has learnt after so many seconds of one core."""

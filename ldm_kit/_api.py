@@ -1,0 +1,50 @@
+"""Functions of the public API that belong to no single room: `from ldm_kit import load`."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ldm_kit.models.classifier import NoisyClassifier
+from ldm_kit.models.folder import INDEX, model_folder
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.semantic import SemanticModel
+
+
+def load(
+    folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
+) -> Pipeline | SemanticModel | NoisyClassifier:
+    """Load whatever model a folder holds; its model_index.json says which kind.
+
+    Args:
+        folder: a saved model, the folder of a finished run (which holds model/), or any diffusers folder of a VAE, a
+            U-Net, a scheduler and, optionally, a CLIP text encoder.
+        device: where the networks are put.
+        precision: torch.bfloat16 or torch.float16: sampling runs under autocast to it; None: float32. A noisy
+            classifier always computes in float32.
+
+    Returns:
+        A `Pipeline` (diffusion of latents or of pixels), a `SemanticModel` (DiffAE, PDAE) or a `NoisyClassifier`, in
+        evaluation mode.
+
+    Raises:
+        UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others. Nothing
+            in the folder is run as code.
+    """
+    folder = model_folder(Path(folder))
+    match _class_name(folder / INDEX):
+        case "ldm_kit.NoisyClassifier":
+            return NoisyClassifier.load(folder, device)
+        case "ldm_kit.SemanticModel":
+            return SemanticModel.load(folder, device, precision)
+        case _:
+            return Pipeline.load(folder, device, precision)  # its error sentences say what is missing
+
+
+def _class_name(index: Path) -> object:
+    """Return `_class_name` of a model_index.json; None where the file is missing or broken."""
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return entries.get("_class_name") if isinstance(entries, dict) else None

@@ -1,0 +1,59 @@
+"""What to do about pictures that cannot be read: skip and log them, or stop; too many always stop the run."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ldm_kit.config import UserError
+
+_log = logging.getLogger("ldm_kit.data")
+
+
+class BadPictureSettings(Protocol):
+    """The options of a data config about bad pictures."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def on_bad(self) -> Literal["skip", "raise"]: ...
+    @property
+    def max_bad_share(self) -> float: ...
+
+
+def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
+    """Log that a picture is skipped.
+
+    Args:
+        complaint: the picture's name, and what is wrong with it.
+        settings: the data config.
+
+    Raises:
+        UserError: `on_bad` is raise.
+    """
+    if settings.on_bad == "raise":
+        raise UserError(f"bad picture in {settings.path}: {complaint}; repair or remove it, or set on_bad: skip")
+    _log.warning("skipped %s", complaint)
+
+
+def check_bad_share(complaints: Sequence[str], total: int, settings: BadPictureSettings) -> None:
+    """Check that enough pictures can be read: most often a wrong folder or a broken copy is the cause of many.
+
+    Args:
+        complaints: one for each bad picture.
+        total: number of all pictures.
+        settings: the data config.
+
+    Raises:
+        UserError: all are bad, or more than `max_bad_share` allows.
+    """
+    if len(complaints) == total:
+        raise UserError(f"{settings.path} holds nothing usable: all {total} pictures are bad, first {complaints[0]}")
+    allowed = max(1, int(settings.max_bad_share * total)) if settings.max_bad_share > 0 else 0
+    if len(complaints) > allowed:
+        raise UserError(
+            f"{len(complaints)} of {total} pictures in {settings.path} are bad (max_bad_share {settings.max_bad_share} "
+            f"allows {allowed}), first {complaints[0]}; the log names all"
+        )
+    if complaints:
+        _log.warning("skipped %d of %d pictures in %s", len(complaints), total, settings.path)

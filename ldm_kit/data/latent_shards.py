@@ -1,0 +1,146 @@
+"""Shards of a latent cache: safetensors files of posterior moments that carry a key and a checksum in their header."""
+
+import contextlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_kit.config import UserError
+from ldm_kit.data import atomic
+from ldm_kit.data.tensor_store import locate
+
+Moments = tuple[Tensor, Tensor]  # mean and log-variance of a posterior, [N, V, Z, h, w] each
+VERIFIED = "verified.json"
+CHUNK = 2**22  # bytes read at once while checking
+
+
+def write_shard(path: Path, moments: Moments, key: str) -> None:
+    """Write a shard, complete or not at all.
+
+    Args:
+        path: the shard's file.
+        moments: mean and log-variance, [N, V, Z, h, w] each.
+        key: fingerprint of all that the moments depend on.
+
+    Raises:
+        UserError: the cache's folder cannot be written to.
+    """
+    metadata = {"fingerprint": key, "checksum": _checksum(moments)}
+    mean, logvar = moments
+    try:
+        atomic.write(path, save({"mean": mean, "logvar": logvar}, metadata=metadata))  # with the umask's permissions
+    except OSError as error:
+        raise UserError(f"cannot write the latents' cache {path.parent}: {error.strerror}") from None
+
+
+def check_key(path: Path, key: str) -> str:
+    """Return the checksum in a shard's header, after checking the key there.
+
+    Raises:
+        UserError: the header is damaged, or has another key.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from None
+    if metadata.get("fingerprint") != key:
+        raise UserError(
+            f"the latents in {path.parent} are stale: another autoencoder, other pictures or other preprocessing made"
+            " them; delete that folder and they are made anew"
+        )
+    return metadata.get("checksum", "")
+
+
+def read_shard(path: Path, key: str) -> Moments:
+    """Read a shard into memory, after checking its key and checksum.
+
+    Raises:
+        UserError: the shard is damaged, or has another key.
+    """
+    checksum = check_key(path, key)
+    try:
+        with safe_open(path, framework="pt") as file:
+            moments = file.get_tensor("mean"), file.get_tensor("logvar")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from None
+    _compare(path, checksum, _checksum(moments))
+    return moments
+
+
+def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
+    """Check every shard that has changed since it was last checked, reading a chunk at a time.
+
+    Size, time of change and checksum of each checked shard are kept in the folder's verified.json.
+
+    Raises:
+        UserError: a shard is damaged, or has another key.
+    """
+    verified = _read_verified(folder)
+    for path in tqdm(paths, "checking latents", leave=False, disable=None):
+        stat = path.stat()
+        checksum = check_key(path, key)
+        stamp = [stat.st_size, stat.st_mtime_ns, checksum]
+        if verified.get(path.name) != stamp:
+            _compare(path, checksum, streamed_checksum(path))
+            verified[path.name] = stamp
+            _write_verified(folder, verified)
+
+
+def streamed_checksum(path: Path) -> str:
+    """Return the checksum of a shard's moments without holding them in memory.
+
+    Raises:
+        UserError: the shard lacks a tensor.
+    """
+    state = 0
+    for name in ("mean", "logvar"):
+        try:
+            tensor = locate(path, name)
+        except KeyError:
+            raise _damaged(path, f"it has no {name}") from None
+        remaining = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+        with path.open("rb") as file:
+            file.seek(tensor.offset)
+            while remaining and (chunk := file.read(min(remaining, CHUNK))):
+                state, remaining = zlib.crc32(chunk, state), remaining - len(chunk)
+    return f"{state:08x}"
+
+
+def tensor_bytes(value: Tensor) -> bytes:
+    """Return a tensor's numbers as contiguous bytes."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _checksum(moments: Moments) -> str:
+    return f"{zlib.crc32(tensor_bytes(moments[1]), zlib.crc32(tensor_bytes(moments[0]))):08x}"
+
+
+def _compare(path: Path, expected: str, checksum: str) -> None:
+    if expected != checksum:
+        raise _damaged(path, "its checksum differs")
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); delete it and it is made anew")
+
+
+def _read_verified(folder: Path) -> dict[str, Any]:
+    try:
+        verified = json.loads((folder / VERIFIED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return verified if isinstance(verified, dict) else {}
+
+
+def _write_verified(folder: Path, verified: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # shards of a read-only cache are checked at every start
+        atomic.write(folder / VERIFIED, json.dumps(verified).encode())

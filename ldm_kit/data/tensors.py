@@ -1,0 +1,86 @@
+"""Images that a program holds as one tensor, as training data: `ldm_kit.train(config, data=from_tensor(images))`."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ldm_kit.config import UserError
+from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
+
+CHANNELS = (1, 3, 4)
+
+
+def from_tensor(
+    images: Tensor,
+    *,
+    captions: Sequence[str] | None = None,
+    labels: Sequence[int] | Tensor | None = None,
+    classes: Sequence[str] = (),
+    heldout: float = 0.0,
+) -> Split:
+    """Return training data made of a tensor of images, held in memory.
+
+    Args:
+        images: uint8 [N, C, R, R] with values 0..255, or float [N, C, R, R] in [-1, 1], which is rounded to 256 levels;
+            C is 1 (grey), 3 (RGB) or 4 (RGBA), and images are square.
+        captions: N texts, for a text condition; None: empty captions.
+        labels: N class indices, 0 <= label < K, for a class condition; None: unlabelled.
+        classes: K class names; left out: "0", "1", ... up to the largest label.
+        heldout: share of the images, 0 <= heldout < 1, that is measured on and never trained on. An image's part of
+            the split depends on its index alone.
+
+    Returns:
+        A `Split` of training and held-out images; `compositional` is None.
+
+    Raises:
+        UserError: a shape, dtype or range other than the above, no image, or counts that differ from N.
+    """
+    pixels = _pixels(images)
+    if not 0 <= heldout < 1:
+        raise UserError(f"heldout is {heldout}; expected a share of the images, 0 <= heldout < 1")
+    numbers = _labels(labels, len(pixels), classes)
+    names = list(classes) or [str(k) for k in range(max(numbers, default=-1) + 1)]
+    if captions is not None and len(captions) != len(pixels):
+        raise UserError(f"got {len(captions)} captions for {len(pixels)} images; expected one for each")
+    records = [
+        Record(f"{i:07d}", captions[i] if captions else "", numbers[i] if numbers else None) for i in range(len(pixels))
+    ]
+    contents = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    described = [f"{record.text}\0{record.label}" for record in records]
+    whole = InMemory(records, names, pixels, digest(["tensor", str(tuple(pixels.shape)), contents, *names, *described]))
+    train, held = split_off(records, heldout)
+    return Split(subset(whole, train), subset(whole, held), None)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """Return the images as uint8 [N, C, R, R] on the CPU."""
+    if images.ndim != 4 or images.shape[1] not in CHANNELS or images.shape[2] != images.shape[3] or not len(images):
+        raise UserError(
+            f"images have the shape {tuple(images.shape)}; expected [N, C, R, R] with N > 0 and C one of 1, 3, 4"
+        )
+    images = images.detach().cpu()
+    if images.dtype == torch.uint8:
+        return images.contiguous()
+    if not images.is_floating_point():
+        raise UserError(f"images are {images.dtype}; expected torch.uint8 in 0..255, or floats in [-1, 1]")
+    if not (images.min() >= -1 and images.max() <= 1):
+        low, high = float(images.min()), float(images.max())
+        raise UserError(f"images of floats range from {low:g} to {high:g}; expected values in [-1, 1]")
+    return ((images.float() + 1) * 127.5).round().to(torch.uint8).contiguous()
+
+
+def _labels(labels: Sequence[int] | Tensor | None, count: int, classes: Sequence[str]) -> list[int]:
+    """Return the labels as ints, or an empty list where there are none."""
+    if labels is None:
+        return []
+    numbers = [int(label) for label in labels]
+    if len(numbers) != count:
+        raise UserError(f"got {len(numbers)} labels for {count} images; expected one for each")
+    if min(numbers) < 0 or (classes and max(numbers) >= len(classes)):
+        above = f" and below {len(classes)}, the number of classes" if classes else ""
+        raise UserError(
+            f"labels range from {min(numbers)} to {max(numbers)}; expected class indices of 0 or more{above}"
+        )
+    return numbers

@@ -1,0 +1,117 @@
+"""Respacing: the falling timesteps that a sampler visits.
+
+Every grid falls and ends in -1, which is clean data.
+"""
+
+import re
+from itertools import accumulate, repeat
+from typing import Literal, get_args
+
+Spacing = Literal["trailing", "leading", "linspace"]
+_RESPACING = re.compile(r"ddim[0-9]+|[0-9]+(,[0-9]+)*")
+
+
+def trailing(total: int, steps: int) -> list[int]:
+    """Return timesteps from T-1 down to one stride above clean data, then -1 (Lin et al. 2024, table 2)."""
+    _check_steps(total, steps)
+    return [round(total - i * total / steps) - 1 for i in range(steps)] + [-1]
+
+
+def leading(total: int, steps: int, offset: int = 0) -> list[int]:
+    """Return falling multiples of T // steps, shifted by `offset` (1 in Stable Diffusion), then -1."""
+    _check_steps(total, steps)
+    return [min(i * (total // steps) + offset, total - 1) for i in reversed(range(steps))] + [-1]
+
+
+def linspace(total: int, steps: int) -> list[int]:
+    """Return evenly spaced timesteps from T-1 to 0, both included, then -1."""
+    _check_steps(total, steps)
+    if steps == 1:
+        return [total - 1, -1]
+    return [round((total - 1) * i / (steps - 1)) for i in reversed(range(steps))] + [-1]
+
+
+def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
+    """Return falling timesteps of the named spacing, then -1.
+
+    Args:
+        total: number of training timesteps T.
+        steps: number of sampling steps, 1 to T.
+        spacing: trailing, leading or linspace.
+
+    Raises:
+        ValueError: another spacing, or `steps` outside 1 to T.
+    """
+    match spacing:
+        case "trailing":
+            return trailing(total, steps)
+        case "leading":
+            return leading(total, steps)
+        case "linspace":
+            return linspace(total, steps)
+        case _:
+            names = ", ".join(get_args(Spacing))
+            raise ValueError(
+                f"unknown spacing {spacing!r}; expected {names}, ddimN, or sections such as 90,60,60,20,20"
+            )
+
+
+def respacing_sections(total: int, spec: str) -> list[int]:
+    """Return falling timesteps of guided-diffusion's `timestep_respacing`, then -1 (Nichol & Dhariwal 2021, section 4).
+
+    Args:
+        total: number of training timesteps T.
+        spec: "ddimN", every i-th timestep from 0 on, for the smallest stride i that gives N of them; or "n1,n2,...",
+            as many equal sections of the training timesteps, those of least noise first, of which each gives n_i
+            timesteps from its first to its last.
+
+    Raises:
+        ValueError: no integer stride gives N, a section has fewer than n_i timesteps, or the spec is neither form.
+    """
+    if _RESPACING.fullmatch(spec) is None:
+        raise ValueError(f"cannot read the respacing {spec!r}; expected ddimN, or sections such as 90,60,60,20,20")
+    if spec.startswith("ddim"):
+        return [*reversed(_strided(total, int(spec[4:]))), -1]
+    counts = [int(count) for count in spec.split(",")]
+    size, longer = divmod(total, len(counts))
+    times: list[int] = []
+    for i, count in enumerate(counts):
+        start, length = i * size + min(i, longer), size + (i < longer)
+        if not 1 <= count <= length:
+            raise ValueError(
+                f"section {i + 1} of {spec} has {length} of {total} training times and cannot give {count}"
+            )
+        stride = (length - 1) / max(count - 1, 1)
+        times += [start + round(offset) for offset in accumulate(repeat(stride, count - 1), initial=0.0)]
+    return [*reversed(times), -1]
+
+
+def _strided(total: int, steps: int) -> range:
+    """Return the times 0, i, 2i, ... below `total` for the smallest stride i that gives `steps` of them."""
+    strides = {len(range(0, total, stride)): stride for stride in range(total - 1, 0, -1)}
+    if steps not in strides:
+        near = [max((n for n in strides if n < steps), default=0), min((n for n in strides if n > steps), default=0)]
+        names = " and ".join(f"ddim{n}" for n in near if n)
+        raise ValueError(f"no integer stride takes {steps} of {total} training times; the nearest that exist: {names}")
+    return range(0, total, strides[steps])
+
+
+def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
+    """Return falling timesteps for a spacing's name, or for guided-diffusion's respacing, then -1.
+
+    Args:
+        total: number of training timesteps T.
+        steps: number of sampling steps; a respacing has its own number, and this one is ignored.
+        spacing: a name for `timesteps`, or a spec for `respacing_sections`.
+
+    Raises:
+        ValueError: as the function that reads the spacing.
+    """
+    if _RESPACING.fullmatch(spacing) is None:
+        return timesteps(total, steps, spacing)
+    return respacing_sections(total, spacing)
+
+
+def _check_steps(total: int, steps: int) -> None:
+    if not 1 <= steps <= total:
+        raise ValueError(f"cannot walk {total} training times in {steps} steps; expected 1 to {total}")

@@ -1,0 +1,69 @@
+"""The config of an autoencoder's training, and what does not go together in it."""
+
+from typing import Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from autoencoder.config import AutoencoderConfig
+from autoencoder.discriminator import DiscriminatorConfig
+from autoencoder.equivariance import EquivarianceConfig
+from autoencoder.loss import LossConfig
+from autoencoder.perceptual import PerceptualConfig
+from autoencoder.vq import VQConfig
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.training.optim import OptimConfig
+
+
+class AutoencoderRun(RunConfig):
+    """An autoencoder, its losses, and the discriminator that it may be trained against."""
+
+    method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")  # pyright: ignore[reportIncompatibleVariableOverride]
+    autoencoder: AutoencoderConfig
+    loss: LossConfig = Field(
+        default=LossConfig(),
+        validation_alias=AliasChoices("loss", "criterion"),
+        description="what the autoencoder is trained on",
+    )
+    perceptual: PerceptualConfig = PerceptualConfig()
+    equivariance: EquivarianceConfig | None = Field(
+        default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
+    )
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim")
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "AutoencoderRun":
+        net, channels = self.autoencoder, self._channels
+        if net.resolution != self.data.resolution:
+            raise ValueError(
+                f"autoencoder.resolution is {net.resolution} but data.resolution {self.data.resolution}; "
+                "make them equal"
+            )
+        if net.channels != channels:
+            raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
+        if self.equivariance is not None and isinstance(net, VQConfig):
+            raise ValueError("equivariance moves latents between the codes of a codebook; expected autoencoder.kind kl")
+        return self
+
+    @model_validator(mode="after")
+    def _check_discriminator(self) -> "AutoencoderRun":
+        config = self.discriminator
+        if self.loss.adversarial is None:
+            return self
+        if config.channels != self._channels:
+            raise ValueError(f"discriminator.channels is {config.channels}, but the pictures have {self._channels}")
+        if self._smallest < (least := 3 * 2**config.layers):
+            raise ValueError(f"discriminator.layers {config.layers} needs pictures of {least} px, got {self._smallest}")
+        return self
+
+    @property
+    def _channels(self) -> int:
+        """Channels of the pictures."""
+        return 3 if isinstance(self.data, OpenMojiConfig) else self.data.channels
+
+    @property
+    def _smallest(self) -> int:
+        """Side in pixels of the smallest pictures that a step may train on."""
+        factor, side = 2 ** (len(self.autoencoder.widths) - 1), self.autoencoder.resolution
+        return side if self.equivariance is None else factor * self.equivariance.smallest(side // factor)

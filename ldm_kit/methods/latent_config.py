@@ -1,0 +1,95 @@
+"""The config of latent diffusion, and what does not go together in it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from conditioning.factory import ConditioningConfig
+from conditioning.none import NoConfig
+from ldm_kit.config import Config
+from ldm_kit.diffusion.likelihood import VarianceType
+from ldm_kit.diffusion.loss import LossName
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.methods.run_config import NoisedRun, check_steps
+from ldm_kit.nets.unet import UNetConfig
+from ldm_kit.solvers.table import SamplerName
+
+
+class SampleConfig(Config):
+    """How a run samples pictures while it trains, always from the same seeds."""
+
+    prompts: tuple[str, ...] = Field(default=(), description="what to sample; empty: captions or classes of the set")
+    steps: int = Field(default=20, gt=0, description="sampling steps")
+    solver: SamplerName = Field(default="dpm++", description="sampler")
+    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
+
+
+class LatentRun(NoisedRun):
+    """A denoiser of latents (or pixels) under a condition."""
+
+    method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")  # pyright: ignore[reportIncompatibleVariableOverride]
+    condition: ConditioningConfig = NoConfig()
+    condition_dropout: float = Field(
+        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of samples trained on the null condition",
+    )
+    unet: UNetConfig
+    prediction_type: PredictionType = Field(
+        validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
+    )
+    min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
+    variance: VarianceType = Field(
+        default="small",
+        description="of the ancestral steps (ddpm): small, the posterior's; large, beta; learned_range, where the "
+        "network says between the two, with twice the output channels",
+    )
+    loss: LossName = Field(
+        default="simple",
+        description="simple: squared error of the target; vlb: the variational bound alone; hybrid: both, the bound "
+        "training the variance alone (the default for learned_range)",
+    )
+    vb_weight: float = Field(
+        default=1e-3,
+        gt=0,
+        description="hybrid: weight of the whole bound, a sum of T terms; a step draws one of them and multiplies by T",
+    )
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_loss(cls, given: Any) -> Any:
+        """Train a learned variance by the hybrid loss unless another is asked for."""
+        if isinstance(given, Mapping) and given.get("variance") == "learned_range":
+            return {"loss": "hybrid", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "LatentRun":
+        if (self.prediction_type == "flow") != (self.schedule.kind == "flow"):
+            raise ValueError(
+                f"prediction_type {self.prediction_type!r} does not go with the {self.schedule.kind} schedule; "
+                "prediction_type flow goes with the flow schedule, and eps, x0 and v with all others"
+            )
+        check_steps(self.sample.steps, self.schedule)
+        self.schedule.check_target(self.prediction_type)
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> "LatentRun":
+        learned = self.variance == "learned_range"
+        if self.prediction_type == "flow" and (learned or self.loss != "simple"):
+            asked = "variance learned_range" if learned else f"loss {self.loss}"
+            raise ValueError(
+                f"{asked} needs the variational bound of a variance-preserving schedule; the flow schedule has none"
+            )
+        if learned and self.loss == "simple":
+            raise ValueError("loss simple never trains the variance that learned_range learns; expected hybrid or vlb")
+        if self.loss == "hybrid" and not learned:
+            raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
+        if self.loss == "vlb" and self.min_snr is not None:
+            raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
+        return self

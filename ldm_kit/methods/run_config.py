@@ -1,0 +1,67 @@
+"""Configs that every method's own config extends."""
+
+from pydantic import AliasChoices, Field
+
+from ldm_kit.config import Config
+from ldm_kit.data.sources import DataConfig
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.diffusion.timesteps import TimestepSamplingConfig
+from ldm_kit.training.ema import EmaConfig
+from ldm_kit.training.log import LogConfig
+from ldm_kit.training.loop import TrainConfig
+from ldm_kit.training.optim import OptimConfig
+
+
+class RunConfig(Config):
+    """Where a run is written, what it is trained on, and how it is optimised."""
+
+    method: str = Field(description="name of the training method: a module of ldm_kit.methods, or an entry point")
+    run: str = Field(
+        min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/"
+    )
+    seed: int = Field(default=0, ge=0, description="addresses every random choice of the run")
+    data: DataConfig
+    flip: bool = Field(default=False, description="mirror half of the pictures left to right")
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig
+    log: LogConfig = LogConfig()
+
+
+class NoisedRun(RunConfig):
+    """A run on noised latents, or on noised pixels."""
+
+    autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
+    latents: str | None = Field(
+        default=None, description="folder of the latent cache; null: chosen by what the latents depend on"
+    )
+    schedule: ScheduleConfig = ScheduleConfig()
+    timestep_sampling: TimestepSamplingConfig = Field(
+        default=TimestepSamplingConfig(),
+        validation_alias=AliasChoices("timestep_sampling", "times"),
+        description="density of training times",
+    )
+
+
+def check_any_density(sampling: TimestepSamplingConfig) -> None:
+    """Check that a density of training times needs no variational bound, for methods that have none.
+
+    Raises:
+        ValueError: density loss_second_moment, which weighs times by the terms of a bound.
+    """
+    if sampling.density == "loss_second_moment":
+        raise ValueError(
+            "timestep_sampling.density loss_second_moment is for a bound; expected uniform or logit_normal"
+        )
+
+
+def check_steps(steps: int, schedule: ScheduleConfig) -> None:
+    """Check that sampling visits no more times than there are.
+
+    Raises:
+        ValueError: more sampling steps than training times.
+    """
+    if steps > schedule.num_train_timesteps:
+        raise ValueError(
+            f"sample asks for {steps} steps, but schedule.num_train_timesteps is only {schedule.num_train_timesteps}"
+        )

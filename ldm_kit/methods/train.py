@@ -1,0 +1,114 @@
+"""Train any method: the one program behind `train_ae.py`, `train_ldm.py` and `ldm_kit.train`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_kit import config as configs
+from ldm_kit.data.images import Split
+from ldm_kit.data.sources import GivenConfig, load
+from ldm_kit.methods import check_run, find_method, read_run
+from ldm_kit.methods.base import Collectives, Method
+from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.training.log import Log
+from ldm_kit.training.loop import Trainer
+from ldm_kit.training.session import Session, due, session
+
+
+def train(
+    config: Path | str | Mapping[str, Any] | RunConfig,
+    overrides: Sequence[str] = (),
+    *,
+    data: Split | None = None,
+    resume: str | None = None,
+) -> Path:
+    """Train the method that a config names, and save its model.
+
+    Args:
+        config: a YAML file, a plain mapping of the same keys, or a config object.
+        overrides: dotted keys and their values, such as `optim.lr=3e-4`.
+        data: pictures in memory or of a source of your own; they take the place of the config's `data`, which may then
+            be left out.
+        resume: `latest`, or the folder of a checkpoint; None: train anew.
+
+    Returns:
+        The folder of the finished model, RUN/model.
+
+    Raises:
+        UserError: a mistake in the config, pictures that do not fit it, or a run's folder that is in use or holds
+            checkpoints while `resume` is None.
+        AutoencoderError, ConditioningError: a part that the config names cannot be opened.
+    """
+    settings = resolve_config(config, overrides, data)
+    with session(settings, resume) as run:
+        collectives = Collectives(run.average, run.total, run.share)
+        with run.first():
+            method = open_method(settings, data, run.device, collectives)
+        trainer = run.trainer(method)
+        log = run.log(trainer)
+        log.say(method.describe())
+        _train(method, run, trainer, log)
+        log.flush()
+        if run.main:
+            with trainer.ema.applied():
+                log.say(method.finish(run.folder))
+        log.close()
+        return run.folder / "model"
+
+
+def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
+    """Train to the last step, with metrics, evaluations and checkpoints where they are due."""
+    for step in trainer.train(method.batches):
+        log.step(step)
+        metrics = None
+        if run.main and due(step, method.config.log.evaluate_every, trainer.config.steps):
+            with trainer.ema.applied():
+                metrics = log.evaluated(step.number, lambda number: method.evaluate(number, run.folder))
+        run.save_when_due(trainer, step, metrics)
+
+
+def open_method(
+    config: RunConfig,
+    data: Split | None = None,
+    device: torch.device | str = "cpu",
+    collectives: Collectives | None = None,
+) -> Method[Any]:
+    """Build the method of a config, with its pictures, caches and networks.
+
+    Args:
+        config: the run's.
+        data: pictures in place of those that the config names.
+        device: where frozen networks run, and for which the trained ones are configured.
+        collectives: reductions over the processes of the run; None: there is one process.
+    """
+    pictures = load(config.data) if data is None else data
+    method = find_method(config.method).build(config, pictures, torch.device(device))
+    method.collectives = collectives or Collectives()
+    return method
+
+
+def resolve_config(
+    config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
+) -> RunConfig:
+    """Return the checked config of a run whose pictures are those given, if any; raises UserError as `train`."""
+    if data is None and not isinstance(config, Mapping | RunConfig):
+        return read_run(config, overrides)
+    if isinstance(config, RunConfig):
+        tree, where = config.model_dump(mode="json"), "config"
+    elif isinstance(config, Mapping):
+        tree, where = _copied(config), "config"
+    else:
+        tree, where = configs.tree(config), str(config)
+    for override in overrides:
+        configs.assign(tree, override)
+    if data is not None:
+        given = GivenConfig(resolution=data.train.resolution, channels=data.train.channels)
+        tree["data"] = given.model_dump(mode="json")
+    return check_run(tree, where)
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the mappings of a config, so that overrides do not change the caller's."""
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

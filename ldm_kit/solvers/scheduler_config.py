@@ -1,0 +1,196 @@
+"""Noise schedules in the format of diffusers' scheduler_config.json, and back."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import schedulers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from ldm_kit.config import UserError
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.schedule import CONSTANT, ScheduleConfig
+from ldm_kit.solvers.table import SAMPLERS, NamedSampler, names_where
+
+_PREDICTION_TYPES: dict[PredictionType, str] = {
+    "eps": "epsilon",
+    "x0": "sample",
+    "v": "v_prediction",
+    "flow": "flow_prediction",
+}
+_BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+
+
+def scheduler_config(
+    schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
+) -> dict[str, Any]:
+    """Return the settings of a diffusers scheduler for a noise schedule and a network.
+
+    They sample on trailing timesteps, or on guided-diffusion's linspace where the network learns its variance.
+
+    Args:
+        schedule: noise schedule that the network was trained on.
+        prediction_type: what the network predicts.
+        learned_range: whether it learns its variance, in twice the output channels.
+
+    Raises:
+        UserError: the prediction type, or a learned variance, does not go with the schedule.
+    """
+    _check_combination(schedule, prediction_type, learned_range)
+    common = {
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "prediction_type": _PREDICTION_TYPES[prediction_type],
+        "timestep_spacing": "linspace" if learned_range else "trailing",
+        "steps_offset": 1,  # unused with this spacing; Stable Diffusion's pipeline warns of any other
+    }
+    if schedule.kind == "flow":
+        return {**common, "use_flow_sigmas": True, "flow_shift": 1.0}
+    return {
+        **common,
+        **_betas(schedule),
+        **({"variance_type": "learned_range"} if learned_range else {}),
+        "rescale_betas_zero_snr": schedule.zero_terminal,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+    }
+
+
+def _betas(schedule: ScheduleConfig) -> dict[str, Any]:
+    match schedule.kind:
+        case "constant" | "given":
+            betas = schedule.betas or [schedule.start or CONSTANT] * schedule.num_train_timesteps
+            return {"trained_betas": list(betas)}
+        case "linear" | "scaled_linear":
+            start, end = schedule.ends()
+            return {"beta_schedule": schedule.kind, "beta_start": start, "beta_end": end}
+        case _:
+            return {"beta_schedule": _BETA_SCHEDULES[schedule.kind]}
+
+
+def _check_combination(schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool) -> None:
+    if (schedule.kind == "flow") != (prediction_type == "flow") and prediction_type in ("flow", "v"):
+        raise UserError(
+            f"a network cannot predict {prediction_type} on the {schedule.kind} schedule; flow goes with flow, v with "
+            "others"
+        )
+    try:
+        schedule.check_target(prediction_type)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if learned_range and schedule.kind == "flow":
+        raise UserError(
+            "diffusers has no scheduler for a flow model with a learned variance; expected another schedule"
+        )
+
+
+def to_scheduler(
+    name: str, schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
+) -> SchedulerMixin:
+    """Return the diffusers scheduler of a sampler, with our tables, for saving and export.
+
+    Args:
+        name: a sampler's name whose record has a scheduler class.
+        schedule: noise schedule that the network was trained on.
+        prediction_type: what the network predicts.
+        learned_range: whether it learns its variance.
+
+    Raises:
+        UserError: diffusers cannot express the combination.
+    """
+    config = scheduler_config(schedule, prediction_type, learned_range)
+    record = SAMPLERS.get(name)
+    if record is None or record.scheduler is None:
+        raise UserError(f"diffusers has no solver {name!r} of ours; expected one of {_names()}")
+    if schedule.kind == "flow" and not record.scheduler_takes_flow:
+        flow = " or ".join(names_where(lambda one: one.scheduler_takes_flow))
+        raise UserError(f"diffusers has no {name} that a flow model's pipeline can use; expected {flow}")
+    if schedule.zero_terminal and not record.scheduler_takes_pure_noise:
+        raise UserError(f"diffusers' {name} cannot start from pure noise (zero_terminal); expected {_names(name)}")
+    if prediction_type == "x0" and not record.scheduler_takes_x0:
+        raise UserError(f"diffusers' {name} takes networks that predict eps or v, got x0; expected {_names(name)}")
+    return _build(record, config)
+
+
+def _names(excluded: str = "") -> str:
+    return ", ".join(name for name in names_where(lambda one: one.scheduler is not None) if name != excluded)
+
+
+def _build(record: NamedSampler, config: Mapping[str, Any]) -> SchedulerMixin:
+    cls: Any = getattr(schedulers, str(record.scheduler))
+    parameters = inspect.signature(cls.__init__).parameters
+    settings = {**config, **record.scheduler_options}
+    return cls(**{key: value for key, value in settings.items() if key in parameters})
+
+
+def default_scheduler(
+    schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
+) -> SchedulerMixin:
+    """Return the scheduler that a saved model's folder gets.
+
+    It is DDIM; for flow DPM-Solver++, which older pipelines can run as well; and for a learned variance DDPM, which
+    alone takes the network's output.
+
+    Args:
+        schedule: noise schedule that the network was trained on.
+        prediction_type: what the network predicts.
+        learned_range: whether it learns its variance.
+
+    Raises:
+        UserError: diffusers cannot express the combination.
+    """
+    name = "ddpm" if learned_range else "dpm++" if schedule.kind == "flow" else "ddim"
+    return to_scheduler(name, schedule, prediction_type, learned_range)
+
+
+def learns_variance(config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler_config.json is for a network that learns its variance, in twice the channels."""
+    return config.get("variance_type") == "learned_range"
+
+
+def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, PredictionType]:
+    """Return the noise schedule and prediction type of any diffusers scheduler_config.json.
+
+    It is the inverse of `scheduler_config`. Sampling settings (spacing, clipping, flow shift) are not read; see also
+    `learns_variance`.
+
+    Args:
+        config: the parsed file.
+
+    Raises:
+        UserError: betas, a prediction type or a variance that our schedules cannot express.
+    """
+    name = config.get("_class_name", "the scheduler")
+    steps = config.get("num_train_timesteps", 1000)
+    if config.get("use_flow_sigmas") or "FlowMatch" in name:
+        prediction_type = _prediction_type(name, config.get("prediction_type", "flow_prediction"))
+        return ScheduleConfig(kind="flow", num_train_timesteps=steps), prediction_type
+    if config.get("variance_type") == "learned":
+        raise UserError(f"{name} is for networks that predict a whole variance; expected learned_range or a fixed one")
+    prediction_type = _prediction_type(name, config.get("prediction_type", "epsilon"))
+    zero = bool(config.get("rescale_betas_zero_snr"))
+    if (betas := config.get("trained_betas")) is not None:
+        return _from_betas(name, tuple(betas), steps, zero), prediction_type
+    kinds: dict[str, Any] = {theirs: ours for ours, theirs in _BETA_SCHEDULES.items()}
+    if (beta_schedule := config.get("beta_schedule")) not in kinds:
+        raise UserError(f"{name} has beta_schedule {beta_schedule!r}; expected one of {', '.join(kinds)}")
+    kind = kinds[beta_schedule]
+    ends: dict[str, Any] = (
+        {} if kind == "cosine" else {"start": config.get("beta_start"), "end": config.get("beta_end")}
+    )
+    return ScheduleConfig(kind=kind, num_train_timesteps=steps, zero_terminal=zero, **ends), prediction_type
+
+
+def _from_betas(name: str, betas: tuple[float, ...], steps: int, zero: bool) -> ScheduleConfig:
+    if len(betas) != steps:
+        raise UserError(f"{name} holds {len(betas)} betas (trained_betas) for {steps} training times; expected {steps}")
+    if len(set(betas)) == 1:
+        return ScheduleConfig(kind="constant", num_train_timesteps=steps, start=betas[0], zero_terminal=zero)
+    return ScheduleConfig(kind="given", num_train_timesteps=steps, betas=betas, zero_terminal=zero)
+
+
+def _prediction_type(name: str, diffusers_name: str) -> PredictionType:
+    for ours, theirs in _PREDICTION_TYPES.items():
+        if theirs == diffusers_name:
+            return ours
+    known = ", ".join(_PREDICTION_TYPES.values())
+    raise UserError(f"{name} has prediction_type {diffusers_name!r}; expected one of {known}")

@@ -1,0 +1,178 @@
+"""The table of samplers: names, properties and help of each, without importing torch.
+
+A sampler is one function and its record here. An installed package adds its own under the entry-point group
+`ldm_kit.samplers`, whose entries are records, or functions that take no options:
+
+    [project.entry-points."ldm_kit.samplers"]
+    toy = "my_package.toy:RECORD"
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+DIFFUSERS_PREFIX = "diffusers:"  # before the class name of any other diffusers scheduler
+ENTRY_POINTS = "ldm_kit.samplers"
+
+
+@dataclass(frozen=True)
+class NamedSampler:
+    """A sampler's record.
+
+    Args:
+        run: the function, or "module:function", which is imported when it is first used. It is called as
+            `run(denoiser, noise, times, cond, **options)`, where noise is standard normal [B, ...] and times fall to
+            -1, and yields `ldm_kit.diffusion.samplers.State`s; the keywords below are added as the record says.
+        description: a few words for help texts.
+        adds_noise: takes `noise`, a function (step, shape of one sample) to standard normal noise [B, *shape].
+        takes_eta: takes `eta`, a share of DDPM's noise from 0 to 1, and `noise`, which is None where eta is 0.
+        takes_variance: takes `variance`, the kind of the reverse step's variance.
+        shifts_mean: takes `gradient`, which shifts the mean of a step (Dhariwal & Nichol 2021, algorithm 1), or None.
+        options: fixed keywords.
+        scheduler: name of the diffusers class that a saved model's pipeline would sample with; None: there is none.
+        scheduler_options: fixed keywords of that class.
+        scheduler_takes_flow: whether diffusers' pipelines can sample flow models with it.
+        scheduler_takes_pure_noise: whether it can start where a_t = 0 (zero_terminal).
+        scheduler_takes_x0: whether it takes networks that predict x_0.
+    """
+
+    run: str | Callable[..., Iterator[Any]]
+    description: str = ""
+    adds_noise: bool = False
+    takes_eta: bool = False
+    takes_variance: bool = False
+    shifts_mean: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    scheduler: str | None = None
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    scheduler_takes_flow: bool = False
+    scheduler_takes_pure_noise: bool = True
+    scheduler_takes_x0: bool = True
+
+    @property
+    def function(self) -> Callable[..., Iterator[Any]]:
+        """The function itself."""
+        if not isinstance(self.run, str):
+            return self.run
+        module, _, name = self.run.partition(":")
+        return getattr(import_module(module), name)
+
+
+SAMPLERS: dict[str, NamedSampler] = {
+    "ddpm": NamedSampler(
+        run="ldm_kit.diffusion.samplers:ddpm",
+        description="ancestral sampling",
+        adds_noise=True,
+        takes_variance=True,
+        shifts_mean=True,
+        scheduler="DDPMScheduler",
+    ),
+    "ddpm-large": NamedSampler(
+        run="ldm_kit.diffusion.samplers:ddpm",
+        description="ancestral sampling with beta as its variance",
+        adds_noise=True,
+        shifts_mean=True,
+        options={"variance": "large"},
+        scheduler="DDPMScheduler",
+        scheduler_options={"variance_type": "fixed_large"},
+    ),
+    "ddim": NamedSampler(
+        run="ldm_kit.diffusion.samplers:ddim",
+        description="first order, deterministic unless eta is above 0",
+        takes_eta=True,
+        scheduler="DDIMScheduler",
+    ),
+    "dpm++": NamedSampler(
+        run="ldm_kit.solvers.diffusers_solvers:run_multistep",
+        description="DPM-Solver++(2M), second order",
+        options={"scheduler": "DPMSolverMultistepScheduler"},
+        scheduler="DPMSolverMultistepScheduler",
+        scheduler_takes_flow=True,
+    ),
+    "unipc": NamedSampler(
+        run="ldm_kit.solvers.diffusers_solvers:run_multistep",
+        description="UniPC, second order",
+        options={"scheduler": "UniPCMultistepScheduler"},
+        scheduler="UniPCMultistepScheduler",
+        scheduler_takes_flow=True,
+    ),
+    "heun": NamedSampler(
+        run="ldm_kit.diffusion.samplers:heun",
+        description="second order, two evaluations a step",
+        scheduler="HeunDiscreteScheduler",
+        scheduler_takes_pure_noise=False,
+    ),
+    "euler-a": NamedSampler(
+        run="ldm_kit.diffusion.samplers:ddpm",
+        description="k-diffusion's name for ddpm with the small variance",
+        adds_noise=True,
+        options={"variance": "small"},
+        scheduler="EulerAncestralDiscreteScheduler",
+        scheduler_takes_x0=False,
+    ),
+    "sde": NamedSampler(
+        run="ldm_kit.diffusion.samplers:euler_maruyama",
+        description="Euler-Maruyama on the reverse-time SDE",
+        adds_noise=True,
+    ),
+}
+
+
+def sampler_names() -> tuple[str, ...]:
+    """Return all names: those of the table, then those that only installed packages have."""
+    return tuple(dict.fromkeys([*SAMPLERS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))]))
+
+
+def names_where(condition: Callable[[NamedSampler], bool]) -> list[str]:
+    """Return the names in the table whose record meets a condition."""
+    return [name for name, record in SAMPLERS.items() if condition(record)]
+
+
+def find_sampler(name: str) -> NamedSampler:
+    """Return the record of a name, from the table or, on first use, from an installed package.
+
+    Raises:
+        ValueError: an unknown name, or an entry point that is neither a record nor a function.
+    """
+    if name not in SAMPLERS:
+        entries = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]
+        if not entries:
+            raise ValueError(
+                f"unknown solver {name!r}; known are {', '.join(sampler_names())} and {DIFFUSERS_PREFIX}CLASS"
+            )
+        SAMPLERS[name] = _record(name, entries[0].load())
+    return SAMPLERS[name]
+
+
+def _record(name: str, loaded: NamedSampler | Callable[..., Iterator[Any]]) -> NamedSampler:
+    if isinstance(loaded, NamedSampler):
+        return loaded
+    if not callable(loaded):
+        raise ValueError(f"entry point {name!r} of {ENTRY_POINTS} is {loaded!r:.80}; expected a NamedSampler")
+    return NamedSampler(run=loaded)
+
+
+def check_sampler(name: str) -> str:
+    """Return a name that `sample` can look up, unchanged; a diffusers class is checked when it is used.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if not name.startswith(DIFFUSERS_PREFIX) and name not in sampler_names():
+        find_sampler(name)
+    return name
+
+
+SamplerName = Annotated[str, AfterValidator(check_sampler)]
+"""A sampler's name as a config's field: an unknown one is refused in a sentence."""
+
+
+def sampler_help() -> str:
+    """Return names and descriptions for a help text."""
+    described = [f"{name} ({record.description})" for name, record in SAMPLERS.items()]
+    others = [name for name in sampler_names() if name not in SAMPLERS]
+    return ", ".join([*described, *others, f"{DIFFUSERS_PREFIX}CLASS (any other diffusers scheduler)"])

@@ -1,0 +1,113 @@
+"""Training state as files: weights, averages, optimisers and the task's own tensors, as a checkpoint holds them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from ldm_kit.training import checkpoint, optim
+from ldm_kit.training.batches import BatchSplit
+from ldm_kit.training.ema import Ema
+from ldm_kit.training.run_folder import versions
+from ldm_kit.training.task import Task
+
+STATE_FILE = "trainer_state.json"
+TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without its suffix
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """All of a trainer that a checkpoint saves and restores."""
+
+    task: Task
+    optimisers: Mapping[str, torch.optim.Optimizer]
+    ema: Ema
+    scaler: Any  # torch.amp.GradScaler under fp16, else None
+
+    def collect(self) -> tuple[TensorFiles, dict[str, Any]]:
+        """Return tensors by file name, and the plain values of optimisers and loss scale that belong to them."""
+        files: TensorFiles = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
+        groups: dict[str, Any] = {}
+        for name, optimiser in self.optimisers.items():
+            files[f"optimizer/{name}"], groups[name] = optim.dump(optimiser)
+        files |= {f"ema/{name}": average for name, average in self.ema.averages.items()}
+        if task_state := self.task.state():
+            files["model/state"] = task_state
+        scale = None if self.scaler is None else self.scaler.state_dict()
+        return files, {"optimizer": groups, "scaler": scale}
+
+    def save(self, folder: Path, values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Args:
+            folder: the checkpoint's.
+            values: what `metadata` returned.
+            extra: plain values of further JSON files, by file name.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        files, optimiser_values = self.collect()
+        json_files = {STATE_FILE: {**values, **optimiser_values}, **extra}
+        checkpoint.write(folder, lambda draft: _write_files(draft, files, json_files), _size(files))
+
+    def load(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Restore everything from a checkpoint's folder and the values of its trainer_state.json."""
+        for name, module in self.task.modules.items():
+            module.load_state_dict(_read(folder, f"model/{name}"))
+        for name, optimiser in self.optimisers.items():
+            optim.restore(optimiser, _read(folder, f"optimizer/{name}"), values["optimizer"][name])
+        self.ema.load({name: _read(folder, f"ema/{name}") for name in self.ema.modules})
+        if (folder / "model" / "state.safetensors").exists():
+            self.task.load_state(_read(folder, "model/state"))
+        if self.scaler is not None and values["scaler"] is not None:
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def metadata(
+    config: BaseModel, split: BatchSplit, step: int, source: str | None, micro_batch: int | None
+) -> dict[str, Any]:
+    """Return the plain values that explain a checkpoint.
+
+    Args:
+        config: the run's.
+        split: this rank's split of a batch.
+        step: completed steps.
+        source: fingerprint of the data.
+        micro_batch: samples at once in a process, if halved since memory ran out.
+    """
+    return {
+        "step": step,
+        "position": step * split.global_batch,
+        "source": source,
+        "world_size": split.world,
+        "micro_batch": micro_batch,
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the plain values of a checkpoint: step, config, versions and what else trainer_state.json holds."""
+    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def _size(files: TensorFiles) -> int:
+    """Return the bytes that the tensors take on the disk."""
+    return sum(value.numel() * value.element_size() for tensors in files.values() for value in tensors.values())
+
+
+def _write_files(folder: Path, files: TensorFiles, json_files: Mapping[str, Any]) -> None:
+    for name, tensors in files.items():
+        checkpoint.save_tensors(tensors, folder / f"{name}.safetensors")
+    for name, values in json_files.items():
+        (folder / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _read(folder: Path, name: str) -> dict[str, Tensor]:
+    return checkpoint.load_tensors(folder / f"{name}.safetensors")

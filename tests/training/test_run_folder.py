@@ -1,0 +1,159 @@
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from ldm_kit.config import UserError
+from ldm_kit.training import checkpoint, run_folder
+from tests.training.helpers import KL, TEXT, context, settings
+
+
+def hold(folder, ready):
+    run_folder.Lock(folder)
+    ready.set()
+    time.sleep(60)
+
+
+def checkpointed(folder, config, step=3):
+    def fill(draft):
+        (draft / "trainer_state.json").write_text(json.dumps({"config": config.model_dump(mode="json"), "step": step}))
+
+    return checkpoint.write(folder / f"checkpoint-{step:08d}", fill)
+
+
+def test_a_folder_has_one_owner_and_a_killed_one_lets_go(tmp_path):
+    ready = context().Event()
+    holder = context().Process(target=hold, args=(tmp_path, ready))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(UserError, match=rf"{tmp_path} is in use by process {holder.pid} on .*, since 20.*; expected a"):
+        run_folder.Lock(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with run_folder.Lock(tmp_path):
+        pass
+
+
+def test_children_do_not_inherit_the_lock(tmp_path):
+    lock = run_folder.Lock(tmp_path)
+    heard, said = os.pipe()
+    child = os.fork()  # as a data loader does
+    if child == 0:
+        os.write(said, b"alive")
+        time.sleep(30)
+        os._exit(0)
+    assert os.read(heard, 5) == b"alive"
+    lock.file.close()
+    try:
+        run_folder.Lock(tmp_path).file.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_folder_that_cannot_be_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write to .*: Not a directory; name another run=FOLDER"):
+        run_folder.Lock(tmp_path / "file" / "run")
+
+
+def test_choosing_where_to_go_on(tmp_path):
+    assert run_folder.resume_checkpoint(tmp_path, None) is None
+    with pytest.warns(UserWarning, match="no checkpoint in .*; starting a new training run"):
+        assert run_folder.resume_checkpoint(tmp_path, "latest") is None
+    good = checkpointed(tmp_path, settings(KL, tmp_path, tmp_path))
+    with pytest.raises(
+        UserError, match=r"already holds checkpoints; add --resume latest to go on, or name another run="
+    ):
+        run_folder.resume_checkpoint(tmp_path, None)
+    assert run_folder.resume_checkpoint(tmp_path, "latest") == run_folder.resume_checkpoint(tmp_path, str(good)) == good
+
+
+def test_a_named_checkpoint_never_falls_back(tmp_path):
+    config = settings(KL, tmp_path, tmp_path)
+    good, bad = checkpointed(tmp_path, config, 3), checkpointed(tmp_path, config, 4)
+    (bad / "trainer_state.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-00000004 is damaged: trainer_state\.json is missing"):
+        run_folder.resume_checkpoint(tmp_path, str(bad))
+    with pytest.raises(UserError, match="nowhere is no complete checkpoint"):
+        run_folder.resume_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+    with pytest.warns(UserWarning, match="trying the one before"):
+        assert run_folder.resume_checkpoint(tmp_path, "latest") == good
+
+
+def refused(tree, tmp_path, old, new):
+    folder = checkpointed(tmp_path / "old", settings(tree, tmp_path, tmp_path / "run", *old))
+    run_folder.check_same_config(folder, settings(tree, tmp_path / "moved", tmp_path / "other", *new))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "log.every=7",
+        "train.workers=2",
+        "train.keep_last=5",
+        "train.checkpoint_every=3",
+        "train.steps=80",
+        "train.checkpointing=true",
+        "data.memory_limit=0",
+    ],
+)
+def test_what_changes_no_result_is_free(tmp_path, change):
+    refused(KL, tmp_path, [], [change])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["optim.lr=0.5", "train.batch_size=4", "train.micro_batch=4", "train.precision=bf16", "seed=3", "flip=false"],
+)
+def test_what_changes_results_is_refused_by_name(tmp_path, key):
+    name = key.split("=")[0]
+    with pytest.raises(UserError, match=rf"cannot resume .*: {name} differs from the config it was trained with"):
+        refused(KL, tmp_path, [], [key])
+
+
+def test_every_differing_key_is_named(tmp_path):
+    with pytest.raises(UserError, match=r": condition\.length, seed, unet\.widths differ from"):
+        refused(TEXT, tmp_path, [], ["seed=3", "condition.length=9", "unet.widths=[8,8]"])
+
+
+def older(tmp_path, change):
+    """A checkpoint whose config was changed as plain text, as if by another version of the kit."""
+    folder = checkpointed(tmp_path, settings(KL, tmp_path, tmp_path / "run"))
+    state = folder / "trainer_state.json"
+    known = json.loads(state.read_text())
+    change(known["config"])
+    state.write_text(json.dumps(known))
+    return folder
+
+
+def test_a_checkpoint_may_be_older_than_a_field_that_is_left_out(tmp_path):
+    folder = older(tmp_path, lambda config: config["train"].pop("compile"))
+    run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
+    with pytest.raises(UserError, match=r": train\.compile differs from"):
+        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run", "train.compile=true"))
+
+
+def test_a_checkpoint_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path):
+    folder = older(tmp_path, lambda config: config["train"].update(magic=3))
+    with pytest.raises(UserError, match=r": train\.magic differs from"):
+        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("optimiser", ["optim", "discriminator_optim"])
+def test_a_falling_rate_pins_the_last_step(tmp_path, optimiser):
+    old = [f"{optimiser}.lr_schedule=cosine"]
+    with pytest.raises(UserError, match=r"train\.steps differs"):
+        refused(KL, tmp_path, old, [*old, "train.steps=80"])
+
+
+def test_metrics_after_the_checkpoint_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    run_folder.cut_metrics(path, 3)
+    assert not path.exists()
+    path.write_text('{"step": 1, "a": 2}\n{"step": 3}\n{"step": 4}\n7\n{"half": \n{"ste')
+    run_folder.cut_metrics(path, 3)
+    assert path.read_text() == '{"step": 1, "a": 2}\n{"step": 3}\n'
+    assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,53 @@
+import json
+
+import matplotlib
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ldm_kit.config import UserError
+from ldm_kit.viz.curves import _panel, _series, curves
+
+
+def write_metrics(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"step": 99, "lo')
+
+
+def test_curves_draw_a_png_without_global_state(tmp_path):
+    entries = [{"step": s, "loss": 1 / (s + 1), "lr": 1e-4, "phase": "train"} for s in range(100)]
+    entries += [{"step": 50, "loss": float("nan")}, {"note": 1}, {"step": 60, "loss_b": -1.0}]
+    write_metrics(tmp_path / "metrics.jsonl", entries)
+    before = dict(matplotlib.rcParams)
+    curves(tmp_path / "metrics.jsonl", tmp_path / "all.png")
+    curves(tmp_path / "metrics.jsonl", tmp_path / "one.png", ["loss"])
+    for name, size in (("all.png", (1800, 384)), ("one.png", (600, 384))):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == size
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_losses_are_logarithmic_where_positive(tmp_path):
+    write_metrics(tmp_path / "m.jsonl", [{"step": s, "loss": s + 1, "loss_d": s - 1, "lr": 1.0} for s in (0, 1, 1, 2)])
+    series = _series(tmp_path / "m.jsonl")
+    assert series["loss"] == {0: 1, 1: 2, 2: 3}
+    scales = []
+    for key in series:
+        axes = Figure().add_subplot()
+        _panel(axes, key, series[key])
+        scales.append(axes.get_yscale())
+    assert dict(zip(series, scales, strict=True)) == {"loss": "log", "loss_d": "linear", "lr": "linear"}
+
+
+def test_curves_complain_at_the_door(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with pytest.raises(UserError, match="cannot read"):
+        curves(path, tmp_path / "a.png")
+    path.write_text("[]\n{}\n")
+    with pytest.raises(UserError, match="no line such as"):
+        curves(path, tmp_path / "a.png")
+    write_metrics(path, [{"step": 1, "loss": 1.0}])
+    with pytest.raises(UserError, match="no 'los'; known: loss"):
+        curves(path, tmp_path / "a.png", ["los"])
+    assert not (tmp_path / "a.png").exists()
