@@ -89,7 +89,7 @@ def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Co
             (a, positive), (b, new) = (_marks(column, value) for column in (train, unseen))
             if int(new.sum()) >= FEWEST:
                 fit = fitting.classifier(scaled["train"][a], positive)
-                score = fitting.scored(fit, scaled["unseen"][b], new)
+                score = fitting.score(fit, scaled["unseen"][b], new)
                 scores.append((score.auroc or 0.0, score.average_precision or 0.0, float(new.double().mean())))
         auroc, precision, chance = torch.tensor(scores, dtype=torch.float64).mean(0).tolist()
         means = {"auroc": auroc, "precision": precision, "chance": chance}

@@ -111,7 +111,7 @@ def steps_of(name: str, model: Semantic, split: Split, everything: InMemory, edi
         ends = [everything.pictures([getattr(edit, end) for edit in chosen]) for end in ("source", "target")]
         z, truth = (normalise(model, model.encode(pictures)) for pictures in ends)
         ways = [directions[edit.name] for edit in chosen]
-        own = [way.at(one) for way, one in zip(ways, z, strict=True)]
+        own = [way.at_code(one) for way, one in zip(ways, z, strict=True)]
         for way, used in {"one step for all": ways, "each picture's own": own}.items():
             steps = torch.stack([one.vector * one.typical for one in used]) * z.shape[1] ** 0.5
             left = (z + steps - truth).norm(dim=1) / (z - truth).norm(dim=1)
@@ -129,7 +129,7 @@ def apply_edits(
     directions = learn_directions(model, train)
     code = encode(model, sources, steps[0])
     normalised = normalise(model, code.z)
-    ways = [directions[edit.name].at(one) for edit, one in zip(edits, normalised, strict=True)]
+    ways = [directions[edit.name].at_code(one) for edit, one in zip(edits, normalised, strict=True)]
     rows = [move_codes(model, code.z[[i]], [Change(way, way.typical)]) for i, way in enumerate(ways)]
     return decode(model, Code(torch.cat(rows), code.x_T), steps[1], 64)
 

@@ -12,11 +12,12 @@ from benchmarks.claims.linear import Linear
 from benchmarks.tables import markdown, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load_all, split
-from ldm_kit.editing.fit_directions import counterparts
-from ldm_kit.editing.fitting import Fit, classifier, difference, scored
+from ldm_kit.editing.fit_directions import paired_indices
+from ldm_kit.editing.fitting import classifier, score
 from ldm_kit.editing.labels import Column, from_openmoji
 from ldm_kit.editing.operations import Change, move_codes
-from ldm_kit.models.directions import TO, Direction, typical
+from ldm_kit.models.directions import TO, Direction, typical_strength
+from ldm_kit.models.linear_fit import Fit, mean_difference
 from ldm_kit.models.pairs import pair_directions
 from ldm_kit.models.protocol import encode_pictures, normalise
 
@@ -74,7 +75,7 @@ class Step(NamedTuple):
     def between(cls, pictures: Pictures, before: str, after: str) -> "Step":
         """Select the pictures for the step from one tone to another."""
         trained, has = pictures.trained, pictures.having(after)
-        pairs = counterparts(pictures.tones, before, after)
+        pairs = paired_indices(pictures.tones, before, after)
         new = ((pictures.having(before) | has) & ~trained).nonzero().flatten()
         return cls(
             name=f"{before}{TO}{after}",
@@ -108,9 +109,9 @@ def fits(z: Tensor, step: Step) -> dict[str, Fit]:
     return {
         "classifier, one against the rest": classifier(z[all_tones], step.after[all_tones]),
         "classifier between the two": classifier(z[two], step.after[two]),
-        "mean against the rest": difference(z[step.rest], z[step.after]),
-        "mean step, all of both values": difference(z[step.before], z[step.after]),
-        "mean step of counterparts": difference(z[step.pairs[:, 0]], z[step.pairs[:, 1]]),
+        "mean against the rest": mean_difference(z[step.rest], z[step.after]),
+        "mean step, all of both values": mean_difference(z[step.before], z[step.after]),
+        "mean step of counterparts": mean_difference(z[step.pairs[:, 0]], z[step.pairs[:, 1]]),
     }
 
 
@@ -119,21 +120,21 @@ def _cells(pictures: Pictures, step: Step) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
     auroc, direction = 0.0, None
     for name, fit in fits(z, step).items():
-        auroc = scored(fit, z[step.new], step.positive).auroc or 0.0
-        strength = typical(fit, z[step.before].mean(0), z[step.after].mean(0))
+        auroc = score(fit, z[step.new], step.positive).auroc or 0.0
+        strength = typical_strength(fit, z[step.before].mean(0), z[step.after].mean(0))
         length = float(fit.weight.norm())
         direction = Direction(name, (fit.weight / length).float(), strength, length, fit.bias)
         cells[name] = Cell(auroc, _left(pictures, step.truths, direction))
     assert direction is not None
     pairs = pair_directions(z[step.pairs[:, 0]], z[step.pairs[:, 1]])
-    local = direction._replace(counterparts=pairs)  # of the mean step, which comes last and is what it reads by
+    local = direction._replace(pairs=pairs)  # of the mean step, which comes last and is what it reads by
     cells["step of the likest counterparts"] = Cell(auroc, _left(pictures, step.truths, local))
     return cells
 
 
 def _left(pictures: Pictures, pairs: Tensor, direction: Direction) -> float:
     model, (before, truth) = pictures.model, (pictures.pictures[side] for side in pairs.T)
-    z, ways = pictures.z[pairs[:, 0]], [direction.at(one) for one in pictures.zn[pairs[:, 0]]]
+    z, ways = pictures.z[pairs[:, 0]], [direction.at_code(one) for one in pictures.zn[pairs[:, 0]]]
     codes = [move_codes(model, one[None], [Change(way, way.typical)]) for one, way in zip(z, ways, strict=True)]
     edited = model.decode(torch.cat(codes), model.invert(before, z))
     return float((_distance(edited, truth) / _distance(before, truth)).mean())

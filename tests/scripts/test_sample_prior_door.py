@@ -162,7 +162,7 @@ def test_trajectories_share_their_ends_with_codes_and_go_another_way(models, wor
 
 
 WRONG = [  # (command and its arguments, what the sentence says)
-    ("sample --model {bare}", "has no prior to draw codes from; train one with `method: prior`"),
+    ("sample --model {bare}", "has no prior to sample codes from; train one with `method: prior`"),
     ("sample --model {base}", "has no semantic codes"),
     ("sample --model {told} --class x", "unknown class 'x'"),
     ("sample --model {plain} --class t", "trained without classes and captions"),
