@@ -86,6 +86,7 @@ def prose(page: Path) -> str:
 IN_PROCESS = [page for page in GUIDES if runnable(page) and not any(fence.file for fence in fences(page))]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 @pytest.mark.parametrize("page", IN_PROCESS, ids=name_of)
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
