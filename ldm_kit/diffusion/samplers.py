@@ -63,8 +63,8 @@ def ddim(
     variances = [eta**2 * one.variance for one in chain(denoiser.schedule, times)] if eta > 0 else [0.0] * len(times)
     for step, (now, then) in enumerate(pairwise(levels(denoiser.schedule, times))):
         p = denoiser(x, times_like(x, now.t), cond)
-        variance = variances[step]
-        x = then.a * p.x_0 + math.sqrt(max(then.s**2 - variance, 0.0)) * p.eps
+        variance = variances[step]  # eta 1 from pure noise: exactly s * s, leaving no root of a rounding error
+        x = then.a * p.x_0 + math.sqrt(max(then.s * then.s - variance, 0.0)) * p.eps
         if noise is not None and variance > 0:
             x = x + math.sqrt(variance) * noise(step, x.shape[1:]).to(x)
         yield State(x, then.t, p)

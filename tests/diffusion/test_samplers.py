@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.denoiser import times_like
+from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.respacing import leading, trailing
 from ldm_kit.diffusion.rng import initial_noise, step_noise
 from ldm_kit.diffusion.samplers import ddim, ddpm, heun, run_scheduler
@@ -166,3 +167,15 @@ def test_noise_without_a_source_is_refused():
 def test_samplers_keep_no_graph():
     x = torch.randn(2, 1, requires_grad=True)
     assert not last(ddim(TWO, x, [999, 500, -1])).requires_grad
+
+
+def test_the_step_from_pure_noise_with_eta_1_forgets_eps_exactly():
+    schedule = zero_terminal(scaled_linear())
+
+    def denoiser(x, t, cond=None):
+        return Prediction(torch.zeros_like(x), torch.full_like(x, 1e30))
+
+    denoiser.schedule = schedule
+    for then in range(10, 990, 49):
+        first, *_ = ddim(denoiser, torch.zeros(1, 1), [999, then], eta=1.0, noise=lambda step, shape: torch.zeros(1, 1))
+        assert first.x.item() == 0
