@@ -158,7 +158,7 @@ class Autoencoding:
             x if move is None else move(x),
             self.wrapped["autoencoder"](x, noise, move),
             step,
-            criterion=self.criterion,
+            loss=self.criterion,
             last_layer=self.autoencode.last_layer,
             discriminate=self.wrapped.get("discriminator"),
             raw_discriminator=self.discriminator,
