@@ -1,4 +1,4 @@
-"""The two-player step: one pass of the autoencoder feeds its own loss, then the discriminator's (Esser et al. 2021)."""
+"""Adversarial training step: one pass of the autoencoder feeds its loss and the discriminator's (Esser et al. 2021)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def two_player(
     made: Reconstruction,
     step: int,
     *,
-    criterion: AutoencoderLoss,
+    loss: AutoencoderLoss,
     last_layer: Tensor,
     discriminate: Map | None = None,
     raw_discriminator: nn.Module | None = None,
@@ -29,23 +29,37 @@ def two_player(
     codebook: Codebook | None = None,
     judged: Tensor | None = None,
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
-    """Yield ("autoencoder", loss, logs), then where it learns ("discriminator", loss, logs): call backward in between.
+    """Yield the autoencoder's loss, then (in steps in which it learns) the discriminator's; call backward in between.
 
-    `made` is what the wrapped autoencoder made and is to be compared with x [B, C, H, W]; pass it on without keeping
-    it, or its graph outlives the backward pass. `discriminate` is the wrapped discriminator, `raw_discriminator` the
-    unwrapped one, frozen until the autoencoder's backward is over. `average` is the mean over ranks; `judged` [B] are
-    the pictures that the perceptual distance sees. Consume the generator to its end: `codebook` sees the latents when
-    it resumes after the autoencoder's turn, and is the caller's to settle once the step stands. Logs are detached
-    tensors; lambda is 0 while the game has not begun. Raises AutoencoderError when a game is wanted but has no players.
+    Consume the generator to its end: `codebook` takes in the latents when it resumes after the autoencoder's turn, and
+    the caller calls `codebook.after_step` once the step is accepted.
+
+    Args:
+        x: pictures [B, C, H, W] in [-1, 1].
+        made: the wrapped autoencoder's output for x; keep no reference to it, or its graph outlives the backward pass.
+        step: number of the optimiser step, from 0.
+        loss: the autoencoder's loss, with the adversarial settings in its config.
+        last_layer: the weight on which the adaptive weight is measured (`Autoencode.last_layer`).
+        discriminate: the discriminator as DDP wraps it.
+        raw_discriminator: the unwrapped one, frozen until the autoencoder's backward pass is over.
+        average: mean of a tensor over ranks.
+        codebook: of a VQ model, where it has running statistics.
+        judged: [B] bool, the pictures that the perceptual distance is computed on; None: all.
+
+    Yields:
+        Module name, scalar loss, and logs of detached tensors; lambda is 0 before the adversarial loss starts.
+
+    Raises:
+        AutoencoderError: the config has an adversarial loss, but no discriminator is given.
     """
-    game = criterion.config.adversarial
+    game = loss.config.adversarial
     if game is not None and (discriminate is None or raw_discriminator is None):
-        raise AutoencoderError("The criterion asks for an adversarial game: pass discriminate and raw_discriminator.")
+        raise AutoencoderError("The loss has an adversarial term: pass discriminate and raw_discriminator.")
     fake, latents, indices = made.picture.detach(), made.moments.mean.detach(), made.indices
     with frozen(raw_discriminator):
         yield (
             "autoencoder",
-            *_autoencoder_side(criterion(x, made, judged), made, step, game, raw_discriminator, last_layer, average),
+            *_autoencoder_side(loss(x, made, judged), made, step, game, raw_discriminator, last_layer, average),
         )
     del made
     if codebook is not None and indices is not None:
@@ -55,25 +69,25 @@ def two_player(
 
 
 def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, average: Map = itself) -> Tensor:
-    """lambda = |d nll / d L| / (|d g / d L| + 1e-4), at most `maximum`, detached (Esser et al. 2021, eq. 7).
+    """Return lambda = |d nll / d L| / (|d g / d L| + 1e-4), at most `maximum`, detached (Esser et al. 2021, eq. 7).
 
     Both gradients are averaged over ranks before their norms are taken, so lambda does not depend on how many ranks
     share a batch.
     """
-    ours, theirs = (average(torch.autograd.grad(f, last_layer, retain_graph=True)[0].float()).norm() for f in (nll, g))
-    return (ours / (theirs + 1e-4)).clamp(0, maximum).detach()
+    norms = [average(torch.autograd.grad(f, last_layer, retain_graph=True)[0].float()).norm() for f in (nll, g)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum).detach()
 
 
 @contextmanager
 def frozen(module: nn.Module | None) -> Iterator[None]:
-    """The module's parameters ask for no gradient inside; each is as before outside."""
-    moving = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+    """Turn off gradients of the module's parameters, and restore each afterwards."""
+    trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
     try:
-        for p in moving:
+        for p in trained:
             p.requires_grad_(False)
         yield
     finally:
-        for p in moving:
+        for p in trained:
             p.requires_grad_(True)
 
 
@@ -109,7 +123,7 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 
 
 def _usage(made: Reconstruction) -> Logs:
-    """Perplexity of this batch alone, biased low by its size; `CodeUsage` measures a whole set."""
+    """Return the perplexity of this batch alone, biased low by its size; `CodeUsage` measures a whole set."""
     if made.indices is None:
         return {}
     return {"perplexity": perplexity(torch.bincount(made.indices.flatten()))}

@@ -43,7 +43,7 @@ class Architecture(BaseModel):
 
     @property
     def factor(self) -> int:
-        """How many times smaller a latent's side is than the picture's."""
+        """Downsampling factor from a picture's side to its latent's."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -52,7 +52,7 @@ class Architecture(BaseModel):
         return self.resolution // self.factor
 
     def diffusers(self) -> dict[str, Any]:
-        """The arguments that AutoencoderKL and VQModel have in common."""
+        """Return the arguments that AutoencoderKL and VQModel have in common."""
         attention = [n in self.attention_levels for n in range(len(self.widths))]
         return {
             "in_channels": self.channels,
@@ -71,7 +71,7 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """What the user wrote, over the named preset. Raises ValueError for an unknown name."""
+    """Return the given fields over those of the preset that they name; raises ValueError for an unknown name."""
     if not isinstance(given, Mapping) or given.get("preset") is None:
         return given
     if (name := given["preset"]) not in presets:
@@ -82,7 +82,7 @@ def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
 def published(
     *multiples: int, latent_channels: int, attention_levels: tuple[int, ...] = (), **more: Any
 ) -> dict[str, Any]:
-    """A configuration of the LDM model zoo: 128 base channels, two blocks per level, trained at 256 px."""
+    """Return a configuration of the LDM model zoo: 128 base channels, two blocks per level, trained at 256 px."""
     shape = {
         "resolution": 256,
         "widths": tuple(128 * m for m in multiples),

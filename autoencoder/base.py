@@ -1,7 +1,7 @@
-"""Pictures to latents and back: what a KL and a VQ autoencoder have in common, whichever diffusers class holds them.
+"""Encoding pictures to latents and decoding them, with a KL or a VQ autoencoder of diffusers alike.
 
-A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` speak of the *normalised*
-latent that the U-Net sees; `posterior` and `Autoencode` speak of the raw one, on which the KL term is defined.
+A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` use the *normalised*
+latent that the U-Net is trained on; `posterior` and `Autoencode` the raw one, on which the KL term is defined.
 """
 
 from collections.abc import Callable
@@ -19,25 +19,25 @@ LOGVAR_FLOOR, LOGVAR_CEILING = -30.0, 20.0
 
 
 class AutoencoderError(ValueError):
-    """A user's mistake about the autoencoder, in one sentence: what, where, and what was expected."""
+    """A mistake of the user about the autoencoder; its message is one sentence with what was expected."""
 
 
 class Moments(NamedTuple):
-    """A diagonal Gaussian over latents. A VQ latent is exact: logvar on the floor, so a cache treats both alike."""
+    """Diagonal Gaussian over latents; a VQ latent is exact, with logvar at -30, so that both kinds are stored alike."""
 
     mean: Tensor  # [B, Z, h, w]
     logvar: Tensor  # [B, Z, h, w], clamped to [-30, 20]
 
 
 class Affine(NamedTuple):
-    """normalised = (raw - shift) * scale; both broadcast against [B, Z, h, w]."""
+    """Normalisation of latents, normalised = (raw - shift) * scale; both broadcast against [B, Z, h, w]."""
 
     shift: Tensor
     scale: Tensor
 
 
 class Reconstruction(NamedTuple):
-    """All that a training step needs from one pass of an autoencoder."""
+    """Result of one training pass of an autoencoder."""
 
     picture: Tensor  # [B, C, H, W], not clamped
     moments: Moments  # raw, not normalised
@@ -47,13 +47,13 @@ class Reconstruction(NamedTuple):
 
 
 def sample(moments: Moments, noise: Tensor) -> Tensor:
-    """A latent [B, Z, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
+    """Sample a latent [B, Z, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
     return moments.mean + torch.exp(moments.logvar / 2) * noise
 
 
 def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Raw moments of pictures [B, C, H, W] as the network emits them, in float32 or better."""
-    model: Any = _known(vae)
+    """Encode pictures [B, C, H, W] in [-1, 1] to raw moments, in float32 or better."""
+    model: Any = _check_class(vae)
     given = model.encode(x.to(vae.dtype))
     if isinstance(vae, AutoencoderKL):
         return Moments(_full(given.latent_dist.mean), _full(given.latent_dist.logvar))
@@ -62,16 +62,16 @@ def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
 
 
 def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
-    """Pictures [B, C, H, W] of raw latents [B, Z, h, w]; a VQ model quantises them first."""
-    model: Any = _known(vae)
+    """Decode raw latents [B, Z, h, w] to pictures [B, C, H, W]; a VQ model quantises them first."""
+    model: Any = _check_class(vae)
     if isinstance(vae, AutoencoderKL):
         return _full(model.decode(z.to(vae.dtype)).sample)
     return _render(vae, quantise(z, vae.quantize.embedding.weight).latents)
 
 
 def affine(vae: AutoencoderKL | VQModel) -> Affine:
-    """What the model's own config states: scaling_factor, with shift_factor or with latents_mean and latents_std."""
-    config: Any = _known(vae).config
+    """Return the normalisation of the model's config: scaling_factor, with shift_factor or latents_mean and _std."""
+    config: Any = _check_class(vae).config
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = [config.get("shift_factor") or 0.0], [1.0]
@@ -80,9 +80,17 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
 
 
 def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Normalised moments [B, Z, h, w] of pictures [B, C, H, W] in [-1, 1]: what a latent cache stores.
+    """Encode pictures to the normalised moments that a latent cache stores.
 
-    Works on any diffusers AutoencoderKL or VQModel. Raises AutoencoderError for another class.
+    Args:
+        vae: any diffusers AutoencoderKL or VQModel.
+        x: pictures [B, C, H, W] in [-1, 1].
+
+    Returns:
+        Mean and log-variance [B, Z, h, w] in float32 or better.
+
+    Raises:
+        AutoencoderError: a model of another class.
     """
     raw, (shift, scale) = posterior(vae, x), affine(vae)
     mean = (raw.mean - shift.to(raw.mean)) * scale.to(raw.mean)
@@ -93,31 +101,37 @@ def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
 
 
 def decode(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
-    """Pictures [B, C, H, W], about [-1, 1] and not clamped, of normalised latents [B, Z, h, w].
+    """Decode normalised latents [B, Z, h, w] to pictures [B, C, H, W], about [-1, 1] and not clamped.
 
-    A VQ model sees the unscaled latent and quantises it (Rombach et al. 2022: the quantiser belongs to the decoder).
+    A VQ model quantises the unscaled latent first (Rombach et al. 2022: the quantiser belongs to the decoder).
+
+    Raises:
+        AutoencoderError: a model of another class.
     """
     shift, scale = affine(vae)
     return reconstruct(vae, z / scale.to(z) + shift.to(z))
 
 
 class Autoencode(nn.Module):
-    """An autoencoder whose forward is a whole training pass, so that DDP around it sees every gradient.
+    """An autoencoder whose forward is a whole training pass, so that DDP around it averages every gradient.
 
-    `beta` weighs the commitment of a VQ model; `learned_scale` adds the scalar s of a learned Laplace or Gauss width,
-    kept here rather than in the loss because DDP averages the gradients only of what it wraps.
+    Args:
+        vae: a diffusers AutoencoderKL or VQModel.
+        beta: weight of a VQ model's commitment loss.
+        learned_scale: add the scalar log scale s of a learned Laplace or Gauss likelihood; it is here and not in the
+            loss because DDP averages gradients of what it wraps alone.
     """
 
     def __init__(self, vae: AutoencoderKL | VQModel, *, beta: float = 0.25, learned_scale: bool = False) -> None:
         super().__init__()
-        self.vae = _known(vae)
+        self.vae = _check_class(vae)
         self.beta = beta
         self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
 
     def forward(self, x: Tensor, noise: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> Reconstruction:
-        """Encode x [B, C, H, W], draw a latent with `noise` [B, Z, h, w] (unused by VQ), decode.
+        """Encode x [B, C, H, W], sample a latent with `noise` [B, Z, h, w] (unused by VQ), decode it.
 
-        `move` is what happens to the latent in between; latents of a codebook stay where they are.
+        `move` transforms the latent before it is decoded (`equivariance.Move`); a VQ model ignores it.
         """
         scale = None if self.log_scale is None else self.log_scale.clone()
         moments = posterior(self.vae, x)
@@ -125,8 +139,8 @@ class Autoencode(nn.Module):
             z = sample(moments, noise)
             picture = reconstruct(self.vae, z if move is None else move(z))
             return Reconstruction(picture, moments, picture.new_zeros(()), log_scale=scale)
-        found: Quantised = quantise(moments.mean, self.vae.quantize.embedding.weight, self.beta)
-        return Reconstruction(_render(self.vae, found.latents), moments, found.loss, found.indices, scale)
+        codes: Quantised = quantise(moments.mean, self.vae.quantize.embedding.weight, self.beta)
+        return Reconstruction(_render(self.vae, codes.latents), moments, codes.loss, codes.indices, scale)
 
     @property
     def last_layer(self) -> Tensor:
@@ -135,14 +149,18 @@ class Autoencode(nn.Module):
 
 
 def reduction(vae: AutoencoderKL | VQModel) -> int:
-    """How many times smaller a latent's side is than its picture's."""
-    config: Any = _known(vae).config
+    """Return the downsampling factor from a picture's side to its latent's."""
+    config: Any = _check_class(vae).config
     return 2 ** (len(config.block_out_channels) - 1)
 
 
 def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple[int, int, int]:
-    """(Z, h, w) of a picture's latent. Raises AutoencoderError when a side is no multiple of the reduction factor."""
-    config: Any = _known(vae).config
+    """Return the shape (Z, h, w) of a picture's latent.
+
+    Raises:
+        AutoencoderError: a side is no multiple of the downsampling factor.
+    """
+    config: Any = _check_class(vae).config
     factor = reduction(vae)
     if height % factor or width % factor:
         raise AutoencoderError(
@@ -163,7 +181,7 @@ def _full(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _known(vae: Vae) -> Vae:
+def _check_class(vae: Vae) -> Vae:
     if isinstance(vae, AutoencoderKL | VQModel):
         return vae
     raise AutoencoderError(f"An autoencoder must be a diffusers AutoencoderKL or VQModel, got {type(vae).__name__}.")

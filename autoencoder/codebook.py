@@ -1,4 +1,4 @@
-"""A codebook's life beside the gradients: moving averages, revival of dead codes, and how many are in use."""
+"""Codebook training beside gradients: moving averages, revival of unused codes, and usage statistics."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,16 +10,16 @@ from autoencoder.base import AutoencoderError
 from autoencoder.quantiser import flatten
 
 Map = Callable[[Tensor], Tensor]
-LEAST = 1e-3  # running count below which a code rests
+LEAST = 1e-3  # running count below which a code is not moved
 
 
 def itself(x: Tensor) -> Tensor:
-    """What any collective operation does on one rank."""
+    """Return x: any collective operation on a single rank."""
     return x
 
 
 class CodebookSettings(Protocol):
-    """The part of `VQConfig` that matters here."""
+    """The fields of `VQConfig` that a `Codebook` reads."""
 
     @property
     def ema(self) -> bool: ...
@@ -34,14 +34,18 @@ class CodebookSettings(Protocol):
 
 
 class Codebook:
-    """Keeps the running counts N_k and sums M_k of a codebook's codes, and writes e_k into a plain nn.Embedding.
+    """Running counts N_k and sums M_k of a codebook's codes, whose means e_k are written into a plain nn.Embedding.
 
     N_k <- d N_k + (1 - d) n_k,  M_k <- d M_k + (1 - d) sum of the z assigned to k,  e_k = M_k / smoothed N_k
-    (van den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e, and a
-    code whose count has all but gone is left where it is: the smoothing would draw it to the origin.
+    (van den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e. A code
+    with a count near 0 is not moved: the smoothing would pull it to the origin. With `settings.ema` the embedding gets
+    no gradient, so build this before DDP wraps the model.
 
-    The embedding leaves the optimiser's hands when `settings.ema` holds, so build this before DDP wraps the model.
-    `reduce` sums over ranks, `share` gives every rank what rank 0 has.
+    Args:
+        embedding: the codes e [K, d].
+        settings: the model's `VQConfig`.
+        reduce: sum of a tensor over ranks.
+        share: broadcast of a tensor from rank 0.
     """
 
     def __init__(
@@ -55,16 +59,16 @@ class Codebook:
 
     @torch.no_grad()
     def see(self, z: Tensor, indices: Tensor) -> None:
-        """Take in raw latents z [B, d, h, w] and their codes [B, h, w] of a micro-batch; nothing moves yet."""
+        """Collect raw latents z [B, d, h, w] and their codes [B, h, w] of a micro-batch; no code moves yet."""
         self.seen.append((flatten(z.float()), indices.flatten()))
 
     def discard_step(self) -> None:
-        """Forget what was seen since the codebook last settled."""
+        """Discard what was collected since the last accepted step."""
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def after_step(self, step: int) -> Tensor:
-        """Move on by what the micro-batches of a step have shown, however many; the mask [K] of codes revived now."""
+        """Update counts, sums and codes by an accepted step's micro-batches; return the mask [K] of revived codes."""
         vectors, chosen = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
         self.discard_step()
         self._to(vectors.device)
@@ -80,18 +84,18 @@ class Codebook:
         return self._revive(vectors, step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Counts and sums, for the trainer's checkpoint; the codes themselves lie in the model."""
+        """Return counts and sums for a checkpoint; the codes themselves are part of the model."""
         return {"counts": self.counts, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. Raises AutoencoderError when it comes from a codebook of another size."""
+        """Restore what `state_dict` returned; raises AutoencoderError if it is from a codebook of another size."""
         if state["sums"].shape != self.sums.shape:
-            ours, theirs = tuple(self.sums.shape), tuple(state["sums"].shape)
-            raise AutoencoderError(f"The codebook state has shape {theirs}, but the model's codebook is {ours}.")
+            given, expected = tuple(state["sums"].shape), tuple(self.sums.shape)
+            raise AutoencoderError(f"The codebook state has shape {given}, but the model's codebook is {expected}.")
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Every so often, put codes with less than `revive_below` of the mean count on random latents of this batch."""
+        """Every `revive_every` steps, replace codes of less than `revive_below` of the mean count by random latents."""
         every, until = self.settings.revive_every, self.settings.revive_until
         dead = self.counts < self.settings.revive_below * self.counts.mean()
         if every == 0 or step == 0 or step % every or (until is not None and step > until):
@@ -113,18 +117,18 @@ class Codebook:
 
 
 class CodeUsage:
-    """Counts codes over a whole set; a single batch sees too few of them to say how many are in use."""
+    """Counts of codes over a whole data set; one batch is too small to measure how many are in use."""
 
     def __init__(self, codes: int, reduce: Map = itself) -> None:
         self.counts, self.reduce = torch.zeros(codes, dtype=torch.int64), reduce
 
     def add(self, indices: Tensor) -> None:
         """Count the codes [...] of a batch."""
-        found = torch.bincount(indices.flatten(), minlength=len(self.counts))
-        self.counts = self.counts.to(found.device) + found
+        counts = torch.bincount(indices.flatten(), minlength=len(self.counts))
+        self.counts = self.counts.to(counts.device) + counts
 
     def summary(self) -> dict[str, float]:
-        """Over all ranks: `usage` (share of codes hit), `perplexity`, `perplexity_share` (of the codebook's size)."""
+        """Return, over all ranks, `usage` (share of codes hit), `perplexity` and `perplexity_share` (of K)."""
         counts = self.reduce(self.counts)
         value = perplexity(counts).item()
         used = (counts > 0).double().mean().item()
@@ -132,13 +136,13 @@ class CodeUsage:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of the distribution that `counts` [K] draw: K when all codes are equally frequent."""
+    """Return exp(entropy) of the frequencies `counts` [K]: K when all codes are equally frequent."""
     p = counts.double() / counts.sum().clamp_min(1)
     return torch.special.entr(p).sum().exp()
 
 
 def smoothed(counts: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Laplace-smoothed counts [K] with the same total, so that no code is divided by zero."""
+    """Return Laplace-smoothed counts [K] with the same total, so that no sum is divided by zero."""
     total = counts.sum()
     return (counts + epsilon) / (total + len(counts) * epsilon) * total
 

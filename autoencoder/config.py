@@ -1,4 +1,4 @@
-"""One config for either kind of autoencoder, told apart by `kind`."""
+"""The config of either kind of autoencoder, discriminated by `kind`."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ AutoencoderConfig = Annotated[KLConfig | VQConfig, Field(discriminator="kind")]
 
 
 def build(config: KLConfig | VQConfig) -> AutoencoderKL | VQModel:
-    """A fresh autoencoder, as diffusers knows it."""
+    """Build a randomly initialised diffusers AutoencoderKL or VQModel."""
     match config:
         case KLConfig():
             return build_kl(config)

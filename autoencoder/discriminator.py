@@ -1,4 +1,4 @@
-"""PatchGAN: a convolutional judge that gives one logit per patch (Isola et al. 2017; Esser et al. 2021)."""
+"""PatchGAN: a convolutional discriminator with one logit per patch (Isola et al. 2017; Esser et al. 2021)."""
 
 from itertools import pairwise
 from typing import Literal
@@ -33,7 +33,7 @@ class DiscriminatorConfig(BaseModel):
 
 
 class Discriminator(nn.Module):
-    """Pictures [B, C, H, W] in [-1, 1] -> logits [B, 1, h, w], positive for real ones."""
+    """A network from pictures [B, C, H, W] in [-1, 1] to logits [B, 1, h, w], positive for real ones."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
         self.body = nn.Sequential(*body, _conv(config, widths[-1], 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """One logit per overlapping patch. Raises AutoencoderError when the picture is too small for the layers."""
+        """Return one logit per overlapping patch; raises AutoencoderError if the picture is too small."""
         if min(x.shape[-2:]) < (least := 3 * 2**self.config.layers):
             size, layers = f"{x.shape[-2]}x{x.shape[-1]}", self.config.layers
             raise AutoencoderError(

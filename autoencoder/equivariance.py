@@ -1,7 +1,7 @@
-"""Latents that move as pictures do, which a diffusion model learns sooner (Kouzelis et al. 2025, "EQ-VAE").
+"""Equivariance regularisation of latents, which a diffusion model then learns sooner (Kouzelis et al. 2025, "EQ-VAE").
 
-In a share of the steps the latent is scaled down and turned before it is decoded, and the whole loss compares with the
-picture scaled and turned alike. Of the other steps some train on small pictures throughout.
+In a share of the steps the latent is scaled down and rotated before it is decoded, and the loss compares with the
+picture scaled and rotated in the same way. Some of the other steps train on pictures that are scaled down beforehand.
 """
 
 import math
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-DRAWS = 4  # numbers that a step's move is made of
+DRAWS = 4  # random numbers per step
 
 
 class Move(NamedTuple):
-    """What happens to a square of numbers: its side becomes `side` / `of` as long, and it is turned by quarters."""
+    """A transform of square maps: resize the side from `of` to `side`, then rotate by `turns` quarter turns."""
 
     side: int
     of: int
     turns: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Latents or pictures [B, C, H, W], whose sides are multiples of `of`, moved, in float32 or better."""
+        """Transform latents or pictures [B, C, H, W], whose sides are multiples of `of`, in float32 or better."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.side != self.of:
             rows, columns = (_resized(length, length * self.side // self.of).to(x) for length in x.shape[-2:])
@@ -36,32 +36,34 @@ class Move(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _resized(old: int, new: int) -> Tensor:
-    """The matrix [new, old] of bilinear resizing, which blurs what gets smaller.
+    """Return the matrix [new, old] of antialiased bilinear resizing.
 
-    As products it has the same gradient every time on every device, which F.interpolate has not.
+    Matrix products have a deterministic gradient on every device, which F.interpolate has not.
     """
     return F.interpolate(torch.eye(old)[None, None], size=(new, old), mode="bilinear", antialias=True)[0, 0]
 
 
 class EquivarianceConfig(BaseModel):
-    """How often and how far latents are moved in training."""
+    """How often and how far latents are transformed in training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    share: float = Field(default=0.5, ge=0, le=1, description="Of steps that decode a moved latent.")
+    share: float = Field(default=0.5, ge=0, le=1, description="Of steps that decode a transformed latent.")
     small: float = Field(
         default=0.25, ge=0, le=1, description="Of the other steps, on pictures scaled down beforehand."
     )
     least: float = Field(default=0.25, gt=0, lt=1, description="Smallest scale.")
 
     def smallest(self, side: int) -> int:
-        """The least side that a latent of a side may come to."""
+        """Return the smallest side that a latent of this side may be scaled to."""
         return math.ceil(self.least * side)
 
     def drawn(self, u: Sequence[float], side: int) -> tuple[Move | None, Move | None]:
-        """What happens to a step's pictures beforehand, and to its latents [B, Z, side, side] before they are decoded.
+        """Return the transforms of a step: of its pictures, and of its latents before they are decoded; None: none.
 
-        u: `DRAWS` numbers in [0, 1) that belong to the step.
+        Args:
+            u: `DRAWS` random numbers in [0, 1) that belong to the step.
+            side: side of the latents [B, Z, side, side].
         """
         low = self.smallest(side)
         scaled = low + int(u[1] * (side - low))

@@ -25,7 +25,7 @@ KL_PRESETS = MappingProxyType(
 class KLConfig(Architecture):
     """A KL autoencoder; `preset` may be any of KL_PRESETS."""
 
-    kind: Literal["kl"] = Field(default="kl", description="Says that this is a KL autoencoder.")
+    kind: Literal["kl"] = Field(default="kl", description="A KL autoencoder.")
 
     @model_validator(mode="before")
     @classmethod
@@ -34,5 +34,5 @@ class KLConfig(Architecture):
 
 
 def build_kl(config: KLConfig) -> AutoencoderKL:
-    """A fresh diffusers AutoencoderKL, with the two 1x1 convolutions into which latent statistics are folded."""
+    """Build a diffusers AutoencoderKL with the two 1x1 convolutions into which latent statistics are folded."""
     return AutoencoderKL(**config.diffusers(), use_quant_conv=True, use_post_quant_conv=True)

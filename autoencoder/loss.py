@@ -1,4 +1,4 @@
-"""What an autoencoder is trained for: likeness, a tame latent, and the terms of the game against a discriminator."""
+"""The autoencoder's loss: reconstruction, perceptual distance, KL or codebook loss, and the adversarial settings."""
 
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -19,16 +19,16 @@ BALANCES = MappingProxyType(
 
 
 class AdversarialConfig(BaseModel):
-    """When and how strongly the discriminator takes part. Steps are steps of the autoencoder's optimiser."""
+    """When and how strongly the adversarial loss counts, in steps of the autoencoder's optimiser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: Literal["hinge", "vanilla"] = Field(default="hinge", description="The discriminator's loss.")
-    start: int = Field(default=50_000, ge=0, description="First step at which the autoencoder plays against it.")
+    start: int = Field(default=50_000, ge=0, description="First step with the adversarial loss.")
     discriminator_start: int | None = Field(
-        default=None, ge=0, description="First step at which it learns; earlier than start trains it beforehand."
+        default=None, ge=0, description="First step at which the discriminator is trained; by default start."
     )
-    ramp: int = Field(default=0, ge=0, description="Steps over which its influence grows from 0 to full.")
+    ramp: int = Field(default=0, ge=0, description="Steps over which its weight grows linearly from 0.")
     weight: float = Field(
         default=0.5, gt=0, description="Its share of the reconstruction's gradient at the last layer."
     )
@@ -40,16 +40,16 @@ class AdversarialConfig(BaseModel):
         if self.discriminator_start is not None and self.discriminator_start > self.start:
             raise ValueError(
                 f"discriminator_start {self.discriminator_start} is later than start {self.start}: "
-                "the autoencoder would play against an untrained discriminator"
+                "the autoencoder would be trained against an untrained discriminator"
             )
         return self
 
     def factor(self, step: int) -> float:
-        """0 before `start`, then a line up to 1 over `ramp` steps."""
+        """Return the ramp factor: 0 before `start`, then linear up to 1 over `ramp` steps."""
         return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
 
     def discriminates(self, step: int) -> bool:
-        """Whether the discriminator learns at this step."""
+        """Return whether the discriminator is trained at this step."""
         return step >= (self.start if self.discriminator_start is None else self.discriminator_start)
 
 
@@ -71,11 +71,13 @@ class LossConfig(BaseModel):
     perceptual_every: int = Field(
         default=1,
         ge=1,
-        description="Judge one picture in so many, which then counts so many times: cheaper, and the same on average.",
+        description="Compute it on one picture in so many, which then counts so many times: the same on average.",
     )
     pixel: Literal["l1", "l2"] = Field(default="l1", description="Pixel error.")
     codebook_weight: float = Field(default=1.0, ge=0, description="Weight of a VQ model's codebook loss.")
-    adversarial: AdversarialConfig | None = Field(default=None, description="The game; none for no discriminator.")
+    adversarial: AdversarialConfig | None = Field(
+        default=None, description="Adversarial loss; none for no discriminator."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +100,7 @@ class LossConfig(BaseModel):
 
 
 class LossTerms(NamedTuple):
-    """Scalars of one batch; `total` is all that the autoencoder minimises but the game."""
+    """Scalar losses of one batch; `total` is what the autoencoder minimises, without the adversarial term."""
 
     total: Tensor
     nll: Tensor  # per picture element
@@ -109,9 +111,9 @@ class LossTerms(NamedTuple):
 
 
 class AutoencoderLoss(nn.Module):
-    """mean nll + w (N_latent / N_pixel) mean KL + codebook loss: the same at every resolution (see `losses`).
+    """The loss mean nll + w (N_latent / N_pixel) mean KL + codebook loss, of equal size at every resolution.
 
-    It has no parameters to train: the learned scale lives in `Autoencode`, where DDP averages its gradient.
+    See `loss_terms` for the units. It has no trained parameters: the learned scale is one of `Autoencode`.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:
@@ -120,18 +122,24 @@ class AutoencoderLoss(nn.Module):
         self.perceptual = perceptual
 
     def judged(self, position: Tensor) -> Tensor | None:
-        """Which pictures at sample positions [B] the perceptual distance sees, bool [B]; None: all."""
+        """Return which samples at positions [B] the perceptual distance is computed on, bool [B]; None: all."""
         every = self.config.perceptual_every
         return None if every == 1 else position % every == 0
 
     def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
-        """The terms for pictures x [B, C, H, W], of which the perceptual distance sees those `judged` [B].
+        """Compute the terms.
 
-        Raises AutoencoderError when s is wanted but `made` brings none.
+        Args:
+            x: pictures [B, C, H, W] in [-1, 1].
+            made: their reconstruction.
+            judged: [B] bool, the pictures that the perceptual distance is computed on; None: all.
+
+        Raises:
+            AutoencoderError: the config has a learned scale and `made` has none, or the other way round.
         """
         if self.config.learned_scale != (made.log_scale is not None):
             raise AutoencoderError(
-                f"learned_scale is {self.config.learned_scale} in the criterion but not in the autoencoder: "
+                f"learned_scale is {self.config.learned_scale} in the loss but not in the autoencoder: "
                 "build Autoencode(vae, learned_scale=config.learned_scale)."
             )
         pixel = loss_terms.pixel_error(made.picture, x, self.config.pixel)
@@ -146,8 +154,8 @@ class AutoencoderLoss(nn.Module):
             return x.new_zeros(len(x))
         if judged is None:
             return self.perceptual(picture, x)
-        places = judged.nonzero()[:, 0]
-        if len(places) == 0:
+        indices = judged.nonzero()[:, 0]
+        if len(indices) == 0:
             return x.new_zeros(len(x))
-        found = self.config.perceptual_every * self.perceptual(picture[places], x[places])
-        return found.new_zeros(len(x)).index_copy(0, places, found)
+        distances = self.config.perceptual_every * self.perceptual(picture[indices], x[indices])
+        return distances.new_zeros(len(x)).index_copy(0, indices, distances)

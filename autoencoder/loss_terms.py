@@ -16,40 +16,41 @@ from autoencoder.base import Moments
 
 
 def pixel_error(x: Tensor, y: Tensor, kind: str = "l1") -> Tensor:
-    """Mean absolute (`l1`) or squared (`l2`) difference of each picture: [B, C, H, W] twice -> [B]."""
+    """Return the mean absolute (`l1`) or squared (`l2`) difference [B] of pictures [B, C, H, W]."""
     error = (x - y).abs() if kind == "l1" else (x - y).square()
     return error.flatten(1).mean(1)
 
 
 def kl_divergence(moments: Moments) -> Tensor:
-    """KL from the posterior to N(0, 1), summed over a latent, in nats: [B] (Kingma and Welling 2014, eq. 10)."""
+    """Return the KL [B] from the posterior to N(0, 1), in nats per latent (Kingma and Welling 2014, eq. 10)."""
     mean, logvar = moments
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
 def kl_per_pixel(moments: Moments, picture: Tensor) -> Tensor:
-    """KL in nats per picture element, [B]: (N_latent / N_pixel) * mean KL, the unit in which `nll` is also given."""
+    """Return the KL [B] in nats per picture element, (N_latent / N_pixel) * mean KL, as `nll` is."""
     return kl_divergence(moments) / picture[0].numel()
 
 
 def nll(error: Tensor, log_scale: Tensor | None = None) -> Tensor:
-    """Negative log-likelihood per picture element, up to a constant: error [B] / exp(s) + s; s is 0 when not learned.
+    """Return the negative log-likelihood [B] per picture element, up to a constant: error / exp(s) + s.
 
-    `error` is a mean per element, perceptual part included. Where s is learned, exp(s) tends to the mean error.
+    `error` [B] is a mean per element, perceptual part included; s is 0 when it is not learned, else exp(s)
+    tends to the mean error.
     """
     return error if log_scale is None else error * torch.exp(-log_scale) + log_scale
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's hinge loss of two sets of logits, a scalar (Lim and Ye 2017)."""
+    """Return the discriminator's hinge loss of two sets of logits, a scalar (Lim and Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def vanilla_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's cross-entropy of two sets of logits, a scalar (Goodfellow et al. 2014)."""
+    """Return the discriminator's cross-entropy of two sets of logits, a scalar (Goodfellow et al. 2014)."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """-mean(D(fake)), the generator's side of either discriminator loss as LDM uses it; a scalar."""
+    """Return -mean(D(fake)), the generator's side of either discriminator loss as LDM uses it; a scalar."""
     return -fake.mean()

@@ -1,7 +1,7 @@
 """Perceptual distance: how far apart two pictures lie in the features of a frozen, pretrained network.
 
 d(x, y) = sum or mean over stages l of mean over positions of  w_l . (f_l(x)/|f_l(x)| - f_l(y)/|f_l(y)|)^2,
-with the learned w_l of LPIPS (Zhang et al. 2018, eq. 1), or all ones for a timm trunk.
+with the learned w_l of LPIPS (Zhang et al. 2018, eq. 1), or all ones for a timm backbone.
 """
 
 from typing import Literal
@@ -16,19 +16,21 @@ from autoencoder.base import AutoencoderError
 
 
 class PerceptualConfig(BaseModel):
-    """Which features judge a reconstruction, and where their weights come from."""
+    """Which network's features are compared, and where its weights come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spec: str = Field(default="lpips", description="'none', 'lpips', or 'timm:<model name>'.")
-    net: Literal["vgg", "alex"] = Field(default="vgg", description="Trunk of LPIPS: vgg to train, alex to report.")
+    net: Literal["vgg", "alex"] = Field(default="vgg", description="Backbone of LPIPS: vgg to train, alex to report.")
     weights: str | None = Field(
         default=None, description="A file's path, or 'package:<name>', or nothing for torch's cache and the Hub."
     )
     stages: tuple[int, ...] | None = Field(
-        default=None, description="Stages of a timm trunk to compare; none means all."
+        default=None, description="Stages of a timm backbone to compare; none means all."
     )
-    reduce: Literal["mean", "sum"] = Field(default="mean", description="Over the stages of a timm trunk; LPIPS sums.")
+    reduce: Literal["mean", "sum"] = Field(
+        default="mean", description="Over the stages of a timm backbone; LPIPS sums."
+    )
     minimum_size: int = Field(default=64, ge=1, description="Smaller pictures are enlarged to this side, in pixels.")
 
     @model_validator(mode="after")
@@ -36,33 +38,34 @@ class PerceptualConfig(BaseModel):
         if self.spec not in ("none", "lpips") and not (self.spec.startswith("timm:") and self.spec != "timm:"):
             raise ValueError(f"perceptual.spec must be 'none', 'lpips' or 'timm:<model name>', got {self.spec!r}")
         if self.stages is not None and (not self.stages or not self.spec.startswith("timm:")):
-            raise ValueError("perceptual.stages chooses stages of a timm trunk; leave it out otherwise")
+            raise ValueError("perceptual.stages chooses stages of a timm backbone; leave it out otherwise")
         return self
 
 
 class Perceptual(nn.Module):
-    """A frozen judge of likeness: `forward(x, y)` is differentiable in both pictures, its weights never move.
+    """Perceptual distance with frozen weights, differentiable in both pictures; with spec 'none' it is 0.
 
-    Raises AutoencoderError, naming the ways in, when the weights cannot be had. With spec 'none' every distance is 0.
+    Raises:
+        AutoencoderError: the weights cannot be loaded; names every way to provide them.
     """
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = _build(config)
+        self.backbone = _build(config)
         self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train(False)
 
     def train(self, mode: bool = True) -> "Perceptual":
-        """Stay in evaluation mode, whatever a training loop asks of the module that holds this one."""
+        """Stay in evaluation mode, also when a module around this one is put into training mode."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance [B] of pictures [B, C, H, W] in [-1, 1], C of 1 or 3 (of 4, the alpha channel is not seen).
+        """Return the distance [B] of pictures [B, C, H, W] in [-1, 1], C of 1 or 3 (of 4, alpha is ignored).
 
         A side that needs no gradient costs no backward graph.
         """
-        if self.trunk is None:
+        if self.backbone is None:
             return x.new_zeros(len(x))
         pairs = zip(self._maps(x), self._maps(y), strict=True)
         stages = [self._distance(stage, a, b) for stage, (a, b) in enumerate(pairs)]
@@ -70,28 +73,28 @@ class Perceptual(nn.Module):
         return sum(stages[1:], stages[0]) / (len(stages) if mean else 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """The deepest stage averaged over positions, [B, D]: a description by which to find a picture's neighbours."""
-        if self.trunk is None:
+        """Return the deepest stage averaged over positions, [B, D], for nearest-neighbour search."""
+        if self.backbone is None:
             raise AutoencoderError(
                 "perceptual.spec is 'none', which has no features: choose 'lpips' or 'timm:<model name>'."
             )
         return self._maps(x)[-1].mean((2, 3))
 
     def _distance(self, stage: int, a: Tensor, b: Tensor) -> Tensor:
-        assert self.trunk is not None
-        return self.trunk.judge(stage, (_unit(a) - _unit(b)).square()).mean((1, 2))
+        assert self.backbone is not None
+        return self.backbone.judge(stage, (_unit(a) - _unit(b)).square()).mean((1, 2))
 
     def _maps(self, x: Tensor) -> list[Tensor]:
-        assert self.trunk is not None
+        assert self.backbone is not None
         cpu = x.device.type == "cpu"  # where bfloat16 costs time on depthwise convolutions and gives none back
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             x = enlarged(_rgb(x), self.config.minimum_size).contiguous(memory_format=torch.channels_last)
             with torch.autocast(x.device.type, enabled=not cpu and torch.is_autocast_enabled(x.device.type)):
-                return [m.float() for m in self.trunk.maps(x.float())]
+                return [m.float() for m in self.backbone.maps(x.float())]
 
 
 def enlarged(x: Tensor, minimum: int) -> Tensor:
-    """Pictures [B, C, H, W] with the shorter side brought up to `minimum` pixels, bilinearly; larger ones unchanged."""
+    """Enlarge pictures [B, C, H, W] bilinearly so that the shorter side has `minimum` pixels; larger ones stay."""
     height, width = x.shape[-2:]
     if (short := min(height, width)) >= minimum:
         return x
@@ -120,5 +123,5 @@ def _rgb(x: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Each position's feature vector at length 1; the constant keeps the gradient finite where all features are 0."""
+    """Scale each position's feature vector to length 1; the constant keeps the gradient finite at 0."""
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

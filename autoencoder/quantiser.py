@@ -1,4 +1,4 @@
-"""Vector quantisation as mathematics: nearest codes, straight-through gradients, the two losses (van den Oord 2017)."""
+"""Vector quantisation: nearest codes, straight-through gradients, the two losses (van den Oord 2017)."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ CHUNK = 2**24  # distances held at once: 64 MiB in float32
 
 
 class Quantised(NamedTuple):
-    """Codes in place of latents."""
+    """Result of quantising latents."""
 
     latents: Tensor  # [B, d, h, w]; its gradient goes straight through to the encoder
     indices: Tensor  # [B, h, w] int64
@@ -18,7 +18,7 @@ class Quantised(NamedTuple):
 
 
 def nearest(vectors: Tensor, codes: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Index [N] of the nearest code in `codes` [K, d] for each of `vectors` [N, d], in float32 even under autocast.
+    """Return the index [N] of the nearest of `codes` [K, d] to `vectors` [N, d], in float32 also under autocast.
 
     Works through rows so that at most `chunk` distances exist at once: 8 pictures of 64x64 latents against 8192 codes
     would need 1 GiB.
@@ -27,11 +27,11 @@ def nearest(vectors: Tensor, codes: Tensor, chunk: int = CHUNK) -> Tensor:
         vectors, codes = vectors.float(), codes.float()
         half = codes.square().sum(1) / 2  # |z - e|^2 / 2 less the part that all codes share
         rows = max(1, chunk // len(codes))
-        return torch.cat([torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in vectors.split(rows)])
+        return torch.cat([torch.addmm(half, block, codes.T, alpha=-1).argmin(1) for block in vectors.split(rows)])
 
 
 def flatten(z: Tensor) -> Tensor:
-    """[B, d, h, w] -> [B*h*w, d]."""
+    """Flatten latents [B, d, h, w] to vectors [B*h*w, d]."""
     return z.movedim(1, -1).flatten(0, -2)
 
 

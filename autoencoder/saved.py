@@ -1,4 +1,4 @@
-"""Saved autoencoders: open one that `train_ae.py` or diffusers wrote. Only safetensors, only local files."""
+"""Loading autoencoders that `train_ae.py` or diffusers wrote. Only safetensors, only local files."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,15 @@ CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
 
 
 def load(folder: Path | str) -> AutoencoderKL | VQModel:
-    """A frozen autoencoder from its own folder, or from a run's or a whole model's folder that holds one.
+    """Load a frozen autoencoder from its own folder, or from the folder of a run or of a whole model.
 
-    Raises AutoencoderError when there is none, when it is of another class, or when its weights cannot be read.
+    Raises:
+        AutoencoderError: there is none, it is of another class, or its weights cannot be read or are incomplete.
     """
     folder = Path(folder)
-    for place in (folder, folder / "model", folder / "vae", folder / "vqvae", folder / "model" / "vae"):
-        if (place / "config.json").is_file():
-            return _open(place)
+    for candidate in (folder, folder / "model", folder / "vae", folder / "vqvae", folder / "model" / "vae"):
+        if (candidate / "config.json").is_file():
+            return _open(candidate)
     raise AutoencoderError(
         f"There is no autoencoder in {folder}: expected a folder with the config.json of train_ae.py or diffusers."
     )
@@ -36,10 +37,14 @@ def _open(folder: Path) -> AutoencoderKL | VQModel:
         raise AutoencoderError(f"{folder} holds a {name}: expected one of {', '.join(CLASSES)}.")
     try:
         kind: Any = CLASSES[name]
-        vae, found = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        vae, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:  # of many unrelated classes: broken weights, unknown blocks, shapes
-        why = " ".join(str(error).split())
-        raise AutoencoderError(f"The autoencoder in {folder} cannot be opened: {why:.300}") from None
-    if lost := sorted(found["missing_keys"]):
-        raise AutoencoderError(f"The autoencoder in {folder} lacks {len(lost)} tensors, the first being {lost[0]}.")
+        message = " ".join(str(error).split())
+        raise AutoencoderError(f"The autoencoder in {folder} cannot be opened: {message:.300}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise AutoencoderError(
+            f"The autoencoder in {folder} lacks {len(missing)} tensors, the first being {missing[0]}."
+        )
     return vae.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
-"""Mean and standard deviation of latents, measured over a set and folded into the weights.
+"""Mean and standard deviation of latents, measured over a data set and folded into the weights.
 
-Diffusion wants latents of mean 0 and deviation 1. Most diffusers pipelines know only `scaling_factor`, so for a KL
+Diffusion expects latents of mean 0 and deviation 1. Most diffusers pipelines know only `scaling_factor`, so for a KL
 model the whole affine map, per channel, goes into its 1x1 convolutions, and every pipeline is exact with factor 1.
 """
 
@@ -18,7 +18,7 @@ from autoencoder.base import AutoencoderError, affine, encode
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """Of the *sampled* latents that `encode` describes, with the model's present normalisation."""
+    """Mean and deviation of *sampled* latents in the model's present normalisation, per channel."""
 
     mean: Tensor  # [Z] float64
     std: Tensor  # [Z] float64
@@ -26,7 +26,7 @@ class LatentStatistics:
 
     @property
     def overall(self) -> float:
-        """The deviation over all elements, channel means included: what LDM's scale factor is one over."""
+        """Deviation over all elements, channel means included; LDM's scale factor is one over it."""
         square = (self.std.square() + self.mean.square()).mean()
         return (square - self.mean.mean().square()).sqrt().item()
 
@@ -35,35 +35,43 @@ class LatentStatistics:
 def measure(
     vae: AutoencoderKL | VQModel, batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None
 ) -> LatentStatistics:
-    """Statistics over batches of pictures [B, C, H, W], exact in float64 from the posterior: no noise is drawn.
+    """Measure latents over batches of pictures, exactly in float64 from the posterior: no noise is drawn.
 
-    `reduce` sums a tensor over ranks. Raises AutoencoderError without pictures, or when a channel is constant or not
-    finite.
+    Args:
+        vae: the autoencoder.
+        batches: pictures [B, C, H, W] in [-1, 1].
+        reduce: sum of a tensor over ranks; None: one rank.
+
+    Raises:
+        AutoencoderError: there are no pictures, or a channel is constant or not finite.
     """
     total: Tensor | None = None
     for x in batches:
         mean, logvar = (m.double() for m in encode(vae, x))
         sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
         elements = torch.full_like(sums[:1], mean[:, 0].numel())
-        part = torch.cat([sums, elements, torch.full_like(elements, len(x))])
-        total = part if total is None else total + part
+        batch = torch.cat([sums, elements, torch.full_like(elements, len(x))])
+        total = batch if total is None else total + batch
     if total is None:
         raise AutoencoderError("Latent statistics need at least one batch of pictures on every rank, got none.")
     first, second, elements, pictures = reduce(total) if reduce else total
     mean = first / elements
     std = (second / elements - mean.square()).clamp_min(0).sqrt()
-    return _sound(LatentStatistics(mean.cpu(), std.cpu(), int(pictures[0])))
+    return _check(LatentStatistics(mean.cpu(), std.cpu(), int(pictures[0])))
 
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
-    """Make `encode` give latents of mean 0 and deviation 1, in place; pictures stay what they were.
+    """Make `encode` return latents of mean 0 and deviation 1, in place; reconstructions stay the same.
 
     KL: per channel, into quant_conv and post_quant_conv (made, as the identity, where the model has none); the config
     then says scaling_factor 1. VQ: one factor for all channels in the config, because a scale per channel would change
-    which code is nearest; means stay. Raises AutoencoderError for a deviation that is near 0 or not finite.
+    which code is nearest; means stay.
+
+    Raises:
+        AutoencoderError: a deviation is near 0 or not finite.
     """
-    _sound(statistics)
+    _check(statistics)
     if isinstance(vae, VQModel):
         vae.register_to_config(scaling_factor=float(affine(vae).scale) / statistics.overall)
         return
@@ -77,7 +85,7 @@ def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
 
 
 def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Rows of the mean become (row - mean) / std; those of logvar lose 2 ln std."""
+    """Normalise the outputs: rows of the mean become (row - mean) / std, those of logvar lose 2 ln std."""
     assert conv.bias is not None
     channels = len(mean)
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
@@ -89,7 +97,7 @@ def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Undo it before the decoder: W (std z + mean) + b."""
+    """Undo the normalisation before the decoder: W (std z + mean) + b."""
     assert conv.bias is not None
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)
@@ -97,7 +105,7 @@ def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _ensure_convolutions(model: Any) -> None:
-    """Folding into the 3x3 neighbours would be wrong at borders, which see zero padding; so add what is missing."""
+    """Add missing 1x1 convolutions; folding into 3x3 ones would be wrong at borders, which have zero padding."""
     channels = model.config.latent_channels
     for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
         if getattr(model, name) is None:
@@ -108,7 +116,7 @@ def _ensure_convolutions(model: Any) -> None:
             model.register_to_config(**{f"use_{name}": True})
 
 
-def _sound(statistics: LatentStatistics) -> LatentStatistics:
+def _check(statistics: LatentStatistics) -> LatentStatistics:
     values = torch.stack([statistics.mean, statistics.std])
     bad = ~values.isfinite().all(0) | (statistics.std < 1e-6)
     if bad.any():

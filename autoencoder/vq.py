@@ -28,7 +28,7 @@ VQ_PRESETS = MappingProxyType(
 class VQConfig(Architecture):
     """A VQ autoencoder; `preset` may be any of VQ_PRESETS."""
 
-    kind: Literal["vq"] = Field(default="vq", description="Says that this is a VQ autoencoder.")
+    kind: Literal["vq"] = Field(default="vq", description="A VQ autoencoder.")
     codes: int = Field(default=512, ge=2, description="Size K of the codebook.")
     code_dim: int | None = Field(default=None, ge=1, description="Length of a code; none means latent_channels.")
     beta: float = Field(default=0.25, ge=0, description="Weight of the commitment, which moves the encoder.")
@@ -36,7 +36,7 @@ class VQConfig(Architecture):
     decay: float = Field(default=0.99, gt=0, lt=1, description="Decay of the moving averages per step.")
     revive_every: int = Field(default=0, ge=0, description="Steps between revivals of dead codes; 0 for never.")
     revive_below: float = Field(
-        default=0.03, ge=0, lt=1, description="Dead is a code below this share of the mean count."
+        default=0.03, ge=0, lt=1, description="A code below this share of the mean count is revived."
     )
     revive_until: int | None = Field(default=None, ge=0, description="Last step of revival, about 80 % of a run.")
 
@@ -47,7 +47,7 @@ class VQConfig(Architecture):
 
 
 def build_vq(config: VQConfig) -> VQModel:
-    """A fresh diffusers VQModel whose own loss, too, has beta on the commitment (its default has it on the codes)."""
+    """Build a diffusers VQModel whose own loss also has beta on the commitment (its default has it on the codes)."""
     vae = VQModel(**config.diffusers(), num_vq_embeddings=config.codes, vq_embed_dim=config.code_dim)
     vae.quantize.legacy, vae.quantize.beta = False, config.beta
     vae.quantize.embedding.weight.requires_grad_(not config.ema)

@@ -17,10 +17,14 @@ logger = logging.getLogger("conditioning")
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "CLIPTokenizer":
-    """A `CLIPTokenizer` whose merges come from the captions: a function of their multiset, not of their order.
+    """Train a `CLIPTokenizer` on captions; it depends on their multiset, not on their order.
 
-    vocabulary: most tokens it may have, at least 514; length: tokens of a padded caption (`model_max_length`).
-    Ids as in CLIP: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Padding is the end token.
+    Args:
+        captions: training captions.
+        vocabulary: most tokens it may have, at least 514.
+        length: tokens of a padded caption (`model_max_length`).
+
+    Ids are as in CLIP: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Padding is the end token.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -33,29 +37,29 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
 
 def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
     """Write tokenizer.json (transformers 5) and vocab.json with merges.txt (transformers 4 and others)."""
-    tokenizer.backend_tokenizer.no_padding()  # what the last call left in it is no part of the tokenizer
+    tokenizer.backend_tokenizer.no_padding()  # settings of the last call are no part of the tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def load_tokenizer(folder: Path) -> "CLIPTokenizer":
-    """The tokenizer of `folder`; no network."""
+    """Load the tokenizer of `folder`, without network."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    for how in ("is_local", "local_files_only"):  # how it was opened, which transformers would save with it
-        tokenizer.init_kwargs.pop(how, None)
+    for option in ("is_local", "local_files_only"):  # loading options, which transformers would save with it
+        tokenizer.init_kwargs.pop(option, None)
     return tokenizer
 
 
 def overflowing(batch: Any) -> int:
-    """How many captions of a tokenized batch (transformers' BatchEncoding) were cut."""
+    """Return how many captions of a tokenized batch (transformers' BatchEncoding) were cut."""
     return sum(bool(encoding.overflowing) for encoding in batch.encodings or [])
 
 
 def report_truncated(cut: int, total: int, length: int) -> None:
-    """One log line, if any caption was cut."""
+    """Log one line if any caption was cut."""
     if cut:
         logger.warning("%d of %d captions are longer than %d tokens; their ends are cut", cut, total, length)
 

@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions -> token states and mask. None of them is a part of the trained model."""
+"""Frozen text encoders: captions -> token states and mask. They are no part of the trained model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +22,24 @@ class Encoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """A frozen encoder: equal captions give equal states up to rounding, whatever the batch."""
+    """A frozen encoder; equal captions have equal states up to rounding, in any batch."""
 
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Captions -> states padded to the longest of this batch."""
+        """Encode captions as states padded to the longest of this batch."""
         ...
 
 
 def load_encoder(source: Source, length: int, layer: int, device: torch.device) -> Encoder:
-    """The encoder of `source` in float32 on `device`; layer -1 is the last state, norm included; -2 one before, bare.
+    """Load a frozen text encoder in float32.
 
-    Raises ConditioningError if it cannot be opened, has fewer positions than `length`, or no such layer.
+    Args:
+        source: where its weights are.
+        length: most tokens of a caption.
+        layer: -1 is the last state after the final norm, -2 the one before, without it.
+        device: where it runs.
+
+    Raises:
+        ConditioningError: it cannot be opened, has fewer positions than `length`, or no such layer.
     """
     with opening(source.folder):
         if source.architecture is None:
@@ -44,7 +51,7 @@ def load_encoder(source: Source, length: int, layer: int, device: torch.device) 
 
 @dataclass(frozen=True, eq=False)
 class TransformersEncoder:
-    """CLIPTextModel, the encoder of a T5, or anything that AutoModel opens and that has a last hidden state."""
+    """A text encoder of transformers: CLIPTextModel, a T5 encoder, or any AutoModel with a last hidden state."""
 
     model: nn.Module
     tokenizer: Any
@@ -53,7 +60,7 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Captions -> states padded to the longest of this batch."""
+        """Encode captions as states padded to the longest of this batch."""
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.length, padding_side="right"
         )
@@ -78,7 +85,7 @@ class OpenClipEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Captions -> states [B, length, D]; the tower sees all its positions and is causal, the rest is cut off."""
+        """Encode captions at all positions of the tower, which is causal, and cut the states to the longest caption."""
         ids = self.tokenizer(list(captions), context_length=self.length)
         cut = sum(len(self.tokenizer.encode(caption)) + 2 > self.length for caption in captions)
         padded = nn.functional.pad(ids, (0, self.positions - self.length))
@@ -88,17 +95,17 @@ class OpenClipEncoder:
         return Encoded(states[:, :longest].float().cpu(), mask[:, :longest], cut)
 
     def _after_norm(self, ids: Tensor) -> Tensor:
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            seen.append(output)
+            outputs.append(output)
 
         handle = self.norm.register_forward_hook(keep)
         try:
             self.model.encode_text(ids)
         finally:
             handle.remove()
-        return seen[0]
+        return outputs[0]
 
 
 def _load_transformers(source: Source, length: int, layer: int, device: torch.device) -> TransformersEncoder:
@@ -124,8 +131,8 @@ def _model_class(config: Any) -> Any:
     if config.model_type in ("clip", "clip_text_model"):
         return transformers.CLIPTextModel
     # Else AutoModel would open a T5 with its decoder.
-    known = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
-    return transformers.AutoModelForTextEncoding if known else transformers.AutoModel
+    listed = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
+    return transformers.AutoModelForTextEncoding if listed else transformers.AutoModel
 
 
 def _load_open_clip(source: Source, length: int, device: torch.device) -> OpenClipEncoder:

@@ -1,4 +1,4 @@
-"""Semantic encoders: pictures [B, C, R, R] in [-1, 1] to codes z [B, Z], trained with the decoder that they condition.
+"""Semantic encoders of pictures [B, C, R, R] in [-1, 1] to codes z [B, Z], trained jointly with a decoder.
 
 DiffAE's (Preechakul et al. 2022) is ADM's downward half, in the released code with one convolution a block; PDAE's
 (Zhang et al. 2022) is a short stack of strided convolutions.
@@ -58,7 +58,7 @@ class SemanticEncoderConfig(BaseModel):
                 f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
                 "expected one each"
             )
-        _divide(self.widths, self.norm_num_groups)
+        _check_groups(self.widths, self.norm_num_groups)
         return self
 
 
@@ -87,7 +87,7 @@ class StridedEncoderConfig(BaseModel):
             raise ValueError(f"attention after {self.attention} convolutions, but there are {len(self.widths)}")
         if self.attention is not None and self.widths[self.attention - 1] % self.heads:
             raise ValueError(f"width {self.widths[self.attention - 1]} cannot be cut by heads {self.heads}")
-        _divide(self.widths, self.norm_num_groups)
+        _check_groups(self.widths, self.norm_num_groups)
         return self
 
 
@@ -95,7 +95,7 @@ SemanticConfig = Annotated[SemanticEncoderConfig | StridedEncoderConfig, Field(d
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):
-    """Pictures [B, C, R, R] -> z [B, Z], for any R that halves often enough; nothing bounds or normalises z."""
+    """DiffAE's encoder of pictures [B, C, R, R] to z [B, Z], for any R that halves often enough; z is unbounded."""
 
     _supports_gradient_checkpointing = False
 
@@ -111,7 +111,7 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
         layers: int = 2,
         groups: int = 32,
     ) -> None:
-        """See `SemanticEncoderConfig`; `channels` is C."""
+        """Build the network; see `SemanticEncoderConfig`, `channels` is C."""
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.body = nn.Sequential(*_levels(widths, attention, blocks, layers, groups))
@@ -119,13 +119,13 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1], z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """pictures: [-1, 1]; computed in the weights' dtype."""
+        """Encode pictures in [-1, 1], in the weights' dtype."""
         h = self.body(self.conv_in(pictures.to(self.conv_in.weight.dtype)))
         return self.out(silu(self.norm(h)).mean(dim=(2, 3)))
 
 
 class StridedEncoder(ModelMixin, ConfigMixin):
-    """Pictures [B, C, R, R] -> z [B, Z], for one R: the last features are flattened."""
+    """PDAE's encoder of pictures [B, C, R, R] to z [B, Z], for one R: the last features are flattened."""
 
     @register_to_config
     def __init__(
@@ -139,7 +139,7 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         heads: int = 4,
         groups: int = 32,
     ) -> None:
-        """See `StridedEncoderConfig`; `resolution` is R, `channels` is C."""
+        """Build the network; see `StridedEncoderConfig`, `resolution` is R, `channels` is C."""
         super().__init__()
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip((channels, *widths), widths, strict=False)):
@@ -151,17 +151,18 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1] * side * side, z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """pictures: [-1, 1]; computed in the weights' dtype. Raises ConditioningError on another size."""
+        """Encode pictures in [-1, 1], in the weights' dtype; raises ConditioningError on another size."""
         side = self.config["resolution"]
         if pictures.shape[-2:] != (side, side):
-            raise ConditioningError(f"this encoder sees pictures of side {side}, got {tuple(pictures.shape[-2:])}")
+            raise ConditioningError(f"this encoder takes pictures of side {side}, got {tuple(pictures.shape[-2:])}")
         return self.out(self.body(pictures.to(self.out.weight.dtype)).flatten(1))
 
 
 def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3) -> SemanticEncoder | StridedEncoder:
-    """The encoder of a config for pictures [B, channels, resolution, resolution].
+    """Build the encoder of a config for pictures [B, channels, resolution, resolution].
 
-    Raises ConditioningError where they cannot be halved that often.
+    Raises:
+        ConditioningError: they cannot be halved that often.
     """
     match config:
         case SemanticEncoderConfig():
@@ -179,12 +180,12 @@ def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3
 
 
 def condition_of(z: Tensor) -> Condition:
-    """Codes [B, Z] as what a denoiser is given."""
+    """Return codes [B, Z] as the vector of a condition."""
     return Condition(vector=z)
 
 
 class SingleBlock(nn.Module):
-    """skip(x) + conv(SiLU(norm(x))): ADM's block as it is left without a time embedding in DiffAE's released code."""
+    """The block skip(x) + conv(SiLU(norm(x))): ADM's without time embedding, as in DiffAE's released code."""
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
         super().__init__()
@@ -192,7 +193,7 @@ class SingleBlock(nn.Module):
         self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, before, h, w] -> [B, after, h, w], or half of h and w: averaged between SiLU and convolution."""
+        """Map [B, before, h, w] to [B, after, h, w], or half of h and w: averaged between SiLU and convolution."""
         h = silu(self.norm(x))
         if self.down:
             h, x = avg_pool2d(h, 2), avg_pool2d(x, 2)
@@ -210,33 +211,33 @@ class DoubleBlock(nn.Module):
             groups=groups,
             eps=1e-5,
             down=down,
-            temb_channels=None,  # pyright: ignore[reportArgumentType]  (their way to say: no time)
+            temb_channels=None,  # pyright: ignore[reportArgumentType]  (None: no time)
         )
         _zero(self.block.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, before, h, w] -> [B, after, h, w], or half of h and w."""
+        """Map [B, before, h, w] to [B, after, h, w], or half of h and w."""
         return self.block(x, None)
 
 
 def _levels(
     widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
 ) -> list[nn.Module]:
-    """The layers between the first convolution and the head, in the order of the released code."""
+    """Return the layers between the first convolution and the head, in the order of the released code."""
     block = SingleBlock if blocks == "single" else DoubleBlock
-    parts: list[nn.Module] = []
+    modules: list[nn.Module] = []
     width, last = widths[0], widths[-1]
     for level, (after, attends) in enumerate(zip(widths, attention, strict=True)):
         for _ in range(layers):
-            parts += [block(width, after, groups), *([_attention(after, 1, groups)] if attends else [])]
+            modules += [block(width, after, groups), *([_attention(after, 1, groups)] if attends else [])]
             width = after
         if level < len(widths) - 1:
-            parts.append(block(width, width, groups, down=True))
-    return [*parts, block(last, last, groups), _attention(last, 1, groups), block(last, last, groups)]
+            modules.append(block(width, width, groups, down=True))
+    return [*modules, block(last, last, groups), _attention(last, 1, groups), block(last, last, groups)]
 
 
 def _attention(width: int, heads: int, groups: int) -> Attention:
-    """Attention over all places, added to its input; it starts as the identity."""
+    """Build self-attention over all positions, added to its input; it starts as the identity."""
     shape = {"heads": heads, "dim_head": width // heads, "norm_num_groups": groups, "eps": 1e-5}
     attention = Attention(width, **shape, residual_connection=True, bias=True, _from_deprecated_attn_block=True)
     _zero(attention.to_out[0])  # pyright: ignore[reportOptionalSubscript]
@@ -249,6 +250,6 @@ def _zero(module: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def _divide(widths: Sequence[int], groups: int) -> None:
+def _check_groups(widths: Sequence[int], groups: int) -> None:
     if bad := [w for w in widths if w < 1 or w % groups]:
         raise ValueError(f"widths {bad} are not positive multiples of the {groups} groups of a norm")

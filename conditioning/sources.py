@@ -1,4 +1,4 @@
-"""Where the weights of a frozen text encoder lie: a folder, the Hub's cache, an installed package, or open_clip.
+"""Locating the weights of a frozen text encoder: in a folder, the Hub's cache, an installed package, or open_clip.
 
 Only safetensors are read, no code that comes with a model is run, and the local copy is tried before the network.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger("conditioning")
 
 @dataclass(frozen=True)
 class Source:
-    """An encoder that is at hand: a transformers folder, or one open_clip architecture with its weights."""
+    """A local encoder: a transformers folder, or an open_clip architecture with its weights."""
 
     weights: tuple[Path, ...]
     architecture: str | None = None  # of open_clip; None for a transformers folder
@@ -38,11 +38,11 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where the weights lie, beside config and tokenizer."""
+        """The folder of weights, config and tokenizer."""
         return self.weights[0].parent
 
     def sha256(self) -> str:
-        """Hex digest over the weight files in order of name."""
+        """Return the hex digest over the weight files in order of name."""
         digest = hashlib.sha256()
         for path in self.weights:
             with path.open("rb") as file:
@@ -52,7 +52,7 @@ class Source:
 
 
 def find(model: str) -> Source:
-    """The source that `model` names; raises ConditioningError with every way to name one."""
+    """Find the source that `model` names; raises ConditioningError with every way to name one."""
     if model.startswith(PACKAGE):
         return _in_package(model.removeprefix(PACKAGE))
     if model.startswith(OPEN_CLIP):
@@ -66,7 +66,7 @@ def find(model: str) -> Source:
 
 
 def _missing(model: str, why: str) -> ConditioningError:
-    return ConditioningError(f"cannot have the text encoder {model!r}: {why}; {WAYS}")
+    return ConditioningError(f"cannot load the text encoder {model!r}: {why}; {WAYS}")
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
@@ -104,23 +104,23 @@ def snapshot(
     ignored: str | None = "*/*",
     revision: str | None = None,
 ) -> Path | None:
-    """The local copy of a Hub repository if it is complete, else a download of the named files, else None.
+    """Return the local copy of a Hub repository if it is complete, else a download of the named files, else None.
 
     Args:
         repository: its name on the Hub.
         files: patterns of the names of files.
         complete: whether a folder has all that is needed.
-        ignored: a pattern of what is not wanted; by default all folders.
+        ignored: a pattern of files that are not downloaded; by default all folders.
         revision: branch, tag or commit; None: main.
     """
     from huggingface_hub import snapshot_download
 
-    wanted = {"revision": revision, "allow_patterns": files, "ignore_patterns": ignored}
+    options = {"revision": revision, "allow_patterns": files, "ignore_patterns": ignored}
     for local in (True, False):
         try:
             # Not hf_hub_download, which without a network retries for 24 seconds.
-            path = snapshot_download(repository, **wanted, local_files_only=local)
-        except Exception as error:  # of many unrelated classes, and each means that it cannot be had this way
+            path = snapshot_download(repository, **options, local_files_only=local)
+        except Exception as error:  # of many unrelated classes, each of which means that there is no such copy
             logger.info("no %s copy of %s: %s", "local" if local else "remote", repository, error)
             continue
         if complete(Path(path)):
@@ -159,7 +159,7 @@ def _open_clip_tag(architecture: str, tag: str) -> Source:
 
 
 def hidden_width(source: Source) -> int:
-    """Channels of the token states, from the config alone."""
+    """Read the channels of the token states from the config alone."""
     config: Any
     if source.architecture is not None:
         import open_clip
@@ -175,7 +175,7 @@ def hidden_width(source: Source) -> int:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Turn whatever goes wrong in reading a folder into a ConditioningError of one sentence."""
+    """Turn any error in reading a folder into a ConditioningError of one sentence."""
     try:
         yield
     except ConditioningError:

@@ -1,11 +1,11 @@
-"""Adaptive group normalisation by time and by a semantic code, inside diffusers' residual blocks.
+"""Adaptive group normalisation by time and semantic code, in diffusers' residual blocks.
 
 A block with `time_embedding_norm="scale_shift"` computes h = norm2(h) (1 + scale) + shift, with scale and shift from
 `time_emb_proj(SiLU(temb))`. Both papers apply a code's scale (and shift) after those of the time:
 
     (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + [(1 + z_s) (1 + t_s) - 1]) + [(1 + z_s) t_b + z_b],
 
-so a block that is given temb = [time ; code] needs no other change than its projection.
+so a block whose input is temb = [time ; code] needs no other change than its projection.
 """
 
 from typing import Any
@@ -19,22 +19,26 @@ from ldm_kit.config import UserError
 
 
 class SemanticProjection(nn.Module):
-    """[time ; code] [B, T + Z] -> [scale ; shift] [B, 2C] of one residual block, in float32 whatever autocast says.
+    """Projection of [time ; code] [B, T + Z] to [scale ; shift] [B, 2C] of a residual block, in float32 under autocast.
 
-    `z_shift` False is DiffAE's (Preechakul et al. 2022, section 3.1: the code scales), True is PDAE's (it also shifts).
+    Args:
+        time_width: T.
+        z_width: Z.
+        channels: C.
+        z_shift: False: the code scales (DiffAE, Preechakul et al. 2022, section 3.1); True: it also shifts (PDAE).
+        made: device and dtype of the weights.
     """
 
     def __init__(self, time_width: int, z_width: int, channels: int, *, z_shift: bool = False, **made: Any) -> None:
-        """`made` says on which device and in which dtype."""
         super().__init__()
         self.widths, self.z_shift = (time_width, z_width), z_shift
         self.time = nn.Linear(time_width, 2 * channels, **made)
         self.semantic = nn.Linear(z_width, (2 if z_shift else 1) * channels, **made)
 
     def forward(self, both: Tensor) -> Tensor:
-        """The block has applied SiLU to both halves already; returned in the dtype of the weights."""
+        """Project both halves, to which the block has applied SiLU; return the dtype of the weights."""
         time, z = both.split(self.widths, dim=1)
-        with torch.autocast(both.device.type, enabled=False):  # the -1 here and the block's +1 cost bfloat16 its digits
+        with torch.autocast(both.device.type, enabled=False):  # the -1 here and the block's +1 lose digits in bfloat16
             scale, shift = _exact(self.time, time).chunk(2, dim=1)
             gain = _exact(self.semantic, z)
             gain, offset = gain.chunk(2, dim=1) if self.z_shift else (gain, 0.0)
@@ -55,7 +59,7 @@ def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = 
         z_width: Z.
         z_shift: whether the code also shifts (PDAE).
         keep_time: the blocks' own projections of time stay and the code's start at zero, so that nothing changes yet.
-            A block that only added the time has no scale to keep and gets a fresh projection.
+            A block that only adds the time has no scale to keep and gets a fresh projection.
 
     Raises:
         UserError: there is no such block, or one that takes no time.

@@ -1,4 +1,4 @@
-"""One call for both of diffusers' U-Net classes; `partial(apply_unet, unet)` is the network of a `NetworkDenoiser`."""
+"""Call either of diffusers' U-Net classes; `partial(apply_unet, unet)` is the network of a `NetworkDenoiser`."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from ldm_kit.nets.unet import UNet
 
 
 class ConditionLike(Protocol):
-    """What a U-Net uses of a condition; `conditioning.Condition` is one."""
+    """The tensors of a condition that a U-Net uses; `conditioning.Condition` is one."""
 
     @property
     def tokens(self) -> Tensor | None:
@@ -35,39 +35,50 @@ class ConditionLike(Protocol):
 
 
 def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None = None) -> Tensor:
-    """Either U-Net on x [B, C, h, w] at integer times t [B]; a condition of one row serves the whole batch.
+    """Apply either U-Net in the dtype of its weights (or of an autocast around it).
 
-    It computes in the dtype of the U-Net's weights (or of an autocast around it) and returns that.
+    Args:
+        unet: the network.
+        x: noisy latents or pictures [B, C, h, w].
+        t: integer times [B].
+        condition: of B rows, or of one row for the whole batch; None: unconditional.
+
+    Returns:
+        The network's output [B, C', h, w].
+
+    Raises:
+        ValueError: the condition lacks a tensor that the network needs, or has one that it cannot use.
     """
     dtype = unet.conv_in.weight.dtype
-    parts = _parts(condition, len(x), dtype)
-    _refuse(unet, parts)
-    if parts["concat"] is not None:
-        x = torch.cat([x.to(dtype), parts["concat"]], dim=1)
-    named: dict[str, Any] = {"class_labels": parts["vector"], "return_dict": False}
+    tensors = _expanded(condition, len(x), dtype)
+    _check_condition(unet, tensors)
+    if tensors["concat"] is not None:
+        x = torch.cat([x.to(dtype), tensors["concat"]], dim=1)
+    arguments: dict[str, Any] = {"class_labels": tensors["vector"], "return_dict": False}
     if isinstance(unet, UNet2DConditionModel):
-        named |= {"encoder_hidden_states": parts["tokens"], "encoder_attention_mask": parts["mask"]}
-    return unet(x.to(dtype), t, **named)[0]
+        arguments |= {"encoder_hidden_states": tensors["tokens"], "encoder_attention_mask": tensors["mask"]}
+    return unet(x.to(dtype), t, **arguments)[0]
 
 
-def _parts(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    parts: dict[str, Tensor | None] = {}
+def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Return the condition's tensors with B rows each, floating ones in `dtype`."""
+    tensors: dict[str, Tensor | None] = {}
     for name in ("tokens", "mask", "vector", "concat"):
         value: Tensor | None = getattr(condition, name, None)
         if value is not None:
             value = value.expand(batch, *value.shape[1:])
             value = value if name == "mask" else value.to(dtype)
-        parts[name] = value
-    return parts
+        tensors[name] = value
+    return tensors
 
 
-def _refuse(unet: UNet, parts: Mapping[str, Tensor | None]) -> None:
-    crossed = isinstance(unet, UNet2DConditionModel)
-    for name, wanted in (("tokens", crossed), ("vector", unet.class_embedding is not None)):
-        if wanted != (parts[name] is not None):
-            must = "needs" if wanted else "has no use for"
-            raise ValueError(f"this {type(unet).__name__} {must} a condition's {name}; got parts {_present(parts)}")
+def _check_condition(unet: UNet, tensors: Mapping[str, Tensor | None]) -> None:
+    attends = isinstance(unet, UNet2DConditionModel)
+    for name, needed in (("tokens", attends), ("vector", unet.class_embedding is not None)):
+        if needed != (tensors[name] is not None):
+            verb = "needs" if needed else "cannot use"
+            raise ValueError(f"this {type(unet).__name__} {verb} a condition's {name}; got {_present(tensors)}")
 
 
-def _present(parts: Mapping[str, Tensor | None]) -> str:
-    return ", ".join(name for name, value in parts.items() if value is not None) or "none"
+def _present(tensors: Mapping[str, Tensor | None]) -> str:
+    return ", ".join(name for name, value in tensors.items() if value is not None) or "none"

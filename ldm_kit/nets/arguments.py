@@ -1,4 +1,4 @@
-"""The words in which saved networks of ours (config.json) spell the keys of a run's config."""
+"""Argument names of our networks, which saved folders (config.json) keep while a run's config has diffusers' names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A classifier of noisy pictures: the ADM U-Net's way down and middle, then attention pooling.
+"""A classifier of noisy pictures: the ADM U-Net's encoder and middle block, then attention pooling.
 
 Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 4 and appendix G. The blocks are
 diffusers': scale-shift norms, residual blocks that halve, plain attention.
@@ -63,7 +63,7 @@ class HalfUNetConfig(Config):
 
 
 class AttentionPool2d(nn.Module):
-    """Features [B, C, h, w] to outputs [B, K]: their mean asks, and it and all places answer (Radford et al. 2021)."""
+    """Attention pooling of features [B, C, h, w] to [B, K]: the query is their mean (CLIP, Radford et al. 2021)."""
 
     def __init__(self, side: int, width: int, out: int, head_size: int | None) -> None:
         super().__init__()
@@ -73,22 +73,22 @@ class AttentionPool2d(nn.Module):
         self.to_out = nn.Linear(width, out)
 
     def forward(self, h: Tensor) -> Tensor:
-        """One vector a picture; no other token's answer is needed, so none is computed."""
-        places = h.flatten(2).transpose(1, 2)
-        tokens = torch.cat([places.mean(1, keepdim=True), places], dim=1) + self.position
+        """Pool h [B, C, h, w] to [B, K]; only the mean's query is computed."""
+        positions = h.flatten(2).transpose(1, 2)
+        tokens = torch.cat([positions.mean(1, keepdim=True), positions], dim=1) + self.position
         q, k, v = self.to_q(tokens[:, :1]), self.to_k(tokens), self.to_v(tokens)
-        answer = scaled_dot_product_attention(self._by_head(q), self._by_head(k), self._by_head(v))
-        return self.to_out(answer.transpose(1, 2).flatten(1))
+        pooled = scaled_dot_product_attention(self._by_head(q), self._by_head(k), self._by_head(v))
+        return self.to_out(pooled.transpose(1, 2).flatten(1))
 
     def _by_head(self, tokens: Tensor) -> Tensor:
-        """[B, L, C] to [B, heads, L, C / heads]."""
+        """Split [B, L, C] into [B, heads, L, C / heads]."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class HalfUNet(ModelMixin, ConfigMixin):
-    """Noisy pictures or latents x_t [B, C, h, w] at integer times t [B] to logits [B, K] over named classes.
+    """A network from noisy pictures or latents x_t [B, C, h, w] at integer times t [B] to logits [B, K] of classes.
 
-    It starts as ADM does: the last convolution of every residual block and every attention's projection are zero.
+    It is initialised as ADM is: the last convolution of every residual block and every attention's projection are zero.
 
     Args:
         sample_size: h = w, which the pooling's learned positions fix.
@@ -125,7 +125,9 @@ class HalfUNet(ModelMixin, ConfigMixin):
         whole = UNet2DModel(
             in_channels=in_channels,
             time_embedding_dim=4 * time,
-            down_block_types=tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attention),
+            down_block_types=tuple(
+                "AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in attention
+            ),
             up_block_types=("ResnetUpsampleBlock2D",) * len(widths),
             block_out_channels=tuple(widths),
             layers_per_block=layers,
@@ -145,7 +147,7 @@ class HalfUNet(ModelMixin, ConfigMixin):
         zero_init_like_adm(self)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Logits [B, K], in the dtype of the weights (or of an autocast around it)."""
+        """Return logits [B, K], in the dtype of the weights (or of an autocast around it)."""
         dtype = self.conv_in.weight.dtype
         time: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
         h: Tensor = self.conv_in(x.to(dtype))
@@ -156,7 +158,7 @@ class HalfUNet(ModelMixin, ConfigMixin):
 
 
 def build_half_unet(config: HalfUNetConfig, *, sample_size: int, channels: int, classes: Sequence[str]) -> HalfUNet:
-    """The classifier x_t [B, channels, sample_size, sample_size] -> logits [B, len(classes)].
+    """Build the classifier of x_t [B, channels, sample_size, sample_size] into the given classes.
 
     Raises:
         UserError: the input cannot be halved that often.

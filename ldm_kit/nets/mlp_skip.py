@@ -1,4 +1,4 @@
-"""DiffAE's prior over semantic codes: an MLP whose every layer sees the noisy code again.
+"""DiffAE's prior over semantic codes: an MLP with a skip connection from the noisy code to every layer.
 
 Preechakul et al. 2022, section 3.4 and appendix A.1; PDAE has the same. Codes are normalised per dimension before they
 are diffused, betas are constant (0.008), and the loss is L1.
@@ -19,13 +19,15 @@ class SkipMLPConfig(Config):
     """The network of a prior over codes; its defaults are the papers' for faces (20 layers for LSUN)."""
 
     hidden: int = Field(default=2048, ge=1, description="channels between the layers")
-    layers: int = Field(default=10, ge=2, description="linear layers; all but the first see the noisy code again")
+    layers: int = Field(
+        default=10, ge=2, description="linear layers; the noisy code is concatenated to the input of all but the first"
+    )
     time_channels: int = Field(default=64, ge=2, multiple_of=2, description="sines and cosines of the time")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after each activation")
 
 
 class SkipMLP(ModelMixin, ConfigMixin):
-    """z_t [B, Z] at times t [B], and optionally a condition [B, D] -> [B, Z]."""
+    """A network from z_t [B, Z] at times t [B], and optionally a condition [B, D], to [B, Z]."""
 
     @register_to_config
     def __init__(
@@ -38,7 +40,7 @@ class SkipMLP(ModelMixin, ConfigMixin):
         time_channels: int = 64,
         dropout: float = 0.0,
     ) -> None:
-        """The arguments are those of `SkipMLPConfig`, and two that data decides.
+        """Build the network from the fields of `SkipMLPConfig` and the widths of the data.
 
         Args:
             z_width: Z.
@@ -56,9 +58,10 @@ class SkipMLP(ModelMixin, ConfigMixin):
         self.out = nn.Linear(hidden + z_width, z_width)
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Computed in the weights' dtype. No condition is a condition of zeros (the null of guidance).
+        """Compute the output [B, Z] in the weights' dtype; no condition is one of zeros (the null of guidance).
 
-        Raises ValueError for a condition that the network was not built for.
+        Raises:
+            ValueError: a condition that the network was not built for.
         """
         dtype = self.out.weight.dtype
         z, h = z.to(dtype), z.to(dtype)
@@ -73,7 +76,7 @@ class SkipMLP(ModelMixin, ConfigMixin):
 
 
 class ScaledLayer(nn.Module):
-    """SiLU(LayerNorm(W h (1 + V SiLU(c)))): the time scales before the norm, and nothing shifts."""
+    """The layer SiLU(LayerNorm(W h (1 + V SiLU(c)))): time scales before the norm, and there is no shift."""
 
     def __init__(self, width: int, hidden: int, time_width: int, dropout: float) -> None:
         super().__init__()
@@ -83,5 +86,5 @@ class ScaledLayer(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(hidden), nn.Dropout(dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """h [B, width] and the embedded time c [B, Z] -> [B, hidden]."""
+        """Compute [B, hidden] from h [B, width] and the embedded time c [B, Z]."""
         return self.dropout(silu(self.norm(self.linear(h) * (1 + self.scale(silu(c))))))

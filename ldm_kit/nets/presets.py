@@ -9,13 +9,13 @@ from typing import Any
 
 
 def _unet(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """A configuration with widths `base * multiples` and attention at the given levels."""
+    """Return a configuration with widths `base * multiples` and attention at the given levels."""
     shape = {"widths": tuple(base * m for m in multiples), "layers_per_block": 2, "norm_num_groups": 32}
     return {**shape, "attention_levels": tuple(level in attention for level in range(len(multiples))), **more}
 
 
 def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """The same with ADM's blocks: time as scale and shift, residual blocks that resample, heads 64 channels wide."""
+    """Return the same with ADM's blocks: time as scale and shift, resampling residual blocks, heads of 64 channels."""
     heads = {} if "heads" in more else {"head_size": 64}
     return _unet(base, multiples, attention, **{"time": "scale_shift", "resample": "resnet", **heads, **more})
 

@@ -1,7 +1,7 @@
 """DiffAE's conditional U-Net: diffusers' `UNet2DModel` whose residual blocks are scaled by a semantic code as well.
 
-It has no cross-attention: the code is all that it is told. ADM's blocks re-sample (average pooling, nearest neighbour),
-attention has one head, and time and code are embedded apart (Preechakul et al. 2022, appendix A).
+It has no cross-attention: the code is its only condition. ADM's blocks resample (average pooling, nearest neighbour),
+attention has one head, and time and code are embedded separately (Preechakul et al. 2022, appendix A).
 """
 
 import math
@@ -32,7 +32,7 @@ class SemanticUNetConfig(Config):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, False),
-        description="attention at each level? (the papers: at 16 pixels); always between",
+        description="attention at each level? (the papers: at 16 pixels); always in the middle block",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),
@@ -65,7 +65,7 @@ class SemanticUNetConfig(Config):
 
 
 class SemanticUNet(ModelMixin, ConfigMixin):
-    """x_t [B, C, h, w] at times t [B] with a code z [B, Z] -> [B, C', h, w]; its first output is zero, as ADM's is."""
+    """A network from x_t [B, C, h, w], times t [B] and codes z [B, Z] to [B, C', h, w]; it starts at 0 as ADM's."""
 
     _supports_gradient_checkpointing = True
 
@@ -85,7 +85,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         groups: int = 32,
         dropout: float = 0.1,
     ) -> None:
-        """The arguments are those of `SemanticUNetConfig`, and the shapes that data decides.
+        """Build the network from the fields of `SemanticUNetConfig` and the shapes of the data.
 
         Args:
             sample_size: side of a training picture (or latent).
@@ -116,7 +116,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         zero_init_like_adm(self.unet)
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Computed in the weights' dtype; a code of one row serves the whole batch. Raises ValueError on its shape."""
+        """Compute the output in the weights' dtype; raises ValueError unless z is [B, Z] or [1, Z]."""
         width = self.config["z_width"]
         if z.dim() != 2 or z.shape[1] != width or len(z) not in (1, len(x)):
             raise ValueError(f"expected codes [{len(x)}, {width}], got {list(z.shape)}")
@@ -126,35 +126,43 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
 
 class TimeHalf(nn.Module):
-    """Features of t [B, F] -> [time ; 0] [B, T + Z]: the sum with `CodeHalf` is a concatenation."""
+    """Embedding of time features [B, F] as [time ; 0] [B, T + Z]: its sum with `CodeHalf` is a concatenation."""
 
     def __init__(self, features: int, time_width: int, z_width: int) -> None:
         super().__init__()
         self.embedding, self.z_width = TimestepEmbedding(features, time_width), z_width
 
     def forward(self, features: Tensor) -> Tensor:
-        """Two linear maps with a SiLU between, then zeros."""
+        """Apply two linear maps with a SiLU between, then append zeros."""
         return pad(self.embedding(features), (0, self.z_width))
 
 
 class CodeHalf(nn.Module):
-    """z [B, Z] -> [0 ; z] [B, T + Z]."""
+    """Padding of a code z [B, Z] to [0 ; z] [B, T + Z]."""
 
     def __init__(self, time_width: int) -> None:
         super().__init__()
         self.time_width = time_width
 
     def forward(self, z: Tensor) -> Tensor:
-        """Nothing is learned here: each block has its own map of z."""
+        """Prepend zeros; nothing is learned here, as each block has its own map of z."""
         return pad(z, (self.time_width, 0))
 
 
 def build_semantic_unet(
     config: SemanticUNetConfig, *, sample_size: int, channels: int, z_width: int, out_channels: int | None = None
 ) -> SemanticUNet:
-    """The U-Net of a config for pictures (or latents) [B, channels, sample_size, sample_size] and codes [B, z_width].
+    """Build the U-Net of a config.
 
-    Raises UserError where the picture cannot be halved that often.
+    Args:
+        config: widths, attention and so on.
+        sample_size: side of a training picture (or latent).
+        channels: of its input.
+        z_width: numbers in a code.
+        out_channels: of its output; those of the input when left out.
+
+    Raises:
+        UserError: the picture cannot be halved that often.
     """
     factor = 2 ** (len(config.widths) - 1)
     if sample_size % factor:
@@ -167,9 +175,10 @@ def build_semantic_unet(
 
 
 def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
-    """`partial(apply_semantic, unet)` is the network of a `NetworkDenoiser` whose conditions carry z as their vector.
+    """Apply the U-Net with the code z that is the condition's vector, as a `NetworkDenoiser` calls a network.
 
-    Raises ValueError for a condition without.
+    Raises:
+        ValueError: a condition without a vector.
     """
     if condition.vector is None:
         raise ValueError("a semantic U-Net needs a condition's vector, the code z; got a condition without")
@@ -177,14 +186,14 @@ def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: Conditio
 
 
 def _blocks(attention: Sequence[bool]) -> dict[str, Any]:
-    down = tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attention)
-    up = tuple("AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attention))
+    down = tuple("AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in attention)
+    up = tuple("AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in reversed(attention))
     kinds = {"downsample_type": "resnet", "upsample_type": "resnet"}
     return {"down_block_types": down, "up_block_types": up, **kinds}
 
 
 def _head_size(widths: Sequence[int], attention: Sequence[bool], heads: int) -> int | None:
-    """One size for all levels, as `UNet2DModel` has it; None: a single head as wide as its level."""
+    """Return one head size for all levels, as `UNet2DModel` has it; None: a single head as wide as its level."""
     if heads == 1:
         return None
     return math.gcd(*compress(widths, attention), widths[-1]) // heads

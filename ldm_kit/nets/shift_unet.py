@@ -1,8 +1,8 @@
-"""PDAE's gradient estimator: a second decoder on a frozen U-Net's features, told the semantic code.
+"""PDAE's gradient estimator: a second decoder on a frozen U-Net's features, conditioned on the semantic code.
 
-The frozen U-Net runs as it is; hooks remember what its middle and upper blocks were given, and our own blocks are given
-the same, with a code beside the time (Zhang et al. 2022, section 4.1 and appendix). So it fits every U-Net of diffusers
-that is made of its usual blocks, with classes, tokens or neither, and the frozen output is bit for bit the plain one.
+The frozen U-Net runs unchanged; hooks record the inputs of its middle and upper blocks, and our own blocks get the same
+inputs, with a code beside the time (Zhang et al. 2022, section 4.1 and appendix). This works for every U-Net of
+diffusers' usual blocks, with classes, tokens or neither, and the frozen output is bit for bit that of the base alone.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ UpBlock = UpBlock2D | AttnUpBlock2D | CrossAttnUpBlock2D | ResnetUpsampleBlock2D
 
 
 class ShiftUNet(ModelMixin, ConfigMixin):
-    """x_t [B, C, h, w], t [B] and z [B, Z] -> (the frozen U-Net's output, G [B, C, h, w]); G is 0 before training.
+    """A network from x_t [B, C, h, w], t [B] and z [B, Z] to (the frozen U-Net's output, G [B, C, h, w]).
 
-    It owns the new parts alone: parameters, states and saved folders hold nothing of the frozen U-Net, which
-    `ShiftUNet.from_pretrained(folder, base=unet)` wants back. Moving this module moves the frozen one.
+    G is 0 before training. Parameters, states and saved folders hold nothing of the frozen U-Net, which
+    `ShiftUNet.from_pretrained(folder, base=unet)` needs again. Moving or casting this module does the same to it.
     """
 
     _supports_gradient_checkpointing = True
@@ -50,7 +50,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         learned_range: bool = False,
         base_digest: str | None = None,
     ) -> None:
-        """Freeze `base`, in place, and build blocks like those of its middle and way up.
+        """Freeze `base`, in place, and build blocks like those of its middle and decoder.
 
         Args:
             base: any U-Net of diffusers whose upper blocks are made of `ResnetBlock2D`.
@@ -64,8 +64,8 @@ class ShiftUNet(ModelMixin, ConfigMixin):
             UserError: a base of other blocks, or one that is not the base it was trained on.
         """
         super().__init__()
-        _refuse(base)
-        base_digest = _same(base_digest, digest(base))
+        _check_blocks(base)
+        base_digest = _check_digest(base_digest, digest(base))
         self.register_to_config(z_width=z_width, copied=copied, learned_range=learned_range, base_digest=base_digest)
         time_width = _time_width(base)
         middle, norm, act = _ends(base)
@@ -76,10 +76,10 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         made = {"device": base.device, "dtype": base.dtype}
         self.z_embedding = nn.Linear(z_width, time_width, **made)
         self.conv_out = _head(base.conv_out, learned_range, **made)
-        for part in self._decoder:
-            give_z(part, time_width, time_width, z_shift=True, keep_time=copied)
+        for block in self._decoder:
+            give_z(block, time_width, time_width, z_shift=True, keep_time=copied)
             if not copied:
-                zero_init_like_adm(part)
+                zero_init_like_adm(block)
         self.requires_grad_(True)
         self._frozen = (base.requires_grad_(False),)  # in a tuple: no child, so neither saved nor trained
         self.train()
@@ -96,50 +96,55 @@ class ShiftUNet(ModelMixin, ConfigMixin):
     def forward(
         self, x: Tensor, t: Tensor, z: Tensor, condition: ConditionLike | Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A gradient flows into the new parts and z alone.
+        """Compute the frozen output and G, both [B, C, h, w]; only the new blocks and z get a gradient.
 
-        `condition` is the base's: a `Condition`, or a mapping of what its own `forward` calls things (`class_labels`).
+        Args:
+            x: x_t [B, C, h, w].
+            t: times [B].
+            z: codes [B, Z], or [1, Z] for the whole batch.
+            condition: the base's: a `Condition`, or keyword arguments of its own `forward` (`class_labels`).
         """
         base = self.base
-        if base.training:  # whoever holds it beside us may have called train()
+        if base.training:  # another owner of it may have called train()
             base.eval()
-        with torch.no_grad(), _heard([base.mid_block, *base.up_blocks]) as heard:
+        with torch.no_grad(), _recorded_inputs([base.mid_block, *base.up_blocks]) as recorded:
             out = _run(base, x, t, condition)
         dtype = self.conv_out.weight.dtype
         code = self.z_embedding(z.to(dtype)).expand(len(x), -1)
         h: Tensor | None = None
-        for block, given in zip(self._decoder, heard, strict=True):
-            given = given if dtype == base.dtype else _cast(given, dtype)
-            h = given["hidden_states"] if h is None else h
-            h = block(**{**given, "hidden_states": h, "temb": torch.cat([given["temb"], code.to(given["temb"])], 1)})
+        for block, inputs in zip(self._decoder, recorded, strict=True):
+            inputs = inputs if dtype == base.dtype else _cast(inputs, dtype)
+            h = inputs["hidden_states"] if h is None else h
+            temb = torch.cat([inputs["temb"], code.to(inputs["temb"])], 1)
+            h = block(**{**inputs, "hidden_states": h, "temb": temb})
         return out, self.conv_out(self.conv_act(self.conv_norm_out(h)))
 
     def train(self, mode: bool = True) -> "ShiftUNet":
-        """Of the new parts; the frozen U-Net never leaves eval."""
+        """Set the mode of the new blocks; the frozen U-Net stays in evaluation mode."""
         self.base.eval()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShiftUNet":
-        """What moves or casts us moves or casts the frozen U-Net."""
+        """Apply a move or cast of this module to the frozen U-Net as well."""
         self.base._apply(fn)
         return super()._apply(fn, recurse)
 
 
 def digest(unet: nn.Module) -> str | None:
-    """A hash of all weights, or None on the meta device, which has none.
+    """Return a hash of all weights, None on the meta device.
 
-    They are rounded to bfloat16, so that the same model opened in half the bits has the same hash.
+    They are rounded to bfloat16, so that a model that is loaded in half precision has the same hash.
     """
-    found = hashlib.blake2b(digest_size=16)
+    digest_of_all = hashlib.blake2b(digest_size=16)
     for name, value in sorted(unet.state_dict().items()):
         if value.is_meta:
             return None
-        found.update(name.encode())
-        found.update(value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
-    return found.hexdigest()
+        digest_of_all.update(name.encode())
+        digest_of_all.update(value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    return digest_of_all.hexdigest()
 
 
-def _same(trained: str | None, given: str | None) -> str | None:
+def _check_digest(trained: str | None, given: str | None) -> str | None:
     if trained is not None and given is not None and trained != given:
         raise UserError(
             "the frozen U-Net is not the one that this gradient estimator was trained on: its weights differ"
@@ -147,14 +152,14 @@ def _same(trained: str | None, given: str | None) -> str | None:
     return trained or given
 
 
-def _refuse(base: UNet) -> None:
+def _check_blocks(base: UNet) -> None:
     kinds = [type(block).__name__ for block in base.up_blocks if not isinstance(block, UpBlock)]
     if kinds:
         raise UserError(f"a U-Net with {kinds[0]} cannot be given a second decoder; expected blocks of ResnetBlock2D")
 
 
 def _ends(base: UNet) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The middle block, and the last norm and activation."""
+    """Return the middle block, and the last norm and activation."""
     if base.mid_block is None or base.conv_norm_out is None or base.conv_act is None:
         raise UserError("a U-Net without a middle block or a last norm cannot be given a second decoder")
     return base.mid_block, base.conv_norm_out, base.conv_act
@@ -176,23 +181,23 @@ def _head(conv: nn.Conv2d, learned_range: bool, **made: Any) -> nn.Conv2d:
 
 
 def _reset(module: nn.Module) -> None:
-    """A module's own default initialisation, as torch gives it."""
+    """Initialise a module as torch does by default."""
     match module:
         case nn.Linear() | nn.Conv2d() | nn.GroupNorm() | nn.LayerNorm():
             module.reset_parameters()
 
 
 @contextmanager
-def _heard(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Within, every block's arguments are remembered by name, in the order of the calls."""
-    heard: list[dict[str, Any]] = []
+def _recorded_inputs(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Record every block's arguments by name, in the order of the calls."""
+    recorded: list[dict[str, Any]] = []
 
-    def remember(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        heard.append(dict(signature(block.forward).bind(*args, **named).arguments))
+    def record(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        recorded.append(dict(signature(block.forward).bind(*args, **named).arguments))
 
-    handles = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks]
+    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
     try:
-        yield heard
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

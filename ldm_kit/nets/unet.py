@@ -1,4 +1,4 @@
-"""From a config to a diffusers U-Net.
+"""Building a diffusers U-Net from a config.
 
 With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipelines open it), without it is
 `UNet2DModel` (`LDMPipeline` opens it).
@@ -71,7 +71,7 @@ class UNetConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """What the user wrote over the preset; one way of counting heads displaces the other."""
+        """Put the given fields over those of the preset; either of `heads` and `head_size` replaces the other."""
         if not isinstance(given, Mapping):
             return given
         name = given.get("preset")
@@ -89,22 +89,21 @@ class UNetConfig(Config):
                 f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
                 "expected one each"
             )
-        if bad := [
-            w for w in self.widths if w < 1 or w % self.norm_num_groups
-        ]:  # a skip's sum of two widths then fits as well
+        # the channels of a skip, a sum of two widths, are then a multiple as well
+        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
             raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
         if (self.heads is None) == (self.head_size is None):
             raise ValueError(
                 f"expected either heads or head_size, got heads {self.heads} and head_size {self.head_size}"
             )
-        part = self.heads or self.head_size or 1
-        if bad := [w for w in self.attended if w % part]:
+        divisor = self.heads or self.head_size or 1
+        if bad := [w for w in self.attended if w % divisor]:
             raise ValueError(f"widths {bad} with attention cannot be cut by {self._counted}")
         return self
 
     @property
     def attended(self) -> list[int]:
-        """Widths that have attention: those of the levels with a transformer, and the middle block's, always."""
+        """Widths with attention: those of the levels with a transformer, and the middle block's."""
         return [*compress(self.widths, self.attention_levels), self.widths[-1]]
 
     @property
@@ -114,7 +113,7 @@ class UNetConfig(Config):
 
     @property
     def factor(self) -> int:
-        """How many times smaller the middle block's side is than the latent's."""
+        """Downsampling factor from the latent's side to the middle block's."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -122,13 +121,13 @@ class UNetConfig(Config):
         return f"heads {self.heads}" if self.heads else f"head_size {self.head_size}"
 
     def heads_by_level(self) -> tuple[int, ...]:
-        """Number of heads at every level; what `UNet2DConditionModel` calls attention_head_dim."""
+        """Return the number of heads at every level, which `UNet2DConditionModel` calls attention_head_dim."""
         if self.heads is not None:
             return (self.heads,) * len(self.widths)
         return tuple(max(1, width // (self.head_size or 1)) for width in self.widths)
 
     def common_head_size(self) -> int | None:
-        """Channels of a head at every level (None: one head as wide as its level), as `UNet2DModel` has it."""
+        """Return the channels of a head at every level, as `UNet2DModel` has it; None: one head a level."""
         if self.heads is None or self.heads == 1:
             return self.head_size
         return math.gcd(*self.attended) // self.heads
@@ -143,7 +142,7 @@ def build_unet(
     out_channels: int | None = None,
     vector_width: int | None = None,
 ) -> UNet:
-    """The network x_t [B, channels, h, w] -> [B, out_channels, h, w], randomly initialised as diffusers does.
+    """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], randomly initialised as diffusers does.
 
     Args:
         config: widths, attention and so on.
@@ -154,7 +153,7 @@ def build_unet(
         vector_width: D of a condition's `vector` [B, D], added to the time embedding; None: there is none.
 
     Raises:
-        UserError: the latent cannot be halved that often, a vector has not the width that is needed, or the network has
+        UserError: the latent cannot be halved that often, a vector has another width than is needed, or the network has
             tokens and resamples by residual blocks.
     """
     if sample_size % config.factor:
@@ -187,9 +186,7 @@ def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
     return {
         **_blocks(config, "Attn"),
         "attention_head_dim": config.common_head_size(),
-        "attn_norm_num_groups": None
-        if config.time == "add"
-        else config.norm_num_groups,  # else the middle has no norm (#4414)
+        "attn_norm_num_groups": None if config.time == "add" else config.norm_num_groups,  # diffusers #4414
         "downsample_type": config.resample,
         "upsample_type": config.resample,
         "class_embed_type": None if vector_width is None else "identity",
@@ -221,7 +218,7 @@ def _blocks(config: UNetConfig, kind: str) -> dict[str, tuple[str, ...]]:
 
 
 def _block(kind: str, bare: str, way: str, attention: bool) -> str:
-    """The name of diffusers' block; those without attention say in it how they resample."""
+    """Return the name of diffusers' block; those without attention are named by how they resample."""
     sample = f"{way}sample" if bare else way
     return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
 

@@ -19,27 +19,27 @@ def modules():
     return Autoencode(build_kl(config)), Discriminator(DiscriminatorConfig(width=8, layers=1, groups=4))
 
 
-def play(players, step=0, balance="ldm", **game):
-    wrapped, judge = players
-    criterion = AutoencoderLoss(LossConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
+def play(modules, step=0, balance="ldm", **game):
+    wrapped, judge = modules
+    loss = AutoencoderLoss(LossConfig(balance=balance, adversarial=AdversarialConfig(**{"start": 0, **game})))
     return two_player(
         X,
         wrapped(X, NOISE),
         step,
-        criterion=criterion,
+        loss=loss,
         last_layer=wrapped.last_layer,
         discriminate=judge,
         raw_discriminator=judge,
     )
 
 
-def test_each_player_moves_only_itself(players):
-    wrapped, judge = players
+def test_each_player_moves_only_itself(modules):
+    wrapped, judge = modules
     turns = []
-    for player, loss, _ in play(players):
+    for player, loss, _ in play(modules):
         loss.backward()
         turns.append(player)
-        moved = [any(p.grad is not None for p in m.parameters()) for m in players]
+        moved = [any(p.grad is not None for p in m.parameters()) for m in modules]
         assert moved == [player == "autoencoder", player == "discriminator"]
         wrapped.zero_grad(), judge.zero_grad()
         assert all(p.requires_grad for p in judge.parameters()) == (player == "discriminator")
@@ -47,33 +47,33 @@ def test_each_player_moves_only_itself(players):
     assert all(p.requires_grad for p in judge.parameters())
 
 
-def test_the_autoencoder_runs_once_and_the_discriminator_once_for_each_player(players):
+def test_the_autoencoder_runs_once_and_the_discriminator_once_for_each_player(modules):
     calls = []
-    for module in players:
+    for module in modules:
         module.register_forward_hook(lambda m, _, __: calls.append(type(m).__name__))
-    for _, loss, _ in play(players):
+    for _, loss, _ in play(modules):
         loss.backward()
     assert calls == ["Autoencode", "Discriminator", "Discriminator"]
 
 
-def test_the_game_reaches_the_decoder(players):
+def test_the_game_reaches_the_decoder(modules):
     grads = []
     for start in (0, 9):
-        players[0].zero_grad()
-        _, loss, logs = next(play(players, start=start))
+        modules[0].zero_grad()
+        _, loss, logs = next(play(modules, start=start))
         loss.backward()
-        grads.append(players[0].last_layer.grad.clone())
+        grads.append(modules[0].last_layer.grad.clone())
         assert (logs["lambda"] > 0) == (start == 0)
     assert (grads[0] - grads[1]).norm() > 0.1 * grads[1].norm()
 
 
-def test_before_the_start_nobody_asks_the_discriminator(players):
-    players[1].register_forward_hook(lambda *_: pytest.fail("the discriminator was asked"))
-    assert [turn[0] for turn in play(players, step=4, start=5)] == ["autoencoder"]
+def test_before_the_start_nobody_asks_the_discriminator(modules):
+    modules[1].register_forward_hook(lambda *_: pytest.fail("the discriminator was asked"))
+    assert [turn[0] for turn in play(modules, step=4, start=5)] == ["autoencoder"]
 
 
-def test_the_discriminator_may_learn_first(players):
-    turns = list(play(players, step=4, start=5, discriminator_start=2))
+def test_the_discriminator_may_learn_first(modules):
+    turns = list(play(modules, step=4, start=5, discriminator_start=2))
     assert [t[0] for t in turns] == ["autoencoder", "discriminator"]
     assert turns[0][2]["lambda"] == 0
     assert set(turns[0][2]) >= {"loss", "pixel", "perceptual", "kl", "nll", "codebook", "g", "lambda"}
@@ -105,48 +105,48 @@ def test_lambda_is_the_same_on_two_ranks():
     torch.testing.assert_close(on_a_rank, adaptive_weight(*terms(data.flatten(0, 1)), w, 1e3))
 
 
-def test_the_weight_scales_the_game_s_share_of_the_gradient(players):
-    _, _, half = next(play(players, weight=0.5))
-    _, _, ramped = next(play(players, weight=0.5, ramp=2))
-    _, _, fixed = next(play(players, weight=0.5, adaptive=False))
+def test_the_weight_scales_the_game_s_share_of_the_gradient(modules):
+    _, _, half = next(play(modules, weight=0.5))
+    _, _, ramped = next(play(modules, weight=0.5, ramp=2))
+    _, _, fixed = next(play(modules, weight=0.5, adaptive=False))
     torch.testing.assert_close(ramped["lambda"], half["lambda"] / 2)
     assert fixed["lambda"] == 0.5
 
 
-def test_a_learned_scale_gets_a_gradient(players):
-    wrapped = Autoencode(players[0].vae, learned_scale=True)
-    _, loss, logs = next(play((wrapped, players[1]), balance="elbo"))
+def test_a_learned_scale_gets_a_gradient(modules):
+    wrapped = Autoencode(modules[0].vae, learned_scale=True)
+    _, loss, logs = next(play((wrapped, modules[1]), balance="elbo"))
     loss.backward()
     assert wrapped.log_scale.grad != 0
     assert logs["log_scale"] == 0
 
 
-def test_without_a_game_there_is_one_player(players):
-    criterion = AutoencoderLoss(LossConfig())
-    turns = two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer)
+def test_without_a_game_there_is_one_player(modules):
+    loss = AutoencoderLoss(LossConfig())
+    turns = two_player(X, modules[0](X, NOISE), 0, loss=loss, last_layer=modules[0].last_layer)
     assert [turn[0] for turn in turns] == ["autoencoder"]
-    criterion = AutoencoderLoss(LossConfig(adversarial=AdversarialConfig()))
+    loss = AutoencoderLoss(LossConfig(adversarial=AdversarialConfig()))
     with pytest.raises(AutoencoderError, match="pass discriminate"):
-        next(two_player(X, players[0](X, NOISE), 0, criterion=criterion, last_layer=players[0].last_layer))
+        next(two_player(X, modules[0](X, NOISE), 0, loss=loss, last_layer=modules[0].last_layer))
 
 
-def test_freezing_ends_even_when_the_loop_breaks_off(players):
-    turns = play(players)
+def test_freezing_ends_even_when_the_loop_breaks_off(modules):
+    turns = play(modules)
     next(turns)
-    assert not any(p.requires_grad for p in players[1].parameters())
+    assert not any(p.requires_grad for p in modules[1].parameters())
     turns.close()
-    assert all(p.requires_grad for p in players[1].parameters())
-    players[1].body[0].bias.requires_grad_(False)
-    with frozen(players[1]):
+    assert all(p.requires_grad for p in modules[1].parameters())
+    modules[1].body[0].bias.requires_grad_(False)
+    with frozen(modules[1]):
         pass
-    assert not players[1].body[0].bias.requires_grad
+    assert not modules[1].body[0].bias.requires_grad
 
 
-def test_a_few_steps_teach_the_discriminator(players):
-    optimiser = torch.optim.Adam(players[1].parameters(), lr=5e-3)
+def test_a_few_steps_teach_the_discriminator(modules):
+    optimiser = torch.optim.Adam(modules[1].parameters(), lr=5e-3)
     accuracy = []
     for step in range(12):
-        for player, loss, logs in play(players, step=step, start=1000, discriminator_start=0):
+        for player, loss, logs in play(modules, step=step, start=1000, discriminator_start=0):
             if player == "discriminator":
                 optimiser.zero_grad()
                 loss.backward()

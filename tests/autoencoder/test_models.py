@@ -45,7 +45,7 @@ def test_every_preset_survives_its_own_dump(config):
     ("wrong", "sentence"),
     [
         ({"preset": "kl-f9"}, "unknown preset 'kl-f9'"),
-        ({"widths": (10, 20)}, "not multiples of norm_groups"),
+        ({"widths": (10, 20)}, "not multiples of norm_num_groups"),
         ({"attention_levels": (2,)}, "attention_levels"),
         ({"resolution": 15}, "not a multiple of the reduction factor 2"),
         ({"depth": 3}, "Extra inputs"),

@@ -102,7 +102,7 @@ def test_none_costs_and_says_nothing():
 
 @pytest.mark.parametrize("spec", ["lpips", "timm:resnet10t"])
 def test_without_weights_it_complains_at_once(spec, tmp_path, monkeypatch):
-    """A dead port stands for the missing network: never a random trunk, never a long wait."""
+    """A dead port stands for the missing network: never random weights, never a long wait."""
     for key in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(key, "http://127.0.0.1:9")
     for key in ("no_proxy", "NO_PROXY"):
@@ -138,12 +138,12 @@ def test_lpips_is_the_lpips_package_s(tmp_path):
     torch.save(state, tmp_path / "alex.pth")
     perceptual = Perceptual(PerceptualConfig(spec="lpips", net="alex", weights=str(tmp_path / "alex.pth")))
     x, y = torch.rand(2, 2, 3, 64, 64) * 2 - 1
-    torch.testing.assert_close(perceptual(x, y), perceptual.trunk.model(x, y).flatten(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(perceptual(x, y), perceptual.backbone.model(x, y).flatten(), rtol=1e-4, atol=1e-6)
     assert not any(p.requires_grad for p in perceptual.parameters())
 
 
 def test_a_config_knows_its_words():
     with pytest.raises(ValidationError, match="must be 'none', 'lpips' or"):
         PerceptualConfig(spec="vgg")
-    with pytest.raises(ValidationError, match="stages of a timm trunk"):
+    with pytest.raises(ValidationError, match="stages of a timm backbone"):
         PerceptualConfig(spec="lpips", stages=(0,))

@@ -169,10 +169,8 @@ def test_a_training_step_shows_the_codebook_its_latents_after_the_backward():
     wrapped = Autoencode(build_vq(config), beta=config.beta)
     book = Codebook(wrapped.vae.quantize.embedding, config)
     before = book.embedding.weight.clone()
-    x, criterion = torch.rand(2, 3, 16, 16), AutoencoderLoss(LossConfig())
-    turns = two_player(
-        x, wrapped(x, torch.empty(0)), 1, criterion=criterion, last_layer=wrapped.last_layer, codebook=book
-    )
+    x, loss = torch.rand(2, 3, 16, 16), AutoencoderLoss(LossConfig())
+    turns = two_player(x, wrapped(x, torch.empty(0)), 1, loss=loss, last_layer=wrapped.last_layer, codebook=book)
     for _, loss, logs in turns:
         loss.backward()
         assert book.embedding.weight.equal(before)

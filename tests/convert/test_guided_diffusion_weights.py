@@ -36,7 +36,7 @@ def noisy(size=16, channels=3):
 
 
 def difference(one, two):
-    """The largest, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return ((one - two).abs().max() / two.abs().max()).item()
 
 

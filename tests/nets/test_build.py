@@ -123,9 +123,9 @@ def test_concat_and_vector_are_used(build):
 @pytest.mark.parametrize(
     ("build", "condition", "sentence"),
     [
-        (crossed, None, "UNet2DConditionModel needs a condition's tokens; got parts none"),
-        (plain, Condition(torch.zeros(3, 5, 16)), "UNet2DModel has no use for a condition's tokens; got parts tokens"),
-        (plain, Condition(vector=torch.zeros(3, 128)), "has no use for a condition's vector"),
+        (crossed, None, "UNet2DConditionModel needs a condition's tokens; got none"),
+        (plain, Condition(torch.zeros(3, 5, 16)), "UNet2DModel cannot use a condition's tokens; got tokens"),
+        (plain, Condition(vector=torch.zeros(3, 128)), "cannot use a condition's vector"),
         (partial(plain, vector_width=128), None, "needs a condition's vector"),
     ],
 )

@@ -67,7 +67,7 @@ def inputs():
 
 
 def plainly(base, x, t, condition):
-    """The U-Net called as anybody would."""
+    """Call the U-Net as a user of diffusers does."""
     named = condition or {}
     if isinstance(condition, Condition):
         parts = {"class_labels": condition.vector, "encoder_hidden_states": condition.tokens}
