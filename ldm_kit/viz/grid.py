@@ -38,6 +38,7 @@ def pairs_grid(
     columns: int = 8,
     scale: int = 1,
     captions: Sequence[str] | None = None,
+    *,
     padding: int = 2,
 ) -> Image.Image:
     """Lay out rows of originals, each followed by the row of their reconstructions with the captions.
