@@ -25,6 +25,19 @@ GROUPS: dict[str, list[str]] = {
     ],
     "Configs and errors": ["Config", "UserError"],
 }  # fmt: skip
+VALUES = {
+    "KL_PRESETS": "Published KL autoencoders by name, as configs.",
+    "VQ_PRESETS": "Published VQ autoencoders by name, as configs.",
+    "SAMPLERS": "Samplers by name: `dict[str, NamedSampler]`, which extensions may add to.",
+    "CONDITIONERS": "Every conditioner class: the built-in ones, then those of installed packages.",
+    "ConditioningConfig": "The `condition:` section of a config: the union of all conditioners' configs, by `kind`.",
+    "Inputs": "Prepared conditions, `dict[str, Tensor]` of [N, ...] each.",
+    "Progress": "A callback that takes (done, total).",
+    "AutoencoderConfig": "The `autoencoder:` section of a config: KL or VQ, by `kind`.",
+    "SemanticConfig": "The `encoder:` section of a semantic method's config, by `kind`.",
+}
+"""What is said of names that have no docstring."""
+
 HEAD = """# Public names
 
 Written by `python docs/generate_api.py`. `help(name)` prints the whole docstring: arguments, shapes, ranges, errors and
@@ -36,7 +49,7 @@ without notice.
 def first_sentence(value: Any) -> str:
     """Return the first sentence of a docstring, on one line."""
     text = " ".join(inspect.cleandoc(value.__doc__ or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s+(?=[A-Z`])", text)[0]
+    return re.split(r"(?<=[^.][.])\s+(?=[A-Z`])", text)[0]
 
 
 def kind_of(value: Any) -> str:
@@ -54,7 +67,7 @@ def module_of(value: Any) -> str:
 def row(package: Any, name: str) -> str:
     """Return one line of a table."""
     value = getattr(package, name)
-    described = first_sentence(value) if module_of(value) else ""
+    described = first_sentence(value) if module_of(value) else VALUES.get(name, "")
     return f"| `{name}` | {kind_of(value)} | {described.replace('|', chr(92) + '|')} | {module_of(value)} |"
 
 

@@ -189,8 +189,10 @@ def called(words: list[str]) -> tuple[str, ...] | None:
     script = next((word for word in words if word in SCRIPTS), None)
     if script is None:
         return None
+    if script != "edit.py":
+        return (script,)
     after = words[words.index(script) + 1 :][:1]
-    return (script, *after) if script == "edit.py" and after and not after[0].startswith("-") else (script,)
+    return (script, *after) if after and not after[0].startswith("-") else (script, "change")
 
 
 CALLS = sorted({(call, name_of(page)) for page in PAGES for words in commands(page) if (call := called(words))})
@@ -263,19 +265,29 @@ def test_public_names_have_docstrings_that_name_their_arguments(package, name):
     assert text, f"{name} has no docstring"
     assert text.splitlines()[0].rstrip().endswith((".", ":", "?")), f"{name}: the first line is no sentence"
     if inspect.isclass(value) and issubclass(value, BaseModel):
-        bare = [key for key, field in value.model_fields.items() if not field.description]
+        fields = value.model_fields.items()  # a section is described by its own class
+        bare = [key for key, field in fields if not field.description and not isinstance(field.default, BaseModel)]
         assert not [key for key in bare if key not in text], f"{name}: fields without a description: {bare}"
         return
     if inspect.isclass(value) and getattr(value, "_is_protocol", False):
         return
-    documented = text + (inspect.getdoc(value.__init__) or "" if inspect.isclass(value) else "")
+    documented = text + described_beside(value)
     unnamed = [key for key in arguments(value) if not re.search(rf"\b{re.escape(key)}\b", documented)]
     assert not unnamed, f"{name}: the docstring says nothing about {', '.join(unnamed)}"
 
 
+def described_beside(value: type | object) -> str:
+    """What stands in the docstring of a class's constructor, and in comments beside its fields."""
+    if not inspect.isclass(value):
+        return ""
+    fields = re.findall(r"^    (\w+): .*#", inspect.getsource(value), re.MULTILINE)
+    return "\n".join(["", inspect.getdoc(value.__init__) or "", *fields])
+
+
 def arguments(value: type | object) -> list[str]:
-    """The names of a callable's parameters; of an exception, of an abstract class: none."""
+    """The parameters that a docstring must name: where there are two or fewer, a sentence may describe them."""
     if inspect.isclass(value) and (issubclass(value, BaseException) or inspect.isabstract(value)):
         return []
     parameters = inspect.signature(value).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return names if len(names) > 2 else []
