@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.data.images import InMemory, Record
+from ldm_kit.data.images import InMemory, Record, unit_hash
 from ldm_kit.editing import labels
 from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few, paired_indices
 from ldm_kit.editing.labels import Column
@@ -45,7 +45,9 @@ def test_the_typical_strength_leads_from_mean_to_mean(learned):
 def test_held_out_pictures_are_not_fitted(learned):
     z, first, _ = planted(600)
     record = learned.records[0]
-    assert 0.7 * 600 < record.positives + record.others < 0.9 * 600
+    used = torch.tensor([unit_hash("probe", name) >= 0.2 for name in NAMES])
+    assert (record.positives, record.others) == (int((first & used).sum()), int((~first & used).sum()))
+    assert 0.7 * 600 < int(used.sum()) < 0.9 * 600
     everything = learn(z, [Column("smile", words(first, "1", "0"))], NAMES, "key", FitOptions(heldout=0.0)).records[0]
     assert (everything.positives + everything.others, everything.auroc) == (600, None)
 

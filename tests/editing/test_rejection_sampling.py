@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import initial_noise
+from ldm_kit.editing import rejection_sampling
 from ldm_kit.editing.fitting import few_shot
 from ldm_kit.editing.rejection_sampling import AttributeThreshold, sample_accepted, try_seed
 from ldm_kit.editing.sample_options import SamplePriorOptions
@@ -50,6 +51,15 @@ def test_the_first_try_is_the_plain_draw_and_batch_mates_change_nothing():
     tried = draw([try_seed(77, number) for number in range(alone[3].tried)])
     assert (read(tried) > 0).tolist() == [False] * (alone[3].tried - 1) + [True]
     assert len({try_seed(seed, number) for seed in range(9) for number in range(9)}) == 81
+
+
+def test_codes_stand_in_the_order_of_their_seeds_however_late_they_pass(monkeypatch):
+    seeds = range(12)
+    alone = torch.cat([sample_accepted(draw, read, [seed], AttributeThreshold("far")).z for seed in seeds])
+    monkeypatch.setattr(rejection_sampling, "MAX_BLOCK", 1)  # a try at a time, so that later seeds pass earlier
+    codes = sample_accepted(draw, read, seeds, AttributeThreshold("far"))
+    assert torch.equal(codes.z, alone)
+    assert torch.allclose(codes.probability, read(alone).sigmoid())
 
 
 def test_a_dozen_examples_are_enough_to_ask_for_more():
