@@ -16,16 +16,17 @@ from torch import Tensor
 import conditioning.factory as conditioners
 from autoencoder.base import encode
 from conditioning.base import Conditioner
-from ldm_kit.config import read
+from ldm_kit.config import cache_dir, read
 from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
-from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
-from ldm_kit.methods.base import Collectives, RunConfig, eval_mode
-from ldm_kit.methods.first_stage import cache_root
+from ldm_kit.methods.autoencoder import Autoencoding
+from ldm_kit.methods.autoencoder_config import AutoencoderRun
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.latent import Latent, LatentRun
-from ldm_kit.methods.stage import LatentStage
+from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.methods.train import open_method
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -41,7 +42,7 @@ PIXELS = Path("configs/pixels/openmoji32_uncond.yaml")
 SIDE, CHANNELS = 8, 4  # of the demo's latents
 
 __all__ = ["AE", "LDM", "AutoencoderRun", "LatentRun", "NoisyClassifier", "Pipeline", "SamplingOptions"]
-__all__ += ["SemanticModel", "cache_root"]
+__all__ += ["SemanticModel", "cache_dir"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +94,8 @@ def train_steps(config: RunConfig, open_run: Callable[[torch.device], Opened]) -
 
 def open_latent(config: LatentRun, data: Split, device: torch.device, cached: bool = True) -> Opened:
     """Open a latent (or pixel) run; not `cached`: pictures and captions are encoded in every step."""
-    stage = LatentStage.open(config, data, device, Collectives())
-    batches = stage.batches if cached else _Uncached(stage, stage.task.module.conditioner)
-    return Opened(stage.task, batches, stage.vae)
+    method: Any = open_method(config, data, device)
+    return Opened(method, method.batches if cached else _Uncached(method), method.vae)
 
 
 def open_autoencoder(config: AutoencoderRun, data: Split) -> Opened:
@@ -119,26 +119,26 @@ def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, d
 class _Uncached:
     """Batches without a cache: posterior and text states of every picture, every time, in the run's precision."""
 
-    stage: LatentStage
-    conditioner: Conditioner
+    method: Latent
 
     @property
     def fingerprint(self) -> str:
         """That of the cached batches."""
-        return self.stage.batches.fingerprint
+        return self.method.batches.fingerprint
 
     def __len__(self) -> int:
-        return len(self.stage.batches)
+        return len(self.method.batches)
 
     @torch.no_grad()
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> dict[str, object]:
         """Return the same keys as `LatentBatches`."""
-        stage = self.stage
-        batch = PictureBatches(stage.data.train, stage.settings.seed, stage.settings.flip).__getitems__(indices)
-        assert stage.vae is not None
-        with torch.autocast("cpu", torch.bfloat16, enabled=stage.settings.train.precision == "bf16"):
-            mean, logvar = encode(stage.vae, batch["x"])
-            inputs = self.conditioner.prepare([stage.batches.raw[index] for _, index in indices])
+        method, config = self.method, self.method.config
+        batch = PictureBatches(method.data.train, config.seed, config.flip).__getitems__(indices)
+        assert method.vae is not None
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            mean, logvar = encode(method.vae, batch["x"])
+            raw = [method.conditions.train[index] for _, index in indices]
+            inputs = method.module.conditioner.prepare(raw)
         return {"mean": mean.float(), "logvar": logvar.float(), "inputs": inputs, "position": batch["position"]}
 
 
@@ -194,7 +194,7 @@ def sampling(
         steps=steps,
         solver=solver,
         guidance_scale=guidance_scale,
-        interval=guidance_interval,
+        guidance_interval=guidance_interval,
         classifier_scale=classifier_scale,
         autoguidance_scale=autoguidance_scale,
     )
@@ -223,7 +223,7 @@ def generate(
     pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], options: SamplingOptions, batch: int = 64
 ) -> Tensor:
     """Generate one picture uint8 [N, C, R, R] for each prompt and seed."""
-    return torch.cat(list(pipeline.draw(prompts, seeds, options, batch)))
+    return torch.cat(list(pipeline.generate(prompts, seeds, options, batch)))
 
 
 def train_missing(names: Sequence[str]) -> None:

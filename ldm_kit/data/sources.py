@@ -4,31 +4,19 @@ To add a source, write a module with a config class and a `load` function, and a
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 from pydantic import Field
 
-from ldm_kit.config import Config, UserError
-from ldm_kit.data import digits, folder, parquet, webdataset
+from ldm_kit.data import digits, folder, given, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.folder import FolderConfig
+from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
-
-
-class GivenConfig(Config):
-    """Pictures that a Python program gave to `ldm_kit.train`; a config cannot name them."""
-
-    source: Literal["given"] = "given"
-    resolution: int = Field(ge=1, description="side in pixels")
-    channels: int = Field(description="1 grey, 3 RGB, 4 RGBA")
-
-
-def _refuse_given(config: GivenConfig) -> Split:
-    raise UserError("data.source is given: the pictures came from Python; pass them to train(..., data=)")
 
 
 SOURCES: dict[type, Callable[[Any], Split]] = {
@@ -37,7 +25,7 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     WebDatasetConfig: webdataset.load,
     ParquetConfig: parquet.load,
     DigitsConfig: digits.load,
-    GivenConfig: _refuse_given,
+    GivenConfig: given.load,
 }
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
-from ldm_kit.metrics.reconstruction import Running, psnr, ssim
+from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.optim import OptimConfig
@@ -195,7 +195,7 @@ class Autoencoding(Method[AutoencoderRun]):
 @torch.no_grad()
 def evaluate(method: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
     """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
-    means = {name: Running() for name in ("psnr", "ssim", "perceptual")}
+    means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
     codes = method.vae.quantize.n_e if isinstance(method.config.autoencoder, VQConfig) else None
     usage = CodeUsage(codes) if codes is not None else None
     for indices in chunks(pictures, batch):

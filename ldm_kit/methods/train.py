@@ -44,17 +44,17 @@ def train(
     """
     settings = resolve_config(config, overrides, data)
     with session(settings, resume) as run:
-        collectives = Collectives(run.average, run.total, run.share)
-        with run.first():
+        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        with run.main_process_first():
             method = open_method(settings, data, run.device, collectives)
         trainer = run.trainer(method)
         log = run.log(trainer)
-        log.say(method.describe())
+        log.print(method.describe())
         _train(method, run, trainer, log)
         log.flush()
-        if run.main:
+        if run.is_main_process:
             with trainer.ema.applied():
-                log.say(method.finish(run.folder))
+                log.print(method.finish(run.folder))
         log.close()
         return run.folder / "model"
 
@@ -64,9 +64,9 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
     for step in trainer.train(method.batches):
         log.step(step)
         metrics = None
-        if run.main and due(step, method.config.log.evaluate_every, trainer.config.steps):
+        if run.is_main_process and due(step, method.config.log.evaluate_every, trainer.config.steps):
             with trainer.ema.applied():
-                metrics = log.evaluated(step.number, lambda number: method.evaluate(number, run.folder))
+                metrics = log.evaluate(step.number, lambda number: method.evaluate(number, run.folder))
         run.save_when_due(trainer, step, metrics)
 
 

@@ -102,6 +102,3 @@ def _check(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.dim() != 4 or not x.is_floating_point() or not y.is_floating_point():
         got = f"{x.dtype} {[*x.shape]} and {y.dtype} {[*y.shape]}"
         raise ValueError(f"expected two float tensors [B, C, H, W] of one shape in [-1, 1], got {got}")
-
-
-Running = RunningMean  # the name before the second house plan, until every caller has moved
