@@ -9,7 +9,6 @@ from benchmarks import kit
 from benchmarks.claims import quality, recipes, timed_training
 from benchmarks.claims.recipes import Job, Recipe, Setting
 from benchmarks.claims.sampling_steps import ROWS
-from ldm_kit.models.options import check_options
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +88,7 @@ def test_the_table_has_means_and_ranges():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_of_steps_can_be_sampled(name):
-    check_options(ROWS[name].options)
+    assert isinstance(ROWS[name].options, kit.SamplingOptions)
 
 
 def test_what_a_picture_costs_the_network():

@@ -25,10 +25,10 @@ from benchmarks.claims.recipes import Figures, Job, Recipe, Setting, file_name
 from benchmarks.speed import peers
 from benchmarks.speed.workspace import Workspace
 from ldm_kit.data.images import to_unit
-from ldm_kit.demo.measure import Drawings, chosen, known, measured
-from ldm_kit.demo.show import LITE0, WISH, judges
+from ldm_kit.demo.measure import Drawings, choose_prompts, measure_fidelity, reference_features
+from ldm_kit.demo.show import LITE0, OPTIONS, judges
 from ldm_kit.metrics.fidelity import embed, frechet
-from ldm_kit.training.session import cores
+from ldm_kit.training.launch import cores
 
 PILOT = 20  # steps that tell how long one takes
 Judge = Callable[[kit.Pipeline], Figures]
@@ -117,7 +117,7 @@ def train_peers(job: Job, autoencoder: Path, judge: Judge) -> Figures:
     assert recipe.peer_lr is not None
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         (Path(folder) / "ae").symlink_to(autoencoder.resolve())
-        space = Workspace(Path(folder), kit.cache_root(), 10**6)
+        space = Workspace(Path(folder), kit.cache_dir(), 10**6)
         torch.manual_seed(job.seed)
         steps, start = peers.train_stage2(space, "bf16", recipe.overrides, recipe.peer_lr), time.process_time()
         for number, module in enumerate(steps, start=1):
@@ -150,7 +150,7 @@ def _train_guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> N
             pipeline.save(path)
 
 
-def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = WISH) -> Judge:
+def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = OPTIONS) -> Judge:
     """Return a judge of prompt fidelity, Lite0 distance to the prompts' true pictures, and seconds a picture.
 
     The nearest picture is sought in the latents of one autoencoder, whichever the pictures are made by.
@@ -162,12 +162,12 @@ def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = W
     @torch.no_grad()
     def judge(pipeline: kit.Pipeline) -> Figures:
         latents = judges(vae, torch.device("cpu"))["autoencoder latents"]
-        references, figures = known(drawings, latents), {}
+        references, figures = reference_features(drawings, latents), {}
         for name, pictures in sets.items():
-            texts, start = chosen(pictures, prompts, name), time.process_time()
+            texts, start = choose_prompts(pictures, prompts, name), time.process_time()
             made = kit.generate(pipeline, texts, range(len(texts)), options)
             seconds = (time.process_time() - start) / len(texts)
-            row = measured(drawings, references, made, texts, latents)
+            row = measure_fidelity(drawings, references, made, texts, latents)
             figures |= {f"{name} rank1": row.rank1, f"{name} rank5": row.rank5}
             if name == "seen":
                 true = drawings.pixels[[drawings.of[text] for text in texts]]

@@ -32,7 +32,7 @@ class Workspace:
     @classmethod
     def make(cls, folder: Path, pictures: int = 1024) -> "Workspace":
         """Write an autoencoder with random weights; caches go into `folder` from here on."""
-        space = cls(folder, kit.cache_root(), pictures)
+        space = cls(folder, kit.cache_dir(), pictures)
         space.split()  # rasterised where the user keeps it
         os.environ["LDM_KIT_CACHE"] = str(folder / "cache")
         torch.manual_seed(0)

@@ -18,7 +18,6 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
-
 SOURCES: dict[type, Callable[[Any], Split]] = {
     OpenMojiConfig: openmoji.load,
     FolderConfig: folder.load,

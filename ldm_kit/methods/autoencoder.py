@@ -33,7 +33,6 @@ from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 from ldm_kit.models.folder import strip_paths
-from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import pairs_grid
@@ -78,7 +77,6 @@ class Autoencoding(Method[AutoencoderRun]):
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the modules as DDP wraps them; the perceptual backbone follows to their device."""
         super().set_ddp_modules(wrapped)
-        configure_network(self.vae, self.device, self.config.train)
         self.perceptual.to(self.device)
 
     def state(self) -> dict[str, Tensor]:
@@ -114,7 +112,7 @@ class Autoencoding(Method[AutoencoderRun]):
             x if move is None else move(x),
             self.ddp_modules["autoencoder"](x, noise, move),
             step,
-            criterion=self.loss,
+            loss=self.loss,
             last_layer=self.autoencode.last_layer,
             discriminate=self.ddp_modules.get("discriminator"),
             raw_discriminator=self.discriminator,

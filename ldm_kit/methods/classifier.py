@@ -27,7 +27,6 @@ from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAc
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.run_config import NoisedRun, check_any_density
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
-from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.ema import EmaConfig
@@ -91,7 +90,6 @@ class Classifying(Method[ClassifierRun]):
         channels, side, _ = latents.shape
         classes = data.train.classes
         net = build_half_unet(config.net, sample_size=side, channels=channels, classes=classes)
-        configure_network(net, device, config.train)
         names: list[str | int] = [classes[int(label)] for label in labels]
         batches, heldout = LatentBatches(latents, {"label": labels}, names, config.seed), None
         if len(data.heldout):

@@ -23,7 +23,6 @@ from ldm_kit.methods.run_config import check_any_density, check_steps
 from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, pictured_latents
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import CodeDecoder
-from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, build_semantic_unet
 
 
@@ -86,8 +85,6 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         encoder = build_semantic(config.encoder, resolution=data.train.resolution, channels=data.train.channels)
         channels, side, _ = shape
         unet = build_semantic_unet(config.unet, sample_size=side, channels=channels, z_width=config.encoder.z_width)
-        for net in (encoder, unet):
-            configure_network(net, device, config.train)
         method = cls(config, DiffusionAutoencoder(encoder, unet), schedule.build(config.schedule), inputs)
         method.vae, method.latent_shape = first_stage.vae, shape
         return method

@@ -31,7 +31,6 @@ from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
@@ -98,7 +97,6 @@ class Latent(Method[LatentRun]):
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
         )
-        configure_network(unet, device, config.train)
         inputs, heldout_inputs = conditions.prepare()
         heldout = None
         if heldout_inputs is not None:

@@ -27,7 +27,6 @@ from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, 
 from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import ShiftDecoder
-from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 
@@ -96,8 +95,6 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         encoder = build_semantic(config.encoder, resolution=data.train.resolution, channels=data.train.channels)
         width = config.encoder.z_width
         shift = ShiftUNet(base=base.unet, z_width=width, copied=config.copied, learned_range=base.learned_range)
-        for net in (encoder, shift):
-            configure_network(net, device, config.train)
         method = cls(config, ShiftedDiffusion(encoder, shift, base), base, inputs)
         method.latent_shape = shape
         return method

@@ -13,6 +13,7 @@ from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
 from ldm_kit.methods.run_config import RunConfig, method_name
+from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.log import Log
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.session import Session, due, session
@@ -86,6 +87,8 @@ def open_method(
     """
     pictures = load(config.data) if data is None else data
     method = find_method(method_name(config)).build(config, pictures, torch.device(device))
+    for module in method.modules.values():
+        configure_network(module, device, config.train)
     method.collectives = collectives or Collectives()
     return method
 

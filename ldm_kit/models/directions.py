@@ -154,7 +154,9 @@ class Directions:
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {FILE}; learn some first with edit.py learn") from None
         except (OSError, ValidationError, SafetensorError) as error:
-            raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn them again") from None
+            raise UserError(
+                f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn them again"
+            ) from None
         tensors = {name: value for name, value in state_dict.items() if name in _DIMENSIONS}
         dimensions = {name: value.dim() for name, value in tensors.items()}
         lengths = {len(value) for value in tensors.values()}

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from pydantic import AliasChoices, Field
 
 from ldm_kit.config import Config
@@ -25,7 +24,8 @@ class TrainConfig(Config):
     )
     channels_last: bool | None = Field(
         default=None,
-        description="memory layout of the networks; null: channels-last on GPUs and on CPUs with AMX, where it is fast",
+        description="memory layout of the networks; null: what the environment variable LDM_KIT_CHANNELS_LAST (0 or 1) "
+        "says, else channels-last on GPUs and on CPUs with AMX, where it is fast",
     )
     compile: bool = Field(
         default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
@@ -55,9 +55,3 @@ class TrainConfig(Config):
         description="average gradients during the backward pass: faster over slow links, but memory that runs out on "
         "one process then stops the run",
     )
-
-    def layout(self, device: torch.device) -> torch.memory_format:
-        """Return the memory format of weights; by default the one that is fast on this kind of machine."""
-        is_fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
-        channels_last = is_fast if self.channels_last is None else self.channels_last
-        return torch.channels_last if channels_last else torch.contiguous_format

@@ -101,8 +101,6 @@ class Log:
         if self.main:
             self.bar.write(text)
 
-    evaluated, say = evaluate, print  # names before the second house plan, until every caller has moved
-
     def _write_lines(self) -> None:
         _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
         self.unwritten.clear()

@@ -168,10 +168,6 @@ class Session:
             return UserError(f"{error}; {failure}")
         return UserError(f"{error}; {path / 'fault.json'} says more, and --resume {path} makes that step again")
 
-    # Names before the second house plan, until every caller has moved.
-    main = is_main_process
-    first, total, average, share = main_process_first, all_reduce_sum, all_reduce_mean, broadcast
-
 
 def due(step: TrainStep, every: int, last: int) -> bool:
     """Return whether something that happens every `every` steps, and at step `last`, happens after this step."""

@@ -5,7 +5,6 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import rng
-from ldm_kit.diffusion.loss import noised
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.models.codes import encode_set
 from ldm_kit.models.pipeline import Pipeline
@@ -100,7 +99,7 @@ def test_the_encoder_sees_the_picture_in_the_view_of_the_latent(pictures, autoen
     x_0 = batch["mean"] + (batch["logvar"] / 2).exp() * rng.normal(0, "posterior", batch["position"], x.shape[1:])
     eps = rng.normal(0, "noise", batch["position"], x.shape[1:])
     assert torch.equal(t, sample_timesteps(method.config.timestep_sampling, 0, batch["position"], 16, STEPS))
-    torch.testing.assert_close(x, noised(x_0, eps, t, method.schedule).float())
+    torch.testing.assert_close(x, method.schedule.add_noise(x_0, eps, t).float())
 
 
 @pytest.mark.parametrize("target", ["eps", "v"])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldm_kit.metrics.reconstruction import Running, decibels, mse, psnr, ssim
+from ldm_kit.metrics.reconstruction import RunningMean, decibels, mse, psnr, ssim
 
 
 def picture(*shape):
@@ -64,15 +64,15 @@ def test_ssim_wants_six_pixels():
 
 
 def test_a_running_mean_is_no_mean_of_means():
-    running = Running()
+    running = RunningMean()
     running.add(torch.tensor([1.0, 2.0, 3.0]))
     running.add(torch.tensor([10.0], dtype=torch.bfloat16))
     assert (running.sum, running.count, running.mean()) == (16.0, 4, 4.0)
-    assert math.isnan(Running().mean())
+    assert math.isnan(RunningMean().mean())
 
 
 def test_a_running_mean_over_processes():
-    shares = [Running(), Running()]
+    shares = [RunningMean(), Running()]
     shares[0].add(torch.tensor([1.0, 2.0, 3.0]))
     shares[1].add(torch.tensor([10.0]))
     other = torch.tensor([shares[1].sum, shares[1].count], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_a_running_mean_over_processes():
 
 
 def test_a_running_mean_is_kept_in_float64():
-    running = Running()
+    running = RunningMean()
     for _ in range(1000):
         running.add(torch.full((100,), 0.1))
     assert running.mean() == pytest.approx(torch.tensor(0.1).double().item(), abs=1e-12)
