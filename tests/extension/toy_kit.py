@@ -16,7 +16,7 @@ from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import Split, to_bytes
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
-from ldm_kit.diffusion.loss import noised
+from ldm_kit.data.batches import flips
 from ldm_kit.diffusion.schedule import ScheduleConfig, timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.run_config import RunConfig
@@ -57,7 +57,7 @@ class Toy(Method[ToyRun]):
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Compute the squared error [B] of x_0 at times t [B]."""
         eps = rng.normal(seed, "noise", batch["position"], batch["x"].shape[1:])
-        x_0 = self.ddp_modules["toy"](noised(batch["x"], eps, t, self.schedule).float())
+        x_0 = self.ddp_modules["toy"](self.schedule.add_noise(batch["x"], eps, t).float())
         return (x_0 - batch["x"]).square().flatten(1).mean(1)
 
     @torch.no_grad()

@@ -72,7 +72,7 @@ def test_a_running_mean_is_no_mean_of_means():
 
 
 def test_a_running_mean_over_processes():
-    shares = [RunningMean(), Running()]
+    shares = [RunningMean(), RunningMean()]
     shares[0].add(torch.tensor([1.0, 2.0, 3.0]))
     shares[1].add(torch.tensor([10.0]))
     other = torch.tensor([shares[1].sum, shares[1].count], dtype=torch.float64)

@@ -130,11 +130,11 @@ def play(
     reset()
     with session(config, resume) as run:
         opened(run)
-        method = open_method(config, None, run.device, Collectives(run.average, run.total, run.share))
+        method = open_method(config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast))
         trainer, lines = run.trainer(method), []
         for step in trainer.train(method.batches):
             values = {**step.logs, **{f"{name}_norm": norm for name, norm in step.norms.items()}}
-            means = {name: run.average(value.detach().clone()) for name, value in values.items()}
+            means = {name: run.all_reduce_mean(value.detach().clone()) for name, value in values.items()}
             lines.append({"lr": step.lr.hex(), **{name: float(value).hex() for name, value in means.items()}})
             run.save_when_due(trainer, step)
             if step.number == until:
