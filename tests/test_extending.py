@@ -25,7 +25,7 @@ ENTRY_POINTS = """\
 [ldm_kit.methods]
 toy = toy_kit:Toy
 absent = toy_kit:Absent
-function = toy_kit:noised
+function = toy_kit:grid
 """
 OWN = ["autoencoder", "classifier", "diffae", "latent", "pdae", "prior"]
 TREE = {
@@ -91,7 +91,7 @@ def test_a_method_is_found_by_its_entry_point(installed):
         ("os.path", "unknown method 'os.path'"),
         ("toy_kit:Toy", "unknown method 'toy_kit:Toy'"),
         ("absent", "method 'absent' is toy_kit:Absent, which cannot be imported"),
-        ("function", "method 'function' is toy_kit:noised; expected a class of ldm_kit.methods.base.Method"),
+        ("function", "method 'function' is toy_kit:grid; expected a class of ldm_kit.methods.base.Method"),
         (["toy"], r"unknown method \['toy'\]"),
     ],
 )

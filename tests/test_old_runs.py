@@ -50,7 +50,7 @@ def runs(tmp_path, monkeypatch):
 def test_every_model_opens(runs, name):
     model = OPENERS[name](str(runs / name / "model"))
     if isinstance(model, Pipeline):
-        pictures = torch.cat(list(model.draw(["red square 1" if name == "latent" else 0], [0])))
+        pictures = torch.cat(list(model.generate(["red square 1" if name == "latent" else 0], [0])))
         assert pictures.shape == (1, 3, 16, 16)
     if isinstance(model, SemanticModel):
         pictures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)

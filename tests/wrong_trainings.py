@@ -102,7 +102,7 @@ LDM = [
         ["schedule.num_train_timesteps=10", "sample.steps=20"],
         "sample asks for 20 steps, but schedule.num_train_timesteps is only 10",
     ),
-    (["sample.solver=rk4"], "sample.solver: expected 'ddpm', .*'ddim', .* got 'rk4'"),
+    (["sample.solver=rk4"], "sample.solver: unknown solver 'rk4'; known are ddpm, .*ddim.* diffusers:CLASS"),
     (["unet.preset=nanoo"], "unknown preset 'nanoo'; known are nano"),
     (["unet.widths=[16, 20]"], r"widths \[20\] are not positive multiples of the 8 groups"),
     (["unet.heads=3"], r"widths \[16, 16\] with attention cannot be cut by heads 3"),

@@ -16,8 +16,8 @@ from ldm_kit.data.batches import PictureBatches
 from ldm_kit.data.images import Split, to_bytes
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
-from ldm_kit.data.batches import flips
-from ldm_kit.diffusion.schedule import ScheduleConfig, timesteps
+from ldm_kit.diffusion.respacing import timesteps
+from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.solvers.samplers import sample

@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_the_target(pictures, tmp_path, target):
     batch = method.batches.__getitems__(PLACES)
     ((player, loss, logs),) = method.losses(batch, 0)
     t = sample_timesteps(method.config.timestep_sampling, 0, batch["position"], 16, STEPS)
-    a, s = (c.view(-1, 1, 1, 1) for c in method.schedule.at(t))
+    a, s = (c.view(-1, 1, 1, 1) for c in method.schedule.alpha_sigma(t))
     eps = rng.normal(0, "noise", batch["position"], (3, 8, 8))
     truth = eps if target == "eps" else a * eps - s * batch["mean"]
     assert loss.item() == pytest.approx(truth.square().mean().item(), rel=1e-5)
@@ -182,5 +182,5 @@ def test_a_finished_run_leaves_a_whole_model_with_statistics_of_plain_pictures(
     shown = method.data.heldout.pictures(range(2))
     assert torch.equal(model.encode(shown), method.model().encode(shown))
     assert (model.resolution, model.channels, model.z_width) == (8, 3, 8)
-    with pytest.raises(UserError, match="holds a semantic model, which draws from codes"):
+    with pytest.raises(UserError, match="holds a semantic model, which samples from codes"):
         Pipeline.load(run / "model")

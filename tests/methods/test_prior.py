@@ -81,7 +81,7 @@ def test_the_loss_is_absolute_and_the_noise_is_addressed(pictures, semantic, tmp
     ((player, loss, logs),) = method.losses(batch, 0)
     position, table = batch["position"], build(method.config.schedule)
     t = sample_timesteps(method.config.timestep_sampling, 0, position, 16, 1000)
-    a, s = (c.view(-1, 1).float() for c in table.at(t))
+    a, s = (c.view(-1, 1).float() for c in table.alpha_sigma(t))
     eps = rng.normal(0, "noise", position, (8,))
     dropped = drop_mask(0, position, 0.4)
     assert 0 < dropped.sum() < 16
@@ -138,7 +138,7 @@ def test_guidance_extrapolates_from_the_null(pictures, semantic, tmp_path):
         for t, after in itertools.pairwise(grid):
             both = [prior.mlp(z.float(), torch.full((2,), t), told.mean(1)).double() for told in tokens]
             eps = both[1] + 2.5 * (both[0] - both[1])
-            (a, s), (a_after, s_after) = (table.at(torch.tensor([n])) for n in (t, after))
+            (a, s), (a_after, s_after) = (table.alpha_sigma(torch.tensor([n])) for n in (t, after))
             z = a_after * (z - s * eps) / a + s_after * eps
     drawn = prior.sample([3, 4], 5, ["right"] * 2, guidance_scale=2.5)
     torch.testing.assert_close(drawn, z.float(), rtol=1e-3, atol=1e-3)
@@ -188,7 +188,7 @@ def test_finishing_adds_the_prior_and_leaves_the_source_alone(pictures, semantic
     torch.testing.assert_close(method.model().sample_z([0, 1, 5], 10, classes), z)
     torch.testing.assert_close(model.sample_z([5], 10, classes and ["t"])[0], z[2])
     assert ((z - model.mean) / model.std).abs().max() > 1.5  # nothing clips codes
-    with pytest.raises(UserError, match="has no prior to draw codes from"):
+    with pytest.raises(UserError, match="has no prior to sample codes from"):
         source.sample_z([0])
     with pytest.raises(UserError, match="unknown class 'x'" if conditional else "trained without classes"):
         model.sample_z([0], conditions=["x"])

@@ -62,7 +62,7 @@ def codes(world: World) -> SemanticModel:
 def test_a_prior_of_codes(world: World, codes, name, condition, told):
     assert codes.prior is None
     sample = {"steps": 2, "decode_steps": 2, "guidance_scale": 2}
-    more = {"model": str(world.root / "codes"), "net": {"hidden": 8, "layers_per_block": 2}, "sample": sample}
+    more = {"model": str(world.root / "codes"), "net": {"hidden": 8, "layers": 2}, "sample": sample}
     more |= {"optim": {"lr": 1e-2, "warmup": 0}, "train": {"steps": 2, "batch_size": 4}}
     model = trained(world, name, method="prior", condition=condition, **more)
     z = model.sample_z([0, 0], 2, told)

@@ -101,7 +101,7 @@ def test_help_shows_every_flag():
     assert found.returncode == 0
     for flag in ("--prompts_file", "--guidance_scale", "--negative_prompt", "--no_metadata", "--batch_size"):
         assert flag in found.stdout
-    assert "Draw every prompt" in found.stdout
+    assert "Sample every prompt" in found.stdout
 
 
 @pytest.mark.slow
