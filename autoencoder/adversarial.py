@@ -59,7 +59,15 @@ def two_player(
     with frozen(raw_discriminator):
         yield (
             "autoencoder",
-            *_autoencoder_side(loss(x, made, judged), made, step, game, raw_discriminator, last_layer, average),
+            *_autoencoder_side(
+                loss(x, made, judged),
+                made,
+                step,
+                game=game,
+                discriminator=raw_discriminator,
+                last_layer=last_layer,
+                average=average,
+            ),
         )
     del made
     if codebook is not None and indices is not None:
@@ -95,6 +103,7 @@ def _autoencoder_side(
     terms: LossTerms,
     made: Reconstruction,
     step: int,
+    *,
     game: AdversarialConfig | None,
     discriminator: nn.Module | None,
     last_layer: Tensor,

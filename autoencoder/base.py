@@ -157,6 +157,11 @@ def reduction(vae: AutoencoderKL | VQModel) -> int:
 def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple[int, int, int]:
     """Return the shape (Z, h, w) of a picture's latent.
 
+    Args:
+        vae: the autoencoder.
+        height: of the picture, in pixels; a multiple of the autoencoder's downsampling factor.
+        width: of the picture, in pixels, a multiple of the same factor.
+
     Raises:
         AutoencoderError: a side is no multiple of the downsampling factor.
     """

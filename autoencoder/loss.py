@@ -100,13 +100,22 @@ class LossConfig(BaseModel):
 
 
 class LossTerms(NamedTuple):
-    """Scalar losses of one batch; `total` is what the autoencoder minimises, without the adversarial term."""
+    """Scalar losses of one batch; `total` is what the autoencoder minimises, without the adversarial term.
+
+    Args:
+        total: nll plus weighted kl and codebook; differentiable.
+        nll: mean negative log-likelihood, per picture element.
+        pixel: mean absolute or squared error of pixels in [-1, 1], before the learned scale.
+        perceptual: mean perceptual distance, before its weight; 0 without one.
+        kl: mean KL divergence to N(0, I), in nats per picture element; 0 for a VQ model.
+        codebook: codebook and commitment loss; 0 for a KL model.
+    """
 
     total: Tensor
-    nll: Tensor  # per picture element
+    nll: Tensor
     pixel: Tensor
     perceptual: Tensor
-    kl: Tensor  # nats per picture element
+    kl: Tensor
     codebook: Tensor
 
 

@@ -1,8 +1,7 @@
-"""The interface between data and denoiser: `Condition`, the `Conditioner` that makes it, and `drop` for guidance."""
+"""The interface between data and denoiser: the `Conditioner` that makes a `Condition`, and `drop` for guidance."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -10,6 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+
+from conditioning.condition import Condition, ConditioningError, pad_length
 
 Inputs = dict[str, Tensor]
 """Per-sample tensors [N, ...] by name, which a data cache stores: token ids, label ids, or states and their mask."""
@@ -19,93 +20,6 @@ Progress = Callable[[int, int], None]
 
 Components = Mapping[str, tuple[str, tuple[str, ...]]]
 """Component folder of a saved model -> library and the classes that model_index.json may name for it."""
-
-
-class ConditioningError(ValueError):
-    """A mistake that the user can correct: an unknown class, an encoder that cannot be loaded, mismatched inputs."""
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What a denoiser is conditioned on, for a batch of B samples; `Condition()` is no condition, of length 0.
-
-    Raises:
-        ConditioningError: fields of different batch sizes, or a mask that does not fit the tokens.
-    """
-
-    tokens: Tensor | None = None  # [B, L, D] cross-attention context
-    mask: Tensor | None = None  # [B, L] bool, True = attend; None = attend to all
-    vector: Tensor | None = None  # [B, D] added to the time embedding
-    concat: Tensor | None = None  # [B, C, h, w] concatenated to the input
-
-    def __post_init__(self) -> None:
-        sizes = {len(value) for value in self._fields() if value is not None}
-        if len(sizes) > 1:
-            raise ConditioningError(f"the tensors of a condition must have one batch size, got {sorted(sizes)}")
-        if self.mask is not None and (self.tokens is None or self.mask.shape != self.tokens.shape[:2]):
-            shape = None if self.tokens is None else tuple(self.tokens.shape)
-            raise ConditioningError(f"a mask must be [B, L] over tokens, got {tuple(self.mask.shape)} over {shape}")
-
-    def __len__(self) -> int:
-        """Return the batch size; 0 without a condition."""
-        return next((len(value) for value in self._fields() if value is not None), 0)
-
-    @property
-    def pooled(self) -> Tensor | None:
-        """One vector [B, D] for a network without attention: `vector`, else the mean of the tokens, else None.
-
-        The mean is over unmasked tokens (Reimers and Gurevych 2019), and zero where all are masked.
-        """
-        if self.vector is not None or self.tokens is None:
-            return self.vector
-        if self.mask is None:
-            return self.tokens.mean(dim=1)
-        weights = self.mask[..., None].to(self.tokens.dtype)
-        return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
-
-    def __getitem__(self, index: slice) -> "Condition":
-        """Return a slice of the batch."""
-        return self._map(lambda value: value[index])
-
-    def take(self, indices: Tensor | Sequence[int]) -> "Condition":
-        """Return the samples at `indices` ([K] ints), in that order; an index may repeat."""
-        indices = torch.as_tensor(indices, dtype=torch.long)
-        return self._map(lambda value: value.index_select(0, indices.to(value.device)))
-
-    def repeat(self, times: int) -> "Condition":
-        """Repeat each sample `times` times, copies adjacent, as diffusers does for several images per prompt."""
-        return self._map(lambda value: value.repeat_interleave(times, dim=0))
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Condition":
-        """Move to a device, and cast floating-point tensors to `dtype`; the mask stays bool."""
-        return self._map(lambda value: value.to(device, dtype if value.is_floating_point() else None))
-
-    def detach(self) -> "Condition":
-        """Return the same condition without gradient."""
-        return self._map(Tensor.detach)
-
-    def before(self, other: "Condition") -> "Condition | None":
-        """Return this condition followed by `other` as one batch if both have one size, else None."""
-        return Condition.cat([self, other]) if len(self) == len(other) else None
-
-    @staticmethod
-    def cat(conditions: Sequence["Condition"]) -> "Condition":
-        """Join conditions along the batch; shorter token sequences are padded with masked zeros.
-
-        Raises:
-            ConditioningError: one condition has a tensor (say, a vector) that another lacks.
-        """
-        present = {tuple(value is None for value in (c.tokens, c.vector, c.concat)) for c in conditions}
-        if len(present) > 1:
-            raise ConditioningError("conditions can be joined only if all of them have the same tensors")
-        tokens, mask = _cat_tokens(conditions)
-        return Condition(tokens, mask, _cat([c.vector for c in conditions]), _cat([c.concat for c in conditions]))
-
-    def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.mask, self.vector, self.concat
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
-        return Condition(*(None if value is None else function(value) for value in self._fields()))
 
 
 class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid"):
@@ -264,13 +178,6 @@ def texts(raw: Sequence[str | int]) -> list[str]:
     return [str(value) for value in raw]
 
 
-def pad_length(value: Tensor, length: int) -> Tensor:
-    """Pad [B, L, ...] to [B, length, ...] with zeros (False) at the end; return it unchanged if it is long enough."""
-    if value.shape[1] >= length:
-        return value
-    return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], dim=1)
-
-
 def _replace(key: str, value: Tensor, null: Tensor, dropped: Tensor, masked: bool) -> Tensor:
     null = null.to(value.device, value.dtype)
     if masked and value.ndim > 1:
@@ -280,17 +187,3 @@ def _replace(key: str, value: Tensor, null: Tensor, dropped: Tensor, masked: boo
         raise ConditioningError(f"null {key!r} {tuple(null.shape)} does not fit inputs {tuple(value.shape)}")
     dropped = dropped.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
     return torch.where(dropped, null, value)
-
-
-def _cat(values: Sequence[Tensor | None]) -> Tensor | None:
-    present = [value for value in values if value is not None]
-    return torch.cat(present) if present else None
-
-
-def _cat_tokens(conditions: Sequence[Condition]) -> tuple[Tensor | None, Tensor | None]:
-    pairs = [(c.tokens, c.mask) for c in conditions if c.tokens is not None]
-    length = max((tokens.shape[1] for tokens, _ in pairs), default=0)
-    if all(mask is None and tokens.shape[1] == length for tokens, mask in pairs):
-        return _cat([tokens for tokens, _ in pairs]), None
-    masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask for tokens, mask in pairs]
-    return torch.cat([pad_length(t, length) for t, _ in pairs]), torch.cat([pad_length(m, length) for m in masks])

@@ -76,7 +76,7 @@ def build(
     Raises:
         ConditioningError: what the kind needs is missing, or a pretrained encoder cannot be loaded.
     """
-    conditioner = next(known for known in CONDITIONERS if known.Config is type(config))
+    conditioner = next(kind for kind in CONDITIONERS if kind.Config is type(config))
     return conditioner.build(config, captions=captions, classes=classes, time_width=time_width)
 
 

@@ -5,93 +5,19 @@ DiffAE's (Preechakul et al. 2022) is ADM's downward half, in the released code w
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, silu
 
 from conditioning.base import Condition, ConditioningError
+from conditioning.semantic_config import Blocks, SemanticConfig, SemanticEncoderConfig, StridedEncoderConfig
 
-Blocks = Literal["single", "double"]
 _SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_num_groups": "groups"}  # in config.json
-
-
-class SemanticEncoderConfig(BaseModel):
-    """DiffAE's encoder; level 0 has the picture's resolution, each next one half."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["diffae"] = Field(default="diffae", description="the downward half of a U-Net")
-    z_width: int = Field(default=512, ge=1, description="numbers in a code")
-    widths: tuple[int, ...] = Field(
-        default=(64, 128, 128, 128), min_length=1, description="feature channels of each level"
-    )
-    attention_levels: tuple[bool, ...] = Field(
-        validation_alias=AliasChoices("attention_levels", "attention"),
-        default=(False, True, False, False),
-        description="attention at each level? (the paper: at 16 pixels)",
-    )
-    blocks: Blocks = Field(
-        default="single",
-        description="single: one convolution a block, as the released models have; double: full residual blocks",
-    )
-    layers_per_block: int = Field(
-        validation_alias=AliasChoices("layers_per_block", "layers"), default=2, ge=1, description="blocks of each level"
-    )
-    norm_num_groups: int = Field(
-        validation_alias=AliasChoices("norm_num_groups", "groups"),
-        default=32,
-        ge=1,
-        description="groups of every GroupNorm; must divide every width",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> "SemanticEncoderConfig":
-        if len(self.attention_levels) != len(self.widths):
-            raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
-                "expected one each"
-            )
-        _check_groups(self.widths, self.norm_num_groups)
-        return self
-
-
-class StridedEncoderConfig(BaseModel):
-    """PDAE's encoder; its defaults are those for 128 pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["strided"] = Field(default="strided", description="strided convolutions")
-    z_width: int = Field(default=512, ge=1, description="numbers in a code")
-    widths: tuple[int, ...] = Field(
-        default=(64, 128, 256, 256, 256), min_length=1, description="channels of each convolution; each halves the side"
-    )
-    attention: int | None = Field(default=3, ge=1, description="after how many convolutions; null: none")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    norm_num_groups: int = Field(
-        validation_alias=AliasChoices("norm_num_groups", "groups"),
-        default=32,
-        ge=1,
-        description="groups of every GroupNorm; must divide every width",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> "StridedEncoderConfig":
-        if self.attention is not None and self.attention > len(self.widths):
-            raise ValueError(f"attention after {self.attention} convolutions, but there are {len(self.widths)}")
-        if self.attention is not None and self.widths[self.attention - 1] % self.heads:
-            raise ValueError(f"width {self.widths[self.attention - 1]} cannot be cut by heads {self.heads}")
-        _check_groups(self.widths, self.norm_num_groups)
-        return self
-
-
-SemanticConfig = Annotated[SemanticEncoderConfig | StridedEncoderConfig, Field(discriminator="kind")]
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):
@@ -111,7 +37,17 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
         layers: int = 2,
         groups: int = 32,
     ) -> None:
-        """Build the network; see `SemanticEncoderConfig`, `channels` is C."""
+        """Build the network.
+
+        Args:
+            channels: C of the pictures.
+            z_width: Z, numbers in a code.
+            widths: feature channels of each level; level 0 has the picture's resolution, each next one half.
+            attention: whether each level has attention; as many as `widths`.
+            blocks: single: one convolution a block, as the released models have; double: full residual blocks.
+            layers: blocks of each level.
+            groups: of every GroupNorm; must divide every width.
+        """
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.body = nn.Sequential(*_levels(widths, attention, blocks, layers, groups))
@@ -139,7 +75,17 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         heads: int = 4,
         groups: int = 32,
     ) -> None:
-        """Build the network; see `StridedEncoderConfig`, `resolution` is R, `channels` is C."""
+        """Build the network.
+
+        Args:
+            resolution: R, pixels along each side of a picture.
+            channels: C of the pictures.
+            z_width: Z, numbers in a code.
+            widths: channels of each convolution; each halves the side.
+            attention: after how many convolutions there is attention, 1 to the number of widths; None: nowhere.
+            heads: of attention; must divide the width there.
+            groups: of every GroupNorm; must divide every width.
+        """
         super().__init__()
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip((channels, *widths), widths, strict=False)):
@@ -248,8 +194,3 @@ def _attention(width: int, heads: int, groups: int) -> Attention:
 def _zero(module: nn.Module) -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
-
-
-def _check_groups(widths: Sequence[int], groups: int) -> None:
-    if bad := [w for w in widths if w < 1 or w % groups]:
-        raise ValueError(f"widths {bad} are not positive multiples of the {groups} groups of a norm")

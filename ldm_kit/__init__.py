@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ldm_kit.solvers.samplers import sample
     from ldm_kit.solvers.table import SAMPLERS, NamedSampler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SAMPLERS",

@@ -182,7 +182,7 @@ def write(config: BaseModel, path: Path) -> None:
 
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
-    path = [str(part) for part in fault["loc"]]
+    path = [str(key) for key in fault["loc"]]
     dotted = ".".join(_without_tags(kind, path))
     match fault["type"]:
         case "extra_forbidden":
@@ -217,12 +217,12 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Return a pydantic path as the user wrote it: without the tags of unions, which follow their field's name."""
     names: list[str] = []
     models: list[type[BaseModel]] = [kind]
-    for part in path:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if not fields and len(models) > 1 and any(part in _literals(model) for model in models):
+    for key in path:
+        fields = [model.model_fields[key] for model in models if key in model.model_fields]
+        if not fields and len(models) > 1 and any(key in _literals(model) for model in models):
             continue
         models = [below for field in fields for below in _models(field.annotation)]
-        names.append(part)
+        names.append(key)
     return names
 
 
@@ -239,9 +239,9 @@ def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
 
 def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
-    for part in path:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        tagged = [model for model in models if part in _literals(model)]
+    for key in path:
+        fields = [model.model_fields[key] for model in models if key in model.model_fields]
+        tagged = [model for model in models if key in _literals(model)]
         models = [below for field in fields for below in _models(field.annotation)] or tagged or models
     return models
 

@@ -82,7 +82,7 @@ class Linear:
         batch: int = 32,
         stop: float = 0.0,
         *,
-        towards: TrajectoryTarget | None = None,
+        trajectory: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Decode codes z [N, D] and remainders [N, C, R, R] as pictures uint8 [N, C, R, R].
@@ -91,8 +91,8 @@ class Linear:
         """
         if progress is not None:
             progress(steps, steps)
-        if towards is not None:
-            z = torch.lerp(z, towards.z, towards.weight[:, None])
+        if trajectory is not None:
+            z = torch.lerp(z, trajectory.z, trajectory.weight[:, None])
         return to_bytes(self._decode(z) + x_T)
 
     def _decode(self, z: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def run_cli(
         arguments: the command line without the program's name; None: that of this process.
 
     Raises:
-        SystemExit: always; with status 2 after a mistake on the command line, told in one sentence on stderr.
+        SystemExit: always; with status 2 after a mistake on the command line, named in one sentence on stderr.
     """
     commands = (main,) if callable(main) else main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
@@ -204,7 +204,7 @@ def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
     """Return pydantic's complaint of one field, or of several together, in the words of the command line."""
     text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
     fields = {alias: name for name, field in kind.model_fields.items() for alias in [name, *_names(name, field)]}
-    name = next((fields[part] for part in fault["loc"] if part in fields), None)
+    name = next((fields[key] for key in fault["loc"] if key in fields), None)
     if name is None:
         return text
     field = kind.model_fields[name]

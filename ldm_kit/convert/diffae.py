@@ -61,13 +61,13 @@ def convert_diffae(checkpoint: Path, out: Path, options: SemanticCheckpointOptio
 
 
 def _networks(
-    state_dict: Mapping[str, Tensor], averaged: Mapping[str, Tensor], image_size: int | None
+    state_dict: Mapping[str, Tensor], ema_state_dict: Mapping[str, Tensor], image_size: int | None
 ) -> tuple[SemanticEncoder, CodeDecoder, int]:
     """Build both networks; return them with the side of the pictures."""
-    weights, settings = diffae_weights.encoder_from(averaged)
+    weights, settings = diffae_weights.encoder_from(ema_state_dict)
     encoder = load_network(lambda: SemanticEncoder(**settings), weights, "encoder")
     size = picture_size(image_size, _noise_size(state_dict), len(settings["widths"]) - 1)
-    weights, settings = diffae_weights.unet_from(averaged, image_size=size)
+    weights, settings = diffae_weights.unet_from(ema_state_dict, image_size=size)
     unet = load_network(lambda: SemanticUNet(**settings), weights, "U-Net")
     if unet.config["z_width"] != encoder.config["z_width"]:
         raise UserError(

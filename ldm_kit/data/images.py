@@ -121,7 +121,13 @@ class _Subset:
 
 
 class Split(NamedTuple):
-    """Disjoint picture sets: training, held-out, and compositional (unseen pairs of seen attributes; None: none)."""
+    """Disjoint picture sets of one data set.
+
+    Args:
+        train: pictures that models are trained on.
+        heldout: pictures like these that training never sees, on which losses are measured.
+        compositional: held-out pictures of unseen pairs of seen attributes; None where the source has none.
+    """
 
     train: PictureSet
     heldout: PictureSet

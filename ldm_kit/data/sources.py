@@ -1,4 +1,4 @@
-"""Data sources: the union of their configs, told apart by the key `source`, and the function that loads any of them.
+"""Data sources: the union of their configs, distinguished by the key `source`, and the function that loads any of them.
 
 To add a source, write a module with a config class and a `load` function, and add its line to SOURCES.
 """

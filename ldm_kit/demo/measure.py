@@ -31,9 +31,9 @@ class Drawings:
     @classmethod
     def all(cls, split: Split) -> "Drawings":
         """Collect every drawing of the train, heldout and compositional pictures."""
-        sets = [part for part in (split.train, split.heldout, split.compositional) if part is not None and len(part)]
-        pixels = torch.cat([part.pictures(range(len(part))) for part in sets])
-        records: list[Record] = [record for part in sets for record in part.records]
+        sets = [pictures for pictures in (split.train, split.heldout, split.compositional) if pictures]
+        pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
+        records: list[Record] = [record for pictures in sets for record in pictures.records]
         distinct, indices = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)
         tones = [""] * len(distinct)
         for record, index in zip(records, indices.tolist(), strict=True):

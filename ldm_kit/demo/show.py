@@ -43,15 +43,15 @@ class Summary:
 
 
 def show(model: Path, count: int) -> Summary:
-    """Sample `count` prompts of each part of the split with the model of a run, measure them, and write sheet.png."""
+    """Sample `count` prompts of each set of a split with the model of a run, measure them, and write sheet.png."""
     split = load(OpenMojiConfig(resolution=32))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(model / "model", device or "cpu", torch.bfloat16)
     drawings = Drawings.all(split)
     heldout = without_twins(split.heldout, split.train)
-    parts = {"seen in training": split.train, "held-out pictures": heldout}
-    parts |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
-    prompts = {name: choose_prompts(part, count, name) for name, part in parts.items()}
+    sets = {"seen in training": split.train, "held-out pictures": heldout}
+    sets |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
+    prompts = {name: choose_prompts(pictures, count, name) for name, pictures in sets.items()}
     pictures = {name: sample_prompts(pipeline, texts, OPTIONS) for name, texts in prompts.items()}
     rows: dict[str, Fidelity] = {}
     for judge, features in judges(pipeline.vae, device or torch.device("cpu")).items():

@@ -164,7 +164,7 @@ class Autoguidance:
     def __post_init__(self) -> None:
         better, guide = self.denoiser.schedule, self.guide.schedule
         if len(better) != len(guide) or not torch.allclose(better.s.cpu(), guide.s.cpu(), atol=1e-5):
-            raise ValueError("a worse model guides on the noise schedule that it shares with the better; these differ")
+            raise ValueError("a guide model must have the noise schedule of the model that it guides; these differ")
 
     @property
     def schedule(self) -> Schedule:

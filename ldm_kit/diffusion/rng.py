@@ -17,9 +17,9 @@ _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MUL2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def derive_seed(seed: int, *parts: str | int) -> int:
+def derive_seed(seed: int, *address: str | int) -> int:
     """Return a 63-bit seed for an address such as (seed, "order", epoch)."""
-    text = "/".join([str(seed), *(str(part) for part in parts)])
+    text = "/".join([str(seed), *map(str, address)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

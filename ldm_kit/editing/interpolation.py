@@ -45,7 +45,7 @@ def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -
         return operations.decode(model, code, options.steps, stop=options.stop)
     target = TrajectoryTarget(last.z.expand(options.count, -1), torch.linspace(0, 1, options.count))
     start = Code(first.z.expand(options.count, -1), code.x_T)
-    return operations.decode(model, start, options.steps, stop=options.stop, towards=target)
+    return operations.decode(model, start, options.steps, stop=options.stop, trajectory=target)
 
 
 def _check_mode(model: SemanticModel, options: InterpolationOptions) -> None:

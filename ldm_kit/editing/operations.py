@@ -37,11 +37,11 @@ def decode(
     batch: int = 32,
     *,
     stop: float = 0.0,
-    towards: TrajectoryTarget | None = None,
+    trajectory: TrajectoryTarget | None = None,
 ) -> Tensor:
-    """Decode codes as pictures uint8 [N, C, R, R], with a progress bar; `stop` and `towards` are for a PDAE."""
+    """Decode codes as pictures uint8 [N, C, R, R], with a progress bar; `stop` and `trajectory` are for a PDAE."""
     with step_bar("decoding") as progress:
-        return model.decode(code.z, code.x_T, steps, batch, stop, towards=towards, progress=progress)
+        return model.decode(code.z, code.x_T, steps, batch, stop, trajectory=trajectory, progress=progress)
 
 
 def check_steps(model: SemanticModel, options: StepOptions) -> None:

@@ -47,7 +47,7 @@ def sample_accepted(
     sample: Callable[[Sequence[int]], Tensor],
     logit: Callable[[Tensor], Tensor],
     seeds: Sequence[int],
-    criterion: AttributeThreshold,
+    acceptance: AttributeThreshold,
 ) -> AcceptedCodes:
     """Sample codes for each seed until the first is accepted, independently of the other seeds.
 
@@ -55,18 +55,18 @@ def sample_accepted(
         sample: seeds to codes [K, D], each code from its own seed.
         logit: codes [K, D] to log-odds [K] that they have the attribute.
         seeds: one for each picture.
-        criterion: what is accepted.
+        acceptance: attribute, least probability, and most tries of each seed.
 
     Raises:
         UserError: a seed of whose tries none is accepted.
     """
     waiting, finished = list(range(len(seeds))), 0
     accepted: dict[int, tuple[Tensor, Tensor, int]] = {}  # index of the seed -> code, probability, tries
-    while waiting and finished < criterion.tries:
-        block = min(max(1, MAX_BLOCK // len(waiting)), criterion.tries - finished)
+    while waiting and finished < acceptance.tries:
+        block = min(max(1, MAX_BLOCK // len(waiting)), acceptance.tries - finished)
         z = sample([try_seed(seeds[i], finished + k) for i in waiting for k in range(block)])
         probability = logit(z).sigmoid().view(len(waiting), block)
-        passed = probability > criterion.threshold
+        passed = probability > acceptance.threshold
         for row, i in enumerate(waiting):
             if bool(passed[row].any()):
                 k = int(passed[row].int().argmax())
@@ -74,8 +74,8 @@ def sample_accepted(
         waiting, finished = [i for i in waiting if i not in accepted], finished + block
     if waiting:
         raise UserError(
-            f"{len(waiting)} of {len(seeds)} pictures found no code with a probability of {criterion.attribute!r:.80} "
-            f"over {criterion.threshold:g} within --tries {criterion.tries} each; lower --threshold, or raise --tries"
+            f"{len(waiting)} of {len(seeds)} pictures found no code with a probability of {acceptance.attribute!r:.80} "
+            f"over {acceptance.threshold:g} within --tries {acceptance.tries} each; lower --threshold, or raise --tries"
         )
     z, probability, tried = zip(*(accepted[i] for i in range(len(seeds))), strict=True)
     return AcceptedCodes(torch.stack(z), torch.stack(probability), sum(tried))

@@ -58,13 +58,13 @@ class GenerationRequest(Config):
 
 
 class GuideModels(Config):
-    """Folders of models that guide: a noisy classifier, and a worse model for autoguidance."""
+    """Folders of models that guide: a noisy classifier, and a guide model for autoguidance."""
 
     classifier: Path | None = Field(default=None, description="a noisy classifier; its classes are the prompts")
     autoguidance_model: Path | None = Field(
         default=None,
         validation_alias=AliasChoices("autoguidance_model", "worse"),
-        description="guide model: a worse model of the same data, to steer away from",
+        description="guide model: a weaker model of the same data, whose errors autoguidance extrapolates away from",
     )
 
 

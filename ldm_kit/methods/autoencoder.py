@@ -163,7 +163,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def _statistics(self, vae: nn.Module) -> LatentStatistics:
         indices = torch.tensor(spread(len(self.data.train), STATISTICS_PICTURES)).split(128)
-        batches = (to_unit(self.data.train.pictures(part.tolist())).to(self.device) for part in indices)
+        batches = (to_unit(self.data.train.pictures(batch.tolist())).to(self.device) for batch in indices)
         try:
             return measure(vae, batches)  # pyright: ignore[reportArgumentType]
         except AutoencoderError as error:

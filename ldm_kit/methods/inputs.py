@@ -49,13 +49,13 @@ class FirstStage:
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)
 
-    def latents(self, pictures: PictureSet, part: str) -> Latents:
-        """Return the latents of the set `part` ("train": with mirrored views where the run flips; or "heldout").
+    def latents(self, pictures: PictureSet, name: str) -> Latents:
+        """Return the latents of the set `name` ("train": with mirrored views where the run flips; or "heldout").
 
         Raises:
             UserError: a stale cache, or latents that are not normalised.
         """
-        flip = self.config.flip and part == "train"
+        flip = self.config.flip and name == "train"
         if self.vae is None:
             return latent_cache.pixels(pictures, flip=flip)
         vae = self.vae
@@ -64,12 +64,12 @@ class FirstStage:
             return encode(vae, x.to(self.device))
 
         config: Any = vae.config
-        settings = {name: value for name, value in config.items() if not name.startswith("_")}  # no versions, no paths
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no versions, no paths
         key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(settings, sort_keys=True))
         chosen = self.config.latents
-        folder = Path(chosen) / part if chosen else cache_dir() / "latents" / key[:24]
+        folder = Path(chosen) / name if chosen else cache_dir() / "latents" / key[:24]
         latents = latent_cache.cached(folder, pictures, moments, key, flip=flip)
-        if part == "train":
+        if name == "train":
             _check_normalised(latents, self.config)
         return latents
 

@@ -22,11 +22,11 @@ class RunConfig(Config):
         min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/"
     )
     seed: int = Field(default=0, ge=0, description="addresses every random choice of the run")
-    data: DataConfig
+    data: DataConfig = Field(description="data set; its key `source` names the kind")
     flip: bool = Field(default=False, description="mirror half of the pictures left to right")
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
-    train: TrainConfig
+    train: TrainConfig = Field(description="steps, batch size, checkpoints and precision")
     log: LogConfig = LogConfig()
 
 

@@ -33,7 +33,7 @@ _WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # com
 _WEIGHTS = tuple(
     f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
 )
-_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{part}/{name}" for part in _WITH_WEIGHTS for name in _WEIGHTS)]
+_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS)]
 
 
 class Origin(NamedTuple):

@@ -24,12 +24,19 @@ _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 
 @dataclass(eq=False)
 class NoisyClassifier:
-    """A network in evaluation mode, the names of its classes, its noise schedule, and whose latents it classifies."""
+    """Classifier of noised pictures or latents x_t, whose gradient guides sampling (Dhariwal & Nichol 2021).
+
+    Args:
+        net: the network in evaluation mode: x_t [B, Z, h, w] and times [B] to logits [B, K].
+        classes: K class names, in the order of the network's outputs.
+        schedule_config: noise schedule that it was trained on; must be that of the model it guides.
+        first_stage: `first_stage_of` the autoencoder whose latents it classifies; None: it classifies pixels.
+    """
 
     net: HalfUNet
-    classes: tuple[str, ...]  # in the order of the network's outputs
+    classes: tuple[str, ...]
     schedule_config: ScheduleConfig
-    first_stage: str | None  # `first_stage_of` the autoencoder; None: it classifies pixels
+    first_stage: str | None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -89,12 +89,12 @@ class CodeDecoder:
         return stochastic_code(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
-        self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: TrajectoryTarget | None = None
+        self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
         """Decode noise x [B, ...] to latents; raises UserError for a stop or trajectories, which need a base model."""
         if stop:
             raise UserError(f"stop is {stop}, but this model has no frozen one to leave steps to; expected 0")
-        if towards is not None:
+        if trajectory is not None:
             raise UserError("trajectories mix a PDAE's gradients, and this model has none; mix the codes themselves")
         return ddim(self.denoiser(), x, [*self.grid(steps)[::-1], -1], condition_of(z))
 
@@ -147,11 +147,11 @@ class ShiftDecoder:
         config = self.base.unet.config
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
-    def denoiser(self, towards: TrajectoryTarget | None = None) -> Denoiser:
+    def denoiser(self, trajectory: TrajectoryTarget | None = None) -> Denoiser:
         """Return the shifted denoiser, clipped in pixels; its condition is a `condition_of(z)`.
 
         Args:
-            towards: other codes and weights, between which and the condition's every step's gradient lies.
+            trajectory: other codes and weights, between which and the condition's every step's gradient lies.
         """
 
         def network(x: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,8 @@ class ShiftDecoder:
             autocast_network(network, self.precision), self.schedule, self.base.target, self.base.learned_range
         )
         shifted: Denoiser = ShiftedDenoiser(estimator, self.schedule)
-        if towards is not None:
-            shifted = InterpolatedDenoiser(shifted, condition_of(towards.z), towards.weight)
+        if trajectory is not None:
+            shifted = InterpolatedDenoiser(shifted, condition_of(trajectory.z), trajectory.weight)
         return clip_pixels(shifted, self.vae)
 
     def frozen(self) -> Denoiser:
@@ -182,14 +182,14 @@ class ShiftDecoder:
         return pdae_encode(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
-        self, x: Tensor, z: Tensor, steps: int, stop: float, *, towards: TrajectoryTarget | None = None
+        self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
         """Decode noise x [B, ...] to latents; a share `stop` of the steps, the last ones, is the base model's alone.
 
-        Towards other codes every step takes (1 - w) G(z) + w G(z'): trajectory interpolation (Zhang et al. 2022).
+        With a trajectory every step takes (1 - w) G(z) + w G(z'): trajectory interpolation (Zhang et al. 2022).
         """
         frozen = self.frozen() if stop else None
-        return pdae_decode(self.denoiser(towards), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
+        return pdae_decode(self.denoiser(trajectory), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
 
     def to(self, device: torch.device | str) -> "ShiftDecoder":
         """Move all networks."""
@@ -243,5 +243,5 @@ class _WithBase:
 
     base: BaseModel
 
-    def from_pretrained(self, place: Path, **options: Any) -> Any:
-        return ShiftUNet.from_pretrained(place, base=self.base.unet, **options)
+    def from_pretrained(self, folder: Path, **options: Any) -> Any:
+        return ShiftUNet.from_pretrained(folder, base=self.base.unet, **options)

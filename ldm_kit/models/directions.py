@@ -101,7 +101,7 @@ class Directions:
             UserError: no such name; the message lists the nearest names, or all where they are few.
         """
         plain = _normalise_name(name)
-        indices = {_normalise_name(known): i for i, known in enumerate(self.names)}
+        indices = {_normalise_name(own): i for i, own in enumerate(self.names)}
         if plain in indices:
             return self._direction(indices[plain])
         attribute, _, values = plain.partition(": ")
@@ -216,5 +216,5 @@ def _normalise_name(name: str) -> str:
     """Return a name without differences of case and spaces: "Skin  Tone:dark>light" is "skin tone: dark > light"."""
     text = " ".join(name.lower().split())
     for mark, spaced in ((":", ": "), (">", TO)):
-        text = spaced.join(part.strip() for part in text.split(mark))
+        text = spaced.join(side.strip() for side in text.split(mark))
     return text

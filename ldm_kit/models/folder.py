@@ -47,8 +47,8 @@ def device_named(name: str | None) -> torch.device:
         UserError: there is no such device.
     """
     if name is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
@@ -93,17 +93,17 @@ class ModelFolder:
         """The class of the whole model, by its index."""
         return self.index.get("_class_name")
 
-    def entry(self, name: str, known: Mapping[str, str]) -> str:
-        """Return the class of a component that the index names, out of known classes (each with its library).
+    def entry(self, name: str, classes: Mapping[str, str]) -> str:
+        """Return the class of a component that the index names, out of `classes` (each with its library).
 
         Raises:
             UserError: another class, or another library.
         """
         stated = self.index.get(name)
-        for kind, library in known.items():
+        for kind, library in classes.items():
             if stated == [library, kind]:
                 return kind
-        raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(known)}; no other code is run")
+        raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(classes)}; no other code is run")
 
     def component(self, name: str, kind: str, classes: Mapping[str, Any], device: torch.device | str = "cpu") -> Any:
         """Load one network of diffusers' format, with all of its weights, laid out for a device and on it.
@@ -117,19 +117,21 @@ class ModelFolder:
         Raises:
             UserError: its files are missing, broken, of another class, or do not fit together.
         """
-        place = self.path / name
-        stated = read_json(place / "config.json", f"{place}/config.json").get("_class_name")
+        folder = self.path / name
+        stated = read_json(folder / "config.json", f"{folder}/config.json").get("_class_name")
         if stated != kind:
-            raise UserError(f"{place}/config.json is of class {stated}, but {INDEX} says {kind}")
+            raise UserError(f"{folder}/config.json is of class {stated}, but {INDEX} says {kind}")
         with silence_diffusers():
             try:
                 module, report = classes[kind].from_pretrained(
-                    place, use_safetensors=True, local_files_only=True, output_loading_info=True
+                    folder, use_safetensors=True, local_files_only=True, output_loading_info=True
                 )
             except Exception as error:  # of many unrelated classes: broken JSON or weights, unknown blocks, shapes
-                raise UserError(f"cannot open {place}: {' '.join(str(error).split()):.300}") from None
+                raise UserError(f"cannot open {folder}: {' '.join(str(error).split()):.300}") from None
         if missing := report["missing_keys"]:
-            raise UserError(f"the weights in {place} lack {len(missing)} tensors, the first being {sorted(missing)[0]}")
+            raise UserError(
+                f"the weights in {folder} lack {len(missing)} tensors, the first being {sorted(missing)[0]}"
+            )
         return prepare_loaded(module, device).to(device)
 
     def noise(self) -> Noise:

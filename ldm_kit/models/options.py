@@ -89,8 +89,8 @@ class SamplingOptions(Config):
 
     @property
     def _takes_eta(self) -> bool:
-        ours = not self.solver.startswith(DIFFUSERS_PREFIX)
-        return find_sampler(self.solver).takes_eta if ours else self.solver in _ETA_OF_DIFFUSERS
+        built_in = not self.solver.startswith(DIFFUSERS_PREFIX)
+        return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     @property
     def _shifts_mean(self) -> bool:
@@ -134,7 +134,7 @@ class SamplingOptions(Config):
         if model.classifier is None and (idle := self._given(_OF_CLASSIFIER)):
             raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
         if model.autoguidance_model is None and self.autoguidance_scale is not None:
-            raise UserError("--autoguidance_scale needs --autoguidance_model DIR, a worse model of the same pictures")
+            raise UserError("--autoguidance_scale needs --autoguidance_model DIR, a guide model of the same pictures")
         if model.conditioner.null is None and (idle := self._given(_OF_CONDITION)):
             raise UserError(f"--{idle} is for models with a condition, and this one is unconditional")
 

@@ -51,17 +51,17 @@ from ldm_kit.solvers.samplers import sample
 
 @dataclass(eq=False)
 class Pipeline:
-    """First stage, denoiser, conditioner and schedule, in evaluation mode."""
+    """Latent or pixel diffusion model: first stage, denoiser, conditioner and schedule, in evaluation mode."""
 
-    vae: AutoencoderKL | VQModel | None  # None: the latents are the pictures
-    unet: UNet2DConditionModel | UNet2DModel
+    vae: AutoencoderKL | VQModel | None  # None: the latents are the pictures, in [-1, 1]
+    unet: UNet2DConditionModel | UNet2DModel  # x_t [B, Z, h, w] and times [B] to what `target` says, of one shape
     conditioner: Conditioner
-    schedule_config: ScheduleConfig
-    target: PredictionType
+    schedule_config: ScheduleConfig  # noise schedule, from which `schedule` is built
+    target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # autocast to this dtype while sampling
     variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it, in as many channels again
-    classifier: NoisyClassifier | None = None  # set by `with_guides`, as is the guide model
-    autoguidance_model: "Pipeline | None" = None
+    classifier: NoisyClassifier | None = None  # set by `with_guides`
+    autoguidance_model: "Pipeline | None" = None  # weaker model that guides; set by `with_guides`
     schedule: Schedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Pipeline:
 
         Args:
             classifier: steers by its gradient (Dhariwal & Nichol 2021).
-            autoguidance_model: a worse model of the same data, to steer away from (Karras et al. 2024).
+            autoguidance_model: a guide model: weaker, of the same data, to extrapolate away from (Karras et al. 2024).
 
         Raises:
             UserError: a guide of another noise schedule, shape, autoencoder or kind of condition.

@@ -61,7 +61,7 @@ class Semantic(Protocol):
         batch: int = 32,
         stop: float = 0.0,
         *,
-        towards: TrajectoryTarget | None = None,
+        trajectory: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Decode codes as pictures, uint8 [N, C, R, R]."""

@@ -33,11 +33,11 @@ from ldm_kit.models.saving import write_index
 class SemanticModel:
     """Encoder and decoder in evaluation mode. Codes, noise and pictures are on the CPU, whatever the device."""
 
-    encoder: Encoder
-    decoder: Decoder
+    encoder: Encoder  # pictures [N, C, R, R] in [-1, 1] to codes z [N, D]
+    decoder: Decoder  # between noise x_T and latents, under z; of DiffAE or PDAE
     mean: Tensor  # [D] float32, of the training set's codes
     std: Tensor  # [D]
-    prior: CodePrior | None = None
+    prior: CodePrior | None = None  # samples new codes
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +124,7 @@ class SemanticModel:
         stop: float = 0.0,
         *,
         seeds: Sequence[int] | None = None,
-        towards: TrajectoryTarget | None = None,
+        trajectory: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Decode codes to pictures.
@@ -136,7 +136,7 @@ class SemanticModel:
             batch: pictures at a time.
             stop: of PDAE, the share of the last steps that is left to the base model.
             seeds: one for each picture; None: 0, 1, ...
-            towards: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
+            trajectory: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
             progress: called with (done, all) steps.
 
         Returns:
@@ -147,8 +147,8 @@ class SemanticModel:
                 of DiffAE.
         """
         self._check_codes(z, len(z))
-        if towards is not None:
-            self._check_codes(towards.z, len(z))
+        if trajectory is not None:
+            self._check_codes(trajectory.z, len(z))
         if not 0 <= stop <= 1 or (stop > 0 and not self.decoder.stops):
             raise UserError(f"stop is {stop}; expected a share of the steps, 0 to 1, and 0 without a frozen model")
         noise = self.noise(range(len(z)) if seeds is None else seeds) if x_T is None else x_T
@@ -157,8 +157,8 @@ class SemanticModel:
 
         def decode(batch: slice) -> Iterator[State]:
             x, codes = noise[batch].to(self.device), z[batch].to(self.device)
-            other = None if towards is None else TrajectoryTarget(*(value[batch].to(self.device) for value in towards))
-            return self.decoder.down(x, codes, steps, stop, towards=other)
+            other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
+            return self.decoder.down(x, codes, steps, stop, trajectory=other)
 
         latents = last_states(decode, range(0, len(z), batch), steps, progress=progress)
         none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)

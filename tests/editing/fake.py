@@ -27,7 +27,7 @@ class Fake:
             progress(steps, steps)
         return to_unit(pictures) - self._coarse(z)
 
-    def decode(self, z, x_T, steps=100, batch=32, stop=0.0, *, towards=None, progress=None):
+    def decode(self, z, x_T, steps=100, batch=32, stop=0.0, *, trajectory=None, progress=None):
         self.asked.append(("decode", steps))
         return to_bytes(self._coarse(z) + x_T)
 

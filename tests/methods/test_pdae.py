@@ -178,15 +178,15 @@ def test_trajectories_mix_the_gradients_of_two_codes_at_every_step(pictures, bas
     denoiser = Clipped(ShiftedDenoiser(NetworkEstimator(network, table, "eps"), table))
     with torch.no_grad():
         *_, down = pdae_decode(denoiser, model.noise([0, 1, 2]), pdae_grid(STEPS, 8), one)
-    drawn = model.decode(one, None, 8, towards=TrajectoryTarget(two, weight))
+    drawn = model.decode(one, None, 8, trajectory=TrajectoryTarget(two, weight))
     assert (drawn.int() - to_bytes(down.x).int()).abs().max() <= 1
     assert torch.equal(drawn[[0]], model.decode(one, None, 8)[[0]])
     assert (drawn[2].int() - model.decode(two, None, 8)[2].int()).abs().max() <= 1
     assert not torch.equal(drawn[1], model.decode(torch.lerp(one, two, weight[:, None]), None, 8)[1]), "codes, not G"
-    batches = model.decode(one, None, 8, batch=2, towards=TrajectoryTarget(two, weight))
+    batches = model.decode(one, None, 8, batch=2, trajectory=TrajectoryTarget(two, weight))
     assert (drawn.int() - batches.int()).abs().max() <= 1
     with pytest.raises(UserError, match="expected 3 codes of 8 numbers"):
-        model.decode(one, None, 8, towards=TrajectoryTarget(two[:2], weight))
+        model.decode(one, None, 8, trajectory=TrajectoryTarget(two[:2], weight))
 
 
 def test_a_changed_base_is_refused(pictures, bases, tmp_path):
