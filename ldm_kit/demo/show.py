@@ -26,6 +26,7 @@ from ldm_kit.metrics.fidelity import Fidelity, table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.training.precision import is_bf16_fast
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
@@ -46,7 +47,9 @@ def show(model: Path, count: int) -> Summary:
     """Sample `count` prompts of each set of a split with the model of a run, measure them, and write sheet.png."""
     split = load(OpenMojiConfig(resolution=32))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    pipeline = Pipeline.load(model / "model", device or "cpu", torch.bfloat16)
+    pipeline = Pipeline.load(
+        model / "model", device or "cpu", torch.bfloat16 if is_bf16_fast(device or "cpu") else None
+    )
     drawings = Drawings.all(split)
     heldout = without_twins(split.heldout, split.train)
     sets = {"seen in training": split.train, "held-out pictures": heldout}

@@ -24,7 +24,7 @@ from ldm_kit.config import UserError
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 AttentionKind = Literal["auto", "sdpa", "math", "xformers"]
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"no": torch.float32, "auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECOMPILE_LIMIT = 64  # compiled variants of a block; torch gives up after 8, and a U-Net has a dozen block shapes
 LAYOUT_VARIABLE = "LDM_KIT_CHANNELS_LAST"
 ALIGNMENT = 64  # bytes; torch's own allocations are aligned so

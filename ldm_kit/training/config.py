@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 
 from ldm_kit.config import Config
+from ldm_kit.training.precision import Precision
 
 
 class TrainConfig(Config):
@@ -15,8 +16,9 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, gt=0, description="most pictures at once in a process; halved when memory runs out"
     )
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="autocast precision; weights stay float32"
+    precision: Precision = Field(
+        default="no",
+        description="autocast precision; weights stay float32; auto: bf16 where the device computes it natively",
     )
     attention: Literal["auto", "sdpa", "math", "xformers"] = Field(
         default="auto",

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ldm_kit.config import Config
+from ldm_kit.training.precision import matrix_dtype
 
 MIN_SIDE = 64  # a matrix with a smaller side is left to AdamW: first and last layers, narrow networks
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315  # coefficients of the Newton-Schulz iteration, from Jordan et al.
@@ -66,7 +67,7 @@ def blocks(rows: int, most: int | None) -> int:
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
-    """Move the singular values of matrices to about 1, by Newton-Schulz iterations in bfloat16.
+    """Move the singular values of matrices to about 1, by Newton-Schulz iterations in bfloat16 where that is fast.
 
     An iteration is x <- (a + b G + c G^2) x with G = x x^T. Its factor commutes with G, so the factors of a few
     iterations are multiplied as m x m matrices before they are applied to x. Not all at once: rounding leaves G with
@@ -78,11 +79,11 @@ def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
         iterations: their number, at least 1.
 
     Returns:
-        Matrices [K, m, n], bfloat16.
+        Matrices [K, m, n], bfloat16, or float32 on a processor without bfloat16.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.mT, iterations).mT
-    x = x.bfloat16()
+    x = x.to(matrix_dtype(x.device))
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1e-30)
     for count in _iterations_per_gram(iterations):
         gram = x @ x.mT
@@ -165,13 +166,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
-    """Update the momenta in place, and return Nesterov's look-ahead [K, m, n] in bfloat16, all blocks in a row.
+    """Update the momenta in place, and return Nesterov's look-ahead [K, m, n] as `orthogonal` takes it.
 
-    The gradients are overwritten.
+    All blocks are in a row. The gradients are overwritten.
     """
     shape = updates[0].in_blocks(updates[0].gradient).shape[1:]
     counts = [update.blocks for update in updates]
-    momenta = updates[0].gradient.new_empty((sum(counts), *shape), dtype=torch.bfloat16)
+    gradient = updates[0].gradient
+    momenta = gradient.new_empty((sum(counts), *shape), dtype=matrix_dtype(gradient.device))
     for update, target in zip(updates, momenta.split(counts), strict=True):
         update.momentum.lerp_(update.gradient, 1 - momentum)
         target.copy_(update.in_blocks(update.gradient.lerp_(update.momentum, momentum)))

@@ -21,6 +21,7 @@ from ldm_kit.training.faults import NonFiniteError
 from ldm_kit.training.log import Log, LogConfig
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.precision import resolve_precision
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import Task, TrainStep
@@ -206,8 +207,9 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 
 def _accelerator(settings: Settings) -> Accelerator:
     launch.check_environment(os.environ)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     accelerator = Accelerator(
-        mixed_precision=settings.train.precision,
+        mixed_precision=resolve_precision(settings.train.precision, device or "cpu"),
         cpu=not torch.accelerator.is_available(),
         log_with="tensorboard" if settings.log.tensorboard else None,
         project_dir=Path(settings.run),

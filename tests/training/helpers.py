@@ -130,7 +130,9 @@ def play(
     reset()
     with session(config, resume) as run:
         opened(run)
-        method = open_method(config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast))
+        method = open_method(
+            config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        )
         trainer, lines = run.trainer(method), []
         for step in trainer.train(method.batches):
             values = {**step.logs, **{f"{name}_norm": norm for name, norm in step.norms.items()}}

@@ -1,0 +1,31 @@
+"""Which precision is fast: bfloat16 only where the processor computes it natively.
+
+oneDNN, with which torch convolves and multiplies matrices on a CPU, computes bfloat16 from AVX-512 on. On an older
+processor torch falls back to loops that take twenty times as long as float32.
+"""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["no", "bf16", "fp16", "auto"]
+
+
+def is_bf16_fast(device: torch.device | str) -> bool:
+    """Return whether a device computes convolutions and matrix products in bfloat16 natively."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def resolve_precision(precision: Precision, device: torch.device | str) -> Literal["no", "bf16", "fp16"]:
+    """Return a config's precision on a device; "auto" is bf16 where that is fast, else no autocast."""
+    if precision != "auto":
+        return precision
+    return "bf16" if is_bf16_fast(device) else "no"
+
+
+def matrix_dtype(device: torch.device | str) -> torch.dtype:
+    """Return the dtype in which matrix products of 8 significant bits are fastest: bfloat16 or float32."""
+    return torch.bfloat16 if is_bf16_fast(device) else torch.float32
