@@ -279,5 +279,5 @@ def test_autoguidance_undoes_what_the_worse_model_does_more_of():
 
 def test_autoguidance_takes_models_of_one_schedule():
     for other in (scaled_linear(), linear(500)):
-        with pytest.raises(ValueError, match="noise schedule that it shares"):
+        with pytest.raises(ValueError, match="must have the noise schedule of the model"):
             Autoguidance(Gaussian(linear(), 0.0, 1.0), Gaussian(other, 0.0, 1.0), 2.0)
