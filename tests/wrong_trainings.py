@@ -19,7 +19,7 @@ AE = [  # (overrides, what the sentence says)
     (["train.steps=-3"], "train.steps: expected greater than 0, got -3"),
     (["train.batch_size=0"], "train.batch_size: expected greater than 0, got 0"),
     (["train.batch_size=7", "train.micro_batch=4"], "train.micro_batch 4: 7 pictures .* do not split"),
-    (["train.precision=fp8"], "train.precision: expected 'no', 'bf16' or 'fp16', got 'fp8'"),
+    (["train.precision=fp8"], "train.precision: expected 'no', 'bf16', 'fp16' or 'auto', got 'fp8'"),
     (["seed=-1"], "seed: expected greater than or equal to 0, got -1"),
     (["run="], "run: expected a valid string, got None"),
     (["run=''"], "run: expected at least 1 character, got ''"),
