@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 _CHATTER = r"^Input should be|^\w+ should have|, (unable to parse|got a number).*| after validation.*|, not \d+$"
 C = TypeVar("C", bound=BaseModel)
+Precision = Literal["no", "bf16", "fp16", "auto"]  # auto: bf16 where the device computes it natively, else no
 
 
 class UserError(Exception):

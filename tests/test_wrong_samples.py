@@ -31,7 +31,7 @@ FLAGS = [  # (model, arguments, what the sentence says)
     ("text", ["red", "--guidance_scale", "nan"], "--guidance_scale is nan; expected"),
     ("text", ["red", "--guidance_scale", "inf"], "--guidance_scale is inf; expected"),
     ("text", ["red", "--guidance_scale", "1", "--negative_prompt", "x"], "no effect at --guidance_scale 1"),
-    ("text", ["red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16 or fp16"),
+    ("text", ["red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16, fp16 or auto"),
     ("text", ["red", "--device", "tpu9"], "cannot use the device 'tpu9'"),
     ("text", ["red", "--device", "meta"], "cannot use the device 'meta'"),
     ("text", ["red", "--device", "cuda:77"], "cannot use the device 'cuda:77'"),

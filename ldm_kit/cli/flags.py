@@ -117,7 +117,8 @@ def value_range(field: FieldInfo) -> str:
     *others, last = [str(value) for value in _choices(field)] or [""]
     if others or last:
         return f"{', '.join(others)} or {last}" if others else last
-    limits = {name: getattr(rule, name) for rule in field.metadata for name in _RANGES if hasattr(rule, name)}
+    values = [(name, getattr(rule, name, None)) for rule in field.metadata for name in _RANGES]
+    limits = {name: value for name, value in values if value is not None}
     if {"ge", "le"} <= limits.keys():
         return f"{limits['ge']:g} to {limits['le']:g}"
     return " and ".join(_RANGES[name].format(f"{limit:g}") for name, limit in limits.items())

@@ -6,15 +6,13 @@ No torch at import, as `--help` must not wait for it.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from ldm_kit.config import Config
+from ldm_kit.config import Config, Precision
 
 if TYPE_CHECKING:
-    import torch
-
     from ldm_kit.models.pipeline import Pipeline
     from ldm_kit.models.semantic import SemanticModel
 
@@ -33,26 +31,28 @@ class ModelContext(Config):
 
         return model_folder(self.model) / FILE
 
-    def load_semantic_model(self, precision: str = "no") -> "SemanticModel":
+    def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
         """Load the semantic model, to decode under autocast to a precision; raises UserError where there is none."""
-        from ldm_kit.models.folder import device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
         from ldm_kit.models.semantic import SemanticModel
 
-        return SemanticModel.load(model_folder(self.model), device_named(self.device), autocast_dtype(precision))
+        device = device_named(self.device)
+        return SemanticModel.load(model_folder(self.model), device, autocast_dtype(precision, device))
 
-    def load_pipeline(self, precision: str = "no") -> "Pipeline":
+    def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
         """Load a model of prompts, classes or nothing; raises UserError where there is none."""
-        from ldm_kit.models.folder import device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
         from ldm_kit.models.pipeline import Pipeline
 
-        return Pipeline.load(model_folder(self.model), device_named(self.device), autocast_dtype(precision))
+        device = device_named(self.device)
+        return Pipeline.load(model_folder(self.model), device, autocast_dtype(precision, device))
 
 
 class EditContext(ModelContext):
     """Which model is used, how it computes, and where the pictures go."""
 
     out: Path = Field(default=Path("edits"), description="folder for the pictures and sheet.png")
-    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast")
+    precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
     def make_out(self) -> None:
@@ -77,10 +77,3 @@ class EditResult(NamedTuple):
 def png_settings(**settings: Any) -> dict[str, str]:
     """Return the text that PNGs record of an edit; the settings must hold no path and no name of a file."""
     return {"edit": json.dumps(settings, ensure_ascii=False)}
-
-
-def autocast_dtype(precision: str) -> "torch.dtype | None":
-    """Return the dtype of a precision's autocast; None for "no"."""
-    from ldm_kit.nets.execution import DTYPES
-
-    return None if precision == "no" else DTYPES[precision]

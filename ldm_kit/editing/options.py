@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from ldm_kit.config import Config
+from ldm_kit.config import Config, Precision
 
 MAX_STRENGTH = 1.0  # as far from the picture as a typical picture is from the mean of all
 STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensible, 0.3 is typical"
@@ -194,7 +194,7 @@ class EncodeOptions(Config):
     details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
     invert_steps: int = Field(default=250, ge=1, description="DDIM steps of the inversion to a stochastic code")
     batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
-    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast")
+    precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
 
     @field_validator("out")
     @classmethod

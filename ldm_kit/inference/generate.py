@@ -13,13 +13,12 @@ from tqdm import tqdm
 from ldm_kit.config import UserError
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
 from ldm_kit.models.classifier import NoisyClassifier
-from ldm_kit.models.folder import device_named
+from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import file_name, save_png
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRID = 400  # most pictures in the grid
 
 
@@ -58,7 +57,8 @@ def generate_to_folder(
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
-    pipeline = _load(model, guides, device_named(output.device), PRECISIONS[output.precision])
+    device = device_named(output.device)
+    pipeline = _load(model, guides, device, autocast_dtype(output.precision, device))
     resolved = options.resolve(pipeline)
     jobs = [
         _Job(text, request.seed + k) for text in _check_prompts(pipeline, texts, resolved) for k in range(request.count)

@@ -4,13 +4,11 @@ This module waits for no heavy library.
 """
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config, Precision, UserError
 
-Precision = Literal["no", "bf16", "fp16"]
 DEVICE = "cpu, cuda, ...; the accelerator if there is one"
 
 
@@ -73,12 +71,15 @@ class OutputOptions(Config):
 
     out: Path = Field(default=Path("samples"), description="folder for the pictures and grid.png")
     device: str | None = Field(default=None, description=DEVICE)
-    precision: Precision = Field(default="no", description="autocast while sampling; --fast: bf16")
+    precision: Precision = Field(
+        default="no",
+        description="autocast while sampling; --fast: auto, which is bf16 where the device computes it natively",
+    )
     metadata: bool = Field(default=True, description="prompt and settings in the PNGs")
 
     def fast(self) -> "OutputOptions":
-        """Return these options in bf16, unless a precision was given."""
-        return self if "precision" in self.model_fields_set else self.model_copy(update={"precision": "bf16"})
+        """Return these options with precision auto, unless a precision was given."""
+        return self if "precision" in self.model_fields_set else self.model_copy(update={"precision": "auto"})
 
 
 class LikelihoodRequest(Config):

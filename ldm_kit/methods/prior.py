@@ -136,18 +136,18 @@ class Prior(Method[PriorRun]):
         _check_encoder(encoder, data.train, config.model)
         weights = weights_digest(encoder)
         z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
-        mean, std = codes.code_statistics(z)
+        statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
         inputs, heldout_inputs = conditions.prepare()
         fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
-        batches, heldout = CodeBatches((z - mean) / std, inputs, fingerprint), None
+        batches, heldout = CodeBatches(statistics.normalise(z), inputs, fingerprint), None
         if heldout_inputs is not None:
-            heldout_codes = (_codes(encoder, data.heldout, weights) - mean) / std
+            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights))
             heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
-        method.conditions, method.mean, method.std = conditions, mean, std
+        method.conditions, method.mean, method.std = conditions, *statistics
         method.source = _open_source(config, data.train)
         return method
 

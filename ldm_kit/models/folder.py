@@ -14,12 +14,13 @@ import torch
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
-from ldm_kit.config import UserError
+from ldm_kit.config import Precision, UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.nets.execution import DTYPES, prepare_loaded
 from ldm_kit.solvers.scheduler_config import from_scheduler_config, learns_variance
+from ldm_kit.training.precision import resolve_precision
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
@@ -38,6 +39,12 @@ def model_folder(path: Path) -> Path:
     """Return the model's folder: `path` itself, or the finished model in a run's folder."""
     inside = path / "model"
     return inside if not (path / INDEX).exists() and (inside / INDEX).exists() else path
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of a precision's autocast on a device; None for none."""
+    resolved = resolve_precision(precision, device)
+    return None if resolved == "no" else DTYPES[resolved]
 
 
 def device_named(name: str | None) -> torch.device:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.data.images import PictureSet
+from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.decoders import TrajectoryTarget
 
 Progress = Callable[[int, int], object]  # (finished steps, all steps)
@@ -86,8 +87,7 @@ def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
     """Normalise codes [N, D] to mean 0 and deviation 1 over the training set."""
-    mean, std = statistics(model)
-    return (z.float().cpu() - mean) / std
+    return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 
 def encoder_digest(model: Semantic) -> str:

@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field
 
-from ldm_kit.config import Config
-from ldm_kit.training.precision import Precision
+from ldm_kit.config import Config, Precision
 
 
 class TrainConfig(Config):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["no", "bf16", "fp16", "auto"]
+from ldm_kit.config import Precision
 
 
 def is_bf16_fast(device: torch.device | str) -> bool:

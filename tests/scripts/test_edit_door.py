@@ -218,7 +218,7 @@ WRONG = [  # (arguments after the model, what the sentence says)
     ([*EDIT, "red", "--steps", "0"], "--steps is 0; expected 1 or more"),
     ([*EDIT, "red", "--steps", "300"], "--steps 300: cannot walk 200 training times in 300 steps; expected 1 to 200"),
     ([*EDIT, "red", "--invert_steps", "201"], "--invert_steps 201: cannot walk 200 training times"),
-    ([*EDIT, "red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16 or fp16"),
+    ([*EDIT, "red", "--precision", "fp8"], "--precision is 'fp8'; expected no, bf16, fp16 or auto"),
     ([*EDIT, "red", "--out", "{tmp}/empty.txt"], "empty.txt: file exists"),
     (["--image", "{tmp}/empty.txt", "--attribute", "red"], "empty.txt: an empty file"),
     (["--image", "{tmp}/long.png", "--attribute", "red"], "90 x 10 pixels are too long for a square model"),

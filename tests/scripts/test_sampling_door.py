@@ -209,7 +209,7 @@ def test_fast_is_a_word_for_flags(world: World, tmp_path):
     model = world.model("text")
     for name, flags in {
         "fast": ["--fast"],
-        "told": ["--steps", "8", "--precision", "bf16"],
+        "told": ["--steps", "8", "--precision", "auto"],
         "more": ["--fast", "--steps", "3", "--precision", "no"],
         "three": ["--steps", "3"],
     }.items():
