@@ -6,7 +6,6 @@ diffusers': scale-shift norms, residual blocks that halve, plain attention.
 
 import math
 from collections.abc import Sequence
-from itertools import compress
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
 from ldm_kit.nets.arguments import network_arguments
+from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.unet import zero_init_like_adm
 
 
-class HalfUNetConfig(Config):
+class HalfUNetConfig(LevelsConfig):
     """A noisy classifier's network; level 0 has the latent's resolution, each next one half."""
 
     widths: tuple[int, ...] = Field(default=(128, 256, 512), min_length=1, description="feature channels of each level")
@@ -39,26 +39,10 @@ class HalfUNetConfig(Config):
         description="residual blocks of each level",
     )
     head_size: int | None = Field(default=64, ge=1, description="channels of an attention head; null: one head")
-    norm_num_groups: int = Field(
-        validation_alias=AliasChoices("norm_num_groups", "groups"),
-        default=32,
-        ge=1,
-        description="groups of every GroupNorm; must divide every width",
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
 
     @model_validator(mode="after")
     def _fits(self) -> "HalfUNetConfig":
-        if len(self.attention_levels) != len(self.widths):
-            raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
-                "expected one each"
-            )
-        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
-            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
-        attended = [*compress(self.widths, self.attention_levels), self.widths[-1]]  # the middle's too
-        if bad := [w for w in attended if self.head_size is not None and w % self.head_size]:
-            raise ValueError(f"widths {bad} with attention cannot be cut by head_size {self.head_size}")
+        self.check_heads(self.head_size or 1, f"head_size {self.head_size}")
         return self
 
 

@@ -18,14 +18,15 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
 from ldm_kit.nets.adagn import give_z
 from ldm_kit.nets.apply import ConditionLike
 from ldm_kit.nets.arguments import network_arguments
+from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.unet import zero_init_like_adm
 
 
-class SemanticUNetConfig(Config):
+class SemanticUNetConfig(LevelsConfig):
     """A U-Net that decodes a semantic code; level 0 has the picture's resolution, each next one half."""
 
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
@@ -42,25 +43,11 @@ class SemanticUNetConfig(Config):
     )
     heads: int = Field(default=1, ge=1, description="attention heads at the narrowest level that has attention")
     time_width: int = Field(default=512, ge=1, description="channels of the embedded time; free of the code's width")
-    norm_num_groups: int = Field(
-        validation_alias=AliasChoices("norm_num_groups", "groups"),
-        default=32,
-        ge=1,
-        description="groups of every GroupNorm; must divide every width",
-    )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout in residual blocks")
 
     @model_validator(mode="after")
     def _fits(self) -> "SemanticUNetConfig":
-        if len(self.attention_levels) != len(self.widths):
-            raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
-                "expected one each"
-            )
-        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
-            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
-        if bad := [w for w in (*compress(self.widths, self.attention_levels), self.widths[-1]) if w % self.heads]:
-            raise ValueError(f"widths {bad} with attention cannot be cut by heads {self.heads}")
+        self.check_heads(self.heads, f"heads {self.heads}")
         return self
 
 

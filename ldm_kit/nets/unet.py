@@ -6,7 +6,6 @@ With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipeli
 
 import math
 from collections.abc import Mapping
-from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
+from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.presets import PRESETS
 
 UNet = UNet2DConditionModel | UNet2DModel
 
 
-class UNetConfig(Config):
+class UNetConfig(LevelsConfig):
     """A denoising U-Net; level 0 has the latent's resolution, each next one half. The defaults are `nano`."""
 
     preset: str | None = Field(default=None, description="a published name that fills every field left out")
@@ -53,7 +53,6 @@ class UNetConfig(Config):
         ge=1,
         description="groups of every GroupNorm; must divide every width",
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in residual blocks")
     transformer_depth: int = Field(default=1, ge=1, description="blocks in each transformer; unused without tokens")
     linear_projection: bool = Field(
         default=False, description="linear maps, not 1x1 convolutions, around a transformer (SD 2)"
@@ -84,27 +83,12 @@ class UNetConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "UNetConfig":
-        if len(self.attention_levels) != len(self.widths):
-            raise ValueError(
-                f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
-                "expected one each"
-            )
-        # the channels of a skip, a sum of two widths, are then a multiple as well
-        if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
-            raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
         if (self.heads is None) == (self.head_size is None):
             raise ValueError(
                 f"expected either heads or head_size, got heads {self.heads} and head_size {self.head_size}"
             )
-        divisor = self.heads or self.head_size or 1
-        if bad := [w for w in self.attended if w % divisor]:
-            raise ValueError(f"widths {bad} with attention cannot be cut by {self._counted}")
+        self.check_heads(self.heads or self.head_size or 1, self._counted)
         return self
-
-    @property
-    def attended(self) -> list[int]:
-        """Widths with attention: those of the levels with a transformer, and the middle block's."""
-        return [*compress(self.widths, self.attention_levels), self.widths[-1]]
 
     @property
     def time_width(self) -> int:
