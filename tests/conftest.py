@@ -1,6 +1,7 @@
 """Make the repository's root importable, and provide the fixtures that every room's tests share."""
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,11 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Run a test under both memory layouts, whichever this machine would choose."""
     monkeypatch.setenv("LDM_KIT_CHANNELS_LAST", str(int(request.param == "channels_last")))
     return request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what UTF-8 cannot hold: reports travel between processes, and tests print file names with any bytes."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report

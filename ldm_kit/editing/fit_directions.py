@@ -4,7 +4,7 @@ The default estimator is the classifier, DiffAE's: on held-out drawings it class
 difference of means, and correlated attributes turn it less. The direction from one value of an attribute to another
 ("skin tone: light > dark") is the step between pairs where there are any, at each picture that of the most similar
 pairs; else it is the difference of the means. On OpenMoji the pairs' step ends nearer to the true picture
-(docs/semantic.md).
+(docs/results/semantic.md).
 """
 
 import logging
