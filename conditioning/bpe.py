@@ -81,7 +81,7 @@ def _merges(captions: Iterable[str], alphabet: list[str], count: int) -> list[tu
         initial_alphabet=alphabet,
         end_of_word_suffix=WORD_END,
     )
-    learner.train_from_iterator(sorted(captions), trainer)
+    learner.train_from_iterator(captions, trainer)
     return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"][:count]]
 
 

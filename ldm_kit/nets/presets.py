@@ -1,7 +1,9 @@
 """U-Nets by name: those of the papers on latent diffusion, Stable Diffusion and ADM, and small ones for 32-64 pixels.
 
 The published ones are read from their configs (CompVis/latent-diffusion, CompVis/stable-diffusion,
-Stability-AI/generative-models, openai/guided-diffusion); tests compare their parameter counts with the papers'.
+Stability-AI/generative-models, openai/guided-diffusion); tests compare their parameter counts, heads and outputs with
+the papers' networks. One difference is known: time enters adm512 as 128 sinusoids (the original: 256), which diffusers
+has as many of as its first level has channels.
 """
 
 from collections.abc import Mapping
@@ -34,7 +36,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ldm4-layout": _unet(128, (1, 2, 3, 4), (1, 2, 3), head_size=32, transformer_depth=3),  # 3x64x64, 512
     # ADM, Dhariwal & Nichol 2021, table 11: pictures of ImageNet, classes as a vector, a learned variance
     "adm64": _adm(192, (1, 2, 3, 4), (1, 2, 3), layers_per_block=3, dropout=0.1),  # 3x64x64: 296 M
-    "adm128": _adm(256, (1, 1, 2, 3, 4), (2, 3, 4), heads=4),  # 3x128x128: 422 M
+    "adm128": _adm(256, (1, 1, 2, 3, 4), (2, 3, 4), heads=4, equal_heads=True),  # 3x128x128: 422 M
     "adm256": _adm(256, (1, 1, 2, 2, 4, 4), (3, 4, 5)),  # 3x256x256: 554 M
     "adm512": _adm(128, (1, 2, 2, 4, 4, 8, 8), (4, 5, 6), time_channels=1024),  # 3x512x512: 559 M
     # Stable Diffusion

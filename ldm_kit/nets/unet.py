@@ -1,7 +1,7 @@
 """Building a diffusers U-Net from a config.
 
 With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipelines open it), without it is
-`UNet2DModel` (`LDMPipeline` opens it).
+`UNet2DModel` (`LDMPipeline` opens it), or `AdmUNet` for ADM's heads at 128 px, which that class cannot say.
 """
 
 import math
@@ -18,6 +18,7 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import nn
 
 from ldm_kit.config import UserError
+from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.presets import PRESETS
 
@@ -47,6 +48,10 @@ class UNetConfig(LevelsConfig):
         "gives each at least so many heads",
     )
     head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
+    equal_heads: bool = Field(
+        default=False,
+        description="without tokens: exactly `heads` at every level (ADM at 128 px), which plain diffusers cannot open",
+    )
     norm_num_groups: int = Field(
         validation_alias=AliasChoices("norm_num_groups", "groups"),
         default=8,
@@ -78,7 +83,7 @@ class UNetConfig(LevelsConfig):
             raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
         base = dict(PRESETS[name]) if name is not None else {"heads": 4}
         if given.get("heads") is not None or given.get("head_size") is not None:
-            base = {key: value for key, value in base.items() if key not in ("heads", "head_size")}
+            base = {key: value for key, value in base.items() if key not in ("heads", "head_size", "equal_heads")}
         return {**base, **given}
 
     @model_validator(mode="after")
@@ -87,6 +92,8 @@ class UNetConfig(LevelsConfig):
             raise ValueError(
                 f"expected either heads or head_size, got heads {self.heads} and head_size {self.head_size}"
             )
+        if self.equal_heads and self.heads is None:
+            raise ValueError(f"equal_heads is for heads, but head_size is {self.head_size}; leave one of them out")
         self.check_heads(self.heads or self.head_size or 1, self._counted)
         return self
 
@@ -157,7 +164,10 @@ def build_unet(
         "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
     }
     if cross_width is None:
-        return UNet2DModel(**shape, **_plain(config, vector_width))
+        settings = {**shape, **_plain(config, vector_width)}
+        if config.equal_heads and len({*config.attended}) > 1:
+            return AdmUNet(**settings, heads=config.heads or 1)
+        return UNet2DModel(**settings, attention_head_dim=config.common_head_size())
     return UNet2DConditionModel(**shape, **_crossed(config, cross_width, vector_width))
 
 
@@ -169,7 +179,6 @@ def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
         )
     return {
         **_blocks(config, "Attn"),
-        "attention_head_dim": config.common_head_size(),
         "attn_norm_num_groups": None if config.time == "add" else config.norm_num_groups,  # diffusers #4414
         "downsample_type": config.resample,
         "upsample_type": config.resample,

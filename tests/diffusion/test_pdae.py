@@ -171,12 +171,12 @@ def asked(denoiser):
     return Asked(), seen
 
 
-@pytest.mark.parametrize("stop", [0.0, 0.3, 1.0])
-def test_the_last_steps_can_be_left_to_the_frozen_model(stop):
+@pytest.mark.parametrize(("stop", "share"), [(0.0, 0), (0.3, 3), (0.39, 3), (1.0, 10)])  # of 10 steps, rounded down
+def test_the_last_steps_can_be_left_to_the_frozen_model(stop, share):
     (shifted, mine), (frozen, theirs) = asked(TWO), asked(TWO)
     times = pdae_grid(1000, 10)
     states = list(pdae_decode(shifted, draw((2, 1)), times, stop=stop, frozen=frozen))
-    kept = [i for i in range(10, 0, -1) if i - 1 >= int(stop * 10)]
+    kept = [i for i in range(10, 0, -1) if i > share]
     assert mine == [times[i] for i in kept]
     assert theirs == [times[i] for i in range(10 - len(kept), 0, -1)]
     assert [state.t for state in states] == times[9::-1]  # the network never sees time 0

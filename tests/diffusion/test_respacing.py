@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +55,15 @@ def test_one_section_is_the_linspace_of_diffusers(steps):
     solver = DDPMScheduler(timestep_spacing="linspace")
     solver.set_timesteps(steps)
     assert respacing_sections(1000, str(steps))[:-1] == solver.timesteps.tolist()
+
+
+@pytest.mark.parametrize("steps", [3, 7, 30, 60, 300, 700])  # none divides 1000
+def test_trailing_rounds_to_the_nearest_as_diffusers_does(steps):
+    solver = DDIMScheduler(timestep_spacing="trailing")
+    solver.set_timesteps(steps)
+    assert trailing(1000, steps)[:-1] == solver.timesteps.tolist()
+    assert trailing(1000, 3) == [999, 666, 332, -1]
+    assert trailing(8, 5) == [7, 5, 4, 2, 1, -1]
 
 
 def test_sections_by_hand():

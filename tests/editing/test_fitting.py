@@ -100,6 +100,14 @@ def test_shrinkage_lies_between_the_sample_and_the_identity():
     assert float(diagonal.max() / diagonal.min()) < float(many.diag().max() / many.diag().min())
 
 
+def test_shrinkage_is_that_of_the_paper():
+    """Chen et al. 2010, eq. 23, by hand: S = diag(2, 1/2), tr(S^2) = 4.25, tr(S)^2 = 6.25; for d = 2, 1 - 2/d = 0."""
+    rows = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double().repeat(10, 1)
+    share = 6.25 / ((40 + 1 - 1) * (4.25 - 6.25 / 2))
+    diagonal = [(1 - share) * variance + share * 2.5 / 2 for variance in (2.0, 0.5)]
+    assert torch.allclose(fitting.shrunk_covariance(rows), torch.tensor(diagonal).double().diag())
+
+
 def test_far_logits_are_ranked_and_not_squeezed():
     labels = torch.tensor([False, False, True, True])
     fit = Fit(torch.ones(1).double(), 0.0)

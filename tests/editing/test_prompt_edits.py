@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.respacing import trailing
+from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
-from ldm_kit.editing.inversion import inversion_times, invert_latents, picture_shape, sampling_times
+from ldm_kit.editing.inversion import inversion_times, invert_latents, noised_start, picture_shape, sampling_times
 from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
 from ldm_kit.models.pipeline import Pipeline
 
@@ -128,6 +130,31 @@ def test_what_resampling_is_worth_as_the_page_says(resample, mean, monkeypatch):
     found = last(inpaint_latents(Told(LINEAR), x_0, mask, trailing(1000, 50), seeds=[0], resample=resample))
     assert float(found[0, 1]) == pytest.approx(mean, abs=0.005)
     assert len(set(drawn)) == len(drawn) > 98 * resample, "the kept part's and the step's noise, ever new"
+
+
+def test_what_goes_back_has_the_noise_of_its_level():
+    """Of clean data 0 that is known all over, x_t is noise of deviation s_t, however often a step is repeated."""
+    deviations = []
+
+    class Zero:
+        schedule = LINEAR
+
+        def __call__(self, x, t, cond=None):
+            deviations.append((float(x.std()), float(LINEAR.s[t[0]])))
+            return Prediction(torch.zeros_like(x), x / LINEAR.s[t[0]])
+
+    x_0, nowhere = torch.zeros(1, 1, 64, 64).double(), torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    last(inpaint_latents(Zero(), x_0, nowhere, trailing(1000, 8), seeds=[0], resample=3))
+    assert len(deviations) == 7 * 3 + 1
+    for found, expected in deviations:
+        assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_img2img_starts_from_the_picture_with_the_noise_of_its_time():
+    x_0, seeds = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), [5, 6]
+    start = noised_start(SimpleNamespace(schedule=LINEAR), x_0, seeds, 400)
+    a, s = LINEAR.a[400].float(), LINEAR.s[400].float()
+    torch.testing.assert_close(start, a * x_0 + s * initial_noise(seeds, (3, 4, 4)))
 
 
 def test_a_latent_is_painted_anew_if_any_of_its_pixels_is():

@@ -101,6 +101,34 @@ def test_hybrid_training_logs_the_bound(pictures, tmp_path):
     assert "vb" not in plain.lines[0]
 
 
+def test_min_snr_weighs_the_loss_that_trains_and_not_the_one_held_out(pictures, tmp_path):
+    exact = ("unet.dropout=0", "condition_dropout=0", "data.heldout=0.3")
+    method, plain = (
+        open_method(settings(STAGE_2, pictures, tmp_path / "run", *exact, *more)) for more in (["min_snr=0.5"], [])
+    )
+    plain.module.load_state_dict(method.module.state_dict())
+    batch = method.batches.__getitems__([(i, i) for i in range(8)])
+    t, _ = method.times.draw(batch["position"])
+    errors = method.errors(batch, t, method.config.seed, batch["inputs"], method.module).simple
+    a, s = method.schedule.alpha_sigma(t)
+    weights = torch.minimum(a.square(), 0.5 * s.square())  # of v, whose squared error times s^2 is that of x_0
+    ((_, loss, _),) = method.losses(batch, 0)
+    assert loss.item() == pytest.approx((weights * errors).mean().item(), rel=1e-5)
+    ((_, loss, _),) = plain.losses(batch, 0)
+    assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert method.heldout_loss() == pytest.approx(plain.heldout_loss())
+
+
+def test_held_out_losses_are_without_dropout(pictures, tmp_path):
+    method = open_method(settings(STAGE_2, pictures, tmp_path / "run", "unet.dropout=0.5", "data.heldout=0.3"))
+    losses = []
+    for training in (True, True, False):
+        method.module.train(training)
+        losses.append(method.heldout_loss())
+        assert method.module.unet.training == training, "as it was before"
+    assert losses[0] == losses[1] == losses[2]
+
+
 def history(run):
     return load_tensors(next(iter(checkpoint.steps(run).values())) / STATE)
 

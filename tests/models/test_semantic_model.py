@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conditioning.none import NoCondition
 from conditioning.semantic import SemanticEncoderConfig, build_semantic, condition_of
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_unit
@@ -21,9 +23,10 @@ from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, linear
 from ldm_kit.models.decoders import CodeDecoder
 from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.models.prior import strided
+from ldm_kit.models.prior import CodePrior, strided
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import SemanticUNetConfig, build_semantic_unet
 from tests.methods.semantic_toys import ENCODER, UNET, base
 from tests.nets.originals import perturbed
@@ -177,7 +180,13 @@ def test_steps_are_diffaes_where_there_is_a_stride_and_even_ones_elsewhere():
     assert strided(1000, 20) == [*range(950, -1, -50), -1]
     assert strided(1000, 250) == [*range(996, -1, -4), -1]
     even = strided(1000, 60)
-    assert (len(even), even[0], even[-2:]) == (61, 999, [0, -1])
+    assert even == [*(round(999 * i / 59) for i in reversed(range(60))), -1]
+
+
+def test_sampled_codes_have_the_mean_and_deviation_of_the_training_sets(models):
+    prior = CodePrior(SkipMLP(z_width=8, hidden=8, layers=2), NoCondition(), ScheduleConfig(kind="constant"))
+    model = replace(models["pixels"], prior=prior)
+    torch.testing.assert_close(model.sample_z(range(3), 4), prior.sample(range(3), 4) * model.std + model.mean)
 
 
 def told(call, *given, **named):

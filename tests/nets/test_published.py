@@ -96,6 +96,7 @@ def test_configs_survive_yaml(fields, tmp_path):
         ({"heads": 4, "head_size": 32}, "expected either heads or head_size, got heads 4 and head_size 32"),
         ({"heads": 3}, r"widths \[128, 128, 128\] with attention cannot be cut by heads 3"),
         ({"head_size": 48}, "cannot be cut by head_size 48"),
+        ({"head_size": 32, "equal_heads": True}, "equal_heads is for heads, but head_size is 32"),
         ({"width": (32,)}, "unknown key 'width'; nearest known: widths"),
     ],
 )

@@ -9,6 +9,7 @@ from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training.checkpoint import load_tensors
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import decay_at
+from ldm_kit.training.optim import dump
 from tests.training.helpers import KL, VQ, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 
@@ -23,8 +24,11 @@ def test_nan_stops_before_the_update(step):
 
 
 def test_a_huge_gradient_is_clipped_and_an_infinite_one_refused():
-    for _ in trainer(Toy(lambda loss, step: loss * 1e15)).train(Numbers()):
-        pass
+    (step,) = (running := trainer(Toy(lambda loss, step: loss * 1e15), steps=1)).train(Numbers())
+    moments, _ = dump(running.optimisers["net"])
+    first = torch.cat([value.flatten() for name, value in moments.items() if name.endswith("exp_avg")])
+    assert step.norms["net"] > 1e12
+    assert first.norm().item() == pytest.approx(0.1 * 1.0, rel=1e-4), "1 - beta_1, times the gradient that was left"
     with pytest.raises(UserError, match=r"at step 1 \(loss of net inf on process 0; gradient of net (inf|nan)"):
         next(trainer(Toy(lambda loss, step: loss * float("inf"))).train(Numbers()))
 
