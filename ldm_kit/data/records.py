@@ -1,6 +1,7 @@
 """Records of pictures, and many of them in a few arrays, in memory or mapped from a file: no Python object for each."""
 
 import json
+import operator
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ class Records(Sequence[Record]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         return _record(self.names[index], self.texts[index], self.labels[index], self.fields[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __iter__(self) -> Iterator[Record]:
         return map(_record, self.names, self.texts, self.labels, self.fields)
