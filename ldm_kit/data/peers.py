@@ -90,6 +90,17 @@ def _nothing() -> Any:
     return None
 
 
+def first_alone(make: Callable[[], T]) -> T:
+    """Return what `make` returns; the first process on a machine calls it before the others, and fills their cache.
+
+    Raises:
+        UserError: `make` has failed on the first process.
+    """
+    made: list[T] = []
+    from_first(host(), lambda: made.append(make()))
+    return made[0] if made else make()
+
+
 def agreed(group: Group, make: Callable[[], T]) -> list[T]:
     """Call `make` on every process of a group, and return all results on each.
 

@@ -29,13 +29,7 @@ def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) 
         compute: returns the tensors by name.
     """
     path = folder / f"{key[:32]}.safetensors"
-    made: list[dict[str, Tensor]] = []  # on the first process alone; the others wait, and read
-
-    def make() -> None:
-        made.append(_load(path) or _store(path, compute()))
-
-    peers.from_first(peers.host(), make)
-    return made[0] if made else load_file(path)
+    return peers.first_alone(lambda: _load(path) or _store(path, compute()))
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:
