@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -20,12 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError, cache_dir
-from ldm_kit.data import atomic
+from ldm_kit.data import atomic, peers
+from ldm_kit.data.archive_rows import Row, Rows
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest, heldout_split
+from ldm_kit.data.records import Records
 
 _log = logging.getLogger("ldm_kit.data")
 CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
@@ -84,13 +87,8 @@ class ArchiveReader(Protocol):
         ...
 
 
-# A tuple, since a set may have millions: name in its file, text, class, further values, location in the file, sha256.
-_Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
-_NO_FIELDS: Mapping[str, str] = {}  # one object for all records
-
-
 class _Index(NamedTuple):
-    rows: list[_Row]
+    rows: Sequence[Row]
     bad: list[str]  # complaints
 
 
@@ -147,6 +145,9 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
             on_bad: raise) the first bad one, or no picture left to train on.
     """
     files = find_files(config.path, suffix)
+    if peers.everyone().size > 1:
+        missing = partial(_not_indexed, list(files.values()), reader, config)
+        peers.make_missing(missing, lambda path: _cached_index(path, reader, config))
     indexes: dict[str, _Index] = {}
     for name, path in tqdm(files.items(), f"reading {config.path.name}", disable=None):
         indexes[name] = _cached_index(path, reader, config)
@@ -166,26 +167,24 @@ def _picture_set(
 ) -> ArchivedPictures:
     classes = class_names({row[2] for index in indexes.values() for row in index.rows})
     labels = {None: None, **{name: number for number, name in enumerate(classes)}}
-    records: list[Record] = []
-    locations: list[Tensor] = []
-    hashes: list[str] = []
-    for number, (name, index) in enumerate(indexes.items()):
-        for member, text, label, fields, _, sha256 in index.rows:
-            records.append(Record(f"{name}/{member}", text, labels[label], fields or _NO_FIELDS))
-            hashes.append(sha256)
-        locations.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
+    locations = [
+        torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3)
+        for number, index in enumerate(indexes.values())
+    ]
+    records = Records.of(
+        Record(f"{name}/{member}", text, labels[label], fields)
+        for name, index in indexes.items()
+        for member, text, label, fields, _, _ in index.rows
+    )
+    hashes = (row[5] for index in indexes.values() for row in index.rows)
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
-    named = chain.from_iterable((record.name, sha256) for record, sha256 in zip(records, hashes, strict=True))
-    fingerprint = digest([*settings, *named])
+    fingerprint = digest(chain(settings, chain.from_iterable(zip(records.names, hashes, strict=True))))
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Return the index of an archive, from the cache if the file has not changed since."""
-    stat = path.stat()
-    file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
-    root = config.cache or cache_dir()
-    index_path = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+    index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
         index = _scan(path, reader, config)
@@ -193,12 +192,24 @@ def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _
     return index
 
 
+def _not_indexed(paths: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig) -> list[Path]:
+    return [path for path in paths if not _index_path(path, reader, config).exists()]
+
+
+def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Path:
+    stat = path.stat()
+    file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
+    root = config.cache or cache_dir()
+    return root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+
+
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Check every picture of an archive, and return its index."""
-    index = _Index([], [])
+    rows: list[Row] = []
+    bad: list[str] = []
     for sample in reader.scan(path):
         if isinstance(sample, str):
-            index.bad.append(sample)
+            bad.append(sample)
             continue
         entry, encoded = sample.entry, Encoded(sample.entry.name, sample.contents)
         try:
@@ -206,11 +217,11 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
             if config.verify:
                 load_image(encoded, 8, pixel_limit=config.pixel_limit)
         except BadPicture as error:
-            index.bad.append(f"{entry.name}: {error.reason}")
+            bad.append(f"{entry.name}: {error.reason}")
         else:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
-            index.rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
-    return index
+            rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
+    return _Index(Rows.of(rows), bad)
 
 
 def _read_index(path: Path) -> _Index | None:
@@ -219,7 +230,8 @@ def _read_index(path: Path) -> _Index | None:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise ValueError("its checksum differs")
-        return _Index(*json.loads(text))
+        rows, bad = json.loads(text)
+        return _Index(Rows.of(rows), bad)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -228,7 +240,7 @@ def _read_index(path: Path) -> _Index | None:
 
 
 def _write_index(path: Path, index: _Index) -> None:
-    text = json.dumps(index)
+    text = json.dumps([list(index.rows), index.bad])
     try:
         atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
     except OSError as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ldm_kit.config import UserError
+from ldm_kit.data import records
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
@@ -225,8 +226,8 @@ def labels_of(pictures: PictureSet) -> Tensor:
     Raises:
         UserError: a picture has none, or there are fewer than two classes.
     """
-    labels = [record.label for record in pictures.records]
-    if unlabelled := [record.name for record in pictures.records if record.label is None]:
+    labels = list(records.labels_of(pictures.records))
+    if unlabelled := [pictures.records[i].name for i, label in enumerate(labels) if label is None]:
         raise UserError(
             f"a classifier needs a label for every picture, but {len(unlabelled)} of {len(labels)} have none, the "
             f"first being {unlabelled[0]}; expected one sub-folder per class, or labels in metadata.jsonl"

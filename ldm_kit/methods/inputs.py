@@ -22,6 +22,7 @@ from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import Latents
+from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
@@ -107,7 +108,7 @@ class Conditions:
 
     config: ConditioningConfig
     data: Split
-    train: list[str | int]  # captions or labels of the training set
+    train: Sequence[str | int]  # captions or labels of the training set
     conditioner: Conditioner = field(init=False)
 
     @classmethod
@@ -145,7 +146,7 @@ class Conditions:
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
 
 
-def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
+def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> Sequence[str | int]:
     """Return what a conditioner prepares for a set: captions, or labels.
 
     Raises:
@@ -153,7 +154,7 @@ def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str
             empty.
     """
     records = pictures.records
-    return config.raw_values([record.text for record in records], [record.label for record in records])
+    return compact(config.raw_values(texts_of(records), labels_of(records)))
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:

@@ -9,11 +9,13 @@ import torch
 from ldm_kit import config as configs
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
+from ldm_kit.data.peers import shared_by
 from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
 from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.nets.execution import configure_network
+from ldm_kit.training.distributed import work_groups
 from ldm_kit.training.log import Log
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.session import Session, due, session
@@ -46,7 +48,7 @@ def train(
     settings = resolve_config(config, overrides, data)
     with session(settings, resume) as run:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
-        with run.main_process_first():
+        with shared_by(*work_groups()):
             method = open_method(settings, data, run.device, collectives)
         trainer = run.trainer(method)
         log = run.log(trainer)

@@ -7,8 +7,11 @@ others receive it at their next check and leave the step as well. These checks u
 so that they wait for processes and never for a device.
 """
 
+import os
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -18,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-TIMEOUT = timedelta(hours=2)  # the other ranks wait for the main one while it caches latents or samples pictures
+TIMEOUT = timedelta(hours=2)  # the other ranks wait for the main one while it samples pictures
+WORK_TIMEOUT = timedelta(days=30)  # for another's share of a cache; a process that has died closes its connection
 BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
 
 
@@ -63,6 +67,38 @@ def all_gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=_gloo_group(dist.group.WORLD))
     return values
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """Some ranks that prepare data together, and wait for each other as long as it takes."""
+
+    rank: int = 0  # within the group
+    size: int = 1
+    group: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every rank of the group, in the order of ranks, on each; all must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+
+def work_groups() -> tuple[RankGroup, RankGroup]:
+    """Return the group of all ranks, and that of the ranks on this machine; every rank must call it."""
+    if not is_distributed():
+        return RankGroup(), RankGroup()
+    machine = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))  # several launchers may run on one host
+    machines, own = all_gather_objects(machine), RankGroup()
+    for other in sorted(set(machines)):
+        ranks = [rank for rank, name in enumerate(machines) if name == other]
+        group = dist.new_group(ranks, backend="gloo", timeout=WORK_TIMEOUT)
+        if other == machine:
+            own = RankGroup(ranks.index(dist.get_rank()), len(ranks), group)
+    everyone = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+    return RankGroup(dist.get_rank(), dist.get_world_size(), everyone), own
 
 
 @torch.no_grad()

@@ -76,12 +76,6 @@ class Session:
         """This process's device."""
         return self.accelerator.device
 
-    @contextlib.contextmanager
-    def main_process_first(self) -> Iterator[None]:
-        """Run a block on the main process first (to fill caches), then on the others."""
-        with self.accelerator.main_process_first():
-            yield
-
     def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over all ranks; every rank must call it."""
         return self._reduce(value, "sum")

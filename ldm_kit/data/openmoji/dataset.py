@@ -37,6 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError, cache_dir
+from ldm_kit.data import peers
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
 from ldm_kit.data.openmoji.groups import GROUPS, group_of
@@ -86,7 +87,7 @@ def load_all(config: OpenMojiConfig) -> InMemory:
     folder = config.cache or cache_dir()
     key = _key(config)
     stem = folder.expanduser() / f"openmoji-{config.resolution}-{key[:16]}"
-    return _read_cache(stem, key) or _build(config, stem, key)
+    return peers.first_alone(lambda: _read_cache(stem, key) or _build(config, stem, key))
 
 
 def split(pictures: InMemory) -> Split:
