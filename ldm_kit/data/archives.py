@@ -25,7 +25,8 @@ from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
-from ldm_kit.data.images import Record, Split, class_names, digest, heldout_split
+from ldm_kit.data.images import Record, Split, class_names, digest
+from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
 _log = logging.getLogger("ldm_kit.data")
 CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
@@ -43,7 +44,15 @@ class ArchiveConfig(Config):
     channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
     background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
     fields: tuple[str, ...] = Field(default=(), description="further values of a sample to keep beside text and label")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    heldout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="share held out, by a hash of each picture's name; unless splits are named",
+    )
+    named_splits: bool = Field(
+        default=True, description="files or folders named train, val and test are that split; false: all are one set"
+    )
     on_bad: Literal["skip", "raise"] = Field(
         default="skip", description="what to do with a picture that cannot be read"
     )
@@ -147,9 +156,10 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
             on_bad: raise) the first bad one, or no picture left to train on.
     """
     files = find_files(config.path, suffix)
+    roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
     indexes: dict[str, _Index] = {}
-    for name, path in tqdm(files.items(), f"reading {config.path.name}", disable=None):
-        indexes[name] = _cached_index(path, reader, config)
+    for name in tqdm(roles, f"reading {config.path.name}", disable=None):
+        indexes[name] = _cached_index(files[name], reader, config)
     complaints = [f"{name}/{complaint}" for name, index in indexes.items() for complaint in index.bad]
     total = sum(len(index.rows) + len(index.bad) for index in indexes.values())
     for complaint in complaints:
@@ -157,21 +167,30 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if not total:
         raise UserError(f"{config.path} offers no pictures in its {len(files)} {suffix} files")
     check_bad_share(complaints, total, config)
-    pictures = _picture_set(indexes, list(files.values()), reader, config)
-    return heldout_split(pictures, config.heldout, config.path)
+    row_roles: list[Role | None] = [role for name, role in roles.items() for _ in indexes[name].rows]
+    if config.named_splits and not any(row_roles):
+        row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
+    pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config)
+    return named_split(pictures, row_roles, config.heldout, config.path)
 
 
 def _picture_set(
-    indexes: Mapping[str, _Index], files: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig
+    indexes: Mapping[str, _Index],
+    files: Sequence[Path],
+    roles: Sequence[Role | None],
+    reader: ArchiveReader,
+    config: ArchiveConfig,
 ) -> ArchivedPictures:
-    classes = class_names({row[2] for index in indexes.values() for row in index.rows})
-    labels = {None: None, **{name: number for number, name in enumerate(classes)}}
+    rows = chain.from_iterable(index.rows for index in indexes.values())
+    classes = class_names({row[2] for row, role in zip(rows, roles, strict=True) if role in (None, "train")})
+    labels = {name: number for number, name in enumerate(classes)}
     records: list[Record] = []
     locations: list[Tensor] = []
     hashes: list[str] = []
     for number, (name, index) in enumerate(indexes.items()):
         for member, text, label, fields, _, sha256 in index.rows:
-            records.append(Record(f"{name}/{member}", text, labels[label], fields or _NO_FIELDS))
+            number_of_class = None if label is None else labels.get(label)
+            records.append(Record(f"{name}/{member}", text, number_of_class, fields or _NO_FIELDS))
             hashes.append(sha256)
         locations.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]

@@ -2,8 +2,10 @@
 
 metadata.jsonl holds one object a line: file_name (relative to the folder), text, an optional label, and any further
 fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or the images lie in
-the folder itself. Every file is checked once when the folder is loaded: bad ones are logged by name, counted and
-skipped, and too many of them stop the run. Small sets are held decoded in memory, larger ones decoded on demand.
+the folder itself; a caption file beside a picture (`0.txt`) has its caption. Folders named train, val and test are that
+split, and kohya's `10_name` are repeats. Every file is checked once when the folder is loaded: bad ones are logged by
+name, counted and skipped, and too many of them stop the run. Small sets are held decoded in memory, larger ones decoded
+on demand.
 """
 
 import hashlib
@@ -20,8 +22,10 @@ from tqdm import tqdm
 from ldm_kit.config import Config
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
+from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
-from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest, heldout_split
+from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest
+from ldm_kit.data.splits import check_training_role, named_split, repeated, unused_role
 
 
 class FolderConfig(Config):
@@ -36,7 +40,15 @@ class FolderConfig(Config):
     )
     channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
     background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    layout: Layout = Field(
+        default="auto",
+        description="what sub-folders mean: auto: splits (train, val, test), kohya's repeats (10_name) or classes, by "
+        "their names; classes, repeats: all are that; plain: nothing",
+    )
+    captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
+    heldout: float = Field(
+        default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name; unless folders say"
+    )
     on_bad: Literal["skip", "raise"] = Field(
         default="skip", description="what to do with a picture that cannot be read"
     )
@@ -93,13 +105,18 @@ class _OnDemand:
 
 
 def load(config: FolderConfig) -> Split:
-    """Load the training and held-out pictures of a folder, split by a hash of each picture's name.
+    """Load the training and held-out pictures of a folder, split by its folders' names or a hash of each picture's.
 
     Raises:
         UserError: no such folder, invalid or mixed layout, nothing usable, more bad pictures than allowed, (with
             on_bad: raise) the first bad one, or no picture left to train on.
     """
-    return heldout_split(load_all(config), config.heldout, config.path)
+    entries = folder_entries(config.path, config.layout, config.captions)
+    check_training_role((entry.role for entry in entries), config.path, CLASSES)
+    unused = unused_role((entry.role for entry in entries), config.path)
+    pictures, usable = _load_entries([entry for entry in entries if unused is None or entry.role != unused], config)
+    split = named_split(pictures, [entry.role for entry in usable], config.heldout, config.path)
+    return repeated(split, {entry.name: entry.repeats for entry in usable if entry.repeats > 1})
 
 
 def load_all(config: FolderConfig) -> PictureSet:
@@ -108,18 +125,25 @@ def load_all(config: FolderConfig) -> PictureSet:
     Raises:
         UserError: as for `load`.
     """
-    entries = folder_entries(config.path)
+    return _load_entries(folder_entries(config.path, config.layout, config.captions), config)[0]
+
+
+def _load_entries(entries: Sequence[Entry], config: FolderConfig) -> tuple[PictureSet, list[Entry]]:
+    """Return the usable pictures among some, and their entries; the classes are those that are trained on."""
     size = config.channels * config.resolution**2
     pixels = None
     if len(entries) * size <= config.memory_limit:
         pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     usable = _check_all(entries, config, pixels)
-    classes = class_names(picture.entry.label for picture in usable)
-    records = [_record(picture.entry, classes) for picture in usable]
+    usable_entries = [picture.entry for picture in usable]
+    trained = [entry for entry in usable_entries if entry.role in (None, "train")]
+    classes = class_names(entry.label for entry in trained or usable_entries)
+    numbers = {name: number for number, name in enumerate(classes)}
+    records = [Record(e.name, e.text, numbers.get(e.label or ""), e.fields) for e in usable_entries]
     fingerprint = _fingerprint(config, usable)
     if pixels is None:
-        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config)
-    return InMemory(records, classes, pixels[: len(usable)], fingerprint)
+        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config), usable_entries
+    return InMemory(records, classes, pixels[: len(usable)], fingerprint), usable_entries
 
 
 def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Usable]:
@@ -128,6 +152,8 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | 
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
+            if entry.problem:
+                raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
             picture = _check(path, config, decode=config.verify or pixels is not None)
         except BadPicture as error:
@@ -157,11 +183,6 @@ def _content_hash(path: Path, hash_contents: bool) -> str:
         return str(path.stat().st_size)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _record(entry: Entry, classes: Sequence[str]) -> Record:
-    label = None if entry.label is None else classes.index(entry.label)
-    return Record(entry.name, entry.text, label, entry.fields)
 
 
 def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable]) -> str:

@@ -106,8 +106,8 @@ def _checked(data: Split) -> Split:
         train, heldout = (getattr(pictures, name) for pictures in (data.train, data.heldout))
         if (list(train) != list(heldout)) if name == "classes" else (train != heldout):
             raise UserError(
-                f"data.heldout has {name} {heldout!r:.80}, data.train {train!r:.80}; expected pictures of one size, with"
-                " labels that index one list of classes"
+                f"data.heldout has {name} {heldout!r:.80}, data.train {train!r:.80}; expected pictures of one size,"
+                " with labels that index one list of classes"
             )
     return data
 
