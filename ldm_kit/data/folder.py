@@ -9,7 +9,7 @@ on demand.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from ldm_kit.config import Config
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
-from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
+from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_inside, training_entries
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest
-from ldm_kit.data.splits import check_training_role, named_split, repeated, unused_role
+from ldm_kit.data.splits import named_split, picture_roles, repeated
 
 
 class FolderConfig(Config):
@@ -111,12 +111,12 @@ def load(config: FolderConfig) -> Split:
         UserError: no such folder, invalid or mixed layout, nothing usable, more bad pictures than allowed, (with
             on_bad: raise) the first bad one, or no picture left to train on.
     """
-    entries = folder_entries(config.path, config.layout, config.captions)
-    check_training_role((entry.role for entry in entries), config.path, CLASSES)
-    unused = unused_role((entry.role for entry in entries), config.path)
-    pictures, usable = _load_entries([entry for entry in entries if unused is None or entry.role != unused], config)
-    split = named_split(pictures, [entry.role for entry in usable], config.heldout, config.path)
-    return repeated(split, {entry.name: entry.repeats for entry in usable if entry.repeats > 1})
+    pictures = _load(config, training=True)
+    names = [record.name for record in pictures.records]
+    named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
+    roles = [None] * len(names) if named is None else named.roles
+    split = named_split(pictures, roles, config.heldout, config.path)
+    return split if (config.path / METADATA).is_file() else repeated(split)
 
 
 def load_all(config: FolderConfig) -> PictureSet:
@@ -125,25 +125,38 @@ def load_all(config: FolderConfig) -> PictureSet:
     Raises:
         UserError: as for `load`.
     """
-    return _load_entries(folder_entries(config.path, config.layout, config.captions), config)[0]
+    return _load(config, training=False)
 
 
-def _load_entries(entries: Sequence[Entry], config: FolderConfig) -> tuple[PictureSet, list[Entry]]:
-    """Return the usable pictures among some, and their entries; the classes are those that are trained on."""
+def _load(config: FolderConfig, training: bool) -> PictureSet:
+    entries = _entries(config, training)
     size = config.channels * config.resolution**2
     pixels = None
     if len(entries) * size <= config.memory_limit:
         pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     usable = _check_all(entries, config, pixels)
-    usable_entries = [picture.entry for picture in usable]
-    trained = [entry for entry in usable_entries if entry.role in (None, "train")]
-    classes = class_names(entry.label for entry in trained or usable_entries)
-    numbers = {name: number for number, name in enumerate(classes)}
-    records = [Record(e.name, e.text, numbers.get(e.label or ""), e.fields) for e in usable_entries]
+    classes = class_names(picture.entry.label for picture in usable)
+    labels = {name: number for number, name in enumerate(classes)}
+    records = [_record(picture.entry, labels) for picture in usable]
     fingerprint = _fingerprint(config, usable)
     if pixels is None:
-        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config), usable_entries
-    return InMemory(records, classes, pixels[: len(usable)], fingerprint), usable_entries
+        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config)
+    return InMemory(records, classes, pixels[: len(usable)], fingerprint)
+
+
+def _entries(config: FolderConfig, training: bool) -> list[Entry]:
+    """List a folder's pictures; for training without those that are neither trained on nor held out.
+
+    Raises:
+        UserError: as for `load`.
+    """
+    entries = folder_entries(config.path, config.layout, config.captions)
+    complaints = [f"{entry.name}: {entry.problem}" for entry in entries if entry.problem]
+    for complaint in complaints:
+        skip_or_raise(complaint, config)
+    check_bad_share(complaints, len(entries), config)
+    entries = [entry for entry in entries if not entry.problem]
+    return training_entries(entries, config.path) if training else entries
 
 
 def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Usable]:
@@ -152,8 +165,6 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | 
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
-            if entry.problem:
-                raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
             picture = _check(path, config, decode=config.verify or pixels is not None)
         except BadPicture as error:
@@ -183,6 +194,10 @@ def _content_hash(path: Path, hash_contents: bool) -> str:
         return str(path.stat().st_size)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
+    return Record(entry.name, entry.text, None if entry.label is None else labels[entry.label], entry.fields)
 
 
 def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable]) -> str:

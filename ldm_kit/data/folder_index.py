@@ -10,9 +10,9 @@ from typing import Any
 
 from ldm_kit.config import UserError
 from ldm_kit.data.captions import KINDS, TEXT_KINDS, Sidecar, read_sidecar
-from ldm_kit.data.folder_layout import FolderMeaning, Layout, folder_meanings
+from ldm_kit.data.folder_layout import CLASSES, FolderMeaning, Layout, folder_meanings
 from ldm_kit.data.image_files import SUFFIXES, BadPicture
-from ldm_kit.data.splits import Role, folder_role, picture_roles
+from ldm_kit.data.splits import Role, check_training_role, folder_role, picture_roles, unused_role
 
 METADATA = "metadata.jsonl"
 _COLUMNS = {"file_name", "text", "label"}
@@ -28,7 +28,6 @@ class Entry:
     label: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
     role: Role | None = None  # of the split that folders name
-    repeats: int = 1  # how many times an epoch has it, in kohya's folders
     problem: str = ""  # why it cannot be used, known without opening it
 
 
@@ -66,6 +65,26 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
+    """Return the pictures to train on or to hold out; held-out ones without the class that is not trained on.
+
+    Args:
+        entries: all pictures of a folder.
+        root: the folder, for messages.
+
+    Raises:
+        UserError: folders are named as splits, but none holds training pictures.
+    """
+    check_training_role((entry.role for entry in entries), root, CLASSES)
+    unused = unused_role((entry.role for entry in entries), root)
+    trained = {entry.label for entry in entries if entry.role in (None, "train")}
+    return [
+        entry if entry.label in trained else replace(entry, label=None)
+        for entry in entries
+        if entry.role is None or entry.role != unused
+    ]
 
 
 def resolve_inside(root: Path, name: str) -> Path:
@@ -138,7 +157,6 @@ def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeanin
         beside.text or meaning.text,
         label,
         role=meaning.role,
-        repeats=meaning.repeats,
         problem=beside.problem,
     )
 

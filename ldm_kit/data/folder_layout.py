@@ -22,7 +22,6 @@ class FolderMeaning(NamedTuple):
     role: Role | None = None  # of a split that the folders name
     label: str | None = None  # class
     text: str = ""  # caption, unless a file beside the picture has another
-    repeats: int = 1  # how many times an epoch has the picture
 
 
 def folder_meanings(
@@ -118,7 +117,7 @@ def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: 
 def _repeated(folder: str) -> FolderMeaning:
     match = _REPEATS.fullmatch(folder)
     assert match is not None
-    return FolderMeaning(label=match[2], text=_caption(match[2]), repeats=max(1, int(match[1])))
+    return FolderMeaning(label=match[2], text=_caption(match[2]))
 
 
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:

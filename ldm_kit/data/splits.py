@@ -7,7 +7,8 @@ pictures where there are none; the test pictures are left out where there are bo
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -206,19 +207,27 @@ def _heldout_role(roles: Collection[Role | None]) -> Role:
     return "val" if "val" in roles else "test"
 
 
-def repeated(split: Split, repeats: Mapping[str, int]) -> Split:
-    """Return a split whose training pictures come several times in an epoch, as in kohya's folders.
+def repeated(split: Split) -> Split:
+    """Return a split whose training pictures come several times in an epoch if they lie in kohya's folders, N_class.
 
-    Only the ratio of repeats matters to an epoch, which has no other meaning here, so the least of them is one.
-
-    Args:
-        split: the pictures, each once.
-        repeats: how many times a picture comes, by name; once unless given.
+    Only the ratio of repeats matters to an epoch, which has no other meaning here: they are divided by what they share.
     """
-    counts = [repeats.get(record.name, 1) for record in split.train.records]
+    classes, records = split.train.classes, split.train.records
+    counts = [1 if r.label is None else _repeats(r.name, classes[r.label]) for r in records]
     divisor = math.gcd(*counts)
     indices = [i for i, count in enumerate(counts) for _ in range(count // divisor)]
     return split if len(indices) == len(counts) else split._replace(train=subset(split.train, indices))
+
+
+@lru_cache(maxsize=4096)
+def _folder_repeats(folder: str, label: str) -> int:
+    """Return N where one of a picture's folders is named N_label, else 1; `folder` is a relative path."""
+    numbers = [name.removesuffix(f"_{label}") for name in folder.split("/") if name.endswith(f"_{label}")]
+    return next((max(1, int(number)) for number in numbers if number.isdecimal()), 1)
+
+
+def _repeats(name: str, label: str) -> int:
+    return _folder_repeats(name.rpartition("/")[0], label)
 
 
 def _known_labels(records: Sequence[Record]) -> Callable[[Record], bool]:
