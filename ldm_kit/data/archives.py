@@ -8,11 +8,12 @@ any time, training needs no shuffle buffer: the order of samples is that of ever
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field
@@ -20,12 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError, cache_dir
-from ldm_kit.data import atomic
+from ldm_kit.data import atomic, peers
+from ldm_kit.data.archive_rows import ArchiveReader, Row, Rows
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
-from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest
+from ldm_kit.data.records import Records
 from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
 _log = logging.getLogger("ldm_kit.data")
@@ -68,38 +70,8 @@ class ArchiveConfig(Config):
     )
 
 
-class ArchiveSample(NamedTuple):
-    """A sample of an archive: named within it, with its location there and the contents of the image file."""
-
-    entry: Entry
-    location: tuple[int, int]
-    contents: bytes
-
-
-class ArchiveReader(Protocol):
-    """Reader of one kind of archive."""
-
-    @property
-    def key(self) -> Sequence[str]:
-        """The kind and all settings that an index depends on beside the file."""
-        ...
-
-    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
-        ...
-
-    def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the contents of the image file at a location that `scan` gave."""
-        ...
-
-
-# A tuple, since a set may have millions: name in its file, text, class, further values, location in the file, sha256.
-_Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
-_NO_FIELDS: Mapping[str, str] = {}  # one object for all records
-
-
 class _Index(NamedTuple):
-    rows: list[_Row]
+    rows: Sequence[Row]
     bad: list[str]  # complaints
 
 
@@ -157,6 +129,9 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     """
     files = find_files(config.path, suffix)
     roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
+    if peers.everyone().size > 1:
+        missing = partial(_not_indexed, [files[name] for name in roles], reader, config)
+        peers.make_missing(missing, lambda path: _cached_index(path, reader, config))
     indexes: dict[str, _Index] = {}
     for name in tqdm(roles, f"reading {config.path.name}", disable=None):
         indexes[name] = _cached_index(files[name], reader, config)
@@ -184,27 +159,24 @@ def _picture_set(
     rows = chain.from_iterable(index.rows for index in indexes.values())
     classes = class_names({row[2] for row, role in zip(rows, roles, strict=True) if role in (None, "train")})
     labels = {name: number for number, name in enumerate(classes)}
-    records: list[Record] = []
-    locations: list[Tensor] = []
-    hashes: list[str] = []
-    for number, (name, index) in enumerate(indexes.items()):
-        for member, text, label, fields, _, sha256 in index.rows:
-            number_of_class = None if label is None else labels.get(label)
-            records.append(Record(f"{name}/{member}", text, number_of_class, fields or _NO_FIELDS))
-            hashes.append(sha256)
-        locations.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
+    locations = [
+        torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3)
+        for number, index in enumerate(indexes.values())
+    ]
+    records = Records.of(
+        Record(f"{name}/{member}", text, None if label is None else labels.get(label), fields)
+        for name, index in indexes.items()
+        for member, text, label, fields, _, _ in index.rows
+    )
+    hashes = (row[5] for index in indexes.values() for row in index.rows)
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
-    named = chain.from_iterable((record.name, sha256) for record, sha256 in zip(records, hashes, strict=True))
-    fingerprint = digest([*settings, *named])
+    fingerprint = digest(chain(settings, chain.from_iterable(zip(records.names, hashes, strict=True))))
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Return the index of an archive, from the cache if the file has not changed since."""
-    stat = path.stat()
-    file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
-    root = config.cache or cache_dir()
-    index_path = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+    index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
         index = _scan(path, reader, config)
@@ -212,12 +184,24 @@ def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _
     return index
 
 
+def _not_indexed(paths: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig) -> list[Path]:
+    return [path for path in paths if not _index_path(path, reader, config).exists()]
+
+
+def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Path:
+    stat = path.stat()
+    file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
+    root = config.cache or cache_dir()
+    return root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+
+
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Check every picture of an archive, and return its index."""
-    index = _Index([], [])
+    rows: list[Row] = []
+    bad: list[str] = []
     for sample in reader.scan(path):
         if isinstance(sample, str):
-            index.bad.append(sample)
+            bad.append(sample)
             continue
         entry, encoded = sample.entry, Encoded(sample.entry.name, sample.contents)
         try:
@@ -225,11 +209,11 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
             if config.verify:
                 load_image(encoded, 8, pixel_limit=config.pixel_limit)
         except BadPicture as error:
-            index.bad.append(f"{entry.name}: {error.reason}")
+            bad.append(f"{entry.name}: {error.reason}")
         else:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
-            index.rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
-    return index
+            rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
+    return _Index(Rows.of(rows), bad)
 
 
 def _read_index(path: Path) -> _Index | None:
@@ -238,7 +222,8 @@ def _read_index(path: Path) -> _Index | None:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise ValueError("its checksum differs")
-        return _Index(*json.loads(text))
+        rows, bad = json.loads(text)
+        return _Index(Rows.of(rows), bad)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -247,7 +232,7 @@ def _read_index(path: Path) -> _Index | None:
 
 
 def _write_index(path: Path, index: _Index) -> None:
-    text = json.dumps(index)
+    text = json.dumps([list(index.rows), index.bad])
     try:
         atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ldm_kit.data.batches import flipped
 from ldm_kit.data.images import PictureSet, digest, to_unit
 from ldm_kit.data.latents import LatentBatches, Latents
+from ldm_kit.data.records import names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +29,10 @@ class PicturedLatents:
     plain: LatentBatches = field(init=False)
 
     def __post_init__(self) -> None:
-        names = [record.name for record in self.pictures.records]
+        names = names_of(self.pictures.records)
         object.__setattr__(self, "plain", LatentBatches(self.latents, {}, names, self.seed))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of latents and pictures."""
         return digest([self.plain.fingerprint, self.pictures.fingerprint])

@@ -3,14 +3,17 @@
 metadata.jsonl holds one object a line: file_name (relative to the folder), text, an optional label, and any further
 fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or the images lie in
 the folder itself; a caption file beside a picture (`0.txt`) has its caption. Folders named train, val and test are that
-split, and kohya's `10_name` are repeats. Every file is checked once when the folder is loaded: bad ones are logged by
-name, counted and skipped, and too many of them stop the run. Small sets are held decoded in memory, larger ones decoded
-on demand.
+split, and kohya's `10_name` are repeats. Every file is checked when the folder is loaded, and those of large folders
+once, for an index in the cache: bad ones are logged by name, counted and skipped, and too many of them stop the run.
+Small sets are held decoded in memory, larger ones decoded on demand.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -19,13 +22,20 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config
+from ldm_kit.config import Config, cache_dir
+from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.batches import chunks
+from ldm_kit.data.folder_cache import folder_stamp
+from ldm_kit.data.folder_check import ROUND, Contents, folder_index
 from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_inside, training_entries
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
-from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest
+from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
+from ldm_kit.data.records import Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
+
+INDEXED = 2000  # files from which a folder is indexed
 
 
 class FolderConfig(Config):
@@ -72,7 +82,6 @@ class FolderConfig(Config):
 
 class _Usable(NamedTuple):
     entry: Entry
-    path: Path
     contents: str  # sha256 of the file, or its size where verify is off
 
 
@@ -81,7 +90,6 @@ class _OnDemand:
     records: Sequence[Record]
     classes: Sequence[str]
     fingerprint: str
-    paths: Sequence[Path]
     config: FolderConfig
 
     @property
@@ -96,7 +104,7 @@ class _OnDemand:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        return _decode(self.paths[index], self.config)
+        return _decode(resolve_inside(self.config.path, self.records[index].name), self.config)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         shape = (0, self.channels, self.resolution, self.resolution)
@@ -112,7 +120,7 @@ def load(config: FolderConfig) -> Split:
             on_bad: raise) the first bad one, or no picture left to train on.
     """
     pictures = _load(config, training=True)
-    names = [record.name for record in pictures.records]
+    names = names_of(pictures.records)
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
@@ -129,77 +137,116 @@ def load_all(config: FolderConfig) -> PictureSet:
 
 
 def _load(config: FolderConfig, training: bool) -> PictureSet:
-    entries = _entries(config, training)
     size = config.channels * config.resolution**2
-    pixels = None
-    if len(entries) * size <= config.memory_limit:
-        pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
+    stamp, count = peers.from_first(peers.host(), partial(folder_stamp, config.path))
+    fits = count * size <= config.memory_limit
+    if count >= INDEXED or not fits:
+        return _load_indexed(config, training, stamp, fits)
+    entries = _entries(config, training)
+    pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     usable = _check_all(entries, config, pixels)
     classes = class_names(picture.entry.label for picture in usable)
     labels = {name: number for number, name in enumerate(classes)}
-    records = [_record(picture.entry, labels) for picture in usable]
-    fingerprint = _fingerprint(config, usable)
-    if pixels is None:
-        return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config)
+    records = Records.of(_record(picture.entry, labels) for picture in usable)
+    fingerprint = _fingerprint(config, records, (picture.contents for picture in usable))
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; for training without those that are neither trained on nor held out.
-
-    Raises:
-        UserError: as for `load`.
-    """
+    """List a folder's pictures; for training without those that are neither trained on nor held out."""
     entries = folder_entries(config.path, config.layout, config.captions)
-    complaints = [f"{entry.name}: {entry.problem}" for entry in entries if entry.problem]
-    for complaint in complaints:
-        skip_or_raise(complaint, config)
-    check_bad_share(complaints, len(entries), config)
-    entries = [entry for entry in entries if not entry.problem]
     return training_entries(entries, config.path) if training else entries
 
 
-def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Usable]:
-    """Check every picture, and fill the first rows of `pixels` (if given) with the usable ones, in order."""
+def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
+    """Load the pictures of a large folder by its index; those that fit in memory are mapped from the cache, decoded."""
+    decode = config.verify or fits
+    settings = [config.pixel_limit, decode, config.layout, config.captions, training]
+    entries, check = partial(_entries, config, training), partial(_contents, config, decode)
+    index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
+    for complaint in index.complaints:
+        skip_or_raise(complaint, config)
+    check_bad_share(index.complaints, len(index.records) + len(index.complaints), config)
+    contents = (row.tobytes().hex() for row in index.hashes) if decode else map(str, index.files[:, 0].tolist())
+    fingerprint = peers.from_first(peers.host(), partial(_fingerprint, config, index.records, contents))
+    pictures = _OnDemand(index.records, index.classes, fingerprint, config)
+    if not fits:
+        return pictures
+    key = tensor_cache.key_of("pixels", fingerprint)
+    pixels = tensor_cache.cached(cache_dir() / "pixels", key, lambda: {"pixels": _decode_all(pictures)})["pixels"]
+    return InMemory(index.records, index.classes, pixels, fingerprint)
+
+
+def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
+    """Check one picture; return what it contains, or a complaint."""
+    try:
+        path = resolve_inside(config.path, name)
+        stat = _stat(path)  # before it is read: a change meanwhile is noticed later
+        _check(path, config, decode)
+    except BadPicture as error:
+        complaint = f"{name}: {error.reason}"
+        if config.on_bad == "raise":
+            skip_or_raise(complaint, config)
+        return complaint
+    assert stat is not None
+    return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _decode_all(pictures: PictureSet) -> Tensor:
+    pixels = torch.empty(len(pictures), pictures.channels, *[pictures.resolution] * 2, dtype=torch.uint8)
+    for indices in tqdm(chunks(pictures, ROUND), "decoding", disable=None):
+        for index, picture in zip(indices, peers.in_threads(pictures.picture, indices), strict=True):
+            pixels[index] = picture
+    return pixels
+
+
+def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor) -> list[_Usable]:
+    """Check every picture, and fill the first rows of `pixels` with the usable ones, in order."""
     usable: list[_Usable] = []
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
+            if entry.problem:
+                raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
-            picture = _check(path, config, decode=config.verify or pixels is not None)
+            pixels[len(usable)] = _decode(path, config)
         except BadPicture as error:
             complaints.append(f"{entry.name}: {error.reason}")
             skip_or_raise(complaints[-1], config)
-            continue
-        if pixels is not None and picture is not None:
-            pixels[len(usable)] = picture
-        usable.append(_Usable(entry, path, _content_hash(path, config.verify or pixels is not None)))
+        else:
+            usable.append(_Usable(entry, _sha256(path).hex()))
     check_bad_share(complaints, len(entries), config)
     return usable
 
 
-def _check(path: Path, config: FolderConfig, decode: bool) -> Tensor | None:
+def _check(path: Path, config: FolderConfig, decode: bool) -> None:
     if decode:
-        return _decode(path, config)
-    check_header(path, config.pixel_limit)
-    return None
+        _decode(path, config)
+    else:
+        check_header(path, config.pixel_limit)
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
     return load_image(path, config.resolution, config.channels, config.background, config.pixel_limit)
 
 
-def _content_hash(path: Path, hash_contents: bool) -> str:
-    if not hash_contents:
-        return str(path.stat().st_size)
+def _sha256(path: Path) -> bytes:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
     return Record(entry.name, entry.text, None if entry.label is None else labels[entry.label], entry.fields)
 
 
-def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable]) -> str:
+def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str]) -> str:
+    """Hash settings, names and contents (sha256, or size where verify is off)."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background]
-    return digest([*settings, *(text for picture in pictures for text in (picture.entry.name, picture.contents))])
+    return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

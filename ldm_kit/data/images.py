@@ -1,24 +1,18 @@
 """Picture sets at one resolution: protocol, sets in memory, subsets, fixed splits, and pixel values as numbers."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
-
-
-@dataclass(frozen=True)
-class Record:
-    """One picture's name, caption, class and further fields; all but its pixels."""
-
-    name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
-    text: str  # caption, "" if none
-    label: int | None  # index into PictureSet.classes, None if unlabelled
-    fields: Mapping[str, str] = field(default_factory=dict)
+from ldm_kit.data.records import UNLABELLED, Records, labels_of, names_of
+from ldm_kit.data.records import Record as Record
 
 
 class PictureSet(Protocol):
@@ -94,7 +88,7 @@ class InMemory:
 @dataclass(frozen=True, eq=False)
 class _Subset:
     base: PictureSet
-    indices: Sequence[int]  # into `base`
+    indices: np.ndarray[Any, Any]  # int64, into `base`
     records: Sequence[Record]
     fingerprint: str
 
@@ -114,10 +108,10 @@ class _Subset:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        return self.base.picture(self.indices[index])
+        return self.base.picture(int(self.indices[index]))
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        return self.base.pictures([self.indices[int(i)] for i in indices])
+        return self.base.pictures([int(self.indices[int(i)]) for i in indices])
 
 
 class Split(NamedTuple):
@@ -134,7 +128,7 @@ class Split(NamedTuple):
     compositional: PictureSet | None
 
 
-def subset(pictures: PictureSet, indices: Sequence[int]) -> PictureSet:
+def subset(pictures: PictureSet, indices: Sequence[int] | np.ndarray[Any, Any]) -> PictureSet:
     """Return a view of some pictures, with a fingerprint of its own; pixels are not copied.
 
     Args:
@@ -144,11 +138,14 @@ def subset(pictures: PictureSet, indices: Sequence[int]) -> PictureSet:
     Raises:
         IndexError: an index outside 0..len - 1.
     """
-    indices = tuple(int(i) for i in indices)
-    if outside := [i for i in indices if not 0 <= i < len(pictures)]:
+    rows = np.fromiter((int(i) for i in indices), np.int64, len(indices))
+    outside = rows[(rows < 0) | (rows >= len(pictures))]
+    if len(outside):
         raise IndexError(f"index {outside[0]} is outside 0..{len(pictures) - 1}")
-    fingerprint = digest([pictures.fingerprint, *map(str, indices)])
-    return _Subset(pictures, indices, [pictures.records[i] for i in indices], fingerprint)
+    records = pictures.records
+    fingerprint = digest(chain([pictures.fingerprint], map(str, rows.tolist())))
+    chosen = records.take(rows) if isinstance(records, Records) else [records[i] for i in rows.tolist()]
+    return _Subset(pictures, rows, chosen, fingerprint)
 
 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[int]]:
@@ -164,14 +161,22 @@ def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[
     Returns:
         Indices of training records and of held-out ones, both rising.
     """
-    hashes = [unit_hash("heldout", record.name) for record in records]
-    held = {i for i, value in enumerate(hashes) if value < share}
-    if not held and share > 0 and len(records) > 10:
-        held = {min(range(len(records)), key=hashes.__getitem__)}
-    missing = {r.label for r in records} - {r.label for i, r in enumerate(records) if i not in held} - {None}
-    for label in missing:
-        held.remove(max((i for i in held if records[i].label == label), key=hashes.__getitem__))
-    return [i for i in range(len(records)) if i not in held], sorted(held)
+    held = _heldout_mask(records, share)
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, Any]:
+    """Return which records are held out, bool [N]."""
+    count = len(records)
+    hashes = np.fromiter((unit_hash("heldout", name) for name in names_of(records)), np.float64, count)
+    labels = np.fromiter((UNLABELLED if v is None else v for v in labels_of(records)), np.int64, count)
+    held = hashes < share
+    if share > 0 and count > 10 and not held.any():
+        held[hashes.argmin()] = True
+    for label in np.setdiff1d(labels, np.append(labels[~held], UNLABELLED)):
+        candidates = np.flatnonzero(held & (labels == label))
+        held[candidates[hashes[candidates].argmax()]] = False
+    return held
 
 
 def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
@@ -185,10 +190,11 @@ def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
     Raises:
         UserError: no picture is left to train on.
     """
-    train, held = split_off(pictures.records, share)
-    if not train:
+    held = _heldout_mask(pictures.records, share)
+    if held.all():
         raise UserError(f"all {len(held)} pictures in {source} are held out; lower data.heldout")
-    return Split(subset(pictures, train), subset(pictures, held), None)
+    train, heldout = (subset(pictures, np.flatnonzero(mask)) for mask in (~held, held))
+    return Split(train, heldout, None)
 
 
 def class_names(labels: Iterable[str | None]) -> list[str]:
@@ -202,7 +208,7 @@ def unit_hash(salt: str, name: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
-def digest(texts: Sequence[str]) -> str:
+def digest(texts: Iterable[str]) -> str:
     """Return the sha256 (hex) of a sequence of strings; their lengths are hashed too, so that joins differ."""
     state = hashlib.sha256()
     for text in texts:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
-from ldm_kit.data import atomic
+from ldm_kit.data import atomic, peers
 from ldm_kit.data.tensor_store import locate
 
 Moments = tuple[Tensor, Tensor]  # mean and log-variance of a posterior, [N, V, Z, h, w] each
@@ -79,20 +80,31 @@ def read_shard(path: Path, key: str) -> Moments:
 def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
     """Check every shard that has changed since it was last checked, reading a chunk at a time.
 
+    Processes on one machine that share work check a part each.
+
     Size, time of change and checksum of each checked shard are kept in the folder's verified.json.
 
     Raises:
         UserError: a shard is damaged, or has another key.
     """
-    verified = _read_verified(folder)
-    for path in tqdm(paths, "checking latents", leave=False, disable=None):
+    group = peers.host()
+    verified = peers.from_first(group, partial(_read_verified, folder))
+    stamps: dict[str, list[Any]] = {}
+    for path in paths:
         stat = path.stat()
-        checksum = check_key(path, key)
-        stamp = [stat.st_size, stat.st_mtime_ns, checksum]
-        if verified.get(path.name) != stamp:
-            _compare(path, checksum, streamed_checksum(path))
-            verified[path.name] = stamp
-            _write_verified(folder, verified)
+        stamps[path.name] = [stat.st_size, stat.st_mtime_ns, check_key(path, key)]
+    changed = [path for path in paths if verified.get(path.name) != stamps[path.name]]
+    shares = peers.agreed(group, partial(_verify, folder, changed[group.rank :: group.size], stamps))
+    if changed and group.rank == 0:
+        _write_verified(folder, {**verified, **{name: stamps[name] for share in shares for name in share}})
+
+
+def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Compare checksums of shards, and return their names; each is remembered at once."""
+    for path in tqdm(paths, "checking latents", leave=False, disable=None):
+        _compare(path, stamps[path.name][2], streamed_checksum(path))
+        _write_verified(folder, {**_read_verified(folder), path.name: stamps[path.name]})
+    return [path.name for path in paths]
 
 
 def streamed_checksum(path: Path) -> str:

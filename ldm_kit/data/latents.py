@@ -9,12 +9,15 @@ only the rows of a batch are read; each shard is checked once, and again when it
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm_kit.data import peers
 from ldm_kit.data.batches import chunks, flips
 from ldm_kit.data.images import PictureSet, digest, to_unit
 from ldm_kit.data.latent_shards import Moments, check_key, read_shard, tensor_bytes, verify_once, write_shard
@@ -56,10 +59,10 @@ class LatentBatches:
     raw: Sequence[str | int]  # [N]: the captions or labels that the inputs were made from
     seed: int  # of the choice between views
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of latents and of captions or labels."""
-        return digest([self.latents.fingerprint, *map(str, self.raw)])
+        return digest(chain([self.latents.fingerprint], map(str, self.raw)))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -102,7 +105,7 @@ def weights_digest(weights: nn.Module) -> str:
 
 
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: int = 64) -> Latents:
-    """Return the latents in a cache folder, after encoding the shards that are missing.
+    """Return the latents in a cache folder, after encoding the shards that are missing, each process a part of them.
 
     Args:
         folder: the cache's own folder.
@@ -120,13 +123,16 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
         folder / f"latents-{number:05d}.safetensors": range(start, min(start + SHARD, len(pictures)))
         for number, start in enumerate(range(0, len(pictures), SHARD))
     }
-    present = [path for path in shards if path.exists()]
-    for path in present:
-        check_key(path, key)
-    with tqdm(total=len(pictures), desc="latents", leave=False, disable=len(present) == len(shards)) as bar:
-        for path, indices in shards.items():
-            if path not in present:
-                write_shard(path, _concatenated(_encoded(pictures, indices, encode, flip, batch), bar.update), key)
+    for path in shards:
+        if path.exists():
+            check_key(path, key)
+    with tqdm(total=len(pictures), desc="latents", leave=False, disable=all(map(Path.exists, shards))) as bar:
+
+        def make(name: str) -> None:
+            path = folder / name
+            write_shard(path, _concatenated(_encoded(pictures, shards[path], encode, flip, batch), bar.update), key)
+
+        peers.make_missing(lambda: [path.name for path in shards if not path.exists()], make)
     if sum(path.stat().st_size for path in shards) <= IN_MEMORY:
         return Latents(*_concatenated(read_shard(path, key) for path in shards), key)
     verify_once(folder, list(shards), key)

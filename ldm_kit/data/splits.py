@@ -7,13 +7,14 @@ pictures where there are none; the test pictures are left out where there are bo
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
 from ldm_kit.config import UserError
-from ldm_kit.data.images import PictureSet, Record, Split, heldout_split, subset
+from ldm_kit.data.images import PictureSet, Split, heldout_split, subset
+from ldm_kit.data.records import labels_of, names_of
 
 Role = Literal["train", "val", "test"]
 _ROLES: dict[str, Role] = {
@@ -186,8 +187,9 @@ def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float
     heldout = [i for i, role in enumerate(roles) if role == held]
     if not train:
         raise UserError(f"{source} has no usable picture to train on: its {len(heldout)} usable ones are held out")
-    is_trained = _known_labels([pictures.records[i] for i in train])
-    used = [i for i in heldout if is_trained(pictures.records[i])]
+    labels = labels_of(pictures.records)
+    trained = {labels[i] for i in train}
+    used = [i for i in heldout if trained <= {None} or labels[i] in trained]
     if len(used) < len(heldout):
         _log.warning(
             "%d of %d held-out pictures in %s are of no class that is trained on, and are left out%s",
@@ -213,7 +215,8 @@ def repeated(split: Split) -> Split:
     Only the ratio of repeats matters to an epoch, which has no other meaning here: they are divided by what they share.
     """
     classes, records = split.train.classes, split.train.records
-    counts = [1 if r.label is None else _repeats(r.name, classes[r.label]) for r in records]
+    pairs = zip(names_of(records), labels_of(records), strict=True)
+    counts = [1 if label is None else _repeats(name, classes[label]) for name, label in pairs]
     divisor = math.gcd(*counts)
     indices = [i for i, count in enumerate(counts) for _ in range(count // divisor)]
     return split if len(indices) == len(counts) else split._replace(train=subset(split.train, indices))
@@ -228,11 +231,6 @@ def _folder_repeats(folder: str, label: str) -> int:
 
 def _repeats(name: str, label: str) -> int:
     return _folder_repeats(name.rpartition("/")[0], label)
-
-
-def _known_labels(records: Sequence[Record]) -> Callable[[Record], bool]:
-    labels = {record.label for record in records}
-    return lambda record: labels <= {None} or record.label in labels
 
 
 def _some(names: Sequence[str]) -> str:

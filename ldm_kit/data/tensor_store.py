@@ -146,10 +146,26 @@ class _ReadRows(Protocol):
 def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
     """Index a table of `count` rows as a tensor would be: rows first, then perhaps the view of each."""
     rows, *view = index if isinstance(index, tuple) else (index,)
-    numbers = torch.arange(count)[rows]
-    values = read(numbers.reshape(-1).tolist())
-    if numbers.ndim == 0:
+    numbers = _row_numbers(count, rows)
+    values = read(numbers)
+    if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.ndim == 0):
         return values[0]
     if not view:
         return values
     return values[torch.arange(len(values)), view[0]] if isinstance(view[0], Tensor) else values[:, view[0]]
+
+
+def _row_numbers(count: int, rows: int | slice | Tensor) -> Sequence[int]:
+    """Return the rows that an index means: of integers, or of a mask [N], as tensors take them.
+
+    Raises:
+        IndexError: a row is outside -count..count - 1.
+    """
+    if isinstance(rows, slice):
+        return range(*rows.indices(count))
+    if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+        rows = rows.nonzero()
+    numbers = [rows] if isinstance(rows, int) else rows.reshape(-1).tolist()
+    if outside := [number for number in numbers if not -count <= number < count]:
+        raise IndexError(f"row {outside[0]} is outside a table of {count}")
+    return [number % count for number in numbers]

@@ -12,7 +12,7 @@ from ldm_kit.data import latent_shards
 from ldm_kit.data import latents as cache
 from ldm_kit.data.images import InMemory, Record, subset, to_unit
 from ldm_kit.data.latents import LatentBatches, cached, fingerprint, pixels
-from ldm_kit.data.tensor_store import PixelTable, StoredTable
+from ldm_kit.data.tensor_store import PixelTable, StoredTable, _indexed
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 
 COUNT = 20
@@ -314,3 +314,19 @@ def test_memory_stays_flat_over_a_million_records(tmp_path, monkeypatch):
             thousands, rest = batch["mean"][:, :, 3, 7].long().unbind(1)
             assert torch.equal(thousands * 1000 + rest, batch["inputs"]["ids"])
     assert resident() - before < 32 * 2**20
+
+
+def test_an_index_costs_its_rows_and_not_the_table():
+    """Of a table so long that a number for each row would fill any memory."""
+
+    def read(rows):
+        return torch.tensor(rows).view(-1, 1)
+
+    count = 10**15
+    assert _indexed(read, count, torch.tensor([3, -1]))[:, 0].tolist() == [3, count - 1]
+    assert _indexed(read, count, slice(-2, None))[:, 0].tolist() == [count - 2, count - 1]
+    assert _indexed(read, count, 7).tolist() == [7]
+    assert _indexed(read, 3, torch.tensor([True, False, True]))[:, 0].tolist() == [0, 2]
+    for outside in (torch.tensor([0, count]), -count - 1):
+        with pytest.raises(IndexError, match="is outside a table"):
+            _indexed(read, count, outside)

@@ -1,0 +1,91 @@
+"""Samples of archives, and the rows of an index of them in a few arrays: a tuple is made when one is asked for."""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, overload
+
+import numpy as np
+
+from ldm_kit.data.folder_index import Entry
+from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
+
+# Name in the file, text, class, further values, location in the file, sha256.
+Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Row]):
+    """N rows of an index."""
+
+    names: Strings
+    texts: Strings
+    fields: Strings  # JSON objects, "" for none
+    classes: Sequence[str]
+    labels: Array  # int32 [N], into `classes`, UNLABELLED for none
+    locations: Array  # int64 [N, 2]
+    hashes: Array  # uint8 [N, 32]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Rows":
+        """Store rows, which are read once."""
+        names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
+        classes: dict[str, int] = {}
+        labels, locations, hashes = array("i"), array("q"), bytearray()
+        for name, text, label, values, location, sha256 in rows:
+            names.add(name)
+            texts.add(text)
+            fields.add(json.dumps(values) if values else "")
+            labels.append(UNLABELLED if label is None else classes.setdefault(label, len(classes)))
+            locations.extend(location)
+            hashes += bytes.fromhex(sha256)
+        places, digests = np.array(locations, np.int64).reshape(-1, 2), np.array(hashes, np.uint8).reshape(-1, 32)
+        strings = names.strings(), texts.strings(), fields.strings()
+        return cls(*strings, list(classes), np.array(labels, np.int32), places, digests)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._row(index, self.names[index], self.texts[index], self.fields[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self._row, range(len(self)), self.names, self.texts, self.fields)
+
+    def _row(self, index: int, name: str, text: str, fields: str) -> Row:
+        label, values = int(self.labels[index]), json.loads(fields) if fields else {}
+        class_name = None if label == UNLABELLED else self.classes[label]
+        return name, text, class_name, values, self.locations[index].tolist(), self.hashes[index].tobytes().hex()
+
+
+class ArchiveSample(NamedTuple):
+    """A sample of an archive: named within it, with its location there and the contents of the image file."""
+
+    entry: Entry
+    location: tuple[int, int]
+    contents: bytes
+
+
+class ArchiveReader(Protocol):
+    """Reader of one kind of archive."""
+
+    @property
+    def key(self) -> Sequence[str]:
+        """The kind and all settings that an index depends on beside the file."""
+        ...
+
+    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
+        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
+        ...
+
+    def read(self, path: Path, location: tuple[int, int]) -> bytes:
+        """Return the contents of the image file at a location that `scan` gave."""
+        ...

@@ -1,0 +1,183 @@
+"""Check and hash of every picture of a large folder, once: the result is kept as an index in the cache.
+
+The first start checks and hashes every picture, in all threads of all processes on a machine. Later starts compare
+names, sizes and times of change of all files with those of the index, and map its arrays; only what has changed since
+is checked again. An index that is not complete yet is kept too, so that a start that was stopped goes on.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from array import array
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm_kit.config import cache_dir
+from ldm_kit.data import peers
+from ldm_kit.data.folder_cache import CODE_VERSION, FolderIndex, read, write
+from ldm_kit.data.folder_index import Entry
+from ldm_kit.data.images import class_names, digest
+from ldm_kit.data.records import UNLABELLED, Labels, Records, StringBuilder
+
+ROUND = 16384  # pictures that all processes check between two exchanges
+KEEP_EVERY = 60.0  # seconds between copies of an index that is not complete yet
+_log = logging.getLogger("ldm_kit.data")
+
+
+class Contents(NamedTuple):
+    """What the check of a picture found: its file, and the sha256 of its contents (zeros if they were not read)."""
+
+    size: int
+    changed: int  # nanoseconds
+    sha256: bytes
+
+
+Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a complaint
+
+
+def folder_index(
+    root: Path, settings: Sequence[str], stamp: str, entries: Callable[[], Sequence[Entry]], check: Check
+) -> FolderIndex:
+    """Return the index of a folder, from the cache if nothing has changed; processes on one machine make it together.
+
+    Args:
+        root: the folder.
+        settings: what checks depend on beside the files.
+        stamp: `folder_stamp` of the folder.
+        entries: lists the pictures, sorted by name.
+        check: checks one picture, given its name.
+
+    Raises:
+        UserError: raised by `entries` or `check`, here or on another process.
+    """
+    group, key = peers.host(), digest([CODE_VERSION, str(root.resolve()), *settings])
+    path = cache_dir() / "folders" / f"{key[:32]}.safetensors"
+    stored = read(path)
+    fresh = peers.agreed(group, lambda: stored is not None and stored.stamp == stamp)
+    if stored is not None and all(fresh):
+        return stored
+    builder = _Builder(root, stamp, path, entries)
+    results: list[Contents | str] | None = None
+    while (names := peers.from_first(group, partial(builder.advance, results))) is not None:
+        shares = peers.agreed(group, partial(_check_all, names[group.rank :: group.size], check))
+        results = [shares[i % group.size][i // group.size] for i in range(len(names))]
+    made = peers.from_first(group, builder.finish)  # None if it lies in the cache now
+    stored = made or read(path)
+    assert stored is not None
+    return stored
+
+
+def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
+    return list(peers.in_threads(check, names))
+
+
+class _Builder:
+    """Gathers the index of a folder, on the first process of a machine."""
+
+    def __init__(self, root: Path, stamp: str, path: Path, entries: Callable[[], Sequence[Entry]]) -> None:
+        self.root, self.stamp, self.path, self.entries = root, stamp, path, entries
+        self.part = path.with_suffix(".part")  # as far as it goes
+        self.old = [_Cursor(index) for index in map(read, (path, self.part)) if index is not None]
+        self.names, self.texts, self.fields = StringBuilder(), StringBuilder(), StringBuilder()
+        self.labels, self.files, self.hashes = array("i"), array("q"), bytearray()
+        self.classes: dict[str, int] = {}
+        self.complaints: list[str] = []
+        self.rounds, self.kept = self._rounds(), time.monotonic()
+
+    def advance(self, results: list[Contents | str] | None) -> list[str] | None:
+        """Take the results of the names last returned, and return names to check next; None: there are no more."""
+        try:
+            return self.rounds.send(results)
+        except StopIteration:
+            return None
+
+    def finish(self) -> FolderIndex | None:
+        """Write the index to the cache; return it only if that cannot be written to."""
+        index = self._index(self.stamp)
+        try:
+            write(self.path, index)
+        except OSError as error:
+            _log.warning("cannot keep an index in %s (%s); it will be made again", self.path.parent, error.strerror)
+            return index
+        with contextlib.suppress(OSError):
+            self.part.unlink(missing_ok=True)
+        return None
+
+    def _rounds(self) -> Generator[list[str], list[Contents | str] | None]:
+        entries = self.entries()
+        with tqdm(total=len(entries), desc=f"checking {self.root.name}", disable=None) as bar:
+            for first in range(0, len(entries), ROUND):
+                chunk = entries[first : first + ROUND]
+                known = [self._known(entry.name) for entry in chunk]
+                unknown = [entry.name for entry, contents in zip(chunk, known, strict=True) if contents is None]
+                checked = iter(((yield unknown) or []) if unknown else [])
+                for entry, contents in zip(chunk, known, strict=True):
+                    self._add(entry, contents or next(checked))
+                bar.update(len(chunk))
+                self._keep()
+
+    def _known(self, name: str) -> Contents | None:
+        """Return the contents of a picture that has not changed since an index was made."""
+        found = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
+        if not found:
+            return None
+        try:
+            stat = os.stat(self.root / name)
+        except (OSError, ValueError):
+            return None
+        return next((c for c in found if (c.size, c.changed) == (stat.st_size, stat.st_mtime_ns)), None)
+
+    def _add(self, entry: Entry, contents: Contents | str) -> None:
+        complaint = f"{entry.name}: {entry.problem}" if entry.problem else contents
+        if isinstance(complaint, str):
+            self.complaints.append(complaint)
+            return
+        contents = complaint
+        self.names.add(entry.name)
+        self.texts.add(entry.text)
+        self.fields.add(json.dumps(entry.fields) if entry.fields else "")
+        label = UNLABELLED if entry.label is None else self.classes.setdefault(entry.label, len(self.classes))
+        self.labels.append(label)
+        self.files.extend((contents.size, contents.changed))
+        self.hashes += contents.sha256
+
+    def _keep(self) -> None:
+        """Write what there is, now and then, for a start after this one has been stopped."""
+        if time.monotonic() - self.kept > KEEP_EVERY:
+            with contextlib.suppress(OSError):
+                write(self.part, self._index(""))
+            self.kept = time.monotonic()
+
+    def _index(self, stamp: str) -> FolderIndex:
+        classes = class_names(self.classes)
+        numbers = {name: number for number, name in enumerate(classes)}
+        order = np.array([*(numbers[name] for name in self.classes), UNLABELLED], np.int32)  # the last: for -1
+        labels = Labels(order[np.array(self.labels, np.int32)])
+        records = Records(self.names.strings(), self.texts.strings(), labels, self.fields.strings())
+        files = np.array(self.files, np.int64).reshape(-1, 2)
+        hashes = np.array(self.hashes, np.uint8).reshape(-1, 32)
+        return FolderIndex(records, classes, files, hashes, self.complaints, stamp)
+
+
+class _Cursor:
+    """A place in an index, which moves on with the names that are looked up in rising order."""
+
+    def __init__(self, index: FolderIndex) -> None:
+        self.index, self.names, self.row = index, iter(index.records.names), -1
+        self.name: str | None = ""
+
+    def find(self, name: str) -> Contents | None:
+        """Return the contents of the picture of this name."""
+        while self.name is not None and (self.row < 0 or self.name < name):
+            self.name, self.row = next(self.names, None), self.row + 1
+        if self.name != name:
+            return None
+        size, changed = self.index.files[self.row].tolist()
+        return Contents(size, changed, self.index.hashes[self.row].tobytes())

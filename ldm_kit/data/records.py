@@ -1,0 +1,205 @@
+"""Records of pictures, and many of them in a few arrays, in memory or mapped from a file: no Python object for each."""
+
+import json
+import operator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, overload
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+UNLABELLED = -1
+BLOCK = 65536  # strings whose ends are converted at once
+_ERRORS = "surrogatepass"  # file names and JSON may hold lone surrogates
+_NO_FIELDS: Mapping[str, str] = {}  # one object for all records
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture's name, caption, class and further fields; all but its pixels."""
+
+    name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
+    text: str  # caption, "" if none
+    label: int | None  # index into PictureSet.classes, None if unlabelled
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+class StringBuilder:
+    """Strings that are gathered one by one into a buffer."""
+
+    def __init__(self) -> None:
+        self.buffer, self.ends = bytearray(), array("q")
+
+    def add(self, text: str) -> None:
+        """Add a string."""
+        self.buffer += text.encode("utf-8", _ERRORS)
+        self.ends.append(len(self.buffer))
+
+    def strings(self) -> "Strings":
+        """Return what was added."""
+        return Strings(np.array(self.buffer, np.uint8), np.array(self.ends, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Strings(Sequence[str]):
+    """N strings as UTF-8 in one buffer, or a choice of them."""
+
+    buffer: Array  # uint8
+    ends: Array  # int64, of each string in the buffer
+    rows: Array | None = None  # int64 [N], into `ends`; None: all
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Strings":
+        """Store strings, which are read once."""
+        builder = StringBuilder()
+        for text in texts:
+            builder.add(text)
+        return builder.strings()
+
+    def take(self, rows: Array) -> "Strings":
+        """Return the strings of some rows [M]; the buffer is not copied."""
+        return Strings(self.buffer, self.ends, rows if self.rows is None else self.rows[rows])
+
+    def __len__(self) -> int:
+        return len(self.ends if self.rows is None else self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Strings": ...
+    def __getitem__(self, index: int | slice) -> "str | Strings":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        row = range(len(self))[index] if self.rows is None else int(self.rows[index])
+        start = int(self.ends[row - 1]) if row else 0
+        return self.buffer[start : int(self.ends[row])].tobytes().decode("utf-8", _ERRORS)
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), BLOCK):
+            last = min(first + BLOCK, len(self))
+            rows = np.arange(first, last) if self.rows is None else self.rows[first:last]
+            starts = np.where(rows > 0, self.ends[rows - 1], 0)
+            for start, end in zip(starts.tolist(), self.ends[rows].tolist(), strict=True):
+                yield self.buffer[start:end].tobytes().decode("utf-8", _ERRORS)
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(Sequence[int | None]):
+    """N class indices, None where there is none."""
+
+    values: Array  # int32 [N], UNLABELLED for None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> int | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Labels": ...
+    def __getitem__(self, index: int | slice) -> "int | Labels | None":
+        if isinstance(index, slice):
+            return Labels(self.values[index])
+        value = int(self.values[index])
+        return None if value == UNLABELLED else value
+
+    def __iter__(self) -> Iterator[int | None]:
+        for first in range(0, len(self), BLOCK):
+            yield from (None if v == UNLABELLED else v for v in self.values[first : first + BLOCK].tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Records(Sequence[Record]):
+    """Records of N pictures; a `Record` is made when one is asked for."""
+
+    names: Strings
+    texts: Strings
+    labels: Labels
+    fields: Strings  # JSON objects, "" for none
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Records":
+        """Store records, which are read once."""
+        names, texts, fields, labels = StringBuilder(), StringBuilder(), StringBuilder(), array("i")
+        for record in records:
+            names.add(record.name)
+            texts.add(record.text)
+            fields.add(json.dumps(dict(record.fields)) if record.fields else "")
+            labels.append(UNLABELLED if record.label is None else record.label)
+        numbers = Labels(np.frombuffer(labels, np.int32))
+        return cls(names.strings(), texts.strings(), numbers, fields.strings())
+
+    def take(self, rows: Array) -> "Records":
+        """Return the records of some rows [M]; texts are not copied."""
+        labels = Labels(self.labels.values[rows])
+        return Records(self.names.take(rows), self.texts.take(rows), labels, self.fields.take(rows))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return _record(self.names[index], self.texts[index], self.labels[index], self.fields[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(_record, self.names, self.texts, self.labels, self.fields)
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers(Sequence[int]):
+    """N integers."""
+
+    values: Array  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> int | Self:
+        return type(self)(self.values[index]) if isinstance(index, slice) else int(self.values[index])
+
+    def __iter__(self) -> Iterator[int]:
+        for first in range(0, len(self), BLOCK):
+            yield from self.values[first : first + BLOCK].tolist()
+
+
+def names_of(records: Sequence[Record]) -> Sequence[str]:
+    """Return the names of records, stored as the records are."""
+    return records.names if isinstance(records, Records) else [record.name for record in records]
+
+
+def texts_of(records: Sequence[Record]) -> Sequence[str]:
+    """Return the captions of records, stored as the records are."""
+    return records.texts if isinstance(records, Records) else [record.text for record in records]
+
+
+def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
+    """Return the class indices of records, stored as the records are."""
+    return records.labels if isinstance(records, Records) else [record.label for record in records]
+
+
+def compact(values: Sequence[str | int]) -> Sequence[str | int]:
+    """Return captions, or class indices, in arrays."""
+    if all(isinstance(value, str) for value in values):
+        return Strings.of(str(value) for value in values)
+    if all(isinstance(value, int) for value in values):
+        return Numbers(np.fromiter((int(value) for value in values), np.int64, len(values)))
+    return values
+
+
+def _record(name: str, text: str, label: int | None, fields: str) -> Record:
+    return Record(name, text, label, json.loads(fields) if fields else _NO_FIELDS)
