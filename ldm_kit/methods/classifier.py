@@ -85,7 +85,7 @@ class Classifying(Method[ClassifierRun]):
             UserError: no labels, fewer than two classes, a stale cache, latents that are not normalised.
             AutoencoderError: the autoencoder cannot be had.
         """
-        labels = labels_of(data.train)
+        labels, heldout_labels = labels_of(data.train), labels_of(data.heldout)  # before latents are encoded
         first_stage = FirstStage.open(config, data.train, device)
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
@@ -94,8 +94,8 @@ class Classifying(Method[ClassifierRun]):
         names: list[str | int] = [classes[int(label)] for label in labels]
         batches, heldout = LatentBatches(latents, {"label": labels}, names, config.seed), None
         if len(data.heldout):
-            inputs = {"label": labels_of(data.heldout)}
-            heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), inputs, [], config.seed)
+            heldout_latents = first_stage.latents(data.heldout, "heldout")
+            heldout = LatentBatches(heldout_latents, {"label": heldout_labels}, [], config.seed)
         method = cls(config, net, TrainingData(data, batches, heldout))
         method.vae, method.latent_shape, method.shown = first_stage.vae, tuple(latents.shape), heldout or batches
         return method

@@ -132,10 +132,11 @@ class Prior(Method[PriorRun]):
             UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
             ConditioningError: no classes, or a text encoder that cannot be had.
         """
+        conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
         _check_encoder(encoder, data.train, config.model)
         weights = weights_digest(encoder)
-        z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
+        z = _codes(encoder, data.train, weights)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
