@@ -22,13 +22,15 @@ from tqdm import tqdm
 from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest, heldout_split
 
 _log = logging.getLogger("ldm_kit.data")
-CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
+CODE_VERSION = 1  # of pixels and records, in a set's fingerprint; raise it whenever they change
+INDEX_VERSION = 2  # of the contents of an index; raise it whenever they change
 
 
 class ArchiveConfig(Config):
@@ -92,6 +94,7 @@ _NO_FIELDS: Mapping[str, str] = {}  # one object for all records
 class _Index(NamedTuple):
     rows: list[_Row]
     bad: list[str]  # complaints
+    profiles: list[tuple[str, str, str]]  # of pictures that are not in sRGB: name of the picture, profile, problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +160,21 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if not total:
         raise UserError(f"{config.path} offers no pictures in its {len(files)} {suffix} files")
     check_bad_share(complaints, total, config)
-    pictures = _picture_set(indexes, list(files.values()), reader, config)
+    profiles = ProfileCounts()
+    for name, index in indexes.items():
+        for member, profile, problem in index.profiles:
+            profiles.add(f"{name}/{member}", Profile(profile, problem))
+    profiles.log(config.path, total - len(complaints))
+    pictures = _picture_set(indexes, list(files.values()), reader, config, profiles)
     return heldout_split(pictures, config.heldout, config.path)
 
 
 def _picture_set(
-    indexes: Mapping[str, _Index], files: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig
+    indexes: Mapping[str, _Index],
+    files: Sequence[Path],
+    reader: ArchiveReader,
+    config: ArchiveConfig,
+    profiles: ProfileCounts,
 ) -> ArchivedPictures:
     classes = class_names({row[2] for index in indexes.values() for row in index.rows})
     labels = {None: None, **{name: number for number, name in enumerate(classes)}}
@@ -175,6 +187,7 @@ def _picture_set(
             hashes.append(sha256)
         locations.append(torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3))
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
+    settings += profiles.settings
     named = chain.from_iterable((record.name, sha256) for record, sha256 in zip(records, hashes, strict=True))
     fingerprint = digest([*settings, *named])
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
@@ -185,7 +198,7 @@ def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _
     stat = path.stat()
     file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
     root = config.cache or cache_dir()
-    index_path = root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+    index_path = root / "shards" / f"{digest([f'code={INDEX_VERSION}', *reader.key, *file])[:32]}.json"
     index = _read_index(index_path)
     if index is None:
         index = _scan(path, reader, config)
@@ -195,14 +208,14 @@ def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Check every picture of an archive, and return its index."""
-    index = _Index([], [])
+    index = _Index([], [], [])
     for sample in reader.scan(path):
         if isinstance(sample, str):
             index.bad.append(sample)
             continue
         entry, encoded = sample.entry, Encoded(sample.entry.name, sample.contents)
         try:
-            check_header(encoded, config.pixel_limit)
+            profile = check_header(encoded, config.pixel_limit)
             if config.verify:
                 load_image(encoded, 8, pixel_limit=config.pixel_limit)
         except BadPicture as error:
@@ -210,6 +223,8 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
         else:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
             index.rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
+            if profile is not None:
+                index.profiles.append((entry.name, *profile))
     return index
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import Config
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.colour_profiles import ProfileCounts
 from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Record, Split, class_names, digest, heldout_split
@@ -113,39 +114,38 @@ def load_all(config: FolderConfig) -> PictureSet:
     pixels = None
     if len(entries) * size <= config.memory_limit:
         pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
-    usable = _check_all(entries, config, pixels)
+    profiles = ProfileCounts()
+    usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
     records = [_record(picture.entry, classes) for picture in usable]
-    fingerprint = _fingerprint(config, usable)
+    fingerprint = _fingerprint(config, usable, profiles)
     if pixels is None:
         return _OnDemand(records, classes, fingerprint, [picture.path for picture in usable], config)
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
-def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None) -> list[_Usable]:
+def _check_all(
+    entries: Sequence[Entry], config: FolderConfig, pixels: Tensor | None, profiles: ProfileCounts
+) -> list[_Usable]:
     """Check every picture, and fill the first rows of `pixels` (if given) with the usable ones, in order."""
     usable: list[_Usable] = []
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
             path = resolve_inside(config.path, entry.name)
-            picture = _check(path, config, decode=config.verify or pixels is not None)
+            profile = check_header(path, config.pixel_limit)
+            picture = _decode(path, config) if config.verify or pixels is not None else None
         except BadPicture as error:
             complaints.append(f"{entry.name}: {error.reason}")
             skip_or_raise(complaints[-1], config)
             continue
         if pixels is not None and picture is not None:
             pixels[len(usable)] = picture
+        profiles.add(entry.name, profile)
         usable.append(_Usable(entry, path, _content_hash(path, config.verify or pixels is not None)))
     check_bad_share(complaints, len(entries), config)
+    profiles.log(config.path, len(usable))
     return usable
-
-
-def _check(path: Path, config: FolderConfig, decode: bool) -> Tensor | None:
-    if decode:
-        return _decode(path, config)
-    check_header(path, config.pixel_limit)
-    return None
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
@@ -164,6 +164,7 @@ def _record(entry: Entry, classes: Sequence[str]) -> Record:
     return Record(entry.name, entry.text, label, entry.fields)
 
 
-def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable]) -> str:
+def _fingerprint(config: FolderConfig, pictures: Sequence[_Usable], profiles: ProfileCounts) -> str:
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background]
+    settings += profiles.settings
     return digest([*settings, *(text for picture in pictures for text in (picture.entry.name, picture.contents))])

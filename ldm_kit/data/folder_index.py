@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm_kit.config import UserError
-from ldm_kit.data.image_files import SUFFIXES, BadPicture
+from ldm_kit.data.image_files import BadPicture
+from ldm_kit.data.image_kinds import is_picture
+from ldm_kit.data.left_out import log_unlisted, log_unread
 
 METADATA = "metadata.jsonl"
 _COLUMNS = {"file_name", "text", "label"}
@@ -25,7 +27,7 @@ class Entry:
 
 
 def folder_entries(root: Path) -> list[Entry]:
-    """Return all pictures of a folder, sorted by name; hidden files and files of other kinds are skipped.
+    """Return all pictures of a folder, sorted by name; hidden files are skipped, others that are not read are logged.
 
     Raises:
         UserError: no such folder, invalid metadata.jsonl (with its line), mixed layouts, or no picture at all.
@@ -33,10 +35,16 @@ def folder_entries(root: Path) -> list[Entry]:
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
     table = root / METADATA
-    entries = _from_metadata(table) if table.is_file() else _from_layout(root, sorted(_walk(root)))
+    names = sorted(_walk(root))
+    log_unread(root, (name for name in names if not _is_used(root, name)))
+    names = [name for name in names if _is_used(root, name)]
+    if table.is_file():
+        entries = _from_metadata(table)
+        log_unlisted(root, METADATA, filter(is_picture, names), (entry.name for entry in entries))
+    else:
+        entries = _from_layout(root, names)
     if not entries:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
+        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images (.png, .jpg, ...)")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -59,15 +67,19 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield relative posix paths of images, metadata files and linked folders (reported later, never entered)."""
+    """Yield relative posix paths of files, hidden ones aside, and of linked folders (reported later, never entered)."""
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [name for name in folders if (folder / name).is_symlink()]
-        images = [name for name in files if Path(name).suffix.lower() in SUFFIXES or name.startswith("metadata.")]
-        for name in [*links, *images]:
+        for name in [*links, *files]:
             if not name.startswith("."):
                 yield (folder / name).relative_to(root).as_posix()
+
+
+def _is_used(root: Path, name: str) -> bool:
+    """Return whether a file decides on the set: a picture, a metadata file or a linked folder."""
+    return is_picture(name) or PurePosixPath(name).name.startswith("metadata.") or (root / name).is_dir()
 
 
 def _from_layout(root: Path, names: list[str]) -> list[Entry]:
