@@ -24,6 +24,7 @@ from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic, peers
 from ldm_kit.data.archive_rows import ArchiveReader, Row, Rows
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest
@@ -31,7 +32,8 @@ from ldm_kit.data.records import Records
 from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
 _log = logging.getLogger("ldm_kit.data")
-CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
+CODE_VERSION = 1  # of pixels and records, in a set's fingerprint; raise it whenever they change
+INDEX_VERSION = 2  # of the contents of an index; raise it whenever they change
 
 
 class ArchiveConfig(Config):
@@ -73,6 +75,7 @@ class ArchiveConfig(Config):
 class _Index(NamedTuple):
     rows: Sequence[Row]
     bad: list[str]  # complaints
+    profiles: list[tuple[str, str, str]]  # of pictures that are not in sRGB: name of the picture, profile, problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +145,15 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if not total:
         raise UserError(f"{config.path} offers no pictures in its {len(files)} {suffix} files")
     check_bad_share(complaints, total, config)
+    profiles = ProfileCounts()
+    for name, index in indexes.items():
+        for member, profile, problem in index.profiles:
+            profiles.add(f"{name}/{member}", Profile(profile, problem))
+    profiles.log(config.path, total - len(complaints))
     row_roles: list[Role | None] = [role for name, role in roles.items() for _ in indexes[name].rows]
     if config.named_splits and not any(row_roles):
         row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
-    pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config)
+    pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config, profiles.settings)
     return named_split(pictures, row_roles, config.heldout, config.path)
 
 
@@ -155,6 +163,7 @@ def _picture_set(
     roles: Sequence[Role | None],
     reader: ArchiveReader,
     config: ArchiveConfig,
+    profile_settings: Sequence[str],
 ) -> ArchivedPictures:
     rows = chain.from_iterable(index.rows for index in indexes.values())
     classes = class_names({row[2] for row, role in zip(rows, roles, strict=True) if role in (None, "train")})
@@ -170,6 +179,7 @@ def _picture_set(
     )
     hashes = (row[5] for index in indexes.values() for row in index.rows)
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
+    settings += profile_settings
     fingerprint = digest(chain(settings, chain.from_iterable(zip(records.names, hashes, strict=True))))
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 
@@ -192,20 +202,21 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
     stat = path.stat()
     file = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns), str(config.pixel_limit), str(config.verify)]
     root = config.cache or cache_dir()
-    return root / "shards" / f"{digest([f'code={CODE_VERSION}', *reader.key, *file])[:32]}.json"
+    return root / "shards" / f"{digest([f'code={INDEX_VERSION}', *reader.key, *file])[:32]}.json"
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
     """Check every picture of an archive, and return its index."""
     rows: list[Row] = []
     bad: list[str] = []
+    profiles: list[tuple[str, str, str]] = []
     for sample in reader.scan(path):
         if isinstance(sample, str):
             bad.append(sample)
             continue
         entry, encoded = sample.entry, Encoded(sample.entry.name, sample.contents)
         try:
-            check_header(encoded, config.pixel_limit)
+            profile = check_header(encoded, config.pixel_limit)
             if config.verify:
                 load_image(encoded, 8, pixel_limit=config.pixel_limit)
         except BadPicture as error:
@@ -213,7 +224,9 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
         else:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
             rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
-    return _Index(Rows.of(rows), bad)
+            if profile is not None:
+                profiles.append((entry.name, *profile))
+    return _Index(Rows.of(rows), bad, profiles)
 
 
 def _read_index(path: Path) -> _Index | None:
@@ -222,8 +235,8 @@ def _read_index(path: Path) -> _Index | None:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise ValueError("its checksum differs")
-        rows, bad = json.loads(text)
-        return _Index(Rows.of(rows), bad)
+        rows, bad, profiles = json.loads(text)
+        return _Index(Rows.of(rows), bad, profiles)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -232,7 +245,7 @@ def _read_index(path: Path) -> _Index | None:
 
 
 def _write_index(path: Path, index: _Index) -> None:
-    text = json.dumps([list(index.rows), index.bad])
+    text = json.dumps([list(index.rows), index.bad, index.profiles])
     try:
         atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
     except OSError as error:

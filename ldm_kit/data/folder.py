@@ -26,6 +26,7 @@ from ldm_kit.config import Config, cache_dir
 from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
+from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, folder_index
 from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_inside, training_entries
@@ -144,11 +145,12 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
         return _load_indexed(config, training, stamp, fits)
     entries = _entries(config, training)
     pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
-    usable = _check_all(entries, config, pixels)
+    profiles = ProfileCounts()
+    usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
     labels = {name: number for number, name in enumerate(classes)}
     records = Records.of(_record(picture.entry, labels) for picture in usable)
-    fingerprint = _fingerprint(config, records, (picture.contents for picture in usable))
+    fingerprint = _fingerprint(config, records, (picture.contents for picture in usable), profiles)
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
@@ -167,8 +169,10 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     for complaint in index.complaints:
         skip_or_raise(complaint, config)
     check_bad_share(index.complaints, len(index.records) + len(index.complaints), config)
+    profiles = index.profile_counts()
+    profiles.log(config.path, len(index.records))
     contents = (row.tobytes().hex() for row in index.hashes) if decode else map(str, index.files[:, 0].tolist())
-    fingerprint = peers.from_first(peers.host(), partial(_fingerprint, config, index.records, contents))
+    fingerprint = peers.from_first(peers.host(), partial(_fingerprint, config, index.records, contents, profiles))
     pictures = _OnDemand(index.records, index.classes, fingerprint, config)
     if not fits:
         return pictures
@@ -182,14 +186,14 @@ def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
     try:
         path = resolve_inside(config.path, name)
         stat = _stat(path)  # before it is read: a change meanwhile is noticed later
-        _check(path, config, decode)
+        profile = _check(path, config, decode)
     except BadPicture as error:
         complaint = f"{name}: {error.reason}"
         if config.on_bad == "raise":
             skip_or_raise(complaint, config)
         return complaint
     assert stat is not None
-    return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32))
+    return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32), profile)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -207,7 +211,7 @@ def _decode_all(pictures: PictureSet) -> Tensor:
     return pixels
 
 
-def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor) -> list[_Usable]:
+def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, counts: ProfileCounts) -> list[_Usable]:
     """Check every picture, and fill the first rows of `pixels` with the usable ones, in order."""
     usable: list[_Usable] = []
     complaints: list[str] = []
@@ -216,21 +220,25 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor) -
             if entry.problem:
                 raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
+            profile = check_header(path, config.pixel_limit)
             pixels[len(usable)] = _decode(path, config)
         except BadPicture as error:
             complaints.append(f"{entry.name}: {error.reason}")
             skip_or_raise(complaints[-1], config)
         else:
+            counts.add(entry.name, profile)
             usable.append(_Usable(entry, _sha256(path).hex()))
     check_bad_share(complaints, len(entries), config)
+    counts.log(config.path, len(usable))
     return usable
 
 
-def _check(path: Path, config: FolderConfig, decode: bool) -> None:
+def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
+    """Check a picture, and return its colour profile."""
+    profile = check_header(path, config.pixel_limit)
     if decode:
         _decode(path, config)
-    else:
-        check_header(path, config.pixel_limit)
+    return profile
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
@@ -246,7 +254,7 @@ def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
     return Record(entry.name, entry.text, None if entry.label is None else labels[entry.label], entry.fields)
 
 
-def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str]) -> str:
+def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
     """Hash settings, names and contents (sha256, or size where verify is off)."""
-    settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background]
+    settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ldm_kit.data import atomic
+from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.records import Array, Labels, Records, Strings
 
 CODE_VERSION = "1"  # of the contents of an index; raise it whenever they change
@@ -27,8 +28,22 @@ class FolderIndex(NamedTuple):
     classes: Sequence[str]
     files: Array  # int64 [N, 2]: size and time of change
     hashes: Array  # uint8 [N, 32]
+    profile_ids: Array  # int32 [N], of the colour profile: from 1, 0 for none
+    profiles: Sequence[Profile]
     complaints: Sequence[str]  # one for each bad picture
     stamp: str  # of all files of the folder; "" while the index is not complete
+
+    def profile_of(self, row: int) -> Profile | None:
+        """Return the colour profile of a picture; None if it has none, or one that says sRGB."""
+        number = int(self.profile_ids[row])
+        return self.profiles[number - 1] if number else None
+
+    def profile_counts(self) -> ProfileCounts:
+        """Count the pictures of each profile."""
+        counts = ProfileCounts()
+        for row in np.flatnonzero(self.profile_ids).tolist():
+            counts.add(self.records.names[row], self.profile_of(row))
+        return counts
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
@@ -64,13 +79,19 @@ def _files(root: str) -> Iterator[tuple[str, int, int]]:
 def write(path: Path, index: FolderIndex) -> None:
     """Write an index; raises OSError if it cannot be written."""
     records = index.records
-    arrays = {"labels": records.labels.values, "files": index.files, "hashes": index.hashes}
+    arrays = {
+        "labels": records.labels.values,
+        "files": index.files,
+        "hashes": index.hashes,
+        "profiles": index.profile_ids,
+    }
     for name, strings in (("names", records.names), ("texts", records.texts), ("fields", records.fields)):
         arrays |= {name: strings.buffer, f"{name}_ends": strings.ends}
     metadata = {
         "stamp": index.stamp,
         "classes": json.dumps(index.classes),
         "complaints": json.dumps(index.complaints),
+        "profiles": json.dumps(index.profiles),
         "checksum": _checksum(arrays),
     }
     atomic.write(path, save(arrays, metadata))
@@ -94,7 +115,9 @@ def read(path: Path) -> FolderIndex | None:
     names, texts, fields = (Strings(arrays[n], arrays[f"{n}_ends"]) for n in ("names", "texts", "fields"))
     records = Records(names, texts, Labels(arrays["labels"]), fields)
     classes, complaints = json.loads(metadata["classes"]), json.loads(metadata["complaints"])
-    return FolderIndex(records, classes, arrays["files"], arrays["hashes"], complaints, metadata["stamp"])
+    profiles = [Profile(*profile) for profile in json.loads(metadata["profiles"])]
+    files, hashes, profile_ids = (arrays[name] for name in ("files", "hashes", "profiles"))
+    return FolderIndex(records, classes, files, hashes, profile_ids, profiles, complaints, metadata["stamp"])
 
 
 def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> Array:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import peers
+from ldm_kit.data.colour_profiles import Profile
 from ldm_kit.data.folder_cache import CODE_VERSION, FolderIndex, read, write
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.images import class_names, digest
@@ -32,11 +33,12 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class Contents(NamedTuple):
-    """What the check of a picture found: its file, and the sha256 of its contents (zeros if they were not read)."""
+    """What the check of a picture found: its file, the sha256 of its contents (zeros if not read), its profile."""
 
     size: int
     changed: int  # nanoseconds
     sha256: bytes
+    profile: Profile | None
 
 
 Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a complaint
@@ -87,6 +89,8 @@ class _Builder:
         self.old = [_Cursor(index) for index in map(read, (path, self.part)) if index is not None]
         self.names, self.texts, self.fields = StringBuilder(), StringBuilder(), StringBuilder()
         self.labels, self.files, self.hashes = array("i"), array("q"), bytearray()
+        self.profile_ids = array("i")
+        self.profiles: dict[Profile | None, int] = {None: 0}
         self.classes: dict[str, int] = {}
         self.complaints: list[str] = []
         self.rounds, self.kept = self._rounds(), time.monotonic()
@@ -147,6 +151,7 @@ class _Builder:
         self.labels.append(label)
         self.files.extend((contents.size, contents.changed))
         self.hashes += contents.sha256
+        self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
         """Write what there is, now and then, for a start after this one has been stopped."""
@@ -163,7 +168,8 @@ class _Builder:
         records = Records(self.names.strings(), self.texts.strings(), labels, self.fields.strings())
         files = np.array(self.files, np.int64).reshape(-1, 2)
         hashes = np.array(self.hashes, np.uint8).reshape(-1, 32)
-        return FolderIndex(records, classes, files, hashes, self.complaints, stamp)
+        ids, profiles = np.array(self.profile_ids, np.int32), [profile for profile in self.profiles if profile]
+        return FolderIndex(records, classes, files, hashes, ids, profiles, self.complaints, stamp)
 
 
 class _Cursor:
@@ -180,4 +186,5 @@ class _Cursor:
         if self.name != name:
             return None
         size, changed = self.index.files[self.row].tolist()
-        return Contents(size, changed, self.index.hashes[self.row].tobytes())
+        profile = self.index.profile_of(self.row)
+        return Contents(size, changed, self.index.hashes[self.row].tobytes(), profile)

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from ldm_kit.config import UserError
 from ldm_kit.data.captions import KINDS, TEXT_KINDS, Sidecar, read_sidecar
 from ldm_kit.data.folder_layout import CLASSES, FolderMeaning, Layout, folder_meanings
-from ldm_kit.data.image_files import SUFFIXES, BadPicture
+from ldm_kit.data.image_files import BadPicture
+from ldm_kit.data.image_kinds import is_picture
+from ldm_kit.data.left_out import log_unlisted, log_unread
 from ldm_kit.data.splits import Role, check_training_role, folder_role, picture_roles, unused_role
 
 METADATA = "metadata.jsonl"
@@ -41,7 +43,7 @@ class _Files:
 
 
 def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
-    """Return all pictures of a folder, sorted by name; hidden files and files of other kinds are skipped.
+    """Return all pictures of a folder, sorted by name; hidden files are skipped, others that are not read are logged.
 
     Args:
         root: the folder.
@@ -54,16 +56,19 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
     table = root / METADATA
+    names = sorted(_walk(root))
+    files = _sorted_out(names)
+    log_unread(root, (name for name in names if not _is_used(name)))
     if table.is_file():
         entries = _from_metadata(table)
+        log_unlisted(root, METADATA, filter(is_picture, files.pictures), (entry.name for entry in entries))
         roles = picture_roles([entry.name for entry in entries], root, "say data.layout: plain")
         if roles is not None and layout == "auto":
             entries = [replace(entry, role=role) for entry, role in zip(entries, roles.roles, strict=True)]
     else:
-        entries = _from_layout(root, _files(root), layout, captions)
+        entries = _from_layout(root, files, layout, captions)
     if not entries:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
+        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images (.png, .jpg, ...)")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -105,10 +110,10 @@ def resolve_inside(root: Path, name: str) -> Path:
     return path
 
 
-def _files(root: Path) -> _Files:
-    """Return a folder's pictures, tables and caption files, sorted."""
+def _sorted_out(names: Iterable[str]) -> _Files:
+    """Return a folder's pictures, tables and caption files among all its files; others are left out."""
     files = _Files()
-    for name in sorted(_walk(root)):
+    for name in filter(_is_used, names):
         stem, _, suffix = name.rpartition(".")
         suffix = suffix.lower()
         if name.rpartition("/")[2].startswith("metadata."):
@@ -121,18 +126,22 @@ def _files(root: Path) -> _Files:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield images, caption files and tables, and linked folders with a slash (reported later, never entered)."""
+    """Yield all files but hidden ones, and linked folders with a slash (reported later, never entered)."""
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [f"{name}/" for name in folders if (folder / name).is_symlink()]
         above = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         yield from (above + link for link in links)
-        for name in files:
-            kind = Path(name).suffix.lower()
-            is_read = kind in SUFFIXES or kind[1:] in KINDS or name.startswith("metadata.")
-            if is_read and not name.startswith("."):
-                yield above + name
+        yield from (above + name for name in files if not name.startswith("."))
+
+
+def _is_used(name: str) -> bool:
+    """Return whether a file decides on the set: a picture, a caption, a table or a linked folder."""
+    base = name.rpartition("/")[2]
+    return (
+        not base or is_picture(name) or base.startswith("metadata.") or PurePosixPath(name).suffix.lower()[1:] in KINDS
+    )
 
 
 def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> list[Entry]:

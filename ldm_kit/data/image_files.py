@@ -1,4 +1,7 @@
-"""Reader of image files: the header is checked before decoding, and every mode becomes a square uint8 picture."""
+"""The reader of image files, pictures and masks alike: what a file says of its orientation and colours is applied.
+
+The header is checked before anything is decoded, and every mode becomes a square uint8 picture.
+"""
 
 import io
 import os
@@ -15,9 +18,9 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.colour_profiles import Profile, profile_of, to_srgb
+from ldm_kit.data.image_kinds import FORMATS, formats_of
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no formats that start other programs (EPS)
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 PIXEL_LIMIT = 64_000_000  # that a header may promise, by default
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -32,6 +35,14 @@ class Encoded(NamedTuple):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Decoded(NamedTuple):
+    """A decoded image, turned by its EXIF orientation and in sRGB, with its mode and colour profile in the file."""
+
+    image: Image.Image  # L, LA, RGB or RGBA
+    mode: str
+    profile: Profile | None  # None: no profile, or one that says sRGB
 
 
 class BadPicture(UserError):
@@ -75,8 +86,8 @@ def load_image(
 ) -> Tensor:
     """Read an image file, or the contents of one, as a square picture.
 
-    The image is turned by its EXIF orientation, scaled (Lanczos, antialiased) so that the shorter side fits, and
-    cropped to the centre. Of an animation the first frame is used.
+    The image is turned by its EXIF orientation, converted from its colour profile to sRGB, scaled (Lanczos,
+    antialiased) so that the shorter side fits, and cropped to the centre. Of an animation the first frame is used.
 
     Args:
         path: the file, or its contents.
@@ -95,35 +106,50 @@ def load_image(
     if channels not in _MODES:
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
-    image = _decode(path if isinstance(path, Encoded) else Path(path), pixel_limit)
-    try:
-        flat = _to_mode(image, channels, rgb)
-        square = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
-    except _BROKEN as error:
-        raise BadPicture(path, f"cannot be converted ({_short_text(error)})") from None
-    pixels = np.array(square, dtype=np.uint8).reshape(resolution, resolution, channels)
+    path = path if isinstance(path, Encoded) else Path(path)
+    return square(decode(path, pixel_limit).image, resolution, channels, rgb)
+
+
+def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = (255,) * 3) -> Tensor:
+    """Return a decoded image as a square picture, uint8 [channels, resolution, resolution]; else as `load_image`."""
+    flat = _to_mode(image, channels, background)
+    fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
+    pixels = np.array(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def check_header(path: Path | Encoded, pixel_limit: int) -> None:
+def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
+    """Decode an image file, or the contents of one: turned by its EXIF orientation, 8 bits a channel, in sRGB.
+
+    Raises:
+        BadPicture: no such file, not an image, truncated, or a header over `pixel_limit`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: handled or harmless
+        with _open_checked(path, pixel_limit) as file:
+            mode, profile = file.mode, profile_of(file)
+            try:
+                file.load()
+                image = ImageOps.exif_transpose(file)
+            except _BROKEN as error:
+                raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
+        try:
+            return Decoded(_plain(to_srgb(_eight_bits(image))), mode, profile)
+        except _BROKEN as error:
+            raise BadPicture(path, f"cannot be converted ({_short_text(error)})") from None
+
+
+def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
     """Check an image's header; nothing is decoded.
+
+    Returns:
+        Its colour profile; None if it has none, or one that says sRGB.
 
     Raises:
         BadPicture: it is no image, or has more than `pixel_limit` pixels.
     """
-    with _open_checked(path, pixel_limit):
-        pass
-
-
-def _decode(path: Path | Encoded, pixel_limit: int) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: handled or harmless
-        with _open_checked(path, pixel_limit) as image:
-            try:
-                image.load()
-                return ImageOps.exif_transpose(image)
-            except _BROKEN as error:
-                raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
+    with _open_checked(path, pixel_limit) as image:
+        return profile_of(image)
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:
@@ -151,7 +177,8 @@ def _open(path: Path | Encoded, pixel_limit: int) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(path if isinstance(path, Path) else io.BytesIO(path.contents), formats=FORMATS)
+            file = path if isinstance(path, Path) else io.BytesIO(path.contents)
+            return Image.open(file, formats=formats_of(str(path)))
         except _BOMBS:
             limit = f"{min(pixel_limit, Image.MAX_IMAGE_PIXELS or pixel_limit):,}"
             raise BadPicture(path, f"more pixels than the limit of {limit} (a decompression bomb?)") from None
@@ -164,9 +191,7 @@ def _open(path: Path | Encoded, pixel_limit: int) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert an image of any Pillow mode to L, RGB or RGBA, 8 bits a channel."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
+    """Convert an image L, LA, RGB or RGBA to one of L, RGB or RGBA."""
     if not image.has_transparency_data:
         return image.convert("RGB").convert(_MODES[channels])
     layer = image.convert("RGBA")
@@ -178,11 +203,22 @@ def _to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey (modes I;16 and I) to L, scaled by 255 / 65535."""
+    """Convert 16-bit grey (modes I;16 and I) to L, scaled by 255 / 65535; return an image of 8 bits as it is."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("pixels of more than 16 bits have no agreed scale; save the picture with 8 or 16 bits")
-    return Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
+    grey = Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
+    grey.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    return grey
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Convert palettes, CMYK and other modes to RGB, or RGBA where there is transparency."""
+    if image.mode in ("L", "LA", "RGB", "RGBA"):
+        return image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _pixels(width: int, height: int) -> str:

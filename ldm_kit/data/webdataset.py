@@ -21,7 +21,7 @@ from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
 from ldm_kit.data.folder_index import Entry, as_text
-from ldm_kit.data.image_files import SUFFIXES
+from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
 
 PICTURE_LIMIT = 256 * 2**20  # bytes of a picture's file

@@ -1,4 +1,4 @@
-"""Pictures in and out: a user's picture and mask at a model's size, sheets of results, and animations."""
+"""Pictures in and out: a user's picture at a model's size, sheets of results, and animations."""
 
 import io
 import logging
@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.colour_profiles import describe
 from ldm_kit.data.folder import FolderConfig
-from ldm_kit.data.image_files import BadPicture, load_image
+from ldm_kit.data.image_files import BadPicture, decode, square
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
 from ldm_kit.models.protocol import Semantic
@@ -22,7 +21,6 @@ from ldm_kit.viz.png import file_name, save_png, write_atomic
 MAX_ASPECT_RATIO = 4.0  # longer side by shorter, above which the centre crop would show a detail only
 _MODE_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGB": 3, "RGBA": 4}
-_EXIF_ORIENTATION = 0x0112
 _log = logging.getLogger("ldm_kit.editing")
 
 
@@ -32,18 +30,21 @@ def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
     Raises:
         BadPicture: no picture, or one that is so long that a centre crop would leave most of it out.
     """
-    picture = load_image(path, resolution, channels)
-    size, mode = _size_and_mode(path)
-    width, height = size
-    if max(size) > MAX_ASPECT_RATIO * min(size):
+    image, mode, profile = decode(path)
+    width, height = image.size
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadPicture(path, f"{width} x {height} pixels are too long for a square model; crop it first")
-    if size != (resolution, resolution):
+    if image.size != (resolution, resolution):
         cropped = "" if width == height else " and cropped to its centre"
-        _log.warning("%s is %d x %d pixels; scaled%s to %d x %d", path.name, *size, cropped, resolution, resolution)
+        _log.warning(
+            "%s is %d x %d pixels; scaled%s to %d x %d", path.name, width, height, cropped, resolution, resolution
+        )
+    if profile is not None:
+        _log.warning("%s: %s", path.name, describe(profile))
     if _CHANNELS.get(mode) != channels:
         name = _MODE_NAMES[channels]
         _log.warning("%s has the mode %s; turned into %s, which the model knows", path.name, mode, name)
-    return picture
+    return square(image, resolution, channels)
 
 
 def read_model_picture(model: Semantic, path: Path) -> Tensor:
@@ -54,37 +55,6 @@ def read_model_picture(model: Semantic, path: Path) -> Tensor:
 def folder_config(model: Semantic, path: Path) -> FolderConfig:
     """Return the config of a folder of pictures at the model's size."""
     return FolderConfig.model_validate({"path": path, "resolution": model.resolution, "channels": model.channels})
-
-
-def _size_and_mode(path: Path) -> tuple[tuple[int, int], str]:
-    """Return (width, height), after its EXIF rotation, and mode of a readable picture."""
-    with Image.open(path) as image:
-        width, height = image.size
-        rotated = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-        return ((height, width) if rotated else (width, height)), image.mode
-
-
-def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """Read the mask of what is to be sampled again, bool [R, R]: white in the file, scaled and cropped as the picture.
-
-    Raises:
-        BadPicture: no picture.
-        UserError: a mask that leaves nothing to sample or nothing to keep.
-    """
-    load_image(path, resolution, 1)  # reports what is wrong with the file
-    size, picture_size = _size_and_mode(path)[0], _size_and_mode(picture)[0]
-    with Image.open(path) as image:
-        grey = ImageOps.exif_transpose(image).convert("LA").getchannel("L")
-    if size != picture_size:
-        _log.warning("the mask %s is %d x %d pixels and the picture %d x %d; resized", path.name, *size, *picture_size)
-        grey = grey.resize(picture_size, Image.Resampling.NEAREST)
-    square = ImageOps.fit(grey, (resolution, resolution), Image.Resampling.NEAREST)
-    mask = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(resolution, resolution) >= 128
-    if not bool(mask.any()):
-        raise UserError(f"{path}: the mask is empty; expected white where the picture is to be sampled again")
-    if bool(mask.all()):
-        raise UserError(f"{path}: the mask is white all over and keeps nothing; expected black where the picture stays")
-    return mask
 
 
 def save_sheet(

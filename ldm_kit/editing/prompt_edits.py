@@ -12,7 +12,7 @@ from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.context import EditContext, EditResult
-from ldm_kit.editing.image_io import read_mask, read_picture, save_result
+from ldm_kit.editing.image_io import read_picture, save_result
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import (
     ReconstructionError,
@@ -25,6 +25,7 @@ from ldm_kit.editing.inversion import (
     reconstruction_error,
     sampling_times,
 )
+from ldm_kit.editing.masks import read_mask
 from ldm_kit.editing.sample_options import GuidedOptions, Img2ImgOptions, InpaintOptions, RepromptOptions, SeedOptions
 from ldm_kit.models.pipeline import Pipeline
 

@@ -21,7 +21,7 @@ from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import Record, Split
+from ldm_kit.data.images import PictureSet, Record, Split
 from ldm_kit.data.latents import Latents
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng

@@ -10,7 +10,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.editing import code_files, operations
 from ldm_kit.editing.code_files import CodeFile
-from ldm_kit.editing.image_io import read_mask, read_picture, save_animation
+from ldm_kit.editing.image_io import read_picture, save_animation
 from ldm_kit.editing.operations import Change
 from ldm_kit.editing.options import ChangeOptions
 from ldm_kit.models.directions import Direction
@@ -203,37 +203,3 @@ def test_a_picture_that_is_too_long_is_refused(tmp_path):
         read_picture(saved(tmp_path / "a.png", (100, 20)), 16, 3)
     with pytest.raises(UserError, match="no such file"):
         read_picture(tmp_path / "absent.png", 16, 3)
-
-
-def half(path, size):
-    mask = Image.new("L", size, 0)
-    mask.paste(255, (0, 0, size[0] // 2, size[1]))
-    mask.save(path)
-    return path
-
-
-def test_masks(tmp_path, caplog):
-    picture = saved(tmp_path / "p.png", (32, 32))
-    mask = read_mask(half(tmp_path / "m.png", (32, 32)), 16, picture)
-    assert (mask.dtype, mask.shape, caplog.text) == (torch.bool, (16, 16), "")
-    assert mask[:, :8].all()
-    assert not mask[:, 8:].any()
-    other = read_mask(half(tmp_path / "n.png", (10, 20)), 16, picture)
-    assert torch.equal(other, mask)
-    assert "the mask n.png is 10 x 20 pixels and the picture 32 x 32; resized" in caplog.text
-
-
-def test_a_mask_is_cropped_as_its_picture_is(tmp_path):
-    """Of a wide picture the centre half is left, from 16 to 48; white up to 24 is a quarter of that."""
-    mask = Image.new("L", (64, 32), 0)
-    mask.paste(255, (0, 0, 24, 32))
-    mask.save(tmp_path / "m.png")
-    found = read_mask(tmp_path / "m.png", 16, saved(tmp_path / "p.png", (64, 32)))
-    assert found.float().mean(0).tolist() == [1.0] * 4 + [0.0] * 12
-
-
-@pytest.mark.parametrize(("colour", "said"), [(0, "the mask is empty"), (255, "white all over and keeps nothing")])
-def test_useless_masks(tmp_path, colour, said):
-    picture = saved(tmp_path / "p.png", (16, 16))
-    with pytest.raises(UserError, match=said):
-        read_mask(saved(tmp_path / "m.png", (16, 16), "L", colour), 16, picture)

@@ -1,0 +1,51 @@
+"""Messages on what a folder holds beside the pictures that are read from it."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from ldm_kit.data.image_kinds import is_picture, package_for
+
+SHOWN = 5  # most names in a message
+_TEXTS = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".md", ".yaml", ".yml", ".html", ".py"})
+_log = logging.getLogger("ldm_kit.data")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of many, and how many more there are."""
+    more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def log_unread(root: Path, names: Iterable[str]) -> None:
+    """Log how many files of a folder are of kinds that are not read, by suffix; texts, which are no pictures, aside.
+
+    Args:
+        root: the folder.
+        names: all its files, hidden ones left out.
+    """
+    suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names if not is_picture(name))
+    kinds = [(suffix, count) for suffix, count in suffixes.most_common() if suffix not in _TEXTS]
+    if not kinds:
+        return
+    counted = listed([f"{count:,} {suffix or 'without a suffix'}" for suffix, count in kinds])
+    packages = sorted({package for suffix, _ in kinds if (package := package_for(suffix)) is not None})
+    advice = f" (install {' and '.join(packages)} for them)" if packages else ""
+    total = sum(count for _, count in kinds)
+    _log.warning("%s: %d files of kinds that are not read are left out: %s%s", root, total, counted, advice)
+
+
+def log_unlisted(root: Path, table: str, pictures: Iterable[str], entries: Iterable[str]) -> None:
+    """Log how many pictures lie in a folder and are not listed in its table.
+
+    Args:
+        root: the folder.
+        table: the table's file name.
+        pictures: relative posix paths of all pictures in the folder.
+        entries: those that the table lists.
+    """
+    if unlisted := sorted(set(pictures) - set(entries)):
+        _log.warning(
+            "%s: %d pictures are not listed in %s and are left out: %s", root, len(unlisted), table, listed(unlisted)
+        )
