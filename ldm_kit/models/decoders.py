@@ -31,7 +31,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.base_model import BaseModel, reopen_base
-from ldm_kit.models.components import FIRST_STAGE
+from ldm_kit.models.components import FIRST_STAGE, load_first_stage
 from ldm_kit.models.decoding import autocast_network, clip_pixels
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.prior import strided
@@ -229,9 +229,14 @@ def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
     vae = None
     if "vae" in folder:
         kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
-        vae = folder.component("vae", kind, FIRST_STAGE, device)
-    noise = folder.noise()
-    return CodeDecoder(unet, vae, noise.schedule, noise.prediction_type)
+        vae = load_first_stage(folder, "vae", kind, device)
+    schedule, prediction_type, variance = folder.noise()
+    if prediction_type not in ("eps", "v") or variance == "learned_range":
+        raise UserError(
+            f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but a semantic "
+            "model's U-Net predicts eps or v alone"
+        )
+    return CodeDecoder(unet, vae, schedule, prediction_type)
 
 
 def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:

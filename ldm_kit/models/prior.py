@@ -168,7 +168,12 @@ class CodePrior:
         Raises:
             UserError: a component that is missing, broken, or for codes of another width.
         """
-        schedule = folder.noise().schedule
+        schedule, prediction_type, variance = folder.noise()
+        if prediction_type != TARGET or variance == "learned_range":
+            raise UserError(
+                f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but the "
+                f"network of a prior predicts {TARGET} alone"
+            )
         mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP}, device)
         conditioner = folder.conditioner(device)
         config = mlp.config
