@@ -58,7 +58,10 @@ class CodeStatistics(NamedTuple):
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         if shapes != {"mean": (width,), "std": (width,)}:
             raise UserError(f"{folder / STATISTICS} holds {shapes}; expected mean and std of {width} numbers each")
-        return cls(tensors["mean"].float(), tensors["std"].float())
+        mean, std = tensors["mean"].float(), tensors["std"].float()
+        if not bool((mean.isfinite() & std.isfinite() & (std > 0)).all()):
+            raise UserError(f"{folder / STATISTICS} holds NaN, infinity or a deviation of 0 or less; expected neither")
+        return cls(mean, std)
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:

@@ -19,6 +19,7 @@ from ldm_kit.config import Precision, UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.models.manifest import verify_folder
 from ldm_kit.nets.execution import DTYPES, prepare_loaded
 from ldm_kit.solvers.scheduler_config import from_scheduler_config, read_variance, saved_scheduler
 from ldm_kit.solvers.scheduler_file import scheduler_name
@@ -76,16 +77,17 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path | str, kind: str = "model") -> "ModelFolder":
-        """Open a model's folder, or the finished model in a run's folder, and read its index.
+        """Open a model's folder, or the finished model in a run's folder; verify its files, and read its index.
 
         Args:
             path: the folder.
             kind: what the caller expects to find, for the error.
 
         Raises:
-            UserError: no such folder, or its index is missing or no JSON object.
+            UserError: no such folder, its index is missing or no JSON object, or a file is not as it was saved.
         """
         folder = model_folder(Path(path))
+        verify_folder(folder)
         index = read_json(folder / INDEX, f"{folder} is no saved {kind}: its {INDEX}")
         if not isinstance(name := index.get("_class_name"), str | None):
             raise UserError(f"{folder / INDEX}: _class_name is {name!r:.80}; expected the name of a class")

@@ -17,6 +17,7 @@ from torch import Tensor
 from autoencoder import base as first_stage
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
@@ -77,10 +78,7 @@ class SemanticModel:
             batch: pictures at a time.
 
         Returns:
-            z, float32 [N, D].
-
-        Raises:
-            UserError: pictures of another type or shape.
+            z, float32 [N, D]; raises UserError for pictures of another type or shape.
         """
         self._check_pictures(pictures)
         return codes.encode(self.encoder, pictures, batch)
@@ -199,13 +197,13 @@ class SemanticModel:
     def _check_pictures(self, pictures: Tensor) -> None:
         shape = (self.channels, self.resolution, self.resolution)
         if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
-            kind = str(pictures.dtype).removeprefix("torch.")
-            sizes = ", ".join(map(str, shape))
+            kind, sizes = str(pictures.dtype).removeprefix("torch."), ", ".join(map(str, shape))
             raise UserError(f"expected pictures, uint8 [N, {sizes}], got {kind} {[*pictures.shape]}")
 
     def _check_codes(self, z: Tensor, count: int) -> None:
         if tuple(z.shape) != (count, self.z_width):
             raise UserError(f"expected {count} codes of {self.z_width} numbers each, got {[*z.shape]}")
+        check_finite("the file or encoder of the codes", z)
 
     def to(self, device: torch.device | str) -> "SemanticModel":
         """Move all networks."""
@@ -243,8 +241,8 @@ class SemanticModel:
             precision: the decoder runs under autocast to it; None: float32.
 
         Raises:
-            UserError: no such folder, a model of another kind, a component that is missing, broken, or does not fit
-                the others, or a base model that is not there or has changed.
+            UserError: no such folder, a model of another kind, a component that is missing, broken, has changed or does
+                not fit the others, or a base model that is not there or has changed.
         """
         opened = codes.open_semantic(folder)
         encoder = codes.open_encoder(opened, device)
