@@ -4,6 +4,7 @@ A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and
 latent that the U-Net is trained on; `posterior` and `Autoencode` the raw one, on which the KL term is defined.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -77,6 +78,35 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
         mean, std = [config.get("shift_factor") or 0.0], [1.0]
     shift, spread = (torch.tensor(v, dtype=torch.float64, device=vae.device).view(1, -1, 1, 1) for v in (mean, std))
     return Affine(shift, config.scaling_factor / spread)
+
+
+def check_config(vae: Vae, where: str) -> Vae:
+    """Return an autoencoder whose config holds a normalisation that can be undone, and whole numbers of channels.
+
+    Raises:
+        AutoencoderError: names `where` and the key.
+    """
+    config: Any = _check_class(vae).config
+    channels = config.latent_channels
+    for key in ("in_channels", "out_channels", "latent_channels"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise AutoencoderError(f"{where}: {key} is {config.get(key)!r:.40}; expected a whole number of 1 or more.")
+    if not _is_number(config.scaling_factor) or config.scaling_factor == 0:
+        raise AutoencoderError(f"{where}: scaling_factor is {config.scaling_factor!r:.40}; expected a number but 0.")
+    if not (config.get("shift_factor") is None or _is_number(config.shift_factor)):
+        raise AutoencoderError(f"{where}: shift_factor is {config.shift_factor!r:.40}; expected a number, or null.")
+    for key in ("latents_mean", "latents_std"):
+        values = config.get(key)
+        whole = values is None or (isinstance(values, list | tuple) and len(values) == channels)
+        if not whole or not all(_is_number(value) and (value > 0 or key == "latents_mean") for value in values or ()):
+            raise AutoencoderError(
+                f"{where}: {key} is {values!r:.40}; expected {channels} numbers, deviations above 0."
+            )
+    return vae
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:

@@ -8,8 +8,9 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 
-from autoencoder.base import AutoencoderError
+from autoencoder.base import AutoencoderError, check_config
 
+_NAMES = ("vae", "vqvae")  # of the component in a whole model
 CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
 
 
@@ -19,10 +20,18 @@ def load(folder: Path | str) -> AutoencoderKL | VQModel:
     Raises:
         AutoencoderError: there is none, it is of another class, or its weights cannot be read or are incomplete.
     """
-    folder = Path(folder)
-    for candidate in (folder, folder / "model", folder / "vae", folder / "vqvae", folder / "model" / "vae"):
+    return _open(find(Path(folder)))
+
+
+def find(folder: Path) -> Path:
+    """Return the folder that holds an autoencoder's config and weights, as `load` takes it.
+
+    Raises:
+        AutoencoderError: there is none.
+    """
+    for candidate in (folder, folder / "model", *(f / name for f in (folder, folder / "model") for name in _NAMES)):
         if (candidate / "config.json").is_file():
-            return _open(candidate)
+            return candidate
     raise AutoencoderError(
         f"There is no autoencoder in {folder}: expected a folder with the config.json of train_ae.py or diffusers."
     )
@@ -31,10 +40,10 @@ def load(folder: Path | str) -> AutoencoderKL | VQModel:
 def _open(folder: Path) -> AutoencoderKL | VQModel:
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise AutoencoderError(f"{folder}/config.json is not readable JSON.") from None
-    if name not in CLASSES:
-        raise AutoencoderError(f"{folder} holds a {name}: expected one of {', '.join(CLASSES)}.")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise AutoencoderError(f"{folder} holds a {name!s:.80}: expected one of {', '.join(CLASSES)}.")
     try:
         kind: Any = CLASSES[name]
         vae, report = kind.from_pretrained(
@@ -47,4 +56,4 @@ def _open(folder: Path) -> AutoencoderKL | VQModel:
         raise AutoencoderError(
             f"The autoencoder in {folder} lacks {len(missing)} tensors, the first being {missing[0]}."
         )
-    return vae.eval().requires_grad_(False)
+    return check_config(vae, f"{folder}/config.json").eval().requires_grad_(False)

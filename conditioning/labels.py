@@ -99,8 +99,15 @@ class ClassConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "ClassConditioner":
-        """Load `folder`/class_encoder."""
-        return cls(ClassEmbedder.from_pretrained(folder / FOLDER, use_safetensors=True, local_files_only=True))
+        """Load `folder`/class_encoder; raises ConditioningError for names or a form that `build` would refuse."""
+        encoder = ClassEmbedder.from_pretrained(folder / FOLDER, use_safetensors=True, local_files_only=True)
+        classes, form = encoder.config["classes"], encoder.config["form"]
+        if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+            raise ConditioningError(f"{folder / FOLDER}: classes are {classes!r:.80}; expected a list of names")
+        if form not in ("token", "vector"):
+            raise ConditioningError(f"{folder / FOLDER}: form is {form!r:.40}; expected token or vector")
+        _check_names(classes)
+        return cls(encoder)
 
     @property
     def trainable(self) -> dict[str, nn.Module]:

@@ -88,12 +88,15 @@ class PretrainedConditioner(Conditioner):
     @classmethod
     def load(cls, folder: Path) -> "PretrainedConditioner":
         """Load `folder`/text_reference.json; raises ConditioningError if the encoder now has other weights."""
-        reference = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
-        conditioner = cls(PretrainedTextConfig(**reference["config"]))
-        if (sha256 := conditioner.source.sha256()) != reference["sha256"]:
+        match json.loads((folder / REFERENCE).read_text(encoding="utf-8")):
+            case {"config": dict(config), "sha256": str(expected)}:
+                conditioner = cls(PretrainedTextConfig(**config))
+            case other:
+                raise ConditioningError(f"{folder / REFERENCE} is {other!r:.80}; expected a config and a sha256")
+        if (sha256 := conditioner.source.sha256()) != expected:
             raise ConditioningError(
                 f"the text encoder {conditioner.config.model!r} has other weights than this model was trained with: "
-                f"sha256 {sha256}, expected {reference['sha256']}"
+                f"sha256 {sha256}, expected {expected}"
             )
         return conditioner
 

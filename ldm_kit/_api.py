@@ -1,12 +1,12 @@
 """Functions of the public API that belong to no single room: `from ldm_kit import load`."""
 
-import json
 from pathlib import Path
 
 import torch
 
+from ldm_kit.models import folder as folders
 from ldm_kit.models.classifier import NoisyClassifier
-from ldm_kit.models.folder import INDEX, model_folder
+from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
 
@@ -31,20 +31,10 @@ def load(
         UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others. Nothing
             in the folder is run as code.
     """
-    folder = model_folder(Path(folder))
-    match _class_name(folder / INDEX):
-        case "ldm_kit.NoisyClassifier":
+    match ModelFolder.open(folder).class_name:
+        case folders.CLASSIFIER:
             return NoisyClassifier.load(folder, device)
-        case "ldm_kit.SemanticModel":
+        case folders.SEMANTIC:
             return SemanticModel.load(folder, device, precision)
         case _:
             return Pipeline.load(folder, device, precision)  # its error sentences say what is missing
-
-
-def _class_name(index: Path) -> object:
-    """Return `_class_name` of a model_index.json; None where the file is missing or broken."""
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return entries.get("_class_name") if isinstance(entries, dict) else None

@@ -3,6 +3,7 @@
 Each parameterisation is one line in each direction; samplers, guidance and losses do not depend on which one was used.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +36,8 @@ class Prediction(NamedTuple):
         Returns:
             The mixed views, with the `fraction` of self.
         """
+        if isinstance(weight, float) and abs(weight) > torch.finfo(self.x_0.dtype).max:
+            weight = math.inf  # which torch takes as a number, and whose result is not finite
         x_0, eps = torch.lerp(self.x_0, other.x_0, weight), torch.lerp(self.eps, other.eps, weight)
         return Prediction(x_0, eps, self.fraction)
 

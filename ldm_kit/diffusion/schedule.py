@@ -197,11 +197,15 @@ class ScheduleConfig(Config):
         """Check that a network can predict `target` at every time.
 
         Raises:
-            ValueError: target eps, and the last time is pure noise, where x_0 cannot be computed from eps (Lin et al.
-                2024, section 3.2).
+            ValueError: flow on another schedule, or another target on flow's; or eps, and the last time is pure noise,
+                where x_0 cannot be computed from eps (Lin et al. 2024, section 3.2).
         """
-        pure_noise = self.zero_terminal or (self.betas is not None and self.betas[-1] == 1)
-        if target == "eps" and pure_noise:
+        if (target == "flow") != (self.kind == "flow"):
+            raise ValueError(
+                f"prediction_type {target!r} does not go with the {self.kind} schedule; prediction_type flow goes with "
+                "the flow schedule, and eps, x0 and v with all others"
+            )
+        if target == "eps" and not (build(self).a.float() > 0).all():  # also where betas leave less than float32 holds
             raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
 
     def ends(self) -> tuple[float, float]:

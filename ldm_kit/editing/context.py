@@ -56,8 +56,10 @@ class EditContext(ModelContext):
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
     def make_out(self) -> None:
-        """Make the folder for the pictures; before anything slow, so that an unusable path is reported early."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Check that the folder for the pictures can be made, before anything slow; the first picture makes it."""
+        from ldm_kit.viz.png import check_folder
+
+        check_folder(self.out)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
         """Return the text that PNGs record, or None where they are to record nothing."""

@@ -11,15 +11,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from autoencoder.base import decode, encode, reduction
+from autoencoder.base import reduction
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.posterior import levels
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
+from ldm_kit.models.decoding import decode_pictures, encode_pictures
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 
@@ -61,8 +61,7 @@ def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
 @torch.no_grad()
 def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
     """Encode pictures uint8 [N, C, R, R] as the mean latents [N, Z, h, w], or as pixels for a model without VAE."""
-    x = to_unit(pictures).to(pipeline.device)
-    return x if pipeline.vae is None else encode(pipeline.vae, x).mean
+    return encode_pictures(pipeline.vae, pictures.to(pipeline.device))
 
 
 def guided_denoiser(pipeline: Pipeline, count: int, options: GuidedOptions) -> Denoiser:
@@ -119,7 +118,7 @@ def reconstruction_error(
     """Measure the error of pictures uint8 [N, C, R, R] whose latents were inverted and reconstructed."""
     autoencoder = None
     if pipeline.vae is not None:
-        autoencoder = mean_squared(pictures, to_bytes(decode(pipeline.vae, latents)).cpu())
+        autoencoder = mean_squared(pictures, decode_pictures(pipeline.vae, latents))
     return ReconstructionError(mean_squared(pictures, pipeline.pictures(reconstructed)), autoencoder)
 
 

@@ -45,10 +45,10 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
     context.make_out()
     steps = len(times) - 1
     unguided = guided_denoiser(pipeline, 1, GuidedOptions(steps=options.steps, guidance_scale=1))
-    inverted = _last(invert_latents(unguided, x_0, times, source, options.refine), steps, "inverting")
-    reconstructed = _last(ddim(unguided, inverted, times[::-1], source), steps, "reconstructing")
+    inverted = _last(pipeline, invert_latents(unguided, x_0, times, source, options.refine), steps, "inverting")
+    reconstructed = _last(pipeline, ddim(unguided, inverted, times[::-1], source), steps, "reconstructing")
     guided = guided_denoiser(pipeline, 1, options)
-    edited = _last(ddim(guided, inverted, times[::-1], target), steps, "sampling")
+    edited = _last(pipeline, ddim(guided, inverted, times[::-1], target), steps, "sampling")
     pictures = torch.cat([picture, pipeline.pictures(reconstructed), pipeline.pictures(edited)])
     captions = ["picture", "reconstructed", options.prompt]
     result = save_result(context, pictures, captions, **_settings(options, {"image"}))
@@ -68,7 +68,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     context.make_out()
     start = noised_start(pipeline, x_0.expand(options.count, *x_0.shape[1:]), options.seeds, times[0])
     states = ddim(guided_denoiser(pipeline, options.count, options), start, times, cond)
-    sampled = pipeline.pictures(_last(states, len(times) - 1, "sampling"))
+    sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "sampling"))
     return _save(context, picture, sampled, options, **_settings(options, {"image", "count", "seed"}))
 
 
@@ -94,7 +94,7 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
         seeds=options.seeds,
         resample=options.resample,
     )
-    sampled = pipeline.pictures(_last(states, len(times) - 1, "inpainting"))
+    sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "inpainting"))
     settings = _settings(options, {"image", "mask", "count", "seed"})
     return _save(context, picture, composite(picture[0], sampled, mask), options, **settings)
 
@@ -122,9 +122,9 @@ def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
     return pipeline.condition([options.prompt] * options.count)
 
 
-def _last(states: Iterator[State], steps: int, description: str) -> Tensor:
-    """Run a sampler to its end, with a progress bar; return the last x."""
-    *_, last = tqdm(states, description, total=steps, unit="step")
+def _last(pipeline: Pipeline, states: Iterator[State], steps: int, description: str) -> Tensor:
+    """Run a sampler to its end, with a progress bar; return the last x. Raises NonFiniteError."""
+    *_, last = tqdm(pipeline.finite.states(states, description), description, total=steps, unit="step")
     return last.x
 
 

@@ -17,7 +17,7 @@ from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.viz.grid import grid
-from ldm_kit.viz.png import file_name, save_png
+from ldm_kit.viz.png import check_folder, file_name, save_png
 
 GRID = 400  # most pictures in the grid
 
@@ -54,6 +54,7 @@ def generate_to_folder(
 
     Raises:
         UserError: no such model or device; prompts, guides or options that do not fit the model. Nothing is written.
+            NonFiniteError: NaN or infinity was computed; of that batch nothing is written.
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
@@ -63,7 +64,7 @@ def generate_to_folder(
     jobs = [
         _Job(text, request.seed + k) for text in _check_prompts(pipeline, texts, resolved) for k in range(request.count)
     ]
-    output.out.mkdir(parents=True, exist_ok=True)
+    check_folder(output.out)
     first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, resolved, output)
     columns = request.count if request.count > 1 else min(8, math.ceil(math.sqrt(len(first))))
     captions = [job.prompt for job in jobs[:GRID]]

@@ -18,6 +18,7 @@ from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Split, to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
+from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.requests import LikelihoodRequest
@@ -81,6 +82,7 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     if pipeline.vae is not None:
         raise _of_latents(model)
     bound, curve = _measure(pipeline, split, config, request)
+    check_finite("the likelihood", torch.tensor(bound.total))
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
     write_atomic(run / "nll.json", (json.dumps(report, indent=1) + "\n").encode())
     _plot(curve, run / "nll.png")
@@ -141,6 +143,7 @@ def _measure(
             for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):
                 sums.add(term)
                 bar.update()
+    pipeline.finite.verify()
     return sums.likelihood(pipeline.variance, request.seed), sums.curve()
 
 

@@ -1,6 +1,7 @@
 """The class that every training method subclasses, one file a method."""
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from autoencoder.codebook import itself
 from ldm_kit.data.images import Split
+from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
@@ -23,6 +25,7 @@ from ldm_kit.training.task import BatchSource, LossTerm
 from ldm_kit.viz.curves import curves
 from ldm_kit.viz.png import save_png, tolerate_oserror
 
+_log = logging.getLogger("ldm_kit.evaluation")
 HELDOUT_SEED = 20220420  # addresses held-out noise; fixed, so that held-out losses of different runs compare
 NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_0 = x_0
 
@@ -185,10 +188,18 @@ class Method(ABC, Generic[C]):
         """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
         with eval_mode(*self.modules.values()):
             self.metrics = self.heldout_metrics()
-            grid = self.samples()
+            grid = self._finite_samples(step)
         if grid is not None:
             self.write_grid(grid, step, folder)
         return self.metrics
+
+    def _finite_samples(self, step: int) -> Grid | None:
+        """Return `samples`; a NaN or an infinity, such as of too large a guidance scale, costs the grid alone."""
+        try:
+            return self.samples()
+        except NonFiniteError as error:
+            _log.warning("no sample pictures of step %d: %s", step, error)
+            return None
 
     def write_grid(self, grid: Grid, step: int, folder: Path) -> None:
         """Write pictures/NAME-STEP.png; a full disk costs the picture and a warning, not the run."""

@@ -26,8 +26,8 @@ from ldm_kit.diffusion import rng, schedule, timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
 from ldm_kit.methods.inputs import FirstStage, noise_batch
-from ldm_kit.methods.run_config import NoisedRun, check_any_density
-from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
+from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.ema import EmaConfig
@@ -58,6 +58,7 @@ class ClassifierRun(NoisedRun):
         if self.shift >= self.data.resolution:
             raise ValueError(f"shift {self.shift} moves a picture of {self.data.resolution} pixels out of itself")
         check_any_density(self.timestep_sampling)
+        check_saved(self.schedule, any_target(self.schedule))
         return self
 
 

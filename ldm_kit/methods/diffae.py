@@ -19,7 +19,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.diffusion import loss, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch
-from ldm_kit.methods.run_config import check_any_density, check_steps
+from ldm_kit.methods.run_config import check_any_density, check_saved, check_steps
 from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, pictured_latents
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import CodeDecoder
@@ -46,7 +46,7 @@ class DiffAERun(SemanticRun):
             raise ValueError(
                 "schedule flow goes with prediction_type flow, which a semantic model has not; take linear"
             )
-        self.schedule.check_target(self.prediction_type)
+        check_saved(self.schedule, self.prediction_type)
         check_steps(max(self.sample.encode_steps, self.sample.decode_steps), self.schedule)
         return self
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from autoencoder import saved
 from autoencoder.base import encode, reduction
 from conditioning.base import Conditioner, Inputs, drop
 from conditioning.factory import ConditioningConfig
@@ -27,6 +26,7 @@ from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.nets.execution import prepare_loaded
 
 
@@ -43,10 +43,10 @@ class FirstStage:
         """Open the autoencoder that a config names.
 
         Raises:
-            UserError: it does not fit the pictures.
+            UserError: it does not fit the pictures, or its files are not as they were saved.
             AutoencoderError: it cannot be opened.
         """
-        vae: Any = prepare_loaded(saved.load(config.autoencoder), device) if config.autoencoder else None
+        vae: Any = prepare_loaded(open_first_stage(config.autoencoder), device) if config.autoencoder else None
         vae = None if vae is None else vae.to(device)
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)

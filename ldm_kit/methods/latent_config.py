@@ -11,7 +11,7 @@ from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
-from ldm_kit.methods.run_config import NoisedRun, check_steps
+from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps
 from ldm_kit.nets.unet import UNetConfig
 from ldm_kit.solvers.table import SamplerName
 
@@ -69,13 +69,13 @@ class LatentRun(NoisedRun):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> "LatentRun":
-        if (self.prediction_type == "flow") != (self.schedule.kind == "flow"):
-            raise ValueError(
-                f"prediction_type {self.prediction_type!r} does not go with the {self.schedule.kind} schedule; "
-                "prediction_type flow goes with the flow schedule, and eps, x0 and v with all others"
-            )
         check_steps(self.sample.steps, self.schedule)
         self.schedule.check_target(self.prediction_type)
+        return self
+
+    @model_validator(mode="after")
+    def _check_saved(self) -> "LatentRun":
+        check_saved(self.schedule, self.prediction_type, self.variance)
         return self
 
     @model_validator(mode="after")

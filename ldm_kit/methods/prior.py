@@ -31,9 +31,9 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
-from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
+from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps
 from ldm_kit.models import codes
-from ldm_kit.models.prior import CodePrior, apply_mlp
+from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
 from ldm_kit.training.task import LossTerm
@@ -86,6 +86,7 @@ class PriorRun(RunConfig):
             raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
         if self.schedule.kind == "flow" or self.schedule.zero_terminal:
             raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
+        check_saved(self.schedule, TARGET)
         check_steps(self.sample.steps, self.schedule)
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")

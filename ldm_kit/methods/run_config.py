@@ -2,8 +2,10 @@
 
 from pydantic import AliasChoices, Field
 
-from ldm_kit.config import Config
+from ldm_kit.config import Config, UserError
 from ldm_kit.data.sources import DataConfig
+from ldm_kit.diffusion.posterior import VarianceType
+from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig
 from ldm_kit.training.ema import EmaConfig
@@ -67,6 +69,20 @@ def check_steps(steps: int, schedule: ScheduleConfig) -> None:
         raise ValueError(
             f"sample asks for {steps} steps, but schedule.num_train_timesteps is only {schedule.num_train_timesteps}"
         )
+
+
+def check_saved(schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType = "small") -> None:
+    """Check before training that the trained model can be saved, by building its scheduler.
+
+    Raises:
+        ValueError: the network cannot predict this under that schedule, or diffusers cannot express the combination.
+    """
+    from ldm_kit.solvers.scheduler_config import saved_scheduler  # slow to import
+
+    try:
+        saved_scheduler(schedule, prediction_type, variance)
+    except UserError as error:
+        raise ValueError(f"the model could not be saved: {error}") from None
 
 
 def method_name(config: RunConfig) -> str:

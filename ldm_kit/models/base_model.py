@@ -27,6 +27,7 @@ from ldm_kit.models.components import load_components
 from ldm_kit.models.folder import INDEX, ModelFolder
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNet
+from ldm_kit.training.checkpoint import MANIFEST
 
 HUB_NAME, COMMIT = re.compile(r"\w[\w.-]*/\w[\w.-]*"), re.compile(r"[0-9a-f]{40}")
 _WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # components with weights
@@ -159,7 +160,7 @@ def _beside(folder: Path, path: str) -> Path:
     if not base.is_dir():
         raise UserError(
             f"{folder} is built on the frozen model {base}, which is not there; put it back, or mend "
-            f"base.path in {folder / INDEX}"
+            f"base.path in {folder / INDEX} and remove {folder / MANIFEST}"
         )
     return base
 

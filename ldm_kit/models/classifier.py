@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.folder import CLASSIFIER, INDEX, ModelFolder
 from ldm_kit.models.saving import scheduler_entry, write_index
 from ldm_kit.nets.half_unet import HalfUNet
-from ldm_kit.solvers.scheduler_config import default_scheduler
+from ldm_kit.solvers.scheduler_config import saved_scheduler
 
 _ENTRY = ["ldm_kit.nets.half_unet", "HalfUNet"]
 
@@ -68,7 +69,7 @@ class NoisyClassifier:
         """Write the diffusers layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        scheduler = default_scheduler(self.schedule_config, "flow" if self.schedule_config.kind == "flow" else "v")
+        scheduler = saved_scheduler(self.schedule_config, any_target(self.schedule_config))
         self.net.save_pretrained(folder / "classifier")
         scheduler.save_pretrained(folder / "scheduler")
         index = {
@@ -91,7 +92,15 @@ class NoisyClassifier:
         first_stage = _first_stage(opened)
         schedule = opened.noise().schedule
         net = opened.component("classifier", _ENTRY[1], {_ENTRY[1]: HalfUNet}, device)
-        return cls(net, tuple(net.config.classes), schedule, first_stage)
+        classes = net.config["classes"]
+        if not isinstance(classes, list | tuple) or len({*map(str, classes)}) < max(2, len(classes)):
+            raise UserError(f"{opened}: classes are {classes!r:.80}; expected two or more different names")
+        return cls(net, tuple(map(str, classes)), schedule, first_stage)
+
+
+def any_target(schedule: ScheduleConfig) -> PredictionType:
+    """Return a prediction type that goes with a schedule, for the scheduler of a classifier, which predicts neither."""
+    return "flow" if schedule.kind == "flow" else "v"
 
 
 def first_stage_of(vae: nn.Module | None) -> str | None:

@@ -15,6 +15,7 @@ from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.models.folder import SEMANTIC, ModelFolder
 from ldm_kit.training.checkpoint import save_tensors
 
@@ -57,7 +58,10 @@ class CodeStatistics(NamedTuple):
         shapes = {name: tuple(value.shape) for name, value in tensors.items()}
         if shapes != {"mean": (width,), "std": (width,)}:
             raise UserError(f"{folder / STATISTICS} holds {shapes}; expected mean and std of {width} numbers each")
-        return cls(tensors["mean"].float(), tensors["std"].float())
+        mean, std = tensors["mean"].float(), tensors["std"].float()
+        if not bool((mean.isfinite() & std.isfinite() & (std > 0)).all()):
+            raise UserError(f"{folder / STATISTICS} holds NaN, infinity or a deviation of 0 or less; expected neither")
+        return cls(mean, std)
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:
@@ -68,11 +72,11 @@ def code_statistics(z: Tensor) -> CodeStatistics:
 
 @torch.no_grad()
 def encode(encoder: Encoder, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Encode pictures uint8 [N, C, R, R] to codes [N, D] float32 on the CPU."""
+    """Encode pictures uint8 [N, C, R, R] to codes [N, D] float32 on the CPU; raises NonFiniteError."""
     device = next(encoder.parameters()).device
     batches = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
     codes = [encoder(to_unit(batch.to(device))).float().cpu() for batch in batches]
-    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
+    return check_finite("the semantic encoder", torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes]))
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: int = 64) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 
 import conditioning.factory as conditioners
+from autoencoder.base import AutoencoderError, check_config
 from conditioning.base import Conditioner
 from ldm_kit.config import UserError
-from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, read_json
+from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
 from ldm_kit.nets.adm import AdmUNet
 
 FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -47,11 +48,24 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     classes = component_classes(folder)
     noise = folder.noise()
     first = next((name for name in ("vae", "vqvae") if name in classes), None)
-    vae = None if first is None else folder.component(first, classes[first], FIRST_STAGE, device)
+    vae = None if first is None else load_first_stage(folder, first, classes[first], device)
     unet, conditioner = folder.component("unet", classes["unet"], UNET, device), folder.conditioner(device)
     components = Components(vae, unet, conditioner, noise)
     _check_fit(folder, components)
     return components
+
+
+def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.device | str) -> Any:
+    """Load the autoencoder of a model's folder on a device.
+
+    Raises:
+        UserError: its files are missing, broken or of another class, or its normalisation cannot be undone.
+    """
+    vae = folder.component(name, kind, FIRST_STAGE, device)
+    try:
+        return check_config(vae, f"{folder.path / name}/config.json")
+    except AutoencoderError as error:
+        raise UserError(str(error)) from None
 
 
 def component_classes(folder: ModelFolder) -> dict[str, str]:
@@ -66,26 +80,28 @@ def component_classes(folder: ModelFolder) -> dict[str, str]:
         )
     if folder.class_name == SEMANTIC:
         raise UserError(f"{folder} holds a semantic model, which samples from codes; expected a plain diffusion model")
-    entries = {name: value for name, value in folder.index.items() if isinstance(value, list) and any(value)}
-    for name, value in entries.items():
+    present = [name for name, value in folder.index.items() if isinstance(value, list) and any(value)]
+    present += [name for name in COMPONENTS if folder.index.get(name) is not None and name not in present]
+    entries = {name: entry_of(folder, name) for name in present}
+    for name, entry in entries.items():
         if name not in _UNUSED:
-            _check_component(folder, name, value)
+            _check_component(folder, name, entry)
     if missing := [name for name in ("unet", "scheduler") if name not in entries]:
         raise UserError(
             f"{folder.path / INDEX} names no {missing[0]}; expected a latent diffusion model in the diffusers layout"
         )
-    return {name: value[1] for name, value in entries.items()}
+    return {name: kind for name, (_, kind) in entries.items()}
 
 
-def _check_component(folder: ModelFolder, name: str, entry: Any) -> None:
+def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> None:
     if name not in COMPONENTS:
         raise UserError(
-            f"{folder} has a part {name!r} ({entry}), which we cannot use; known are {', '.join(COMPONENTS)}"
+            f"{folder} has a part {name!r} ({[*entry]}), which we cannot use; known are {', '.join(COMPONENTS)}"
         )
     library, classes = COMPONENTS[name]
-    if len(entry) != 2 or entry[1] not in classes or entry[0] != OUR_LIBRARIES.get(entry[1], library):
+    if entry[1] not in classes or entry[0] != OUR_LIBRARIES.get(entry[1], library):
         raise UserError(
-            f"{folder}: {name} is {entry}, expected {library} with {' or '.join(classes)}; no other code is run"
+            f"{folder}: {name} is {[*entry]}, expected {library} with {' or '.join(classes)}; no other code is run"
         )
     if not (folder.path / name).is_dir():
         raise UserError(f"{folder} is incomplete: its folder {name} is missing")

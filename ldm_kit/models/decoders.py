@@ -17,6 +17,7 @@ from torch import Tensor
 from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.pdae import (
     InterpolatedDenoiser,
     NetworkEstimator,
@@ -30,7 +31,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.base_model import BaseModel, reopen_base
-from ldm_kit.models.components import FIRST_STAGE
+from ldm_kit.models.components import FIRST_STAGE, load_first_stage
 from ldm_kit.models.decoding import autocast_network, clip_pixels
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.prior import strided
@@ -40,6 +41,7 @@ from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 _UNET, _SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
+_BASE = "the base model's U-Net"
 
 
 class TrajectoryTarget(NamedTuple):
@@ -60,6 +62,7 @@ class CodeDecoder:
     precision: torch.dtype | None = None
     stops: bool = field(init=False, default=False)
     schedule: Schedule = field(init=False)
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which the networks note
 
     def __post_init__(self) -> None:
         self.schedule = build(self.schedule_config)
@@ -77,7 +80,7 @@ class CodeDecoder:
 
     def denoiser(self) -> Denoiser:
         """Return the denoiser, clipped in pixels; its condition is a `condition_of(z)`."""
-        network = autocast_network(partial(apply_semantic, self.unet), self.precision)
+        network = self.finite.network("the U-Net", autocast_network(partial(apply_semantic, self.unet), self.precision))
         return clip_pixels(NetworkDenoiser(network, self.schedule, self.target), self.vae)
 
     def grid(self, steps: int) -> list[int]:
@@ -127,6 +130,7 @@ class ShiftDecoder:
     precision: torch.dtype | None = None
     stops: bool = field(init=False, default=True)
     schedule: Schedule = field(init=False)
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which the networks note
 
     def __post_init__(self) -> None:
         self.schedule = build(self.base.schedule_config)
@@ -154,12 +158,13 @@ class ShiftDecoder:
             trajectory: other codes and weights, between which and the condition's every step's gradient lies.
         """
 
-        def network(x: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
-            return self.shift(x, t, cond.vector, self.base.null)
+        apply = autocast_network(lambda x, t, cond: self.shift(x, t, cond.vector, self.base.null), self.precision)
 
-        estimator = NetworkEstimator(
-            autocast_network(network, self.precision), self.schedule, self.base.target, self.base.learned_range
-        )
+        def network(x: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+            out, gap = apply(x, t, cond)
+            return self.finite.note(_BASE, out, t), self.finite.note("the gradient estimator (shift)", gap, t)
+
+        estimator = NetworkEstimator(network, self.schedule, self.base.target, self.base.learned_range)
         shifted: Denoiser = ShiftedDenoiser(estimator, self.schedule)
         if trajectory is not None:
             shifted = InterpolatedDenoiser(shifted, condition_of(trajectory.z), trajectory.weight)
@@ -168,7 +173,8 @@ class ShiftDecoder:
     def frozen(self) -> Denoiser:
         """Return the base model's denoiser, clipped in pixels."""
         plain = self.base.denoiser(self.schedule)
-        return clip_pixels(replace(plain, network=autocast_network(plain.network, self.precision)), self.vae)
+        network = self.finite.network(_BASE, autocast_network(plain.network, self.precision))
+        return clip_pixels(replace(plain, network=network), self.vae)
 
     def grid(self, steps: int) -> list[int]:
         """Return PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""
@@ -223,9 +229,14 @@ def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
     vae = None
     if "vae" in folder:
         kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
-        vae = folder.component("vae", kind, FIRST_STAGE, device)
-    noise = folder.noise()
-    return CodeDecoder(unet, vae, noise.schedule, noise.prediction_type)
+        vae = load_first_stage(folder, "vae", kind, device)
+    schedule, prediction_type, variance = folder.noise()
+    if prediction_type not in ("eps", "v") or variance == "learned_range":
+        raise UserError(
+            f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but a semantic "
+            "model's U-Net predicts eps or v alone"
+        )
+    return CodeDecoder(unet, vae, schedule, prediction_type)
 
 
 def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:

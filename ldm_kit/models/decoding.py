@@ -1,16 +1,69 @@
-"""What the decoders of semantic codes share: autocast, clipping of pixels, batches run to their last state."""
+"""What models that sample share: the first stage, both ways, autocast, clipping of pixels, batches of states."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
+from autoencoder import base as first_stage
+from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
+from ldm_kit.diffusion.finite import FiniteCheck, check_finite
 from ldm_kit.diffusion.samplers import State
 
 Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL | VQModel | None, pictures: Tensor) -> Tensor:
+    """Encode pictures to the mean latents that are denoised, in float32.
+
+    Args:
+        vae: None: the pictures are their own latents, in [-1, 1].
+        pictures: uint8 [N, C, R, R] on the device of `vae`.
+
+    Returns:
+        [N, Z, h, w].
+
+    Raises:
+        NonFiniteError: the encoder gives NaN or infinity.
+    """
+    x = to_unit(pictures)
+    return x if vae is None else check_finite("the first stage's encoder", first_stage.encode(vae, x).mean.float())
+
+
+@torch.no_grad()
+def decode_pictures(
+    vae: AutoencoderKL | VQModel | None, latents: Tensor, precision: torch.dtype | None = None
+) -> Tensor:
+    """Decode latents to pictures.
+
+    In float16 a decoder overflows whose activations go beyond 65504; one whose config says `force_upcast`, as
+    AutoencoderKL's does unless it was trained for float16, is run in float32 instead.
+
+    Args:
+        vae: None: the latents are the pictures.
+        latents: [N, Z, h, w] on the device of `vae`.
+        precision: autocast of the decoder; None: float32.
+
+    Returns:
+        uint8 [N, C, R, R] on the CPU.
+
+    Raises:
+        NonFiniteError: the latents, or what the decoder makes of them, hold NaN or infinity.
+    """
+    if vae is None:
+        return to_bytes(check_finite("the sample", latents).float().cpu())
+    check_finite("the latent", latents)
+    config: Any = vae.config
+    if precision is torch.float16 and config.get("force_upcast"):
+        precision = None
+    with nullcontext() if precision is None else torch.autocast(latents.device.type, precision):
+        pictures = first_stage.decode(vae, latents)
+    return to_bytes(check_finite("the first stage's decoder", pictures).float().cpu())
 
 
 def autocast_network(network: Callable[..., Any], precision: torch.dtype | None) -> Callable[..., Any]:
@@ -32,7 +85,9 @@ def last_states(
     run: Callable[[slice], Iterator[State]],
     starts: range,
     steps: int,
+    check: FiniteCheck,
     *,
+    name: str,
     progress: Progress | None,
 ) -> list[Tensor]:
     """Run batches one after another, and return the last state x of each on the CPU.
@@ -41,12 +96,14 @@ def last_states(
         run: yields the states of one batch.
         starts: indices of the batches' first elements; its step is their size.
         steps: how many states a batch has.
+        check: into which the sampler's networks note.
+        name: what the steps are of, for the message of a number that is not finite.
         progress: called with (done, all) steps of all batches.
     """
     last: list[Tensor] = []
     for number, start in enumerate(starts):
         x = torch.empty(0)
-        for step, state in enumerate(run(slice(start, start + starts.step)), 1):
+        for step, state in enumerate(check.states(run(slice(start, start + starts.step)), name), 1):
             x = state.x
             if progress is not None:
                 progress(number * steps + step, len(starts) * steps)

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.models.linear_fit import Fit, mean_difference
+from ldm_kit.models.manifest import update_manifest, verify_folder
 from ldm_kit.models.pairs import PairDirections
 from ldm_kit.viz.png import write_atomic
 
 FILE = "directions"
 TO = " > "  # between two values of an attribute
+_AGAIN = "remove that folder and learn them again"
 _PAIR_SIDES = ("before", "after")
 _DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # of the saved tensors
 
@@ -133,13 +135,14 @@ class Directions:
         return Directions(records, **tensors, key=self.key, pairs={**pairs, **new.pairs})
 
     def save(self, folder: Path) -> None:
-        """Write both files into a folder, each atomically."""
+        """Write both files into a folder of a model's, each atomically, and enter them into the model's manifest."""
         tensors = {name: getattr(self, name).float().contiguous() for name in _DIMENSIONS}
         for name, pairs in self.pairs.items():
             tensors |= {f"{side} {name}": getattr(pairs, side).float().contiguous() for side in _PAIR_SIDES}
         write_atomic(folder / f"{FILE}.safetensors", safetensors.torch.save(tensors, {"key": self.key}))
         content = _DirectionsFile(key=self.key, directions=self.records).model_dump(mode="json")
         write_atomic(folder / f"{FILE}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        update_manifest(folder.parent, [f"{folder.name}/{FILE}.{kind}" for kind in ("json", "safetensors")])
 
     @classmethod
     def load(cls, folder: Path, key: str) -> "Directions":
@@ -149,20 +152,22 @@ class Directions:
             UserError: no directions there, damaged files, files that do not match, or another model's directions.
         """
         try:
+            if (folder / f"{FILE}.json").exists():
+                verify_folder(folder.parent, f"{folder.name}/")
             content = _DirectionsFile.model_validate_json((folder / f"{FILE}.json").read_bytes())
             state_dict = safetensors.torch.load_file(folder / f"{FILE}.safetensors")
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {FILE}; learn some first with edit.py learn") from None
-        except (OSError, ValidationError, SafetensorError) as error:
-            raise UserError(
-                f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); learn them again"
-            ) from None
+        except (OSError, ValidationError, SafetensorError, UserError) as error:
+            raise UserError(f"the {FILE} in {folder} are damaged ({str(error).splitlines()[0]}); {_AGAIN}") from None
         tensors = {name: value for name, value in state_dict.items() if name in _DIMENSIONS}
         dimensions = {name: value.dim() for name, value in tensors.items()}
         lengths = {len(value) for value in tensors.values()}
         pairs = _load_pairs(content.directions, state_dict)
+        if not all(bool(value.isfinite().all()) for value in state_dict.values()):
+            raise UserError(f"the {FILE} in {folder} hold NaN or infinity; {_AGAIN}")
         if dimensions != _DIMENSIONS or lengths != {len(content.directions)} or pairs is None:
-            raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; learn them again")
+            raise UserError(f"{FILE}.json and {FILE}.safetensors in {folder} do not belong together; {_AGAIN}")
         if content.key != key:
             raise UserError(f"the {FILE} in {folder} were learned with another model; learn them again with this one")
         return cls(content.directions, **tensors, key=content.key, pairs=pairs)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError
@@ -18,13 +19,16 @@ from ldm_kit.config import Precision, UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.models.manifest import verify_folder
 from ldm_kit.nets.execution import DTYPES, prepare_loaded
-from ldm_kit.solvers.scheduler_config import from_scheduler_config, learns_variance
+from ldm_kit.solvers.scheduler_config import from_scheduler_config, read_variance, saved_scheduler
+from ldm_kit.solvers.scheduler_file import scheduler_name
 from ldm_kit.training.precision import resolve_precision
 
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
 SEMANTIC = "ldm_kit.SemanticModel"  # ... and of a semantic model
+_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that we count with
 
 
 class Noise(NamedTuple):
@@ -73,17 +77,21 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path | str, kind: str = "model") -> "ModelFolder":
-        """Open a model's folder, or the finished model in a run's folder, and read its index.
+        """Open a model's folder, or the finished model in a run's folder; verify its files, and read its index.
 
         Args:
             path: the folder.
             kind: what the caller expects to find, for the error.
 
         Raises:
-            UserError: no such folder, or its index is missing or no JSON object.
+            UserError: no such folder, its index is missing or no JSON object, or a file is not as it was saved.
         """
         folder = model_folder(Path(path))
-        return cls(folder, read_json(folder / INDEX, f"{folder} is no saved {kind}: its {INDEX}"))
+        verify_folder(folder)
+        index = read_json(folder / INDEX, f"{folder} is no saved {kind}: its {INDEX}")
+        if not isinstance(name := index.get("_class_name"), str | None):
+            raise UserError(f"{folder / INDEX}: _class_name is {name!r:.80}; expected the name of a class")
+        return cls(folder, index)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -96,7 +104,7 @@ class ModelFolder:
         return ModelFolder(self.path / name, {})
 
     @property
-    def class_name(self) -> Any:
+    def class_name(self) -> str | None:
         """The class of the whole model, by its index."""
         return self.index.get("_class_name")
 
@@ -139,25 +147,32 @@ class ModelFolder:
             raise UserError(
                 f"the weights in {folder} lack {len(missing)} tensors, the first being {sorted(missing)[0]}"
             )
+        _check_sizes(module, f"{folder}/config.json")
         return prepare_loaded(module, device).to(device)
 
     def noise(self) -> Noise:
-        """Read the scheduler's config.
+        """Read the scheduler's config, with the defaults of the class that the index names.
 
         Raises:
-            UserError: no scheduler_config.json, or one that our schedules cannot express.
+            UserError: no scheduler_config.json, one that our schedules cannot express, or a combination that is refused
+                when a model is trained or saved.
         """
         path = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(path, str(path))
         try:
+            scheduler_name(config)  # typed, although the index has the last word
+            if "scheduler" in self and (entry := entry_of(self, "scheduler"))[0] == "diffusers":
+                config = {**config, "_class_name": entry[1]}
             schedule, prediction_type = from_scheduler_config(config)
-        except (ValueError, TypeError):
-            raise UserError(
-                f"{path} holds numbers that are no noise schedule; expected those of a diffusers scheduler"
-            ) from None
-        if learns_variance(config):
-            return Noise(schedule, prediction_type, "learned_range")
-        return Noise(schedule, prediction_type, "large" if config.get("variance_type") == "fixed_large" else "small")
+            noise = Noise(schedule, prediction_type, read_variance(config))
+            saved_scheduler(*noise)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except ValidationError as error:
+            fault = error.errors()[0]
+            what = " ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
+            raise UserError(f"{path} holds no noise schedule: {what}") from None
+        return noise
 
     def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
         """Load the conditioner on a device; raises UserError if its files are missing, broken, or do not fit."""
@@ -168,6 +183,34 @@ class ModelFolder:
                 raise UserError(str(error)) from None
             except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes
                 raise UserError(f"cannot open the conditioner in {self}: {' '.join(str(error).split()):.300}") from None
+
+
+def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
+    """Return library and class of a component that an index names.
+
+    Raises:
+        UserError: the entry is anything but two texts.
+    """
+    match folder.index.get(name):
+        case [str(library), str(kind)]:
+            return library, kind
+        case other:
+            raise UserError(f"{folder.path / INDEX}: {name} is {other!r:.80}; expected its library and its class")
+
+
+def _check_sizes(module: Any, where: str) -> None:
+    """Check that the sizes in a network's config are whole numbers; a square sample_size, [32, 32], becomes its side.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key in [key for key in _SIZES if key in module.config]:
+        value = module.config[key]
+        if key == "sample_size" and isinstance(value, list | tuple) and len({*map(str, value)}) == 1:
+            module.register_to_config(sample_size=value[0])
+        value = module.config[key]
+        if (type(value) is not int or value < 1) and (key, value) != ("out_channels", None):
+            raise UserError(f"{where}: {key} is {value!r:.40}; expected a whole number of 1 or more")
 
 
 def read_json(path: Path, subject: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/
 model as LDMPipeline (of pixels: DDIMPipeline or DDPMPipeline), and everything here as `Pipeline.load(folder)`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor
 
-from autoencoder.base import decode
 from conditioning.base import Condition, Conditioner
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
-from ldm_kit.diffusion.guidance import (
-    Autoguidance,
-    ClassifierGradient,
-    ClassifierGuided,
-)
+from ldm_kit.diffusion.finite import FiniteCheck
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
@@ -40,6 +35,7 @@ from ldm_kit.models.compatibility import (
     labels_of,
 )
 from ldm_kit.models.components import Components, load_components
+from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.guided import classifier_free, clipped
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
@@ -63,6 +59,7 @@ class Pipeline:
     classifier: NoisyClassifier | None = None  # set by `with_guides`
     autoguidance_model: "Pipeline | None" = None  # weaker model that guides; set by `with_guides`
     schedule: Schedule = field(init=False)
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which all parts note while sampling
 
     def __post_init__(self) -> None:
         self.schedule = build(self.schedule_config).to(self.device)
@@ -96,14 +93,14 @@ class Pipeline:
     def condition(self, prompts: Sequence[str | int]) -> Condition:
         """Encode prompts or classes, [B], to the condition that the denoiser takes."""
         inputs = self.conditioner.prepare(prompts)
-        return self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
+        condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
+        for value in (condition.tokens, condition.vector):
+            if value is not None:
+                self.finite.note("the encoder of prompts or classes", value)
+        return condition
 
-    def _network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        with self._autocast():
-            return apply_unet(self.unet, x, t, cond)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+    def _network(self) -> Callable[..., Any]:
+        return autocast_network(partial(apply_unet, self.unet), self.precision)
 
     def with_guides(
         self, classifier: NoisyClassifier | None = None, autoguidance_model: "Pipeline | None" = None
@@ -127,10 +124,11 @@ class Pipeline:
 
     def denoiser(self) -> NetworkDenoiser:
         """Return the network as it was trained, unguided and unclipped."""
-        return NetworkDenoiser(self._network, self.schedule, self.target, self.variance == "learned_range")
+        network = self.finite.network("the U-Net", self._network())
+        return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
     def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
-        """Return the network with classifier-free guidance, then autoguidance, then x_0 clipped to a picture's range.
+        """Return the network with classifier-free guidance, then autoguidance, then x_0 clipped.
 
         Args:
             prompts: of the batch; the model's own condition is given to the denoiser, the guide model's is taken here.
@@ -142,8 +140,11 @@ class Pipeline:
             denoiser = classifier_free(denoiser, self.condition([negative] * len(prompts)), options, self.target)
         if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
             guide = self.autoguidance_model
-            fixed = FixedCondition(guide.denoiser(), guide.condition(prompts))
+            network = self.finite.network("the guide model's U-Net", guide._network())
+            fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts))
             denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
+        if not isinstance(denoiser, NetworkDenoiser):
+            denoiser = self.finite.denoiser("guidance", denoiser)
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
@@ -158,7 +159,8 @@ class Pipeline:
         labels = self.labels(prompts, options)
         if self.classifier is None or labels is None or not options.classifier_scale:
             return None
-        return ClassifierGradient(self.classifier.log_probs, labels, options.classifier_scale)
+        gradient = ClassifierGradient(self.classifier.log_probs, labels, options.classifier_scale)
+        return self.finite.network("the classifier's gradient", gradient)
 
     @torch.no_grad()
     def states(
@@ -178,6 +180,9 @@ class Pipeline:
 
         Yields:
             A state for each step; the last one's x is clean.
+
+        Raises:
+            NonFiniteError: a part or a step gives NaN or infinity.
         """
         denoiser, gradient = self.guided_denoiser(prompts, options), self._gradient(prompts, options)
         if gradient is not None and options.algorithm == 2:
@@ -186,15 +191,11 @@ class Pipeline:
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
-        yield from sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps)
+        yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
 
-    @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to pictures, uint8 [B, C, H, W] on the CPU."""
-        if self.vae is None:
-            return to_bytes(latents.float().cpu())
-        with self._autocast():
-            return to_bytes(decode(self.vae, latents).float().cpu())
+        """Decode latents [B, Z, h, w] to pictures, uint8 [B, C, H, W] on the CPU; raises NonFiniteError."""
+        return decode_pictures(self.vae, latents, self.precision)
 
     def generate(
         self,

@@ -19,6 +19,7 @@ from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.guidance import ClassifierFree
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.respacing import linspace, respacing_sections
@@ -100,19 +101,24 @@ class CodePrior:
         Raises:
             UserError: classes that it does not know, or not one for each seed; more steps than training times; a
                 guidance scale below 0, or one without conditions.
+            NonFiniteError: the network, or guidance, gives NaN or infinity.
         """
         self._check_guidance(guidance_scale, conditions)
         device = next(self.mlp.parameters()).device
         noise = rng.initial_noise([rng.derive_seed(seed, "code") for seed in seeds], (self.width,))
         schedule = build(self.schedule_config).to(device)
-        denoiser: Denoiser = NetworkDenoiser(partial(apply_mlp, self.mlp), schedule, TARGET)
+        finite = FiniteCheck()
+        network = finite.network("the prior's network (mlp)", partial(apply_mlp, self.mlp))
+        denoiser: Denoiser = NetworkDenoiser(network, schedule, TARGET)
         z, condition = noise.to(device), self._condition(conditions, len(seeds))
         if guidance_scale != 1:
             null = self._condition(None, len(seeds))
             denoiser = ClassifierFree(denoiser, null, guidance_scale, join=Condition.before)
+            denoiser = finite.denoiser("guidance of the prior", denoiser)
         if clip == "published":
             denoiser, z = Clipped(denoiser), z.clamp(-1, 1)
-        for state in ddim(denoiser, z, strided(len(schedule), steps), condition):
+        states = ddim(denoiser, z, strided(len(schedule), steps), condition)
+        for state in finite.states(states, "sampling a code"):
             z = state.x
         return z.float().cpu()
 
@@ -162,7 +168,12 @@ class CodePrior:
         Raises:
             UserError: a component that is missing, broken, or for codes of another width.
         """
-        schedule = folder.noise().schedule
+        schedule, prediction_type, variance = folder.noise()
+        if prediction_type != TARGET or variance == "learned_range":
+            raise UserError(
+                f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but the "
+                f"network of a prior predicts {TARGET} alone"
+            )
         mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP}, device)
         conditioner = folder.conditioner(device)
         config = mlp.config

@@ -13,7 +13,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.components import OUR_LIBRARIES, Components
 from ldm_kit.models.folder import INDEX, strip_paths
-from ldm_kit.solvers.scheduler_config import default_scheduler, to_scheduler
+from ldm_kit.solvers.scheduler_config import saved_scheduler
 
 
 def save_components(folder: Path, components: Components) -> None:
@@ -51,10 +51,7 @@ def scheduler_to_save(
     Raises:
         UserError: diffusers cannot express the combination.
     """
-    if variance == "large":
-        scheduler: Any = to_scheduler("ddpm-large", schedule, prediction_type)
-    else:
-        scheduler = default_scheduler(schedule, prediction_type, variance == "learned_range")
+    scheduler: Any = saved_scheduler(schedule, prediction_type, variance)
     if "clip_sample" not in scheduler.config:
         return scheduler
     return type(scheduler).from_config(scheduler.config, clip_sample=pixels)

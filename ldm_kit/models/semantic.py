@@ -16,14 +16,14 @@ from torch import Tensor
 
 from autoencoder import base as first_stage
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
 from ldm_kit.models.decoders import Decoder, TrajectoryTarget, load_decoder
-from ldm_kit.models.decoding import Progress, last_states
+from ldm_kit.models.decoding import Progress, decode_pictures, encode_pictures, last_states
 from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.prior import Clip, CodePrior
 from ldm_kit.models.saving import write_index
@@ -78,10 +78,7 @@ class SemanticModel:
             batch: pictures at a time.
 
         Returns:
-            z, float32 [N, D].
-
-        Raises:
-            UserError: pictures of another type or shape.
+            z, float32 [N, D]; raises UserError for pictures of another type or shape.
         """
         self._check_pictures(pictures)
         return codes.encode(self.encoder, pictures, batch)
@@ -111,7 +108,9 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), steps)
 
-        noise = last_states(encode, range(0, len(pictures), batch), steps, progress=progress)
+        noise = last_states(
+            encode, range(0, len(pictures), batch), steps, self.decoder.finite, name="inverting", progress=progress
+        )
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
 
     @torch.no_grad()
@@ -143,8 +142,7 @@ class SemanticModel:
             uint8 [N, C, R, R].
 
         Raises:
-            UserError: codes, noise or seeds that do not fit, more steps than training times, or a stop or trajectories
-                of DiffAE.
+            UserError: inputs that do not fit, more steps than training times, or a stop or trajectories of DiffAE.
         """
         self._check_codes(z, len(z))
         if trajectory is not None:
@@ -160,7 +158,9 @@ class SemanticModel:
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
             return self.decoder.down(x, codes, steps, stop, trajectory=other)
 
-        latents = last_states(decode, range(0, len(z), batch), steps, progress=progress)
+        latents = last_states(
+            decode, range(0, len(z), batch), steps, self.decoder.finite, name="decoding", progress=progress
+        )
         none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         return torch.cat([none, *(self._pictures(x) for x in latents)])
 
@@ -189,23 +189,21 @@ class SemanticModel:
         return self.statistics.denormalise(z)
 
     def _latents(self, pictures: Tensor) -> Tensor:
-        x, vae = to_unit(pictures.to(self.device)), self.decoder.vae
-        return x if vae is None else first_stage.encode(vae, x).mean.float()
+        return encode_pictures(self.decoder.vae, pictures.to(self.device))
 
     def _pictures(self, x: Tensor) -> Tensor:
-        vae = self.decoder.vae
-        return to_bytes(x if vae is None else first_stage.decode(vae, x.to(self.device)).float().cpu())
+        return decode_pictures(self.decoder.vae, x.to(self.device))
 
     def _check_pictures(self, pictures: Tensor) -> None:
         shape = (self.channels, self.resolution, self.resolution)
         if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
-            kind = str(pictures.dtype).removeprefix("torch.")
-            sizes = ", ".join(map(str, shape))
+            kind, sizes = str(pictures.dtype).removeprefix("torch."), ", ".join(map(str, shape))
             raise UserError(f"expected pictures, uint8 [N, {sizes}], got {kind} {[*pictures.shape]}")
 
     def _check_codes(self, z: Tensor, count: int) -> None:
         if tuple(z.shape) != (count, self.z_width):
             raise UserError(f"expected {count} codes of {self.z_width} numbers each, got {[*z.shape]}")
+        check_finite("the file or encoder of the codes", z)
 
     def to(self, device: torch.device | str) -> "SemanticModel":
         """Move all networks."""
@@ -243,8 +241,8 @@ class SemanticModel:
             precision: the decoder runs under autocast to it; None: float32.
 
         Raises:
-            UserError: no such folder, a model of another kind, a component that is missing, broken, or does not fit
-                the others, or a base model that is not there or has changed.
+            UserError: no such folder, a model of another kind, a component that is missing, broken, has changed or does
+                not fit the others, or a base model that is not there or has changed.
         """
         opened = codes.open_semantic(folder)
         encoder = codes.open_encoder(opened, device)

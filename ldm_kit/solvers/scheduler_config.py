@@ -8,8 +8,10 @@ from diffusers import schedulers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ldm_kit.config import UserError
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import CONSTANT, ScheduleConfig
+from ldm_kit.solvers.scheduler_file import is_flow, read_scheduler_file, scheduler_name
 from ldm_kit.solvers.table import SAMPLERS, NamedSampler, names_where
 
 _PREDICTION_TYPES: dict[PredictionType, str] = {
@@ -68,11 +70,6 @@ def _betas(schedule: ScheduleConfig) -> dict[str, Any]:
 
 
 def _check_combination(schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool) -> None:
-    if (schedule.kind == "flow") != (prediction_type == "flow") and prediction_type in ("flow", "v"):
-        raise UserError(
-            f"a network cannot predict {prediction_type} on the {schedule.kind} schedule; flow goes with flow, v with "
-            "others"
-        )
     try:
         schedule.check_target(prediction_type)
     except ValueError as error:
@@ -142,41 +139,76 @@ def default_scheduler(
     return to_scheduler(name, schedule, prediction_type, learned_range)
 
 
+def saved_scheduler(
+    schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType = "small"
+) -> SchedulerMixin:
+    """Return the scheduler of a saved model; what is refused here is refused in training, saving and opening alike.
+
+    Args:
+        schedule: noise schedule that the network was trained on.
+        prediction_type: what the network predicts.
+        variance: of ddpm's steps.
+
+    Raises:
+        UserError: the network cannot predict this under that schedule, or diffusers cannot express the combination.
+    """
+    if variance == "large":
+        return to_scheduler("ddpm-large", schedule, prediction_type)
+    return default_scheduler(schedule, prediction_type, variance == "learned_range")
+
+
 def learns_variance(config: Mapping[str, Any]) -> bool:
     """Return whether a scheduler_config.json is for a network that learns its variance, in twice the channels."""
     return config.get("variance_type") == "learned_range"
 
 
+def read_variance(config: Mapping[str, Any]) -> VarianceType:
+    """Return the variance of ddpm's steps that a scheduler_config.json says; raises UserError for one we lack."""
+    match read_scheduler_file(config).variance_type:
+        case None | "fixed_small" | "fixed_small_log":
+            return "small"
+        case "fixed_large" | "fixed_large_log":
+            return "large"
+        case "learned_range":
+            return "learned_range"
+        case "learned":
+            what = "is for networks that predict a whole variance"
+        case other:
+            what = f"has variance_type {other!r:.40}"
+    raise UserError(f"{scheduler_name(config)} {what}; expected learned_range or a fixed one")
+
+
 def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, PredictionType]:
     """Return the noise schedule and prediction type of any diffusers scheduler_config.json.
 
-    It is the inverse of `scheduler_config`. Sampling settings (spacing, clipping, flow shift) are not read; see also
-    `learns_variance`.
+    It is the inverse of `scheduler_config`. Absent keys have the defaults of the scheduler's class. Sampling settings
+    (spacing, clipping, flow shift) are not read; see also `read_variance`.
 
     Args:
         config: the parsed file.
 
     Raises:
-        UserError: betas, a prediction type or a variance that our schedules cannot express.
+        UserError: betas, a prediction type or a variance that our schedules cannot express, or keys of another type.
     """
-    name = config.get("_class_name", "the scheduler")
-    steps = config.get("num_train_timesteps", 1000)
-    if config.get("use_flow_sigmas") or "FlowMatch" in name:
+    name, file = scheduler_name(config), read_scheduler_file(config)
+    steps = file.num_train_timesteps
+    if is_flow(name, config):
         prediction_type = _prediction_type(name, config.get("prediction_type", "flow_prediction"))
         return ScheduleConfig(kind="flow", num_train_timesteps=steps), prediction_type
-    if config.get("variance_type") == "learned":
-        raise UserError(f"{name} is for networks that predict a whole variance; expected learned_range or a fixed one")
-    prediction_type = _prediction_type(name, config.get("prediction_type", "epsilon"))
-    zero = bool(config.get("rescale_betas_zero_snr"))
-    if (betas := config.get("trained_betas")) is not None:
-        return _from_betas(name, tuple(betas), steps, zero), prediction_type
+    read_variance(config)
+    prediction_type = _prediction_type(name, file.prediction_type)
+    if file.snr_shift_scale != 1:
+        raise UserError(f"{name} shifts its schedule (snr_shift_scale {file.snr_shift_scale:g}), which ours cannot be")
+    zero = file.rescale_betas_zero_snr
+    if file.trained_betas is not None:
+        return _from_betas(name, tuple(file.trained_betas), steps, zero), prediction_type
     kinds: dict[str, Any] = {beta_schedule: kind for kind, beta_schedule in _BETA_SCHEDULES.items()}
-    if (beta_schedule := config.get("beta_schedule")) not in kinds:
-        raise UserError(f"{name} has beta_schedule {beta_schedule!r}; expected one of {', '.join(kinds)}")
-    kind = kinds[beta_schedule]
-    ends: dict[str, Any] = (
-        {} if kind == "cosine" else {"start": config.get("beta_start"), "end": config.get("beta_end")}
-    )
+    if file.beta_schedule not in kinds:
+        raise UserError(f"{name} has beta_schedule {file.beta_schedule!r:.40}; expected one of {', '.join(kinds)}")
+    kind = kinds[file.beta_schedule]
+    ends: dict[str, Any] = {} if kind == "cosine" else {"start": file.beta_start, "end": file.beta_end}
+    if None in ends.values():
+        raise UserError(f"{name} has no number as beta_start or beta_end; expected the first and last of its betas")
     return ScheduleConfig(kind=kind, num_train_timesteps=steps, zero_terminal=zero, **ends), prediction_type
 
 
@@ -188,9 +220,9 @@ def _from_betas(name: str, betas: tuple[float, ...], steps: int, zero: bool) -> 
     return ScheduleConfig(kind="given", num_train_timesteps=steps, betas=betas, zero_terminal=zero)
 
 
-def _prediction_type(name: str, diffusers_name: str) -> PredictionType:
+def _prediction_type(name: str, diffusers_name: object) -> PredictionType:
     for prediction_type, expected in _PREDICTION_TYPES.items():
         if expected == diffusers_name:
             return prediction_type
     names = ", ".join(_PREDICTION_TYPES.values())
-    raise UserError(f"{name} has prediction_type {diffusers_name!r}; expected one of {names}")
+    raise UserError(f"{name} has prediction_type {diffusers_name!r:.40}; expected one of {names}")

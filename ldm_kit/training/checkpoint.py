@@ -105,7 +105,7 @@ def verify(folder: Path) -> None:
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise UserError(f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, expected {size}")
-    digests = _sha256_all([folder / name for name in entries])
+    digests = sha256_all([folder / name for name in entries])
     for (name, (_, expected)), digest in zip(entries.items(), digests, strict=True):
         if digest != expected:
             raise UserError(f"checkpoint {folder} is damaged: the contents of {name} have changed since it was written")
@@ -182,13 +182,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
     files = _files(folder)
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(files, _sha256_all(files), strict=True)
+        for path, digest in zip(files, sha256_all(files), strict=True)
     }
     return {"files": entries}
 
 
-def _sha256_all(paths: Sequence[Path]) -> list[str]:
-    """Return the digests of files, computed in parallel: hashing takes longest, one core a file."""
+def sha256_all(paths: Sequence[Path]) -> list[str]:
+    """Return the sha256 of files in hexadecimal, computed in parallel: hashing takes longest, one core a file."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         return list(threads.map(_sha256, paths))
 

@@ -1,0 +1,140 @@
+"""Whether a finished folder's files are those that were saved, by the sha256 of each in its manifest.json.
+
+A file is hashed once: that it verified is remembered in the cache by its size and times of change. A folder without a
+manifest, such as one that diffusers wrote, is taken as it is.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from diffusers import AutoencoderKL, VQModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoencoder import saved
+from ldm_kit.config import UserError, cache_dir
+from ldm_kit.training.checkpoint import MANIFEST, sha256_all
+from ldm_kit.viz.png import tolerate_oserror, write_atomic
+
+LATER = "directions/"  # files that `edit.py learn` may write, again and again, after the model was saved
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    files: dict[str, _Entry]
+
+
+class _Stamp(NamedTuple):
+    """By which a file that was verified is known again."""
+
+    sha256: str
+    size: int
+    mtime: int  # nanoseconds
+    ctime: int
+
+
+def verify_folder(folder: Path, within: str = "") -> None:
+    """Check a folder's files against its manifest, if it has one.
+
+    Args:
+        folder: a saved model's.
+        within: of which sub-folder the files are checked, "vae/"; "": of all but `LATER`.
+
+    Raises:
+        UserError: a file is missing or has changed, or the manifest cannot be read; names the file.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    entries = {
+        name: entry
+        for name, entry in _read(folder / MANIFEST).items()
+        if (name.startswith(within) if within else not name.startswith(LATER))
+    }
+    memory = cache_dir() / "verified" / f"{sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"
+    remembered, stamps = _recall(memory), {name: _stamp(folder, name, entry) for name, entry in entries.items()}
+    fresh = [name for name, stamp in stamps.items() if remembered.get(name) != [*stamp]]
+    if fresh:
+        _check_digests(folder, {name: entries[name].sha256 for name in fresh})
+        content = {**remembered, **{name: [*stamp] for name, stamp in stamps.items()}}
+        with tolerate_oserror(memory):
+            write_atomic(memory, json.dumps(content).encode())
+
+
+def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
+    """Load an autoencoder from its own folder, or from that of a run or of a whole model, once its files are verified.
+
+    Raises:
+        UserError: a file is not as it was saved.
+        AutoencoderError: there is no autoencoder, or it cannot be opened.
+    """
+    found = saved.find(Path(folder))
+    verify_folder(found)
+    verify_folder(found.parent, f"{found.name}/")
+    return saved.load(found)
+
+
+def update_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Enter files, by their paths within a folder, into its manifest, if it has one.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    entries: dict[str, Any] = {name: entry.model_dump() for name, entry in _read(folder / MANIFEST).items()}
+    paths = {name: folder / name for name in names}
+    for (name, path), digest in zip(paths.items(), sha256_all([*paths.values()]), strict=True):
+        entries[name] = {"size": path.stat().st_size, "sha256": digest}
+    write_atomic(folder / MANIFEST, json.dumps({"files": dict(sorted(entries.items()))}, indent=1).encode())
+
+
+def _read(path: Path) -> Mapping[str, _Entry]:
+    """Return the entries of a manifest, by paths that stay within its folder."""
+    try:
+        entries = _Manifest.model_validate_json(path.read_bytes()).files
+    except (OSError, ValidationError):
+        raise UserError(f"{path} is not readable as a list of files with size and sha256; {_ADVICE}") from None
+    for name in entries:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
+            raise UserError(f"{path} names {name!r:.80}, which lies outside of its folder; {_ADVICE}")
+    return entries
+
+
+_ADVICE = f"restore it, or, if it was changed on purpose, remove {MANIFEST} from the folder"
+
+
+def _stamp(folder: Path, name: str, entry: _Entry) -> _Stamp:
+    try:
+        stat = (folder / name).stat()
+    except OSError:
+        raise UserError(f"{folder / name} is missing, but {folder / MANIFEST} names it; {_ADVICE}") from None
+    if stat.st_size != entry.size:
+        raise UserError(f"{folder / name} has {stat.st_size} bytes, but had {entry.size} when it was saved; {_ADVICE}")
+    return _Stamp(entry.sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    try:
+        digests = sha256_all([folder / name for name in expected])
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+    for (name, digest), found in zip(expected.items(), digests, strict=True):
+        if found != digest:
+            raise UserError(f"the contents of {folder / name} have changed since it was saved; {_ADVICE}")
+
+
+def _recall(memory: Path) -> dict[str, Any]:
+    """Return what is remembered of a folder: stamps by name; empty where there is nothing readable."""
+    try:
+        content = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

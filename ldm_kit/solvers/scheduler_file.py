@@ -1,0 +1,78 @@
+"""The keys of a diffusers scheduler_config.json that tell a noise schedule: typed, and filled where they are absent.
+
+Each scheduler class has defaults of its own (beta_end is 0.02 or 0.012), which are those of its constructor.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import schedulers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from pydantic import BaseModel, ConfigDict, Field
+
+from ldm_kit.config import UserError, check
+
+MAX_TIMESTEPS = 1_000_000  # of a schedule, whose tables are held in memory
+
+
+class SchedulerFile(BaseModel):
+    """A noise schedule as diffusers writes it; other keys are sampling settings, which are not read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    num_train_timesteps: int = Field(ge=2, le=MAX_TIMESTEPS)
+    prediction_type: str = "epsilon"  # for the classes without this key, which take no other
+    beta_schedule: str | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    trained_betas: list[float] | None = None
+    rescale_betas_zero_snr: bool = False
+    snr_shift_scale: float = 1.0
+    variance_type: str | None = None
+    use_flow_sigmas: bool = False
+
+
+def read_scheduler_file(config: Mapping[str, Any]) -> SchedulerFile:
+    """Return the typed keys of a parsed scheduler_config.json.
+
+    Args:
+        config: the parsed file; its `_class_name` tells whose defaults absent keys have.
+
+    Raises:
+        UserError: a key of another type or out of range, or one that is absent and has no default.
+    """
+    name = scheduler_name(config)
+    defaults = _defaults(name)
+    needed = ["num_train_timesteps"]
+    if config.get("trained_betas") is None and not is_flow(name, config):
+        needed += ["prediction_type", "beta_schedule"]
+        needed += ["beta_start", "beta_end"] if config.get("beta_schedule") in ("linear", "scaled_linear") else []
+    if defaults is None and (absent := [key for key in needed if key not in config]):
+        raise UserError(
+            f"{name} lacks {', '.join(absent)}, and is no scheduler class of diffusers whose defaults are known"
+        )
+    return check(SchedulerFile, {**(defaults or {}), **config}, name)
+
+
+def scheduler_name(config: Mapping[str, Any]) -> str:
+    """Return the class of a parsed scheduler_config.json; raises UserError where it is no text."""
+    name = config.get("_class_name", "the scheduler")
+    if not isinstance(name, str):
+        raise UserError(f"_class_name is {name!r:.80}; expected the name of a scheduler class of diffusers")
+    return name
+
+
+def is_flow(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a parsed scheduler_config.json is that of a flow model."""
+    return config.get("use_flow_sigmas") is True or "FlowMatch" in name
+
+
+def _defaults(name: str) -> dict[str, Any] | None:
+    """Return the defaults of a scheduler class of diffusers for the keys that we read; None for an unknown class."""
+    kind = getattr(schedulers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        return None
+    parameters = inspect.signature(kind.__init__).parameters.items()
+    known = {key: parameter.default for key, parameter in parameters if key in SchedulerFile.model_fields}
+    return {key: default for key, default in known.items() if default is not inspect.Parameter.empty}
