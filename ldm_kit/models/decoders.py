@@ -80,6 +80,11 @@ class CodeDecoder:
         network = autocast_network(partial(apply_semantic, self.unet), self.precision)
         return clip_pixels(NetworkDenoiser(network, self.schedule, self.target), self.vae)
 
+    @property
+    def most_steps(self) -> int:
+        """As many steps as a grid can have."""
+        return len(self.schedule)
+
     def grid(self, steps: int) -> list[int]:
         """Return rising times from 0 on (`ddimN` of Preechakul et al. 2022); clean data is a step below the first."""
         return strided(len(self.schedule), steps)[-2::-1]
@@ -169,6 +174,11 @@ class ShiftDecoder:
         """Return the base model's denoiser, clipped in pixels."""
         plain = self.base.denoiser(self.schedule)
         return clip_pixels(replace(plain, network=autocast_network(plain.network, self.precision)), self.vae)
+
+    @property
+    def most_steps(self) -> int:
+        """As many steps as a grid can have."""
+        return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
         """Return PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""

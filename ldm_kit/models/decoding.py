@@ -1,4 +1,4 @@
-"""What the decoders of semantic codes share: autocast, clipping of pixels, batches run to their last state."""
+"""What the decoders of semantic codes share: autocast, clipping of pixels, batches run to their last state, checks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
 from ldm_kit.diffusion.samplers import State
 
@@ -52,3 +53,17 @@ def last_states(
                 progress(number * steps + step, len(starts) * steps)
         last.append(x.float().cpu())
     return last
+
+
+def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:
+    """Check that pictures are uint8 [N, *shape]; raises UserError."""
+    if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
+        kind = str(pictures.dtype).removeprefix("torch.")
+        sizes = ", ".join(map(str, shape))
+        raise UserError(f"expected pictures, uint8 [N, {sizes}], got {kind} {[*pictures.shape]}")
+
+
+def check_codes(z: Tensor, count: int, width: int) -> None:
+    """Check that there are `count` codes of `width` numbers each; raises UserError."""
+    if tuple(z.shape) != (count, width):
+        raise UserError(f"expected {count} codes of {width} numbers each, got {[*z.shape]}")
