@@ -1,6 +1,6 @@
 """Sample pictures from a trained model.
 
-python sample.py runs/demo/ldm/model "woman astronaut, dark skin tone" --count 4 --guidance_scale 3
+python sample.py runs/demo/ldm/model "woman astronaut, dark skin tone" --count 4
 """
 
 from pathlib import Path
@@ -22,14 +22,13 @@ def main(
     *,
     fast: Annotated[bool, typer.Option("--fast", help="8 steps and bf16, where left out")] = False,
 ) -> None:
-    """Sample every prompt `count` times; a picture depends on its prompt, seed and settings alone."""
+    """Sample every prompt `count` times; a picture depends on its prompt, seed and settings, but for rounding."""
     with cli_errors():
         from ldm_kit.inference.generate import generate_to_folder
 
         if fast:
             options, output = options.fast(), output.fast()
-        result = generate_to_folder(model, request, options, guides, output)
-        typer.echo(f"{result.pictures} pictures in {output.out}, all of them in {result.path}")
+        typer.echo(str(generate_to_folder(model, request, options, guides, output)))
 
 
 if __name__ == "__main__":

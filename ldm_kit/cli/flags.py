@@ -5,7 +5,8 @@ A field gives its flag all that there is to know of it:
 - its name is the flag (`--guidance_scale`), its description the help, its constraints the range in help and errors;
 - `validation_alias=AliasChoices("new", "old")`: `--old` is read for one more release, with a warning;
 - `json_schema_extra={"positional": True}`: an argument instead of a flag;
-- `json_schema_extra={"flags": ["--class"]}`: further spellings of the flag.
+- `json_schema_extra={"flags": ["--class"]}`: further spellings of the flag;
+- `json_schema_extra={"own": True}`: where the flag is left out, the value is the model's own, else the default.
 """
 
 import functools
@@ -159,7 +160,16 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
     if _extra(field).get("positional"):
         return typer.Argument(help=text)
     metavar = "|".join(choices) or None
-    return typer.Option(*_spellings(name, field), *_extra(field).get("flags", ()), help=text, metavar=metavar)
+    spellings = [*_spellings(name, field), *_extra(field).get("flags", ())]
+    return typer.Option(*spellings, help=text, metavar=metavar, show_default=_shown_default(field))
+
+
+def _shown_default(field: FieldInfo) -> bool | str:
+    """Return what the help says of the default: its value, or that a model may have its own."""
+    if not _extra(field).get("own"):
+        return True
+    default = field.get_default(call_default_factory=True)
+    return "the model's own" + ("" if default is None else f", else {_shown(default).strip(chr(39))}")
 
 
 def _spellings(name: str, field: FieldInfo) -> list[str]:

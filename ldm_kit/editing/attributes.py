@@ -8,7 +8,7 @@ import torch
 from ldm_kit.data.folder import load_all as load_folder
 from ldm_kit.editing import code_files, operations
 from ldm_kit.editing.code_files import CodeFile
-from ldm_kit.editing.context import EditContext, EditResult, ModelContext, png_settings
+from ldm_kit.editing.context import EditContext, EditResult, ModelContext, chosen_out, png_settings
 from ldm_kit.editing.image_io import folder_config, read_model_picture, save_result, save_sheet
 from ldm_kit.editing.operations import Change
 from ldm_kit.editing.options import (
@@ -30,7 +30,7 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
         UserError: an unknown attribute, no picture, no semantic model, or more steps than it has training times.
     """
     model = context.load_semantic_model(context.precision)
-    operations.check_steps(model, options)
+    options, note = operations.resolve_steps(model, options)
     directions = Directions.load(context.directions, encoder_digest(model))
     chosen = [directions[name] for name in options.attribute]
     picture = read_model_picture(model, options.image)
@@ -40,7 +40,8 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
     code = operations.apply_edits(model, operations.encode(model, picture, options.invert_steps), edits)
     decoded = operations.decode(model, code, options.steps, stop=options.stop)
     pictures = torch.cat([picture, decoded])
-    return save_result(context, pictures, ["picture", *captions], edits=captions, **options.settings)
+    result = save_result(context, pictures, ["picture", *captions], edits=captions, **options.settings)
+    return result._replace(note=note)
 
 
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
@@ -70,14 +71,15 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
         UserError: no pictures, no semantic model, or more steps than it has training times.
     """
     model = context.load_semantic_model(context.precision)
-    operations.check_steps(model, options)
+    options, note = operations.resolve_steps(model, options)
     pictures = torch.cat([read_model_picture(model, path) for path in (options.content, options.details)])
     context.make_out()
     code = operations.encode(model, pictures, options.invert_steps)
     code = operations.mix_codes(content=code.take([0]), details=code.take([1]))
     mixed = operations.decode(model, code, options.steps, stop=options.stop)
     captions = ["content", "details", "mixed"]
-    return save_result(context, torch.cat([pictures, mixed]), captions, mixed=True, **options.settings)
+    result = save_result(context, torch.cat([pictures, mixed]), captions, mixed=True, **options.settings)
+    return result._replace(note=note)
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
@@ -98,23 +100,26 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
     pictures = load_folder(folder_config(model, options.among))
     indices, cosines = operations.nearest(model, query, encode_pictures(model, pictures), options.count)
     captions = ["picture", *(f"{cosine:.3f}" for cosine in cosines)]
-    png_text = png_settings(neighbours=options.count)
-    save_sheet(torch.cat([picture, pictures.pictures(indices)]), captions, options.out, png_text=png_text)
+    png_text = {**png_settings(neighbours=options.count), **context.provenance()}
+    save_sheet(torch.cat([picture, pictures.pictures(indices)]), captions, chosen_out(options), png_text=png_text)
     return [(pictures.records[i].name, cosine) for i, cosine in zip(indices, cosines, strict=True)]
 
 
-def encode_folder(context: ModelContext, options: EncodeOptions) -> int:
-    """Encode a folder's pictures into one file; return their number.
+def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
+    """Encode a folder's pictures into one file; return a sentence of how many, where, and what the model decided.
 
     Raises:
         UserError: no such folder, or no semantic model.
     """
     model = context.load_semantic_model(options.precision)
+    options, note = operations.resolve_steps(model, options)
     pictures = load_folder(folder_config(model, options.images))
     steps = options.invert_steps if options.details else None
     code_file = code_files.encode(model, pictures, steps, options.batch_size)
-    code_file.save(options.out)
-    return len(code_file.names)
+    out = chosen_out(options)
+    code_file.save(out)
+    text = f"codes of {len(code_file.names)} pictures in {out}"
+    return f"{text}\n{note}" if note and options.details else text
 
 
 def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
@@ -124,7 +129,7 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
         UserError: no file of this model's codes, no semantic model, or more steps than it has training times.
     """
     model = context.load_semantic_model(context.precision)
-    operations.check_steps(model, options)
+    options, note = operations.resolve_steps(model, options)
     code_file = CodeFile.load(options.codes, encoder_digest(model))
     seeds = range(options.seed, options.seed + len(code_file.z))
     x_T = model.noise(seeds) if code_file.x_T is None else code_file.x_T
@@ -132,4 +137,5 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
     code = Code(code_file.z, x_T)
     pictures = operations.decode(model, code, options.steps, options.batch_size, stop=options.stop)
     captions = [Path(name).stem for name in code_file.names]
-    return save_result(context, pictures, captions, columns=8, decoded=len(pictures), **options.settings)
+    result = save_result(context, pictures, captions, columns=8, decoded=len(pictures), **options.settings)
+    return result._replace(note=note)

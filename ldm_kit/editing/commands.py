@@ -62,7 +62,7 @@ def encode(context: ModelContext, options: EncodeOptions) -> str:
     """Encode a folder's pictures into one file (semantic model)."""
     from ldm_kit.editing.attributes import encode_folder
 
-    return f"codes of {encode_folder(context, options)} pictures in {options.out}"
+    return encode_folder(context, options)
 
 
 def decode(context: EditContext, options: DecodeOptions) -> str:

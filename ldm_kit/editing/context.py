@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from ldm_kit.config import Config, Precision
 
@@ -47,33 +47,60 @@ class ModelContext(Config):
         device = device_named(self.device)
         return Pipeline.load(model_folder(self.model), device, autocast_dtype(precision, device))
 
+    def provenance(self, precision: Precision = "no") -> dict[str, str]:
+        """Return the text for PNGs that says which model made them, in which precision."""
+        from ldm_kit.models.folder import autocast_dtype, device_named
+        from ldm_kit.models.provenance import provenance
+
+        return provenance(self.model, autocast_dtype(precision, device_named(self.device)))
+
 
 class EditContext(ModelContext):
     """Which model is used, how it computes, and where the pictures go."""
 
-    out: Path = Field(default=Path("edits"), description="folder for the pictures and sheet.png")
+    out: Path = Field(
+        default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
+    )
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the pictures; where none was given, a new one, so that no earlier edit is overwritten."""
+        if self._folder is None:
+            self._folder = chosen_out(self)
+        return self._folder
 
     def make_out(self) -> None:
         """Check that the folder for the pictures can be made, before anything slow; the first picture makes it."""
         from ldm_kit.viz.png import check_folder
 
-        check_folder(self.out)
+        check_folder(self.folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
         """Return the text that PNGs record, or None where they are to record nothing."""
-        return png_settings(**settings) if self.metadata else None
+        return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 
 class EditResult(NamedTuple):
-    """How many pictures were written, and the sheet that shows them all."""
+    """How many pictures were written, the sheet that shows them all, and which settings the model decided."""
 
     pictures: int
     sheet: Path
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.pictures} pictures in {self.sheet.parent}, all of them in {self.sheet}"
+        text = f"{self.pictures} pictures in {self.sheet.parent}, all of them in {self.sheet}"
+        return f"{text}\n{self.note}" if self.note else text
+
+
+def chosen_out(options: Any) -> Path:
+    """Return the `out` of options as given; where it was left out, a path at which nothing is yet."""
+    from ldm_kit.viz.png import unused_path
+
+    return options.out if "out" in options.model_fields_set else unused_path(options.out)
 
 
 def png_settings(**settings: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
         UserError: no picture, no semantic model, more steps than it has training times, or a mode that it lacks.
     """
     model = context.load_semantic_model(context.precision)
-    operations.check_steps(model, options)
+    options, note = operations.resolve_steps(model, options)
     _check_mode(model, options)
     pictures = torch.cat([read_model_picture(model, path) for path in options.image])
     context.make_out()
@@ -30,7 +30,7 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
     captions = ["first", *(f"{i / (options.count - 1):.0%}" for i in range(options.count)), "last"]
     shown = torch.cat([pictures[:1], frames, pictures[1:]])
     settings = {"interpolated": options.count, "mode": options.mode, **options.settings}
-    return save_result(context, shown, captions, **settings)
+    return save_result(context, shown, captions, **settings)._replace(note=note)
 
 
 def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -> Tensor:

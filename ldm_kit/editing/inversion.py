@@ -7,6 +7,7 @@ sampling reverses the inversion but for an error of order 1/N, which is measured
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,38 +17,44 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.posterior import levels
+from ldm_kit.diffusion.respacing import Spacing, timesteps
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
 from ldm_kit.models.decoding import decode_pictures, encode_pictures
-from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
 
 
-def inversion_times(pipeline: Pipeline, steps: int, strength: float = 1.0) -> list[int]:
-    """Return the rising times of an inversion, from 0 up to the strength, a share in (0, 1] of the steps.
+def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float = 1.0) -> list[int]:
+    """Return the rising times of an inversion, the steps spread from 0 up to a share (0, 1] of the training times.
+
+    There are fewer steps where that share has fewer times; and steps that were left out are as many as can be.
 
     Raises:
         UserError: more steps than training times.
     """
+    total, steps = pipeline.schedule_config.num_train_timesteps, options.steps
+    if "steps" not in options.model_fields_set:
+        steps = min(steps, total - 1)
     try:
-        times = pdae_grid(pipeline.schedule_config.num_train_timesteps, steps)
+        pdae_grid(total, steps)
     except ValueError as error:
         raise UserError(f"--steps {steps}: {error}") from None
-    return times[: _count_steps(steps, strength) + 1]
+    share = max(2, round(total * strength))
+    return pdae_grid(share, min(steps, share - 1))
 
 
-def sampling_times(pipeline: Pipeline, steps: int, strength: float = 1.0) -> list[int]:
-    """Return the falling times of sampling from the strength, a share in (0, 1] of the steps, to -1.
+def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
+    """Return falling times, the steps spread from a share (0, 1] of the training times to -1.
 
-    Raises:
-        UserError: more steps than training times.
+    There are fewer steps where that share has fewer times.
     """
-    return list(SamplingOptions(steps=steps).resolve(pipeline).timesteps)[-_count_steps(steps, strength) - 1 :]
-
-
-def _count_steps(steps: int, strength: float) -> int:
-    return max(1, round(steps * strength))
+    if strength == 1:
+        return list(options.timesteps)
+    share = max(1, round(pipeline.schedule_config.num_train_timesteps * strength))
+    spacing = options.spacing if options.spacing in get_args(Spacing) else "trailing"
+    return timesteps(share, min(options.steps, share), spacing)
 
 
 def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
@@ -62,12 +69,6 @@ def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
 def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
     """Encode pictures uint8 [N, C, R, R] as the mean latents [N, Z, h, w], or as pixels for a model without VAE."""
     return encode_pictures(pipeline.vae, pictures.to(pipeline.device))
-
-
-def guided_denoiser(pipeline: Pipeline, count: int, options: GuidedOptions) -> Denoiser:
-    """Return the model's denoiser for `count` pictures with classifier-free guidance, x_0 clipped for pixels."""
-    sampling = SamplingOptions.model_validate(options.model_dump(include=set(GuidedOptions.model_fields)))
-    return pipeline.guided_denoiser([""] * count, sampling.resolve(pipeline))
 
 
 @torch.no_grad()

@@ -1,18 +1,20 @@
 """Operations on the codes of pictures: attribute edits, interpolation, mixing, and nearest neighbours."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.pdae import shift_codes, slerp
-from ldm_kit.editing.options import STRENGTHS, StepOptions
+from ldm_kit.editing.options import STRENGTHS, ModelDefaults, StepOptions
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.directions import Direction
 from ldm_kit.models.protocol import Code, Semantic, statistics, step_bar
 from ldm_kit.models.semantic import SemanticModel
+
+S = TypeVar("S", bound=ModelDefaults)
 
 
 class Change(NamedTuple):
@@ -44,22 +46,29 @@ def decode(
         return model.decode(code.z, code.x_T, steps, batch, stop, trajectory=trajectory, progress=progress)
 
 
-def check_steps(model: SemanticModel, options: StepOptions) -> None:
-    """Check that the model's noise schedule has enough times for the steps, and that it can stop before the end.
+def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
+    """Return options with the model's own where they were left out, and a note of which; check that it can follow.
+
+    Numbers of steps that were left out are never more than the noise schedule has times.
 
     Raises:
         UserError: more steps than training times, or a `stop` without a base model; names the flag.
     """
+    given = options.model_fields_set
+    options, note = model.saved.fill(options, options.SECTION, options.SAVED)
+    fewer = {name: min(n, model.decoder.most_steps) for name, n in options.step_counts.items() if name not in given}
+    options = options.model_copy(update=fewer)
     for name, steps in options.step_counts.items():
         try:
             model.decoder.grid(steps)
         except UserError as error:
             raise UserError(f"--{name} {steps}: {str(error).removeprefix('steps: ')}") from None
-    if options.stop and not model.decoder.stops:
+    if isinstance(options, StepOptions) and options.stop and not model.decoder.stops:
         raise UserError(
             f"--stop {options.stop:g} leaves the last steps to the base model of a PDAE, which this model lacks; "
             "leave it out"
         )
+    return options, note
 
 
 def check_not_idle(changes: Sequence[Change]) -> None:

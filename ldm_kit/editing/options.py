@@ -3,18 +3,21 @@
 No torch here, as `--help` must not wait for it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from ldm_kit.config import Config, Precision
+from ldm_kit.models.sampler_options import OWN
 
 MAX_STRENGTH = 1.0  # as far from the picture as a typical picture is from the mean of all
 STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensible, 0.3 is typical"
 ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 MIN_DURATION = 20  # milliseconds of a frame that viewers still honour
 _IMAGE = "the picture; scaled and cropped to the model's size"
+BATCH_SIZE = "pictures at once; changes a picture by rounding alone"
 
 
 def check_strength(strength: float) -> float:
@@ -24,19 +27,25 @@ def check_strength(strength: float) -> float:
     return strength
 
 
-class StepOptions(Config):
-    """How codes are decoded as pictures: numbers of steps over the model's noise schedule, and PDAE's `stop`."""
+class ModelDefaults(Config):
+    """Options of which some are the model's own where they are left out: those that its run was judged with."""
 
-    STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # the fields that are such numbers
-
-    stop: float = Field(
-        default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
-    )
+    SECTION: ClassVar[str] = "reconstruction"  # of the saved options, see `models.saved_sampling`
+    SAVED: ClassVar[Mapping[str, str]] = {}  # field -> its name there
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that are numbers of steps over the model's noise schedule
 
     @property
     def step_counts(self) -> dict[str, int]:
         """The numbers of steps by the names of their fields."""
         return {name: getattr(self, name) for name in self.STEP_FIELDS}
+
+
+class StepOptions(ModelDefaults):
+    """How codes are decoded as pictures: numbers of steps over the model's noise schedule, and PDAE's `stop`."""
+
+    stop: float = Field(
+        default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
+    )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -44,20 +53,25 @@ class StepOptions(Config):
         return self.step_counts | ({"stop": self.stop} if self.stop else {})
 
 
+_INVERT_STEPS = Field(ge=1, description="DDIM steps of the inversion to a stochastic code", json_schema_extra=OWN)
+
+
 class DecodeSteps(StepOptions):
     """How codes are decoded as pictures, by DDIM."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
+    SAVED: ClassVar[Mapping[str, str]] = {"steps": "decode_steps"}
 
-    steps: int = Field(default=100, ge=1, description="DDIM steps of decoding")
+    steps: int = Field(default=100, ge=1, description="DDIM steps of decoding", json_schema_extra=OWN)
 
 
 class RoundTripSteps(DecodeSteps):
     """How a picture is inverted to its stochastic code and decoded again, both by DDIM."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
+    SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps", "steps": "decode_steps"}
 
-    invert_steps: int = Field(default=250, ge=1, description="DDIM steps of the inversion to a stochastic code")
+    invert_steps: Annotated[int, _INVERT_STEPS] = 250
 
 
 class ChangeOptions(RoundTripSteps):
@@ -183,17 +197,22 @@ class NeighboursOptions(Config):
     image: Path = Field(description=_IMAGE)
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
     count: int = Field(default=8, ge=1, description="pictures")
-    out: Path = Field(default=Path("edits"), description="folder for the pictures and sheet.png")
+    out: Path = Field(
+        default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
+    )
 
 
-class EncodeOptions(Config):
+class EncodeOptions(ModelDefaults):
     """Which folder is encoded, to which file."""
 
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)
+    SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}
+
     images: Path = Field(description="a folder of pictures")
-    out: Path = Field(default=Path("codes.safetensors"), description="the file to write")
+    out: Path = Field(default=Path("codes.safetensors"), description="the file to write; left out: a new one")
     details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
-    invert_steps: int = Field(default=250, ge=1, description="DDIM steps of the inversion to a stochastic code")
-    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+    invert_steps: Annotated[int, _INVERT_STEPS] = 250
+    batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
 
     @field_validator("out")
@@ -211,7 +230,7 @@ class DecodeOptions(DecodeSteps):
     seed: int = Field(
         default=0, ge=0, description="of the first picture, where the file has no x_T; the next counts up"
     )
-    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+    batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
     @field_validator("seed")
     @classmethod

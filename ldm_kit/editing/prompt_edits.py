@@ -1,6 +1,6 @@
 """Commands of `edit.py` on a model without a semantic encoder: another prompt, img2img, and inpainting."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import (
     ReconstructionError,
     encode_image,
-    guided_denoiser,
     inversion_times,
     invert_latents,
     noised_start,
@@ -27,7 +26,13 @@ from ldm_kit.editing.inversion import (
 )
 from ldm_kit.editing.masks import read_mask
 from ldm_kit.editing.sample_options import GuidedOptions, Img2ImgOptions, InpaintOptions, RepromptOptions, SeedOptions
+from ldm_kit.models.guided import step_variance
+from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.sampler_options import SamplerOptions
+from ldm_kit.solvers.samplers import sample
+
+_OF_SOLVER = ("solver", "spacing", "eta")  # without meaning for commands with a sampler and times of their own
 
 
 def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[EditResult, ReconstructionError]:
@@ -41,18 +46,19 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
         raise UserError("this model is unconditional and takes no prompt; img2img and inpaint need none")
     source, target = pipeline.condition([options.source]), pipeline.condition([options.prompt])
     picture, x_0 = _read(pipeline, options.image)
-    times = inversion_times(pipeline, options.steps, options.strength)
-    context.make_out()
+    times = inversion_times(pipeline, options, options.strength)
     steps = len(times) - 1
-    unguided = guided_denoiser(pipeline, 1, GuidedOptions(steps=options.steps, guidance_scale=1))
+    sampling = options.resolve(pipeline, solver="ddim", steps=steps)
+    context.make_out()
+    unguided = pipeline.guided_denoiser([""], sampling.model_copy(update={"guidance_scale": 1.0}))
     inverted = _last(pipeline, invert_latents(unguided, x_0, times, source, options.refine), steps, "inverting")
     reconstructed = _last(pipeline, ddim(unguided, inverted, times[::-1], source), steps, "reconstructing")
-    guided = guided_denoiser(pipeline, 1, options)
+    guided = pipeline.guided_denoiser([""], sampling)
     edited = _last(pipeline, ddim(guided, inverted, times[::-1], target), steps, "sampling")
     pictures = torch.cat([picture, pipeline.pictures(reconstructed), pipeline.pictures(edited)])
     captions = ["picture", "reconstructed", options.prompt]
-    result = save_result(context, pictures, captions, **_settings(options, {"image"}))
-    return result, reconstruction_error(pipeline, picture, x_0, reconstructed)
+    result = save_result(context, pictures, captions, **_settings(options, sampling, times, {"image", *_OF_SOLVER}))
+    return result._replace(note=sampling.note), reconstruction_error(pipeline, picture, x_0, reconstructed)
 
 
 def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult:
@@ -64,12 +70,16 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
     picture, x_0 = _read(pipeline, options.image)
-    times = sampling_times(pipeline, options.steps, options.strength)
+    sampling = options.resolve(pipeline)
+    times = sampling_times(pipeline, sampling, options.strength)
     context.make_out()
     start = noised_start(pipeline, x_0.expand(options.count, *x_0.shape[1:]), options.seeds, times[0])
-    states = ddim(guided_denoiser(pipeline, options.count, options), start, times, cond)
+    denoiser = pipeline.guided_denoiser([""] * options.count, sampling)
+    noise: Any = {"seeds": options.seeds, "eta": sampling.eta, "variance": step_variance(pipeline.variance)}
+    states = sample(sampling.solver, denoiser, start, times, cond, **noise)
     sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "sampling"))
-    return _save(context, picture, sampled, options, **_settings(options, {"image", "count", "seed"}))
+    settings = _settings(options, sampling, times, {"image", "count", "seed"})
+    return _save(context, picture, sampled, options, **settings)._replace(note=sampling.note)
 
 
 def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult:
@@ -83,10 +93,11 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
     cond = _condition(pipeline, options)
     picture, x_0 = _read(pipeline, options.image)
     mask = read_mask(options.mask, picture.shape[-1], options.image)
-    times = sampling_times(pipeline, options.steps)
+    sampling = options.resolve(pipeline, solver="ddim")
+    times = sampling_times(pipeline, sampling)
     context.make_out()
     states = inpaint_latents(
-        guided_denoiser(pipeline, options.count, options),
+        pipeline.guided_denoiser([""] * options.count, sampling),
         x_0.expand(options.count, *x_0.shape[1:]),
         latent_mask(mask, (x_0.shape[-2], x_0.shape[-1])).to(x_0.device),
         times,
@@ -95,13 +106,18 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
         resample=options.resample,
     )
     sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "inpainting"))
-    settings = _settings(options, {"image", "mask", "count", "seed"})
-    return _save(context, picture, composite(picture[0], sampled, mask), options, **settings)
+    settings = _settings(options, sampling, times, {"image", "mask", "count", "seed", *_OF_SOLVER})
+    pictures = composite(picture[0], sampled, mask)
+    return _save(context, picture, pictures, options, **settings)._replace(note=sampling.note)
 
 
-def _settings(options: GuidedOptions, left_out: set[str]) -> dict[str, Any]:
-    """Return what the PNGs record of options: no path, and no numbers that stand in the file names."""
-    return options.model_dump(exclude=left_out)
+def _settings(
+    options: GuidedOptions, sampling: ResolvedOptions, times: Sequence[int], left_out: set[str]
+) -> dict[str, Any]:
+    """Return what the PNGs record of what was done: no path, and no numbers that stand in the file names."""
+    sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields})
+    done = {**options.model_dump(mode="json", exclude=left_out), **sampled, "steps": len(times) - 1}
+    return {name: value for name, value in done.items() if name not in left_out}
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:

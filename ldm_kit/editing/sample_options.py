@@ -3,14 +3,20 @@
 No torch here, as `--help` must not wait for it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldm_kit.config import Config
-from ldm_kit.editing.options import StepOptions
-from ldm_kit.models.options import SamplingOptions
+from ldm_kit.editing.options import BATCH_SIZE, StepOptions
+from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.sampler_options import OWN
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, sampler_names
+
+if TYPE_CHECKING:
+    from ldm_kit.models.pipeline import Pipeline
 
 _SAMPLING = SamplingOptions.model_fields  # flags that mean the same here: range, help and error text
 _MAX_SEED = 2**64 - 1
@@ -43,7 +49,9 @@ class SeedOptions(Config):
 
 
 class GuidedOptions(Config):
-    """How a picture is sampled again: DDIM steps and classifier-free guidance."""
+    """How a picture is sampled again: steps and classifier-free guidance; what is left out is the model's own."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without options of their own
 
     steps: Annotated[int, _SAMPLING["steps"]] = 50
     guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 3.0
@@ -55,10 +63,26 @@ class GuidedOptions(Config):
             raise ValueError("--negative_prompt has no effect at --guidance_scale 1; expected another scale")
         return self
 
+    def resolve(self, pipeline: "Pipeline", **fixed: Any) -> ResolvedOptions:
+        """Return the sampling options that these are for a model.
+
+        Args:
+            pipeline: the model, whose own options take the place of those that were left out.
+            fixed: options by name that the command itself decides.
+
+        Raises:
+            UserError: options that the model cannot follow.
+        """
+        given = self.model_dump(include=self.model_fields_set & SamplingOptions.model_fields.keys()) | fixed
+        if str(pipeline.saved.sampling.get("solver")).startswith(DIFFUSERS_PREFIX):  # its grid starts at pure noise
+            given = {"solver": self.DEFAULTS["solver"], **given}
+        return SamplingOptions(**given).resolve(pipeline, self.DEFAULTS)
+
 
 class RepromptOptions(GuidedOptions):
     """A picture, what it shows, and what it is to show instead."""
 
+    steps: int = Field(default=50, ge=1, description="DDIM steps of the inversion, and as many of sampling")
     image: Path = Field(description=_IMAGE)
     source: str = Field(description="what the picture shows: a prompt or a class")
     prompt: str = Field(description="what it is to show instead")
@@ -73,6 +97,14 @@ class Img2ImgOptions(GuidedOptions, SeedOptions):
 
     image: Path = Field(description=_IMAGE)
     strength: float = Field(default=0.6, gt=0, le=1, description=_STRENGTH)
+    solver: str = Field(default="ddim", description=", ".join(sampler_names()), json_schema_extra=OWN)
+
+    @field_validator("solver")
+    @classmethod
+    def _own_solver(cls, solver: str) -> str:
+        if solver not in sampler_names():  # a diffusers class has a grid of its own, which starts at pure noise
+            raise ValueError(f"expected one of {', '.join(sampler_names())}")
+        return solver
 
 
 class InpaintOptions(GuidedOptions, SeedOptions):
@@ -86,7 +118,9 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 class SamplePriorOptions(StepOptions, SeedOptions):
     """How new pictures are sampled from a prior over codes."""
 
+    SECTION: ClassVar[str] = "prior"
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("decode_steps",)
+    SAVED: ClassVar[Mapping[str, str]] = {name: name for name in ("steps", "decode_steps", "stop", "guidance_scale")}
 
     prompt: str | None = Field(
         default=None, description="condition of the prior", json_schema_extra={"flags": ["--class"]}
@@ -97,13 +131,13 @@ class SamplePriorOptions(StepOptions, SeedOptions):
         default=None, ge=0, lt=1, description="that the attribute's probability must exceed; 0.5 if left out"
     )
     tries: int = Field(default=1000, ge=1, description="codes for each picture, at most")
-    steps: int = Field(default=100, ge=1, description="DDIM steps of the code")
-    decode_steps: int = Field(default=100, ge=1, description="DDIM steps of the picture")
+    steps: int = Field(default=100, ge=1, description="DDIM steps of the code", json_schema_extra=OWN)
+    decode_steps: int = Field(default=100, ge=1, description="DDIM steps of the picture", json_schema_extra=OWN)
     guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 1.0
     clip: Literal["none", "published"] = Field(
         default="none", description="published: codes are clipped as PDAE's code does by mistake"
     )
-    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+    batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
     @model_validator(mode="after")
     def _threshold_needs_an_attribute(self) -> Self:

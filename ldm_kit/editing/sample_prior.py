@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ldm_kit.config import UserError
 from ldm_kit.editing import operations
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.image_io import save_result
@@ -33,14 +34,32 @@ def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePri
             steps than training times.
     """
     model = context.load_semantic_model(context.precision)
-    operations.check_steps(model, options)
+    options, note = _resolve(model, options)
     z, captions, acceptance = _sample_codes(context, model, options)
     context.make_out()
     code = Code(z, model.noise(options.seeds))
     pictures = operations.decode(model, code, options.decode_steps, options.batch_size, stop=options.stop)
     columns = min(8, options.count)
     result = save_result(context, pictures, captions, columns=columns, seeds=options.seeds, **_settings(options))
-    return SamplePriorResult(result, acceptance)
+    return SamplePriorResult(result._replace(note=note), acceptance)
+
+
+def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SamplePriorOptions, str]:
+    """Return options with the model's own where they were left out, and a note of which.
+
+    Raises:
+        UserError: no prior, more steps than training times, or guidance away from an untrained null condition.
+    """
+    if model.prior is None:
+        raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
+    given, times = options.model_fields_set, model.prior.schedule_config.num_train_timesteps
+    steps = options.steps if "steps" in given else None
+    scale = options.guidance_scale if "guidance_scale" in given else None
+    steps, scale = model.saved.of_prior(steps, scale, times, options.prompt is not None)
+    if steps > times:
+        raise UserError(f"--steps {steps}: cannot walk {times} training times in {steps} steps; expected 1 to {times}")
+    resolved, note = operations.resolve_steps(model, options)
+    return resolved.model_copy(update={"steps": steps, "guidance_scale": scale}), note
 
 
 def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | None:

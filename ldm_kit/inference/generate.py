@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,17 +16,23 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.provenance import provenance
 from ldm_kit.viz.grid import grid
-from ldm_kit.viz.png import check_folder, file_name, save_png
+from ldm_kit.viz.png import check_folder, file_name, save_png, unused_path
 
 GRID = 400  # most pictures in the grid
 
 
 class GenerationResult(NamedTuple):
-    """How many pictures were generated, and the picture that shows them together."""
+    """How many pictures were generated, the picture that shows them together, and which settings the model decided."""
 
     pictures: int
     path: Path
+    note: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.pictures} pictures in {self.path.parent}, all of them in {self.path}"
+        return f"{text}\n{self.note}" if self.note else text
 
 
 class _Job(NamedTuple):
@@ -59,18 +65,21 @@ def generate_to_folder(
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
     device = device_named(output.device)
-    pipeline = _load(model, guides, device, autocast_dtype(output.precision, device))
+    precision = autocast_dtype(output.precision, device)
+    pipeline = _load(model, guides, device, precision)
     resolved = options.resolve(pipeline)
-    jobs = [
-        _Job(text, request.seed + k) for text in _check_prompts(pipeline, texts, resolved) for k in range(request.count)
-    ]
-    check_folder(output.out)
-    first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, resolved, output)
+    texts = _check_prompts(pipeline, texts, resolved)
+    jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
+    out = output.out if "out" in output.model_fields_set else unused_path(output.out)
+    check_folder(out)
+    metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, **dict(guides))}
+    text = metadata if output.metadata else None
+    first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, out, text)
     columns = request.count if request.count > 1 else min(8, math.ceil(math.sqrt(len(first))))
     captions = [job.prompt for job in jobs[:GRID]]
     sheet = grid(torch.stack(first), columns, scale=max(1, 96 // first[0].shape[-1]), captions=captions)
-    save_png(sheet, output.out / "grid.png", _metadata(resolved) if output.metadata else None)
-    return GenerationResult(len(jobs), output.out / "grid.png")
+    save_png(sheet, out / "grid.png", text)
+    return GenerationResult(len(jobs), out / "grid.png", resolved.note)
 
 
 def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int) -> Iterator[Tensor]:
@@ -80,21 +89,17 @@ def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions
 
 
 def _save_pictures(
-    pictures: Iterator[Tensor], jobs: Sequence[_Job], options: ResolvedOptions, output: OutputOptions
+    pictures: Iterator[Tensor], jobs: Sequence[_Job], out: Path, metadata: Mapping[str, str] | None
 ) -> list[Tensor]:
     """Save each picture as it comes; return the first ones, for the grid."""
     first: list[Tensor] = []
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
-        metadata = {"prompt": prompt, "seed": str(seed), **_metadata(options)} if output.metadata else None
-        save_png(grid(picture[None], 1, padding=0), output.out / file_name(seed, index, prompt), metadata)
+        text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
+        save_png(grid(picture[None], 1, padding=0), out / file_name(seed, index, prompt), text)
         if index < GRID:
             first.append(picture)
     return first
-
-
-def _metadata(options: ResolvedOptions) -> dict[str, str]:
-    return {"settings": json.dumps(options.settings())}
 
 
 def _load(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:

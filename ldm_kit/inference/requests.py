@@ -23,7 +23,7 @@ class GenerationRequest(Config):
     prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
     count: int = Field(default=1, ge=1, description="pictures of each prompt")
     seed: int = Field(default=0, description="seed of each prompt's first picture; the next counts up")
-    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes no picture")
+    batch_size: int = Field(default=32, ge=1, description="pictures at once; changes a picture by rounding alone")
 
     @model_validator(mode="after")
     def _check_seeds(self) -> "GenerationRequest":
@@ -62,14 +62,17 @@ class GuideModels(Config):
     autoguidance_model: Path | None = Field(
         default=None,
         validation_alias=AliasChoices("autoguidance_model", "worse"),
-        description="guide model: a weaker model of the same data, whose errors autoguidance extrapolates away from",
+        description="guide model: a weaker model of the same data, whose errors autoguidance extrapolates away from; "
+        "in the place of classifier-free guidance, unless --guidance_scale is given too",
     )
 
 
 class OutputOptions(Config):
     """Where pictures are computed and written."""
 
-    out: Path = Field(default=Path("samples"), description="folder for the pictures and grid.png")
+    out: Path = Field(
+        default=Path("samples"), description="folder for the pictures and grid.png; left out: one that is not there yet"
+    )
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(
         default="no",
@@ -90,4 +93,4 @@ class LikelihoodRequest(Config):
         default=None, ge=1, description="random times of each picture, an estimate; all when left out"
     )
     seed: int = Field(default=0, description="of noise and times")
-    batch_size: int = Field(default=64, ge=1, description="pictures at once; changes no number")
+    batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")

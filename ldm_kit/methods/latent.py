@@ -28,8 +28,8 @@ from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
-from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
@@ -155,16 +155,23 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The model with the current weights, on the device of training."""
+        """The model with the current weights, on the device of training, and what it is judged with."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
-        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, variance=config.variance)
+        return Pipeline(
+            self.vae,
+            unet,
+            conditioner,
+            config.schedule,
+            config.prediction_type,
+            variance=config.variance,
+            saved=SavedSampling.of(SAMPLING, config.sample, config.condition_dropout),
+        )
 
     def samples(self) -> Grid:
         """Sample the prompts from seeds 0, 1, 2, ..."""
-        config, prompts = self.config.sample, self.prompts
-        options = SamplingOptions(steps=config.steps, solver=config.solver, guidance_scale=config.guidance_scale)
-        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), options)))
+        prompts = self.prompts
+        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)))))
         captions = None
         if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.conditions.caption(prompt) for prompt in prompts]

@@ -7,22 +7,18 @@ from pydantic import AliasChoices, Field, model_validator
 
 from conditioning.factory import ConditioningConfig
 from conditioning.none import NoConfig
-from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps
+from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.nets.unet import UNetConfig
-from ldm_kit.solvers.table import SamplerName
 
 
-class SampleConfig(Config):
-    """How a run samples pictures while it trains, always from the same seeds."""
+class SampleConfig(SamplerOptions):
+    """How a run samples pictures while it trains, always from the same seeds; saved with the model as its defaults."""
 
     prompts: tuple[str, ...] = Field(default=(), description="what to sample; empty: captions or classes of the set")
-    steps: int = Field(default=20, gt=0, description="sampling steps")
-    solver: SamplerName = Field(default="dpm++", description="sampler")
-    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is none")
 
 
 class LatentRun(NoisedRun):

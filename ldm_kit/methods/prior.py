@@ -34,6 +34,7 @@ from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps
 from ldm_kit.models import codes
 from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
+from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
 from ldm_kit.training.task import LossTerm
@@ -178,8 +179,10 @@ class Prior(Method[PriorRun]):
 
     def model(self) -> SemanticModel:
         """Return the semantic model with this prior of the current weights, on the device of training."""
-        prior = CodePrior(self.module.mlp, self.module.conditioner, self.config.schedule)
-        return replace(self.source, prior=prior, mean=self.mean, std=self.std).to(self.device)
+        config, source = self.config, self.source
+        prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule)
+        saved = source.saved.joined(SavedSampling.of(PRIOR, config.sample, config.condition_dropout))
+        return replace(source, prior=prior, mean=self.mean, std=self.std, saved=saved).to(self.device)
 
     def samples(self) -> Grid:
         """Sample codes, of captions or classes if there are such, and decode them, from seeds 0, 1, 2, ..."""

@@ -22,6 +22,7 @@ from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models import codes
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
+from ldm_kit.models.saved_sampling import RECONSTRUCTION, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
@@ -114,8 +115,12 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     def model(self) -> SemanticModel:
         """Return the model with the current weights; the statistics of its codes are not measured yet."""
-        width = self.config.encoder.z_width
-        return SemanticModel(self.module.encoder, self.decoder(), torch.zeros(width), torch.ones(width)).to(self.device)
+        config, statistics = (
+            self.config,
+            (torch.zeros(self.config.encoder.z_width), torch.ones(self.config.encoder.z_width)),
+        )
+        saved = SavedSampling.of(RECONSTRUCTION, config.sample)
+        return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure the held-out loss and the error of some pictures decoded from inferred and from random noise."""

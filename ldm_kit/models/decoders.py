@@ -83,6 +83,11 @@ class CodeDecoder:
         network = self.finite.network("the U-Net", autocast_network(partial(apply_semantic, self.unet), self.precision))
         return clip_pixels(NetworkDenoiser(network, self.schedule, self.target), self.vae)
 
+    @property
+    def most_steps(self) -> int:
+        """As many steps as a grid can have."""
+        return len(self.schedule)
+
     def grid(self, steps: int) -> list[int]:
         """Return rising times from 0 on (`ddimN` of Preechakul et al. 2022); clean data is a step below the first."""
         return strided(len(self.schedule), steps)[-2::-1]
@@ -175,6 +180,11 @@ class ShiftDecoder:
         plain = self.base.denoiser(self.schedule)
         network = self.finite.network(_BASE, autocast_network(plain.network, self.precision))
         return clip_pixels(replace(plain, network=network), self.vae)
+
+    @property
+    def most_steps(self) -> int:
+        """As many steps as a grid can have."""
+        return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
         """Return PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""

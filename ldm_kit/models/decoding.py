@@ -1,4 +1,4 @@
-"""What models that sample share: the first stage, both ways, autocast, clipping of pixels, batches of states."""
+"""What models that sample share: the first stage, both ways, autocast, clipping, batches of states, checks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from autoencoder import base as first_stage
+from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
 from ldm_kit.diffusion.finite import FiniteCheck, check_finite
@@ -109,3 +110,18 @@ def last_states(
                 progress(number * steps + step, len(starts) * steps)
         last.append(x.float().cpu())
     return last
+
+
+def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:
+    """Check that pictures are uint8 [N, *shape]; raises UserError."""
+    if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
+        kind = str(pictures.dtype).removeprefix("torch.")
+        sizes = ", ".join(map(str, shape))
+        raise UserError(f"expected pictures, uint8 [N, {sizes}], got {kind} {[*pictures.shape]}")
+
+
+def check_codes(z: Tensor, count: int, width: int) -> None:
+    """Check that there are `count` codes of `width` finite numbers each; raises UserError."""
+    if tuple(z.shape) != (count, width):
+        raise UserError(f"expected {count} codes of {width} numbers each, got {[*z.shape]}")
+    check_finite("the file or encoder of the codes", z)

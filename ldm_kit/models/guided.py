@@ -1,8 +1,11 @@
-"""Wrappers around a model's denoiser that sampling options ask for: classifier-free guidance and clipping."""
+"""What sampling options make of a model: its denoiser with classifier-free guidance and clipping, and the variance."""
+
+from typing import Literal
 
 from conditioning.base import Condition
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, Thresholded
 from ldm_kit.diffusion.guidance import ClassifierFree, Interval, Rescaled
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.models.options import ResolvedOptions
 
@@ -33,3 +36,8 @@ def clipped(denoiser: Denoiser, clip: str) -> Denoiser:
             return Thresholded(denoiser)
         case _:
             return denoiser
+
+
+def step_variance(variance: VarianceType) -> Literal["large", "auto"]:
+    """Return the variance of ddpm's steps for a model's; auto: what the network learned, or else the small one."""
+    return "large" if variance == "large" else "auto"

@@ -1,48 +1,30 @@
 """Sampling options: one description for scripts, configs and Python, and what a model makes of them.
 
-A field is a flag of `sample.py`: its name, help, range, default and error text. This module waits for no heavy library.
+A field is a flag of `sample.py`: its name, help, range, default and error text. A flag that is left out is the model's
+own, with which its run was judged (`models.saved_sampling`). This module waits for no heavy library.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from ldm_kit.config import Config, UserError
-from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
+from ldm_kit.config import UserError, check
+from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
+from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, own_settings
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 FAST_STEPS = 8  # of dpm++, whose pictures are about those of 50 (docs/performance.md, what steps are worth)
-_ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' classes that take eta
-_OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
+_ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 
 
-class SamplingOptions(Config):
-    """How pictures are sampled; "auto" and None are decided by the model (`resolve`)."""
+class SamplingOptions(SamplerOptions):
+    """How pictures are sampled; what is not given, "auto" and None are decided by the model (`resolve`)."""
 
-    steps: int = Field(default=20, ge=1, description="sampling steps")
-    solver: str = Field(default="dpm++", description=f"{', '.join(sampler_names())} or {DIFFUSERS_PREFIX}CLASS")
-    guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance")
-    negative_prompt: str | None = Field(
-        default=None, description="what to steer away from; left out: the null condition that training used"
-    )
-    guidance_rescale: float = Field(
-        default=0.0, ge=0, le=1, description="how much of guidance's added contrast is taken back"
-    )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="shares of time, LOW and HIGH, between which is guided; 0 is clean"
-    )
-    spacing: str = Field(
-        default="trailing", description="training times that are visited: trailing, leading, linspace; ddim25; 90,60,20"
-    )
-    eta: float = Field(default=0.0, ge=0, le=1, description="noise of ddim's steps; 1 is as much as ddpm's")
-    clip: Literal["auto", "none", "clip", "dynamic", "published"] = Field(
-        default="auto",
-        description="range of the predicted picture, after guidance; auto clips pixels to -1..1 and leaves latents; "
-        "published is clip, but not once more after --algorithm 2",
-    )
     classifier_scale: float | None = Field(
         default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"
     )
@@ -54,70 +36,83 @@ class SamplingOptions(Config):
         default=None, ge=0, description="of guidance away from the guide model; 2 left out, 1 is no guidance"
     )
 
-    @field_validator("solver")
-    @classmethod
-    def _known_solver(cls, solver: str) -> str:
-        if solver not in sampler_names() and not solver.startswith(DIFFUSERS_PREFIX):
-            raise ValueError(f"expected one of {', '.join(sampler_names())}, or {DIFFUSERS_PREFIX}CLASS")
-        return solver
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _rising_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        low, high = interval
-        if not 0 <= low < high <= 1:
-            raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
-        return interval
-
     @model_validator(mode="after")
-    def _agree(self) -> "SamplingOptions":
-        """Refuse options that exclude each other, whatever the model."""
-        if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
-            raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
-        if self.eta > 0 and not self._takes_eta:
-            taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
-            raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")
+    def _algorithm_agrees(self) -> Self:
         if self.algorithm == 1 and not self._shifts_mean:
             shifted = " and ".join(names_where(lambda sampler: sampler.shifts_mean))
             raise ValueError(
                 f"--algorithm 1 shifts the mean of {shifted}, and {self.solver} has none; "
                 "expected --algorithm 2, or --solver ddpm"
             )
-        if self.guidance_scale == 1 and (idle := self._given(_OF_CONDITION)):
-            raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
         return self
-
-    @property
-    def _takes_eta(self) -> bool:
-        built_in = not self.solver.startswith(DIFFUSERS_PREFIX)
-        return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     @property
     def _shifts_mean(self) -> bool:
         """Whether a step of the solver is a normal distribution, whose mean a gradient can shift."""
         return not self.solver.startswith(DIFFUSERS_PREFIX) and find_sampler(self.solver).shifts_mean
 
-    def _given(self, names: tuple[str, ...]) -> str | None:
-        """Return the first of these options that differs from its default."""
-        defaults = SamplingOptions.model_fields
-        return next((name for name in names if getattr(self, name) != defaults[name].default), None)
-
     def fast(self) -> "SamplingOptions":
         """Return these options with as few steps as look alike, unless a number of steps was given."""
         return self if "steps" in self.model_fields_set else self.model_copy(update={"steps": FAST_STEPS})
 
-    def resolve(self, model: "Pipeline") -> "ResolvedOptions":
+    def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
         """Decide all that is left to the model, and check that the model can follow.
 
         Args:
             model: a pipeline, with the guides that it is sampled with.
+            fallback: options by name for what neither was given here nor is saved with the model; None: the defaults.
 
         Raises:
             UserError: options that this model has no use for or cannot follow; names the flag.
         """
         self._check_guides(model)
-        timesteps = self._timesteps(model)
-        decided: dict[str, Any] = {"steps": len(timesteps) - 1, "timesteps": timesteps}
+        own = self._saved_options(model)
+        values = {**(fallback or {}), **own, **self._unguided(model), **self._given_values}
+        values["steps"] = self._steps(model, values)
+        options = check(SamplingOptions, values, model.saved.file)
+        timesteps = options._timesteps(model)
+        decided = {"steps": len(timesteps) - 1, "timesteps": timesteps, **options._decided(model)}
+        decided["own"] = tuple(name for name in own if values[name] == own[name] and name not in self._unguided(model))
+        resolved = ResolvedOptions(**options.model_dump() | decided)
+        resolved._check_sampler(model)
+        return resolved
+
+    @property
+    def _given_values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def _saved_options(self, model: "Pipeline") -> dict[str, Any]:
+        """Return the model's own options that were not given and go with those that were."""
+        given = self._given_values
+        own = {name: value for name, value in model.saved.sampling.items() if name in SamplerOptions.model_fields}
+        unguided = {**own, **self._unguided(model), **given}.get("guidance_scale") == 1
+        sections = own.get("spacing") not in get_args(Spacing)  # such a spacing has a number of steps of its own
+        stale = {
+            *(OF_CONDITION if unguided else ()),
+            *(("eta",) if "solver" in given else ()),
+            *(("spacing",) if (sections and "steps" in given) or self.solver.startswith(DIFFUSERS_PREFIX) else ()),
+        }
+        return {name: value for name, value in own.items() if name not in given and name not in stale}
+
+    def _unguided(self, model: "Pipeline") -> dict[str, float]:
+        """Return the guidance scale 1 where none was given and none is meant.
+
+        That is without a trained null condition, and beside a guide model, which takes the place of the null condition.
+        """
+        if "guidance_scale" in self.model_fields_set:
+            return {}
+        no_null = model.conditioner.null is None or not model.saved.trains_null
+        guided = model.autoguidance_model is not None and self._given(OF_CONDITION) is None
+        return {"guidance_scale": 1.0} if no_null or guided else {}
+
+    def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
+        """Return the steps that were given, or else the default, of which there are no more than training times."""
+        steps = values.get("steps", SamplerOptions.model_fields["steps"].default)
+        return steps if "steps" in self.model_fields_set else min(steps, model.schedule_config.num_train_timesteps)
+
+    def _decided(self, model: "Pipeline") -> dict[str, Any]:
+        """Return what is "auto" or None, as the model decides it."""
+        decided: dict[str, Any] = {}
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
         if model.classifier is not None and self.classifier_scale is None:
@@ -126,22 +121,22 @@ class SamplingOptions(Config):
             decided["algorithm"] = 1 if self._shifts_mean else 2
         if model.autoguidance_model is not None and self.autoguidance_scale is None:
             decided["autoguidance_scale"] = 2.0
-        resolved = ResolvedOptions(**self.model_dump() | decided)
-        resolved._check_sampler(model)
-        return resolved
+        return decided
 
     def _check_guides(self, model: "Pipeline") -> None:
+        """Check that there is what each option that was given needs; raises UserError."""
         if model.classifier is None and (idle := self._given(_OF_CLASSIFIER)):
             raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
         if model.autoguidance_model is None and self.autoguidance_scale is not None:
             raise UserError("--autoguidance_scale needs --autoguidance_model DIR, a guide model of the same pictures")
-        if model.conditioner.null is None and (idle := self._given(_OF_CONDITION)):
-            raise UserError(f"--{idle} is for models with a condition, and this one is unconditional")
+        guiding = "guidance_scale" if self._given_values.get("guidance_scale", 1) != 1 else self._given(OF_CONDITION)
+        if guiding is not None and model.conditioner.null is None:
+            raise UserError(f"--{guiding} is for models with a condition, and this one is unconditional")
+        if guiding is not None and not model.saved.trains_null:
+            raise UserError(f"--{guiding} {UNTRAINED_NULL}")
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
         """Return the falling training times that the steps visit, -1 (clean) the last."""
-        from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
-
         total = model.schedule_config.num_train_timesteps
         try:
             return tuple(respaced_timesteps(total, self.steps, self.spacing))
@@ -154,14 +149,22 @@ class ResolvedOptions(SamplingOptions):
     """Sampling options of which a model has decided all that was left to it; what generation takes."""
 
     timesteps: tuple[int, ...] = Field(description="falling training times, -1 (clean) the last; steps + 1 of them")
+    own: tuple[str, ...] = Field(default=(), description="options that the saved model decided")
 
-    def resolve(self, model: "Pipeline") -> "ResolvedOptions":
+    def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
         """Return these options, which are decided already."""
         return self
 
     def settings(self) -> dict[str, Any]:
         """Return what a picture's metadata says of them: all but the times, as JSON takes it."""
-        return self.model_dump(mode="json", exclude={"timesteps"})
+        return self.model_dump(mode="json", exclude={"timesteps", "own"})
+
+    @property
+    def note(self) -> str:
+        """A sentence for commands to print: which options are the model's own; empty where none is."""
+        fields = SamplerOptions.model_fields
+        said = {name: getattr(self, name) for name in self.own}
+        return own_settings({k: v for k, v in said.items() if k in _ALWAYS_SAID or v != fields[k].default})
 
     def _check_sampler(self, model: "Pipeline") -> None:
         if model.vae is not None and self.clip != "none":

@@ -37,8 +37,9 @@ from ldm_kit.models.compatibility import (
 from ldm_kit.models.components import Components, load_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
-from ldm_kit.models.guided import classifier_free, clipped
+from ldm_kit.models.guided import classifier_free, clipped, step_variance
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import save_components
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import cast_weights
@@ -58,6 +59,7 @@ class Pipeline:
     variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it, in as many channels again
     classifier: NoisyClassifier | None = None  # set by `with_guides`
     autoguidance_model: "Pipeline | None" = None  # weaker model that guides; set by `with_guides`
+    saved: SavedSampling = field(default_factory=SavedSampling)  # what its run was judged with: the defaults of options
     schedule: Schedule = field(init=False)
     finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which all parts note while sampling
 
@@ -190,7 +192,7 @@ class Pipeline:
             denoiser = denoiser if options.clip == "published" else clipped(denoiser, options.clip)
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts), list(options.timesteps)
-        steps = {"eta": options.eta, "gradient": gradient, "variance": "large" if self.variance == "large" else "auto"}
+        steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -209,7 +211,7 @@ class Pipeline:
         Args:
             prompts: N prompts, or classes by name or number; "" for an unconditional model.
             seeds: N seeds.
-            options: None: the defaults.
+            options: what they leave out, and None, is the model's own, with which its run was judged, or the default.
             batch_size: pictures at once.
 
         Yields:
@@ -237,6 +239,7 @@ class Pipeline:
             )
         noise = Noise(self.schedule_config, self.target, self.variance)
         save_components(folder, Components(self.vae, self.unet, self.conditioner, noise))
+        self.saved.write(folder)
 
     @classmethod
     def load(
@@ -252,7 +255,9 @@ class Pipeline:
         Raises:
             UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others.
         """
-        vae, unet, conditioner, noise = load_components(ModelFolder.open(folder), device)
+        opened = ModelFolder.open(folder)
+        (vae, unet, conditioner, noise), saved = load_components(opened, device), SavedSampling.read(opened.path)
         if precision is not None:
             cast_weights(unet, precision)
-        return cls(vae, unet, conditioner, noise.schedule, noise.prediction_type, precision, noise.variance)
+        schedule, prediction_type, variance = noise
+        return cls(vae, unet, conditioner, schedule, prediction_type, precision, variance, saved=saved)

@@ -7,7 +7,7 @@ sha256.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,22 @@ from torch import Tensor
 from autoencoder import base as first_stage
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
-from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
 from ldm_kit.models.decoders import Decoder, TrajectoryTarget, load_decoder
-from ldm_kit.models.decoding import Progress, decode_pictures, encode_pictures, last_states
+from ldm_kit.models.decoding import (
+    Progress,
+    check_codes,
+    check_pictures,
+    decode_pictures,
+    encode_pictures,
+    last_states,
+)
 from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.prior import Clip, CodePrior
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import write_index
 
 
@@ -38,6 +45,7 @@ class SemanticModel:
     mean: Tensor  # [D] float32, of the training set's codes
     std: Tensor  # [D]
     prior: CodePrior | None = None  # samples new codes
+    saved: SavedSampling = field(default_factory=SavedSampling)  # what its runs were judged with: the defaults
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +79,7 @@ class SemanticModel:
         return self.decoder.shape
 
     def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
-        """Encode pictures to codes, not normalised.
+        """Encode pictures to codes z, float32 [N, D], not normalised.
 
         Args:
             pictures: uint8 [N, C, R, R].
@@ -80,36 +88,41 @@ class SemanticModel:
         Returns:
             z, float32 [N, D]; raises UserError for pictures of another type or shape.
         """
-        self._check_pictures(pictures)
+        check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         return codes.encode(self.encoder, pictures, batch)
 
     @torch.no_grad()
     def invert(
-        self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
+        self,
+        pictures: Tensor,
+        z: Tensor,
+        steps: int | None = None,
+        batch: int = 32,
+        *,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """Invert pictures to the noise that decodes to them, by DDIM upwards (Preechakul et al. 2022, eq. 8).
+        """Invert pictures to the noise x_T [N, Z, h, w] that decodes to them (DDIM; Preechakul et al. 2022, eq. 8).
 
         Args:
             pictures: uint8 [N, C, R, R].
             z: their codes [N, D].
-            steps: of DDIM; the decoded pictures err (in the root of the mean square) as 1 / steps.
+            steps: of DDIM; the decoded pictures err (in the root of the mean square) as 1 / steps. None: those that its
+                run was judged with, or 250.
             batch: pictures at a time.
             progress: called with (done, all) steps.
-
-        Returns:
-            x_T, float32 [N, Z, h, w].
 
         Raises:
             UserError: pictures or codes that do not fit the model, or more steps than it has training times.
         """
-        self._check_pictures(pictures)
-        self._check_codes(z, len(pictures))
+        check_pictures(pictures, (self.channels, self.resolution, self.resolution))
+        check_codes(z, len(pictures), self.z_width)
+        count = self.saved.steps("encode_steps", self.decoder.most_steps) if steps is None else steps
 
         def encode(batch: slice) -> Iterator[State]:
-            return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), steps)
+            return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), count)
 
         noise = last_states(
-            encode, range(0, len(pictures), batch), steps, self.decoder.finite, name="inverting", progress=progress
+            encode, range(0, len(pictures), batch), count, self.decoder.finite, name="inverting", progress=progress
         )
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
 
@@ -118,7 +131,7 @@ class SemanticModel:
         self,
         z: Tensor,
         x_T: Tensor | None = None,
-        steps: int = 100,
+        steps: int | None = None,
         batch: int = 32,
         stop: float = 0.0,
         *,
@@ -131,7 +144,7 @@ class SemanticModel:
         Args:
             z: codes [N, D], as `encode` gives them.
             x_T: noise [N, Z, h, w], inferred or random; None: random, from `seeds`.
-            steps: of DDIM.
+            steps: of DDIM; None: those that its run was judged with, or 100.
             batch: pictures at a time.
             stop: of PDAE, the share of the last steps that is left to the base model.
             seeds: one for each picture; None: 0, 1, ...
@@ -144,11 +157,12 @@ class SemanticModel:
         Raises:
             UserError: inputs that do not fit, more steps than training times, or a stop or trajectories of DiffAE.
         """
-        self._check_codes(z, len(z))
+        check_codes(z, len(z), self.z_width)
         if trajectory is not None:
-            self._check_codes(trajectory.z, len(z))
+            check_codes(trajectory.z, len(z), self.z_width)
         if not 0 <= stop <= 1 or (stop > 0 and not self.decoder.stops):
             raise UserError(f"stop is {stop}; expected a share of the steps, 0 to 1, and 0 without a frozen model")
+        count = self.saved.steps("decode_steps", self.decoder.most_steps) if steps is None else steps
         noise = self.noise(range(len(z)) if seeds is None else seeds) if x_T is None else x_T
         if tuple(noise.shape) != (len(z), *self.latent_shape):
             raise UserError(f"got noise {[*noise.shape]}; expected {[len(z), *self.latent_shape]}, one for each code")
@@ -156,10 +170,10 @@ class SemanticModel:
         def decode(batch: slice) -> Iterator[State]:
             x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
-            return self.decoder.down(x, codes, steps, stop, trajectory=other)
+            return self.decoder.down(x, codes, count, stop, trajectory=other)
 
         latents = last_states(
-            decode, range(0, len(z), batch), steps, self.decoder.finite, name="decoding", progress=progress
+            decode, range(0, len(z), batch), count, self.decoder.finite, name="decoding", progress=progress
         )
         none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         return torch.cat([none, *(self._pictures(x) for x in latents)])
@@ -172,38 +186,30 @@ class SemanticModel:
     def sample_z(
         self,
         seeds: Sequence[int],
-        steps: int = 100,
+        steps: int | None = None,
         conditions: Sequence[str | int] | None = None,
         *,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         clip: Clip = "none",
     ) -> Tensor:
         """Sample new codes z [N, D] from the prior, not normalised; the arguments are those of `CodePrior.sample`.
+
+        Steps and guidance are those that the prior's run was judged with where they are None, or else 100 and 1.
 
         Raises:
             UserError: there is no prior, or it does not know the classes.
         """
         if self.prior is None:
             raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
-        z = self.prior.sample(seeds, steps, conditions, guidance_scale=guidance_scale, clip=clip)
-        return self.statistics.denormalise(z)
+        times, conditioned = self.prior.schedule_config.num_train_timesteps, conditions is not None
+        steps, scale = self.saved.of_prior(steps, guidance_scale, times, conditioned)
+        return self.statistics.denormalise(self.prior.sample(seeds, steps, conditions, guidance_scale=scale, clip=clip))
 
     def _latents(self, pictures: Tensor) -> Tensor:
         return encode_pictures(self.decoder.vae, pictures.to(self.device))
 
     def _pictures(self, x: Tensor) -> Tensor:
         return decode_pictures(self.decoder.vae, x.to(self.device))
-
-    def _check_pictures(self, pictures: Tensor) -> None:
-        shape = (self.channels, self.resolution, self.resolution)
-        if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
-            kind, sizes = str(pictures.dtype).removeprefix("torch."), ", ".join(map(str, shape))
-            raise UserError(f"expected pictures, uint8 [N, {sizes}], got {kind} {[*pictures.shape]}")
-
-    def _check_codes(self, z: Tensor, count: int) -> None:
-        if tuple(z.shape) != (count, self.z_width):
-            raise UserError(f"expected {count} codes of {self.z_width} numbers each, got {[*z.shape]}")
-        check_finite("the file or encoder of the codes", z)
 
     def to(self, device: torch.device | str) -> "SemanticModel":
         """Move all networks."""
@@ -227,6 +233,7 @@ class SemanticModel:
         if self.prior is not None:
             self.prior.save(folder / code_prior.FOLDER)
             index[code_prior.FOLDER] = ("ldm_kit.models.prior", "CodePrior")
+        self.saved.write(folder)
         write_index(folder, index)
 
     @classmethod
@@ -255,4 +262,4 @@ class SemanticModel:
             )
         has_prior = code_prior.FOLDER in opened
         prior = CodePrior.load(opened.subfolder(code_prior.FOLDER), width, device) if has_prior else None
-        return cls(encoder, decoder, *CodeStatistics.load(opened.path, width), prior)
+        return cls(encoder, decoder, *CodeStatistics.load(opened.path, width), prior, SavedSampling.read(opened.path))

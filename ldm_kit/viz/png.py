@@ -99,6 +99,19 @@ def check_folder(path: Path) -> None:
             folder.rmdir()
 
 
+def unused_path(path: Path) -> Path:
+    """Return a path at which nothing is, so that what an earlier command wrote there stays.
+
+    It is the path itself, or the first of `NAME-2`, `NAME-3`, ... (before a file's ending) that does not exist. An
+    empty folder counts as nothing.
+    """
+    number, candidate = 1, path
+    while candidate.exists() and (candidate.is_file() or any(candidate.iterdir())):
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file under a temporary name beside it and rename it, so that it is complete or absent.
 

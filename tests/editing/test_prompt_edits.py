@@ -19,6 +19,7 @@ from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import inversion_times, invert_latents, noised_start, picture_shape, sampling_times
 from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
+from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 
 LINEAR = build(ScheduleConfig(kind="linear"))
@@ -174,13 +175,22 @@ def test_composition_is_by_pixel():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
-def test_the_strength_is_the_share_of_the_steps_that_are_walked(world):
+def test_the_strength_is_a_share_of_the_times_over_which_all_steps_are_spread(world):
     pipeline = Pipeline.load(world.model("pixels") / "model")
-    assert inversion_times(pipeline, steps=10, strength=0.3) == [0, 99, 199, 299]
-    assert inversion_times(pipeline, steps=10)[-1] == 999
-    assert sampling_times(pipeline, steps=10, strength=0.3) == [299, 199, 99, -1]
-    assert sampling_times(pipeline, steps=10)[0] == 999
-    assert len(sampling_times(pipeline, steps=10, strength=0.01)) == 2, "one step at least"
+    up = {"image": "a.png", "source": "a", "prompt": "b"}
+    assert inversion_times(pipeline, RepromptOptions(**up, steps=3), 0.3) == [0, 99, 199, 299]
+    assert inversion_times(pipeline, RepromptOptions(**up, steps=10))[-1] == 999
+    assert inversion_times(pipeline, RepromptOptions(**up, steps=10), 0.001) == [0, 1], "one step at least"
+
+    def down(steps: int, strength: float = 1.0, **more) -> list[int]:
+        return sampling_times(pipeline, SamplingOptions(steps=steps, **more).resolve(pipeline), strength)
+
+    assert down(3, 0.3) == [299, 199, 99, -1]
+    assert down(1, 0.1) == [99, -1], "not from pure noise"
+    assert down(2, 0.1, spacing="leading") == [50, 0, -1]
+    assert down(10)[0] == 999
+    assert down(50, 0.003) == [2, 1, 0, -1], "no more steps than times"
+    assert down(50, 0.0001) == [0, -1], "one step at least"
     assert picture_shape(pipeline) == (3, 16)
     assert picture_shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
 

@@ -11,6 +11,7 @@ from ldm_kit.models import folder as folders
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.options import FAST_STEPS, ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 
 RUNS = Path(__file__).parent.parent / "fixtures" / "v0_1"
@@ -126,6 +127,7 @@ def test_resolved_options_say_what_was_decided_and_no_times(pixels):
         ("pixels", {"classifier_class": "red"}, "--classifier_class needs --classifier DIR"),
         ("pixels", {"algorithm": 2}, "--algorithm needs --classifier DIR"),
         ("pixels", {"autoguidance_scale": 1.0}, "--autoguidance_scale needs --autoguidance_model DIR"),
+        ("unconditional", {"guidance_scale": 2.0}, "--guidance_scale is for models with a condition"),
         ("unconditional", {"negative_prompt": "x"}, "--negative_prompt is for models with a condition"),
         ("unconditional", {"guidance_rescale": 0.5}, "--guidance_rescale is for models with a condition"),
         ("unconditional", {"guidance_interval": (0, 0.5)}, "--guidance_interval is for models with a condition"),
@@ -144,6 +146,62 @@ def test_a_model_refuses_what_it_cannot_follow(request, model, options, message)
         SamplingOptions(**options).resolve(pipeline)
     with pytest.raises(UserError, match=message):
         next(pipeline.generate(["red"], [0], SamplingOptions(**options)))
+
+
+def saved(pipeline: Pipeline, **sampling: object) -> Pipeline:
+    """The model with options of its run."""
+    return replace(pipeline, saved=SavedSampling({"sampling": sampling}))
+
+
+def test_what_is_not_given_is_the_models_own(pixels):
+    own = {"steps": 7, "solver": "ddim", "eta": 0.5, "guidance_scale": 2.0, "guidance_rescale": 0.5, "clip": "none"}
+    model = saved(pixels, **own, condition_dropout=0.1)
+    resolved = SamplingOptions().resolve(model)
+    assert {name: getattr(resolved, name) for name in own} == own
+    assert set(resolved.own) == set(own)
+    assert resolved.note.endswith("steps 7, solver ddim, eta 0.5, guidance_scale 2, guidance_rescale 0.5, clip none")
+    given = SamplingOptions(steps=3, guidance_scale=4.0).resolve(model)
+    assert (given.steps, given.guidance_scale, given.eta) == (3, 4.0, 0.5)
+    assert set(given.own) == set(own) - {"steps", "guidance_scale"}
+    fallback = SamplingOptions().resolve(saved(pixels, steps=9), {"steps": 50, "solver": "heun"})
+    assert (fallback.steps, fallback.solver, fallback.own) == (9, "heun", ("steps",))
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "result"),
+    [
+        ({"solver": "ddim", "eta": 1.0}, {"solver": "heun"}, {"solver": "heun", "eta": 0.0}),
+        ({"guidance_interval": [0, 0.5]}, {"guidance_scale": 1}, {"guidance_interval": (0.0, 1.0)}),
+        ({"guidance_scale": 1.0, "guidance_rescale": 0.0}, {}, {"guidance_scale": 1.0}),
+        ({"spacing": "2,1"}, {"steps": 5}, {"spacing": "trailing", "steps": 5}),
+        ({"spacing": "2,1"}, {}, {"spacing": "2,1", "steps": 3}),
+        ({"spacing": "leading"}, {"steps": 5}, {"spacing": "leading", "steps": 5}),
+        ({"spacing": "leading"}, {"solver": "diffusers:DDIMScheduler"}, {"spacing": "trailing"}),
+        ({"steps": 5000}, {}, {"steps": 100}),  # as many as there are training times
+    ],
+    ids=str,
+)
+def test_the_models_own_options_give_way_to_what_is_given(pixels, own, given, result):
+    resolved = SamplingOptions(**given).resolve(saved(pixels, **own))
+    assert {name: getattr(resolved, name) for name in result} == result
+
+
+def test_a_guide_model_guides_alone_unless_guidance_is_asked_for_too(pixels, guided):
+    for model in (guided, saved(guided, guidance_scale=2.0)):
+        assert SamplingOptions().resolve(replace(model, classifier=None)).guidance_scale == 1
+        assert SamplingOptions(guidance_scale=4.0).resolve(model).guidance_scale == 4
+        assert SamplingOptions(negative_prompt="red").resolve(model).guidance_scale > 1
+    assert SamplingOptions().resolve(pixels).guidance_scale == 3
+
+
+def test_what_no_guidance_can_be_for_is_not_guided(pixels, unconditional):
+    assert SamplingOptions().resolve(saved(unconditional, guidance_scale=3.0)).guidance_scale == 1
+    untrained = saved(pixels, guidance_scale=3.0, guidance_rescale=0.5, condition_dropout=0.0)
+    assert SamplingOptions().resolve(untrained).guidance_scale == 1
+    assert SamplingOptions(guidance_scale=1).resolve(untrained).guidance_scale == 1
+    for options in ({"guidance_scale": 2}, {"negative_prompt": "red"}, {"guidance_rescale": 0.5}):
+        with pytest.raises(UserError, match=r"null condition, which this model was never trained on"):
+            SamplingOptions(**options).resolve(untrained)
 
 
 def test_fast_leaves_what_was_given():

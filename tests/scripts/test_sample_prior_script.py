@@ -176,7 +176,7 @@ WRONG = [  # (command and its arguments, what the sentence says)
     ("sample --model {told} --tries 0 --attribute rose", "--tries is 0"),
     ("sample --model {told} --count 0", "--count is 0"),
     ("sample --model {told} --steps 0", "--steps is 0"),
-    ("sample --model {told} --steps 300", "steps: cannot walk 200 training times in 300"),
+    ("sample --model {told} --steps 300", "--steps 300: cannot walk 200 training times in 300"),
     ("sample --model {told} --decode_steps 0", "--decode_steps is 0"),
     ("sample --model {told} --decode_steps 300", "--decode_steps 300: cannot walk 200 training times"),
     ("sample --model {told} --stop 0.3", "--stop 0.3 leaves the last steps to the base model of a PDAE"),

@@ -1,0 +1,114 @@
+"""Options of a sampler: how pictures of a model are sampled without guides, which is what a run is judged with.
+
+This module waits for no heavy library, as `--help` must not wait for it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ldm_kit.config import Config
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
+
+OWN = {"own": True}  # extra of a field: where its flag is left out, the value is the model's own, else the default
+OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
+UNTRAINED_NULL = (  # after the name of the flag that asks for guidance
+    "steers away from the null condition, which this model was never trained on (condition_dropout 0); "
+    "expected --guidance_scale 1"
+)
+_ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' classes that take eta
+
+
+class SamplerOptions(Config):
+    """How pictures of a model are sampled without guides: what a run is judged with, and saves with its model."""
+
+    steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
+    solver: str = Field(
+        default="dpm++",
+        description=f"{', '.join(sampler_names())} or {DIFFUSERS_PREFIX}CLASS",
+        json_schema_extra=OWN,
+    )
+    guidance_scale: float = Field(
+        default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance", json_schema_extra=OWN
+    )
+    negative_prompt: str | None = Field(
+        default=None,
+        description="what to steer away from; left out: the null condition that training used",
+        json_schema_extra=OWN,
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how much of guidance's added contrast is taken back",
+        json_schema_extra=OWN,
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="shares of time, LOW and HIGH, between which is guided; 0 is clean",
+        json_schema_extra=OWN,
+    )
+    spacing: str = Field(
+        default="trailing",
+        description="training times that are visited: trailing, leading, linspace; ddim25; 90,60,20",
+        json_schema_extra=OWN,
+    )
+    eta: float = Field(
+        default=0.0, ge=0, le=1, description="noise of ddim's steps; 1 is as much as ddpm's", json_schema_extra=OWN
+    )
+    clip: Literal["auto", "none", "clip", "dynamic", "published"] = Field(
+        default="auto",
+        description="range of the predicted picture, after guidance; auto clips pixels to -1..1 and leaves latents; "
+        "published is clip, but not once more after --algorithm 2",
+        json_schema_extra=OWN,
+    )
+
+    @field_validator("solver")
+    @classmethod
+    def _known_solver(cls, solver: str) -> str:
+        if solver not in sampler_names() and not solver.startswith(DIFFUSERS_PREFIX):
+            raise ValueError(f"expected one of {', '.join(sampler_names())}, or {DIFFUSERS_PREFIX}CLASS")
+        return solver
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _rising_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low < high <= 1:
+            raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
+        return interval
+
+    @model_validator(mode="after")
+    def _sampler_agrees(self) -> Self:
+        """Refuse options that exclude each other, whatever the model."""
+        if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
+            raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
+        if self.eta > 0 and not self._takes_eta:
+            taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
+            raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")
+        if self.guidance_scale == 1 and (idle := self._given(OF_CONDITION)):
+            raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
+        return self
+
+    @property
+    def _takes_eta(self) -> bool:
+        built_in = not self.solver.startswith(DIFFUSERS_PREFIX)
+        return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
+
+    def _given(self, names: tuple[str, ...]) -> str | None:
+        """Return the first of these options that differs from its default."""
+        defaults = type(self).model_fields
+        return next((name for name in names if getattr(self, name) != defaults[name].default), None)
+
+
+def own_settings(options: Mapping[str, Any]) -> str:
+    """Return a sentence on options that a saved model decided; empty where there are none."""
+    listed = ", ".join(f"{name} {_shown(value)}" for name, value in options.items() if value is not None)
+    return f"the model's own settings, with which its run was judged: {listed}" if listed else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
