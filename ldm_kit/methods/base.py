@@ -2,54 +2,30 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autoencoder.codebook import itself
+from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.records import Collectives as Collectives
+from ldm_kit.methods.records import Grid as Grid
+from ldm_kit.methods.records import TrainingData as TrainingData
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import BatchSource, LossTerm
-from ldm_kit.viz.curves import curves
+from ldm_kit.viz.curves import curves, logged_keys
 from ldm_kit.viz.png import save_png, tolerate_oserror
 
 HELDOUT_SEED = 20220420  # addresses held-out noise; fixed, so that held-out losses of different runs compare
 NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_0 = x_0
-
-
-@dataclass(frozen=True)
-class Collectives:
-    """Reductions over the processes of a run; the defaults are those of a single process."""
-
-    mean: Callable[[Tensor], Tensor] = itself
-    sum: Callable[[Tensor], Tensor] = itself
-    broadcast: Callable[[Tensor], Tensor] = itself  # the main process's tensor
-
-
-class TrainingData(NamedTuple):
-    """The pictures of a run, and the batches that are made of them."""
-
-    pictures: Split
-    batches: BatchSource
-    heldout: BatchSource | None = None  # batches of held-out samples; None: nothing is held out
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A sheet of sample pictures; the run keeps it as pictures/NAME-STEP.png."""
-
-    image: Image
-    name: str = "samples"
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -181,6 +157,22 @@ class Method(ABC, Generic[C]):
         loss = self.heldout_loss()
         return {} if loss is None else {"heldout_loss": loss}
 
+    @classmethod
+    def figures(cls, config: C, data: Split | None) -> list[str] | None:
+        """Return the names of what `evaluate` measures, so that `train.keep_best` is checked before anything is built.
+
+        Args:
+            config: the run's.
+            data: its pictures; None: not loaded yet, and every figure that there may be is named.
+
+        Returns:
+            The names; None: not known before the first evaluation, as where a subclass that overrides `evaluate` or
+            `heldout_metrics` does not override this.
+        """
+        if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
+            return None
+        return ["heldout_loss"] if data is None or len(data.heldout) else []
+
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
         with eval_mode(*self.modules.values()):
@@ -200,8 +192,17 @@ class Method(ABC, Generic[C]):
         """Write model/ and the training curves into the run's folder; return a sentence on both."""
         with eval_mode(*self.modules.values()):
             write(folder / "model", self.save)
-        curves(folder / "metrics.jsonl", folder / "pictures" / "curves.png", self.curve_keys())
-        return f"{self.summary(folder / 'model')}; pictures in {folder / 'pictures'}"
+        return f"{self.summary(folder / 'model')}; {self._plot_curves(folder)}"
+
+    def _plot_curves(self, folder: Path) -> str:
+        """Plot what metrics.jsonl holds of `curve_keys`; return where, or why not, as the model is saved already."""
+        log, pictures = folder / "metrics.jsonl", folder / "pictures"
+        try:
+            logged = logged_keys(log)
+            curves(log, pictures / "curves.png", [key for key in self.curve_keys() if key in logged] or None)
+        except (UserError, OSError) as error:
+            return f"no curves: {error}"
+        return f"pictures in {pictures}"
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl that are plotted: by default all losses and held-out metrics."""
@@ -209,10 +210,15 @@ class Method(ABC, Generic[C]):
 
     def summary(self, model: Path) -> str:
         """Return what was saved where, and its held-out metrics."""
-        metrics = ", ".join(
-            f"{name.replace('heldout_', 'held-out ')} {value:.4g}" for name, value in self.metrics.items()
-        )
-        return f"model in {model}: {metrics or 'nothing held out'}"
+        return f"model in {model}: {self.listed_metrics()}"
+
+    def listed_metrics(self) -> str:
+        """Return what the last evaluation measured, in words that say of which pictures."""
+        words = {
+            name.replace("heldout_", "held-out ").replace("train_", "training "): value
+            for name, value in self.metrics.items()
+        }
+        return ", ".join(f"{name} {value:.4g}" for name, value in words.items()) or "nothing held out"
 
     def describe(self) -> str:
         """Return one paragraph on what is about to be trained."""

@@ -22,6 +22,7 @@ from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng, schedule, timesteps
+from ldm_kit.methods import classifier_metrics as metrics
 from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
 from ldm_kit.methods.inputs import FirstStage, noise_batch
@@ -74,7 +75,7 @@ class Classifying(Method[ClassifierRun]):
     def __init__(self, config: ClassifierRun, net: HalfUNet, data: TrainingData | None = None) -> None:
         table, networks = schedule.build(config.schedule), {"classifier": net}
         super().__init__(config, data, modules={**networks}, ema_modules={**networks}, schedule=table)
-        self.net, self.shares = net, _quartile_shares(config, len(table))
+        self.net, self.shares = net, metrics.quartile_shares(config.timestep_sampling, len(table))
 
     @classmethod
     def build(cls, config: ClassifierRun, data: Split, device: torch.device) -> "Classifying":
@@ -170,12 +171,19 @@ class Classifying(Method[ClassifierRun]):
         self.accuracy = None if self.heldout is None else self.measure(self.shown)
         return {} if self.accuracy is None else self.accuracy.metrics()
 
+    @classmethod
+    def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
+        """Return the names of what `heldout_metrics` measures."""
+        if data is not None and not len(data.heldout):
+            return []
+        return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
+
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out pictures, plot accuracy over noise, and write a grid of guesses."""
-        metrics = super().evaluate(step, folder)
+        super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
-        return metrics
+        return self.metrics
 
     def samples(self) -> Grid:
         """Show some pictures with their classes, and with the likeliest class where that is another, at low noise."""
@@ -249,10 +257,3 @@ def _moved(side: int, most: int, u: Tensor) -> Tensor:
     """Return which line [B, side] of a picture each line shows, for uniform numbers u [B]."""
     offset = (u * (2 * most + 1)).long() - most
     return (torch.arange(side, device=u.device) + offset[:, None]).clamp(0, side - 1)
-
-
-def _quartile_shares(config: ClassifierRun, times: int) -> Tensor:
-    """Return the share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
-    count, even = 4096, config.timestep_sampling.model_copy(update={"stratified": True})
-    t = timesteps.sample_timesteps(even, 0, torch.arange(count), count, times)
-    return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count

@@ -147,23 +147,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Remove the lines of a metrics.jsonl after `step`, which the resumed run writes again."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    draft.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
 def write_config(folder: Path, config: BaseModel) -> None:
     """Write the resolved config beside the results."""
     folder.mkdir(parents=True, exist_ok=True)

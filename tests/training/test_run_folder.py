@@ -7,6 +7,7 @@ import pytest
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint, run_folder
+from ldm_kit.training.log import cut_metrics
 from tests.training.helpers import KL, TEXT, context, settings
 
 
@@ -151,9 +152,9 @@ def test_a_falling_rate_pins_the_last_step(tmp_path, optimiser):
 
 def test_metrics_after_the_checkpoint_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    run_folder.cut_metrics(path, 3)
+    cut_metrics(path, 3)
     assert not path.exists()
     path.write_text('{"step": 1, "a": 2}\n{"step": 3}\n{"step": 4}\n7\n{"half": \n{"ste')
-    run_folder.cut_metrics(path, 3)
+    cut_metrics(path, 3)
     assert path.read_text() == '{"step": 1, "a": 2}\n{"step": 3}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
