@@ -49,6 +49,7 @@ class Method(ABC, Generic[C]):
         schedule: noise schedule on the device of training; methods without noise have `NO_NOISE`.
         collectives: reductions over processes.
         metrics: what the last evaluation measured.
+        dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -74,6 +75,7 @@ class Method(ABC, Generic[C]):
         self.ddp_modules: Mapping[str, nn.Module] = modules
         self.collectives = Collectives()
         self.metrics: dict[str, float] = {}
+        self.dependencies: dict[str, str] = {}
         if data is not None:  # else losses can be computed, but nothing trained, evaluated or saved
             self.data, self.batches, self.heldout = data
 

@@ -98,6 +98,7 @@ class Classifying(Method[ClassifierRun]):
             heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), inputs, [], config.seed)
         method = cls(config, net, TrainingData(data, batches, heldout))
         method.vae, method.latent_shape, method.shown = first_stage.vae, tuple(latents.shape), heldout or batches
+        method.dependencies = first_stage.dependencies
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:

@@ -103,6 +103,7 @@ class Latent(Method[LatentRun]):
             heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
         batches = LatentBatches(latents, inputs, conditions.train, config.seed)
         method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
+        method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
         method.prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
         _check_prompts(conditioner, method.prompts)

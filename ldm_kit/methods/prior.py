@@ -33,6 +33,7 @@ from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
 from ldm_kit.models import codes
+from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
@@ -149,6 +150,7 @@ class Prior(Method[PriorRun]):
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
         method.source = _open_source(config, data.train)
+        method.dependencies = {"model": _model_digest(method.source), **conditions.dependencies}
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -213,6 +215,14 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor
     """Compute codes [N, D] float32, which are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
     return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+
+
+def _model_digest(model: SemanticModel) -> str:
+    """Return the digest of a semantic model's networks, wherever they lie, with that of its base if it has one."""
+    decoder = vars(model.decoder).values()
+    networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
+    bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
+    return digest([*map(weights_digest, networks), *bases])
 
 
 def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:

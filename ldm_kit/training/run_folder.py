@@ -19,11 +19,13 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint
 
-# Keys that change no result: paths, and how often things are logged or saved. Data is compared by fingerprint.
+# Keys that change no result (or its rounding alone): paths, what is logged, sampled or saved, and how steps are
+# computed. Data is compared by fingerprint, and what a path names by a digest in the checkpoint, if that has one.
 _MAY_CHANGE = (
-    *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep_last", "train.keep_best"),
-    *("train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
-    *("data.cache", "data.path", "data.memory_limit"),
+    *("run", "log", "latents", "sample", "train.workers", "train.checkpoint_every", "train.keep_last"),
+    *("train.keep_best", "train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
+    *("train.micro_batch", "train.compile", "train.attention", "train.channels_last"),
+    *("data.cache", "data.path", "data.memory_limit", "data.on_bad", "data.max_bad_share", "data.pixel_limit"),
 )
 
 
@@ -103,7 +105,8 @@ def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
 def check_same_config(folder: Path, config: BaseModel) -> None:
     """Check that a resumed run has the config that the checkpoint was trained with, but for keys that change no result.
 
-    More steps are allowed where the learning rate is constant. A field that the checkpoint is too old to have counts as
+    More steps are allowed where the learning rate is constant, and another folder of what the checkpoint knows by a
+    digest (which the trainer compares as it loads). A field that the checkpoint is too old to have counts as
     its default, so the default of a new field must be what was done before it existed.
 
     Args:
@@ -113,10 +116,9 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
     Raises:
         UserError: configs differ; the message names every differing key.
     """
-    old = _with_defaults(
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"], type(config)
-    )
-    free = _MAY_CHANGE if _lr_depends_on_length(old) else (*_MAY_CHANGE, "train.steps")
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    old = _with_defaults(state["config"], type(config))
+    free = (*_MAY_CHANGE, *state.get("dependencies", {}), *(() if _lr_depends_on_length(old) else ("train.steps",)))
     changed = [
         key
         for key in differing(old, config.model_dump(mode="json"))
