@@ -20,32 +20,40 @@ if TYPE_CHECKING:
 class ModelContext(Config):
     """Which model is used, and on which device."""
 
-    model: Path = Field(description="a saved model's folder, or a run's")
+    model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
+    checkpoint: str | None = Field(default=None, description="of a run: best, last, or a checkpoint's name or step")
     device: str | None = Field(default=None, description="cpu, cuda, ...; the accelerator if there is one")
+
+    @property
+    def folder(self) -> Path:
+        """The model's own folder; that of a checkpoint is made when it is first asked for."""
+        from ldm_kit.methods.export import saved_model
+        from ldm_kit.models.folder import model_folder
+
+        return model_folder(saved_model(self.model, self.checkpoint, self.device))
 
     @property
     def directions(self) -> Path:
         """The folder of the model's directions."""
         from ldm_kit.models.directions import FILE
-        from ldm_kit.models.folder import model_folder
 
-        return model_folder(self.model) / FILE
+        return self.folder / FILE
 
     def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
         """Load the semantic model, to decode under autocast to a precision; raises UserError where there is none."""
-        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
 
         device = device_named(self.device)
-        return SemanticModel.load(model_folder(self.model), device, autocast_dtype(precision, device))
+        return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
     def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
         """Load a model of prompts, classes or nothing; raises UserError where there is none."""
-        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
 
         device = device_named(self.device)
-        return Pipeline.load(model_folder(self.model), device, autocast_dtype(precision, device))
+        return Pipeline.load(self.folder, device, autocast_dtype(precision, device))
 
 
 class EditContext(ModelContext):

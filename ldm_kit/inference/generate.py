@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
+from ldm_kit.methods.export import saved_model
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
@@ -46,7 +47,7 @@ def generate_to_folder(
     """Generate what is requested into `output.out`.
 
     Args:
-        model: a saved model's folder, or a run's.
+        model: a saved model's folder, a run's, or a checkpoint's.
         request: prompts, seeds and how many.
         options: how they are sampled.
         guides: folders of the models that guide; None: none.
@@ -97,9 +98,9 @@ def _metadata(options: ResolvedOptions) -> dict[str, str]:
 
 
 def _load(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:
-    pipeline = Pipeline.load(model, device, precision)
-    classifier = None if guides.classifier is None else NoisyClassifier.load(guides.classifier, device)
-    worse = guides.autoguidance_model
+    pipeline = Pipeline.load(saved_model(model), device, precision)
+    classifier = None if guides.classifier is None else NoisyClassifier.load(saved_model(guides.classifier), device)
+    worse = None if guides.autoguidance_model is None else saved_model(guides.autoguidance_model)
     return pipeline.with_guides(classifier, None if worse is None else Pipeline.load(worse, device, precision))
 
 

@@ -168,8 +168,7 @@ class Method(ABC, Generic[C]):
             data: its pictures; None: not loaded yet, and every figure that there may be is named.
 
         Returns:
-            The names; None: not known before the first evaluation, as where a subclass that overrides `evaluate` or
-            `heldout_metrics` does not override this.
+            The names; None: not known, as where a subclass overrides `evaluate` or `heldout_metrics` alone.
         """
         if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
             return None
@@ -192,9 +191,13 @@ class Method(ABC, Generic[C]):
 
     def finish(self, folder: Path) -> str:
         """Write model/ and the training curves into the run's folder; return a sentence on both."""
-        with eval_mode(*self.modules.values()):
-            write(folder / "model", self.save)
+        self.save_model(folder / "model")
         return f"{self.summary(folder / 'model')}; {self._plot_curves(folder)}"
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model with the current weights, whole or not at all; what was there before is replaced."""
+        with eval_mode(*self.modules.values()):
+            write(folder, self.save)
 
     def _plot_curves(self, folder: Path) -> str:
         """Plot what metrics.jsonl holds of `curve_keys`; return where, or why not, as the model is saved already."""

@@ -70,6 +70,17 @@ class TrainingState:
             self.scaler.load_state_dict(values["scaler"])
 
 
+def load_averages(folder: Path, task: Task) -> None:
+    """Load a checkpoint's modules, with the averages of those that are averaged, and the task's own state."""
+    for name, module in task.modules.items():
+        module.load_state_dict(_read(folder, f"model/{name}"))
+    for name, module in task.ema_modules.items():
+        if (folder / f"ema/{name}.safetensors").exists():  # else ema.kind is none
+            module.load_state_dict(_read(folder, f"ema/{name}"), strict=False)
+    if (folder / "model" / "state.safetensors").exists():
+        task.load_state(_read(folder, "model/state"))
+
+
 def metadata(
     config: BaseModel,
     split: BatchSplit,
