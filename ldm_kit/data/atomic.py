@@ -1,13 +1,14 @@
 """Atomic writes of cache files: a file is complete or absent, and what a killed process has left is removed later."""
 
 import contextlib
-import fcntl
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
+from ldm_kit.locks import LockResult, try_lock
+
 MIN_AGE = 600.0  # seconds after which a temporary file counts as stale: its writer may be about to lock it, or has none
+MIN_AGE_UNLOCKED = 86400.0  # likewise where the file system has no locks, so that none tells whether it has a writer
 
 
 def write(path: Path, content: bytes) -> None:
@@ -21,7 +22,8 @@ def write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
-            _lock(file.fileno())
+            with contextlib.suppress(OSError):  # a file without a lock is whole or absent all the same
+                try_lock(file)
             file.write(content)
             file.flush()
             temporary.replace(path)
@@ -32,23 +34,14 @@ def write(path: Path, content: bytes) -> None:
 
 def remove_stale_tmp(folder: Path) -> None:
     """Remove temporary files that no living process holds a lock on, nor has written to in the last MIN_AGE seconds."""
-    for path in _old_tmp(folder):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if _lock(file.fileno()):
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            age = time.time() - path.stat().st_mtime
+            if age > MIN_AGE and _is_abandoned(path, age):
                 path.unlink(missing_ok=True)
 
 
-def _old_tmp(folder: Path) -> Iterator[Path]:
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > MIN_AGE:
-                yield path
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; return False if another process has, or the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _is_abandoned(path: Path, age: float) -> bool:
+    with path.open("r+b") as file:  # NFS locks a file only if it is open for writing
+        result = try_lock(file)
+    return result is LockResult.LOCKED or (result is LockResult.UNSUPPORTED and age > MIN_AGE_UNLOCKED)

@@ -1,6 +1,5 @@
 """The folder of a run: its lock, the resolved config, metrics, and the checkpoint to resume from."""
 
-import fcntl
 import json
 import os
 import platform
@@ -17,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
+from ldm_kit.locks import LockResult, try_lock
 from ldm_kit.training import checkpoint
+from ldm_kit.training.distributed import print_on_main
 
 # Keys that change no result (or its rounding alone): paths, what is logged, sampled or saved, and how steps are
 # computed. Data is compared by fingerprint, and what a path names by a digest in the checkpoint, if that has one.
@@ -32,8 +33,10 @@ _MAY_CHANGE = (
 class Lock:
     """Exclusive lock of a run's folder; the system releases it when the process ends, however it ends.
 
+    Where the file system has no locks, a warning says so and the run goes on without.
+
     Raises:
-        UserError: another run holds the lock, or the folder cannot be written to.
+        UserError: another run holds the lock, or the folder cannot be written to or locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,12 +47,20 @@ class Lock:
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; name another run=FOLDER") from None
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            result = try_lock(self.file)
+        except OSError as error:
+            self.file.close()
+            raise UserError(f"cannot lock {self.path}: {error.strerror}; name another run=FOLDER") from None
+        if result is LockResult.BUSY:
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             self.file.close()
-            raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to") from None
+            raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to")
+        if result is LockResult.UNSUPPORTED:
+            print_on_main(
+                f"warning: the file system of {folder} has no file locks, so a second run in this folder would not be "
+                "noticed; see that none is started"
+            )
         os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold the lock as well
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -16,9 +17,9 @@ time.sleep(60)
 """
 
 
-def aged(path):
+def aged(path, seconds=3600):
     path.touch()
-    os.utime(path, (time.time() - 3600,) * 2)
+    os.utime(path, (time.time() - seconds,) * 2)
     return path
 
 
@@ -49,3 +50,14 @@ def test_a_file_is_whole_or_absent_and_its_folder_clean(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         atomic.write(path, b"three")
     assert [(found.name, found.read_bytes()) for found in path.parent.iterdir()] == [("file", b"two")]
+
+
+def test_without_locks_files_are_written_and_drafts_kept_for_a_day(tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    hour, day = aged(tmp_path / ".a.tmp"), aged(tmp_path / ".b.tmp", 90_000)
+    atomic.write(tmp_path / "file", b"one")
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert (hour.exists(), day.exists()) == (True, False)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -178,3 +179,27 @@ def test_metrics_after_the_checkpoint_are_cut(tmp_path):
     cut_metrics(path, 3)
     assert path.read_text() == '{"step": 1, "a": 2}\n{"step": 3}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EINVAL"])
+def test_a_file_system_without_locks_is_not_called_in_use(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    with run_folder.Lock(tmp_path / "run"):
+        assert capsys.readouterr().err.count("has no file locks") == 1
+    assert (tmp_path / "run" / ".lock").read_text().startswith("process ")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [("EAGAIN", "is in use by"), ("EACCES", "is in use by"), ("EIO", "cannot lock")]
+)
+def test_a_lock_that_is_held_or_fails_is_refused(tmp_path, monkeypatch, number, words):
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    with pytest.raises(UserError, match=words):
+        run_folder.Lock(tmp_path / "run")
+
+
+def refusing(number):
+    def flock(*arguments):
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    return flock

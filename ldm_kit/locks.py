@@ -1,0 +1,41 @@
+"""Locks of open files between processes; the system releases one when the file is closed or its process ends."""
+
+import errno
+from enum import Enum
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# Lustre without -o flock, FUSE and SMB mounts, NFS without its lock service, and file systems that reject the call.
+_UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
+_BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # EACCES: where the file system emulates the call
+
+
+class LockResult(Enum):
+    """Outcome of an attempt to lock a file."""
+
+    LOCKED = "locked"
+    BUSY = "busy"  # another process holds the lock
+    UNSUPPORTED = "unsupported"  # the file system, or the platform, has no such locks
+
+
+def try_lock(file: IO[Any]) -> LockResult:
+    """Lock a file, open for writing, until it is closed, without waiting.
+
+    Raises:
+        OSError: the attempt failed for a reason other than another lock or a file system without locks.
+    """
+    if fcntl is None:
+        return LockResult.UNSUPPORTED
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return LockResult.BUSY
+        if error.errno in _UNSUPPORTED:
+            return LockResult.UNSUPPORTED
+        raise
+    return LockResult.LOCKED
