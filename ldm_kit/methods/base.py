@@ -1,6 +1,5 @@
 """The class that every training method subclasses, one file a method."""
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ from torch.optim import Optimizer
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.networks import eval_mode as eval_mode
+from ldm_kit.methods.networks import millions as millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
 from ldm_kit.methods.records import TrainingData as TrainingData
@@ -240,21 +241,3 @@ class Method(ABC, Generic[C]):
     def describe_model(self) -> str:
         """Return what `describe` says of the networks."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"
-
-
-def millions(*modules: nn.Module) -> str:
-    """Count trained parameters, in millions, such as "1.2 M"."""
-    return f"{sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad) / 1e6:.1f} M"
-
-
-@contextlib.contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules in evaluation mode; each returns to the mode it was in."""
-    were = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, training in zip(modules, were, strict=True):
-            module.train(training)

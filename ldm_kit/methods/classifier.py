@@ -25,6 +25,7 @@ from ldm_kit.diffusion import rng, schedule, timesteps
 from ldm_kit.methods import classifier_metrics as metrics
 from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
+from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.run_config import NoisedRun, check_any_density
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
@@ -245,16 +246,3 @@ def labels_of(pictures: PictureSet) -> Tensor:
             f"a classifier needs at least two classes, but all {len(labels)} pictures are of {pictures.classes[0]!r}"
         )
     return torch.tensor(labels)
-
-
-def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
-    """Move each of pictures [B, C, H, W] by whole pixels in -most..most both ways, edges repeated."""
-    rows, columns = (_moved(x.shape[i], most, rng.uniform(seed, f"shift {i}", position)) for i in (2, 3))
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _moved(side: int, most: int, u: Tensor) -> Tensor:
-    """Return which line [B, side] of a picture each line shows, for uniform numbers u [B]."""
-    offset = (u * (2 * most + 1)).long() - most
-    return (torch.arange(side, device=u.device) + offset[:, None]).clamp(0, side - 1)

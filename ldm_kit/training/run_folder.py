@@ -58,10 +58,11 @@ class Lock:
             raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to")
         if result is LockResult.UNSUPPORTED:
             print_on_main(
-                f"warning: the file system of {folder} has no file locks, so a second run in this folder would not be "
-                "noticed; see that none is started"
+                f"warning: the file system of {folder}, or this system, has no file locks, so a second run in this "
+                "folder would not be noticed; see that none is started"
             )
-        os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold the lock as well
+        if hasattr(os, "register_at_fork"):  # else a forked data-loader worker would hold the lock as well
+            os.register_at_fork(after_in_child=self.file.close)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()
