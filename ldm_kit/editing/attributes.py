@@ -21,6 +21,7 @@ from ldm_kit.editing.options import (
 )
 from ldm_kit.models.directions import Direction, Directions
 from ldm_kit.models.protocol import Code, encode_pictures, encoder_digest, normalise
+from ldm_kit.paths import check_writable, check_writable_file
 
 
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
@@ -88,6 +89,8 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
     Raises:
         UserError: no picture, no semantic model, or neither a folder nor a file of its codes.
     """
+    if options.among.is_dir():
+        check_writable(options.out)
     model = context.load_semantic_model()
     picture = read_model_picture(model, options.image)
     query = model.encode(picture)[0].float().cpu()
@@ -109,6 +112,7 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> int:
     Raises:
         UserError: no such folder, or no semantic model.
     """
+    check_writable_file(options.out)
     model = context.load_semantic_model(options.precision)
     pictures = load_folder(folder_config(model, options.images))
     steps = options.invert_steps if options.details else None

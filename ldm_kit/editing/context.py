@@ -39,11 +39,15 @@ class ModelContext(Config):
 
         return self.folder / FILE
 
+    def check_out(self) -> None:
+        """Check, before the model is loaded, that what a command writes can be written; raises UserError."""
+
     def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
         """Load the semantic model, to decode under autocast to a precision; raises UserError where there is none."""
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
 
+        self.check_out()
         device = device_named(self.device)
         return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
@@ -52,6 +56,7 @@ class ModelContext(Config):
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
 
+        self.check_out()
         device = device_named(self.device)
         return Pipeline.load(self.folder, device, autocast_dtype(precision, device))
 
@@ -63,8 +68,14 @@ class EditContext(ModelContext):
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
+    def check_out(self) -> None:
+        """Check, before the model is loaded, that pictures can be written; raises UserError."""
+        from ldm_kit.paths import check_writable
+
+        check_writable(self.out)
+
     def make_out(self) -> None:
-        """Make the folder for the pictures; before anything slow, so that an unusable path is reported early."""
+        """Make the folder for the pictures, before anything slow."""
         self.out.mkdir(parents=True, exist_ok=True)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:

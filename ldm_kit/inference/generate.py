@@ -17,6 +17,7 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.paths import check_writable
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import file_name, save_png
 
@@ -58,6 +59,7 @@ def generate_to_folder(
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
+    check_writable(output.out)
     device = device_named(output.device)
     pipeline = _load(model, guides, device, autocast_dtype(output.precision, device))
     resolved = options.resolve(pipeline)

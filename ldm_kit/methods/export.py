@@ -20,6 +20,7 @@ from ldm_kit.methods import check_run, find_method, method_of
 from ldm_kit.methods.base import Method
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.folder import device_named, model_folder
+from ldm_kit.paths import check_writable
 from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
 from ldm_kit.training.training_state import STATE_FILE, check_unchanged, load_averages, read_metadata
@@ -58,7 +59,7 @@ def export(
     folder = _default_out(source) if out is None else Path(out)
     if out is not None and folder.exists():
         raise UserError(f"{folder} exists already; name a new folder for the model")
-    checkpoints.check_writable(folder)
+    check_writable(folder.parent)
     checkpoints.verify(source)
     method = _method_of(source, overrides, data, device_named(device))
     method.save_model(folder)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.paths import check_writable
 
 
 @dataclass(eq=False)
@@ -71,7 +73,12 @@ class FirstStage:
             return latent_cache.pixels(pictures, flip=flip)
         vae = self.vae
 
+        @cache
+        def check_once() -> None:  # before the first picture is encoded; a complete cache may be read-only
+            check_writable(folder)
+
         def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+            check_once()
             return encode(vae, x.to(self.device))
 
         key = latent_cache.fingerprint(vae, pictures, flip, self._settings())
@@ -194,6 +201,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
     key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
 
     def encoded() -> Inputs:
+        check_writable(cache_dir())
         with tqdm(desc="captions", unit="caption", leave=False) as bar:
 
             def progress(done: int, total: int) -> None:

@@ -37,6 +37,7 @@ from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
+from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
 
@@ -135,8 +136,11 @@ class Prior(Method[PriorRun]):
         """
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
         _check_encoder(encoder, data.train, config.model)
+        with torch.random.fork_rng(devices=[]):  # the prior's weights are drawn as if nothing had been opened
+            source = _open_source(config, data.train)
         weights = weights_digest(encoder)
-        z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
+        conditions = Conditions.open(config.condition, data)
+        z = _codes(encoder, data.train, weights)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
@@ -149,7 +153,7 @@ class Prior(Method[PriorRun]):
             heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
-        method.source = _open_source(config, data.train)
+        method.source = source
         method.dependencies = {"model": _model_digest(method.source), **conditions.dependencies}
         return method
 
@@ -214,7 +218,12 @@ class Prior(Method[PriorRun]):
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
     """Compute codes [N, D] float32, which are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
-    return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+
+    def encoded() -> dict[str, Tensor]:
+        check_writable(cache_dir())
+        return {"z": codes.encode_set(encoder, pictures)}
+
+    return tensor_cache.cached(cache_dir() / "codes", key, encoded)["z"]
 
 
 def _model_digest(model: SemanticModel) -> str:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,24 +72,6 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
     return folder
-
-
-def check_writable(folder: Path) -> None:
-    """Check that a folder can be written where it is asked for, before the work that would end there.
-
-    Raises:
-        UserError: neither it nor its nearest parent that is there is a folder that this process may write to.
-    """
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"cannot write to {folder}: {place} is a file; name another folder")
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; name another folder") from None
 
 
 def _check_free_space(folder: Path, size: int) -> None:
