@@ -29,7 +29,7 @@ COMMANDS = [
     "edit learn --model {file} --positive {tmp} --name x",
 ]
 CONSOLE = [
-    "convert guided-diffusion nowhere.pt {file}/out",
+    "convert guided-diffusion nowhere.pt {file}/out --kind unet --image_size 64",
     "convert diffae nowhere.ckpt {file}/out",
     "convert pdae nowhere.pt {file}/out",
     "export {run}/checkpoint-00000008 --out {file}/out",
