@@ -91,6 +91,11 @@ class Conditioner(nn.Module, ABC):
         return None
 
     @property
+    def encoder_digest(self) -> str | None:
+        """Hash of a frozen encoder and its tokenizer, wherever they lie; None: `prepare` uses neither."""
+        return None
+
+    @property
     @abstractmethod
     def trainable(self) -> dict[str, nn.Module]:
         """Component folder -> network that is trained jointly; empty for frozen encoders."""

@@ -107,8 +107,13 @@ class PretrainedConditioner(Conditioner):
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
-        """The config (without `pool`, which `forward` alone uses) and the sha256 of the encoder's weights."""
-        return self.config.model_dump(exclude={"pool"}), self.source.sha256()
+        """The config (without `pool`, which `forward` alone uses), the encoder's weights, and its tokenizer."""
+        return self.config.model_dump(exclude={"pool"}), self.source.sha256(), self.source.settings_sha256()
+
+    @property
+    def encoder_digest(self) -> str:
+        """The sha256 of the encoder's weights, and of its config and tokenizer."""
+        return f"{self.source.sha256()} {self.source.settings_sha256()}"
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
         """Encode captions as {"states": [N, L, D], "mask": [N, L]}, L the longest caption's tokens.

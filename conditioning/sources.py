@@ -6,9 +6,10 @@ Only safetensors are read, no code that comes with a model is run, and the local
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ WAYS = (
 )
 PACKAGE, OPEN_CLIP = "package:", "open_clip:"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SETTINGS = ("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")  # files that states depend on
 HUB_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 
 logger = logging.getLogger("conditioning")
@@ -43,12 +45,29 @@ class Source:
 
     def sha256(self) -> str:
         """Return the hex digest over the weight files in order of name."""
-        digest = hashlib.sha256()
-        for path in self.weights:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return _sha256(self.weights)
+
+    def settings_sha256(self) -> str:
+        """Return the hex digest over what else states depend on: the config's and the tokenizer's files, or a name."""
+        if self.architecture is not None:  # whose tokenizer is open_clip's own
+            return hashlib.sha256(f"{self.architecture} {self.quick_gelu}".encode()).hexdigest()
+        return _sha256(sorted({path for pattern in SETTINGS for path in self.folder.glob(pattern)}))
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    stats = [path.stat() for path in paths]
+    return _sha256_of(tuple(paths), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
+    """Return the digest of files; weights of gigabytes are read once, until size or time of change (`stats`) differ."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def find(model: str) -> Source:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ldm_kit.methods.export import saved_model
 from ldm_kit.models import folder as folders
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import ModelFolder
@@ -17,7 +18,8 @@ def load(
     """Load whatever model a folder holds; its model_index.json says which kind.
 
     Args:
-        folder: a saved model, the folder of a finished run (which holds model/), or any diffusers folder of a VAE, a
+        folder: a saved model, the folder of a finished run (which holds model/) or of a checkpoint (which is exported
+            to the cache, with averaged weights), or any diffusers folder of a VAE, a
             U-Net, a scheduler and, optionally, a CLIP text encoder.
         device: where the networks are put.
         precision: torch.bfloat16 or torch.float16: sampling runs under autocast to it; None: float32. A noisy
@@ -31,6 +33,7 @@ def load(
         UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others. Nothing
             in the folder is run as code.
     """
+    folder = saved_model(folder)
     match ModelFolder.open(folder).class_name:
         case folders.CLASSIFIER:
             return NoisyClassifier.load(folder, device)

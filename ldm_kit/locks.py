@@ -9,6 +9,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+LOCKS = fcntl is not None  # whether the platform has such locks
+
 # Lustre without -o flock, FUSE and SMB mounts, NFS without its lock service, and file systems that reject the call.
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # EACCES: where the file system emulates the call

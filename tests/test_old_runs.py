@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from autoencoder import saved
 from ldm_kit.config import OldNameWarning, UserError, check, rename_old_keys, tree
 from ldm_kit.methods import read_run
+from ldm_kit.methods.export import export
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
@@ -86,6 +87,13 @@ def test_every_checkpoint_resumes_under_its_old_config(runs, name):
     close = moved <= 1e-4 * weights(OLD / name / "model").abs() + 1e-5
     # Not all: what has no gradient but rounding (a bias before a norm) is moved by Adam as far as any other weight.
     assert close.float().mean() > 0.98
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_every_checkpoint_becomes_a_model(runs, name):
+    model = export(name)
+    assert model == Path(name) / "model-checkpoint-00000002"
+    OPENERS[name](str(model))
 
 
 def test_a_changed_key_is_still_refused_under_its_new_name(runs):

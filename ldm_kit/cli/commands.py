@@ -1,4 +1,4 @@
-"""The console script `ldm-kit`: versions, likelihoods, and checkpoints of other projects."""
+"""The console script `ldm-kit`: versions, likelihoods, checkpoints as models, and those of other projects."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,23 @@ def nll(
         from ldm_kit.inference.likelihood import evaluate_likelihood
 
         typer.echo(evaluate_likelihood(run, request, device))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="the folder of a run, or of one of its checkpoints")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys that have changed since, such as data.path=elsewhere")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last, or a checkpoint's name or step; last")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
+    device: Device = None,
+) -> None:
+    """Write the model of a checkpoint, with averaged weights, as a finished run writes its own."""
+    with cli_errors():
+        from ldm_kit.methods.export import export as export_model
+
+        typer.echo(f"model in {export_model(run, checkpoint, out, overrides or (), device=device)}")
 
 
 @convert.command("guided-diffusion")

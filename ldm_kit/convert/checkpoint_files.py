@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.paths import check_writable
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -104,6 +105,7 @@ def read_names(path: Path, count: int, what: str, things: str) -> list[str]:
 
 
 def check_unused(out: Path) -> None:
-    """Check that a folder is new or empty; raises UserError."""
+    """Check that a folder is new or empty, and that it can be written; raises UserError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; expected the name of a new folder")
+    check_writable(out)

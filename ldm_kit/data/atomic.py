@@ -5,7 +5,7 @@ import time
 import uuid
 from pathlib import Path
 
-from ldm_kit.locks import LockResult, try_lock
+from ldm_kit.locks import LOCKS, LockResult, try_lock
 
 MIN_AGE = 600.0  # seconds after which a temporary file counts as stale: its writer may be about to lock it, or has none
 MIN_AGE_UNLOCKED = 86400.0  # likewise where the file system has no locks, so that none tells whether it has a writer
@@ -26,6 +26,9 @@ def write(path: Path, content: bytes) -> None:
                 try_lock(file)
             file.write(content)
             file.flush()
+            if LOCKS:  # held until the file has its name; Windows, which has none, renames no open file
+                temporary.replace(path)
+        if not LOCKS:
             temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):

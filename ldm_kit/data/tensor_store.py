@@ -1,13 +1,12 @@
 """Large tables of tensors, read row by row: from disk, or computed on demand; memory holds only a batch's rows."""
 
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -100,14 +99,16 @@ class StoredTable:
 
 def _read_rows(tensor: StoredTensor, rows: Sequence[int]) -> Tensor:
     size = torch.Size(tensor.shape[1:]).numel() * tensor.dtype.itemsize
-    file = os.open(tensor.path, os.O_RDONLY)
-    try:
-        content = bytearray().join(os.pread(file, size, tensor.offset + row * size) for row in rows)
-    finally:
-        os.close(file)
+    with tensor.path.open("rb", buffering=0) as file:  # opened anew, and not shared among processes
+        content = bytearray().join(_read_at(file, tensor.offset + row * size, size) for row in rows)
     if len(content) != size * len(rows):
         raise UserError(f"{tensor.path} has been cut since the run began; expected it to stay as it is")
     return torch.frombuffer(content, dtype=tensor.dtype).view(len(rows), *tensor.shape[1:])
+
+
+def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from ldm_kit.editing.options import (
 )
 from ldm_kit.models.directions import Direction, Directions
 from ldm_kit.models.protocol import Code, encode_pictures, encoder_digest, normalise
+from ldm_kit.paths import check_writable, check_writable_file
 
 
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
@@ -36,7 +37,6 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
     picture = read_model_picture(model, options.image)
     z = normalise(model, model.encode(picture))[0]
     edits, captions = _edits([direction.at_code(z) for direction in chosen], options)
-    context.make_out()
     code = operations.apply_edits(model, operations.encode(model, picture, options.invert_steps), edits)
     decoded = operations.decode(model, code, options.steps, stop=options.stop)
     pictures = torch.cat([picture, decoded])
@@ -73,7 +73,6 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
     pictures = torch.cat([read_model_picture(model, path) for path in (options.content, options.details)])
-    context.make_out()
     code = operations.encode(model, pictures, options.invert_steps)
     code = operations.mix_codes(content=code.take([0]), details=code.take([1]))
     mixed = operations.decode(model, code, options.steps, stop=options.stop)
@@ -90,6 +89,8 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
     Raises:
         UserError: no picture, no semantic model, or neither a folder nor a file of its codes.
     """
+    if options.among.is_dir():
+        check_writable(options.out)
     model = context.load_semantic_model()
     picture = read_model_picture(model, options.image)
     query = model.encode(picture)[0].float().cpu()
@@ -111,6 +112,7 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
     Raises:
         UserError: no such folder, or no semantic model.
     """
+    check_writable_file(options.out)
     model = context.load_semantic_model(options.precision)
     options, note = operations.resolve_steps(model, options)
     pictures = load_folder(folder_config(model, options.images))
@@ -133,7 +135,6 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
     code_file = CodeFile.load(options.codes, encoder_digest(model))
     seeds = range(options.seed, options.seed + len(code_file.z))
     x_T = model.noise(seeds) if code_file.x_T is None else code_file.x_T
-    context.make_out()
     code = Code(code_file.z, x_T)
     pictures = operations.decode(model, code, options.steps, options.batch_size, stop=options.stop)
     captions = [Path(name).stem for name in code_file.names]

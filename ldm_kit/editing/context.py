@@ -20,32 +20,45 @@ if TYPE_CHECKING:
 class ModelContext(Config):
     """Which model is used, and on which device."""
 
-    model: Path = Field(description="a saved model's folder, or a run's")
+    model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
+    checkpoint: str | None = Field(default=None, description="of a run: best, last, or a checkpoint's name or step")
     device: str | None = Field(default=None, description="cpu, cuda, ...; the accelerator if there is one")
+
+    @property
+    def folder(self) -> Path:
+        """The model's own folder; that of a checkpoint is made when it is first asked for."""
+        from ldm_kit.methods.export import saved_model
+        from ldm_kit.models.folder import model_folder
+
+        return model_folder(saved_model(self.model, self.checkpoint, self.device))
 
     @property
     def directions(self) -> Path:
         """The folder of the model's directions."""
         from ldm_kit.models.directions import FILE
-        from ldm_kit.models.folder import model_folder
 
-        return model_folder(self.model) / FILE
+        return self.folder / FILE
+
+    def check_out(self) -> None:
+        """Check, before the model is loaded, that what a command writes can be written; raises UserError."""
 
     def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
         """Load the semantic model, to decode under autocast to a precision; raises UserError where there is none."""
-        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
 
+        self.check_out()
         device = device_named(self.device)
-        return SemanticModel.load(model_folder(self.model), device, autocast_dtype(precision, device))
+        return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
     def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
         """Load a model of prompts, classes or nothing; raises UserError where there is none."""
-        from ldm_kit.models.folder import autocast_dtype, device_named, model_folder
+        from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
 
+        self.check_out()
         device = device_named(self.device)
-        return Pipeline.load(model_folder(self.model), device, autocast_dtype(precision, device))
+        return Pipeline.load(self.folder, device, autocast_dtype(precision, device))
 
     def provenance(self, precision: Precision = "no") -> dict[str, str]:
         """Return the text for PNGs that says which model made them, in which precision."""
@@ -64,20 +77,20 @@ class EditContext(ModelContext):
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
-    _folder: Path | None = PrivateAttr(default=None)
+    _out_folder: Path | None = PrivateAttr(default=None)
 
     @property
-    def folder(self) -> Path:
+    def out_folder(self) -> Path:
         """The folder for the pictures; where none was given, a new one, so that no earlier edit is overwritten."""
-        if self._folder is None:
-            self._folder = chosen_out(self)
-        return self._folder
+        if self._out_folder is None:
+            self._out_folder = chosen_out(self)
+        return self._out_folder
 
-    def make_out(self) -> None:
-        """Check that the folder for the pictures can be made, before anything slow; the first picture makes it."""
-        from ldm_kit.viz.png import check_folder
+    def check_out(self) -> None:
+        """Check, before the model is loaded, that pictures can be written; raises UserError."""
+        from ldm_kit.paths import check_writable
 
-        check_folder(self.folder)
+        check_writable(self.out_folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
         """Return the text that PNGs record, or None where they are to record nothing."""

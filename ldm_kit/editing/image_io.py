@@ -97,7 +97,7 @@ def save_result(
 ) -> EditResult:
     """Write pictures uint8 [N, C, R, R] and their sheet to the context's folder, with the settings in the PNGs."""
     png_text = context.png_text(**settings)
-    sheet = save_sheet(pictures, captions, context.folder, columns=columns, seeds=seeds, png_text=png_text)
+    sheet = save_sheet(pictures, captions, context.out_folder, columns=columns, seeds=seeds, png_text=png_text)
     return EditResult(len(pictures), sheet)
 
 

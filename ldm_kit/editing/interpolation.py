@@ -11,6 +11,7 @@ from ldm_kit.editing.options import InterpolationOptions
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.protocol import Code, Semantic
 from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.paths import check_writable_file
 
 
 def interpolate_pictures(context: EditContext, options: InterpolationOptions) -> EditResult:
@@ -19,11 +20,12 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
     Raises:
         UserError: no picture, no semantic model, more steps than it has training times, or a mode that it lacks.
     """
+    if options.morph is not None:
+        check_writable_file(options.morph)
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
     _check_mode(model, options)
     pictures = torch.cat([read_model_picture(model, path) for path in options.image])
-    context.make_out()
     frames = decode_between(model, operations.encode(model, pictures, options.invert_steps), options)
     if options.morph is not None:
         save_animation(frames, options.morph, options.duration)

@@ -17,14 +17,17 @@ from ldm_kit.editing.labels import Column
 from ldm_kit.editing.options import TrainingExamples
 from ldm_kit.models.directions import FILE, Directions
 from ldm_kit.models.protocol import Semantic, encode_pictures, encoder_digest, normalise
+from ldm_kit.paths import check_writable
 
 
 def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Directions:
     """Learn directions, save them with the model's earlier ones, and return the new ones.
 
     Raises:
-        UserError: labels that do not match, too few pictures, or no semantic model.
+        UserError: labels that do not match, too few pictures, or no semantic model, or one whose
+            folder cannot be written to.
     """
+    check_writable(context.directions)
     model = context.load_semantic_model()
     key = encoder_digest(model)
     fit = _from_labels if examples.positive is None else _from_examples

@@ -49,7 +49,6 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
     times = inversion_times(pipeline, options, options.strength)
     steps = len(times) - 1
     sampling = options.resolve(pipeline, solver="ddim", steps=steps)
-    context.make_out()
     unguided = pipeline.guided_denoiser([""], sampling.model_copy(update={"guidance_scale": 1.0}))
     inverted = _last(pipeline, invert_latents(unguided, x_0, times, source, options.refine), steps, "inverting")
     reconstructed = _last(pipeline, ddim(unguided, inverted, times[::-1], source), steps, "reconstructing")
@@ -72,7 +71,6 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     picture, x_0 = _read(pipeline, options.image)
     sampling = options.resolve(pipeline)
     times = sampling_times(pipeline, sampling, options.strength)
-    context.make_out()
     start = noised_start(pipeline, x_0.expand(options.count, *x_0.shape[1:]), options.seeds, times[0])
     denoiser = pipeline.guided_denoiser([""] * options.count, sampling)
     noise: Any = {"seeds": options.seeds, "eta": sampling.eta, "variance": step_variance(pipeline.variance)}
@@ -95,7 +93,6 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
     mask = read_mask(options.mask, picture.shape[-1], options.image)
     sampling = options.resolve(pipeline, solver="ddim")
     times = sampling_times(pipeline, sampling)
-    context.make_out()
     states = inpaint_latents(
         pipeline.guided_denoiser([""] * options.count, sampling),
         x_0.expand(options.count, *x_0.shape[1:]),

@@ -36,7 +36,6 @@ def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePri
     model = context.load_semantic_model(context.precision)
     options, note = _resolve(model, options)
     z, captions, acceptance = _sample_codes(context, model, options)
-    context.make_out()
     code = Code(z, model.noise(options.seeds))
     pictures = operations.decode(model, code, options.decode_steps, options.batch_size, stop=options.stop)
     columns = min(8, options.count)

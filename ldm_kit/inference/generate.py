@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
+from ldm_kit.methods.export import saved_model
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
+from ldm_kit.paths import check_writable
 from ldm_kit.viz.grid import grid
-from ldm_kit.viz.png import check_folder, file_name, save_png, unused_path
+from ldm_kit.viz.png import file_name, save_png, unused_path
 
 GRID = 400  # most pictures in the grid
 
@@ -52,7 +54,7 @@ def generate_to_folder(
     """Generate what is requested into `output.out`.
 
     Args:
-        model: a saved model's folder, or a run's.
+        model: a saved model's folder, a run's, or a checkpoint's.
         request: prompts, seeds and how many.
         options: how they are sampled.
         guides: folders of the models that guide; None: none.
@@ -64,6 +66,7 @@ def generate_to_folder(
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
+    check_writable(output.out)
     device = device_named(output.device)
     precision = autocast_dtype(output.precision, device)
     pipeline = _load(model, guides, device, precision)
@@ -71,7 +74,6 @@ def generate_to_folder(
     texts = _check_prompts(pipeline, texts, resolved)
     jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
-    check_folder(out)
     metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, **dict(guides))}
     text = metadata if output.metadata else None
     first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, out, text)
@@ -103,9 +105,9 @@ def _save_pictures(
 
 
 def _load(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:
-    pipeline = Pipeline.load(model, device, precision)
-    classifier = None if guides.classifier is None else NoisyClassifier.load(guides.classifier, device)
-    worse = guides.autoguidance_model
+    pipeline = Pipeline.load(saved_model(model), device, precision)
+    classifier = None if guides.classifier is None else NoisyClassifier.load(saved_model(guides.classifier), device)
+    worse = None if guides.autoguidance_model is None else saved_model(guides.autoguidance_model)
     return pipeline.with_guides(classifier, None if worse is None else Pipeline.load(worse, device, precision))
 
 

@@ -27,6 +27,7 @@ from ldm_kit.methods.inputs import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import device_named, model_folder
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.paths import check_writable
 from ldm_kit.viz.png import write_atomic
 
 
@@ -74,6 +75,7 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     """
     run, model = _folders(path)
     config = _read_config(run)
+    check_writable(run)
     _check_times(request, config.schedule.num_train_timesteps)
     split = load(config.data)
     if not len(split.heldout):

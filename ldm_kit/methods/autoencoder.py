@@ -140,8 +140,18 @@ class Autoencoding(Method[AutoencoderRun]):
         return self.data.heldout if len(self.data.heldout) else self.data.train
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Measure reconstructions of held-out pictures, or of the training set where nothing is held out."""
-        return evaluate(self, self.shown, self.device)
+        """Measure reconstructions of held-out pictures, or of training ones (as train_NAME) if there are none."""
+        metrics = evaluate(self, self.shown, self.device)
+        return metrics if len(self.data.heldout) else {_of_training(name): value for name, value in metrics.items()}
+
+    @classmethod
+    def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
+        """Return the names of what `heldout_metrics` measures."""
+        codebook = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")
+        names = ("psnr", "ssim", "perceptual", *(codebook if isinstance(config.autoencoder, VQConfig) else ()))
+        heldout = [f"heldout_{name}" for name in names]
+        training = [_of_training(name) for name in heldout]
+        return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
 
     def samples(self) -> Grid:
         """Reconstruct some held-out pictures, each row above its reconstructions."""
@@ -171,15 +181,15 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl that are plotted."""
-        return ["autoencoder_loss", "heldout_psnr", "heldout_perceptual"]
+        return ["autoencoder_loss", *(name for name in self.metrics if name.endswith(("_psnr", "_perceptual")))]
 
     def summary(self, model: Path) -> str:
         """Return what was saved where, its held-out metrics, and the latents' statistics."""
-        metrics = ", ".join(f"{name.removeprefix('heldout_')} {value:.4g}" for name, value in self.metrics.items())
+        metrics = self.listed_metrics()
         assert self.statistics is not None
         mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
         folded = f"latent mean {mean} and deviation {std} folded into its weights"
-        return f"autoencoder in {model}: held-out {metrics}; {folded}"
+        return f"autoencoder in {model}: {metrics}; {folded}"
 
     def describe_data(self) -> str:
         """Return what `describe` says of the training set."""
@@ -206,7 +216,7 @@ def evaluate(method: Autoencoding, pictures: PictureSet, device: torch.device, b
         if usage is not None and output.indices is not None:
             usage.add(output.indices)
     metrics = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
-    return metrics | ({f"codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
+    return metrics | ({f"heldout_codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
 
 
 @torch.no_grad()
@@ -214,6 +224,11 @@ def reconstruct(vae: Any, x: Tensor) -> Tensor:
     """Pass pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
+
+
+def _of_training(figure: str) -> str:
+    """Return the name of a held-out figure where it is measured on training pictures."""
+    return figure.replace("heldout_", "train_", 1)
 
 
 def _listed(values: Tensor) -> str:

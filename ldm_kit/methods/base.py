@@ -1,58 +1,35 @@
 """The class that every training method subclasses, one file a method."""
 
-import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autoencoder.codebook import itself
+from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.networks import eval_mode as eval_mode
+from ldm_kit.methods.networks import millions as millions
+from ldm_kit.methods.records import Collectives as Collectives
+from ldm_kit.methods.records import Grid as Grid
+from ldm_kit.methods.records import TrainingData as TrainingData
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import BatchSource, LossTerm
-from ldm_kit.viz.curves import curves
+from ldm_kit.viz.curves import curves, logged_keys
 from ldm_kit.viz.png import save_png, tolerate_oserror
 
 _log = logging.getLogger("ldm_kit.evaluation")
 HELDOUT_SEED = 20220420  # addresses held-out noise; fixed, so that held-out losses of different runs compare
 NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_0 = x_0
-
-
-@dataclass(frozen=True)
-class Collectives:
-    """Reductions over the processes of a run; the defaults are those of a single process."""
-
-    mean: Callable[[Tensor], Tensor] = itself
-    sum: Callable[[Tensor], Tensor] = itself
-    broadcast: Callable[[Tensor], Tensor] = itself  # the main process's tensor
-
-
-class TrainingData(NamedTuple):
-    """The pictures of a run, and the batches that are made of them."""
-
-    pictures: Split
-    batches: BatchSource
-    heldout: BatchSource | None = None  # batches of held-out samples; None: nothing is held out
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A sheet of sample pictures; the run keeps it as pictures/NAME-STEP.png."""
-
-    image: Image
-    name: str = "samples"
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -76,6 +53,7 @@ class Method(ABC, Generic[C]):
         schedule: noise schedule on the device of training; methods without noise have `NO_NOISE`.
         collectives: reductions over processes.
         metrics: what the last evaluation measured.
+        dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -101,6 +79,7 @@ class Method(ABC, Generic[C]):
         self.ddp_modules: Mapping[str, nn.Module] = modules
         self.collectives = Collectives()
         self.metrics: dict[str, float] = {}
+        self.dependencies: dict[str, str] = {}
         if data is not None:  # else losses can be computed, but nothing trained, evaluated or saved
             self.data, self.batches, self.heldout = data
 
@@ -184,6 +163,21 @@ class Method(ABC, Generic[C]):
         loss = self.heldout_loss()
         return {} if loss is None else {"heldout_loss": loss}
 
+    @classmethod
+    def figures(cls, config: C, data: Split | None) -> list[str] | None:
+        """Return the names of what `evaluate` measures, so that `train.keep_best` is checked before anything is built.
+
+        Args:
+            config: the run's.
+            data: its pictures; None: not loaded yet, and every figure that there may be is named.
+
+        Returns:
+            The names; None: not known, as where a subclass overrides `evaluate` or `heldout_metrics` alone.
+        """
+        if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
+            return None
+        return ["heldout_loss"] if data is None or len(data.heldout) else []
+
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
         with eval_mode(*self.modules.values()):
@@ -209,10 +203,23 @@ class Method(ABC, Generic[C]):
 
     def finish(self, folder: Path) -> str:
         """Write model/ and the training curves into the run's folder; return a sentence on both."""
+        self.save_model(folder / "model")
+        return f"{self.summary(folder / 'model')}; {self._plot_curves(folder)}"
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model with the current weights, whole or not at all; what was there before is replaced."""
         with eval_mode(*self.modules.values()):
-            write(folder / "model", self.save)
-        curves(folder / "metrics.jsonl", folder / "pictures" / "curves.png", self.curve_keys())
-        return f"{self.summary(folder / 'model')}; pictures in {folder / 'pictures'}"
+            write(folder, self.save)
+
+    def _plot_curves(self, folder: Path) -> str:
+        """Plot what metrics.jsonl holds of `curve_keys`; return where, or why not, as the model is saved already."""
+        log, pictures = folder / "metrics.jsonl", folder / "pictures"
+        try:
+            logged = logged_keys(log)
+            curves(log, pictures / "curves.png", [key for key in self.curve_keys() if key in logged] or None)
+        except (UserError, OSError) as error:
+            return f"no curves: {error}"
+        return f"pictures in {pictures}"
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl that are plotted: by default all losses and held-out metrics."""
@@ -220,10 +227,15 @@ class Method(ABC, Generic[C]):
 
     def summary(self, model: Path) -> str:
         """Return what was saved where, and its held-out metrics."""
-        metrics = ", ".join(
-            f"{name.replace('heldout_', 'held-out ')} {value:.4g}" for name, value in self.metrics.items()
-        )
-        return f"model in {model}: {metrics or 'nothing held out'}"
+        return f"model in {model}: {self.listed_metrics()}"
+
+    def listed_metrics(self) -> str:
+        """Return what the last evaluation measured, in words that say of which pictures."""
+        words = {
+            name.replace("heldout_", "held-out ").replace("train_", "training "): value
+            for name, value in self.metrics.items()
+        }
+        return ", ".join(f"{name} {value:.4g}" for name, value in words.items()) or "nothing held out"
 
     def describe(self) -> str:
         """Return one paragraph on what is about to be trained."""
@@ -240,21 +252,3 @@ class Method(ABC, Generic[C]):
     def describe_model(self) -> str:
         """Return what `describe` says of the networks."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"
-
-
-def millions(*modules: nn.Module) -> str:
-    """Count trained parameters, in millions, such as "1.2 M"."""
-    return f"{sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad) / 1e6:.1f} M"
-
-
-@contextlib.contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules in evaluation mode; each returns to the mode it was in."""
-    were = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, training in zip(modules, were, strict=True):
-            module.train(training)

@@ -23,8 +23,10 @@ from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng, schedule, timesteps
+from ldm_kit.methods import classifier_metrics as metrics
 from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
+from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
 from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
@@ -76,7 +78,7 @@ class Classifying(Method[ClassifierRun]):
     def __init__(self, config: ClassifierRun, net: HalfUNet, data: TrainingData | None = None) -> None:
         table, networks = schedule.build(config.schedule), {"classifier": net}
         super().__init__(config, data, modules={**networks}, ema_modules={**networks}, schedule=table)
-        self.net, self.shares = net, _quartile_shares(config, len(table))
+        self.net, self.shares = net, metrics.quartile_shares(config.timestep_sampling, len(table))
 
     @classmethod
     def build(cls, config: ClassifierRun, data: Split, device: torch.device) -> "Classifying":
@@ -99,6 +101,7 @@ class Classifying(Method[ClassifierRun]):
             heldout = LatentBatches(heldout_latents, {"label": heldout_labels}, [], config.seed)
         method = cls(config, net, TrainingData(data, batches, heldout))
         method.vae, method.latent_shape, method.shown = first_stage.vae, tuple(latents.shape), heldout or batches
+        method.dependencies = first_stage.dependencies
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
@@ -172,12 +175,19 @@ class Classifying(Method[ClassifierRun]):
         self.accuracy = None if self.heldout is None else self.measure(self.shown)
         return {} if self.accuracy is None else self.accuracy.metrics()
 
+    @classmethod
+    def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
+        """Return the names of what `heldout_metrics` measures."""
+        if data is not None and not len(data.heldout):
+            return []
+        return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
+
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out pictures, plot accuracy over noise, and write a grid of guesses."""
-        metrics = super().evaluate(step, folder)
+        super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
-        return metrics
+        return self.metrics
 
     def samples(self) -> Grid:
         """Show some pictures with their classes, and with the likeliest class where that is another, at low noise."""
@@ -238,23 +248,3 @@ def labels_of(pictures: PictureSet) -> Tensor:
             f"a classifier needs at least two classes, but all {len(labels)} pictures are of {pictures.classes[0]!r}"
         )
     return torch.tensor(labels)
-
-
-def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
-    """Move each of pictures [B, C, H, W] by whole pixels in -most..most both ways, edges repeated."""
-    rows, columns = (_moved(x.shape[i], most, rng.uniform(seed, f"shift {i}", position)) for i in (2, 3))
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _moved(side: int, most: int, u: Tensor) -> Tensor:
-    """Return which line [B, side] of a picture each line shows, for uniform numbers u [B]."""
-    offset = (u * (2 * most + 1)).long() - most
-    return (torch.arange(side, device=u.device) + offset[:, None]).clamp(0, side - 1)
-
-
-def _quartile_shares(config: ClassifierRun, times: int) -> Tensor:
-    """Return the share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
-    count, even = 4096, config.timestep_sampling.model_copy(update={"stratified": True})
-    t = timesteps.sample_timesteps(even, 0, torch.arange(count), count, times)
-    return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.viz.png import tolerate_oserror, write_atomic
 
 QUARTILES = 4
@@ -35,6 +36,12 @@ class HeldoutAccuracy:
             **top,
             **{f"heldout_accuracy_q{q}": value for q, value in enumerate(quartiles, 1)},
         }
+
+
+def figure_names(top: bool) -> list[str]:
+    """Return the names of `HeldoutAccuracy.metrics`, with that of the five likeliest classes if `top`."""
+    none = (0.0,) * LEVELS
+    return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 
 
 def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
@@ -67,6 +74,13 @@ def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
     figure.savefig(buffer, format="png", dpi=120)
     with tolerate_oserror(path):
         write_atomic(path, buffer.getvalue())
+
+
+def quartile_shares(sampling: TimestepSamplingConfig, times: int) -> Tensor:
+    """Return the share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
+    count, even = 4096, sampling.model_copy(update={"stratified": True})
+    t = sample_timesteps(even, 0, torch.arange(count), count, times)
+    return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count
 
 
 def _mean(values: Sequence[float]) -> float:

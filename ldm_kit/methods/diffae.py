@@ -87,6 +87,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         unet = build_semantic_unet(config.unet, sample_size=side, channels=channels, z_width=config.encoder.z_width)
         method = cls(config, DiffusionAutoencoder(encoder, unet), schedule.build(config.schedule), inputs)
         method.vae, method.latent_shape = first_stage.vae, shape
+        method.dependencies = first_stage.dependencies
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:

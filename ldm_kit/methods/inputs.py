@@ -1,8 +1,10 @@
 """What methods train on: latents of a first stage, prepared conditions, and batches noised to their times."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +22,15 @@ from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import PictureSet, Record, Split
-from ldm_kit.data.latents import Latents
+from ldm_kit.data.images import PictureSet, Record, Split, digest
+from ldm_kit.data.latents import Latents, weights_digest
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.paths import check_writable
 
 
 @dataclass(eq=False)
@@ -51,6 +54,16 @@ class FirstStage:
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)
 
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """The digest of the autoencoder's settings and weights, if there is one."""
+        return {} if self.vae is None else {"autoencoder": digest([self._settings(), weights_digest(self.vae)])}
+
+    def _settings(self) -> str:
+        config: Any = self.vae and self.vae.config
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no versions, no paths
+        return json.dumps(settings, sort_keys=True)
+
     def latents(self, pictures: PictureSet, name: str) -> Latents:
         """Return the latents of the set `name` ("train": with mirrored views where the run flips; or "heldout").
 
@@ -62,12 +75,15 @@ class FirstStage:
             return latent_cache.pixels(pictures, flip=flip)
         vae = self.vae
 
+        @cache
+        def check_once() -> None:  # before the first picture is encoded; a complete cache may be read-only
+            check_writable(folder)
+
         def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+            check_once()
             return encode(vae, x.to(self.device))
 
-        config: Any = vae.config
-        settings = {key: value for key, value in config.items() if not key.startswith("_")}  # no versions, no paths
-        key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(settings, sort_keys=True))
+        key = latent_cache.fingerprint(vae, pictures, flip, self._settings())
         chosen = self.config.latents
         folder = Path(chosen) / name if chosen else cache_dir() / "latents" / key[:24]
         latents = latent_cache.cached(folder, pictures, moments, key, flip=flip)
@@ -112,6 +128,7 @@ class Conditions:
     train: Sequence[str | int]  # captions or labels of the training set
     heldout: Sequence[str | int]  # of the held-out set
     conditioner: Conditioner = field(init=False)
+    dependencies: dict[str, str] = field(init=False)  # digests of a tokenizer or a frozen text encoder
 
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
@@ -132,6 +149,7 @@ class Conditions:
     def prepare(self) -> tuple[Inputs, Inputs | None]:
         """Prepare the conditions of the training set and of the held-out one if there is one, [N, ...] each."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
+        self.dependencies = _dependencies(self.conditioner, train)
         if self.heldout:
             heldout = prepare_conditions(self.conditioner, self.heldout)
         self.conditioner.release()
@@ -145,6 +163,22 @@ class Conditions:
     def caption(self, condition: str | int) -> str:
         """Return a caption, or the name of a class."""
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
+
+
+def _dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
+    """Return the digest of what turns captions into inputs: of a frozen encoder, or of the ids that a tokenizer gives.
+
+    Numbers are no part of it: they are an encoder's output, which rounding may change.
+    """
+    if (encoder := conditioner.encoder_digest) is not None:
+        return {"condition.model": encoder}
+    ids = {name: value for name, value in inputs.items() if not value.is_floating_point()}
+    texts = [f"{name} {tuple(ids[name].shape)} {_sha256(ids[name])}" for name in sorted(ids)]
+    return {"condition (its tokens or classes)": digest(texts)} if texts else {}
+
+
+def _sha256(value: Tensor) -> str:
+    return hashlib.sha256(value.cpu().contiguous().numpy()).hexdigest()
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
@@ -179,6 +213,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
     key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
 
     def encoded() -> Inputs:
+        check_writable(cache_dir())
         with tqdm(desc="captions", unit="caption", leave=False) as bar:
 
             def progress(done: int, total: int) -> None:

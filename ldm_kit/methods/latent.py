@@ -86,8 +86,10 @@ class Latent(Method[LatentRun]):
         """
         conditions = Conditions.open(config.condition, data)
         first_stage = FirstStage.open(config, data.train, device)
-        latents = first_stage.latents(data.train, "train")
         conditioner = conditions.build(config.unet.time_width)
+        prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
+        _check_prompts(conditioner, prompts)
+        latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
         unet = build_unet(
             config.unet,
@@ -103,9 +105,9 @@ class Latent(Method[LatentRun]):
             heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
         batches = LatentBatches(latents, inputs, conditions.train, config.seed)
         method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
+        method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
-        method.prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, method.prompts)
+        method.prompts = prompts
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -197,7 +199,7 @@ class Latent(Method[LatentRun]):
 
 
 def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check the config's prompts before training, not at the first grid, hours later; raises UserError."""
+    """Check the config's prompts before anything is encoded, not at the first grid, hours later; raises UserError."""
     try:
         conditioner.prepare(prompts)
     except ConditioningError as error:

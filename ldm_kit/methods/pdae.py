@@ -97,6 +97,7 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         shift = ShiftUNet(base=base.unet, z_width=width, copied=config.copied, learned_range=base.learned_range)
         method = cls(config, ShiftedDiffusion(encoder, shift, base), base, inputs)
         method.latent_shape = shape
+        method.dependencies = dict.fromkeys(("base", "base_revision"), base.sha256)
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:

@@ -33,10 +33,12 @@ from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps
 from ldm_kit.models import codes
+from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
+from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
 
@@ -137,6 +139,8 @@ class Prior(Method[PriorRun]):
         conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
         _check_encoder(encoder, data.train, config.model)
+        with torch.random.fork_rng(devices=[]):  # the prior's weights are drawn as if nothing had been opened
+            source = _open_source(config, data.train)
         weights = weights_digest(encoder)
         z = _codes(encoder, data.train, weights)
         statistics = codes.code_statistics(z)
@@ -151,7 +155,8 @@ class Prior(Method[PriorRun]):
             heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
-        method.source = _open_source(config, data.train)
+        method.source = source
+        method.dependencies = {"model": _model_digest(method.source), **conditions.dependencies}
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -217,7 +222,20 @@ class Prior(Method[PriorRun]):
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
     """Compute codes [N, D] float32, which are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
-    return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+
+    def encoded() -> dict[str, Tensor]:
+        check_writable(cache_dir())
+        return {"z": codes.encode_set(encoder, pictures)}
+
+    return tensor_cache.cached(cache_dir() / "codes", key, encoded)["z"]
+
+
+def _model_digest(model: SemanticModel) -> str:
+    """Return the digest of a semantic model's networks, wherever they lie, with that of its base if it has one."""
+    decoder = vars(model.decoder).values()
+    networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
+    bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
+    return digest([*map(weights_digest, networks), *bases])
 
 
 def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:

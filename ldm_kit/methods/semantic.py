@@ -28,6 +28,7 @@ from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
 
 NAME = "semantic"
+_RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # by the noise that pictures are decoded from
 
 
 class ReconstructionConfig(Config):
@@ -133,15 +134,18 @@ class SemanticMethod(Method[R], Generic[R, N]):
             random = model.decode(z, None, config.decode_steps)
             self.metrics = self.heldout_metrics()
         if self.metrics:
-            self.metrics |= {
-                "heldout_mse_inferred": _mse(inferred, pictures),
-                "heldout_mse_random": _mse(random, pictures),
-            }
+            errors = [_mse(decoded, pictures) for decoded in (inferred, random)]
+            self.metrics |= dict(zip(_RECONSTRUCTION, errors, strict=True))
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
         image = grid(rows, 6, max(1, 96 // model.resolution), captions)
         self.write_grid(Grid(image, "decoded"), step, folder)
         return self.metrics
+
+    @classmethod
+    def figures(cls, config: R, data: Split | None) -> list[str]:
+        """Return the names of what `evaluate` measures."""
+        return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
 
     def save(self, folder: Path) -> None:
         """Measure the statistics of the training set's codes, and save the model."""

@@ -1,5 +1,6 @@
 """Train any method: the one program behind `train_ae.py`, `train_ldm.py` and `ldm_kit.train`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ldm_kit.methods.base import Collectives, Method
 from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.distributed import work_groups
+from ldm_kit.training.launch import launched_precision
 from ldm_kit.training.log import Log
 from ldm_kit.training.loop import Trainer
+from ldm_kit.training.retention import check_keep_best
 from ldm_kit.training.session import Session, due, session
 
 
@@ -46,18 +49,24 @@ def train(
             checkpoints while `resume` is None.
         AutoencoderError, ConditioningError: a part that the config names cannot be opened.
     """
-    settings = resolve_config(config, overrides, data)
+    settings = _with_launched_precision(resolve_config(config, overrides, data))
+    _check_keep_best(settings, None)
     with session(settings, resume) as run:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         with shared_by(*work_groups()):
-            method = open_method(settings, data, run.device, collectives)
+            pictures = load(settings.data) if data is None else data
+            _check_keep_best(settings, pictures)
+            method = open_method(settings, pictures, run.device, collectives)
         trainer = run.trainer(method)
         log = run.log(trainer)
         log.print(method.describe())
+        was_finished = trainer.step == trainer.config.steps
         _train(method, run, trainer, log)
         log.flush()
         if run.is_main_process:
             with trainer.ema.applied():
+                if was_finished:  # the figures of the last step were measured by another process
+                    log.evaluate(trainer.step, lambda number: method.evaluate(number, run.folder))
                 log.print(method.finish(run.folder))
         log.close()
         return run.folder / "model"
@@ -72,6 +81,17 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
             with trainer.ema.applied():
                 metrics = log.evaluate(step.number, lambda number: method.evaluate(number, run.folder))
         run.save_when_due(trainer, step, metrics)
+
+
+def _with_launched_precision(config: RunConfig) -> RunConfig:
+    """Return the config with the precision that the launcher asks for, where the config leaves it open."""
+    precision = launched_precision(config.train, os.environ)
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+
+
+def _check_keep_best(config: RunConfig, pictures: Split | None) -> None:
+    """Check `train.keep_best` against what the method measures; raises UserError."""
+    check_keep_best(config.train.keep_best, find_method(method_name(config)).figures(config, pictures))
 
 
 def open_method(
@@ -120,8 +140,8 @@ def resolve_config(
     """Return the checked config of a run whose pictures are those given, if any; raises UserError as `train`."""
     if data is None and not isinstance(config, Mapping | RunConfig):
         return read_run(config, overrides)
-    if isinstance(config, RunConfig):
-        tree, where = config.model_dump(mode="json"), "config"
+    if isinstance(config, RunConfig):  # what it leaves out stays left out: the launcher may decide it
+        tree, where = {**config.model_dump(mode="json", exclude_unset=True), "method": method_name(config)}, "config"
     elif isinstance(config, Mapping):
         tree, where = _copied(config), "config"
     else:

@@ -25,6 +25,7 @@ from ldm_kit.config import UserError
 
 MANIFEST = "manifest.json"
 OVERHEAD = 2**18  # bytes for headers, JSON and the manifest, beside 2 % of the tensors' size
+_FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes only what is open for writing
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -199,7 +200,13 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Write a file, or a folder's list of files, through to the disk."""
+    try:
+        descriptor = os.open(path, _FLUSHABLE)
+    except PermissionError:
+        if path.is_dir():  # which Windows does not open; it writes names through by itself
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

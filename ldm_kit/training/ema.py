@@ -60,12 +60,12 @@ class Ema:
     """Averages of several modules, by module name and tensor name; every rank holds and updates the same.
 
     Args:
-        config: profile and length.
+        config: profile and length; kind none averages nothing and keeps no copy.
         modules: the modules to average, by name; the averages start at their weights.
     """
 
     def __init__(self, config: EmaConfig, modules: Mapping[str, nn.Module]) -> None:
-        self.config, self.modules = config, dict(modules)
+        self.config, self.modules = config, {} if config.kind == "none" else dict(modules)
         self.averages = {n: {k: v.float().clone() for k, v in floating(m).items()} for n, m in self.modules.items()}
 
     @torch.no_grad()

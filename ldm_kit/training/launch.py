@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch
 from accelerate.utils import DistributedType
 
-from ldm_kit.config import UserError
+from ldm_kit.config import Precision, UserError
+from ldm_kit.training.config import TrainConfig
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 GRACE = 600.0  # seconds for the step and its checkpoint; a longer wait is for processes that are gone as well
@@ -39,10 +40,50 @@ def check_environment(environment: Mapping[str, str]) -> None:
         UserError: an unsupported mode is requested; the message says what to use instead.
     """
     for variable, (name, advice) in _UNSUPPORTED.items():
-        if environment.get(variable, "").lower() in ("true", "1", "yes", "on"):
+        if _is_set(environment, variable):
             raise UserError(f"{name} is not supported ({variable} is set, perhaps by `accelerate config`): {advice}")
+    if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":  # accelerate would divide losses by it
+        raise UserError(
+            "gradient accumulation is not the launcher's (ACCELERATE_GRADIENT_ACCUMULATION_STEPS is set): "
+            "train.batch_size is the whole step's, and train.micro_batch how much of it is computed at once"
+        )
     if environment.get("PJRT_DEVICE", "").upper() == "TPU":
         raise UserError("a TPU is not supported (PJRT_DEVICE is set): nothing here has been run on one; use GPUs")
+
+
+def asks_for_cpu(environment: Mapping[str, str]) -> bool:
+    """Return whether the launcher asks for a CPU, although there may be an accelerator."""
+    return _is_set(environment, "ACCELERATE_USE_CPU")
+
+
+def _is_set(environment: Mapping[str, str], variable: str) -> bool:
+    return environment.get(variable, "").lower() in ("true", "1", "yes", "on")
+
+
+def launched_precision(config: TrainConfig, environment: Mapping[str, str]) -> Precision:
+    """Return a run's precision: the launcher's where the config leaves it open (left out, or auto), else the config's.
+
+    `accelerate launch` sets "no" where nobody has asked for anything, so that says nothing.
+
+    Args:
+        config: the run's section `train`.
+        environment: the environment variables.
+
+    Raises:
+        UserError: launcher and config ask for different ones, or the launcher for one that is not supported.
+    """
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
+    source = "--mixed_precision of `accelerate launch`, or `accelerate config`"
+    if asked == "no":
+        return config.precision
+    if asked not in ("bf16", "fp16"):
+        raise UserError(f"mixed precision {asked} is not supported ({source}); expected no, bf16 or fp16")
+    if config.precision not in ("auto", asked) and "precision" in config.model_fields_set:
+        raise UserError(
+            f"train.precision is {config.precision}, but the launcher asks for {asked} ({source}); make them equal, or "
+            "leave one of them out"
+        )
+    return "bf16" if asked == "bf16" else "fp16"
 
 
 def check_distributed_type(kind: DistributedType) -> None:

@@ -1,10 +1,12 @@
 """Logging of a run: a progress bar with an estimate, metrics.jsonl, and any tracker that accelerate knows."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +16,8 @@ from tqdm import tqdm
 
 from ldm_kit.config import Config
 from ldm_kit.training.task import TrainStep
+
+FILE = "metrics.jsonl"
 
 
 class LogConfig(Config):
@@ -38,7 +42,7 @@ class Log:
 
     def __init__(self, accelerator: Accelerator, folder: Path, config: LogConfig, first: int, total: int) -> None:
         self.accelerator, self.folder, self.config = accelerator, folder, config
-        self.main, self.last = accelerator.is_main_process, total
+        self.main, self.first, self.last = accelerator.is_main_process, first, total
         self.sums: dict[str, tuple[Tensor, int]] = {}  # with counts: a module may have no loss in some steps
         self.count, self.since = 0, time.monotonic()
         self.unwritten: list[str] = []  # lines that a full disk had no room for
@@ -70,8 +74,7 @@ class Log:
         """
         if not self.main:
             return
-        line = json.dumps({"step": number, **{k: float(f"{v:.6g}") for k, v in values.items()}})
-        self.unwritten.append(f"{line}\n")
+        self.unwritten.append(f"{_line(number, values)}\n")
         try:
             self._write_lines()
             self.accelerator.log(dict(values), step=number)
@@ -84,6 +87,8 @@ class Log:
     def evaluate(self, number: int, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float] | None:
         """Evaluate after step `number`, and write and return the metrics; None if the disk has no room for the files.
 
+        What the log holds of that step already, as where a finished run is resumed, is not written twice.
+
         Args:
             number: the completed step.
             evaluate: called with the number; returns metrics by name.
@@ -93,7 +98,8 @@ class Log:
         except OSError as error:
             self.print(f"warning: no evaluation at step {number}: {error.strerror or error}; training goes on")
             return None
-        self.write(number, metrics)
+        if not (number == self.first and metrics.keys() <= logged_keys(self.folder / FILE, number)):
+            self.write(number, metrics)
         return metrics
 
     def print(self, text: str) -> None:
@@ -102,7 +108,7 @@ class Log:
             self.bar.write(text)
 
     def _write_lines(self) -> None:
-        _append(self.folder / "metrics.jsonl", "".join(self.unwritten))
+        _append(self.folder / FILE, "".join(self.unwritten))
         self.unwritten.clear()
 
     def flush(self) -> None:
@@ -115,6 +121,44 @@ class Log:
         """Close the progress bar and the trackers."""
         self.bar.close()
         self.accelerator.end_training()
+
+
+def _line(number: int, values: Mapping[str, float]) -> str:
+    """Return values as JSON, to 6 digits; what is not finite is null, as JSON has no infinity and no NaN."""
+    rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps({"step": number, **rounded}, allow_nan=False)
+
+
+def logged_keys(path: Path, step: int) -> set[str]:
+    """Return the keys of all lines of a step in a metrics.jsonl; none if there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {key for line in map(_parsed, lines) if line.get("step") == step for key in line}
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Remove the lines of a metrics.jsonl after `step`, which the resumed run writes again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    draft = path.with_name(f".tmp-{path.name}")
+    draft.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+    draft.replace(path)
+
+
+def _step_of(line: str) -> float:
+    step = _parsed(line).get("step")
+    return step if isinstance(step, int | float) else math.inf
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _append(path: Path, text: str) -> None:

@@ -24,7 +24,13 @@ from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep
-from ldm_kit.training.training_state import TrainingState, metadata, read_metadata
+from ldm_kit.training.training_state import (
+    TrainingState,
+    check_unchanged,
+    metadata,
+    print_other_versions,
+    read_metadata,
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +46,7 @@ class Trainer:
     seed: int  # of the order of samples, and of the modules' own randomness (dropout)
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
+    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests, of the checkpoint that was loaded
     overflows: int = 0  # steps in a row that overflowed under fp16
     ema: Ema = field(init=False)
     ddp_modules: dict[str, nn.Module] = field(init=False)
@@ -70,15 +77,11 @@ class Trainer:
             data: where batches come from.
 
         Raises:
-            UserError: the checkpoint that this run resumed from was trained on other data.
+            UserError: the checkpoint that this run resumed from was trained on other data, or with another tokenizer.
             NonFiniteError: a loss or gradient is not finite, on any rank; weights are those before that step.
             torch.OutOfMemoryError: not even one sample at a time fits.
         """
-        if self.source not in (None, data.fingerprint):
-            raise UserError(
-                f"cannot go on from step {self.step}: the pictures, their captions or the autoencoder have changed "
-                "since it was saved; train anew with another run=FOLDER"
-            )
+        check_unchanged(self.step, data, self.task, source=self.source, dependencies=self.dependencies)
         self.source = data.fingerprint
         batches = self._batches(data)
         while self.step < self.config.steps:
@@ -231,14 +234,14 @@ class Trainer:
         if self.accelerator.is_main_process:
             halved = self.split.size if self.split != self._configured_split() else None
             try:
-                self._state.save(path, metadata(config, self.split, self.step, self.source, halved), extra or {})
+                values = metadata(config, self.split, self.step, self.source, task=self.task, micro_batch=halved)
+                self._state().save(path, values, extra or {})
             except UserError as error:
                 failure = str(error)
         if (failure := distributed.all_gather_objects(failure)[0]) is not None:
             raise UserError(failure)
         return path
 
-    @property
     def _state(self) -> TrainingState:
         return TrainingState(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
@@ -251,6 +254,7 @@ class Trainer:
         saved = read_metadata(folder)
         if saved["step"] > self.config.steps:
             raise UserError(f"{folder} is at step {saved['step']}, past the end: train.steps is {self.config.steps}")
-        self._state.load(folder, saved)
-        self.step, self.source = saved["step"], saved["source"]
+        print_other_versions(folder, saved)
+        self._state().load(folder, saved)
+        self.step, self.source, self.dependencies = saved["step"], saved["source"], saved.get("dependencies", {})
         self.split = self._configured_split().limited_to(saved.get("micro_batch"))

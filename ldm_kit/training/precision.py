@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ldm_kit.config import Precision
+from ldm_kit.config import Precision, UserError
 
 
 def is_bf16_fast(device: torch.device | str) -> bool:
@@ -24,6 +24,16 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> Liter
     if precision != "auto":
         return precision
     return "bf16" if is_bf16_fast(device) else "no"
+
+
+def check_trainable(precision: Precision, device: torch.device | str) -> None:
+    """Check that a device can train in a precision.
+
+    Raises:
+        UserError: fp16 on a CPU, where no scaled loss keeps small gradients from vanishing.
+    """
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise UserError("train.precision fp16 needs a GPU, and this run is on a CPU; take bf16, auto or no")
 
 
 def matrix_dtype(device: torch.device | str) -> torch.dtype:

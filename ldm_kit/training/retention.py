@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,7 @@ class BestCheckpoint:
         Raises:
             UserError: the evaluation has no such metric.
         """
-        if self.metric not in metrics:
-            raise UserError(
-                f"train.keep_best is {self.spec!r}, but the evaluation has no such figure; expected one of "
-                f"{', '.join(metrics) or 'none: nothing is held out'}"
-            )
+        check_keep_best(self.spec, metrics)
         best, value = self._read(), metrics[self.metric]
         if best is None or math.isnan(value):
             return not math.isnan(value)
@@ -56,7 +52,9 @@ class BestCheckpoint:
 
     def record(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
         """Write best.json, whole or not at all: the checkpoint at `path` is the best now."""
-        entry = {"metric": self.metric, "value": metrics[self.metric], "step": step, "checkpoint": path.name}
+        value = metrics[self.metric]
+        number = value if math.isfinite(value) else str(value)  # JSON has no infinity
+        entry = {"metric": self.metric, "value": number, "step": step, "checkpoint": path.name}
         draft = self.folder / f".tmp-{BEST_FILE}"
         draft.write_text(json.dumps(entry), encoding="utf-8")
         draft.replace(self.folder / BEST_FILE)
@@ -70,6 +68,24 @@ class BestCheckpoint:
             return None
         valid = metric == self.metric and Path(name).name == name and (self.folder / name).is_dir()
         return (name, value) if valid else None
+
+
+def check_keep_best(spec: str | None, figures: Iterable[str] | None) -> None:
+    """Check that evaluations measure what `train.keep_best` names.
+
+    Args:
+        spec: `train.keep_best`; None: nothing is asked for.
+        figures: names of what they measure; None: not known yet.
+
+    Raises:
+        UserError: they measure no such thing.
+    """
+    if spec is None or figures is None or spec.removeprefix("max:") in (names := list(figures)):
+        return
+    raise UserError(
+        f"train.keep_best is {spec!r}, but the evaluation has no such figure; expected one of "
+        f"{', '.join(names) or 'none: nothing is held out'}"
+    )
 
 
 @dataclass

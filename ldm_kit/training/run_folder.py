@@ -20,11 +20,13 @@ from ldm_kit.locks import LockResult, try_lock
 from ldm_kit.training import checkpoint
 from ldm_kit.training.distributed import print_on_main
 
-# Keys that change no result: paths, and how often things are logged or saved. Data is compared by fingerprint.
+# Keys that change no result (or its rounding alone): paths, what is logged, sampled or saved, and how steps are
+# computed. Data is compared by fingerprint, and what a path names by a digest in the checkpoint, if that has one.
 _MAY_CHANGE = (
-    *("run", "log", "latents", "train.workers", "train.checkpoint_every", "train.keep_last", "train.keep_best"),
-    *("train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
-    *("data.cache", "data.path", "data.memory_limit"),
+    *("run", "log", "latents", "sample", "train.workers", "train.checkpoint_every", "train.keep_last"),
+    *("train.keep_best", "train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
+    *("train.micro_batch", "train.compile", "train.attention", "train.channels_last"),
+    *("data.cache", "data.path", "data.memory_limit", "data.on_bad", "data.max_bad_share", "data.pixel_limit"),
 )
 
 
@@ -56,10 +58,11 @@ class Lock:
             raise UserError(f"{folder} is in use by {holder}; expected a folder that no other run writes to")
         if result is LockResult.UNSUPPORTED:
             print_on_main(
-                f"warning: the file system of {folder} has no file locks, so a second run in this folder would not be "
-                "noticed; see that none is started"
+                f"warning: the file system of {folder}, or this system, has no file locks, so a second run in this "
+                "folder would not be noticed; see that none is started"
             )
-        os.register_at_fork(after_in_child=self.file.close)  # else a data-loader worker would hold the lock as well
+        if hasattr(os, "register_at_fork"):  # else a forked data-loader worker would hold the lock as well
+            os.register_at_fork(after_in_child=self.file.close)
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()
@@ -114,7 +117,8 @@ def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
 def check_same_config(folder: Path, config: BaseModel) -> None:
     """Check that a resumed run has the config that the checkpoint was trained with, but for keys that change no result.
 
-    More steps are allowed where the learning rate is constant. A field that the checkpoint is too old to have counts as
+    More steps are allowed where the learning rate is constant, and another folder of what the checkpoint knows by a
+    digest (which the trainer compares as it loads). A field that the checkpoint is too old to have counts as
     its default, so the default of a new field must be what was done before it existed.
 
     Args:
@@ -124,10 +128,9 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
     Raises:
         UserError: configs differ; the message names every differing key.
     """
-    old = _with_defaults(
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["config"], type(config)
-    )
-    free = _MAY_CHANGE if _lr_depends_on_length(old) else (*_MAY_CHANGE, "train.steps")
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    old = _with_defaults(state["config"], type(config))
+    free = (*_MAY_CHANGE, *state.get("dependencies", {}), *(() if _lr_depends_on_length(old) else ("train.steps",)))
     changed = [
         key
         for key in differing(old, config.model_dump(mode="json"))
@@ -156,23 +159,6 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     names = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Remove the lines of a metrics.jsonl after `step`, which the resumed run writes again."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    draft.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def write_config(folder: Path, config: BaseModel) -> None:

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast as broadcast_from_main
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import checkpoint, distributed, launch, run_folder
+from ldm_kit.training.accelerator import open_accelerator
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.faults import NonFiniteError
-from ldm_kit.training.log import Log, LogConfig
+from ldm_kit.training.log import FILE, Log, LogConfig, cut_metrics
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.precision import resolve_precision
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import Task, TrainStep
+from ldm_kit.training.training_state import read_metadata
 
 
 class Settings(Protocol):
@@ -108,7 +109,7 @@ class Session:
             trainer.load(self.resume)
             distributed.print_on_main(f"going on from step {trainer.step}, {self.resume}")
         if self.is_main_process:
-            run_folder.cut_metrics(self.folder / "metrics.jsonl", trainer.step)
+            cut_metrics(self.folder / FILE, trainer.step)
         self.signals.watch()
         self.active_trainer = trainer
         return trainer
@@ -182,7 +183,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
             launch mode is not supported; a loss or gradient is not finite.
     """
     folder = Path(settings.run)
-    accelerator = _accelerator(settings)
+    accelerator = open_accelerator(settings.train.precision, folder, tensorboard=settings.log.tensorboard)
     launch.use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if launch.is_launched():
         launch.watch_parent()
@@ -190,7 +191,8 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         checkpoint_path = _open_folder(folder, settings, resume, stack if accelerator.is_main_process else None)
         torch.manual_seed(derive_seed(settings.seed, "weights"))  # every rank starts from the same weights
         if settings.log.tensorboard:
-            accelerator.init_trackers("tensorboard")
+            dropped = None if resume is None else {"purge_step": _step_of(checkpoint_path) + 1}
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped or {}})
         run = Session(accelerator, folder, settings, checkpoint_path)
         stack.callback(run.signals.release)
         try:
@@ -199,18 +201,9 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
             raise run.save_fault(error) from None
 
 
-def _accelerator(settings: Settings) -> Accelerator:
-    launch.check_environment(os.environ)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    accelerator = Accelerator(
-        mixed_precision=resolve_precision(settings.train.precision, device or "cpu"),
-        cpu=not torch.accelerator.is_available(),
-        log_with="tensorboard" if settings.log.tensorboard else None,
-        project_dir=Path(settings.run),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=distributed.TIMEOUT)],
-    )
-    launch.check_distributed_type(accelerator.distributed_type)
-    return accelerator
+def _step_of(checkpoint_path: Path | None) -> int:
+    """Return the completed steps of the checkpoint to resume from."""
+    return 0 if checkpoint_path is None else int(read_metadata(checkpoint_path)["step"])
 
 
 def _open_folder(

@@ -7,7 +7,8 @@ from typing import Any
 
 from ldm_kit.training import distributed
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(SystemExit):
@@ -19,7 +20,7 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Handlers of SIGTERM, SIGUSR1 and SIGINT that only set `caught`; a second SIGINT interrupts at once."""
+    """Handlers of `STOP_SIGNALS` that only set `caught`; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.caught = 0  # number of the last signal; 0: none

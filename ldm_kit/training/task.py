@@ -64,6 +64,16 @@ class StatefulTask(Protocol):
         ...
 
 
+@runtime_checkable
+class DependentTask(Protocol):
+    """A task that depends on models or tokenizers that it does not train and that its data's fingerprint leaves out."""
+
+    @property
+    def dependencies(self) -> Mapping[str, str]:
+        """Digests by the config keys that name them; a resumed run must have the same, from whatever folder."""
+        ...
+
+
 class BatchSource(Protocol):
     """A data set that returns whole batches."""
 

@@ -10,11 +10,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from ldm_kit.training import checkpoint, optim
+from ldm_kit.config import UserError
+from ldm_kit.training import checkpoint, distributed, optim
 from ldm_kit.training.batches import BatchSplit
 from ldm_kit.training.ema import Ema
 from ldm_kit.training.run_folder import versions
-from ldm_kit.training.task import Task
+from ldm_kit.training.task import BatchSource, DependentTask, Task
 
 STATE_FILE = "trainer_state.json"
 TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without its suffix
@@ -69,8 +70,25 @@ class TrainingState:
             self.scaler.load_state_dict(values["scaler"])
 
 
+def load_averages(folder: Path, task: Task) -> None:
+    """Load a checkpoint's modules, with the averages of those that are averaged, and the task's own state."""
+    for name, module in task.modules.items():
+        module.load_state_dict(_read(folder, f"model/{name}"))
+    for name, module in task.ema_modules.items():
+        if (folder / f"ema/{name}.safetensors").exists():  # else ema.kind is none
+            module.load_state_dict(_read(folder, f"ema/{name}"), strict=False)
+    if (folder / "model" / "state.safetensors").exists():
+        task.load_state(_read(folder, "model/state"))
+
+
 def metadata(
-    config: BaseModel, split: BatchSplit, step: int, source: str | None, micro_batch: int | None
+    config: BaseModel,
+    split: BatchSplit,
+    step: int,
+    source: str | None,
+    *,
+    task: Task,
+    micro_batch: int | None,
 ) -> dict[str, Any]:
     """Return the plain values that explain a checkpoint.
 
@@ -79,12 +97,14 @@ def metadata(
         split: this rank's split of a batch.
         step: completed steps.
         source: fingerprint of the data.
+        task: what is trained; the digests of what it depends on are kept.
         micro_batch: samples at once in a process, if halved since memory ran out.
     """
     return {
         "step": step,
         "position": step * split.global_batch,
         "source": source,
+        "dependencies": _dependencies(task),
         "world_size": split.world,
         "micro_batch": micro_batch,
         "config": config.model_dump(mode="json"),
@@ -95,6 +115,57 @@ def metadata(
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the plain values of a checkpoint: step, config, versions and what else trainer_state.json holds."""
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def check_unchanged(
+    step: int, data: BatchSource, task: Task, *, source: str | None, dependencies: Mapping[str, str]
+) -> None:
+    """Check that the data of a resumed run, and what else it depends on, are what they were.
+
+    Args:
+        step: the checkpoint's.
+        data: the run's.
+        task: what is resumed.
+        source: fingerprint of the checkpoint's data; None: there is no checkpoint.
+        dependencies: its digests by config key; empty in checkpoints of release 0.2 and before.
+
+    Raises:
+        UserError: the data have changed, or a tokenizer, a text encoder or another model that is not trained.
+    """
+    if source not in (None, data.fingerprint):
+        raise UserError(
+            f"cannot go on from step {step}: the pictures, their captions or the autoencoder have changed since it was "
+            "saved; train anew with another run=FOLDER"
+        )
+    new = _dependencies(task)
+    changed = [name for name in sorted(dependencies.keys() & new.keys()) if dependencies[name] != new[name]]
+    if changed:
+        verb = "is not what it was" if len(changed) == 1 else "are not what they were"
+        raise UserError(
+            f"cannot go on from step {step}: {', '.join(changed)} {verb} when it was saved (another model, encoder or "
+            "tokenizer); train anew with another run=FOLDER"
+        )
+
+
+def print_other_versions(folder: Path, saved: Mapping[str, Any]) -> None:
+    """Print which packages had other versions when a checkpoint was saved.
+
+    Args:
+        folder: the checkpoint's.
+        saved: the values of its trainer_state.json.
+    """
+    before, now = saved.get("versions", {}), versions()
+    if others := [
+        f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+    ]:
+        distributed.print_on_main(
+            f"note: {folder.name} was saved with {'; '.join(others)}: later steps may differ from those of an "
+            "uninterrupted run"
+        )
+
+
+def _dependencies(task: Task) -> dict[str, str]:
+    return dict(task.dependencies) if isinstance(task, DependentTask) else {}
 
 
 def _size(files: TensorFiles) -> int:

@@ -43,6 +43,11 @@ def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) ->
     write_atomic(out, buffer.getvalue())
 
 
+def logged_keys(metrics_jsonl: Path) -> list[str]:
+    """Return the metrics that a metrics.jsonl holds; raises UserError as `curves`."""
+    return list(_series(metrics_jsonl))
+
+
 def _series(path: Path) -> dict[str, dict[float, float]]:
     """Return the values of every metric in a metrics.jsonl: {key: {step: value}}."""
     try:

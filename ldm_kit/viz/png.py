@@ -7,7 +7,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -84,19 +84,6 @@ def file_name(seed: int, index: int, prompt: str) -> str:
     plain = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
     return f"{seed:08d}-{index:05d}-{slug or 'picture'}.png"
-
-
-def check_folder(path: Path) -> None:
-    """Check before slow work that a folder is there or can be made; it is made with the first file that is written.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        with suppress(OSError):  # another process has put something there
-            folder.rmdir()
 
 
 def unused_path(path: Path) -> Path:

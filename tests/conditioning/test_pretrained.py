@@ -1,6 +1,7 @@
 """Frozen encoders: the packaged MiniLM with its real weights, and small random ones of every other kind."""
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import open_clip
@@ -139,6 +140,16 @@ def test_changed_weights_are_noticed(tmp_path):
     path.rename(path.with_suffix(".bin"))
     with pytest.raises(ConditioningError, match=r"lacks config\.json or model\.safetensors.*the ways are"):
         load(tmp_path / "model")
+
+
+def test_a_digest_knows_the_tokenizer_and_not_the_folder(tmp_path):
+    clip_folder(tmp_path / "one", whole=False)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, two = (build(PretrainedTextConfig(model=str(tmp_path / name), length=16)) for name in ("one", "two"))
+    assert one.encoder_digest == two.encoder_digest
+    save_tokenizer(train_tokenizer(["another set"] * 3, 540, 16), tmp_path / "two")
+    assert one.encoder_digest != two.encoder_digest
+    assert one.cache_key[1:] != two.cache_key[1:], "states of another tokenizer are not taken from the cache"
 
 
 @pytest.mark.parametrize("kind", [T5EncoderModel, T5ForConditionalGeneration])

@@ -10,8 +10,9 @@ from ldm_kit.config import UserError, check
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.timesteps import sample_timesteps
-from ldm_kit.methods.classifier import ClassifierRun, Classifying, shifted
+from ldm_kit.methods.classifier import ClassifierRun, Classifying
 from ldm_kit.methods.classifier_metrics import LEVELS, HeldoutAccuracy, hits
+from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.train import open_method
 from ldm_kit.training.batches import BatchSplit
 from tests.training.helpers import CLASSIFIER, picture_folder, settings

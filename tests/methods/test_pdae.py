@@ -64,6 +64,12 @@ def finished(method, run):
     return run / "model"
 
 
+def test_a_run_depends_on_its_base(pictures, bases, tmp_path):
+    plain, learned = (method_of(pictures, tmp_path, bases[kind]).dependencies for kind in ("plain", "learned"))
+    assert plain == dict.fromkeys(("base", "base_revision"), BaseModel.open(bases["plain"]).sha256)
+    assert plain != learned
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_keeps_its_bits_and_its_rest(pictures, bases, tmp_path, kind):
     method = method_of(pictures, tmp_path, bases[kind])

@@ -67,6 +67,17 @@ def test_codes_are_those_of_the_plain_pictures_normalised(pictures, semantic, tm
     torch.testing.assert_close(method.batches.codes.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
 
+def test_a_run_depends_on_its_semantic_model_wherever_it_lies(pictures, semantic, tmp_path):
+    method = method_of(pictures, semantic, tmp_path)
+    shutil.copytree(semantic / "model", tmp_path / "copy")
+    assert method_of(pictures, tmp_path / "copy", tmp_path).dependencies == method.dependencies
+    with torch.no_grad():
+        next(method.source.decoder.unet.parameters()).add_(1)
+    method.source.save(tmp_path / "other")
+    assert method_of(pictures, tmp_path / "other", tmp_path).dependencies != method.dependencies
+    assert {*method.dependencies} == {"model"}
+
+
 def test_codes_are_computed_once(pictures, semantic, tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
     first = method_of(pictures, semantic, tmp_path).batches.codes

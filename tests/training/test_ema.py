@@ -64,9 +64,11 @@ def test_constant_warms_up():
     assert ema.averages["net"]["weight"].tolist() == pytest.approx([expected] * 3)
 
 
-def test_none_is_the_weights_themselves():
+def test_none_is_the_weights_themselves_and_no_copy():
     net, ema = walked(EmaConfig(kind="none"), 7)
-    assert torch.equal(ema.averages["net"]["weight"], net.weight)
+    assert ema.averages == {}
+    with ema.applied():
+        assert net.weight.tolist() == [7.0] * 3
 
 
 def test_buffers_are_averaged_and_integers_left_alone():

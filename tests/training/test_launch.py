@@ -10,8 +10,17 @@ import torch
 from accelerate.utils import DistributedType
 
 from ldm_kit.config import UserError
+from ldm_kit.methods import check_run
+from ldm_kit.methods.train import train
 from ldm_kit.training import launch
-from ldm_kit.training.launch import SUPPORTED, check_distributed_type, check_environment, is_launched
+from ldm_kit.training.config import TrainConfig
+from ldm_kit.training.launch import (
+    SUPPORTED,
+    check_distributed_type,
+    check_environment,
+    is_launched,
+    launched_precision,
+)
 from ldm_kit.training.session import session
 from tests.training.helpers import TEXT, reset, settings
 
@@ -129,3 +138,58 @@ def test_an_accelerator_needs_no_threads(threads, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     launch.use_all_cores(1)
     assert threads == []
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "expected"),
+    [
+        ({}, "bf16", "bf16"),
+        ({}, "FP16", "fp16"),
+        ({"precision": "auto"}, "bf16", "bf16"),
+        ({"precision": "bf16"}, "bf16", "bf16"),
+        ({"precision": "bf16"}, "no", "bf16"),
+        ({"precision": "auto"}, "no", "auto"),
+        ({}, "no", "no"),
+        ({}, None, "no"),
+    ],
+)
+def test_the_launcher_decides_what_the_config_leaves_open(tmp_path, monkeypatch, given, asked, expected):
+    trees = {"run": str(tmp_path / "run"), "train": {"steps": 1, "batch_size": 1, **given}}
+    config = check_run({**TEXT, **trees, "data": {"source": "digits"}}, "the test's config")
+    if asked is None:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    else:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    opened = []
+    monkeypatch.setattr("ldm_kit.methods.train.session", lambda settings, resume: opened.append(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    assert opened[0].train.precision == expected, "and so config.yaml says it"
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "said"),
+    [
+        ("no", "bf16", "train.precision is no, but the launcher asks for bf16 .*accelerate config.*; make them equal"),
+        ("fp16", "bf16", "train.precision is fp16, but the launcher asks for bf16"),
+        ("auto", "fp8", "mixed precision fp8 is not supported .*; expected no, bf16 or fp16"),
+    ],
+)
+def test_a_launcher_that_disagrees_is_refused(precision, asked, said):
+    config = TrainConfig(steps=1, batch_size=1, precision=precision)
+    with pytest.raises(UserError, match=said):
+        launched_precision(config, {"ACCELERATE_MIXED_PRECISION": asked})
+
+
+def test_accumulation_is_not_the_launchers():
+    with pytest.raises(UserError, match=r"not the launcher's .*train\.micro_batch"):
+        check_environment({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
+
+
+def test_fp16_on_a_cpu_is_refused_at_the_door(tmp_path, monkeypatch):
+    reset()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = settings(TEXT, tmp_path, tmp_path / "run", "train.precision=fp16")
+    with pytest.raises(UserError, match="fp16 needs a GPU, and this run is on a CPU; take bf16"), session(config, None):
+        pass
+    assert not (tmp_path / "run").exists()

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ldm_kit.training.log import Log, LogConfig
+from tests.training.helpers import CLASSIFIER, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, trainer
 
 
@@ -31,3 +33,30 @@ def test_a_line_holds_the_means_since_the_last_one(tmp_path):
     for name, values in (("net_loss", losses), ("net_grad_norm", norms)):
         expected = [(values[0] + values[1]) / 2, (values[2] + values[3]) / 2, values[4]]
         assert [line[name] for line in lines] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_line_is_json_whatever_its_numbers_are(tmp_path):
+    toy = trainer(Toy(), steps=3)
+    log = Log(toy.accelerator, tmp_path, LogConfig(tensorboard=False), first=0, total=3)
+    log.write(1, {"net_grad_norm": float("inf"), "low": -float("inf"), "none": float("nan"), "loss": 1.25})
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line == {"step": 1, "net_grad_norm": None, "low": None, "none": None, "loss": 1.25}
+
+
+def test_tensorboard_drops_the_steps_that_are_made_again(tmp_path):
+    pictures = picture_folder(tmp_path / "pictures", count=8)
+    config = settings(CLASSIFIER, pictures, tmp_path / "run", "log.tensorboard=true", "train.checkpoint_every=1")
+
+    def logged(*values):
+        def opened(run):
+            for step, value in values:
+                run.accelerator.log({"loss": value}, step=step)
+            run.accelerator.end_training()
+
+        return opened
+
+    play(config, until=1, opened=logged((1, 1.0), (2, 2.0), (3, 3.0)))
+    play(config, "latest", until=2, opened=logged((2, 2.5)))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.5)]

@@ -1,11 +1,16 @@
 """Resumed equals uninterrupted bit for bit: losses and norms of later steps, tensors of the last checkpoint."""
 
 import shutil
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from conditioning.text import TextConditioner
 from ldm_kit.config import UserError
+from ldm_kit.training import run_folder
 from tests.training.helpers import (
     CLASSES,
     CLASSIFIER,
@@ -19,6 +24,7 @@ from tests.training.helpers import (
     settings,
     tensors_of,
 )
+from tests.world import through
 
 KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES, "classifier": CLASSIFIER, "diffae": DIFFAE}
 LAST = "checkpoint-00000008"
@@ -99,6 +105,41 @@ def test_a_resumed_run_says_where_it_goes_on(pictures, tmp_path, capsys):
     play(settings(CLASSIFIER, pictures, tmp_path / "run"), "latest", until=3)
     path = tmp_path / "run" / "checkpoint-00000002"
     assert f"going on from step 2, {path}" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_noticed_and_other_versions_are_told(pictures, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    play(settings(TEXT, pictures, run, "train.checkpoint_every=2"), until=2)
+    prepare = TextConditioner.prepare
+    monkeypatch.setattr(TextConditioner, "prepare", lambda self, raw: {"ids": prepare(self, raw)["ids"].flip(1)})
+    with pytest.raises(UserError, match=r"condition \(its tokens or classes\) is not what it was when it was saved"):
+        play(settings(TEXT, pictures, run), "latest")
+    monkeypatch.setattr(TextConditioner, "prepare", prepare)
+    play(settings(TEXT, pictures, run), "latest", until=3)
+    assert "note:" not in capsys.readouterr().err
+    others = {**run_folder.versions(), "torch": "9.9"}
+    monkeypatch.setattr("ldm_kit.training.training_state.versions", lambda: others)
+    play(settings(TEXT, pictures, run), "latest", until=3)
+    note = f"note: checkpoint-00000002 was saved with torch {version('torch')}, now 9.9: later steps may differ"
+    assert note in capsys.readouterr().err
+
+
+def test_a_moved_autoencoder_goes_on_and_another_does_not(world, tmp_path):
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    tree = world.ldm("plain", "unused") | {"run": str(run)}
+    tree["train"] = {**tree["train"], "steps": 1}
+    assert through("train_ldm", world.write(tree, "moved.yaml")).status == 0
+    shutil.copytree(Path(tree["autoencoder"]) / "model", moved)
+    again = world.write(tree | {"autoencoder": str(moved)}, "moved.yaml")
+    assert through("train_ldm", again, "--resume", "latest").status == 0
+    weights = moved / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    (moved / "manifest.json").unlink(missing_ok=True)
+    refused = through("train_ldm", again, "--resume", "latest")
+    assert refused.status == 2
+    assert "the pictures, their captions or the autoencoder have changed" in refused.err
 
 
 def test_other_data_is_refused(pictures, tmp_path):

@@ -66,6 +66,14 @@ def test_a_figure_that_is_not_measured_is_named(pictures, tmp_path):
         BestCheckpoint(tmp_path, "a").is_beaten_by({})
 
 
+def test_an_infinite_figure_is_valid_json(tmp_path):
+    record = BestCheckpoint(tmp_path, "max:psnr")
+    (tmp_path / "checkpoint-00000001").mkdir()
+    record.record(tmp_path / "checkpoint-00000001", 1, {"psnr": float("inf")})
+    assert json.loads((tmp_path / "best.json").read_text(), parse_constant=pytest.fail)["value"] == "inf"
+    assert not record.is_beaten_by({"psnr": 99.0})
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"checkpoint": "checkpoint-1"}', '{"checkpoint": "../x", "value": 1}']
 )

@@ -8,7 +8,8 @@ import pytest
 
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint, run_folder
-from tests.training.helpers import KL, TEXT, context, settings
+from ldm_kit.training.log import cut_metrics
+from tests.training.helpers import CLASSES, KL, TEXT, context, settings
 
 
 def hold(folder, ready):
@@ -98,6 +99,11 @@ def refused(tree, tmp_path, old, new):
         "train.checkpoint_every=3",
         "train.steps=80",
         "train.checkpointing=true",
+        "train.micro_batch=4",
+        "train.compile=true",
+        "train.attention=math",
+        "train.channels_last=true",
+        "data.max_bad_share=0.5",
         "data.memory_limit=0",
     ],
 )
@@ -107,12 +113,27 @@ def test_what_changes_no_result_is_free(tmp_path, change):
 
 @pytest.mark.parametrize(
     "key",
-    ["optim.lr=0.5", "train.batch_size=4", "train.micro_batch=4", "train.precision=bf16", "seed=3", "flip=false"],
+    ["optim.lr=0.5", "train.batch_size=4", "train.precision=bf16", "seed=3", "flip=false", "loss.kl_weight=0.5"],
 )
 def test_what_changes_results_is_refused_by_name(tmp_path, key):
     name = key.split("=")[0]
     with pytest.raises(UserError, match=rf"cannot resume .*: {name} differs from the config it was trained with"):
         refused(KL, tmp_path, [], [key])
+
+
+@pytest.mark.parametrize("change", ["sample.guidance_scale=1.5", "sample.steps=3", "sample.prompts=[a thing]"])
+def test_how_grids_are_sampled_is_free(tmp_path, change):
+    refused(TEXT, tmp_path, [], [change])
+
+
+def test_a_path_is_free_where_the_checkpoint_knows_its_contents(tmp_path):
+    old, new = (settings(CLASSES, tmp_path, tmp_path / "run", f"autoencoder={name}") for name in ("here", "there"))
+    folder = checkpointed(tmp_path, old)
+    with pytest.raises(UserError, match=r": autoencoder differs from"):
+        run_folder.check_same_config(folder, new)
+    state = folder / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "dependencies": {"autoencoder": "0123"}}))
+    run_folder.check_same_config(folder, new)
 
 
 def test_every_differing_key_is_named(tmp_path):
@@ -131,10 +152,10 @@ def older(tmp_path, change):
 
 
 def test_a_checkpoint_may_be_older_than_a_field_that_is_left_out(tmp_path):
-    folder = older(tmp_path, lambda config: config["train"].pop("compile"))
-    run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run"))
-    with pytest.raises(UserError, match=r": train\.compile differs from"):
-        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run", "train.compile=true"))
+    folder = older(tmp_path, lambda config: config.pop("flip"))
+    run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run", "flip=false"))
+    with pytest.raises(UserError, match=r": flip differs from"):
+        run_folder.check_same_config(folder, settings(KL, tmp_path, tmp_path / "run", "flip=true"))
 
 
 def test_a_checkpoint_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path):
@@ -152,10 +173,10 @@ def test_a_falling_rate_pins_the_last_step(tmp_path, optimiser):
 
 def test_metrics_after_the_checkpoint_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    run_folder.cut_metrics(path, 3)
+    cut_metrics(path, 3)
     assert not path.exists()
     path.write_text('{"step": 1, "a": 2}\n{"step": 3}\n{"step": 4}\n7\n{"half": \n{"ste')
-    run_folder.cut_metrics(path, 3)
+    cut_metrics(path, 3)
     assert path.read_text() == '{"step": 1, "a": 2}\n{"step": 3}\n'
     assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
 

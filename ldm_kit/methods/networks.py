@@ -1,0 +1,24 @@
+"""Helpers of methods on their networks: the number of weights, and evaluation mode."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def millions(*modules: nn.Module) -> str:
+    """Count trained parameters, in millions, such as "1.2 M"."""
+    return f"{sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad) / 1e6:.1f} M"
+
+
+@contextlib.contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Hold modules in evaluation mode; each returns to the mode it was in."""
+    were = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, training in zip(modules, were, strict=True):
+            module.train(training)

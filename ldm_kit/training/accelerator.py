@@ -1,0 +1,38 @@
+"""accelerate for a run: the device, the processes and the precision that launcher and config ask for."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from ldm_kit.config import Precision
+from ldm_kit.training import distributed, launch
+from ldm_kit.training.precision import check_trainable, resolve_precision
+
+
+def open_accelerator(precision: Precision, folder: Path, *, tensorboard: bool) -> Accelerator:
+    """Return accelerate's object for a run.
+
+    Args:
+        precision: the run's.
+        folder: the run's, where TensorBoard's events go.
+        tensorboard: whether there are such.
+
+    Raises:
+        UserError: the launch mode is not supported, or the device cannot train in this precision.
+    """
+    launch.check_environment(os.environ)
+    accelerators = torch.accelerator.is_available() and not launch.asks_for_cpu(os.environ)
+    device = torch.accelerator.current_accelerator() if accelerators else None
+    resolved = resolve_precision(precision, device or "cpu")
+    check_trainable(resolved, device or "cpu")
+    accelerator = Accelerator(
+        mixed_precision=resolved,
+        cpu=device is None,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=distributed.TIMEOUT)],
+    )
+    launch.check_distributed_type(accelerator.distributed_type)
+    return accelerator

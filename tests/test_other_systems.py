@@ -1,0 +1,86 @@
+"""Windows and macOS, as far as Linux can play them: what they lack is taken away in a process of its own."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm_kit.methods.train import open_method
+from tests.training.helpers import CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, settings
+
+ROOT = Path(__file__).parents[1]
+WITHOUT = """
+import os, signal, sys
+import accelerate, PIL.Image, torch, torch.utils.data  # others' modules, which on Linux want what Linux has
+from diffusers import AutoencoderKL, DDIMPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel, VQModel
+from transformers import CLIPTextModel, CLIPTokenizer
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+del signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL, signal.SIGHUP
+del os.register_at_fork, os.pread, os.sched_getaffinity, os.fork, os.getuid, os.getgid, os.link
+opened = os.open
+def open_no_folder(path, flags, *more, **others):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, flags, *more, **others)
+os.open = open_no_folder
+sys.path.insert(0, os.getcwd())
+"""
+IMPORTS = """
+import importlib, pkgutil
+import autoencoder, conditioning, ldm_kit
+for package in (autoencoder, conditioning, ldm_kit):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+for script in ("train_ae", "train_ldm", "sample", "edit"):
+    importlib.import_module(script)
+"""
+COMMANDS = """
+from pathlib import Path
+from tests.world import World, make_pictures, through
+root = Path(sys.argv[1])
+make_pictures(root / "pictures")
+world = World(root)
+run = world.model("class_pixels")
+config = root / "class_pixels.yaml"
+out = root / "out"
+for door, *words in (
+    ("train_ldm", config, "train.steps=9", "--resume", "latest"),
+    ("sample", run, "red", "--steps", "1", "--out", out),
+    ("sample", run / "checkpoint-00000009", "red", "--steps", "1", "--out", out),
+    ("edit", "img2img", "--model", run, "--image", root / "pictures" / "00.png", "--prompt", "blue", "--steps", "2",
+     "--out", out),
+):
+    found = through(door, *words)
+    assert found.status == 0, (door, found.err)
+    assert "Traceback" not in found.err
+from ldm_kit.data.tensor_store import StoredTable, locate
+from safetensors.torch import save_file
+save_file({"x": torch.arange(12.0).view(6, 2)}, root / "x.safetensors")
+assert StoredTable([locate(root / "x.safetensors", "x")])[torch.tensor([4, 1])].tolist() == [[8.0, 9.0], [2.0, 3.0]]
+from ldm_kit.training.run_folder import Lock
+with Lock(root / "alone"):
+    pass
+print("all of them")
+"""
+
+
+def test_everything_starts_without_what_windows_lacks(tmp_path):
+    words = [sys.executable, "-c", WITHOUT + IMPORTS + COMMANDS, str(tmp_path)]
+    environment = {"LDM_KIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "all of them" in found.stdout
+    assert "has no file locks, so a second run in this folder would not be noticed" in found.stderr
+
+
+@pytest.mark.parametrize("tree", [KL, TEXT, CLASSIFIER, DIFFAE], ids=["kl", "text", "classifier", "diffae"])
+def test_batches_reach_loader_processes_that_are_spawned(tree, tmp_path, monkeypatch):
+    """A system without fork, or where it is not safe, pickles the batch source for `train.workers`."""
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    batches = open_method(settings(tree, picture_folder(tmp_path / "set", count=4), tmp_path / "run")).batches
+    again = pickle.loads(pickle.dumps(batches))
+    assert again.fingerprint == batches.fingerprint
+    assert len(again.__getitems__([(0, 1)])["position"]) == 1
