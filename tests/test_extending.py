@@ -104,7 +104,7 @@ def test_nothing_else_is_imported(installed, tmp_path, name, message):
     assert "\n" not in str(refused.value)
 
 
-def test_it_is_trained_on_pictures_in_memory(installed, tmp_path):
+def test_it_is_trained_on_pictures_in_memory(installed, layout, tmp_path):
     run = tmp_path / "run"
     model = train({**TREE, "run": str(run)}, ["seed=1"], data=pictures())
     assert model == run / "model"

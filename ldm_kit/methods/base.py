@@ -14,6 +14,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.networks import contiguous_weights
 from ldm_kit.methods.networks import eval_mode as eval_mode
 from ldm_kit.methods.networks import millions as millions
 from ldm_kit.methods.records import Collectives as Collectives
@@ -208,7 +209,7 @@ class Method(ABC, Generic[C]):
 
     def save_model(self, folder: Path) -> None:
         """Write the model with the current weights, whole or not at all; what was there before is replaced."""
-        with eval_mode(*self.modules.values()):
+        with eval_mode(*self.modules.values()), contiguous_weights(*self.modules.values()):
             write(folder, self.save)
 
     def _plot_curves(self, folder: Path) -> str:

@@ -1,9 +1,23 @@
-"""Helpers of methods on their networks: the number of weights, and evaluation mode."""
+"""Helpers of methods on their networks: the number of weights, their layout, and evaluation mode."""
 
 import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+
+
+@contextlib.contextmanager
+def contiguous_weights(*modules: nn.Module) -> Iterator[None]:
+    """Lay out weights as safetensors writes them, and restore their layout afterwards."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    laid_out = [(tensor, tensor.data) for tensor in tensors if not tensor.is_contiguous()]
+    for tensor, data in laid_out:
+        tensor.data = data.contiguous()
+    try:
+        yield
+    finally:
+        for tensor, data in laid_out:
+            tensor.data = data
 
 
 def millions(*modules: nn.Module) -> str:
