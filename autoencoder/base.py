@@ -71,12 +71,15 @@ def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
 
 
 def affine(vae: AutoencoderKL | VQModel) -> Affine:
-    """Return the normalisation of the model's config: scaling_factor, with shift_factor or latents_mean and _std."""
+    """Return the normalisation of the model's config: scaling_factor, with shift_factor or latents_mean and _std.
+
+    It is float64 on the CPU, as a device may have no float64.
+    """
     config: Any = _check_class(vae).config
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = [config.get("shift_factor") or 0.0], [1.0]
-    shift, spread = (torch.tensor(v, dtype=torch.float64, device=vae.device).view(1, -1, 1, 1) for v in (mean, std))
+    shift, spread = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
     return Affine(shift, config.scaling_factor / spread)
 
 
@@ -123,10 +126,10 @@ def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
         AutoencoderError: a model of another class.
     """
     raw, (shift, scale) = posterior(vae, x), affine(vae)
-    mean = (raw.mean - shift.to(raw.mean)) * scale.to(raw.mean)
+    mean = (raw.mean - _like(shift, raw.mean)) * _like(scale, raw.mean)
     if isinstance(vae, VQModel):
         return Moments(mean, raw.logvar)
-    logvar = raw.logvar + 2 * scale.abs().log().to(raw.logvar)
+    logvar = raw.logvar + 2 * _like(scale.abs().log(), raw.logvar)
     return Moments(mean, logvar.clamp(LOGVAR_FLOOR, LOGVAR_CEILING))
 
 
@@ -139,7 +142,7 @@ def decode(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
         AutoencoderError: a model of another class.
     """
     shift, scale = affine(vae)
-    return reconstruct(vae, z / scale.to(z) + shift.to(z))
+    return reconstruct(vae, z / _like(scale, z) + _like(shift, z))
 
 
 class Autoencode(nn.Module):
@@ -210,6 +213,18 @@ def _render(vae: Any, latents: Tensor) -> Tensor:
     latents = latents.to(vae.dtype)
     spatial = latents if vae.config.norm_type == "spatial" else None
     return _full(vae.decoder(vae.post_quant_conv(latents), spatial))
+
+
+def float64(x: Tensor) -> Tensor:
+    """Return numbers as float64, on the CPU where their device has none such."""
+    try:
+        return x.double()
+    except (TypeError, RuntimeError):
+        return x.cpu().double()
+
+
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(x.dtype).to(x.device)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autoencoder.base import AutoencoderError
+from autoencoder.base import AutoencoderError, float64
 from autoencoder.quantiser import flatten
 
 Map = Callable[[Tensor], Tensor]
@@ -129,7 +129,7 @@ class CodeUsage:
 
     def summary(self) -> dict[str, float]:
         """Return, over all ranks, `usage` (share of codes hit), `perplexity` and `perplexity_share` (of K)."""
-        counts = self.reduce(self.counts)
+        counts = self.reduce(self.counts).cpu()  # float64 follows, which not every device has
         value = perplexity(counts).item()
         used = (counts > 0).double().mean().item()
         return {"usage": used, "perplexity": value, "perplexity_share": value / len(counts)}
@@ -137,8 +137,9 @@ class CodeUsage:
 
 def perplexity(counts: Tensor) -> Tensor:
     """Return exp(entropy) of the frequencies `counts` [K]: K when all codes are equally frequent."""
-    p = counts.double() / counts.sum().clamp_min(1)
-    return torch.special.entr(p).sum().exp()
+    n = float64(counts)
+    value = torch.special.entr(n / n.sum().clamp_min(1)).sum().exp()
+    return value if value.device == counts.device else value.float().to(counts.device)
 
 
 def smoothed(counts: Tensor, epsilon: float = 1e-5) -> Tensor:

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
-from autoencoder.base import AutoencoderError, affine, encode
+from autoencoder.base import AutoencoderError, affine, encode, float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def measure(
     """
     total: Tensor | None = None
     for x in batches:
-        mean, logvar = (m.double() for m in encode(vae, x))
+        mean, logvar = (float64(m) for m in encode(vae, x))
         sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
         elements = torch.full_like(sums[:1], mean[:, 0].numel())
         batch = torch.cat([sums, elements, torch.full_like(elements, len(x))])

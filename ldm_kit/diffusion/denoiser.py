@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, split_variance, to_prediction
 from ldm_kit.diffusion.schedule import Schedule
 
@@ -122,7 +123,8 @@ class Thresholded:
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p = self.denoiser(x, t, cond)
         a, s = self.schedule.alpha_sigma(t)
-        reach = torch.quantile(p.x_0.abs().flatten(1).float(), self.quantile, dim=1).clamp(1, self.largest)
+        size = exact(p.x_0).abs().flatten(1).float()  # torch's quantile works in float64 inside
+        reach = torch.quantile(size, self.quantile, dim=1).clamp(1, self.largest)
         limit = expand_like(reach, p.x_0)
         return with_output(p, p.x_0.clamp(-limit, limit) / limit, x, a, s, prediction_type="x0")
 

@@ -64,7 +64,8 @@ class Rescaled:
 
     Per sample, out <- out (1 + phi (std(conditional) / std(out) - 1)), eq. 15 and 16, where both are outputs of the
     network, in its own `prediction_type`: in pure noise eps is x_t itself and there is nothing to rescale, while v and
-    x_0 have their own deviation. The other view is derived from the result. At scale 1 it changes nothing.
+    x_0 have their own deviation. The other view is derived from the result. At scale 1 it changes nothing, nor where the
+    guided output has no deviation, as that of a zero-initialised network.
 
     Args:
         guided: classifier-free guidance; its two predictions are evaluated once.
@@ -95,7 +96,8 @@ class Rescaled:
         p = self.guided.extrapolate(conditional, null)
         a, s = self.schedule.alpha_sigma(t)
         out, reference = (from_prediction(self.prediction_type, each, a, s) for each in (p, conditional))
-        ratio = reference.flatten(1).std(1) / out.flatten(1).std(1)
+        deviation = out.flatten(1).std(1)
+        ratio = torch.where(deviation > 0, reference.flatten(1).std(1) / deviation, 1.0)
         rescaled = out * expand_like(1 + self.phi * (ratio - 1), x)
         return with_output(p, rescaled, x, a, s, prediction_type=self.prediction_type)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, times_like
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.posterior import VarianceType, learned_log_variance, log_variance, log_variance_range
 from ldm_kit.diffusion.prediction import Prediction, expand_like
 from ldm_kit.diffusion.schedule import Schedule
@@ -72,7 +73,8 @@ def term(
     check_schedule(schedule)
     small = log_variance(schedule, t, "small")
     excess = _excess(p, x_0, t, schedule, variance)
-    precision = torch.where(t > 0, schedule.snr(t - 1) - schedule.snr(t), (-small).exp())
+    when = exact(t)
+    precision = torch.where(when > 0, schedule.snr(when - 1) - schedule.snr(when), (-small).exp())
     distance = expand_like(precision, x_0) * (x_0 - p.x_0).square()
     nats = (torch.expm1(-excess) + excess + distance * (-excess).exp()) / 2
     if levels:
@@ -138,7 +140,7 @@ def prior(x_0: Tensor, schedule: Schedule) -> Tensor:
         ValueError: the schedule has no bound.
     """
     check_schedule(schedule)
-    last = times_like(x_0, len(schedule) - 1)
+    last = exact(times_like(x_0, len(schedule) - 1))
     alpha_bar = schedule.alpha_sigma(last)[0].square()  # the variance is 1 - alpha_bar
     nats = (expand_like(alpha_bar, x_0) * x_0.square() - expand_like(alpha_bar + torch.log1p(-alpha_bar), x_0)) / 2
     return nats.flatten(1).mean(1) / math.log(2)

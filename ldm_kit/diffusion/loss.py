@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple
 from torch import Tensor, minimum
 
 from ldm_kit.diffusion import likelihood
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import (
     Prediction,
     PredictionType,
+    cast_like,
     from_prediction,
     split_variance,
     to_prediction,
@@ -54,8 +56,9 @@ def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamm
         gamma: greatest weight of the error of x_0; 5 in the paper.
 
     Returns:
-        float64 [B].
+        float64 [B]; on the CPU where the device of `t` has no float64.
     """
+    t = exact(t)
     a, s = schedule.alpha_sigma(t)
     snr = schedule.snr(t)
     match prediction_type:
@@ -138,4 +141,4 @@ class Objective:
         if self.min_snr is None:
             return errors
         weights = min_snr(t, schedule, self.prediction_type, self.min_snr)
-        return errors._replace(simple=errors.simple * weights.to(errors.simple))
+        return errors._replace(simple=errors.simple * cast_like(weights, errors.simple))

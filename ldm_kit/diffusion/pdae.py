@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser, times_like
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, from_eps
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule
@@ -24,7 +25,7 @@ Estimator = Callable[[Tensor, Tensor, Any], tuple[Prediction, Tensor]]
 
 def pdae_weight(t: Tensor, schedule: Schedule, gamma: float = 0.1) -> Tensor:
     """Return PDAE's loss weights SNR^gamma / (1 + SNR) at timesteps t [B], small at both ends (Zhang et al. 2022)."""
-    snr = schedule.snr(t)
+    snr = schedule.snr(exact(t))
     return snr.pow(gamma) / (1 + snr)
 
 
@@ -39,9 +40,9 @@ def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
         schedule: variance-preserving.
 
     Returns:
-        float64 [B].
+        float64 [B]; on the CPU where the device of `t` has no float64.
     """
-    a, s = schedule.alpha_sigma(t)
+    a, s = schedule.alpha_sigma(t := exact(t))
     a_before, s_before = schedule.alpha_sigma(t - 1)
     return -(a / a_before) * s_before.square() / s
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.prediction import expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
@@ -146,8 +147,9 @@ def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", 
         kind: small, the posterior's; large, beta; or the fraction [B, ...] of a learned variance.
 
     Returns:
-        float64 [B] on the device of `t`, or a tensor like the fraction.
+        float64 [B], on the CPU where the device of `t` has no float64; or a tensor like the fraction.
     """
+    t = exact(t)
     low, high = log_variance_range(schedule, t)
     if isinstance(kind, Tensor):
         return learned_log_variance(kind, expand_like(low, kind), expand_like(high - low, kind))
@@ -155,10 +157,12 @@ def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", 
 
 
 def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of a learned log variance at timesteps t [B], two tensors [B] float64 on the device of `t`.
+    """Return the ends of a learned log variance at timesteps t [B], two tensors [B] float64.
 
-    They are the posterior's log variance, at t = 0 that of t = 1, and the log of beta.
+    They are the posterior's log variance, at t = 0 that of t = 1, and the log of beta; on the device of `t`, or on the
+    CPU where that has no float64.
     """
+    t = exact(t)
     low, high = (table.to(t.device)[t] for table in _log_variances(schedule))
     return low, high
 

@@ -44,7 +44,12 @@ class Prediction(NamedTuple):
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
     """Return coefficients [B] as [B, 1, 1, ...] in the dtype and on the device of x [B, ...], to multiply it with."""
-    return c.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
+    return cast_like(c, x).view(-1, *[1] * (x.dim() - 1))
+
+
+def cast_like(c: Tensor, x: Tensor) -> Tensor:
+    """Return numbers cast to the dtype of x and then moved to its device, which may have no float64."""
+    return c.to(x.dtype).to(x.device)
 
 
 def split_variance(out: Tensor) -> tuple[Tensor, Tensor]:

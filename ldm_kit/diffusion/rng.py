@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ldm_kit.diffusion.float64 import has_float64
+
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MUL2 = 0x94D049BB133111EB - (1 << 64)
@@ -37,9 +39,14 @@ def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
 
 
 def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each position int64 [B], float64 [B] with 53 random bits."""
-    top = (bits(seed, name, positions, 1)[:, 0] >> 11) & ((1 << 53) - 1)
-    return top.double() / (1 << 53)
+    """Return a number in [0, 1) for each position int64 [B], float64 [B] with 53 random bits.
+
+    On a device without float64 they are float32 with the first 24 of these bits; give positions on the CPU, such as
+    `exact(positions)`, for the same numbers everywhere.
+    """
+    raw, count = bits(seed, name, positions, 1)[:, 0], 53 if has_float64(positions.device) else 24
+    top = (raw >> (64 - count)) & ((1 << count) - 1)
+    return (top.double() if count == 53 else top.float()) / (1 << count)
 
 
 def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from ldm_kit.config import Config
+from ldm_kit.diffusion.float64 import exact, has_float64, move_back
 from ldm_kit.diffusion.prediction import expand_like
 
 CONSTANT = 0.008  # the beta of DiffAE's latent prior (Preechakul et al. 2022)
@@ -43,16 +44,18 @@ class Schedule:
             t: timesteps [B], integers from -1 (clean data) to T-1.
 
         Returns:
-            Two tensors [B] float64 on the device of `t`.
+            Two tensors [B] on the device of `t`, float64; float32 where the device has no float64.
         """
-        a, s = self.a.to(t.device), self.s.to(t.device)
-        clean, t = t < 0, t.clamp_min(0)
-        return torch.where(clean, 1.0, a[t]), torch.where(clean, 0.0, s[t])
+        where = exact(t)
+        a, s = self.a.to(where.device), self.s.to(where.device)
+        clean, index = where < 0, where.clamp_min(0)
+        a, s = torch.where(clean, 1.0, a[index]), torch.where(clean, 0.0, s[index])
+        return move_back(a, t), move_back(s, t)
 
     def snr(self, t: Tensor) -> Tensor:
-        """Return the signal-to-noise ratio a_t^2 / s_t^2 at timesteps t [B], float64 [B]; infinite where s_t is 0."""
-        a, s = self.alpha_sigma(t)
-        return a.square() / s.square()
+        """Return the signal-to-noise ratio a_t^2 / s_t^2 at timesteps t [B], like a_t; infinite where s_t is 0."""
+        a, s = self.alpha_sigma(exact(t))
+        return move_back(a.square() / s.square(), t)
 
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
         """Return the variance of the noise that q(x_t | x_s) adds between two timesteps, the respaced beta.
@@ -65,10 +68,10 @@ class Schedule:
             s: the cleaner timesteps [B], -1 for clean data.
 
         Returns:
-            float64 [B], 0 or more.
+            [B] like a_t, 0 or more.
         """
-        (a_t, s_t), (a_s, s_s) = self.alpha_sigma(t), self.alpha_sigma(s)
-        return (s_t.square() - (a_t / a_s * s_s).square()).clamp_min(0)
+        (a_t, s_t), (a_s, s_s) = self.alpha_sigma(exact(t)), self.alpha_sigma(exact(s))
+        return move_back((s_t.square() - (a_t / a_s * s_s).square()).clamp_min(0), t)
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return x_t = a_t x_0 + s_t eps (Ho et al. 2020, eq. 4).
@@ -95,7 +98,8 @@ class Schedule:
         return torch.allclose(self.a + self.s, torch.ones_like(self.a))
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return the schedule with its tables on another device."""
+        """Return the schedule with its tables on another device; on the CPU for one that has no float64."""
+        device = device if has_float64(torch.device(device)) else "cpu"
         return Schedule(self.a.to(device), self.s.to(device))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm_kit.config import Config
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.float64 import exact, has_float64
 
 HISTORY = 10  # losses stored for each timestep
 UNIFORM_SHARE = 1e-3  # of the density that never depends on losses
@@ -53,10 +54,10 @@ def sample_timesteps(
         raise ValueError(
             "density loss_second_moment needs the losses of earlier steps, which this training does not store"
         )
-    u = _quantiles(config, seed, positions, global_batch)
+    u = _quantiles(config, seed, exact(positions), global_batch)
     if config.density == "logit_normal":
         u = torch.sigmoid(config.mean + config.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
-    return (u * total).long().clamp(0, total - 1)
+    return (u * total).long().clamp(0, total - 1).to(positions.device)
 
 
 def _quantiles(config: TimestepSamplingConfig, seed: int, positions: Tensor, global_batch: int) -> Tensor:
@@ -146,13 +147,14 @@ class TimestepSampler:
             positions: positions of the samples in the run, int64 [B].
 
         Returns:
-            Timesteps int64 [B], and importance weights 1 / (T p_t), float64 [B]; None: all are 1.
+            Timesteps int64 [B], and importance weights 1 / (T p_t), float64 [B], see `exact`; None: all are 1.
         """
         if self.history is None:
             return sample_timesteps(self.config, self.seed, positions, self.global_batch, self.total), None
-        p = self.history.probabilities().to(positions.device)
-        t = timesteps_at_quantiles(_quantiles(self.config, self.seed, positions, self.global_batch), p)
-        return t, 1 / (self.total * p[t])
+        where = exact(positions)
+        p = self.history.probabilities().to(where.device)
+        t = timesteps_at_quantiles(_quantiles(self.config, self.seed, where, self.global_batch), p)
+        return t.to(positions.device), 1 / (self.total * p[t])
 
     def meet(self, positions: Tensor, t: Tensor, losses: Tensor) -> None:
         """Record a micro-batch's losses [B], without importance weights, until `after_step` or `discard_step`."""
@@ -172,7 +174,8 @@ class TimestepSampler:
         if self.history is None:
             return
         positions, t, losses = (torch.cat(column) for column in zip(*self.met, strict=True))
-        batch = torch.zeros(2, self.global_batch, dtype=torch.float64, device=losses.device)
+        dtype = torch.float64 if has_float64(losses.device) else torch.float32  # which holds times and losses exactly
+        batch = torch.zeros(2, self.global_batch, dtype=dtype, device=losses.device)
         batch[:, positions % self.global_batch] = torch.stack([t.to(batch), losses.to(batch)])
         all_times, all_losses = across(batch).cpu()  # one rank fills each column, so that sums are exact
         self.history.add(all_times.long(), all_losses)

@@ -19,6 +19,7 @@ from ldm_kit.data.images import Split, to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.finite import check_finite
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.requests import LikelihoodRequest
@@ -165,8 +166,8 @@ def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterato
     """Draw `count` times [B] for each picture, one in each stratum of a density that favours the early ones."""
     density = likelihood.sparse_density(steps)
     for k in range(count):
-        u = (k + rng.uniform(seed, "nll time", indices * count + k)) / count
-        yield timesteps_at_quantiles(u, density)
+        u = (k + rng.uniform(seed, "nll time", exact(indices * count + k))) / count
+        yield timesteps_at_quantiles(u, density).to(indices.device)
 
 
 @dataclass(eq=False)
@@ -185,11 +186,11 @@ class _Sums:
         return cls(weights, times or steps, torch.zeros(steps).double(), torch.zeros(steps).double(), [])
 
     def start(self, prior: Tensor) -> None:
-        prior = prior.double().cpu()
+        prior = prior.cpu().double()
         self.batches.append(torch.stack([prior, torch.zeros_like(prior), torch.zeros_like(prior)]))
 
     def add(self, term: Term) -> None:
-        t, bits = term.t.cpu(), term.bits.double().cpu()
+        t, bits = term.t.cpu(), term.bits.cpu().double()
         self.sums.index_add_(0, t, bits)
         self.counts.index_add_(0, t, torch.ones_like(bits))
         self.batches[-1][1] += self.weights[t] * bits

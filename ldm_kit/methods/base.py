@@ -157,7 +157,7 @@ class Method(ABC, Generic[C]):
                 t = ((indices + 0.5) / count * times).long().to(self.device)
                 batch = to_device(self.heldout.__getitems__([(i, i) for i in indices.tolist()]), self.device)
                 losses.append(self.heldout_losses(batch, t, self.heldout_seed))
-        return float(torch.cat(losses).double().mean())
+        return float(torch.cat(losses).cpu().double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure held-out samples; empty where nothing is held out."""

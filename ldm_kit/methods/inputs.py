@@ -26,6 +26,7 @@ from ldm_kit.data.images import PictureSet, Record, Split, digest
 from ldm_kit.data.latents import Latents, weights_digest
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models.manifest import open_first_stage
@@ -227,7 +228,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
 
 def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
     """Draw which positions [B] train on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1)."""
-    return rng.uniform(seed, "drop", position) < probability
+    return (rng.uniform(seed, "drop", exact(position)) < probability).to(position.device)
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:

@@ -23,6 +23,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import schedule
 from ldm_kit.diffusion.loss import Errors, Objective
+from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
@@ -139,7 +140,7 @@ class Latent(Method[LatentRun]):
         errors = self.errors(batch, t, self.config.seed, inputs, self.ddp_modules["denoiser"])
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
         self.times.meet(position, t, losses)
-        weight = torch.ones_like(losses) if weight is None else weight.to(losses)
+        weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
 

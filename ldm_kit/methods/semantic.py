@@ -14,6 +14,7 @@ from ldm_kit.config import Config
 from ldm_kit.data.batches import spread
 from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import Split
+from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
@@ -103,7 +104,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         if weight is None:
             yield NAME, errors.mean(), {}
             return
-        yield NAME, (errors * weight.to(errors)).mean(), {"error": errors.mean()}
+        yield NAME, (errors * cast_like(weight, errors)).mean(), {"error": errors.mean()}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
         """Compute unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
