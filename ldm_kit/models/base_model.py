@@ -1,7 +1,7 @@
 """The base model of a PDAE: a frozen diffusion model, ours or plain diffusers', of pixels or of latents.
 
 PDAE never changes it and keeps no copy: it is known by its folder, or its commit on the Hugging Face Hub, and by a
-sha256 over its weights, its null condition and its noise schedule.
+sha256 over its weights, its null condition and its table of a_t.
 """
 
 import os
@@ -34,6 +34,7 @@ _WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # com
 _WEIGHTS = tuple(
     f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
 )
+_SCHEDULE_KEYS = ("kind", "num_train_timesteps", "start", "end", "betas", "scale_ends", "zero_terminal")  # of 0.2
 _HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS)]
 
 
@@ -59,6 +60,7 @@ class BaseModel:
     target: PredictionType
     learned_range: bool
     sha256: str
+    former_sha256: str  # as releases 0.1 and 0.2 wrote it: over the text of the schedule's config
     origin: Origin | None = None  # None: a folder
 
     @classmethod
@@ -78,13 +80,13 @@ class BaseModel:
         folder = ModelFolder.open(copy)
         vae, unet, conditioner, noise = load_components(folder, device)
         schedule, target, variance = noise
-        _check_schedule(folder, build(schedule))
-        settings = [_schedule_text(schedule), target, variance]
+        table = build(schedule)
+        _check_schedule(folder, table)
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
-        learned = variance == "learned_range"
-        null = _null(folder, conditioner, device)
-        return cls(folder.path, vae, unet, null, schedule, target, learned, digest([*settings, *weights]), origin)
+        hashes = [digest([text, target, variance, *weights]) for text in (_table_text(table), _config_text(schedule))]
+        null, learned = _null(folder, conditioner, device), variance == "learned_range"
+        return cls(folder.path, vae, unet, null, schedule, target, learned, *hashes, origin)
 
     @property
     def name(self) -> str:
@@ -147,7 +149,7 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
                 f"{folder / INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
                 "model on the Hub, its commit as revision, and a sha256"
             )
-    if base.sha256 != sha256:
+    if sha256 not in (base.sha256, base.former_sha256):
         raise UserError(
             f"{base.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
             "noise schedule have changed since"
@@ -188,10 +190,15 @@ def _complete(folder: Path) -> bool:
     return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
-def _schedule_text(schedule: ScheduleConfig) -> str:
-    """Return a noise schedule as it goes into a base's sha256: by the names of release 0.1, whose folders hold such."""
+def _table_text(schedule: Schedule) -> str:
+    """Return a noise schedule as it goes into a base's sha256: a_t to 7 digits, beyond which machines may differ."""
+    return " ".join(f"{a:.6e}" for a in schedule.a.tolist())
+
+
+def _config_text(schedule: ScheduleConfig) -> str:
+    """Return a noise schedule as it goes into the former sha256: the keys of release 0.2, one by its name in 0.1."""
     old = {"num_train_timesteps": "steps"}
-    return str({old.get(name, name): value for name, value in schedule.model_dump().items()})
+    return str({old.get(key, key): getattr(schedule, key) for key in _SCHEDULE_KEYS})
 
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:

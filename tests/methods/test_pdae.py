@@ -1,6 +1,7 @@
 import json
 import shutil
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +23,14 @@ from ldm_kit.diffusion.pdae import (
     pdae_grid,
     pdae_weight,
 )
+from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import sample_timesteps
+from ldm_kit.models import base_model
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.apply import apply_unet
-from tests.methods.semantic_toys import PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
+from tests.methods.semantic_toys import LINEAR, PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
 from tests.nets.originals import perturbed
 from tests.training.helpers import play, tensors_of
 
@@ -219,6 +222,35 @@ def test_a_changed_base_is_refused(pictures, bases, tmp_path):
     (folder / "model_index.json").write_text(json.dumps({**index, "base": "somewhere"}))
     with pytest.raises(UserError, match="base is 'somewhere'; expected a path and a sha256"):
         SemanticModel.load(folder)
+
+
+def test_a_base_is_known_by_its_table_however_that_is_written(bases, tmp_path):
+    """And by the sha256 of releases 0.1 and 0.2, which was over the text of the schedule's config."""
+    before = BaseModel.open(bases["plain"])
+    copy = Path(shutil.copytree(bases["plain"], tmp_path / "copy"))
+    path = next(copy.rglob("scheduler_config.json"))
+    scheduler = json.loads(path.read_text())
+    betas = torch.linspace(scheduler["beta_start"], scheduler["beta_end"], STEPS, dtype=torch.float64).tolist()
+    path.write_text(json.dumps({**scheduler, "trained_betas": betas}))
+    after = BaseModel.open(copy)
+    assert before.schedule_config.kind != after.schedule_config.kind
+    assert before.sha256 == after.sha256
+    assert before.former_sha256 != after.former_sha256
+    for sha256 in (before.sha256, before.former_sha256):
+        assert reopen_base(tmp_path, {"path": str(bases["plain"]), "sha256": sha256}).sha256 == before.sha256
+    with pytest.raises(UserError, match="is not the frozen model"):
+        reopen_base(tmp_path, {"path": str(copy), "sha256": before.former_sha256})
+
+
+def test_the_former_sha256_does_not_see_a_new_field_of_the_config():
+    class Wider(ScheduleConfig):
+        shift: float | None = None
+
+    text = (
+        "{'kind': 'linear', 'steps': 200, 'start': None, 'end': 0.08, 'betas': None, 'scale_ends': False, "
+        "'zero_terminal': False}"
+    )
+    assert base_model._config_text(Wider(**LINEAR.model_dump())) == text
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
