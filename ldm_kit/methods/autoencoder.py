@@ -28,6 +28,7 @@ from autoencoder.statistics import LatentStatistics, fold, measure
 from autoencoder.vq import VQConfig
 from ldm_kit.data.batches import PictureBatches, chunks, spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
+from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
@@ -66,7 +67,10 @@ class Autoencoding(Method[AutoencoderRun]):
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
         """Build the networks and the batches of pictures; the trainer moves the networks."""
-        return cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
+        method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
+        if config.perceptual.spec != "none":
+            method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
+        return method
 
     @property
     def optim(self) -> dict[str, OptimConfig]:

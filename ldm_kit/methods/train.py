@@ -1,5 +1,6 @@
 """Train any method: the one program behind `train_ae.py`, `train_ldm.py` and `ldm_kit.train`."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ def train(
         log = run.log(trainer)
         log.print(method.describe())
         was_finished = trainer.step == trainer.config.steps
-        _train(method, run, trainer, log)
+        with contextlib.closing(log.bar):  # so that a sentence on an error has a line of its own
+            _train(method, run, trainer, log)
         log.flush()
         if run.is_main_process:
             with trainer.ema.applied():

@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from autoencoder.equivariance import Move
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.tensors import from_tensor
 from ldm_kit.methods.autoencoder import AutoencoderRun, Autoencoding
+from tests.autoencoder.test_perceptual import PACKAGE, needs_lite0
 
 CUSTOM = {"balance": "custom", "kl_weight": 1e-6, "learned_scale": False}
 
@@ -108,3 +111,13 @@ def test_what_cannot_be_moved_is_refused():
     assert run(**game)
     with pytest.raises(ValidationError, match="needs pictures of 12 px, got 4"):
         run(**game, equivariance={})
+
+
+@needs_lite0
+def test_a_run_depends_on_the_weights_of_its_perceptual_distance():
+    """Which are known by their numbers, so that a resumed run may read them from another file."""
+    spec = {"spec": "timm:tf_efficientnet_lite0", "weights": f"package:{PACKAGE}"}
+    data = from_tensor(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    method = Autoencoding.build(run(perceptual=spec), data, torch.device("cpu"))
+    assert method.dependencies == {"perceptual.weights": weights_digest(method.perceptual)}
+    assert Autoencoding.build(run(), data, torch.device("cpu")).dependencies == {}

@@ -139,7 +139,7 @@ def test_a_moved_autoencoder_goes_on_and_another_does_not(world, tmp_path):
     (moved / "manifest.json").unlink(missing_ok=True)
     refused = through("train_ldm", again, "--resume", "latest")
     assert refused.status == 2
-    assert "the pictures, their captions or the autoencoder have changed" in refused.err
+    assert "the pictures, their captions or the autoencoder have changed" in refused.errors[0]
 
 
 def test_other_data_is_refused(pictures, tmp_path):
