@@ -4,6 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
@@ -15,10 +16,12 @@ from torch.optim import Optimizer
 from autoencoder.codebook import itself
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import BatchSource, LossTerm
 from ldm_kit.viz.curves import curves
 from ldm_kit.viz.png import save_png, tolerate_oserror
@@ -63,7 +66,6 @@ class Method(ABC, Generic[C]):
 
     Attributes:
         Config: config class, whose `method` is the name under which this class is looked up.
-        heldout_batch: samples in a batch of `heldout_loss`; None: all at once.
         heldout_seed: addresses the noise of held-out samples.
         config: the run's.
         modules: what is trained, by name; each is a loss term's owner, and NAME_loss its key in metrics.jsonl.
@@ -73,10 +75,10 @@ class Method(ABC, Generic[C]):
         schedule: noise schedule on the device of training; methods without noise have `NO_NOISE`.
         collectives: reductions over processes.
         metrics: what the last evaluation measured.
+        precision: to which the run autocasts; None: float32.
     """
 
     Config: ClassVar[type[RunConfig]]
-    heldout_batch: ClassVar[int | None] = 64
     heldout_seed: ClassVar[int] = HELDOUT_SEED
 
     config: C
@@ -98,6 +100,7 @@ class Method(ABC, Generic[C]):
         self.ddp_modules: Mapping[str, nn.Module] = modules
         self.collectives = Collectives()
         self.metrics: dict[str, float] = {}
+        self.precision: torch.dtype | None = None
         if data is not None:  # else losses can be computed, but nothing trained, evaluated or saved
             self.data, self.batches, self.heldout = data
 
@@ -135,6 +138,11 @@ class Method(ABC, Generic[C]):
         """Optimiser config of each of `modules`; by default the run's for all."""
         return dict.fromkeys(self.modules, self.config.optim)
 
+    @cached_property
+    def eval_batch(self) -> BatchSize:
+        """Samples at once where nothing is trained."""
+        return BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
+
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
@@ -167,14 +175,16 @@ class Method(ABC, Generic[C]):
         """
         if self.heldout is None:
             return None
-        count, times = len(self.heldout), len(self.schedule)
-        losses: list[Tensor] = []
+        samples, count, times = self.heldout, len(self.heldout), len(self.schedule)
+
+        def losses(indices: range) -> Tensor:
+            t = ((torch.tensor(indices) + 0.5) / count * times).long().to(self.device)
+            batch = to_device(samples.__getitems__([(i, i) for i in indices]), self.device)
+            return self.heldout_losses(batch, t, self.heldout_seed).cpu()
+
         with eval_mode(*self.modules.values()):
-            for indices in torch.arange(count).split(batch_size or self.heldout_batch or count):
-                t = ((indices + 0.5) / count * times).long().to(self.device)
-                batch = to_device(self.heldout.__getitems__([(i, i) for i in indices.tolist()]), self.device)
-                losses.append(self.heldout_losses(batch, t, self.heldout_seed))
-        return float(torch.cat(losses).double().mean())
+            parts = [*BatchSize.of(batch_size or self.eval_batch).batches(count, losses)]
+        return float(torch.cat(parts).double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure held-out samples; empty where nothing is held out."""
@@ -183,7 +193,7 @@ class Method(ABC, Generic[C]):
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
-        with eval_mode(*self.modules.values()):
+        with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()
             grid = self.samples()
         if grid is not None:
@@ -198,7 +208,7 @@ class Method(ABC, Generic[C]):
 
     def finish(self, folder: Path) -> str:
         """Write model/ and the training curves into the run's folder; return a sentence on both."""
-        with eval_mode(*self.modules.values()):
+        with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             write(folder / "model", self.save)
         curves(folder / "metrics.jsonl", folder / "pictures" / "curves.png", self.curve_keys())
         return f"{self.summary(folder / 'model')}; pictures in {folder / 'pictures'}"

@@ -24,6 +24,7 @@ from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import Latents
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.memory import MOST_SAMPLES, BatchSize
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.nets.execution import prepare_loaded
 
@@ -35,6 +36,7 @@ class FirstStage:
     config: NoisedRun
     vae: AutoencoderKL | VQModel | None  # None: pictures are their own latents
     device: torch.device
+    batch_size: BatchSize  # pictures encoded at once
 
     @classmethod
     def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
@@ -44,10 +46,10 @@ class FirstStage:
             UserError: it does not fit the pictures.
             AutoencoderError: it cannot be opened.
         """
-        vae: Any = prepare_loaded(saved.load(config.autoencoder), device) if config.autoencoder else None
+        vae: Any = prepare_loaded(saved.load(config.autoencoder), device, config.train) if config.autoencoder else None
         vae = None if vae is None else vae.to(device)
         _check_autoencoder(vae, pictures, config)
-        return cls(config, vae, device)
+        return cls(config, vae, device, BatchSize.for_pictures(config.train.eval_batch, pictures.resolution))
 
     def latents(self, pictures: PictureSet, name: str) -> Latents:
         """Return the latents of the set `name` ("train": with mirrored views where the run flips; or "heldout").
@@ -68,7 +70,7 @@ class FirstStage:
         key = latent_cache.fingerprint(vae, pictures, flip, json.dumps(settings, sort_keys=True))
         chosen = self.config.latents
         folder = Path(chosen) / name if chosen else cache_dir() / "latents" / key[:24]
-        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip)
+        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
         if name == "train":
             _check_normalised(latents, self.config)
         return latents
@@ -165,6 +167,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
     if conditioner.cache_key is None:
         return conditioner.prepare(raw)
     key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
+    conditioner.in_batches = BatchSize(MOST_SAMPLES).batches
 
     def encoded() -> Inputs:
         with tqdm(desc="captions", unit="caption", leave=False) as bar:

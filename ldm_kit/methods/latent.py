@@ -164,7 +164,7 @@ class Latent(Method[LatentRun]):
         """Sample the prompts from seeds 0, 1, 2, ..."""
         config, prompts = self.config.sample, self.prompts
         options = SamplingOptions(steps=config.steps, solver=config.solver, guidance_scale=config.guidance_scale)
-        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), options)))
+        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), options, self.eval_batch)))
         captions = None
         if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.conditions.caption(prompt) for prompt in prompts]

@@ -11,7 +11,7 @@ Expected: see the header of that config.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import AliasChoices, Field, model_validator
@@ -29,6 +29,7 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
@@ -108,8 +109,6 @@ class Prior(Method[PriorRun]):
     """An MLP that denoises the normalised codes of a semantic model."""
 
     Config = PriorRun
-    heldout_batch: ClassVar[int | None] = None
-
     conditions: Conditions
     source: SemanticModel  # whose codes these are; never changed
     mean: Tensor  # [D], of the training set's codes
@@ -135,7 +134,8 @@ class Prior(Method[PriorRun]):
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
         _check_encoder(encoder, data.train, config.model)
         weights = weights_digest(encoder)
-        z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
+        size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
+        z, conditions = _codes(encoder, data.train, weights, size), Conditions.open(config.condition, data)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
@@ -144,7 +144,7 @@ class Prior(Method[PriorRun]):
         fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
         batches, heldout = CodeBatches(statistics.normalise(z), inputs, fingerprint), None
         if heldout_inputs is not None:
-            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights))
+            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights, size))
             heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
@@ -187,7 +187,7 @@ class Prior(Method[PriorRun]):
             count = len(captions)
         model = self.model()
         z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
-        pictures = model.decode(z, None, config.decode_steps, stop=config.stop)
+        pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
         return Grid(grid(pictures, 4, max(1, 96 // model.resolution), captions))
 
     def save(self, folder: Path) -> None:
@@ -209,10 +209,11 @@ class Prior(Method[PriorRun]):
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
-def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
+def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> Tensor:
     """Compute codes [N, D] float32, which are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
-    return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+    encoded = tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures, size)})
+    return encoded["z"]
 
 
 def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:

@@ -48,6 +48,7 @@ def train(
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         with run.main_process_first():
             method = open_method(settings, data, run.device, collectives)
+            method.precision = run.precision
         trainer = run.trainer(method)
         log = run.log(trainer)
         log.print(method.describe())

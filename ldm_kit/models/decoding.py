@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
 from ldm_kit.diffusion.samplers import State
+from ldm_kit.memory import Batch, BatchSize
 
 Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
 
@@ -30,25 +31,31 @@ def clip_pixels(denoiser: Denoiser, vae: nn.Module | None) -> Denoiser:
 
 def last_states(
     run: Callable[[slice], Iterator[State]],
-    starts: range,
+    count: int,
+    batch: Batch,
     steps: int,
     *,
     progress: Progress | None,
-) -> list[Tensor]:
-    """Run batches one after another, and return the last state x of each on the CPU.
+) -> Iterator[Tensor]:
+    """Run batches one after another, and yield the last state x of each on the CPU.
 
     Args:
         run: yields the states of one batch.
-        starts: indices of the batches' first elements; its step is their size.
+        count: how many samples there are.
+        batch: most samples at once; halved when memory runs out.
         steps: how many states a batch has.
         progress: called with (done, all) steps of all batches.
     """
-    last: list[Tensor] = []
-    for number, start in enumerate(starts):
-        x = torch.empty(0)
-        for step, state in enumerate(run(slice(start, start + starts.step)), 1):
+    size, finished = BatchSize.of(batch), 0
+
+    def last(indices: range) -> Tensor:
+        x, total = torch.empty(0), finished + -(-(count - indices.start) // size.size)
+        for step, state in enumerate(run(slice(indices.start, indices.stop)), 1):
             x = state.x
             if progress is not None:
-                progress(number * steps + step, len(starts) * steps)
-        last.append(x.float().cpu())
-    return last
+                progress(finished * steps + step, total * steps)
+        return x.float().cpu()
+
+    for x in size.batches(count, last):
+        yield x
+        finished += 1

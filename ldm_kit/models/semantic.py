@@ -19,6 +19,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.samplers import State
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
@@ -70,12 +71,12 @@ class SemanticModel:
         """Shape (channels, height, width) of the noise x_T."""
         return self.decoder.shape
 
-    def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
+    def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
         """Encode pictures to codes, not normalised.
 
         Args:
             pictures: uint8 [N, C, R, R].
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
 
         Returns:
             z, float32 [N, D].
@@ -88,7 +89,7 @@ class SemanticModel:
 
     @torch.no_grad()
     def invert(
-        self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
+        self, pictures: Tensor, z: Tensor, steps: int = 250, batch: Batch = 32, *, progress: Progress | None = None
     ) -> Tensor:
         """Invert pictures to the noise that decodes to them, by DDIM upwards (Preechakul et al. 2022, eq. 8).
 
@@ -96,7 +97,7 @@ class SemanticModel:
             pictures: uint8 [N, C, R, R].
             z: their codes [N, D].
             steps: of DDIM; the decoded pictures err (in the root of the mean square) as 1 / steps.
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
             progress: called with (done, all) steps.
 
         Returns:
@@ -111,7 +112,7 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), steps)
 
-        noise = last_states(encode, range(0, len(pictures), batch), steps, progress=progress)
+        noise = last_states(encode, len(pictures), batch, steps, progress=progress)
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
 
     @torch.no_grad()
@@ -120,7 +121,7 @@ class SemanticModel:
         z: Tensor,
         x_T: Tensor | None = None,
         steps: int = 100,
-        batch: int = 32,
+        batch: Batch = 32,
         stop: float = 0.0,
         *,
         seeds: Sequence[int] | None = None,
@@ -133,7 +134,7 @@ class SemanticModel:
             z: codes [N, D], as `encode` gives them.
             x_T: noise [N, Z, h, w], inferred or random; None: random, from `seeds`.
             steps: of DDIM.
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
             stop: of PDAE, the share of the last steps that is left to the base model.
             seeds: one for each picture; None: 0, 1, ...
             trajectory: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
@@ -156,13 +157,14 @@ class SemanticModel:
             raise UserError(f"got noise {[*noise.shape]}; expected {[len(z), *self.latent_shape]}, one for each code")
 
         def decode(batch: slice) -> Iterator[State]:
-            x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
-            return self.decoder.down(x, codes, steps, stop, trajectory=other)
+            return self.decoder.down(
+                noise[batch].to(self.device), z[batch].to(self.device), steps, stop, trajectory=other
+            )
 
-        latents = last_states(decode, range(0, len(z), batch), steps, progress=progress)
-        none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
-        return torch.cat([none, *(self._pictures(x) for x in latents)])
+        size, none = BatchSize.of(batch), torch.zeros(0, self.channels, self.resolution, self.resolution).byte()
+        latents = torch.cat([noise[:0], *last_states(decode, len(z), size, steps, progress=progress)])
+        return torch.cat([none, *size.map(latents, self._pictures)])
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Draw random x_T [N, Z, h, w], each from its own seed."""

@@ -76,6 +76,11 @@ class Session:
         """This process's device."""
         return self.accelerator.device
 
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Dtype to which networks autocast; None: no autocast."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
         """Run a block on the main process first (to fill caches), then on the others."""
