@@ -231,7 +231,10 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def describe_model(self) -> str:
         """Return what `describe` says of the network."""
-        return f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
+        described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
+        if self.discriminator is None or self.config.discriminator.norm != "batch":
+            return described
+        return f"{described}, against a discriminator whose batch norm sees one micro-batch in one process at a time"
 
 
 def _listed(values: Tensor) -> str:
