@@ -1,6 +1,6 @@
 """Adversarial training step: one pass of the autoencoder feeds its loss and the discriminator's (Esser et al. 2021)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -14,6 +14,7 @@ from autoencoder.loss import AdversarialConfig, AutoencoderLoss, LossTerms
 
 Player = Literal["autoencoder", "discriminator"]
 Logs = dict[str, Tensor]
+GRADIENT_SCALE = 2.0**16  # a power of two, which changes no digit
 
 
 def two_player(
@@ -28,6 +29,7 @@ def two_player(
     average: Map = itself,
     codebook: Codebook | None = None,
     judged: Tensor | None = None,
+    ratio: Tensor | None = None,
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
     """Yield the autoencoder's loss, then (in steps in which it learns) the discriminator's; call backward in between.
 
@@ -45,6 +47,7 @@ def two_player(
         average: mean of a tensor over ranks.
         codebook: of a VQ model, where it has running statistics.
         judged: [B] bool, the pictures that the perceptual distance is computed on; None: all.
+        ratio: the adaptive weight of the whole batch, `whole_batch_weight`, of which x is a part; None: x is all.
 
     Yields:
         Module name, scalar loss, and logs of detached tensors; lambda is 0 before the adversarial loss starts.
@@ -67,6 +70,7 @@ def two_player(
                 discriminator=raw_discriminator,
                 last_layer=last_layer,
                 average=average,
+                ratio=ratio,
             ),
         )
     del made
@@ -82,8 +86,29 @@ def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, 
     Both gradients are averaged over ranks before their norms are taken, so lambda does not depend on how many ranks
     share a batch.
     """
-    norms = [average(torch.autograd.grad(f, last_layer, retain_graph=True)[0].float()).norm() for f in (nll, g)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum).detach()
+    return whole_batch_weight([(nll, g)], last_layer, maximum, average)
+
+
+def whole_batch_weight(
+    losses: Iterable[tuple[Tensor, Tensor]], last_layer: Tensor, maximum: float, average: Map = itself
+) -> Tensor:
+    """Return the adaptive weight of a batch that comes in micro-batches of one size, of which it is not the mean.
+
+    Args:
+        losses: (nll, g) of each micro-batch, with their graphs, of which one at a time is held.
+        last_layer: the weight L.
+        maximum: bound of lambda.
+        average: mean of a tensor over ranks.
+    """
+    parts = [_last_layer_gradients(*pair, last_layer) for pair in losses]
+    of_nll, of_g = (average(torch.stack(gradients).mean(0)).norm() for gradients in zip(*parts, strict=True))
+    return (of_nll / (of_g + 1e-4)).clamp(0, maximum).detach()
+
+
+def _last_layer_gradients(nll: Tensor, g: Tensor, last_layer: Tensor) -> list[Tensor]:
+    """Return both losses' gradients in float32; those of means over many pixels would be 0 in float16, unscaled."""
+    gradients = [torch.autograd.grad(f * GRADIENT_SCALE, last_layer, retain_graph=True)[0] for f in (nll, g)]
+    return [gradient.float() / GRADIENT_SCALE for gradient in gradients]
 
 
 @contextmanager
@@ -108,6 +133,7 @@ def _autoencoder_side(
     discriminator: nn.Module | None,
     last_layer: Tensor,
     average: Map,
+    ratio: Tensor | None,
 ) -> tuple[Tensor, Logs]:
     logs = {key: value.detach() for key, value in terms._asdict().items()}
     logs["loss"] = logs.pop("total")
@@ -118,8 +144,9 @@ def _autoencoder_side(
     loss, g, weight = terms.total, torch.zeros_like(terms.total), torch.zeros_like(terms.total)
     if discriminator is not None and (factor := game.factor(step)) > 0:
         g = loss_terms.generator_loss(discriminator(made.picture).float())
-        ratio = adaptive_weight(terms.nll, g, last_layer, game.max_weight, average) if game.adaptive else 1.0
-        weight = torch.full_like(weight, game.weight * factor) * ratio
+        if game.adaptive and ratio is None:
+            ratio = adaptive_weight(terms.nll, g, last_layer, game.max_weight, average)
+        weight = torch.full_like(weight, game.weight * factor) * (ratio if game.adaptive and ratio is not None else 1.0)
         loss = loss + weight * g
     return loss, logs | _usage(made) | {"g": g.detach(), "lambda": weight}
 

@@ -1,11 +1,14 @@
 """PatchGAN: a convolutional discriminator with one logit per patch (Isola et al. 2017; Esser et al. 2021)."""
 
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from autoencoder.base import AutoencoderError
 
@@ -21,7 +24,9 @@ class DiscriminatorConfig(BaseModel):
     )
     layers: int = Field(default=3, ge=1, description="Halvings of the resolution: 3 for 256 px, 1 or 2 up to 64 px.")
     norm: Literal["group", "batch", "spectral", "none"] = Field(
-        default="group", description="batch is LDM's, but ties a batch's pictures together and needs syncing over GPUs."
+        default="group",
+        description="batch is LDM's, but its statistics are of one micro-batch in one process: the result then depends "
+        "on train.micro_batch and on the number of processes.",
     )
     groups: int = Field(default=16, ge=1, description="Groups of the group norm; must divide twice the width.")
 
@@ -45,6 +50,25 @@ class Discriminator(nn.Module):
             body += [_conv(config, before, after, 2 if n < config.layers else 1, bias=not normed)]
             body += [_norm(config, after), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*body, _conv(config, widths[-1], 1, 1))
+        self.train()
+
+    def train(self, mode: bool = True) -> "Discriminator":
+        """Set the mode of all but the spectral norm, whose power iteration belongs to steps and not to passes."""
+        super().train(mode)
+        for module in self._parametrised():
+            module.parametrizations.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Iterate the spectral norm's power method once, whatever number of micro-batches a step has."""
+        for module in self._parametrised():
+            module.parametrizations.train()
+            _ = module.weight  # computing it is what iterates
+            module.parametrizations.eval()
+
+    def _parametrised(self) -> Iterator[Any]:
+        return (module for module in self.modules() if is_parametrized(module))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one logit per overlapping patch; raises AutoencoderError if the picture is too small."""

@@ -71,7 +71,8 @@ class LossConfig(BaseModel):
     perceptual_every: int = Field(
         default=1,
         ge=1,
-        description="Compute it on one picture in so many, which then counts so many times: the same on average.",
+        description="Compute it on one picture in so many of each batch, which then counts so many times: the same on "
+        "average.",
     )
     pixel: Literal["l1", "l2"] = Field(default="l1", description="Pixel error.")
     codebook_weight: float = Field(default=1.0, ge=0, description="Weight of a VQ model's codebook loss.")
@@ -130,10 +131,21 @@ class AutoencoderLoss(nn.Module):
         self.config = config
         self.perceptual = perceptual
 
-    def judged(self, position: Tensor) -> Tensor | None:
-        """Return which samples at positions [B] the perceptual distance is computed on, bool [B]; None: all."""
-        every = self.config.perceptual_every
-        return None if every == 1 else position % every == 0
+    def judged(self, offset: Tensor, count: int, start: float) -> Tensor | None:
+        """Return which samples of a batch the perceptual distance is computed on, bool [B]; None: all.
+
+        They are one in `perceptual_every` of the whole batch, neighbours from a random place on: processes, which take
+        every R-th sample, then all have as many of them (but one), whatever R is.
+
+        Args:
+            offset: places of the samples in the whole batch, int64 [B].
+            count: samples in the whole batch.
+            start: a number in [0, 1), drawn for each step, so that each sample is as likely as any.
+        """
+        if (every := self.config.perceptual_every) == 1:
+            return None
+        place = (offset.cpu().double() + start * count) % count
+        return (place * every < count).to(offset.device)
 
     def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
         """Compute the terms.

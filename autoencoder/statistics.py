@@ -45,19 +45,34 @@ def measure(
     Raises:
         AutoencoderError: there are no pictures, or a channel is constant or not finite.
     """
+    return from_sums((latent_sums(vae, x) for x in batches), reduce)
+
+
+@torch.no_grad()
+def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
+    """Sum the moments of the latents of pictures x [B, C, H, W] in [-1, 1], as `from_sums` adds them up.
+
+    Returns:
+        Float64 [4, Z] on the CPU: sums of z and of z^2 over posteriors and positions, how many elements, how many
+        pictures.
+    """
+    mean, logvar = (float64(m) for m in encode(vae, x))
+    sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
+    elements = torch.full_like(sums[:1], mean[:, 0].numel())
+    return torch.cat([sums, elements, torch.full_like(elements, len(x))])
+
+
+def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:
+    """Return the statistics of what `latent_sums` summed over batches; raises AutoencoderError as `measure`."""
     total: Tensor | None = None
-    for x in batches:
-        mean, logvar = (float64(m) for m in encode(vae, x))
-        sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
-        elements = torch.full_like(sums[:1], mean[:, 0].numel())
-        batch = torch.cat([sums, elements, torch.full_like(elements, len(x))])
+    for batch in sums:
         total = batch if total is None else total + batch
     if total is None:
         raise AutoencoderError("Latent statistics need at least one batch of pictures on every rank, got none.")
     first, second, elements, pictures = reduce(total) if reduce else total
     mean = first / elements
     std = (second / elements - mean.square()).clamp_min(0).sqrt()
-    return _check(LatentStatistics(mean.cpu(), std.cpu(), int(pictures[0])))
+    return _check(LatentStatistics(mean, std, int(pictures[0])))
 
 
 @torch.no_grad()

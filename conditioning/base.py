@@ -1,7 +1,7 @@
 """The interface between data and denoiser: the `Conditioner` that makes a `Condition`, and `drop` for guidance."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -18,8 +18,16 @@ Inputs = dict[str, Tensor]
 Progress = Callable[[int, int], None]
 """A callback that `Conditioner.prepare` calls with (done, total)."""
 
+InBatches = Callable[[int, Callable[[range], Any]], Iterator[Any]]
+"""A function of how many samples there are and of what is computed for the indices of a batch; yields the results."""
+
 Components = Mapping[str, tuple[str, tuple[str, ...]]]
 """Component folder of a saved model -> library and the classes that model_index.json may name for it."""
+
+
+def in_batches(count: int, compute: Callable[[range], Any]) -> Iterator[Any]:
+    """Yield what `compute` returns for the indices of each batch of 64."""
+    return (compute(range(start, min(start + 64, count))) for start in range(0, count, 64))
 
 
 class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid"):
@@ -79,6 +87,10 @@ class Conditioner(nn.Module, ABC):
 
     vector_width: int | None = None
     """D of the vector [B, D] that is added to the denoiser's time embedding; None without one."""
+
+    in_batches: InBatches = staticmethod(in_batches)
+    """How `prepare` goes through many captions with a frozen encoder; callers may set one that survives a lack of
+    memory."""
 
     @property
     def pooled_width(self) -> int | None:

@@ -30,7 +30,6 @@ from conditioning.encoders import Encoded, Encoder, load_encoder
 from conditioning.sources import find, hidden_width
 
 REFERENCE = "text_reference.json"
-BATCH = 64
 
 
 class PretrainedTextConfig(ConditionerConfig, frozen=True, extra="forbid"):
@@ -123,10 +122,12 @@ class PretrainedConditioner(Conditioner):
         captions = texts(raw)
         unique = sorted({*captions} - {""}, key=lambda caption: (len(caption), caption))
         batches = [self._empty()]
-        for start in range(0, len(unique), BATCH):
-            batches.append(self._encode(unique[start : start + BATCH]))
+        done = 0
+        for encoded in self.in_batches(len(unique), lambda rows: self._encode(unique[rows.start : rows.stop])):
+            batches.append(encoded)
+            done += len(encoded.mask)
             if progress:
-                progress(min(start + BATCH, len(unique)), len(unique))
+                progress(done, len(unique))
         report_truncated(sum(batch.cut for batch in batches), len(unique), self.config.length)
         return _gather(batches, _rows(unique, captions))
 

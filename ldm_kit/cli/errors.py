@@ -31,7 +31,7 @@ def cli_errors() -> Iterator[None]:
         _stop(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}")
     except ValidationError as error:  # options that a command itself has built
         _stop("; ".join(_complaint(fault) for fault in error.errors(include_url=False)))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         _stop(_message(error))
 
 
@@ -58,17 +58,16 @@ def _old_names_in_one_line() -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     """Return the sentence of an error of our own packages, or of memory that ran out; raise any other error again."""
-    import torch  # imported here: `--help` must not wait for it
-
-    from autoencoder.base import AutoencoderError
+    from autoencoder.base import AutoencoderError  # imported here: `--help` must not wait for torch
     from conditioning.base import ConditioningError
+    from ldm_kit.memory import is_out_of_memory
 
     if isinstance(error, AutoencoderError | ConditioningError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return (
-            "out of memory on the device; take a smaller train.micro_batch (the result stays the same) or "
-            "--batch_size, a lower precision (bf16), a smaller resolution, or a smaller network"
+            "out of memory on the device; take a smaller train.micro_batch, train.eval_batch or --batch_size, a lower "
+            "precision (bf16), a smaller resolution, or a smaller network"
         )
     raise error
 

@@ -22,6 +22,7 @@ from ldm_kit.data.batches import chunks, flips
 from ldm_kit.data.images import PictureSet, digest, to_unit
 from ldm_kit.data.latent_shards import Moments, check_key, read_shard, tensor_bytes, verify_once, write_shard
 from ldm_kit.data.tensor_store import PixelTable, StoredTable, TensorTable, locate
+from ldm_kit.memory import Batch, BatchSize
 
 Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] in [-1, 1] -> mean and log-variance, [B, Z, h, w] each
 SHARD = 16384  # pictures in a shard
@@ -104,7 +105,7 @@ def weights_digest(weights: nn.Module) -> str:
     return state.hexdigest()
 
 
-def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: int = 64) -> Latents:
+def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: Batch = 64) -> Latents:
     """Return the latents in a cache folder, after encoding the shards that are missing, each process a part of them.
 
     Args:
@@ -114,7 +115,7 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
             called without gradient, once for each view.
         key: `fingerprint` of the autoencoder that `encode` uses, these pictures and `flip`.
         flip: whether mirrored views are encoded too.
-        batch: pictures in one call of `encode`.
+        batch: most pictures in one call of `encode`; halved when memory runs out.
 
     Raises:
         UserError: the folder holds latents with another key, or damaged ones, or cannot be written to.
@@ -123,6 +124,7 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
         folder / f"latents-{number:05d}.safetensors": range(start, min(start + SHARD, len(pictures)))
         for number, start in enumerate(range(0, len(pictures), SHARD))
     }
+    size = BatchSize.of(batch)
     for path in shards:
         if path.exists():
             check_key(path, key)
@@ -130,7 +132,7 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
 
         def make(name: str) -> None:
             path = folder / name
-            write_shard(path, _concatenated(_encoded(pictures, shards[path], encode, flip, batch), bar.update), key)
+            write_shard(path, _concatenated(_encoded(pictures, shards[path], encode, flip, size), bar.update), key)
 
         peers.make_missing(lambda: [path.name for path in shards if not path.exists()], make)
     if sum(path.stat().st_size for path in shards) <= IN_MEMORY:
@@ -140,13 +142,15 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
     return Latents(mean, logvar, key)
 
 
-@torch.no_grad()
-def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, batch: int) -> Iterator[Moments]:
-    for start in range(indices.start, indices.stop, batch):
-        x = to_unit(pictures.pictures(range(start, min(start + batch, indices.stop))))
+def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, size: BatchSize) -> Iterator[Moments]:
+    @torch.no_grad()
+    def moments(batch: range) -> Moments:
+        x = to_unit(pictures.pictures(indices[batch.start : batch.stop]))
         views = [encode(view) for view in ([x, x.flip(3)] if flip else [x])]
-        mean, logvar = (torch.stack(moments, dim=1).to(torch.float16).cpu() for moments in zip(*views, strict=True))
-        yield mean, logvar
+        mean, logvar = (torch.stack(values, dim=1).to(torch.float16).cpu() for values in zip(*views, strict=True))
+        return mean, logvar
+
+    return size.batches(len(indices), moments)
 
 
 def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] = lambda count: None) -> Moments:

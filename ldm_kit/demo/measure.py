@@ -55,9 +55,12 @@ def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
     """Sample one picture a prompt, uint8 [N, C, R, R], from seeds 0, 1, 2, ..."""
-    batches = pipeline.generate(prompts, range(len(prompts)), options, batch)
-    total = -(-len(prompts) // batch)
-    return torch.cat(list(tqdm(batches, total=total, desc="sampling", unit="batch", leave=False)))
+    batches: list[Tensor] = []
+    with tqdm(total=len(prompts), desc="sampling", unit="picture", leave=False) as bar:
+        for pictures in pipeline.generate(prompts, range(len(prompts)), options, batch):
+            batches.append(pictures)
+            bar.update(len(pictures))
+    return torch.cat(batches)
 
 
 def reference_features(drawings: Drawings, features: Features) -> Tensor:

@@ -21,6 +21,7 @@ from ldm_kit.demo.measure import (
     sample_prompts,
     without_twins,
 )
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods.autoencoder import reconstruct
 from ldm_kit.metrics.fidelity import Fidelity, table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
@@ -94,5 +95,10 @@ def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int
 
 def _psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
     """Compute the mean PSNR in dB of pictures passed through the autoencoder and back."""
-    x = to_unit(pictures.pictures(range(len(pictures)))).to(pipeline.device)
-    return float(psnr_of(x, reconstruct(pipeline.vae, x)).mean())
+
+    def decibels(indices: range) -> Tensor:
+        x = to_unit(pictures.pictures(indices)).to(pipeline.device)
+        return psnr_of(x, reconstruct(pipeline.vae, x))
+
+    size = BatchSize.for_pictures(None, pictures.resolution)
+    return float(torch.cat([*size.batches(len(pictures), decibels)]).mean())

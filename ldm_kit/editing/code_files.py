@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.protocol import Semantic, encoder_digest
 from ldm_kit.viz.png import write_atomic
 
@@ -68,16 +69,21 @@ def _checksum(tensors: dict[str, Tensor], names: str, key: str) -> str:
     return digest.hexdigest()
 
 
-def encode(model: Semantic, pictures: PictureSet, steps: int | None = 250, batch: int = 32) -> CodeFile:
+def encode(model: Semantic, pictures: PictureSet, steps: int | None = 250, batch: Batch = 32) -> CodeFile:
     """Encode a set of pictures a batch at a time; `steps` of inversion give x_T, None leaves it out."""
+    size = BatchSize.of(batch)
+
+    def codes(indices: range) -> tuple[Tensor, Tensor | None]:
+        images = pictures.pictures(indices)
+        z = model.encode(images, size)
+        return z, None if steps is None else model.invert(images, z, steps=steps, batch=size).float().cpu()
+
     z: list[Tensor] = []
     x_T: list[Tensor] = []
     with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
-        for start in range(0, len(pictures), batch):
-            images = pictures.pictures(range(start, min(start + batch, len(pictures))))
-            z.append(model.encode(images, batch))
-            if steps is not None:
-                x_T.append(model.invert(images, z[-1], steps=steps, batch=batch).float().cpu())
-            progress_bar.update(len(images))
+        for semantic, stochastic in size.batches(len(pictures), codes):
+            z.append(semantic)
+            x_T.extend([] if stochastic is None else [stochastic])
+            progress_bar.update(len(semantic))
     names = tuple(record.name for record in pictures.records)
     return CodeFile(names, torch.cat(z).float().cpu(), torch.cat(x_T) if x_T else None, encoder_digest(model))

@@ -23,6 +23,7 @@ from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.requests import LikelihoodRequest
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.inputs import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
@@ -136,16 +137,23 @@ def _measure(
     _, raw = split_conditions(config.condition, split)
     sums = _Sums.empty(steps, request.times)
     count = request.times or steps
-    batches = [chosen[i : i + request.batch_size] for i in range(0, len(chosen), request.batch_size)]
-    with tqdm(total=len(batches) * count, unit="term", desc="nll") as bar:
-        for indices in batches:
+    with tqdm(total=len(chosen) * count, unit="term", desc="nll") as bar:
+
+        def terms(batch: range) -> tuple[Tensor, list[Term]]:
+            indices, bar.n = [chosen[i] for i in batch], batch.start * count  # anew, where memory ran out
             x_0 = to_unit(pictures.pictures(indices)).to(pipeline.device)
-            sums.start(likelihood.prior(x_0, pipeline.schedule))
             cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in indices])
             noise, times = _random(torch.tensor(indices, device=x_0.device), x_0.shape[1:], steps, request)
+            measured: list[Term] = []
             for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):
+                measured.append(Term(*(value.cpu() for value in term)))
+                bar.update(len(batch))
+            return likelihood.prior(x_0, pipeline.schedule), measured
+
+        for prior, measured in BatchSize(request.batch_size).batches(len(chosen), terms):
+            sums.start(prior)
+            for term in measured:
                 sums.add(term)
-                bar.update()
     pipeline.finite.verify()
     return sums.likelihood(pipeline.variance, request.seed), sums.curve()
 

@@ -8,7 +8,7 @@ Expected: see the header of that config.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,23 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autoencoder.adversarial import two_player
-from autoencoder.base import Autoencode, AutoencoderError, Moments, decode, encode, latent_shape
-from autoencoder.codebook import Codebook, CodeUsage, forget
+from autoencoder.adversarial import frozen, two_player, whole_batch_weight
+from autoencoder.base import Autoencode, AutoencoderError, Reconstruction, latent_shape
+from autoencoder.codebook import Codebook, forget
 from autoencoder.config import build
 from autoencoder.discriminator import Discriminator
 from autoencoder.equivariance import DRAWS, Move
 from autoencoder.loss import AutoencoderLoss
+from autoencoder.loss_terms import generator_loss
 from autoencoder.perceptual import Perceptual
-from autoencoder.statistics import LatentStatistics, fold, measure
+from autoencoder.statistics import LatentStatistics, fold, from_sums, latent_sums
 from autoencoder.vq import VQConfig
-from ldm_kit.data.batches import PictureBatches, chunks, spread
+from ldm_kit.data.batches import PictureBatches, spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
+from ldm_kit.methods.autoencoder_metrics import evaluate
+from ldm_kit.methods.autoencoder_metrics import reconstruct as reconstruct
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
-from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
@@ -63,6 +65,7 @@ class Autoencoding(Method[AutoencoderRun]):
             embedding = self.vae.quantize.embedding
             self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
         self.statistics: LatentStatistics | None = None  # of the latents, once they are measured for saving
+        self.ratio: tuple[int, Tensor] | None = None  # a step, and the adaptive weight over its micro-batches
 
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
@@ -76,12 +79,13 @@ class Autoencoding(Method[AutoencoderRun]):
     def optim(self) -> dict[str, OptimConfig]:
         """Optimiser config of each of `modules`."""
         config = self.config
-        return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or config.optim}
+        adamw = config.optim.model_copy(update={"muon": None})
+        return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Take the modules as DDP wraps them; the perceptual backbone follows to their device."""
         super().set_ddp_modules(wrapped)
-        self.perceptual.to(self.device)
+        self.perceptual.to(self.device).precision = self.precision
 
     def state(self) -> dict[str, Tensor]:
         """Return the codebook's running statistics."""
@@ -94,6 +98,8 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
         """Update the codebook's averages, replace dead codes, and reset the optimiser's moments of those."""
+        if self.discriminator is not None:
+            self.discriminator.after_step()
         if self.codebook is None:
             return
         revived, codes = self.codebook.after_step(step), self.codebook.embedding.weight
@@ -107,14 +113,10 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
         """Yield the autoencoder's loss, then the discriminator's once it is trained."""
-        x, position = batch["x"], batch["position"]
-        before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
-        x = x if before is None else before(x)
-        shape = latent_shape(self.vae, *x.shape[-2:])
-        noise = rng.normal(self.config.seed, "posterior", position, shape)
+        target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
-            x if move is None else move(x),
-            self.ddp_modules["autoencoder"](x, noise, move),
+            target,
+            made,
             step,
             loss=self.loss,
             last_layer=self.autoencode.last_layer,
@@ -122,8 +124,42 @@ class Autoencoding(Method[AutoencoderRun]):
             raw_discriminator=self.discriminator,
             average=self.collectives.mean,
             codebook=self.codebook,
-            judged=self.loss.judged(position),
+            judged=judged,
+            ratio=self.ratio[1] if self.ratio is not None and self.ratio[0] == step else None,
         )
+
+    def _reconstructed(
+        self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
+    ) -> tuple[Tensor, Reconstruction, Tensor | None]:
+        """Pass a batch through the autoencoder; return target, result, and which pictures are judged perceptually."""
+        x, position, config = batch["x"], batch["position"], self.config
+        before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
+        x = x if before is None else before(x)
+        noise = rng.normal(config.seed, "posterior", position, latent_shape(self.vae, *x.shape[-2:]))
+        start = float(rng.uniform(config.seed, "judged", torch.tensor([step])))
+        judged = self.loss.judged(position % config.train.batch_size, config.train.batch_size, start)
+        return x if move is None else move(x), autoencode(x, noise, move), judged
+
+    def needs_whole_batch(self, step: int) -> bool:
+        """Return whether the adaptive weight counts at a step: that of a batch is not the mean of its parts'."""
+        game = self.config.loss.adversarial
+        return game is not None and game.adaptive and game.factor(step) > 0
+
+    def see_whole_batch(self, batches: Iterable[Mapping[str, Tensor]], step: int) -> None:
+        """Measure the adaptive weight over all micro-batches of a step, by a pass before those that train."""
+        game, discriminator = self.config.loss.adversarial, self.discriminator
+        assert game is not None
+        assert discriminator is not None
+
+        def losses(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            target, made, judged = self._reconstructed(batch, step, self.autoencode)
+            return self.loss(target, made, judged).nll, generator_loss(discriminator(made.picture).float())
+
+        last_layer = self.autoencode.last_layer
+        with frozen(self.autoencode), frozen(discriminator):
+            last_layer.requires_grad_(True)
+            weight = whole_batch_weight(map(losses, batches), last_layer, game.max_weight, self.collectives.mean)
+        self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
         """Draw the moves of pictures and of latents, the same on every process and in every micro-batch of a step."""
@@ -145,7 +181,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure reconstructions of held-out pictures, or of training ones (as train_NAME) if there are none."""
-        metrics = evaluate(self, self.shown, self.device)
+        metrics = evaluate(self.autoencode, self.perceptual, self.shown, self.eval_batch)
         return metrics if len(self.data.heldout) else {_of_training(name): value for name, value in metrics.items()}
 
     @classmethod
@@ -159,9 +195,13 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def samples(self) -> Grid:
         """Reconstruct some held-out pictures, each row above its reconstructions."""
-        x = to_unit(self.shown.pictures(spread(len(self.shown), self.config.log.pictures)))
-        reconstructions = reconstruct(self.vae, x.to(self.device)).cpu()
-        return Grid(pairs_grid(to_bytes(x), to_bytes(reconstructions), columns=8, scale=2), "reconstruction")
+        pictures = self.shown.pictures(spread(len(self.shown), self.config.log.pictures))
+
+        def reconstructed(some: Tensor) -> Tensor:
+            return to_bytes(reconstruct(self.vae, to_unit(some.to(self.device))).cpu())
+
+        reconstructions = torch.cat([*self.eval_batch.map(pictures, reconstructed)])
+        return Grid(pairs_grid(pictures, reconstructions, columns=8, scale=2), "reconstruction")
 
     def save(self, folder: Path) -> None:
         """Save a copy of the autoencoder, with the normalisation of its latents folded into its weights.
@@ -176,10 +216,14 @@ class Autoencoding(Method[AutoencoderRun]):
         strip_paths(folder)
 
     def _statistics(self, vae: nn.Module) -> LatentStatistics:
-        indices = torch.tensor(spread(len(self.data.train), STATISTICS_PICTURES)).split(128)
-        batches = (to_unit(self.data.train.pictures(batch.tolist())).to(self.device) for batch in indices)
+        chosen = spread(len(self.data.train), STATISTICS_PICTURES)
+
+        def sums(indices: range) -> Tensor:
+            pictures = self.data.train.pictures([chosen[i] for i in indices])
+            return latent_sums(cast(Any, vae), to_unit(pictures.to(self.device)))
+
         try:
-            return measure(vae, batches)  # pyright: ignore[reportArgumentType]
+            return from_sums(self.eval_batch.batches(len(chosen), sums))
         except AutoencoderError as error:
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
 
@@ -201,33 +245,10 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def describe_model(self) -> str:
         """Return what `describe` says of the network."""
-        return f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
-
-
-@torch.no_grad()
-def evaluate(method: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
-    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
-    means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
-    codes = method.vae.quantize.n_e if isinstance(method.config.autoencoder, VQConfig) else None
-    usage = CodeUsage(codes) if codes is not None else None
-    for indices in chunks(pictures, batch):
-        x = to_unit(pictures.pictures(indices)).to(device)
-        output = method.autoencode(x, torch.zeros(len(x), *latent_shape(method.vae, *x.shape[-2:]), device=device))
-        y = output.picture.clamp(-1, 1)
-        means["psnr"].add(psnr(x, y))
-        means["ssim"].add(ssim(x, y))
-        means["perceptual"].add(method.perceptual(y, x))
-        if usage is not None and output.indices is not None:
-            usage.add(output.indices)
-    metrics = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
-    return metrics | ({f"heldout_codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
-
-
-@torch.no_grad()
-def reconstruct(vae: Any, x: Tensor) -> Tensor:
-    """Pass pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
-    moments = cast(Moments, encode(vae, x))
-    return decode(vae, moments.mean).clamp(-1, 1)
+        described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
+        if self.discriminator is None or self.config.discriminator.norm != "batch":
+            return described
+        return f"{described}, against a discriminator whose batch norm sees one micro-batch in one process at a time"
 
 
 def _of_training(figure: str) -> str:

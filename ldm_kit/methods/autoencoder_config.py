@@ -30,7 +30,7 @@ class AutoencoderRun(RunConfig):
         default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
     )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim")
+    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim, without its muon")
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "AutoencoderRun":

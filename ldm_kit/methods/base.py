@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -14,6 +15,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods.networks import contiguous_weights
 from ldm_kit.methods.networks import eval_mode as eval_mode
 from ldm_kit.methods.networks import millions as millions
@@ -24,6 +26,7 @@ from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
+from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import BatchSource, LossTerm
 from ldm_kit.viz.curves import curves, logged_keys
 from ldm_kit.viz.png import save_png, tolerate_oserror
@@ -44,7 +47,6 @@ class Method(ABC, Generic[C]):
 
     Attributes:
         Config: config class, whose `method` is the name under which this class is looked up.
-        heldout_batch: samples in a batch of `heldout_loss`; None: all at once.
         heldout_seed: addresses the noise of held-out samples.
         config: the run's.
         modules: what is trained, by name; each is a loss term's owner, and NAME_loss its key in metrics.jsonl.
@@ -55,10 +57,10 @@ class Method(ABC, Generic[C]):
         collectives: reductions over processes.
         metrics: what the last evaluation measured.
         dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
+        precision: to which the run autocasts; None: float32.
     """
 
     Config: ClassVar[type[RunConfig]]
-    heldout_batch: ClassVar[int | None] = 64
     heldout_seed: ClassVar[int] = HELDOUT_SEED
 
     config: C
@@ -81,6 +83,7 @@ class Method(ABC, Generic[C]):
         self.collectives = Collectives()
         self.metrics: dict[str, float] = {}
         self.dependencies: dict[str, str] = {}
+        self.precision: torch.dtype | None = None
         if data is not None:  # else losses can be computed, but nothing trained, evaluated or saved
             self.data, self.batches, self.heldout = data
 
@@ -118,6 +121,11 @@ class Method(ABC, Generic[C]):
         """Optimiser config of each of `modules`; by default the run's for all."""
         return dict.fromkeys(self.modules, self.config.optim)
 
+    @cached_property
+    def eval_batch(self) -> BatchSize:
+        """Samples at once where nothing is trained."""
+        return BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
+
     @property
     def device(self) -> torch.device:
         """Device of the networks."""
@@ -150,14 +158,16 @@ class Method(ABC, Generic[C]):
         """
         if self.heldout is None:
             return None
-        count, times = len(self.heldout), len(self.schedule)
-        losses: list[Tensor] = []
+        samples, count, times = self.heldout, len(self.heldout), len(self.schedule)
+
+        def losses(indices: range) -> Tensor:
+            t = ((torch.tensor(indices) + 0.5) / count * times).long().to(self.device)
+            batch = to_device(samples.__getitems__([(i, i) for i in indices]), self.device)
+            return self.heldout_losses(batch, t, self.heldout_seed).cpu()
+
         with eval_mode(*self.modules.values()):
-            for indices in torch.arange(count).split(batch_size or self.heldout_batch or count):
-                t = ((indices + 0.5) / count * times).long().to(self.device)
-                batch = to_device(self.heldout.__getitems__([(i, i) for i in indices.tolist()]), self.device)
-                losses.append(self.heldout_losses(batch, t, self.heldout_seed))
-        return float(torch.cat(losses).cpu().double().mean())
+            parts = [*BatchSize.of(batch_size or self.eval_batch).batches(count, losses)]
+        return float(torch.cat(parts).double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure held-out samples; empty where nothing is held out."""
@@ -181,7 +191,7 @@ class Method(ABC, Generic[C]):
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
         """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
-        with eval_mode(*self.modules.values()):
+        with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()
             grid = self._finite_samples(step)
         if grid is not None:
@@ -209,7 +219,8 @@ class Method(ABC, Generic[C]):
 
     def save_model(self, folder: Path) -> None:
         """Write the model with the current weights, whole or not at all; what was there before is replaced."""
-        with eval_mode(*self.modules.values()), contiguous_weights(*self.modules.values()):
+        modules = self.modules.values()
+        with eval_mode(*modules), contiguous_weights(*modules), autocast(self.device, self.precision):
             write(folder, self.save)
 
     def _plot_curves(self, folder: Path) -> str:

@@ -7,7 +7,7 @@ Run:      accelerate launch train_ldm.py configs/openmoji/classifier.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -141,34 +141,34 @@ class Classifying(Method[ClassifierRun]):
             accuracies[f"accuracy_q{q + 1}"] = inside / self.shares[q].clamp_min(1e-6)
         return accuracies
 
-    @torch.no_grad()
-    def measure(self, samples: LatentBatches, batch_size: int = 64) -> HeldoutAccuracy:
+    def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
         """Classify up to `MAX_HELDOUT` samples in evaluation mode, each at `LEVELS` fixed times with fixed noise."""
         indices = torch.tensor(spread(len(samples), MAX_HELDOUT))
         with eval_mode(self.net):
-            rows = [self._measure_level(level, samples, indices.split(batch_size)) for level in range(LEVELS)]
+            rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
         losses, first, top = zip(*rows, strict=True)
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
-    def _measure_level(
-        self, level: int, samples: LatentBatches, indices: Sequence[Tensor]
-    ) -> tuple[float, float, float]:
+    def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
         """Measure mean loss and accuracies at one level of noise, each sample at a time of its own within it."""
-        columns: list[Tensor] = []
-        for chosen in indices:
-            position = chosen * LEVELS + level
-            u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
-            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs["label"][chosen]))
-        loss, first, top = torch.cat(columns, dim=1).double().mean(1).tolist()
+        position = indices * LEVELS + level
+        u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
+        logits = self.guess(samples, indices, position, u)
+        loss, first, top = scores(logits, samples.inputs["label"][indices]).double().mean(1).tolist()
         return loss, first, top
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
         """Compute logits [B, K] on the CPU of unmirrored samples at t / T = u [B], with noise by position [B]."""
-        mean, logvar = (moment[indices, 0].float() for moment in (samples.latents.mean, samples.latents.logvar))
-        batch = to_device({"mean": mean, "logvar": logvar, "position": position}, self.device)
-        t = (u * len(self.schedule)).long().clamp_max(len(self.schedule) - 1).to(self.device)
-        return self.logits(batch, t, self.heldout_seed, self.net).cpu()
+
+        def logits(batch: range) -> Tensor:
+            some, latents = slice(batch.start, batch.stop), samples.latents
+            mean, logvar = (moment[indices[some], 0].float() for moment in (latents.mean, latents.logvar))
+            moments = to_device({"mean": mean, "logvar": logvar, "position": position[some]}, self.device)
+            t = (u[some] * len(self.schedule)).long().clamp_max(len(self.schedule) - 1).to(self.device)
+            return self.logits(moments, t, self.heldout_seed, self.net).cpu()
+
+        return torch.cat([*self.eval_batch.batches(len(indices), logits)])
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure loss and accuracies of held-out pictures; empty where nothing is held out."""

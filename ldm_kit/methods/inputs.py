@@ -28,6 +28,7 @@ from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.memory import MOST_SAMPLES, BatchSize
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.nets.execution import prepare_loaded
@@ -41,6 +42,10 @@ class FirstStage:
     config: NoisedRun
     vae: AutoencoderKL | VQModel | None  # None: pictures are their own latents
     device: torch.device
+    batch_size: BatchSize = field(init=False)  # pictures encoded at once
+
+    def __post_init__(self) -> None:
+        self.batch_size = BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
 
     @classmethod
     def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
@@ -50,7 +55,9 @@ class FirstStage:
             UserError: it does not fit the pictures, or its files are not as they were saved.
             AutoencoderError: it cannot be opened.
         """
-        vae: Any = prepare_loaded(open_first_stage(config.autoencoder), device) if config.autoencoder else None
+        vae: Any = None
+        if config.autoencoder:
+            vae = prepare_loaded(open_first_stage(config.autoencoder), device, config.train)
         vae = None if vae is None else vae.to(device)
         _check_autoencoder(vae, pictures, config)
         return cls(config, vae, device)
@@ -87,7 +94,7 @@ class FirstStage:
         key = latent_cache.fingerprint(vae, pictures, flip, self._settings())
         chosen = self.config.latents
         folder = Path(chosen) / name if chosen else cache_dir() / "latents" / key[:24]
-        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip)
+        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
         if name == "train":
             _check_normalised(latents, self.config)
         return latents
@@ -212,6 +219,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
     if conditioner.cache_key is None:
         return conditioner.prepare(raw)
     key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
+    conditioner.in_batches = BatchSize(MOST_SAMPLES).batches
 
     def encoded() -> Inputs:
         check_writable(cache_dir())

@@ -174,7 +174,7 @@ class Latent(Method[LatentRun]):
     def samples(self) -> Grid:
         """Sample the prompts from seeds 0, 1, 2, ..."""
         prompts = self.prompts
-        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)))))
+        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), None, self.eval_batch)))
         captions = None
         if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.conditions.caption(prompt) for prompt in prompts]

@@ -11,7 +11,7 @@ Expected: see the header of that config.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import AliasChoices, Field, model_validator
@@ -29,6 +29,7 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
+from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
 from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps
@@ -112,8 +113,6 @@ class Prior(Method[PriorRun]):
     """An MLP that denoises the normalised codes of a semantic model."""
 
     Config = PriorRun
-    heldout_batch: ClassVar[int | None] = None
-
     conditions: Conditions
     source: SemanticModel  # whose codes these are; never changed
     mean: Tensor  # [D], of the training set's codes
@@ -142,7 +141,8 @@ class Prior(Method[PriorRun]):
         with torch.random.fork_rng(devices=[]):  # the prior's weights are drawn as if nothing had been opened
             source = _open_source(config, data.train)
         weights = weights_digest(encoder)
-        z = _codes(encoder, data.train, weights)
+        size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
+        z = _codes(encoder, data.train, weights, size)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
@@ -151,7 +151,7 @@ class Prior(Method[PriorRun]):
         fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
         batches, heldout = CodeBatches(statistics.normalise(z), inputs, fingerprint), None
         if heldout_inputs is not None:
-            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights))
+            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights, size))
             heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
@@ -197,7 +197,7 @@ class Prior(Method[PriorRun]):
             count = len(captions)
         model = self.model()
         z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
-        pictures = model.decode(z, None, config.decode_steps, stop=config.stop)
+        pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
         return Grid(grid(pictures, 4, max(1, 96 // model.resolution), captions))
 
     def save(self, folder: Path) -> None:
@@ -219,13 +219,13 @@ class Prior(Method[PriorRun]):
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
-def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
+def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> Tensor:
     """Compute codes [N, D] float32, which are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
     def encoded() -> dict[str, Tensor]:
         check_writable(cache_dir())
-        return {"z": codes.encode_set(encoder, pictures)}
+        return {"z": codes.encode_set(encoder, pictures, size)}
 
     return tensor_cache.cached(cache_dir() / "codes", key, encoded)["z"]
 

@@ -25,6 +25,7 @@ from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
 from ldm_kit.models.saved_sampling import RECONSTRUCTION, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import grid
 
@@ -129,10 +130,11 @@ class SemanticMethod(Method[R], Generic[R, N]):
         model, config = self.model(), self.config.sample
         shown = self.data.heldout if len(self.data.heldout) else self.data.train
         pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
-        with eval_mode(self.module):
-            z = model.encode(pictures)
-            inferred = model.decode(z, model.invert(pictures, z, config.encode_steps), config.decode_steps)
-            random = model.decode(z, None, config.decode_steps)
+        size = self.eval_batch
+        with eval_mode(self.module), autocast(self.device, self.precision):
+            z = model.encode(pictures, size)
+            inferred = model.decode(z, model.invert(pictures, z, config.encode_steps, size), config.decode_steps, size)
+            random = model.decode(z, None, config.decode_steps, size)
             self.metrics = self.heldout_metrics()
         if self.metrics:
             errors = [_mse(decoded, pictures) for decoded in (inferred, random)]
@@ -151,7 +153,8 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def save(self, folder: Path) -> None:
         """Measure the statistics of the training set's codes, and save the model."""
         model = self.model()
-        model.mean, model.std = codes.code_statistics(codes.encode_set(self.module.encoder, self.data.train))
+        z = codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
+        model.mean, model.std = codes.code_statistics(z)
         model.save(folder)
 
     def summary(self, model: Path) -> str:

@@ -58,6 +58,7 @@ def train(
             pictures = load(settings.data) if data is None else data
             _check_keep_best(settings, pictures)
             method = open_method(settings, pictures, run.device, collectives)
+            method.precision = run.precision
         trainer = run.trainer(method)
         log = run.log(trainer)
         log.print(method.describe())

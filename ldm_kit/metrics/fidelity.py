@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_kit.memory import Batch, BatchSize
+
 Distance = Literal["cosine", "euclidean"]
 NO_TONE = ("", "mixed")
 MIN_SAMPLES = 10  # samples per feature dimension below which `frechet_checked` warns
@@ -47,13 +49,13 @@ class Frechet(NamedTuple):
 
 
 @torch.no_grad()
-def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: int = 64) -> Tensor:
-    """Return the features of pictures [N, ...], as [N, D] float64 on the CPU, computing `batch` at a time.
+def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch = 64) -> Tensor:
+    """Return the features of pictures [N, ...], as [N, D] float64 on the CPU, computing at most `batch` at a time.
 
     Raises:
         ValueError: no pictures, or the features are not [B, D].
     """
-    batches = [features(x).cpu().double() for x in pictures.split(batch) if len(x)]
+    batches = [*BatchSize.of(batch).map(pictures, lambda x: features(x).cpu().double())]
     if not batches or batches[0].dim() != 2:
         raise ValueError(f"features must be [B, D] of at least one picture, got {[[*f.shape] for f in batches[:1]]}")
     return torch.cat(batches)

@@ -8,6 +8,7 @@ reports must say which of the two they give.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,9 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     if min(x.shape[-2:]) < 6:
         raise ValueError(f"SSIM's 11x11 window needs at least 6 pixels a side, got {[*x.shape[-2:]]}")
     x, y = x.float() + 1, y.float().clamp(-1, 1) + 1
-    values = structural_similarity_index_measure(y, x, sigma=1.5, kernel_size=11, reduction="none", data_range=2.0)
+    options: dict[str, Any] = {"sigma": 1.5, "kernel_size": 11, "reduction": "none", "data_range": 2.0}
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 has no digits for a variance
+        values = structural_similarity_index_measure(y, x, **options)
     assert isinstance(values, Tensor)
     return values
 

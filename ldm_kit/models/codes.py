@@ -13,9 +13,8 @@ from torch import Tensor
 
 from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
-from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.diffusion.finite import check_finite
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.folder import SEMANTIC, ModelFolder
 from ldm_kit.training.checkpoint import save_tensors
 
@@ -70,18 +69,24 @@ def code_statistics(z: Tensor) -> CodeStatistics:
     return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
 
 
-@torch.no_grad()
-def encode(encoder: Encoder, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Encode pictures uint8 [N, C, R, R] to codes [N, D] float32 on the CPU; raises NonFiniteError."""
-    device = next(encoder.parameters()).device
-    batches = (pictures[start : start + batch] for start in range(0, len(pictures), batch))
-    codes = [encoder(to_unit(batch.to(device))).float().cpu() for batch in batches]
-    return check_finite("the semantic encoder", torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes]))
+def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
+    """Encode pictures uint8 [N, C, R, R], a batch at a time, to codes [N, D] float32; raises NonFiniteError."""
+    codes = BatchSize.of(batch).map(pictures, lambda some: _encode(encoder, some))
+    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
 
 
-def encode_set(encoder: Encoder, pictures: PictureSet, batch: int = 64) -> Tensor:
+def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
     """Encode a whole set, read a batch at a time, to codes [N, D] float32 on the CPU."""
-    return torch.cat([encode(encoder, pictures.pictures(indices)) for indices in chunks(pictures, batch)])
+    size = BatchSize.of(batch)
+    codes = size.batches(len(pictures), lambda indices: _encode(encoder, pictures.pictures(indices)))
+    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
+
+
+@torch.no_grad()
+def _encode(encoder: Encoder, pictures: Tensor) -> Tensor:
+    device = next(encoder.parameters()).device
+    with torch.autocast(device.type, enabled=False):  # also while a run is evaluated in another precision
+        return check_finite("the semantic encoder", encoder(to_unit(pictures.to(device))).float().cpu())
 
 
 def open_semantic(path: Path | str) -> ModelFolder:

@@ -14,6 +14,7 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
 from ldm_kit.diffusion.finite import FiniteCheck, check_finite
 from ldm_kit.diffusion.samplers import State
+from ldm_kit.memory import Batch, BatchSize
 
 Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
 
@@ -84,32 +85,38 @@ def clip_pixels(denoiser: Denoiser, vae: nn.Module | None) -> Denoiser:
 
 def last_states(
     run: Callable[[slice], Iterator[State]],
-    starts: range,
+    count: int,
+    batch: Batch,
     steps: int,
     check: FiniteCheck,
     *,
     name: str,
     progress: Progress | None,
-) -> list[Tensor]:
-    """Run batches one after another, and return the last state x of each on the CPU.
+) -> Iterator[Tensor]:
+    """Run batches one after another, and yield the last state x of each on the CPU.
 
     Args:
         run: yields the states of one batch.
-        starts: indices of the batches' first elements; its step is their size.
+        count: how many samples there are.
+        batch: most samples at once; halved when memory runs out.
         steps: how many states a batch has.
         check: into which the sampler's networks note.
         name: what the steps are of, for the message of a number that is not finite.
         progress: called with (done, all) steps of all batches.
     """
-    last: list[Tensor] = []
-    for number, start in enumerate(starts):
-        x = torch.empty(0)
-        for step, state in enumerate(check.states(run(slice(start, start + starts.step)), name), 1):
+    size, finished = BatchSize.of(batch), 0
+
+    def last(indices: range) -> Tensor:
+        x, total = torch.empty(0), finished + -(-(count - indices.start) // size.size)
+        for step, state in enumerate(check.states(run(slice(indices.start, indices.stop)), name), 1):
             x = state.x
             if progress is not None:
-                progress(number * steps + step, len(starts) * steps)
-        last.append(x.float().cpu())
-    return last
+                progress(finished * steps + step, total * steps)
+        return x.float().cpu()
+
+    for x in size.batches(count, last):
+        yield x
+        finished += 1
 
 
 def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:

@@ -5,6 +5,7 @@ A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/
 model as LDMPipeline (of pixels: DDIMPipeline or DDPMPipeline), and everything here as `Pipeline.load(folder)`.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import (
     FixedCondition,
@@ -204,7 +206,7 @@ class Pipeline:
         prompts: Sequence[str | int],
         seeds: Sequence[int],
         options: SamplingOptions | None = None,
-        batch_size: int = 32,
+        batch_size: Batch = 32,
     ) -> Iterator[Tensor]:
         """Generate pictures, a batch at a time; a picture depends on its own prompt and seed alone.
 
@@ -212,7 +214,7 @@ class Pipeline:
             prompts: N prompts, or classes by name or number; "" for an unconditional model.
             seeds: N seeds.
             options: what they leave out, and None, is the model's own, with which its run was judged, or the default.
-            batch_size: pictures at once.
+            batch_size: most pictures at once; halved when memory runs out.
 
         Yields:
             uint8 [b, C, H, W] on the CPU.
@@ -220,11 +222,15 @@ class Pipeline:
         Raises:
             UserError: options that this model has no use for or cannot follow, or an unknown class.
         """
-        resolved = (options or SamplingOptions()).resolve(self)
-        for start in range(0, len(prompts), batch_size):
-            batch = slice(start, start + batch_size)
-            *_, last = self.states(prompts[batch], seeds[batch], resolved)
-            yield self.pictures(last.x)
+        resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
+
+        def latents(indices: range) -> Tensor:
+            batch = slice(indices.start, indices.stop)
+            states = self.states(prompts[batch], seeds[batch], resolved)
+            return deque(states, maxlen=1)[0].x  # holds one state at a time
+
+        for x in size.batches(len(prompts), latents):  # decoded by themselves, as that may take the most memory
+            yield torch.cat([*size.map(x, self.pictures)])
 
     def save(self, folder: Path) -> None:
         """Write the diffusers layout.

@@ -25,6 +25,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.respacing import linspace, respacing_sections
 from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.saving import scheduler_to_save
 from ldm_kit.nets.mlp_skip import SkipMLP
@@ -84,6 +85,7 @@ class CodePrior:
         *,
         guidance_scale: float = 1.0,
         clip: Clip = "none",
+        batch: Batch = 1024,
     ) -> Tensor:
         """Sample normalised codes by DDIM, each from its own seed.
 
@@ -94,6 +96,7 @@ class CodePrior:
             guidance_scale: of classifier-free guidance; 1 is none.
             clip: none, as codes have no range; published: what PDAE's released code does, by a mistake that its
                 results contain. It puts noise, and x_0 at every step, into -1..1, and derives eps anew from x_0.
+            batch: most codes at a time; halved when memory runs out.
 
         Returns:
             float32 [N, D] on the CPU.
@@ -104,6 +107,23 @@ class CodePrior:
             NonFiniteError: the network, or guidance, gives NaN or infinity.
         """
         self._check_guidance(guidance_scale, conditions)
+        if conditions is not None and len(conditions) != len(seeds):
+            raise UserError(f"got {len(conditions)} classes or prompts for {len(seeds)} codes; expected one each")
+
+        def sampled(indices: range) -> Tensor:
+            own = None if conditions is None else [conditions[i] for i in indices]
+            return self._sample([seeds[i] for i in indices], steps, own, guidance_scale, clip)
+
+        return torch.cat([torch.zeros(0, self.width), *BatchSize.of(batch).batches(len(seeds), sampled)])
+
+    def _sample(
+        self,
+        seeds: Sequence[int],
+        steps: int,
+        conditions: Sequence[str | int] | None,
+        guidance_scale: float,
+        clip: Clip,
+    ) -> Tensor:
         device = next(self.mlp.parameters()).device
         noise = rng.initial_noise([rng.derive_seed(seed, "code") for seed in seeds], (self.width,))
         schedule = build(self.schedule_config).to(device)
@@ -132,8 +152,6 @@ class CodePrior:
         null = self.conditioner.null
         if conditions is not None and null is None:
             raise UserError("this prior was trained without classes and captions; leave class and prompt out")
-        if conditions is not None and len(conditions) != count:
-            raise UserError(f"got {len(conditions)} classes or prompts for {count} codes; expected one each")
         raw: Sequence[str | int] = [] if null is None else [null] * count if conditions is None else conditions
         try:
             inputs = self.conditioner.prepare(raw)

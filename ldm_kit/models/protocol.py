@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.data.images import PictureSet
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.decoders import TrajectoryTarget
 
@@ -44,12 +45,12 @@ class Semantic(Protocol):
         """Standard deviation [D] of the training set's codes."""
         ...
 
-    def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
+    def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
         """Encode pictures uint8 [N, C, R, R] as codes z, float32 [N, D], not normalised."""
         ...
 
     def invert(
-        self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
+        self, pictures: Tensor, z: Tensor, steps: int = 250, batch: Batch = 32, *, progress: Progress | None = None
     ) -> Tensor:
         """Invert pictures under their codes; return the stochastic codes x_T [N, Z, h, w]."""
         ...
@@ -59,7 +60,7 @@ class Semantic(Protocol):
         z: Tensor,
         x_T: Tensor,
         steps: int = 100,
-        batch: int = 32,
+        batch: Batch = 32,
         stop: float = 0.0,
         *,
         trajectory: TrajectoryTarget | None = None,
@@ -98,14 +99,13 @@ def encoder_digest(model: Semantic) -> str:
     return digest.hexdigest()
 
 
-def encode_pictures(model: Semantic, pictures: PictureSet, batch: int = 64) -> Tensor:
-    """Encode a set of pictures as codes z [N, D], with a progress bar."""
-    z: list[Tensor] = []
+def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) -> Tensor:
+    """Encode a set of pictures, so many at once, as codes z [N, D], with a progress bar."""
+    z, size = [torch.zeros(0, model.z_width)], BatchSize.of(batch)
     with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
-        for start in range(0, len(pictures), batch):
-            indices = range(start, min(start + batch, len(pictures)))
-            z.append(model.encode(pictures.pictures(indices), batch).float().cpu())
-            progress_bar.update(len(indices))
+        for codes in size.batches(len(pictures), lambda indices: model.encode(pictures.pictures(indices), size)):
+            z.append(codes.float().cpu())
+            progress_bar.update(len(codes))
     return torch.cat(z)
 
 

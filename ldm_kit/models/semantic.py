@@ -18,6 +18,7 @@ from autoencoder import base as first_stage
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.samplers import State
+from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
@@ -78,12 +79,12 @@ class SemanticModel:
         """Shape (channels, height, width) of the noise x_T."""
         return self.decoder.shape
 
-    def encode(self, pictures: Tensor, batch: int = 64) -> Tensor:
+    def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
         """Encode pictures to codes z, float32 [N, D], not normalised.
 
         Args:
             pictures: uint8 [N, C, R, R].
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
 
         Returns:
             z, float32 [N, D]; raises UserError for pictures of another type or shape.
@@ -97,7 +98,7 @@ class SemanticModel:
         pictures: Tensor,
         z: Tensor,
         steps: int | None = None,
-        batch: int = 32,
+        batch: Batch = 32,
         *,
         progress: Progress | None = None,
     ) -> Tensor:
@@ -108,7 +109,7 @@ class SemanticModel:
             z: their codes [N, D].
             steps: of DDIM; the decoded pictures err (in the root of the mean square) as 1 / steps. None: those that its
                 run was judged with, or 250.
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
             progress: called with (done, all) steps.
 
         Raises:
@@ -121,9 +122,8 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), count)
 
-        noise = last_states(
-            encode, range(0, len(pictures), batch), count, self.decoder.finite, name="inverting", progress=progress
-        )
+        check = self.decoder.finite
+        noise = last_states(encode, len(pictures), batch, count, check, name="inverting", progress=progress)
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class SemanticModel:
         z: Tensor,
         x_T: Tensor | None = None,
         steps: int | None = None,
-        batch: int = 32,
+        batch: Batch = 32,
         stop: float = 0.0,
         *,
         seeds: Sequence[int] | None = None,
@@ -145,7 +145,7 @@ class SemanticModel:
             z: codes [N, D], as `encode` gives them.
             x_T: noise [N, Z, h, w], inferred or random; None: random, from `seeds`.
             steps: of DDIM; None: those that its run was judged with, or 100.
-            batch: pictures at a time.
+            batch: most pictures at a time; halved when memory runs out.
             stop: of PDAE, the share of the last steps that is left to the base model.
             seeds: one for each picture; None: 0, 1, ...
             trajectory: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
@@ -168,15 +168,13 @@ class SemanticModel:
             raise UserError(f"got noise {[*noise.shape]}; expected {[len(z), *self.latent_shape]}, one for each code")
 
         def decode(batch: slice) -> Iterator[State]:
-            x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
+            x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             return self.decoder.down(x, codes, count, stop, trajectory=other)
 
-        latents = last_states(
-            decode, range(0, len(z), batch), count, self.decoder.finite, name="decoding", progress=progress
-        )
-        none = torch.zeros(0, self.channels, self.resolution, self.resolution, dtype=torch.uint8)
-        return torch.cat([none, *(self._pictures(x) for x in latents)])
+        size, none = BatchSize.of(batch), torch.zeros(0, self.channels, self.resolution, self.resolution).byte()
+        states = last_states(decode, len(z), size, count, self.decoder.finite, name="decoding", progress=progress)
+        return torch.cat([none, *size.map(torch.cat([noise[:0], *states]), self._pictures)])
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Draw random x_T [N, Z, h, w], each from its own seed."""

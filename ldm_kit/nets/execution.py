@@ -81,15 +81,21 @@ def configure_network(net: nn.Module, device: torch.device | str, config: Execut
         compile_blocks(net)
 
 
-def prepare_loaded(net: Network, device: torch.device | str) -> Network:
+def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionConfig | None = None) -> Network:
     """Make a network that was just loaded compute as a trained one does on `device`, in place; return it.
 
-    Sets the attention kernel ("auto") and the memory layout (`default_layout`), turns evaluation mode on and gradients
-    off. It moves no weights: call `net.to(device)` before or after.
+    Sets attention kernel and memory layout, turns evaluation mode on and gradients off. It moves no weights: call
+    `net.to(device)` before or after.
+
+    Args:
+        net: the network.
+        device: where it will run.
+        config: the `train:` section of the run that it serves; None: kernel "auto" and `default_layout`.
     """
     _align(net)
-    set_attention(net, device)
-    set_layout(net, default_layout(device))
+    kernel = () if config is None else (config.attention, DTYPES[config.precision])
+    set_attention(net, device, *kernel)
+    set_layout(net, layout_for(device, None if config is None else config.channels_last))
     return net.eval().requires_grad_(False)
 
 

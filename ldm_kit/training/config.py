@@ -15,6 +15,12 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, gt=0, description="most pictures at once in a process; halved when memory runs out"
     )
+    eval_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="most pictures at once where nothing is trained: latents, codes, evaluations, samples; halved when "
+        "memory runs out; null: 64, fewer of more than 181 px (8 of 512 px)",
+    )
     precision: Precision = Field(
         default="no",
         description="autocast precision; weights stay float32; auto: bf16 where the device computes it natively",

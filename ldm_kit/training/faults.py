@@ -1,6 +1,5 @@
-"""Failures of a step: a loss or gradient that is not finite, with its report, and running out of memory."""
+"""Failures of a step: a loss or gradient that is not finite, with its report."""
 
-import gc
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -14,11 +13,6 @@ from ldm_kit.training.task import StepStats
 
 MAX_NAMES = 5  # tensors that a report lists of each module
 FaultReport = dict[str, Any]  # what fault.json holds
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 
 class NonFiniteError(UserError):
@@ -106,18 +100,6 @@ def summary(report: FaultReport) -> str:
             names = report["spoilt_gradients"][module]
             causes.append(f"gradient of {module} {norm}" + (f", first in {names[0]}" if names else ""))
     return f"the loss or gradient became infinite or NaN at step {report['step']} ({'; '.join(causes)})"
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error means that a device, or this machine, has too little memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def free_memory() -> None:
-    """Return cached memory to the device, so that it can be allocated in smaller pieces."""
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
 
 
 def _text(value: Tensor) -> str:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from ldm_kit import memory
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import distributed, faults, optim
@@ -23,7 +24,7 @@ from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader, to_de
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep
+from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, show_whole_batch
 from ldm_kit.training.training_state import (
     TrainingState,
     check_unchanged,
@@ -63,9 +64,8 @@ class Trainer:
         self.ddp_modules = {name: self.accelerator.prepare_model(m, evaluation_mode=no_ddp) for name, m in modules}
         self.task.set_ddp_modules(self.ddp_modules)
         self.ema = Ema(self.ema_config, self.task.ema_modules)
-        self.optimisers = {}  # built last: on a CPU with several ranks, `prepare_model` moves the weights once more
-        for name, module in self.task.modules.items():
-            self.optimisers |= optim.build(name, module, self.optim[name])
+        # built last: on a CPU with several ranks, `prepare_model` moves the weights once more
+        self.optimisers = optim.build_all(self.task.modules, self.optim)
         if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.modules):
             raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         self.split = self._configured_split()
@@ -109,12 +109,13 @@ class Trainer:
         except distributed.StepAborted:
             return None
         except RuntimeError as error:
-            if not faults.is_out_of_memory(error) or (self.config.overlap and distributed.is_distributed()):
+            if not memory.is_out_of_memory(error) or (self.config.overlap and distributed.is_distributed()):
                 raise
         return None if distributed.all_reduce_max(int(stats is None)) else stats
 
     def _accumulate(self, batches: Iterator[Any]) -> StepStats:
         stats, accumulation = StepStats(), self.split.accumulation
+        batches = show_whole_batch(self.task, batches, accumulation, self.step, self.accelerator.device)
         for number, positions in enumerate(self.split.micro_batches(self.step), 1):
             torch.manual_seed(derive_seed(self.seed, "modules", self.step, positions[0]))
             batch = to_device(next(batches), self.accelerator.device)
@@ -135,7 +136,7 @@ class Trainer:
         self._undo_attempt()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        faults.free_memory()
+        memory.free_memory()
         split = self.split.halved()
         if split is None:
             raise torch.OutOfMemoryError("out of memory with one picture at a time")
@@ -255,6 +256,8 @@ class Trainer:
         if saved["step"] > self.config.steps:
             raise UserError(f"{folder} is at step {saved['step']}, past the end: train.steps is {self.config.steps}")
         print_other_versions(folder, saved)
+        self.optim = optim.as_saved(self.optim, saved["optimizer"])
+        self.optimisers = optim.build_all(self.task.modules, self.optim)
         self._state().load(folder, saved)
         self.step, self.source, self.dependencies = saved["step"], saved["source"], saved.get("dependencies", {})
         self.split = self._configured_split().limited_to(saved.get("micro_batch"))

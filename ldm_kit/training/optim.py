@@ -1,7 +1,7 @@
 """Optimisers, AdamW and Muon: learning-rate schedule in steps, gradient norm, and their state as plain tensors."""
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Annotated, Any, Literal
 
 import torch
@@ -35,7 +35,11 @@ class OptimConfig(Config):
         gt=0,
         description="largest gradient norm of each module; null: never clipped",
     )
-    muon: MuonConfig | None = Field(default=None, description="Muon for matrices and convolutions; null: AdamW for all")
+    muon: MuonConfig | None = Field(
+        default=None,
+        description="Muon for matrices and convolutions with both sides at least 64, of every trained module but the "
+        "discriminator, which has discriminator_optim for that; null: AdamW for all",
+    )
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
@@ -59,6 +63,25 @@ def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.
         return {name: adamw(module, config)}
     rest = adamw(module, config, without={id(weight) for weight in muon_weights})
     return {name: rest, f"{name}.muon": Muon(muon_weights, config.muon, config.weight_decay)}
+
+
+def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfig]) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers of all modules, each by its own config."""
+    return {key: value for name, module in modules.items() for key, value in build(name, module, configs[name]).items()}
+
+
+def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict[str, OptimConfig]:
+    """Return configs with Muon also for those modules that it moved in a checkpoint.
+
+    Until version 0.1 `optim.muon` was the discriminator's too; such a run goes on as it began.
+
+    Args:
+        configs: of each module.
+        saved: names of the optimisers that the checkpoint holds.
+    """
+    muon = next((config.muon for config in configs.values() if config.muon is not None), None)
+    moved = {name for name, config in configs.items() if config.muon is None and f"{name}.muon" in saved}
+    return {n: config.model_copy(update={"muon": muon}) if n in moved else config for n, config in configs.items()}
 
 
 def module_of(name: str) -> str:

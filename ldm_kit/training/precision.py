@@ -4,6 +4,7 @@ oneDNN, with which torch convolves and multiplies matrices on a CPU, computes bf
 processor torch falls back to loops that take twenty times as long as float32.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -39,3 +40,8 @@ def check_trainable(precision: Precision, device: torch.device | str) -> None:
 def matrix_dtype(device: torch.device | str) -> torch.dtype:
     """Return the dtype in which matrix products of 8 significant bits are fastest: bfloat16 or float32."""
     return torch.bfloat16 if is_bf16_fast(device) else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return a context in which networks on a device compute in `dtype`; None: in that of their weights."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -77,6 +77,11 @@ class Session:
         """This process's device."""
         return self.accelerator.device
 
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Dtype to which networks autocast; None: no autocast."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+
     def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over all ranks; every rank must call it."""
         return self._reduce(value, "sum")

@@ -1,14 +1,15 @@
 """Protocols of the training loop: a task, which has the losses, and a batch source; and the records of a step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm_kit.training.batches import SampleIndex
+from ldm_kit.training.batches import SampleIndex, to_device
 
 LossTerm = tuple[str, Tensor, Mapping[str, Tensor]]  # (module name, its mean loss over the micro-batch, scalars to log)
 
@@ -72,6 +73,27 @@ class DependentTask(Protocol):
     def dependencies(self) -> Mapping[str, str]:
         """Digests by the config keys that name them; a resumed run must have the same, from whatever folder."""
         ...
+
+
+class WholeBatchTask(Protocol):
+    """A task whose losses are not means over samples: it sees all micro-batches of a step before `losses` is called."""
+
+    def needs_whole_batch(self, step: int) -> bool:
+        """Return whether that is so at a step; it must be the same on every rank."""
+        ...
+
+    def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
+        """Measure what `losses` needs over this rank's micro-batches, which come on the device, one after another."""
+        ...
+
+
+def show_whole_batch(task: Task, batches: Iterator[Any], count: int, step: int, device: torch.device) -> Iterator[Any]:
+    """Return the `count` micro-batches of a step, all of them shown to the task before if it needs that."""
+    if count == 1 or not isinstance(task, WholeBatchTask) or not task.needs_whole_batch(step):
+        return batches
+    held = list(islice(batches, count))
+    task.see_whole_batch((to_device(batch, device) for batch in held), step)
+    return iter(held)
 
 
 class BatchSource(Protocol):

@@ -89,6 +89,46 @@ def test_lambda_is_the_ratio_of_norms_by_hand():
     assert not adaptive_weight(nll, g, w, 1e3).requires_grad
 
 
+@pytest.mark.parametrize("pixel", ["l1", "l2"])
+def test_lambda_weighs_the_whole_likelihood_against_the_generator_s_loss(modules, pixel):
+    """Pixels, perceptual distance and learned scale together over -mean(D(fake)), by the formulas of the papers."""
+    wrapped, judge = Autoencode(modules[0].vae, learned_scale=True), modules[1]
+    with torch.no_grad():
+        wrapped.log_scale.fill_(-1.5)
+    settings = {"balance": "custom", "kl_weight": 0.1, "perceptual_weight": 3.0, "learned_scale": True, "pixel": pixel}
+    loss = AutoencoderLoss(LossConfig(**settings, adversarial=AdversarialConfig(start=0, weight=0.5)), Corner())
+    made = wrapped(X, NOISE)
+    error = (made.picture - X).abs() if pixel == "l1" else (made.picture - X).square()
+    error = error.mean((1, 2, 3)) + 3.0 * made.picture[:, :, 0, 0].square().sum(1)
+    nll = (error / torch.exp(torch.tensor(-1.5)) - 1.5).mean()
+    norms = [
+        torch.autograd.grad(f, wrapped.last_layer, retain_graph=True)[0].norm()
+        for f in (nll, -judge(made.picture).mean())
+    ]
+    game = two_player(X, made, 0, loss=loss, last_layer=wrapped.last_layer, discriminate=judge, raw_discriminator=judge)
+    torch.testing.assert_close(next(game)[2]["lambda"], 0.5 * norms[0] / (norms[1] + 1e-4))
+
+
+class Corner(torch.nn.Module):
+    """A perceptual distance: how far the first pixel is from grey."""
+
+    def forward(self, x, y):
+        return x[:, :, 0, 0].square().sum(1)
+
+
+def test_lambda_survives_gradients_that_float16_cannot_hold():
+    layer, x = torch.nn.Conv2d(3, 3, 3, padding=1), torch.rand(4, 3, 128, 128)
+
+    def ratio():
+        y = layer(x).float()
+        return adaptive_weight(y.square().mean(), 3 * y.mean(), layer.weight, 1e3)
+
+    expected = ratio()
+    with torch.autocast("cpu", torch.float16):
+        found = ratio()
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
 def test_lambda_is_the_same_on_two_ranks():
     """Two ranks with half a batch each: averaging gradients before the norms gives the whole batch's lambda."""
     w, data = (

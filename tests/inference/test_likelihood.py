@@ -17,6 +17,7 @@ from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.inference.likelihood import LikelihoodRequest, evaluate_likelihood
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.models.pipeline import Pipeline
+from tests.scarce import room_for
 from tests.world import through
 
 STEPS = 12
@@ -89,6 +90,10 @@ def test_neither_batches_nor_the_way_to_the_model_change_a_number(labelled):
     evaluate_likelihood(labelled, LikelihoodRequest(seed=5, batch_size=3), "cpu")
     expected = found_in(labelled)
     evaluate_likelihood(labelled / "model", LikelihoodRequest(seed=5, batch_size=64), "cpu")
+    assert found_in(labelled)["mean_term_by_time"] == pytest.approx(expected["mean_term_by_time"], rel=1e-4)
+    with room_for(2) as refused:
+        evaluate_likelihood(labelled, LikelihoodRequest(seed=5), "cpu")
+    assert refused
     assert found_in(labelled)["mean_term_by_time"] == pytest.approx(expected["mean_term_by_time"], rel=1e-4)
     evaluate_likelihood(labelled, LikelihoodRequest(seed=6), "cpu")
     assert found_in(labelled)["total"] != expected["total"]

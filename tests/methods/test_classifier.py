@@ -156,7 +156,7 @@ class SimpleLatents(SimpleNamespace):
 def test_every_heldout_picture_meets_every_level_of_noise():
     asked = task()
     asked.net.train()
-    asked.measure(labelled(torch.zeros(40, dtype=torch.long)), batch_size=40)
+    asked.measure(labelled(torch.zeros(40, dtype=torch.long)))
     assert asked.net.training
     assert len(asked.net.seen) == LEVELS
     for level, (x, t) in enumerate(asked.net.seen):
@@ -170,7 +170,12 @@ def test_heldout_figures_do_not_depend_on_the_batch():
     def say(x, t):
         return x.flatten(1)[:, :8] * 3
 
-    one, other = (task(say).measure(labelled(torch.arange(20) % 8), batch_size=size).metrics() for size in (3, 64))
+    figures = []
+    for size in (3, 64):
+        asked = task(say)
+        asked.eval_batch.size = size
+        figures.append(asked.measure(labelled(torch.arange(20) % 8)).metrics())
+    one, other = figures
     assert one == pytest.approx(other)
     assert set(one) == {"heldout_loss", "heldout_accuracy", "heldout_accuracy5"} | {
         f"heldout_accuracy_q{q}" for q in (1, 2, 3, 4)

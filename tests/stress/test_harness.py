@@ -58,7 +58,9 @@ def test_outcomes_of_trials_stand_in_the_table(pytester):
     page = pytester.path / "page.md"
     page.write_text("# Trials\n")
     inner = pytester.runpytest_inprocess("-p", "tests.stress.conftest", f"--page={page}", "--share=1")
-    inner.stdout.fnmatch_lines(["| kill -9 | 3 | 2 | [0-9]* |", "- kills: bad: *it broke*", "- kills: exits: *exit with 2*"])
+    inner.stdout.fnmatch_lines(
+        ["| kill -9 | 3 | 2 | [0-9]* |", "- kills: bad: *it broke*", "- kills: exits: *exit with 2*"]
+    )
     inner.stdout.fnmatch_lines(["- kills: not tried: absent: no disk"])
     assert inner.ret == pytest.ExitCode.TESTS_FAILED
     assert "| kill -9 | 3 | 2 |" in page.read_text()

@@ -133,6 +133,7 @@ def play(
         method = open_method(
             config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         )
+        method.precision = run.precision
         trainer, lines = run.trainer(method), []
         for step in trainer.train(method.batches):
             values = {**step.logs, **{f"{name}_norm": norm for name, norm in step.norms.items()}}

@@ -112,6 +112,22 @@ def test_so_many_iterations(iterations):
     assert (orthogonal(x, iterations)[0].float() - expected).norm() < 0.06 * expected.norm()
 
 
+def test_weights_decay_by_the_rate_of_their_optimiser():
+    layer = nn.Linear(64, 96)
+    before = layer.weight.detach().clone()
+    muon_optimiser = optim.build("net", layer, OptimConfig(weight_decay=0.25, muon=MuonConfig(lr=0.1)))["net.muon"]
+    layer.weight.grad = torch.zeros_like(layer.weight)  # so that nothing but decay moves it
+    muon_optimiser.step()
+    torch.testing.assert_close(layer.weight.detach(), before * (1 - 0.1 * 0.25), rtol=1e-6, atol=0)
+
+
+def test_a_module_that_a_checkpoint_moved_by_muon_goes_on_so():
+    configs = {"autoencoder": OptimConfig(lr=1e-3, muon=MuonConfig(lr=0.5)), "discriminator": OptimConfig(lr=2e-3)}
+    assert optim.as_saved(configs, ["autoencoder", "autoencoder.muon", "discriminator"]) == configs
+    old = optim.as_saved(configs, ["autoencoder", "autoencoder.muon", "discriminator", "discriminator.muon"])
+    assert old == {**configs, "discriminator": OptimConfig(lr=2e-3, muon=MuonConfig(lr=0.5))}
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_whole_matrices_move_as_torchs_muon_moves_them(channels_last):
     ours, theirs = net(channels_last), net(channels_last)

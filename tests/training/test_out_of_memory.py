@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ldm_kit.memory import is_out_of_memory
 from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.latent import Latent
-from ldm_kit.training.faults import is_out_of_memory
 from tests.training.helpers import KL, TEXT, VQ, picture_folder, play, settings, tensors_of
 from tests.training.toy import Numbers, Toy, everything, trainer
 

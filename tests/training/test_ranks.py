@@ -16,7 +16,6 @@ EXACT = ("unet.dropout=0",)  # module-level dropout is drawn by each process
 CALM = ("net.dropout=0",)
 # Inside hinge's margins the judge's last bias has no gradient but rounding, which Adam makes a whole step of.
 SMOOTH = ("loss.adversarial.loss=vanilla",)
-FIXED = (*SMOOTH, "loss.adversarial.adaptive=false")  # the adaptive weight is one per micro-batch
 MUON = (*SMOOTH, "optim.muon={}", "autoencoder.widths=[8,64]")  # narrower weights are AdamW's
 # Revival copies latents of the main process, so it sees the split; in the other layout rounding soon makes a leap.
 STILL = (*SMOOTH, "autoencoder.revive_every=0", "train.channels_last=true")
@@ -31,7 +30,7 @@ def all_kinds(pictures, folder):
     """What a rank finds of every kind; in one process, to start it once."""
     return {
         "kl": play(settings(KL, pictures, folder / "kl", *STEPS, *SMOOTH)),
-        "kl-accumulated": play(settings(KL, pictures, folder / "kl2", *STEPS, "train.micro_batch=2", *FIXED)),
+        "kl-accumulated": play(settings(KL, pictures, folder / "kl2", *STEPS, "train.micro_batch=2", *SMOOTH)),
         "vq": play(settings(VQ, pictures, folder / "vq", *STEPS, *STILL)),
         "text": play(settings(TEXT, pictures, folder / "text", *STEPS, *EXACT)),
         "text-accumulated": play(settings(TEXT, pictures, folder / "text2", *STEPS, *EXACT, "train.micro_batch=2")),
@@ -99,7 +98,7 @@ def test_two_processes_agree_with_one(kind, pictures, together, tmp_path):
         "vq": STILL,
         "text": EXACT,
         "kl": SMOOTH,
-        "kl-accumulated": FIXED,
+        "kl-accumulated": SMOOTH,
         "text-accumulated": EXACT,
         "classifier": CALM,
     }[kind]
