@@ -14,6 +14,7 @@ from torch import Tensor
 from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.folder import SEMANTIC, ModelFolder
 from ldm_kit.training.checkpoint import save_tensors
