@@ -26,7 +26,7 @@ from autoencoder.loss import AutoencoderLoss
 from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, fold, measure
 from autoencoder.vq import VQConfig
-from ldm_kit.data.batches import PictureBatches, chunks, spread
+from ldm_kit.data.batches import PictureBatches, chosen, spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
@@ -192,12 +192,15 @@ class Autoencoding(Method[AutoencoderRun]):
 
 @torch.no_grad()
 def evaluate(method: Autoencoding, pictures: PictureSet, device: torch.device, batch: int = 64) -> dict[str, float]:
-    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
+    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means.
+
+    Of more than `log.max_heldout` pictures, a fixed choice is measured.
+    """
     means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
     codes = method.vae.quantize.n_e if isinstance(method.config.autoencoder, VQConfig) else None
     usage = CodeUsage(codes) if codes is not None else None
-    for indices in chunks(pictures, batch):
-        x = to_unit(pictures.pictures(indices)).to(device)
+    for indices in chosen(len(pictures), method.config.log.max_heldout).split(batch):
+        x = to_unit(pictures.pictures(indices.tolist())).to(device)
         output = method.autoencode(x, torch.zeros(len(x), *latent_shape(method.vae, *x.shape[-2:]), device=device))
         y = output.picture.clamp(-1, 1)
         means["psnr"].add(psnr(x, y))

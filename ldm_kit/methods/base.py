@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoencoder.codebook import itself
+from ldm_kit.data.batches import chosen
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.methods.run_config import RunConfig
@@ -163,16 +164,18 @@ class Method(ABC, Generic[C]):
         """Compute the mean loss over held-out samples in evaluation mode; None where nothing is held out.
 
         Sample i of N is noised to time floor((i + 1/2) T / N) of T, so that times are spread evenly, with noise
-        addressed by (`heldout_seed`, i): losses of different runs and of different batch sizes compare.
+        addressed by (`heldout_seed`, i): losses of different runs and of different batch sizes compare. Of more than
+        `log.max_heldout` samples N are `chosen`, and i counts those; each has the noise of its number in the whole set.
         """
         if self.heldout is None:
             return None
-        count, times = len(self.heldout), len(self.schedule)
+        rows = chosen(len(self.heldout), self.config.log.max_heldout)
+        count, times = len(rows), len(self.schedule)
         losses: list[Tensor] = []
         with eval_mode(*self.modules.values()):
             for indices in torch.arange(count).split(batch_size or self.heldout_batch or count):
                 t = ((indices + 0.5) / count * times).long().to(self.device)
-                batch = to_device(self.heldout.__getitems__([(i, i) for i in indices.tolist()]), self.device)
+                batch = to_device(self.heldout.__getitems__([(i, i) for i in rows[indices].tolist()]), self.device)
                 losses.append(self.heldout_losses(batch, t, self.heldout_seed))
         return float(torch.cat(losses).double().mean())
 
