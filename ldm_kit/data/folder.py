@@ -30,7 +30,7 @@ from ldm_kit.data.folder_check import ROUND, Contents, folder_index
 from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest, heldout_split
-from ldm_kit.data.records import Record, Records
+from ldm_kit.data.records import Numbers, Record, Records
 
 INDEXED = 2000  # files from which a folder is indexed
 
@@ -140,7 +140,7 @@ def _load_indexed(config: FolderConfig, stamp: str, fits: bool) -> PictureSet:
     for complaint in index.complaints:
         skip_or_raise(complaint, config)
     check_bad_share(index.complaints, len(index.records) + len(index.complaints), config)
-    contents = (row.tobytes().hex() for row in index.hashes) if decode else map(str, index.files[:, 0].tolist())
+    contents = index.contents_hashes() if decode else map(str, Numbers(index.files[:, 0]))
     fingerprint = peers.from_first(peers.host(), partial(_fingerprint, config, index.records, contents))
     pictures = _OnDemand(index.records, index.classes, fingerprint, config)
     if not fits:
