@@ -32,6 +32,7 @@ from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_i
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
+from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
 
@@ -76,7 +77,8 @@ class FolderConfig(Config):
     )
     verify: bool = Field(
         default=True,
-        description="larger sets: decode and hash every picture once at the start; false checks headers alone",
+        description="larger sets: decode and hash every picture once at the start; false checks headers alone, and a "
+        "picture that turns out to be broken is skipped in training",
     )
 
 
@@ -124,7 +126,8 @@ def load(config: FolderConfig) -> Split:
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
-    return split if (config.path / METADATA).is_file() else repeated(split)
+    split = split if (config.path / METADATA).is_file() else repeated(split)
+    return readable(split, config) if isinstance(pictures, _OnDemand) else split
 
 
 def load_all(config: FolderConfig) -> PictureSet:

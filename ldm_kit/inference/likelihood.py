@@ -16,6 +16,7 @@ from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Split, to_unit
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.likelihood import Term
@@ -135,8 +136,9 @@ def _measure(
     with tqdm(total=len(batches) * count, unit="term", desc="nll") as bar:
         for indices in batches:
             x_0 = to_unit(pictures.pictures(indices)).to(pipeline.device)
+            shown = sources(torch.tensor(indices), replacements(pictures)).tolist()
             sums.start(likelihood.prior(x_0, pipeline.schedule))
-            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in indices])
+            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
             noise, times = _random(torch.tensor(indices, device=x_0.device), x_0.shape[1:], steps, request)
             for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):
                 sums.add(term)

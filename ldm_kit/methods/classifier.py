@@ -153,7 +153,7 @@ class Classifying(Method[ClassifierRun]):
         for chosen in indices:
             position = chosen * LEVELS + level
             u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
-            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs["label"][chosen]))
+            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs_at(chosen)["label"]))
         loss, first, top = torch.cat(columns, dim=1).double().mean(1).tolist()
         return loss, first, top
 
@@ -182,7 +182,7 @@ class Classifying(Method[ClassifierRun]):
         pictures = self.data.train if self.heldout is None else self.data.heldout
         indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
-        labels = self.shown.inputs["label"][indices]
+        labels = self.shown.inputs_at(indices)["label"]
         captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
         scale = max(1, 96 // pictures.resolution)
         return Grid(grid(pictures.pictures(indices.tolist()), 4, scale=scale, captions=captions), "guesses")
