@@ -45,7 +45,8 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid"):
         """
         if captions and not any(captions):
             raise ConditioningError(
-                f"condition.kind is {self.kind}, but no picture has a caption; expected text in metadata.jsonl"
+                f"condition.kind is {self.kind}, but no picture has a caption; expected text in metadata.jsonl, or "
+                "a text file beside each picture (0.txt beside 0.png)"
             )
         return list(captions)
 

@@ -1,13 +1,15 @@
-"""Rows of an archive's index in a few arrays: a tuple is made for a row when one is asked for."""
+"""Samples of archives, and the rows of an index of them in a few arrays: a tuple is made when one is asked for."""
 
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from pathlib import Path
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 
+from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
 
 # Name in the file, text, class, further values, location in the file, sha256.
@@ -62,3 +64,28 @@ class Rows(Sequence[Row]):
         label, values = int(self.labels[index]), json.loads(fields) if fields else {}
         class_name = None if label == UNLABELLED else self.classes[label]
         return name, text, class_name, values, self.locations[index].tolist(), self.hashes[index].tobytes().hex()
+
+
+class ArchiveSample(NamedTuple):
+    """A sample of an archive: named within it, with its location there and the contents of the image file."""
+
+    entry: Entry
+    location: tuple[int, int]
+    contents: bytes
+
+
+class ArchiveReader(Protocol):
+    """Reader of one kind of archive."""
+
+    @property
+    def key(self) -> Sequence[str]:
+        """The kind and all settings that an index depends on beside the file."""
+        ...
+
+    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
+        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
+        ...
+
+    def read(self, path: Path, location: tuple[int, int]) -> bytes:
+        """Return the contents of the image file at a location that `scan` gave."""
+        ...

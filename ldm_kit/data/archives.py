@@ -8,12 +8,12 @@ any time, training needs no shuffle buffer: the order of samples is that of ever
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, Field
@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic, peers
-from ldm_kit.data.archive_rows import Row, Rows
+from ldm_kit.data.archive_rows import ArchiveReader, Row, Rows
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.file_patterns import find_files
-from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
-from ldm_kit.data.images import Record, Split, class_names, digest, heldout_split
+from ldm_kit.data.images import Record, Split, class_names, digest
+from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Records
+from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
 _log = logging.getLogger("ldm_kit.data")
 CODE_VERSION = 1  # of the contents of an index; raise it whenever they change
@@ -46,7 +47,15 @@ class ArchiveConfig(Config):
     channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
     background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
     fields: tuple[str, ...] = Field(default=(), description="further values of a sample to keep beside text and label")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    heldout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="share held out, by a hash of each picture's name; unless splits are named",
+    )
+    named_splits: bool = Field(
+        default=True, description="files or folders named train, val and test are that split; false: all are one set"
+    )
     on_bad: Literal["skip", "raise"] = Field(
         default="skip", description="what to do with a picture that cannot be read"
     )
@@ -56,35 +65,13 @@ class ArchiveConfig(Config):
     pixel_limit: int = Field(
         default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
     )
-    verify: bool = Field(default=True, description="decode every picture once, for the index; false: headers alone")
+    verify: bool = Field(
+        default=True,
+        description="decode every picture once, for the index; false: headers, and what breaks later is skipped",
+    )
     cache: Path | None = Field(
         default=None, description="folder for the indexes; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit"
     )
-
-
-class ArchiveSample(NamedTuple):
-    """A sample of an archive: named within it, with its location there and the contents of the image file."""
-
-    entry: Entry
-    location: tuple[int, int]
-    contents: bytes
-
-
-class ArchiveReader(Protocol):
-    """Reader of one kind of archive."""
-
-    @property
-    def key(self) -> Sequence[str]:
-        """The kind and all settings that an index depends on beside the file."""
-        ...
-
-    def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
-        ...
-
-    def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the contents of the image file at a location that `scan` gave."""
-        ...
 
 
 class _Index(NamedTuple):
@@ -145,12 +132,13 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
             on_bad: raise) the first bad one, or no picture left to train on.
     """
     files = find_files(config.path, suffix)
+    roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
     if peers.everyone().size > 1:
-        missing = partial(_not_indexed, list(files.values()), reader, config)
+        missing = partial(_not_indexed, [files[name] for name in roles], reader, config)
         peers.make_missing(missing, lambda path: _cached_index(path, reader, config))
     indexes: dict[str, _Index] = {}
-    for name, path in tqdm(files.items(), f"reading {config.path.name}", disable=None):
-        indexes[name] = _cached_index(path, reader, config)
+    for name in tqdm(roles, f"reading {config.path.name}", disable=None):
+        indexes[name] = _cached_index(files[name], reader, config)
     complaints = [f"{name}/{complaint}" for name, index in indexes.items() for complaint in index.bad]
     total = sum(len(index.rows) + len(index.bad) for index in indexes.values())
     for complaint in complaints:
@@ -158,21 +146,29 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if not total:
         raise UserError(f"{config.path} offers no pictures in its {len(files)} {suffix} files")
     check_bad_share(complaints, total, config)
-    pictures = _picture_set(indexes, list(files.values()), reader, config)
-    return heldout_split(pictures, config.heldout, config.path)
+    row_roles: list[Role | None] = [role for name, role in roles.items() for _ in indexes[name].rows]
+    if config.named_splits and not any(row_roles):
+        row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
+    pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config)
+    return readable(named_split(pictures, row_roles, config.heldout, config.path), config)
 
 
 def _picture_set(
-    indexes: Mapping[str, _Index], files: Sequence[Path], reader: ArchiveReader, config: ArchiveConfig
+    indexes: Mapping[str, _Index],
+    files: Sequence[Path],
+    roles: Sequence[Role | None],
+    reader: ArchiveReader,
+    config: ArchiveConfig,
 ) -> ArchivedPictures:
-    classes = class_names({row[2] for index in indexes.values() for row in index.rows})
-    labels = {None: None, **{name: number for number, name in enumerate(classes)}}
+    rows = chain.from_iterable(index.rows for index in indexes.values())
+    classes = class_names({row[2] for row, role in zip(rows, roles, strict=True) if role in (None, "train")})
+    labels = {name: number for number, name in enumerate(classes)}
     locations = [
         torch.tensor([(number, *row[4]) for row in index.rows], dtype=torch.long).view(-1, 3)
         for number, index in enumerate(indexes.values())
     ]
     records = Records.of(
-        Record(f"{name}/{member}", text, labels[label], fields)
+        Record(f"{name}/{member}", text, None if label is None else labels.get(label), fields)
         for name, index in indexes.items()
         for member, text, label, fields, _, _ in index.rows
     )

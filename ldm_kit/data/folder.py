@@ -2,9 +2,10 @@
 
 metadata.jsonl holds one object a line: file_name (relative to the folder), text, an optional label, and any further
 fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or the images lie in
-the folder itself. Every file is checked when the folder is loaded, and those of large folders once, for an index in the
-cache: bad ones are logged by name, counted and skipped, and too many of them stop the run. Small sets are held decoded
-in memory, larger ones decoded on demand.
+the folder itself; a caption file beside a picture (`0.txt`) has its caption. Folders named train, val and test are that
+split, and kohya's `10_name` are repeats. Every file is checked when the folder is loaded, and those of large folders
+once, for an index in the cache: bad ones are logged by name, counted and skipped, and too many of them stop the run.
+Small sets are held decoded in memory, larger ones decoded on demand.
 """
 
 import hashlib
@@ -27,10 +28,13 @@ from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, folder_index
-from ldm_kit.data.folder_index import Entry, folder_entries, resolve_inside
+from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_inside, training_entries
+from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
-from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest, heldout_split
-from ldm_kit.data.records import Numbers, Record, Records
+from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
+from ldm_kit.data.readable import readable
+from ldm_kit.data.records import Numbers, Record, Records, names_of
+from ldm_kit.data.splits import named_split, picture_roles, repeated
 
 INDEXED = 2000  # files from which a folder is indexed
 
@@ -47,7 +51,15 @@ class FolderConfig(Config):
     )
     channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
     background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    layout: Layout = Field(
+        default="auto",
+        description="what sub-folders mean: auto: splits (train, val, test), kohya's repeats (10_name) or classes, by "
+        "their names; classes, repeats: all are that; plain: nothing",
+    )
+    captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
+    heldout: float = Field(
+        default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name; unless folders say"
+    )
     on_bad: Literal["skip", "raise"] = Field(
         default="skip", description="what to do with a picture that cannot be read"
     )
@@ -65,7 +77,8 @@ class FolderConfig(Config):
     )
     verify: bool = Field(
         default=True,
-        description="larger sets: decode and hash every picture once at the start; false checks headers alone",
+        description="larger sets: decode and hash every picture once at the start; false checks headers alone, and a "
+        "picture that turns out to be broken is skipped in training",
     )
 
 
@@ -102,13 +115,19 @@ class _OnDemand:
 
 
 def load(config: FolderConfig) -> Split:
-    """Load the training and held-out pictures of a folder, split by a hash of each picture's name.
+    """Load the training and held-out pictures of a folder, split by its folders' names or a hash of each picture's.
 
     Raises:
         UserError: no such folder, invalid or mixed layout, nothing usable, more bad pictures than allowed, (with
             on_bad: raise) the first bad one, or no picture left to train on.
     """
-    return heldout_split(load_all(config), config.heldout, config.path)
+    pictures = _load(config, training=True)
+    names = names_of(pictures.records)
+    named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
+    roles = [None] * len(names) if named is None else named.roles
+    split = named_split(pictures, roles, config.heldout, config.path)
+    split = split if (config.path / METADATA).is_file() else repeated(split)
+    return readable(split, config) if isinstance(pictures, _OnDemand) else split
 
 
 def load_all(config: FolderConfig) -> PictureSet:
@@ -117,12 +136,16 @@ def load_all(config: FolderConfig) -> PictureSet:
     Raises:
         UserError: as for `load`.
     """
+    return _load(config, training=False)
+
+
+def _load(config: FolderConfig, training: bool) -> PictureSet:
     size = config.channels * config.resolution**2
     stamp, count = peers.from_first(peers.host(), partial(folder_stamp, config.path))
     fits = count * size <= config.memory_limit
     if count >= INDEXED or not fits:
-        return _load_indexed(config, stamp, fits)
-    entries = folder_entries(config.path)
+        return _load_indexed(config, training, stamp, fits)
+    entries = _entries(config, training)
     pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     usable = _check_all(entries, config, pixels)
     classes = class_names(picture.entry.label for picture in usable)
@@ -132,11 +155,18 @@ def load_all(config: FolderConfig) -> PictureSet:
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
-def _load_indexed(config: FolderConfig, stamp: str, fits: bool) -> PictureSet:
+def _entries(config: FolderConfig, training: bool) -> list[Entry]:
+    """List a folder's pictures; for training without those that are neither trained on nor held out."""
+    entries = folder_entries(config.path, config.layout, config.captions)
+    return training_entries(entries, config.path) if training else entries
+
+
+def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
     """Load the pictures of a large folder by its index; those that fit in memory are mapped from the cache, decoded."""
     decode = config.verify or fits
-    settings, entries = [str(config.pixel_limit), str(decode)], partial(folder_entries, config.path)
-    index = folder_index(config.path, settings, stamp, entries, partial(_contents, config, decode))
+    settings = [config.pixel_limit, decode, config.layout, config.captions, training]
+    entries, check = partial(_entries, config, training), partial(_contents, config, decode)
+    index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
     for complaint in index.complaints:
         skip_or_raise(complaint, config)
     check_bad_share(index.complaints, len(index.records) + len(index.complaints), config)
@@ -186,6 +216,8 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor) -
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
         try:
+            if entry.problem:
+                raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
             pixels[len(usable)] = _decode(path, config)
         except BadPicture as error:

@@ -135,9 +135,11 @@ class _Builder:
         return next((c for c in found if (c.size, c.changed) == (stat.st_size, stat.st_mtime_ns)), None)
 
     def _add(self, entry: Entry, contents: Contents | str) -> None:
-        if isinstance(contents, str):
-            self.complaints.append(contents)
+        complaint = f"{entry.name}: {entry.problem}" if entry.problem else contents
+        if isinstance(complaint, str):
+            self.complaints.append(complaint)
             return
+        contents = complaint
         self.names.add(entry.name)
         self.texts.add(entry.text)
         self.fields.add(json.dumps(entry.fields) if entry.fields else "")

@@ -1,17 +1,22 @@
-"""Index of a folder of pictures: metadata.jsonl, one sub-folder per class, or plain images; no image is opened."""
+"""Index of a folder of pictures: metadata.jsonl, or what folders and files beside pictures say; no image is opened."""
 
 import json
+import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm_kit.config import UserError
+from ldm_kit.data.captions import KINDS, TEXT_KINDS, Sidecar, read_sidecar
+from ldm_kit.data.folder_layout import CLASSES, FolderMeaning, Layout, folder_meanings
 from ldm_kit.data.image_files import SUFFIXES, BadPicture
+from ldm_kit.data.splits import Role, check_training_role, folder_role, picture_roles, unused_role
 
 METADATA = "metadata.jsonl"
 _COLUMNS = {"file_name", "text", "label"}
+_log = logging.getLogger("ldm_kit.data")
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,26 @@ class Entry:
     text: str = ""
     label: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    role: Role | None = None  # of the split that folders name
+    problem: str = ""  # why it cannot be used, known without opening it
 
 
-def folder_entries(root: Path) -> list[Entry]:
+@dataclass
+class _Files:
+    """The files of a folder, as relative posix paths."""
+
+    pictures: list[str] = field(default_factory=list)  # and linked folders, ending in a slash
+    tables: list[str] = field(default_factory=list)  # metadata.*
+    sidecars: dict[str, list[str]] = field(default_factory=dict)  # path without suffix -> suffixes
+
+
+def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
     """Return all pictures of a folder, sorted by name; hidden files and files of other kinds are skipped.
+
+    Args:
+        root: the folder.
+        layout: what its sub-folders mean.
+        captions: whether caption files beside pictures are read.
 
     Raises:
         UserError: no such folder, invalid metadata.jsonl (with its line), mixed layouts, or no picture at all.
@@ -33,11 +54,37 @@ def folder_entries(root: Path) -> list[Entry]:
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
     table = root / METADATA
-    entries = _from_metadata(table) if table.is_file() else _from_layout(root, sorted(_walk(root)))
+    if table.is_file():
+        entries = _from_metadata(table)
+        roles = picture_roles([entry.name for entry in entries], root, "say data.layout: plain")
+        if roles is not None and layout == "auto":
+            entries = [replace(entry, role=role) for entry, role in zip(entries, roles.roles, strict=True)]
+    else:
+        entries = _from_layout(root, _files(root), layout, captions)
     if not entries:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images ({kinds})")
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
+    """Return the pictures to train on or to hold out; held-out ones without the class that is not trained on.
+
+    Args:
+        entries: all pictures of a folder.
+        root: the folder, for messages.
+
+    Raises:
+        UserError: folders are named as splits, but none holds training pictures.
+    """
+    check_training_role((entry.role for entry in entries), root, CLASSES)
+    unused = unused_role((entry.role for entry in entries), root)
+    trained = {entry.label for entry in entries if entry.role in (None, "train")}
+    return [
+        entry if entry.label in trained else replace(entry, label=None)
+        for entry in entries
+        if entry.role is None or entry.role != unused
+    ]
 
 
 def resolve_inside(root: Path, name: str) -> Path:
@@ -58,34 +105,100 @@ def resolve_inside(root: Path, name: str) -> Path:
     return path
 
 
+def _files(root: Path) -> _Files:
+    """Return a folder's pictures, tables and caption files, sorted."""
+    files = _Files()
+    for name in sorted(_walk(root)):
+        stem, _, suffix = name.rpartition(".")
+        suffix = suffix.lower()
+        if name.rpartition("/")[2].startswith("metadata."):
+            files.tables.append(name)
+        elif suffix in KINDS:
+            files.sidecars.setdefault(stem, []).append(name[len(stem) + 1 :])
+        else:
+            files.pictures.append(name)
+    return files
+
+
 def _walk(root: Path) -> Iterator[str]:
-    """Yield relative posix paths of images, metadata files and linked folders (reported later, never entered)."""
+    """Yield images, caption files and tables, and linked folders with a slash (reported later, never entered)."""
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        links = [name for name in folders if (folder / name).is_symlink()]
-        images = [name for name in files if Path(name).suffix.lower() in SUFFIXES or name.startswith("metadata.")]
-        for name in [*links, *images]:
-            if not name.startswith("."):
-                yield (folder / name).relative_to(root).as_posix()
+        links = [f"{name}/" for name in folders if (folder / name).is_symlink()]
+        above = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+        yield from (above + link for link in links)
+        for name in files:
+            kind = Path(name).suffix.lower()
+            is_read = kind in SUFFIXES or kind[1:] in KINDS or name.startswith("metadata.")
+            if is_read and not name.startswith("."):
+                yield above + name
 
 
-def _from_layout(root: Path, names: list[str]) -> list[Entry]:
-    if tables := [name for name in names if PurePosixPath(name).name.startswith("metadata.")]:
-        raise UserError(f"{root} holds {tables[0]} but captions are read from {METADATA} at its top; point path there")
-    nested = [name for name in names if "/" in name or (root / name).is_dir()]
-    if not nested:
-        return [Entry(name) for name in names]
-    if plain := sorted(set(names) - set(nested)):
-        raise UserError(
-            f"{root} mixes images at its top ({plain[0]}, ...) with class folders ({nested[0]}, ...); use one layout"
+def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> list[Entry]:
+    if files.tables:
+        return _from_split_tables(root, files, layout)
+    names = files.pictures
+    sidecars = files.sidecars if captions else {}
+    kinds = [sidecars.get(name.rpartition(".")[0], []) for name in names]
+    captioned = frozenset(name for name, own in zip(names, kinds, strict=True) if _has_text(own))
+    named = zip(names, folder_meanings(root, names, layout, captioned), kinds, strict=True)
+    entries = [_entry_of(root, name, own, meaning) for name, meaning, own in named]
+    _report_captions(root, entries, len(captioned), files.sidecars if captions else {})
+    return entries
+
+
+def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
+    """Return a picture with what its folders and the files beside it say; a caption file beats a folder's name."""
+    beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
+    label = meaning.label if beside.label is None else meaning.label or beside.label
+    return Entry(
+        name.rstrip("/"),
+        beside.text or meaning.text,
+        label,
+        role=meaning.role,
+        problem=beside.problem,
+    )
+
+
+def _has_text(kinds: Sequence[str]) -> bool:
+    return any(kind.lower() in TEXT_KINDS for kind in kinds)
+
+
+def _report_captions(
+    root: Path, entries: Sequence[Entry], captioned: int, sidecars: Mapping[str, Sequence[str]]
+) -> None:
+    """Say which pictures lack the caption file that others have, and whether captions lie where they are not read."""
+    if captioned and captioned < len(entries):
+        _log.warning(
+            "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
+            *(root, len(entries) - captioned, len(entries)),
         )
-    return [_class_entry(name) for name in nested]
+    if not captioned:
+        names = {PurePosixPath(entry.name).stem for entry in entries}
+        texts = [stem for stem, kinds in sidecars.items() if _has_text(kinds)]
+        if lost := [stem for stem in texts if stem.rpartition("/")[2] in names]:
+            _log.warning(
+                "%s: %d captions such as %s lie beside no picture of their name and are not read; put them there, or "
+                "write %s",
+                *(root, len(lost), f"{lost[0]}.{sidecars[lost[0]][0]}", METADATA),
+            )
 
 
-def _class_entry(name: str) -> Entry:
-    label = name.split("/")[0]
-    return Entry(name, label.replace("_", " ").replace("-", " "), label)
+def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
+    """Read the metadata.jsonl of each split's folder, as Hugging Face's imagefolder has them."""
+    folders = [table.rpartition("/")[0] for table in files.tables]
+    roles = {folder: folder_role(folder) for folder in folders}
+    rest = [name for name in files.pictures if name.partition("/")[0] not in roles]
+    if layout != "auto" or rest or None in roles.values() or {*files.tables} != {f"{f}/{METADATA}" for f in folders}:
+        raise UserError(
+            f"{root} holds {files.tables[0]} but captions are read from {METADATA} at its top; point path there"
+        )
+    return [
+        replace(entry, name=f"{folder}/{entry.name}", role=role)
+        for folder, role in roles.items()
+        for entry in _from_metadata(root / folder / METADATA)
+    ]
 
 
 def _from_metadata(path: Path) -> list[Entry]:

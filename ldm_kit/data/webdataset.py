@@ -18,7 +18,8 @@ from pydantic import Field
 
 from ldm_kit.config import UserError
 from ldm_kit.data import archives
-from ldm_kit.data.archives import ArchiveConfig, ArchiveSample
+from ldm_kit.data.archive_rows import ArchiveSample
+from ldm_kit.data.archives import ArchiveConfig
 from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.image_files import SUFFIXES
 from ldm_kit.data.images import Split

@@ -124,12 +124,20 @@ def _fit_values(z: Tensor, column: Column, heldout: Tensor, options: FitOptions)
         name = column.name if column.binary else f"{column.name}: {value}"
         marks = column.positive(value)
         labelled, positive = torch.tensor([m is not None for m in marks]), torch.tensor([m is True for m in marks])
-        split = _Split(positive & ~heldout, labelled & ~positive & ~heldout, labelled & heldout, positive)
+        split = _split(positive, labelled, heldout)
         if min(split.counts.values()) < MIN_EXAMPLES:
             _log.warning("left out %s: %d pictures with it and %d without", name, *split.counts.values())
             continue
         fitted.append(_fit_value(z, name, split, options))
     return fitted
+
+
+def _split(positive: Tensor, labelled: Tensor, heldout: Tensor) -> _Split:
+    """Split the labelled pictures; none are held out where too few would be left to fit but there are enough in all."""
+    sides = (positive, labelled & ~positive)
+    if min(int((side & ~heldout).sum()) for side in sides) < MIN_EXAMPLES <= min(int(side.sum()) for side in sides):
+        heldout = torch.zeros_like(heldout)
+    return _Split(sides[0] & ~heldout, sides[1] & ~heldout, labelled & heldout, positive)
 
 
 def _fit_value(z: Tensor, name: str, split: _Split, options: FitOptions) -> _Fitted:

@@ -15,14 +15,15 @@ from tqdm import tqdm
 from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.data.images import Split, to_unit
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.requests import LikelihoodRequest
 from ldm_kit.methods import read_run
-from ldm_kit.methods.inputs import raw_conditions
+from ldm_kit.methods.inputs import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import device_named, model_folder
 from ldm_kit.models.pipeline import Pipeline
@@ -74,13 +75,13 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     run, model = _folders(path)
     config = _read_config(run)
     _check_times(request, config.schedule.num_train_timesteps)
-    pictures = load(config.data).heldout
-    if not len(pictures):
+    split = load(config.data)
+    if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
         raise _of_latents(model)
-    bound, curve = _measure(pipeline, pictures, config, request)
+    bound, curve = _measure(pipeline, split, config, request)
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
     write_atomic(run / "nll.json", (json.dumps(report, indent=1) + "\n").encode())
     _plot(curve, run / "nll.png")
@@ -123,20 +124,21 @@ def _check_times(request: LikelihoodRequest, steps: int) -> None:
 
 
 def _measure(
-    pipeline: Pipeline, pictures: PictureSet, config: LatentRun, request: LikelihoodRequest
+    pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
     """Return the likelihood, and the mean term at every time [T] (NaN where none was drawn)."""
-    steps = len(pipeline.schedule)
+    steps, pictures = len(pipeline.schedule), split.heldout
     chosen = spread(len(pictures), request.count or len(pictures))
-    raw = raw_conditions(config.condition, pictures)
+    _, raw = split_conditions(config.condition, split)
     sums = _Sums.empty(steps, request.times)
     count = request.times or steps
     batches = [chosen[i : i + request.batch_size] for i in range(0, len(chosen), request.batch_size)]
     with tqdm(total=len(batches) * count, unit="term", desc="nll") as bar:
         for indices in batches:
             x_0 = to_unit(pictures.pictures(indices)).to(pipeline.device)
+            shown = sources(torch.tensor(indices), replacements(pictures)).tolist()
             sums.start(likelihood.prior(x_0, pipeline.schedule))
-            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in indices])
+            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
             noise, times = _random(torch.tensor(indices, device=x_0.device), x_0.shape[1:], steps, request)
             for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):
                 sums.add(term)

@@ -85,7 +85,7 @@ class Classifying(Method[ClassifierRun]):
             UserError: no labels, fewer than two classes, a stale cache, latents that are not normalised.
             AutoencoderError: the autoencoder cannot be had.
         """
-        labels = labels_of(data.train)
+        labels, heldout_labels = labels_of(data.train), labels_of(data.heldout)  # before latents are encoded
         first_stage = FirstStage.open(config, data.train, device)
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
@@ -94,8 +94,8 @@ class Classifying(Method[ClassifierRun]):
         names: list[str | int] = [classes[int(label)] for label in labels]
         batches, heldout = LatentBatches(latents, {"label": labels}, names, config.seed), None
         if len(data.heldout):
-            inputs = {"label": labels_of(data.heldout)}
-            heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), inputs, [], config.seed)
+            heldout_latents = first_stage.latents(data.heldout, "heldout")
+            heldout = LatentBatches(heldout_latents, {"label": heldout_labels}, [], config.seed)
         method = cls(config, net, TrainingData(data, batches, heldout))
         method.vae, method.latent_shape, method.shown = first_stage.vae, tuple(latents.shape), heldout or batches
         return method
@@ -157,7 +157,7 @@ class Classifying(Method[ClassifierRun]):
         for chosen in indices:
             position = chosen * LEVELS + level
             u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
-            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs["label"][chosen]))
+            columns.append(scores(self.guess(samples, chosen, position, u), samples.inputs_at(chosen)["label"]))
         loss, first, top = torch.cat(columns, dim=1).double().mean(1).tolist()
         return loss, first, top
 
@@ -186,7 +186,7 @@ class Classifying(Method[ClassifierRun]):
         pictures = self.data.train if self.heldout is None else self.data.heldout
         indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
-        labels = self.shown.inputs["label"][indices]
+        labels = self.shown.inputs_at(indices)["label"]
         captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
         scale = max(1, 96 // pictures.resolution)
         return Grid(grid(pictures.pictures(indices.tolist()), 4, scale=scale, captions=captions), "guesses")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.images import PictureSet, Record, Split
 from ldm_kit.data.latents import Latents
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.diffusion import rng
@@ -109,12 +110,13 @@ class Conditions:
     config: ConditioningConfig
     data: Split
     train: Sequence[str | int]  # captions or labels of the training set
+    heldout: Sequence[str | int]  # of the held-out set
     conditioner: Conditioner = field(init=False)
 
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
-        """Collect captions or labels; raises UserError where pictures lack what the config asks for."""
-        return cls(config, data, raw_conditions(config, data.train))
+        """Collect captions or labels; raises ConditioningError where pictures lack what the config asks for."""
+        return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
         """Build the conditioner; a class vector is as wide as the time embedding.
@@ -130,15 +132,14 @@ class Conditions:
     def prepare(self) -> tuple[Inputs, Inputs | None]:
         """Prepare the conditions of the training set and of the held-out one if there is one, [N, ...] each."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
-        if len(self.data.heldout):
-            heldout = prepare_conditions(self.conditioner, raw_conditions(self.config, self.data.heldout))
+        if self.heldout:
+            heldout = prepare_conditions(self.conditioner, self.heldout)
         self.conditioner.release()
         return train, heldout
 
     def examples(self, count: int) -> list[str | int]:
         """Return captions or labels of `count` held-out pictures, or of training ones where too few are held out."""
-        pictures = self.data.heldout if len(self.data.heldout) >= count else self.data.train
-        raw = raw_conditions(self.config, pictures)
+        raw = self.heldout if len(self.heldout) >= count else self.train
         return [raw[i] for i in spread(len(raw), count)]
 
     def caption(self, condition: str | int) -> str:
@@ -146,15 +147,25 @@ class Conditions:
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
 
 
-def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> Sequence[str | int]:
-    """Return what a conditioner prepares for a set: captions, or labels.
+def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
+    """Return what a conditioner prepares for the training set and for the held-out one: captions, or labels.
+
+    What the condition needs is asked of the training set, and of both together, never of the held-out set alone: a few
+    held-out pictures may all lack a caption where others have one.
 
     Raises:
-        ConditioningError: class conditioning over pictures without labels, or text conditioning where all captions are
-            empty.
+        ConditioningError: class conditioning over pictures without labels, or text conditioning where no training
+            picture has a caption.
     """
-    records = pictures.records
-    return compact(config.raw_values(texts_of(records), labels_of(records)))
+    train, heldout = data.train.records, data.heldout.records
+    _raw_values(config, train)
+    values = _raw_values(config, train, heldout)
+    return compact(values[: len(train)]), compact(values[len(train) :])
+
+
+def _raw_values(config: ConditioningConfig, *records: Sequence[Record]) -> list[str | int]:
+    texts, labels = chain.from_iterable(map(texts_of, records)), chain.from_iterable(map(labels_of, records))
+    return config.raw_values([*texts], [*labels])
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:

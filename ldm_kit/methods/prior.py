@@ -26,6 +26,7 @@ from ldm_kit.data import tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
@@ -132,20 +133,22 @@ class Prior(Method[PriorRun]):
             UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
             ConditioningError: no classes, or a text encoder that cannot be had.
         """
+        conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
         _check_encoder(encoder, data.train, config.model)
         weights = weights_digest(encoder)
-        z, conditions = _codes(encoder, data.train, weights), Conditions.open(config.condition, data)
+        z, shown = _codes(encoder, data.train, weights)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
         inputs, heldout_inputs = conditions.prepare()
         fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
-        batches, heldout = CodeBatches(statistics.normalise(z), inputs, fingerprint), None
+        batches, heldout = CodeBatches(statistics.normalise(z), _taken(inputs, shown), fingerprint), None
         if heldout_inputs is not None:
-            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights))
-            heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
+            heldout_z, shown = _codes(encoder, data.heldout, weights)
+            heldout_inputs = _taken(heldout_inputs, shown)
+            heldout = CodeBatches(statistics.normalise(heldout_z), heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
         method.source = _open_source(config, data.train)
@@ -209,10 +212,20 @@ class Prior(Method[PriorRun]):
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
-def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> Tensor:
-    """Compute codes [N, D] float32, which are kept on disk."""
+def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str) -> tuple[Tensor, Tensor]:
+    """Compute codes [N, D] float32, and the index [N] of the picture that each is of; both are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
-    return tensor_cache.cached(cache_dir() / "codes", key, lambda: {"z": codes.encode_set(encoder, pictures)})["z"]
+
+    def compute() -> dict[str, Tensor]:
+        z = codes.encode_set(encoder, pictures)
+        return {"z": z, "shown": sources(torch.arange(len(z)), replacements(pictures))}
+
+    tensors = tensor_cache.cached(cache_dir() / "codes", key, compute)
+    return tensors["z"], tensors.get("shown", torch.arange(len(tensors["z"])))  # older files lack it
+
+
+def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
+    return {name: value[rows] for name, value in inputs.items()}
 
 
 def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:

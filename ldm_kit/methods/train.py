@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ldm_kit import config as configs
+from ldm_kit.config import UserError
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.peers import shared_by
@@ -87,12 +88,30 @@ def open_method(
         device: where frozen networks run, and for which the trained ones are configured.
         collectives: reductions over the processes of the run; None: there is one process.
     """
-    pictures = load(config.data) if data is None else data
+    pictures = load(config.data) if data is None else _checked(data)
     method = find_method(method_name(config)).build(config, pictures, torch.device(device))
     for module in method.modules.values():
         configure_network(module, device, config.train)
     method.collectives = collectives or Collectives()
     return method
+
+
+def _checked(data: Split) -> Split:
+    """Return pictures that a program passes, after checking that their parts are of one kind.
+
+    Raises:
+        UserError: the held-out pictures differ from the training pictures in size, channels or classes.
+    """
+    if not len(data.heldout):
+        return data
+    for name in ("resolution", "channels", "classes"):
+        train, heldout = (getattr(pictures, name) for pictures in (data.train, data.heldout))
+        if (list(train) != list(heldout)) if name == "classes" else (train != heldout):
+            raise UserError(
+                f"data.heldout has {name} {heldout!r:.80}, data.train {train!r:.80}; expected pictures of one size,"
+                " with labels that index one list of classes"
+            )
+    return data
 
 
 def resolve_config(

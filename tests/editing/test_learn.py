@@ -236,3 +236,12 @@ def test_jsonl_with_chosen_columns_and_pairs(tmp_path):
     assert smile.positive("yes") == [False, True, False, True]
     with pytest.raises(UserError, match="has no column 'moods'; it has smile, mood, who"):
         labels.from_file(tmp_path / "a.jsonl", names, columns=["moods"])
+
+
+def test_a_rare_attribute_is_not_lost_to_the_held_out_share():
+    """Two pictures have it, both would be held out: enough in all, so all are fitted and none measured."""
+    names = [f"{i}.png" for i in range(60)]
+    out = [i for i, name in enumerate(names) if unit_hash("probe", name) < 0.2][:2]
+    values = tuple("1" if i in out else "0" for i in range(60))
+    record = learn(planted(60)[0], [Column("rare", values)], names, "key").records[0]
+    assert (record.positives, record.others, record.auroc) == (2, 58, None)

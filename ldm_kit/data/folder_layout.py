@@ -1,0 +1,138 @@
+"""What the sub-folders of a folder without metadata.jsonl mean: splits, kohya's repeats, classes, or nothing."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ldm_kit.config import UserError
+from ldm_kit.data.splits import Role, common_depth, folder_role, picture_roles
+
+Layout = Literal["auto", "classes", "repeats", "plain"]
+CLASSES = "say data.layout: classes"  # how to read folders of any names as classes
+_REPEATS = re.compile(r"(\d+)_(.+)", re.DOTALL)
+_PLAIN = {"images", "image", "imgs", "img", "pictures", "photos", "data"}  # a lone folder of such a name is no class
+_log = logging.getLogger("ldm_kit.data")
+
+
+class FolderMeaning(NamedTuple):
+    """What a picture's folders say of it."""
+
+    role: Role | None = None  # of a split that the folders name
+    label: str | None = None  # class
+    text: str = ""  # caption, unless a file beside the picture has another
+
+
+def folder_meanings(
+    root: Path, names: Sequence[str], layout: Layout, captioned: frozenset[str] = frozenset()
+) -> list[FolderMeaning]:
+    """Return what the folders of pictures mean, in the order of `names`.
+
+    Args:
+        root: the folder, for messages.
+        names: paths of the pictures within it; a linked folder ends in a slash.
+        layout: auto, or how all sub-folders are to be read.
+        captioned: names of the pictures with a caption file beside them.
+
+    Raises:
+        UserError: pictures at the top beside sub-folders, splits beside other folders, or (layout: repeats) a folder
+            that is not named as kohya's are.
+    """
+    if layout == "plain":
+        return [FolderMeaning()] * len(names)
+    named = picture_roles(names, root, CLASSES) if layout == "auto" else None
+    if named is None:
+        return _labelled(root, names, layout, [name in captioned for name in names])
+    result = [FolderMeaning()] * len(names)
+    for role in sorted(set(named.roles)):
+        rows = [i for i, own in enumerate(named.roles) if own == role]
+        below = _labelled(root, [named.names[i] for i in rows], layout, [names[i] in captioned for i in rows])
+        for i, meaning in zip(rows, below, strict=True):
+            result[i] = meaning._replace(role=role)
+    return result
+
+
+def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> list[FolderMeaning]:
+    """Return what the folders below a split mean: classes, repeats or nothing."""
+    if not any("/" in name for name in names):
+        return [FolderMeaning()] * len(names)
+    if plain := next((name for name in names if "/" not in name), None):
+        nested = next(name for name in names if "/" in name)
+        raise UserError(
+            f"{root} mixes images at its top ({plain}, ...) with class folders ({nested}, ...); use one layout, or say "
+            "data.layout: plain where sub-folders mean nothing"
+        )
+    level = 0 if layout == "classes" else _class_level(names)
+    if level is None:
+        return [FolderMeaning()] * len(names)
+    folders = [name.split("/")[level] for name in names]
+    if _are_repeats(root, folders, layout, captioned):
+        return [_repeated(folder) for folder in folders]
+    _warn_of_deeper(root, names, level)
+    return [FolderMeaning(label=folder, text=_caption(folder)) for folder in folders]
+
+
+def _class_level(names: Sequence[str]) -> int | None:
+    """Return the depth of the class folders: below what all pictures share, unless some lie there directly."""
+    folders = {name.rpartition("/")[0] for name in names}
+    paths = [folder.split("/") for folder in folders]
+    depth = common_depth(paths)
+    if depth < min(map(len, paths)):
+        return depth
+    name = paths[0][0]
+    return None if len(paths) == 1 and depth == 1 and (name.lower() in _PLAIN or folder_role(name)) else 0
+
+
+def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
+    """Return whether folders are kohya's, N_name: all are, and they have captions or are no numbered list of classes.
+
+    Raises:
+        UserError: they are said to be and one is not.
+    """
+    if layout == "classes":
+        return False
+    kinds = set(folders)
+    matches = [_REPEATS.fullmatch(folder) for folder in kinds]
+    if not all(matches):
+        if layout == "repeats":
+            wrong = next(folder for folder in sorted(kinds) if not _REPEATS.fullmatch(folder))
+            raise UserError(f"data.layout is repeats, but {root} holds the folder {wrong}; expected names as 10_cat")
+        return False
+    numbers = [match[1] for match in matches if match]
+    listed = [int(number) for number in sorted(numbers, key=int)]
+    is_list = any(number.startswith("0") for number in numbers) or listed == list(
+        range(listed[0], listed[0] + max(2, len(listed)))
+    )
+    if is_list and not any(captioned) and layout == "auto":
+        return False
+    _log.warning(
+        "%s: folders such as %s are read as kohya's, their numbers as repeats; say data.layout: classes if they are "
+        "names of classes",
+        *(root, min(kinds)),
+    )
+    return True
+
+
+def _repeated(folder: str) -> FolderMeaning:
+    match = _REPEATS.fullmatch(folder)
+    assert match is not None
+    return FolderMeaning(label=match[2], text=_caption(match[2]))
+
+
+def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
+    """Say that folders within class folders mean nothing, if all classes have several of them and no picture beside."""
+    below: dict[str, set[str]] = {}
+    for name in names:
+        path = name.split("/")
+        below.setdefault(path[level], set()).add("/".join(path[level + 1 : level + 2]) if len(path) > level + 2 else "")
+    if all(len(folders) > 1 and "" not in folders for folders in below.values()):
+        first = min(below)
+        _log.warning(
+            "%s: the classes are the folders %s; folders within them, such as %s/%s, mean nothing",
+            *(root, ", ".join(sorted(below)[:3]) + (", ..." if len(below) > 3 else ""), first, min(below[first])),
+        )
+
+
+def _caption(folder: str) -> str:
+    return folder.replace("_", " ").replace("-", " ")
