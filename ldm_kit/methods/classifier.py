@@ -139,10 +139,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def measure(self, samples: LatentBatches, batch_size: int = 64) -> HeldoutAccuracy:
-        """Classify some samples in evaluation mode, each at `LEVELS` fixed times with fixed noise.
-
-        They are `MAX_HELDOUT` at most, or `log.max_heldout` if that is less.
-        """
+        """Classify up to `MAX_HELDOUT` (or `log.max_heldout`) samples, each at `LEVELS` fixed times with fixed noise."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices.split(batch_size)) for level in range(LEVELS)]
