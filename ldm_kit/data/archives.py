@@ -28,6 +28,7 @@ from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest
+from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Records
 from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
@@ -66,7 +67,10 @@ class ArchiveConfig(Config):
     pixel_limit: int = Field(
         default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
     )
-    verify: bool = Field(default=True, description="decode every picture once, for the index; false: headers alone")
+    verify: bool = Field(
+        default=True,
+        description="decode every picture once, for the index; false: headers, and what breaks later is skipped",
+    )
     cache: Path | None = Field(
         default=None, description="folder for the indexes; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit"
     )
@@ -154,7 +158,7 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if config.named_splits and not any(row_roles):
         row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
     pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config, profiles.settings)
-    return named_split(pictures, row_roles, config.heldout, config.path)
+    return readable(named_split(pictures, row_roles, config.heldout, config.path), config)
 
 
 def _picture_set(

@@ -36,6 +36,28 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
     _log.warning("skipped %s", complaint)
 
 
+def check_share(count: int, total: int, settings: BadPictureSettings, complaint: str) -> None:
+    """Check that no more than the allowed share of pictures is bad.
+
+    Args:
+        count: number of bad pictures, at least one.
+        total: number of all pictures.
+        settings: the data config.
+        complaint: the first one's name, and what is wrong with it.
+
+    Raises:
+        UserError: all are bad, or more than `max_bad_share` allows.
+    """
+    if count == total:
+        raise UserError(f"{settings.path} holds nothing usable: all {total} pictures are bad, first {complaint}")
+    allowed = max(1, int(settings.max_bad_share * total)) if settings.max_bad_share > 0 else 0
+    if count > allowed:
+        raise UserError(
+            f"{count} of {total} pictures in {settings.path} are bad (max_bad_share {settings.max_bad_share} allows "
+            f"{allowed}), first {complaint}; the log names all"
+        )
+
+
 def check_bad_share(complaints: Sequence[str], total: int, settings: BadPictureSettings) -> None:
     """Check that enough pictures can be read: most often a wrong folder or a broken copy is the cause of many.
 
@@ -47,13 +69,6 @@ def check_bad_share(complaints: Sequence[str], total: int, settings: BadPictureS
     Raises:
         UserError: all are bad, or more than `max_bad_share` allows.
     """
-    if len(complaints) == total:
-        raise UserError(f"{settings.path} holds nothing usable: all {total} pictures are bad, first {complaints[0]}")
-    allowed = max(1, int(settings.max_bad_share * total)) if settings.max_bad_share > 0 else 0
-    if len(complaints) > allowed:
-        raise UserError(
-            f"{len(complaints)} of {total} pictures in {settings.path} are bad (max_bad_share {settings.max_bad_share} "
-            f"allows {allowed}), first {complaints[0]}; the log names all"
-        )
     if complaints:
+        check_share(len(complaints), total, settings, complaints[0])
         _log.warning("skipped %d of %d pictures in %s", len(complaints), total, settings.path)

@@ -58,3 +58,14 @@ def spread(total: int, count: int) -> list[int]:
     """Return at most `count` indices, evenly spaced over a set of `total`, which is often sorted."""
     count = min(total, count)
     return [i * total // count for i in range(count)]
+
+
+def chosen(total: int, most: int) -> Tensor:
+    """Return the indices of a set of `total` that are measured: all, or a fixed random choice of `most`, rising.
+
+    An index is chosen by a hash of its own, so that the choice does not follow the set's order, which is often sorted.
+    """
+    indices = torch.arange(total)
+    if total <= most:
+        return indices
+    return rng.uniform(0, "chosen", indices).topk(most, largest=False).indices.sort().values

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm_kit.data.batches import flipped
 from ldm_kit.data.images import PictureSet, digest, to_unit
 from ldm_kit.data.latents import LatentBatches, Latents
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.records import names_of
 
 
@@ -42,10 +43,13 @@ class PicturedLatents:
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
         """Return the batch of `LatentBatches` with "picture": [B, C, R, R] in [-1, 1], for (position, index) pairs."""
-        batch = self.plain.__getitems__(samples)
-        picture = to_unit(self.pictures.pictures([index for _, index in samples]))
+        rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
+        picture = to_unit(self.pictures.pictures(rows.tolist()))
+        rows = sources(rows, replacements(self.pictures))  # broken since their latents were cached
+        positions = [position for position, _ in samples]
+        batch = self.plain.__getitems__([*zip(positions, rows.tolist(), strict=True)])
         if self.latents.mean.shape[1] > 1:
-            picture = flipped(picture, self.seed, torch.tensor([position for position, _ in samples]))
+            picture = flipped(picture, self.seed, torch.tensor(positions))
         return {**batch, "picture": picture}
 
 

@@ -33,7 +33,8 @@ from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_i
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
-from ldm_kit.data.records import Record, Records, names_of
+from ldm_kit.data.readable import readable
+from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
 
 INDEXED = 2000  # files from which a folder is indexed
@@ -77,7 +78,8 @@ class FolderConfig(Config):
     )
     verify: bool = Field(
         default=True,
-        description="larger sets: decode and hash every picture once at the start; false checks headers alone",
+        description="larger sets: decode and hash every picture once at the start; false checks headers alone, and a "
+        "picture that turns out to be broken is skipped in training",
     )
 
 
@@ -125,7 +127,8 @@ def load(config: FolderConfig) -> Split:
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
-    return split if (config.path / METADATA).is_file() else repeated(split)
+    split = split if (config.path / METADATA).is_file() else repeated(split)
+    return readable(split, config) if isinstance(pictures, _OnDemand) else split
 
 
 def load_all(config: FolderConfig) -> PictureSet:
@@ -171,7 +174,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     check_bad_share(index.complaints, len(index.records) + len(index.complaints), config)
     profiles = index.profile_counts()
     profiles.log(config.path, len(index.records))
-    contents = (row.tobytes().hex() for row in index.hashes) if decode else map(str, index.files[:, 0].tolist())
+    contents = index.contents_hashes() if decode else map(str, Numbers(index.files[:, 0]))
     fingerprint = peers.from_first(peers.host(), partial(_fingerprint, config, index.records, contents, profiles))
     pictures = _OnDemand(index.records, index.classes, fingerprint, config)
     if not fits:

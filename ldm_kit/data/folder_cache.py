@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from ldm_kit.data import atomic
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
-from ldm_kit.data.records import Array, Labels, Records, Strings
+from ldm_kit.data.records import BLOCK, Array, Labels, Records, Strings
 
 CODE_VERSION = "1"  # of the contents of an index; raise it whenever they change
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -44,6 +44,12 @@ class FolderIndex(NamedTuple):
         for row in np.flatnonzero(self.profile_ids).tolist():
             counts.add(self.records.names[row], self.profile_of(row))
         return counts
+
+    def contents_hashes(self) -> Iterator[str]:
+        """Yield the hash of each picture's file, in hex."""
+        for first in range(0, len(self.hashes), BLOCK):
+            text = self.hashes[first : first + BLOCK].tobytes().hex()
+            yield from (text[i : i + 64] for i in range(0, len(text), 64))
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
@@ -125,7 +131,9 @@ def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> Array:
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
     if 0 in shape:  # nothing to map
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape)
+    return np.asarray(
+        np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape)
+    )  # a memmap's slices are slow
 
 
 def _checksum(arrays: Mapping[str, Array]) -> str:

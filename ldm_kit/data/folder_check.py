@@ -119,24 +119,24 @@ class _Builder:
         with tqdm(total=len(entries), desc=f"checking {self.root.name}", disable=None) as bar:
             for first in range(0, len(entries), ROUND):
                 chunk = entries[first : first + ROUND]
-                known = [self._known(entry.name) for entry in chunk]
-                unknown = [entry.name for entry, contents in zip(chunk, known, strict=True) if contents is None]
+                unchanged = [self._unchanged(entry.name) for entry in chunk]
+                unknown = [entry.name for entry, contents in zip(chunk, unchanged, strict=True) if contents is None]
                 checked = iter(((yield unknown) or []) if unknown else [])
-                for entry, contents in zip(chunk, known, strict=True):
+                for entry, contents in zip(chunk, unchanged, strict=True):
                     self._add(entry, contents or next(checked))
                 bar.update(len(chunk))
                 self._keep()
 
-    def _known(self, name: str) -> Contents | None:
+    def _unchanged(self, name: str) -> Contents | None:
         """Return the contents of a picture that has not changed since an index was made."""
-        found = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
-        if not found:
+        stored = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
+        if not stored:
             return None
         try:
             stat = os.stat(self.root / name)
         except (OSError, ValueError):
             return None
-        return next((c for c in found if (c.size, c.changed) == (stat.st_size, stat.st_mtime_ns)), None)
+        return next((c for c in stored if (c.size, c.changed) == (stat.st_size, stat.st_mtime_ns)), None)
 
     def _add(self, entry: Entry, contents: Contents | str) -> None:
         complaint = f"{entry.name}: {entry.problem}" if entry.problem else contents

@@ -23,18 +23,21 @@ VERIFIED = "verified.json"
 CHUNK = 2**22  # bytes read at once while checking
 
 
-def write_shard(path: Path, moments: Moments, key: str) -> None:
+def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, int] | None = None) -> None:
     """Write a shard, complete or not at all.
 
     Args:
         path: the shard's file.
         moments: mean and log-variance, [N, V, Z, h, w] each.
         key: fingerprint of all that the moments depend on.
+        replaced: index of each broken picture and of the one whose moments it has instead.
 
     Raises:
         UserError: the cache's folder cannot be written to.
     """
     metadata = {"fingerprint": key, "checksum": _checksum(moments)}
+    if replaced:
+        metadata["replaced"] = json.dumps(replaced)
     mean, logvar = moments
     try:
         atomic.write(path, save({"mean": mean, "logvar": logvar}, metadata=metadata))  # with the umask's permissions
@@ -59,6 +62,13 @@ def check_key(path: Path, key: str) -> str:
             " them; delete that folder and they are made anew"
         )
     return metadata.get("checksum", "")
+
+
+def read_replaced(path: Path) -> dict[int, int]:
+    """Return the broken pictures of a shard with their replacements, by index, from its header, which must be valid."""
+    with safe_open(path, framework="pt") as file:
+        replaced = json.loads((file.metadata() or {}).get("replaced", "{}"))
+    return {int(index): int(replacement) for index, replacement in replaced.items()}
 
 
 def read_shard(path: Path, key: str) -> Moments:

@@ -8,7 +8,7 @@ only the rows of a batch are read; each shard is checked once, and again when it
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,16 @@ from tqdm import tqdm
 from ldm_kit.data import peers
 from ldm_kit.data.batches import chunks, flips
 from ldm_kit.data.images import PictureSet, digest, to_unit
-from ldm_kit.data.latent_shards import Moments, check_key, read_shard, tensor_bytes, verify_once, write_shard
+from ldm_kit.data.latent_shards import (
+    Moments,
+    check_key,
+    read_replaced,
+    read_shard,
+    tensor_bytes,
+    verify_once,
+    write_shard,
+)
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.tensor_store import PixelTable, StoredTable, TensorTable, locate
 from ldm_kit.memory import Batch, BatchSize
 
@@ -40,6 +49,7 @@ class Latents:
     mean: TensorTable
     logvar: TensorTable
     fingerprint: str  # hash of all that they depend on
+    replaced: Mapping[int, int] = field(default_factory=dict)  # broken picture -> the one that its row shows
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -77,12 +87,13 @@ class LatentBatches:
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
-        return {
-            "mean": self.latents.mean[index, view].float(),
-            "logvar": self.latents.logvar[index, view].float(),
-            "inputs": {name: value[index] for name, value in self.inputs.items()},
-            "position": position,
-        }
+        mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
+        return {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+
+    def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
+        """Return the inputs [B, ...] of the pictures that rows [B] show; to be called after those were read."""
+        shown = sources(index, self.latents.replaced)
+        return {name: value[shown] for name, value in self.inputs.items()}
 
 
 def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
@@ -132,14 +143,20 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
 
         def make(name: str) -> None:
             path = folder / name
-            write_shard(path, _concatenated(_encoded(pictures, shards[path], encode, flip, size), bar.update), key)
+            moments = _concatenated(_encoded(pictures, shards[path], encode, flip, size), bar.update)
+            replaced = {i: j for i, j in replacements(pictures).items() if i in shards[path]}
+            write_shard(path, moments, key, replaced)
 
         peers.make_missing(lambda: [path.name for path in shards if not path.exists()], make)
     if sum(path.stat().st_size for path in shards) <= IN_MEMORY:
-        return Latents(*_concatenated(read_shard(path, key) for path in shards), key)
+        return Latents(*_concatenated(read_shard(path, key) for path in shards), key, _replaced(shards))
     verify_once(folder, list(shards), key)
     mean, logvar = (StoredTable([locate(path, name) for path in shards]) for name in ("mean", "logvar"))
-    return Latents(mean, logvar, key)
+    return Latents(mean, logvar, key, _replaced(shards))
+
+
+def _replaced(shards: Iterable[Path]) -> dict[int, int]:
+    return dict(chain.from_iterable(read_replaced(path).items() for path in shards))
 
 
 def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, size: BatchSize) -> Iterator[Moments]:
@@ -177,4 +194,4 @@ def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024) -> La
     key = f"{pictures.fingerprint} flip" if flip else pictures.fingerprint
     fits = torch.Size(table.shape).numel() * 4 <= IN_MEMORY
     mean = torch.cat([table[torch.tensor(indices)] for indices in chunks(pictures, batch)]) if fits else table
-    return Latents(mean, torch.tensor(-30.0).expand(*table.shape), key)
+    return Latents(mean, torch.tensor(-30.0).expand(*table.shape), key, replacements(pictures))

@@ -137,8 +137,8 @@ def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]
 
 
 def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
-    for part in parts:
-        make(part)
+    for item in parts:
+        make(item)
 
 
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:

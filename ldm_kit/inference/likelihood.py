@@ -16,6 +16,7 @@ from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Split, to_unit
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.finite import check_finite
@@ -142,7 +143,8 @@ def _measure(
         def terms(batch: range) -> tuple[Tensor, list[Term]]:
             indices, bar.n = [chosen[i] for i in batch], batch.start * count  # anew, where memory ran out
             x_0 = to_unit(pictures.pictures(indices)).to(pipeline.device)
-            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in indices])
+            shown = sources(torch.tensor(indices), replacements(pictures)).tolist()
+            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
             noise, times = _random(torch.tensor(indices, device=x_0.device), x_0.shape[1:], steps, request)
             measured: list[Term] = []
             for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):

@@ -27,7 +27,7 @@ from autoencoder.loss_terms import generator_loss
 from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, fold, from_sums, latent_sums
 from autoencoder.vq import VQConfig
-from ldm_kit.data.batches import PictureBatches, spread
+from ldm_kit.data.batches import PictureBatches, chosen, spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
@@ -181,7 +181,8 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def heldout_metrics(self) -> dict[str, float]:
         """Measure reconstructions of held-out pictures, or of training ones (as train_NAME) if there are none."""
-        metrics = evaluate(self.autoencode, self.perceptual, self.shown, self.eval_batch)
+        indices = chosen(len(self.shown), self.config.log.max_heldout)
+        metrics = evaluate(self.autoencode, self.perceptual, self.shown, indices, self.eval_batch)
         return metrics if len(self.data.heldout) else {_of_training(name): value for name, value in metrics.items()}
 
     @classmethod

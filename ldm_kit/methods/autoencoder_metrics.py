@@ -15,19 +15,29 @@ from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 
 
 @torch.no_grad()
-def evaluate(autoencode: Autoencode, perceptual: Perceptual, pictures: PictureSet, size: BatchSize) -> dict[str, float]:
-    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over a set, from posterior means."""
+def evaluate(
+    autoencode: Autoencode, perceptual: Perceptual, pictures: PictureSet, rows: Tensor, size: BatchSize
+) -> dict[str, float]:
+    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over pictures, from posterior means.
+
+    Args:
+        autoencode: the autoencoder.
+        perceptual: the perceptual distance.
+        pictures: a set.
+        rows: indices [N] of the pictures of the set that are measured.
+        size: pictures at once.
+    """
     vae, device = autoencode.vae, next(autoencode.parameters()).device
     means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
     usage = CodeUsage(vae.quantize.n_e) if isinstance(vae, VQModel) else None
 
     def measured(indices: range) -> tuple[list[Tensor], Tensor | None]:
-        x = to_unit(pictures.pictures(indices).to(device))
+        x = to_unit(pictures.pictures(rows[indices.start : indices.stop].tolist()).to(device))
         output = autoencode(x, torch.zeros(len(x), *latent_shape(vae, *x.shape[-2:]), device=device))
         y = output.picture.clamp(-1, 1)
         return [psnr(x, y), ssim(x, y), perceptual(y, x)], output.indices
 
-    for values, codes in size.batches(len(pictures), measured):
+    for values, codes in size.batches(len(rows), measured):
         for mean, value in zip(means.values(), values, strict=True):
             mean.add(value)
         if usage is not None and codes is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldm_kit.config import UserError
+from ldm_kit.data.batches import chosen
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
@@ -154,16 +155,19 @@ class Method(ABC, Generic[C]):
         """Compute the mean loss over held-out samples in evaluation mode; None where nothing is held out.
 
         Sample i of N is noised to time floor((i + 1/2) T / N) of T, so that times are spread evenly, with noise
-        addressed by (`heldout_seed`, i): losses of different runs and of different batch sizes compare.
+        addressed by (`heldout_seed`, i): losses of different runs and of different batch sizes compare. Of more than
+        `log.max_heldout` samples N are `chosen`, and i counts those; each has the noise of its number in the whole set.
         """
         if self.heldout is None:
             return None
-        samples, count, times = self.heldout, len(self.heldout), len(self.schedule)
+        rows, samples, times = chosen(len(self.heldout), self.config.log.max_heldout), self.heldout, len(self.schedule)
+        count = len(rows)
 
-        def losses(indices: range) -> Tensor:
-            t = ((torch.tensor(indices) + 0.5) / count * times).long().to(self.device)
-            batch = to_device(samples.__getitems__([(i, i) for i in indices]), self.device)
-            return self.heldout_losses(batch, t, self.heldout_seed).cpu()
+        def losses(batch: range) -> Tensor:
+            indices = torch.tensor(batch)
+            t = ((indices + 0.5) / count * times).long().to(self.device)
+            samples_at = to_device(samples.__getitems__([(i, i) for i in rows[indices].tolist()]), self.device)
+            return self.heldout_losses(samples_at, t, self.heldout_seed).cpu()
 
         with eval_mode(*self.modules.values()):
             parts = [*BatchSize.of(batch_size or self.eval_batch).batches(count, losses)]

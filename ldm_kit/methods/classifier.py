@@ -142,8 +142,8 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Classify up to `MAX_HELDOUT` samples in evaluation mode, each at `LEVELS` fixed times with fixed noise."""
-        indices = torch.tensor(spread(len(samples), MAX_HELDOUT))
+        """Classify up to `MAX_HELDOUT` (or `log.max_heldout`) samples, each at `LEVELS` times with fixed noise."""
+        indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
         losses, first, top = zip(*rows, strict=True)
@@ -154,7 +154,7 @@ class Classifying(Method[ClassifierRun]):
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
         logits = self.guess(samples, indices, position, u)
-        loss, first, top = scores(logits, samples.inputs["label"][indices]).double().mean(1).tolist()
+        loss, first, top = scores(logits, samples.inputs_at(indices)["label"]).double().mean(1).tolist()
         return loss, first, top
 
     @torch.no_grad()
@@ -194,7 +194,7 @@ class Classifying(Method[ClassifierRun]):
         pictures = self.data.train if self.heldout is None else self.data.heldout
         indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
-        labels = self.shown.inputs["label"][indices]
+        labels = self.shown.inputs_at(indices)["label"]
         captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
         scale = max(1, 96 // pictures.resolution)
         return Grid(grid(pictures.pictures(indices.tolist()), 4, scale=scale, captions=captions), "guesses")

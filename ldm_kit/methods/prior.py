@@ -26,6 +26,7 @@ from ldm_kit.data import tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
@@ -142,17 +143,18 @@ class Prior(Method[PriorRun]):
             source = _open_source(config, data.train)
         weights = weights_digest(encoder)
         size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
-        z = _codes(encoder, data.train, weights, size)
+        z, shown = _codes(encoder, data.train, weights, size)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
         inputs, heldout_inputs = conditions.prepare()
         fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
-        batches, heldout = CodeBatches(statistics.normalise(z), inputs, fingerprint), None
+        batches, heldout = CodeBatches(statistics.normalise(z), _taken(inputs, shown), fingerprint), None
         if heldout_inputs is not None:
-            heldout_codes = statistics.normalise(_codes(encoder, data.heldout, weights, size))
-            heldout = CodeBatches(heldout_codes, heldout_inputs, data.heldout.fingerprint)
+            heldout_z, shown = _codes(encoder, data.heldout, weights, size)
+            heldout_inputs = _taken(heldout_inputs, shown)
+            heldout = CodeBatches(statistics.normalise(heldout_z), heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
         method.source = source
@@ -219,15 +221,21 @@ class Prior(Method[PriorRun]):
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
-def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> Tensor:
-    """Compute codes [N, D] float32, which are kept on disk."""
+def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
+    """Compute codes [N, D] float32, and the index [N] of the picture that each is of; both are kept on disk."""
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
-    def encoded() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         check_writable(cache_dir())
-        return {"z": codes.encode_set(encoder, pictures, size)}
+        z = codes.encode_set(encoder, pictures, size)
+        return {"z": z, "shown": sources(torch.arange(len(z)), replacements(pictures))}
 
-    return tensor_cache.cached(cache_dir() / "codes", key, encoded)["z"]
+    tensors = tensor_cache.cached(cache_dir() / "codes", key, compute)
+    return tensors["z"], tensors.get("shown", torch.arange(len(tensors["z"])))  # older files lack it
+
+
+def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
+    return {name: value[rows] for name, value in inputs.items()}
 
 
 def _model_digest(model: SemanticModel) -> str:

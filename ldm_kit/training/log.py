@@ -25,6 +25,11 @@ class LogConfig(Config):
 
     every: int = Field(default=50, gt=0, description="steps between lines of metrics")
     evaluate_every: int = Field(default=1000, gt=0, description="steps between held-out evaluations and picture grids")
+    max_heldout: int = Field(
+        default=10_000,
+        gt=0,
+        description="most held-out samples that an evaluation measures; of more, a fixed choice spread by a hash",
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events into the run's folder")
     pictures: int = Field(default=16, gt=0, description="pictures in a grid")
 
