@@ -1,7 +1,6 @@
 """Generation into a folder: prompts in, named PNGs and a grid out."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
 from ldm_kit.viz.png import file_name, save_png
 
 GRID = 400  # most pictures in the grid
@@ -65,9 +64,9 @@ def generate_to_folder(
     ]
     output.out.mkdir(parents=True, exist_ok=True)
     first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, resolved, output)
-    columns = request.count if request.count > 1 else min(8, math.ceil(math.sqrt(len(first))))
+    columns = columns_for(len(first), request.count)
     captions = [job.prompt for job in jobs[:GRID]]
-    sheet = grid(torch.stack(first), columns, scale=max(1, 96 // first[0].shape[-1]), captions=captions)
+    sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
     save_png(sheet, output.out / "grid.png", _metadata(resolved) if output.metadata else None)
     return GenerationResult(len(jobs), output.out / "grid.png")
 
@@ -86,7 +85,7 @@ def _save_pictures(
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
         metadata = {"prompt": prompt, "seed": str(seed), **_metadata(options)} if output.metadata else None
-        save_png(grid(picture[None], 1, padding=0), output.out / file_name(seed, index, prompt), metadata)
+        save_png(to_image(picture), output.out / file_name(seed, index, prompt), metadata)
         if index < GRID:
             first.append(picture)
     return first

@@ -35,7 +35,7 @@ from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import pairs_grid
+from ldm_kit.viz.grid import columns_for, enlargement, pairs_grid
 
 STATISTICS_PICTURES = 50_000  # pictures at most, over which the latents' statistics are measured
 
@@ -147,7 +147,8 @@ class Autoencoding(Method[AutoencoderRun]):
         """Reconstruct some held-out pictures, each row above its reconstructions."""
         x = to_unit(self.shown.pictures(spread(len(self.shown), self.config.log.pictures)))
         reconstructions = reconstruct(self.vae, x.to(self.device)).cpu()
-        return Grid(pairs_grid(to_bytes(x), to_bytes(reconstructions), columns=8, scale=2), "reconstruction")
+        columns, scale = columns_for(2 * len(x), 8), enlargement(x.shape[-1])
+        return Grid(pairs_grid(to_bytes(x), to_bytes(reconstructions), columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
         """Save a copy of the autoencoder, with the normalisation of its latents folded into its weights.

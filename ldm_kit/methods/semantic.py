@@ -24,7 +24,7 @@ from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
 
@@ -134,7 +134,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
             }
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
-        image = grid(rows, 6, max(1, 96 // model.resolution), captions)
+        image = grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions)
         self.write_grid(Grid(image, "decoded"), step, folder)
         return self.metrics
 
