@@ -224,7 +224,7 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
             index.rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
             if profile is not None:
-                index.profiles.append((entry.name, *profile))
+                index.profiles.append((entry.name, profile.name, profile.problem))
     return index
 
 

@@ -123,8 +123,10 @@ def _profile_conversion(icc: bytes, mode: str) -> Conversion:
     """Return the conversion of colours of a mode (L, RGB, CMYK) from a profile to sRGB."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        space, name = profile.profile.xcolor_space.strip(), _name(profile)
-        if mode != (taken := _SPACES.get(space)) and (mode, taken) != ("L", "RGB"):
+        header: Any = profile.profile
+        space, name = header.xcolor_space.strip(), _name(header)
+        taken = _SPACES.get(space, "")
+        if mode != taken and (mode, taken) != ("L", "RGB"):
             return Conversion(Profile(name, f"its profile {name} is of {space} and its pixels are {_text(mode)}"))
         transform = _transform(profile, taken)
         if _is_srgb(taken, transform):
@@ -171,8 +173,8 @@ def _is_srgb(mode: str, transform: Any) -> bool:
     return int(np.abs(converted - np.asarray(colours.convert("RGB"), dtype=int)).max()) <= _SAME
 
 
-def _name(profile: ImageCms.ImageCmsProfile) -> str:
-    text = profile.profile.profile_description or ""
+def _name(header: Any) -> str:
+    text = header.profile_description or ""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:60] or "an unnamed profile"
 
 

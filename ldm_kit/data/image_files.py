@@ -22,6 +22,7 @@ from ldm_kit.data.colour_profiles import Profile, conversion_of
 from ldm_kit.data.image_kinds import FORMATS, formats_of
 
 PIXEL_LIMIT = 64_000_000  # that a header may promise, by default
+_WHITE = (255, 255, 255)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -110,7 +111,7 @@ def load_image(
     return square(decode(path, pixel_limit).image, resolution, channels, rgb)
 
 
-def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = (255,) * 3) -> Tensor:
+def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
     """Return a decoded image as a square picture, uint8 [channels, resolution, resolution]; else as `load_image`."""
     flat = _to_mode(image, channels, background)
     fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
