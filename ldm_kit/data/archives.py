@@ -229,7 +229,7 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
             rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
             if profile is not None:
-                profiles.append((entry.name, *profile))
+                profiles.append((entry.name, profile.name, profile.problem))
     return _Index(Rows.of(rows), bad, profiles)
 
 

@@ -6,6 +6,7 @@ that says the same as sRGB changes no pixel.
 
 import io
 import logging
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from ldm_kit.data.left_out import listed
+from ldm_kit.data.matrix_profiles import named_profile
 
 _log = logging.getLogger("ldm_kit.data")
 _SAME = 3  # most levels of 255 by which an sRGB profile may differ from ours, in any colour
@@ -32,10 +34,29 @@ class Profile(NamedTuple):
     problem: str = ""
 
 
-class _Conversion(NamedTuple):
-    profile: Profile | None  # None: pixels are in sRGB already
-    mode: str = ""  # of the colours that the transform takes
+class Conversion(NamedTuple):
+    """How the colours of a picture become sRGB."""
+
+    profile: Profile | None  # None: they are in sRGB already, as far as the file says
+    mode: str = ""  # Pillow's, of the colours that the transform takes
     transform: Any = None
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Convert a decoded picture of 8 bits a channel to sRGB; alpha stays.
+
+        A picture in sRGB, or whose profile cannot be used, is returned as it is; others become RGB, RGBA where there is
+        transparency.
+        """
+        if self.transform is None:
+            return image
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        colours = image.convert(_colour_mode(image)).convert(self.mode)
+        converted = ImageCms.applyTransform(colours, self.transform)
+        if converted is None:
+            raise ValueError("its colours cannot be converted")
+        if alpha is not None:
+            converted.putalpha(alpha)
+        return converted
 
 
 @dataclass
@@ -77,36 +98,19 @@ def describe(profile: Profile) -> str:
     return f"its colours are converted from {profile.name} to sRGB"
 
 
-def profile_of(image: Image.Image) -> Profile | None:
-    """Return the profile of a picture, opened or decoded; None if it has none, or one that says sRGB."""
-    return _conversion(image).profile
-
-
-def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded picture of 8 bits a channel from the colours of its profile to sRGB; alpha stays.
-
-    A picture without a profile, with one that cannot be used, or in sRGB is returned as it is; others become RGB, RGBA
-    where there is transparency.
-    """
-    conversion = _conversion(image)
-    if conversion.transform is None:
-        return image
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    colours = image.convert(_colour_mode(image)).convert(conversion.mode)
-    converted = ImageCms.applyTransform(colours, conversion.transform)
-    if converted is None:
-        raise ValueError("its colours cannot be converted")
-    if alpha is not None:
-        converted.putalpha(alpha)
-    return converted
-
-
-def _conversion(image: Image.Image) -> _Conversion:
+def conversion_of(image: Image.Image) -> Conversion:
+    """Return how the colours of an opened file become sRGB; nothing is decoded."""
     mode = _colour_mode(image)
-    if mode == "LAB":
-        return _lab_conversion()
+    if mode in ("", "LAB"):
+        return _lab_conversion() if mode else Conversion(None)
     icc = image.info.get("icc_profile")
-    return _profile_conversion(bytes(icc), mode) if icc and mode else _Conversion(None)
+    try:
+        if "icc_profile" not in image.info:
+            icc = named_profile(image)
+            return Conversion(None) if icc is None else _profile_conversion(icc, mode)
+    except (ArithmeticError, ValueError, struct.error) as error:
+        return _unusable(error)
+    return _profile_conversion(icc if isinstance(icc, bytes) else b"", mode)  # None: Pillow could not unpack it
 
 
 def _colour_mode(image: Image.Image) -> str:
@@ -115,29 +119,35 @@ def _colour_mode(image: Image.Image) -> str:
 
 
 @lru_cache(maxsize=64)
-def _profile_conversion(icc: bytes, mode: str) -> _Conversion:
+def _profile_conversion(icc: bytes, mode: str) -> Conversion:
     """Return the conversion of colours of a mode (L, RGB, CMYK) from a profile to sRGB."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        space, name = profile.profile.xcolor_space.strip(), _name(profile)
-        if mode != (taken := _SPACES.get(space)) and (mode, taken) != ("L", "RGB"):
-            return _Conversion(Profile(name, f"its profile {name} is of {space} and its pixels are {_text(mode)}"))
+        header: Any = profile.profile
+        space, name = header.xcolor_space.strip(), _name(header)
+        taken = _SPACES.get(space, "")
+        if mode != taken and (mode, taken) != ("L", "RGB"):
+            return Conversion(Profile(name, f"its profile {name} is of {space} and its pixels are {_text(mode)}"))
         transform = _transform(profile, taken)
         if _is_srgb(taken, transform):
-            return _Conversion(None)
-        return _Conversion(Profile(name), taken, transform)
+            return Conversion(None)
+        return Conversion(Profile(name), taken, transform)
     except _UNUSABLE as error:
-        return _Conversion(Profile("", f"broken profile ({' '.join(str(error).split()):.80})"))
+        return _unusable(error)
+
+
+def _unusable(error: Exception) -> Conversion:
+    return Conversion(Profile("", f"broken profile ({' '.join(str(error).split()):.80})"))
 
 
 @lru_cache(maxsize=1)
-def _lab_conversion() -> _Conversion:
+def _lab_conversion() -> Conversion:
     """Return the conversion of CIE L*a*b* (TIFF) to sRGB, which needs no profile."""
     try:
         lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        return _Conversion(Profile("CIE L*a*b*"), "LAB", _transform(lab, "LAB"))
+        return Conversion(Profile("CIE L*a*b*"), "LAB", _transform(lab, "LAB"))
     except _UNUSABLE:
-        return _Conversion(None)
+        return Conversion(None)
 
 
 def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
@@ -163,8 +173,8 @@ def _is_srgb(mode: str, transform: Any) -> bool:
     return int(np.abs(converted - np.asarray(colours.convert("RGB"), dtype=int)).max()) <= _SAME
 
 
-def _name(profile: ImageCms.ImageCmsProfile) -> str:
-    text = profile.profile.profile_description or ""
+def _name(header: Any) -> str:
+    text = header.profile_description or ""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:60] or "an unnamed profile"
 
 

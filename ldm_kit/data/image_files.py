@@ -18,10 +18,11 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.data.colour_profiles import Profile, profile_of, to_srgb
+from ldm_kit.data.colour_profiles import Profile, conversion_of
 from ldm_kit.data.image_kinds import FORMATS, formats_of
 
 PIXEL_LIMIT = 64_000_000  # that a header may promise, by default
+_WHITE = (255, 255, 255)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -110,7 +111,7 @@ def load_image(
     return square(decode(path, pixel_limit).image, resolution, channels, rgb)
 
 
-def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = (255,) * 3) -> Tensor:
+def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
     """Return a decoded image as a square picture, uint8 [channels, resolution, resolution]; else as `load_image`."""
     flat = _to_mode(image, channels, background)
     fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
@@ -127,14 +128,14 @@ def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: handled or harmless
         with _open_checked(path, pixel_limit) as file:
-            mode, profile = file.mode, profile_of(file)
+            mode, colours = file.mode, conversion_of(file)
             try:
                 file.load()
                 image = ImageOps.exif_transpose(file)
             except _BROKEN as error:
                 raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
         try:
-            return Decoded(_plain(to_srgb(_eight_bits(image))), mode, profile)
+            return Decoded(_plain(colours.apply(_eight_bits(image))), mode, colours.profile)
         except _BROKEN as error:
             raise BadPicture(path, f"cannot be converted ({_short_text(error)})") from None
 
@@ -149,7 +150,7 @@ def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
         BadPicture: it is no image, or has more than `pixel_limit` pixels.
     """
     with _open_checked(path, pixel_limit) as image:
-        return profile_of(image)
+        return conversion_of(image).profile
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:
@@ -209,9 +210,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("pixels of more than 16 bits have no agreed scale; save the picture with 8 or 16 bits")
-    grey = Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
-    grey.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
-    return grey
+    return Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
 
 
 def _plain(image: Image.Image) -> Image.Image:

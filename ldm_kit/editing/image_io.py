@@ -15,7 +15,7 @@ from ldm_kit.data.image_files import BadPicture, decode, square
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
 from ldm_kit.models.protocol import Semantic
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
 from ldm_kit.viz.png import file_name, save_png, write_atomic
 
 MAX_ASPECT_RATIO = 4.0  # longer side by shorter, above which the centre crop would show a detail only
@@ -72,7 +72,7 @@ def save_sheet(
         pictures: to write.
         captions: one for each picture.
         out: a folder, which is made if it does not exist.
-        columns: of the sheet; one row if left out.
+        columns: of the sheet, or a divisor of them where there are many pictures; left out: one row of up to 16.
         seeds: one for each picture, for the file names.
         png_text: recorded in all PNGs; None: none.
     """
@@ -80,9 +80,9 @@ def save_sheet(
     for i, caption in enumerate(captions):
         text = None if png_text is None else {"picture": caption, **png_text}
         path = out / file_name(0 if seeds is None else seeds[i], i, caption)
-        save_png(grid(pictures[[i]], 1, padding=0), path, text)
-    scale = max(1, 96 // pictures.shape[-1])
-    save_png(grid(pictures, columns or len(pictures), scale, list(captions)), out / "sheet.png", png_text)
+        save_png(to_image(pictures[i]), path, text)
+    columns, scale = columns_for(len(pictures), columns or len(pictures)), enlargement(pictures.shape[-1])
+    save_png(grid(pictures, columns, scale, list(captions)), out / "sheet.png", png_text)
     return out / "sheet.png"
 
 
@@ -118,9 +118,10 @@ def save_animation(frames: Tensor, path: Path, duration: int = 80, *, back: bool
     if duration < MIN_DURATION:
         raise UserError(f"--duration is {duration}; expected {MIN_DURATION} milliseconds or more")
     scale = max(1, 128 // frames.shape[-1])
-    images = [grid(frame[None], 1, scale, padding=0) for frame in frames]
+    images = [to_image(frame, scale) for frame in frames]
     images += images[-2:0:-1] if back else []
-    options: dict[str, Any] = {"optimize": False, "disposal": 1} if kind == "GIF" else {"default_image": False}
+    disposal = 2 if images[0].mode == "RGBA" else 1  # 2: no frame shows through the transparency of the next
+    options: dict[str, Any] = {"optimize": False, "disposal": disposal} if kind == "GIF" else {"default_image": False}
     buffer = io.BytesIO()
     images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=duration, loop=0, **options)
     write_atomic(path, buffer.getvalue())

@@ -1,7 +1,6 @@
 """Generation into a folder: prompts in, named PNGs and a grid out."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.paths import check_writable
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
 from ldm_kit.viz.png import file_name, save_png, unused_path
 
 GRID = 400  # most pictures in the grid
@@ -77,9 +76,9 @@ def generate_to_folder(
     metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, **dict(guides))}
     text = metadata if output.metadata else None
     first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, out, text)
-    columns = request.count if request.count > 1 else min(8, math.ceil(math.sqrt(len(first))))
+    columns = columns_for(len(first), request.count)
     captions = [job.prompt for job in jobs[:GRID]]
-    sheet = grid(torch.stack(first), columns, scale=max(1, 96 // first[0].shape[-1]), captions=captions)
+    sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
     save_png(sheet, out / "grid.png", text)
     return GenerationResult(len(jobs), out / "grid.png", resolved.note)
 
@@ -98,7 +97,7 @@ def _save_pictures(
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
         text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
-        save_png(grid(picture[None], 1, padding=0), out / file_name(seed, index, prompt), text)
+        save_png(to_image(picture), out / file_name(seed, index, prompt), text)
         if index < GRID:
             first.append(picture)
     return first

@@ -38,7 +38,7 @@ from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import pairs_grid
+from ldm_kit.viz.grid import columns_for, enlargement, pairs_grid
 
 STATISTICS_PICTURES = 50_000  # pictures at most, over which the latents' statistics are measured
 
@@ -202,7 +202,8 @@ class Autoencoding(Method[AutoencoderRun]):
             return to_bytes(reconstruct(self.vae, to_unit(some.to(self.device))).cpu())
 
         reconstructions = torch.cat([*self.eval_batch.map(pictures, reconstructed)])
-        return Grid(pairs_grid(pictures, reconstructions, columns=8, scale=2), "reconstruction")
+        columns, scale = columns_for(2 * len(pictures), 8), enlargement(pictures.shape[-1])
+        return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
         """Save a copy of the autoencoder, with the normalisation of its latents folded into its weights.

@@ -34,7 +34,7 @@ from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 MAX_HELDOUT = 2048  # held-out pictures that are measured
 GUESS_TIME = 0.05  # t / T of the guesses that are shown
@@ -196,8 +196,8 @@ class Classifying(Method[ClassifierRun]):
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
         labels = self.shown.inputs_at(indices)["label"]
         captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
-        scale = max(1, 96 // pictures.resolution)
-        return Grid(grid(pictures.pictures(indices.tolist()), 4, scale=scale, captions=captions), "guesses")
+        columns, scale = columns_for(len(captions), 4), enlargement(pictures.resolution)
+        return Grid(grid(pictures.pictures(indices.tolist()), columns, scale, captions), "guesses")
 
     def _caption(self, label: int, guess: int) -> str:
         classes = self.data.train.classes

@@ -34,7 +34,7 @@ from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 class LatentDiffusion(nn.Module):
@@ -178,7 +178,7 @@ class Latent(Method[LatentRun]):
         captions = None
         if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.conditions.caption(prompt) for prompt in prompts]
-        return Grid(grid(pictures, 4, scale=max(3, 96 // pictures.shape[-1]), captions=captions))
+        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
     def save(self, folder: Path) -> None:
         """Save the diffusers layout."""

@@ -42,7 +42,7 @@ from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
 from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "prior"
 
@@ -200,7 +200,7 @@ class Prior(Method[PriorRun]):
         model = self.model()
         z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
         pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
-        return Grid(grid(pictures, 4, max(1, 96 // model.resolution), captions))
+        return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
     def save(self, folder: Path) -> None:
         """Save the semantic model with its prior."""

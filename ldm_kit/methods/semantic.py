@@ -27,7 +27,7 @@ from ldm_kit.models.saved_sampling import RECONSTRUCTION, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
 _RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # by the noise that pictures are decoded from
@@ -141,7 +141,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
             self.metrics |= dict(zip(_RECONSTRUCTION, errors, strict=True))
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
-        image = grid(rows, 6, max(1, 96 // model.resolution), captions)
+        image = grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions)
         self.write_grid(Grid(image, "decoded"), step, folder)
         return self.metrics
 

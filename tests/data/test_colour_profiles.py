@@ -1,16 +1,18 @@
 """Colours of pictures with ICC profiles: what they mean in sRGB by formula, in every mode and through every source."""
 
 import io
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from ldm_kit.data import colour_profiles
-from ldm_kit.data.colour_profiles import to_srgb
+from ldm_kit.data.colour_profiles import conversion_of
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.image_files import Encoded, load_image
 from ldm_kit.data.parquet import ParquetConfig
@@ -108,7 +110,66 @@ def test_pictures_in_srgb_are_not_touched():
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
     ):
         picture.info["icc_profile"] = profile
-        assert to_srgb(picture) is picture
+        assert conversion_of(picture).apply(picture) is picture
+
+
+def chunk(kind, *values):
+    """A chunk of a PNG; values are counted in 1e-5."""
+    body = kind + b"".join(struct.pack(">I", round(value * 1e5)) for value in values)
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def with_chunks(contents, *chunks):
+    """A PNG with further chunks after its header of 33 bytes."""
+    return contents[:33] + b"".join(chunks) + contents[33:]
+
+
+def test_a_png_that_names_primaries_and_gamma_is_converted():
+    primaries, white, _ = SPACES["Display P3"]
+    named = chunk(b"cHRM", *white, *(x for point in primaries for x in point))
+    file = with_chunks(png("RGB", COLOURS[0]), chunk(b"gAMA", 0.45455), named)
+    assert load_image(Encoded("x", file), 8)[:, 0, 0].tolist() == pytest.approx(
+        meaning(COLOURS[0], "Display P3"), abs=1
+    )
+    linear = with_chunks(png("L", 100), chunk(b"gAMA", 1.0))
+    assert load_image(Encoded("x", linear), 8, 1).unique().tolist() == pytest.approx([encode_srgb(100 / 255)], abs=1)
+
+
+def test_a_png_that_names_srgb_is_not_touched():
+    """By the usual gamma and primaries, or by its sRGB chunk, which outweighs a gamma."""
+    primaries, white, _ = SPACES["sRGB IEC61966-2.1"]
+    usual = [chunk(b"gAMA", 0.45455), chunk(b"cHRM", *white, *(x for point in primaries for x in point))]
+    mark = struct.pack(">I", 1) + b"sRGB\0" + struct.pack(">I", zlib.crc32(b"sRGB\0"))
+    for chunks in (usual, [chunk(b"gAMA", 1.0), mark]):
+        file = with_chunks(png("RGB", COLOURS[0]), *chunks)
+        assert load_image(Encoded("x", file), 8)[:, 0, 0].tolist() == [*COLOURS[0]]
+
+
+@pytest.mark.parametrize(
+    "chunks", [[("gAMA", 0)], [("gAMA", 0.5), ("cHRM", *[0] * 8)], [("gAMA", 0.5), ("cHRM", *[0.3] * 8)]]
+)
+def test_primaries_that_mean_nothing_are_named(chunks, tmp_path, caplog):
+    file = with_chunks(png("RGB", COLOURS[0]), *(chunk(kind.encode(), *values) for kind, *values in chunks))
+    (tmp_path / "x.png").write_bytes(file)
+    assert read_picture(tmp_path / "x.png", 8, 3)[:, 0, 0].tolist() == [*COLOURS[0]]
+    assert "x.png: broken profile" in caplog.text
+
+
+def test_a_camera_set_to_adobe_rgb_is_known_by_its_exif():
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[0xA005] = {1: "R03"}
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), COLOURS[0]).save(buffer, "JPEG", quality=100, exif=exif, subsampling=0)
+    found = load_image(Encoded("x", buffer.getvalue()), 8)[:, 0, 0].tolist()
+    assert found == pytest.approx(meaning(COLOURS[0], ADOBE), abs=3)
+
+
+def test_a_profile_that_cannot_be_unpacked_is_named(tmp_path, caplog):
+    body = b"iCCPx\0\0" + b"no zlib"
+    broken = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "x.png").write_bytes(with_chunks(png("RGB", COLOURS[0]), broken))
+    assert read_picture(tmp_path / "x.png", 8, 3)[:, 0, 0].tolist() == [*COLOURS[0]]
+    assert "x.png: broken profile" in caplog.text
 
 
 UNUSABLE = {

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_kit.viz.grid import grid, pairs_grid, strip
+from ldm_kit.viz import grid as viz_grid
+from ldm_kit.viz.grid import MAX_SIDE, columns_for, enlargement, grid, pairs_grid, strip, to_image
 
 
 def flat(*levels, channels=3, size=4):
@@ -21,11 +22,20 @@ def test_a_grid_keeps_every_pixel():
     assert (drawn[10:, 27:] == 255).all()  # the sixth cell is empty
 
 
-def test_grey_and_alpha():
-    assert grid(flat(7, channels=1), 1, padding=0).getpixel((0, 0)) == (7, 7, 7)
-    see_through = torch.cat([flat(0), flat(0, channels=1)], 1)
-    assert grid(see_through, 1, padding=0).getpixel((0, 0)) == (255, 255, 255)
-    assert grid(torch.cat([flat(9), flat(255, channels=1)], 1), 1, padding=0).getpixel((0, 0)) == (9, 9, 9)
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_channels_are_kept_by_pictures_and_grids(channels, mode):
+    pictures = torch.randint(256, (4, channels, 8, 8), dtype=torch.uint8)
+    alone, lattice = to_image(pictures[1]), grid(pictures, 2, padding=1, captions=["a"] * 4)
+    pairs = pairs_grid(pictures, pictures, columns=2, padding=0)
+    assert (alone.mode, lattice.mode, pairs.mode) == (mode,) * 3
+    expected = pictures[1].permute(1, 2, 0).numpy()
+    expected = expected[..., 0] if channels == 1 else expected
+    assert np.array_equal(np.asarray(alone), expected)
+    assert np.array_equal(np.asarray(lattice)[1:9, 98 + 44 : 98 + 52], expected)
+    assert np.array_equal(np.asarray(pairs)[16:24, 8:16], np.asarray(to_image(pictures[3])))
+    white = {"L": 255, "RGB": (255,) * 3, "RGBA": (255,) * 4}[mode]
+    assert lattice.getpixel((0, 0)) == white
+    assert np.asarray(lattice.crop((2, 9, 98, 23)).convert("L")).min() < 100  # the caption
 
 
 def test_captions_are_drawn_under_their_pictures_and_do_not_spill():
@@ -70,3 +80,36 @@ def test_a_strip_is_one_row():
 def test_grids_complain_at_the_door(call):
     with pytest.raises(ValueError, match=r"expected|at least"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "row"), [(128, 400, 1), (128, 400, 400), (128, 16, 4), (256, 64, 8), (32, 400, 4), (128, 48, 6)]
+)
+def test_a_grid_is_legible_and_no_larger_than_its_cap(side, count, row, monkeypatch):
+    """A quarter of the sizes that are usual: within the cap, about as high as wide, pictures of at least 28 pixels."""
+    monkeypatch.setattr(viz_grid, "MAX_SIDE", 800)
+    pictures = torch.zeros(1, 1, side, side, dtype=torch.uint8).expand(count, -1, -1, -1)
+    columns = columns_for(count, row)
+    found = grid(pictures, columns, enlargement(side), padding=2)
+    assert max(found.size) <= 800
+    assert 1 / 3 < found.width / found.height < 3
+    assert (np.asarray(found) < 128).sum(1).max() / columns >= 28
+
+
+def test_pictures_are_shrunk_antialiased_and_only_where_they_must_be():
+    """A board of single black and white pixels becomes grey, of 127.5; the cap is on the grid and not on a picture."""
+    board = ((torch.arange(1000)[:, None] + torch.arange(1000)) % 2 * 255).byte()
+    pictures = board[None, None].expand(8, 1, -1, -1)
+    found = np.asarray(grid(pictures, 8, padding=0))
+    assert found.shape == (MAX_SIDE // 8, MAX_SIDE)
+    assert np.abs(found[50:350, 50:350].astype(int) - 127.5).max() < 20
+    assert np.array_equal(np.asarray(to_image(pictures[0])), board.numpy())
+    assert np.array_equal(np.asarray(grid(pictures[:3], 3, padding=0)), np.tile(board.numpy(), 3))
+
+
+def test_columns():
+    """A row stays whole: 120 pictures of 30 prompts with 4 seeds each lie in rows of two prompts."""
+    assert [columns_for(*case) for case in [(3, 3), (16, 16), (17, 17), (400, 1), (400, 400), (120, 4), (1, 1)]] == [
+        *(3, 16, 5, 20, 20, 8, 1)
+    ]
+    assert [enlargement(side) for side in (8, 32, 64, 95, 96, 512)] == [12, 3, 2, 2, 1, 1]

