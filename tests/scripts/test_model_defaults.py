@@ -68,7 +68,19 @@ def test_sample_takes_them_and_says_so(models, tmp_path):
     assert {name: recorded(tmp_path / "own", "grid.png", "settings")[name] for name in OWN} == OWN
     said = "steps 3, solver ddim, guidance_scale 2, guidance_interval 0 0.5, guidance_rescale 0.25"
     assert f"the model's own settings, with which its run was judged: {said}" in outcome.out
-    flags = ["--steps", "3", "--solver", "ddim", "--guidance_scale", "2", "--guidance_interval", "0", "0.5", "--guidance_rescale", "0.25"]
+    flags = [
+        "--steps",
+        "3",
+        "--solver",
+        "ddim",
+        "--guidance_scale",
+        "2",
+        "--guidance_interval",
+        "0",
+        "0.5",
+        "--guidance_rescale",
+        "0.25",
+    ]
     explicit = run("sample", models["latent"], "red square 1", "--out", tmp_path / "flags", *flags)
     assert "own settings" not in explicit.out
     assert np.array_equal(pixels(tmp_path / "own"), pixels(tmp_path / "flags"))
