@@ -22,7 +22,7 @@ Components = Mapping[str, tuple[str, tuple[str, ...]]]
 """Component folder of a saved model -> library and the classes that model_index.json may name for it."""
 
 
-class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """The `condition:` section of a run's config; a conditioner's own fields are added by its subclass.
 
     A subclass narrows `kind` to a Literal with a default, by which a config names it.

@@ -47,9 +47,7 @@ class PriorSampleConfig(Config):
     """How a run samples pictures while it trains, always from the same seeds."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
-    guidance_scale: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="classifier-free guidance of the code; 1 is none"
-    )
+    guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance of the code; 1 is none")
     decode_steps: int = Field(default=20, ge=1, description="DDIM steps of the picture")
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps that is left to the frozen model (0.3)"

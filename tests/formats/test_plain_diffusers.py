@@ -157,7 +157,7 @@ class ClippedAlone(Denoiser):
 
 @pytest.mark.parametrize("name", ["pixels by default", "pixels, steps that do not divide", "steps that do not divide"])
 def test_when_the_picture_is_another_and_why(world, theirs, name):
-    """docs/concepts/sampling.md names both: DDIMPipeline clips x_0 alone by default, and its steps are of T // steps."""
+    """docs/concepts/sampling.md names both: DDIMPipeline clips x_0 alone by default, and steps by T // steps."""
     model, _, _, call = JOBS[name]
     pipeline, steps = Pipeline.load(world.model(model) / "model"), call["num_inference_steps"]
     resolved = SamplingOptions(steps=steps, solver="ddim").resolve(pipeline)
