@@ -201,7 +201,7 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
             tag, got = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["tag"]
             return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "value_error":
-            text = str(fault["ctx"]["error"])
+            text = re.sub("--(?=[a-z])", "", str(fault["ctx"]["error"]))  # an option's flag is a key here
             return f"{dotted}: {text}" if dotted else text
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"

@@ -31,7 +31,7 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
-from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps
+from ldm_kit.methods.run_config import RunConfig, check_any_density, check_steps, untrained_null
 from ldm_kit.models import codes
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
@@ -89,6 +89,12 @@ class PriorRun(RunConfig):
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
+
+    def cautions(self) -> list[str]:
+        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
+        conditional = not isinstance(self.condition, NoConfig)
+        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
+        return [*super().cautions(), *untrained]
 
 
 class ConditionedMLP(nn.Module):
@@ -187,7 +193,7 @@ class Prior(Method[PriorRun]):
             captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
             count = len(captions)
         model = self.model()
-        z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
+        z = model.sample_z(range(count), config.steps, captions)  # with the guidance that is saved with the model
         pictures = model.decode(z, None, config.decode_steps, stop=config.stop)
         return Grid(grid(pictures, 4, max(1, 96 // model.resolution), captions))
 
