@@ -9,6 +9,7 @@ import torch
 from ldm_kit import config as configs
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
+from ldm_kit.data.lists import check_lists
 from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
@@ -97,6 +98,7 @@ def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
     """Return the checked config of a run whose pictures are those given, if any; raises UserError as `train`."""
+    check_lists(overrides=overrides)
     if data is None and not isinstance(config, Mapping | RunConfig):
         return read_run(config, overrides)
     if isinstance(config, RunConfig):

@@ -17,6 +17,7 @@ from torch import Tensor
 import conditioning.factory as conditioners
 from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit.config import UserError
+from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree
@@ -101,6 +102,7 @@ class CodePrior:
             UserError: classes that it does not know, or not one for each seed; more steps than training times; a
                 guidance scale below 0, or one without conditions.
         """
+        check_lists(seeds=seeds)
         self._check_guidance(guidance_scale, conditions)
         device = next(self.mlp.parameters()).device
         noise = rng.initial_noise([rng.derive_seed(seed, "code") for seed in seeds], (self.width,))
@@ -124,6 +126,8 @@ class CodePrior:
 
     def _condition(self, conditions: Sequence[str | int] | None, count: int) -> Condition:
         null = self.conditioner.null
+        if conditions is not None:
+            check_lists(conditions=conditions)
         if conditions is not None and null is None:
             raise UserError("this prior was trained without classes and captions; leave class and prompt out")
         if conditions is not None and len(conditions) != count:
