@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 class Architecture(BaseModel):
     """Sizes of the convolutional encoder and its mirror; level 0 has the picture's resolution, each next one half."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str | None = Field(default=None, description="A named configuration that fills every field left out.")
     channels: int = Field(default=3, ge=1, description="Channels of a picture: 1 grey, 3 RGB.")

@@ -16,7 +16,7 @@ from autoencoder.base import AutoencoderError
 class DiscriminatorConfig(BaseModel):
     """Size and normalisation of the PatchGAN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     channels: int = Field(default=3, ge=1, description="Channels of a picture.")
     width: int = Field(

@@ -46,7 +46,7 @@ def _resized(old: int, new: int) -> Tensor:
 class EquivarianceConfig(BaseModel):
     """How often and how far latents are transformed in training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     share: float = Field(default=0.5, ge=0, le=1, description="Of steps that decode a transformed latent.")
     small: float = Field(

@@ -21,7 +21,7 @@ BALANCES = MappingProxyType(
 class AdversarialConfig(BaseModel):
     """When and how strongly the adversarial loss counts, in steps of the autoencoder's optimiser."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     loss: Literal["hinge", "vanilla"] = Field(default="hinge", description="The discriminator's loss.")
     start: int = Field(default=50_000, ge=0, description="First step with the adversarial loss.")
@@ -60,7 +60,7 @@ class LossConfig(BaseModel):
     (s = 0, weight 1e-6: hardly a prior) or `elbo` (s learned, weight 1: a far stronger one). `custom` wants all three.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     balance: Literal["ldm", "elbo", "custom"] = Field(
         default="ldm", description="Where the three weights below come from."

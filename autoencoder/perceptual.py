@@ -18,7 +18,7 @@ from autoencoder.base import AutoencoderError
 class PerceptualConfig(BaseModel):
     """Which network's features are compared, and where its weights come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     spec: str = Field(default="lpips", description="'none', 'lpips', or 'timm:<model name>'.")
     net: Literal["vgg", "alex"] = Field(default="vgg", description="Backbone of LPIPS: vgg to train, alex to report.")

@@ -30,7 +30,7 @@ def in_batches(count: int, compute: Callable[[range], Any]) -> Iterator[Any]:
     return (compute(range(start, min(start + 64, count))) for start in range(0, count, 64))
 
 
-class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """The `condition:` section of a run's config; a conditioner's own fields are added by its subclass.
 
     A subclass narrows `kind` to a Literal with a default, by which a config names it.
@@ -188,8 +188,19 @@ def drop(inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
     return {key: _replace(key, inputs[key], null[key], dropped, "mask" in inputs) for key in inputs}
 
 
+def check_raw(raw: Sequence[str | int]) -> None:
+    """Check that captions or labels are a list: a single string would be taken as a list of its letters.
+
+    Raises:
+        ConditioningError: it is a string.
+    """
+    if isinstance(raw, str):
+        raise ConditioningError(f"expected a list of captions or classes, got the single {raw!r:.80}; put it in a list")
+
+
 def texts(raw: Sequence[str | int]) -> list[str]:
     """Return `raw` as captions; raises ConditioningError naming the first value that is not a string."""
+    check_raw(raw)
     for value in raw:
         if not isinstance(value, str):
             raise ConditioningError(f"a caption must be a string, got {value!r} of type {type(value).__name__}")

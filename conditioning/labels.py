@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from pydantic import Field
 from torch import Tensor, nn
 
-from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress
+from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress, check_raw
 
 FOLDER = "class_encoder"
 
@@ -120,6 +120,7 @@ class ClassConditioner(Conditioner):
         Raises:
             ConditioningError: an unknown class; names the nearest ones.
         """
+        check_raw(raw)
         return {"labels": torch.tensor([self.index(value) for value in raw], dtype=torch.long)}
 
     def forward(self, labels: Tensor) -> Condition:

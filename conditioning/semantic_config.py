@@ -11,7 +11,7 @@ Blocks = Literal["single", "double"]
 class SemanticEncoderConfig(BaseModel):
     """DiffAE's encoder; level 0 has the picture's resolution, each next one half."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["diffae"] = Field(default="diffae", description="the downward half of a U-Net")
     z_width: int = Field(default=512, ge=1, description="numbers in a code")
@@ -51,7 +51,7 @@ class SemanticEncoderConfig(BaseModel):
 class StridedEncoderConfig(BaseModel):
     """PDAE's encoder; its defaults are those for 128 pixels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["strided"] = Field(default="strided", description="strided convolutions")
     z_width: int = Field(default=512, ge=1, description="numbers in a code")

@@ -75,6 +75,8 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Load a YAML file and apply overrides, without checking keys; raises UserError for what is no mapping."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides is the single {overrides!r:.80}; expected a list of such")
     path = Path(path)
     try:
         content = parse(path.read_text(encoding="utf-8-sig"))
@@ -82,8 +84,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"cannot read the config {path}: {error.strerror}; expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a mapping of keys to values at the top")
     for override in overrides:
@@ -201,7 +202,7 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
             tag, got = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["tag"]
             return f"unknown {dotted}.{tag} {got!r}; expected one of {_listed(_tags(kind, path, tag))}"
         case "value_error":
-            text = str(fault["ctx"]["error"])
+            text = re.sub("--(?=[a-z])", "", str(fault["ctx"]["error"]))  # an option's flag is a key here
             return f"{dotted}: {text}" if dotted else text
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{dotted}: expected a section with keys, got {fault['input']!r:.80}"

@@ -46,6 +46,22 @@ def runs(tmp_path, monkeypatch):
     return folder
 
 
+def check_saved_options(run: Path) -> None:
+    """The model has the sampling options of its run's config, and the manifest knows them."""
+    method, saved = run.name, run / "model" / "sampling.json"
+    section = {"latent": "sampling", "pixels": "sampling", "diffae": "reconstruction", "pdae": "reconstruction"}.get(
+        method, method
+    )
+    if method in ("ae", "classifier"):
+        assert not saved.exists(), "nothing is sampled"
+        return
+    config = tree(run / "config.yaml")
+    sample = {name: value for name, value in config["sample"].items() if name != "prompts"}
+    dropout = {"condition_dropout": config["condition_dropout"]} if "condition_dropout" in config else {}
+    assert json.loads(saved.read_text())[section] == {**sample, **dropout}
+    assert "sampling.json" in json.loads((run / "model" / "manifest.json").read_text())["files"]
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 @pytest.mark.parametrize("name", OPENERS)
 def test_every_model_opens(runs, name):
@@ -80,6 +96,7 @@ def test_every_checkpoint_resumes_under_its_old_config(runs, name, monkeypatch):
     assert warning.startswith(f"warning: {name}/config.yaml: rename optim.decay to optim.lr_schedule, ")
     assert warning.endswith("; old names are read for one more release")
     assert "FutureWarning" not in outcome.err
+    check_saved_options(runs / name)
     expected, resumed = losses(OLD / name), losses(runs / name)
     assert len(resumed) == len(expected)
     for line, truth in zip(resumed, expected, strict=True):

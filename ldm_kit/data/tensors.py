@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
+from ldm_kit.data.lists import check_lists
 
 CHANNELS = (1, 3, 4)
 
@@ -37,6 +38,9 @@ def from_tensor(
     Raises:
         UserError: a shape, dtype or range other than the above, no image, or counts that differ from N.
     """
+    for name, value in (("captions", captions), ("labels", labels), ("classes", classes)):
+        if value is not None:
+            check_lists(**{name: value})
     pixels = _pixels(images)
     if not 0 <= heldout < 1:
         raise UserError(f"heldout is {heldout}; expected a share of the images, 0 <= heldout < 1")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ldm_kit.config import UserError
 from ldm_kit.data.folder import load_all as load_folder
 from ldm_kit.editing import code_files, operations
 from ldm_kit.editing.code_files import CodeFile
@@ -21,6 +22,7 @@ from ldm_kit.editing.options import (
 )
 from ldm_kit.models.directions import Direction, Directions
 from ldm_kit.models.protocol import Code, encode_pictures, encoder_digest, normalise
+from ldm_kit.models.sampler_options import MAX_SEED
 from ldm_kit.paths import check_writable, check_writable_file
 
 
@@ -134,6 +136,8 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
     options, note = operations.resolve_steps(model, options)
     code_file = CodeFile.load(options.codes, encoder_digest(model))
     seeds = range(options.seed, options.seed + len(code_file.z))
+    if seeds and seeds[-1] > MAX_SEED:
+        raise UserError(f"--seed is {options.seed}; expected 0 to 2^64 - {len(seeds)}, the number of pictures")
     x_T = model.noise(seeds) if code_file.x_T is None else code_file.x_T
     code = Code(code_file.z, x_T)
     pictures = operations.decode(model, code, options.steps, options.batch_size, stop=options.stop)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from ldm_kit.config import Config, Precision
-from ldm_kit.models.sampler_options import OWN
+from ldm_kit.models.sampler_options import OWN, Seed
 
 MAX_STRENGTH = 1.0  # as far from the picture as a typical picture is from the mean of all
 STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensible, 0.3 is typical"
@@ -227,17 +227,8 @@ class DecodeOptions(DecodeSteps):
     """Which encoded pictures are decoded."""
 
     codes: Path = Field(description="a file that encode wrote")
-    seed: int = Field(
-        default=0, ge=0, description="of the first picture, where the file has no x_T; the next counts up"
-    )
+    seed: Seed = Field(default=0, description="of the first picture, where the file has no x_T; the next counts up")
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
-
-    @field_validator("seed")
-    @classmethod
-    def _seed_in_range(cls, seed: int) -> int:
-        if seed >= 2**63:
-            raise ValueError("expected 0 to 2^63")
-        return seed
 
 
 def _numbers(text: str | None) -> list[float]:

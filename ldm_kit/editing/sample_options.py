@@ -12,14 +12,13 @@ from pydantic import Field, field_validator, model_validator
 from ldm_kit.config import Config
 from ldm_kit.editing.options import BATCH_SIZE, StepOptions
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
-from ldm_kit.models.sampler_options import OWN
+from ldm_kit.models.sampler_options import OWN, Seed, check_seeds
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, sampler_names
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 _SAMPLING = SamplingOptions.model_fields  # flags that mean the same here: range, help and error text
-_MAX_SEED = 2**64 - 1
 _IMAGE = "the picture; scaled and cropped to the model's size"
 _STRENGTH = "share of the way to pure noise; less keeps more, 0.5 to 0.8 is usual"
 
@@ -29,12 +28,11 @@ class SeedOptions(Config):
 
     prompt: str | None = Field(default=None, description="a prompt or a class; none for unconditional models")
     count: int = Field(default=1, ge=1, description="pictures")
-    seed: int = Field(default=0, ge=0, description="of the first picture; the next counts up")
+    seed: Seed = Field(default=0, description="of the first picture; the next counts up")
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:
-        if self.seed > _MAX_SEED - self.count + 1:
-            raise ValueError(f"--seed is {self.seed}; expected 0 to 2^64 - --count")
+        check_seeds(self.seed, self.count)
         return self
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, model_validator
 
 from ldm_kit.config import Config, Precision, UserError
+from ldm_kit.models.sampler_options import Seed, check_seeds
 
 DEVICE = "cpu, cuda, ...; the accelerator if there is one"
 
@@ -22,15 +23,12 @@ class GenerationRequest(Config):
     )
     prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
     count: int = Field(default=1, ge=1, description="pictures of each prompt")
-    seed: int = Field(default=0, description="seed of each prompt's first picture; the next counts up")
+    seed: Seed = Field(default=0, description="seed of each prompt's first picture; the next counts up")
     batch_size: int = Field(default=32, ge=1, description="pictures at once; changes a picture by rounding alone")
 
     @model_validator(mode="after")
     def _check_seeds(self) -> "GenerationRequest":
-        from ldm_kit.viz.png import MAX_SEED
-
-        if not 0 <= self.seed <= MAX_SEED - self.count + 1:
-            raise ValueError(f"--seed is {self.seed}; expected 0 to 2^64 - --count")
+        check_seeds(self.seed, self.count)
         return self
 
     def texts(self) -> list[str]:
@@ -92,5 +90,5 @@ class LikelihoodRequest(Config):
     times: int | None = Field(
         default=None, ge=1, description="random times of each picture, an estimate; all when left out"
     )
-    seed: int = Field(default=0, description="of noise and times")
+    seed: Seed = Field(default=0, description="of noise and times")
     batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")

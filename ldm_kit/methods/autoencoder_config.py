@@ -57,6 +57,20 @@ class AutoencoderRun(RunConfig):
             raise ValueError(f"discriminator.layers {config.layers} needs pictures of {least} px, got {self._smallest}")
         return self
 
+    def cautions(self) -> list[str]:
+        """Return a sentence on each setting that never takes effect, such as a discriminator that comes too late."""
+        adversarial, steps = self.loss.adversarial, self.train.steps
+        if adversarial is None or adversarial.start < steps:
+            return super().cautions()
+        trained = "it and the discriminator never count"
+        if adversarial.discriminates(steps - 1):
+            trained = "it never counts, though the discriminator is trained"
+        late = (
+            f"loss.adversarial.start is {adversarial.start}, but the run has {steps} steps, of which the first is 0: "
+            f"{trained}"
+        )
+        return [*super().cautions(), late]
+
     @property
     def _channels(self) -> int:
         """Channels of the pictures."""

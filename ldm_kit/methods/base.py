@@ -254,12 +254,13 @@ class Method(ABC, Generic[C]):
         return ", ".join(f"{name} {value:.4g}" for name, value in words.items()) or "nothing held out"
 
     def describe(self) -> str:
-        """Return one paragraph on what is about to be trained."""
+        """Return one paragraph on what is about to be trained, and a line on each setting without effect."""
         config = self.config
-        return (
+        paragraph = (
             f"{self.describe_data()}, {len(self.data.heldout)} held out; {self.describe_model()}; {config.train.steps} "
             f"steps of {config.train.batch_size} (global batch), lr {config.optim.lr:g}"
         )
+        return "\n".join([paragraph, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
         """Return what `describe` says of the training set."""

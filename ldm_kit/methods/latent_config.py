@@ -10,7 +10,7 @@ from conditioning.none import NoConfig
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
-from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps
+from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps, untrained_null
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.nets.unet import UNetConfig
 
@@ -54,6 +54,12 @@ class LatentRun(NoisedRun):
         description="hybrid: weight of the whole bound, a sum of T terms; a step draws one of them and multiplies by T",
     )
     sample: SampleConfig = SampleConfig()
+
+    def cautions(self) -> list[str]:
+        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
+        conditional = not type(self.condition).unconditional
+        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
+        return [*super().cautions(), *untrained]
 
     @model_validator(mode="before")
     @classmethod

@@ -33,7 +33,7 @@ from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
-from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps
+from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps, untrained_null
 from ldm_kit.models import codes
 from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
@@ -51,9 +51,7 @@ class PriorSampleConfig(Config):
     """How a run samples pictures while it trains, always from the same seeds."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
-    guidance_scale: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="classifier-free guidance of the code; 1 is none"
-    )
+    guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance of the code; 1 is none")
     decode_steps: int = Field(default=20, ge=1, description="DDIM steps of the picture")
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps that is left to the frozen model (0.3)"
@@ -96,6 +94,12 @@ class PriorRun(RunConfig):
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
+
+    def cautions(self) -> list[str]:
+        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
+        conditional = not isinstance(self.condition, NoConfig)
+        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
+        return [*super().cautions(), *untrained]
 
 
 class ConditionedMLP(nn.Module):
@@ -198,7 +202,7 @@ class Prior(Method[PriorRun]):
             captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
             count = len(captions)
         model = self.model()
-        z = model.sample_z(range(count), config.steps, captions, guidance_scale=config.guidance_scale)
+        z = model.sample_z(range(count), config.steps, captions)  # with the guidance that is saved with the model
         pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 

@@ -31,6 +31,19 @@ class RunConfig(Config):
     train: TrainConfig = Field(description="steps, batch size, checkpoints and precision")
     log: LogConfig = LogConfig()
 
+    def cautions(self) -> list[str]:
+        """Return a sentence on each setting that never takes effect in a run of this length; they are no mistakes.
+
+        A run that is shortened for a trial should not be refused for a warm-up that was meant for the whole one.
+        """
+        optimisers = {name: value for name, value in self if isinstance(value, OptimConfig)}
+        return [
+            f"{name}.warmup is {optim.warmup}, but the run has {self.train.steps} steps: its learning rate never gets "
+            f"beyond {self.train.steps / optim.warmup:.0%} of {name}.lr"
+            for name, optim in optimisers.items()
+            if optim.warmup > self.train.steps
+        ]
+
 
 class NoisedRun(RunConfig):
     """A run on noised latents, or on noised pixels."""
@@ -45,6 +58,16 @@ class NoisedRun(RunConfig):
         validation_alias=AliasChoices("timestep_sampling", "times"),
         description="density of training times",
     )
+
+
+def untrained_null(scale: float, dropout: float, conditional: bool) -> list[str]:
+    """Return the caution of a run that is to be sampled with guidance, but never trains its null condition."""
+    if not conditional or dropout > 0 or scale == 1:
+        return []
+    return [
+        f"sample.guidance_scale is {scale:g}, but condition_dropout is 0, so that the null condition is never trained: "
+        "the model is sampled without guidance"
+    ]
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:

@@ -12,6 +12,7 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
+from ldm_kit.data.lists import check_lists
 from ldm_kit.data.peers import shared_by
 from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
@@ -141,6 +142,7 @@ def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
     """Return the checked config of a run whose pictures are those given, if any; raises UserError as `train`."""
+    check_lists(overrides=overrides)
     if data is None and not isinstance(config, Mapping | RunConfig):
         return read_run(config, overrides)
     if isinstance(config, RunConfig):  # what it leaves out stays left out: the launcher may decide it

@@ -25,6 +25,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.components import load_components
 from ldm_kit.models.folder import INDEX, ModelFolder
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNet
 from ldm_kit.training.checkpoint import MANIFEST
@@ -212,6 +213,8 @@ def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
 
 @torch.no_grad()
 def _null(folder: ModelFolder, conditioner: Conditioner, device: torch.device | str) -> Condition:
+    if conditioner.null is not None and not SavedSampling.read(folder.path).trains_null:
+        raise UserError(f"{folder} cannot be a base: its null condition was never trained (condition_dropout 0)")
     try:
         null = conditioner(**{name: value.to(device) for name, value in conditioner.null_inputs().items()})
     except ConditioningError as error:

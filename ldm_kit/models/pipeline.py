@@ -18,6 +18,7 @@ from torch import Tensor
 
 from conditioning.base import Condition, Conditioner
 from ldm_kit.config import UserError
+from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.finite import FiniteCheck
@@ -96,6 +97,7 @@ class Pipeline:
 
     def condition(self, prompts: Sequence[str | int]) -> Condition:
         """Encode prompts or classes, [B], to the condition that the denoiser takes."""
+        check_lists(prompts=prompts)
         inputs = self.conditioner.prepare(prompts)
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
         for value in (condition.tokens, condition.vector):
@@ -220,8 +222,9 @@ class Pipeline:
             uint8 [b, C, H, W] on the CPU.
 
         Raises:
-            UserError: options that this model has no use for or cannot follow, or an unknown class.
+            UserError: options that this model has no use for or cannot follow, an unknown class, or unequal lists.
         """
+        check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
 
         def latents(indices: range) -> Tensor:
@@ -265,5 +268,4 @@ class Pipeline:
         (vae, unet, conditioner, noise), saved = load_components(opened, device), SavedSampling.read(opened.path)
         if precision is not None:
             cast_weights(unet, precision)
-        schedule, prediction_type, variance = noise
-        return cls(vae, unet, conditioner, schedule, prediction_type, precision, variance, saved=saved)
+        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved)

@@ -17,6 +17,7 @@ from torch import Tensor
 import conditioning.factory as conditioners
 from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit.config import UserError
+from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.finite import FiniteCheck
@@ -106,6 +107,7 @@ class CodePrior:
                 guidance scale below 0, or one without conditions.
             NonFiniteError: the network, or guidance, gives NaN or infinity.
         """
+        check_lists(seeds=seeds)
         self._check_guidance(guidance_scale, conditions)
         if conditions is not None and len(conditions) != len(seeds):
             raise UserError(f"got {len(conditions)} classes or prompts for {len(seeds)} codes; expected one each")
@@ -150,6 +152,8 @@ class CodePrior:
 
     def _condition(self, conditions: Sequence[str | int] | None, count: int) -> Condition:
         null = self.conditioner.null
+        if conditions is not None:
+            check_lists(conditions=conditions)
         if conditions is not None and null is None:
             raise UserError("this prior was trained without classes and captions; leave class and prompt out")
         raw: Sequence[str | int] = [] if null is None else [null] * count if conditions is None else conditions

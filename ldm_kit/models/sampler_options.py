@@ -4,14 +4,36 @@ This module waits for no heavy library, as `--help` must not wait for it.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_kit.config import Config
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
 
-OWN = {"own": True}  # extra of a field: where its flag is left out, the value is the model's own, else the default
+MAX_SEED = 2**64 - 1  # that torch takes
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed that torch takes; raise ValueError for another."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError("expected 0 to 2^64 - 1")
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(check_seed)]
+"""A flag that is a seed; where seeds count up from it, the last one is checked as well, see `check_seeds`."""
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Check that `count` seeds from this one on are seeds; raises ValueError."""
+    if seed > MAX_SEED - count + 1:
+        raise ValueError(f"--seed is {seed}; expected 0 to 2^64 - --count")
+
+
+OWN: dict[str, Any] = {
+    "own": True
+}  # extra of a field: where its flag is left out, the value is the model's own, else the default
 OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
 UNTRAINED_NULL = (  # after the name of the flag that asks for guidance
     "steers away from the null condition, which this model was never trained on (condition_dropout 0); "

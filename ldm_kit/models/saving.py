@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
 import conditioning.factory as conditioners
@@ -69,7 +70,13 @@ def unet_entry(unet: Any) -> tuple[str, str]:
 
 
 def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
-    """Return the class of diffusers that opens a folder of these components and a conditioner's entries; else ours."""
+    """Return the class of diffusers that opens a folder of these components and a conditioner's entries; else ours.
+
+    A network that learns its variance has twice the channels out, which of diffusers' schedulers DDPM alone takes; the
+    pipelines of latents run with any of them, and all others would end in an error about shapes.
+    """
+    if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
+        return "ldm_kit.Pipeline"
     if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel) and "text_encoder" in entries:
         return "StableDiffusionPipeline"
     # a frozen encoder has no entry, yet is a condition
@@ -81,6 +88,10 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Write a finished folder's model_index.json, and remove paths of this machine from its configs."""
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    """Write a finished folder's model_index.json, and remove paths of this machine from its configs.
+
+    diffusers' inpainting pipeline reads the release that wrote the folder, and ends in a KeyError where there is none.
+    """
+    entries = {"_diffusers_version": diffusers.__version__, **index}
+    (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     strip_paths(folder)

@@ -28,6 +28,11 @@ def draw(job):
     if job["pipeline"] == "StableDiffusionPipeline":
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(job["seed"]))
         found = pipeline(**job["call"], latents=noise, output_type="np")
+    elif job["pipeline"].startswith("StableDiffusion"):
+        picture = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+        mask = {"mask_image": (picture[:, :1] > 0.5).float()} if "Inpaint" in job["pipeline"] else {}
+        noise = torch.Generator().manual_seed(job["seed"])
+        found = pipeline(**job["call"], image=picture, **mask, generator=noise, output_type="np")
     else:
         noise = torch.Generator().manual_seed(job["seed"])
         found = pipeline(**job["call"], generator=noise, output_type="np")

@@ -3,12 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.denoiser import Denoiser
+from ldm_kit.diffusion.prediction import Prediction
+from ldm_kit.diffusion.respacing import trailing
+from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.solvers import samplers
@@ -39,6 +45,16 @@ JOBS = {  # name -> (model, pipeline, scheduler or None for the saved one, call)
     "pixels, noisy": ("pixels", "DDIMPipeline", None, {**PLAIN, "use_clipped_model_output": True, "eta": 1.0}),
     "pixels ddpm": ("pixels", "DDPMPipeline", "DDPMScheduler", PLAIN),
     "learned": ("learned", "DDPMPipeline", None, PLAIN),
+    "img2img": ("text", "StableDiffusionImg2ImgPipeline", None, TEXT),
+    "inpaint": ("text", "StableDiffusionInpaintPipeline", None, TEXT),
+    "pixels by default": ("pixels", "DDIMPipeline", None, PLAIN),
+    "pixels, steps that do not divide": (
+        "pixels",
+        "DDIMPipeline",
+        None,
+        {"num_inference_steps": 15, "use_clipped_model_output": True},
+    ),
+    "steps that do not divide": ("text", "StableDiffusionPipeline", None, {**TEXT, "num_inference_steps": 15}),
     "any": ("text", "DiffusionPipeline", None, {**TEXT, "guidance_scale": 1.0, "latents": None}),
 }
 OURS = {  # what we draw for the same job
@@ -79,11 +95,14 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return np.round(picture.astype(np.float64) * 255)
 
 
+def _prompt(pipeline: Pipeline) -> str:
+    return PROMPT if pipeline.conditioner.null is not None else ""
+
+
 def drawn(folder: Path, wish: SamplingOptions) -> np.ndarray:
     """Our picture, [h, w, 3] in grey levels."""
     pipeline = Pipeline.load(folder)
-    prompt = PROMPT if pipeline.conditioner.null is not None else ""
-    (pictures,) = pipeline.generate([prompt], [SEED], wish)
+    (pictures,) = pipeline.generate([_prompt(pipeline)], [SEED], wish)
     return pictures[0].permute(1, 2, 0).double().numpy()
 
 
@@ -108,6 +127,48 @@ def test_the_same_picture(world, theirs, name):
     assert ours.shape == their.shape == (16, 16, 3)
     assert np.abs(ours - their).max() <= 1
     assert ours.std() > 5, "an even picture would prove nothing"
+
+
+def walk(pipeline: Pipeline, denoiser: Denoiser, steps: int) -> np.ndarray:
+    """Sample as diffusers' DDIM does: each step goes down by T // steps, whatever the next time is."""
+    total = pipeline.schedule_config.num_train_timesteps
+    x, cond = rng.initial_noise([SEED], pipeline.latent_shape), pipeline.condition([_prompt(pipeline)])
+    with torch.no_grad():
+        for t in trailing(total, steps)[:-1]:
+            *_, state = ddim(denoiser, x, [t, max(t - total // steps, -1)], cond)
+            x = state.x
+    return pipeline.pictures(x)[0].permute(1, 2, 0).double().numpy()
+
+
+@dataclass
+class ClippedAlone(Denoiser):
+    """x_0 clipped, and eps as it was."""
+
+    denoiser: Denoiser
+
+    @property
+    def schedule(self):
+        return self.denoiser.schedule
+
+    def __call__(self, x, t, cond=None):
+        x_0, eps, *_ = self.denoiser(x, t, cond)
+        return Prediction(x_0.clamp(-1, 1), eps)
+
+
+@pytest.mark.parametrize("name", ["pixels by default", "pixels, steps that do not divide", "steps that do not divide"])
+def test_when_the_picture_is_another_and_why(world, theirs, name):
+    """docs/concepts/sampling.md names both: DDIMPipeline clips x_0 alone by default, and steps by T // steps."""
+    model, _, _, call = JOBS[name]
+    pipeline, steps = Pipeline.load(world.model(model) / "model"), call["num_inference_steps"]
+    resolved = SamplingOptions(steps=steps, solver="ddim").resolve(pipeline)
+    if name == "pixels by default":
+        denoiser: Denoiser = ClippedAlone(pipeline.denoiser())
+    elif model == "pixels":
+        denoiser = pipeline.guided_denoiser([""], resolved)
+    else:
+        options = SamplingOptions(steps=steps, solver="ddim", guidance_scale=7.5)  # StableDiffusionPipeline's default
+        denoiser = pipeline.guided_denoiser([PROMPT], options.resolve(pipeline))
+    assert np.abs(walk(pipeline, denoiser, steps) - grey(theirs[name])).max() <= 1
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -1,0 +1,25 @@
+"""Checks of lists that a program passes, for which a string must not be taken."""
+
+from pathlib import Path
+from typing import Any
+
+from ldm_kit.config import UserError
+
+
+def check_lists(**lists: Any) -> None:
+    """Check that arguments are lists, and equally long: a string would be taken as a list of its letters.
+
+    Args:
+        lists: values by name.
+
+    Raises:
+        UserError: a value that is a string or has no length, or lengths that differ.
+    """
+    for name, value in lists.items():
+        if isinstance(value, str | bytes | Path):
+            raise UserError(f"{name} is the single {value!r:.80}; expected a list, such as [{value!r:.80}]")
+        if not hasattr(value, "__len__"):
+            raise UserError(f"{name} is {value!r:.80}; expected a list")
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"got {', '.join(f'{n} {name}' for name, n in lengths.items())}; expected as many of each")
