@@ -1,4 +1,4 @@
-"""Check that numbers stay finite: noted on the device without waiting for it, and named by step and part.
+"""Check that numbers stay finite: noted on the device without waiting for it, and named by step and component.
 
 A NaN or an infinity anywhere ends in black pixels. Every network, gradient and state of a sampler is therefore noted.
 On a CPU, where it costs nothing, a note is looked at at once, elsewhere after `POLL` notes and at the end.
@@ -21,11 +21,11 @@ POLL = 64  # notes after which the device is waited for
 
 
 class NonFiniteError(UserError):
-    """A NaN or an infinity was computed; the message names the part, and the step where there is one."""
+    """A NaN or an infinity was computed; the message names the component, and the step where there is one."""
 
 
 class _Note(NamedTuple):
-    part: str
+    component: str
     run: str  # what the steps are of
     step: int  # 0: not within a sampler
     t: Tensor | None
@@ -36,8 +36,8 @@ class _Note(NamedTuple):
         where = f" at step {self.step} of {self.run}" if self.step else ""
         time = "" if self.t is None else f" (time {int(self.t.flatten()[0])})"
         return (
-            f"{self.part} gives numbers that are not finite (NaN or infinity){where}{time}; expected weights that are "
-            "whole, and a guidance scale and a precision that stay in range. Nothing was written"
+            f"{self.component} gives numbers that are not finite (NaN or infinity){where}{time}; expected weights that "
+            "are whole, and a guidance scale and a precision that stay in range. Nothing was written"
         )
 
 
@@ -49,33 +49,33 @@ class FiniteCheck:
     _run: str = ""
     _step: int = 0
 
-    def note(self, part: str, value: Tensor, t: Tensor | None = None) -> Tensor:
-        """Note whether a part's result is finite, and return the result unchanged.
+    def note(self, component: str, value: Tensor, t: Tensor | None = None) -> Tensor:
+        """Note whether a component's result is finite, and return the result unchanged.
 
         Args:
-            part: what computed it, as a sentence begins.
+            component: what computed it, as a sentence begins.
             value: the result.
             t: timesteps [B] that it was computed at, if any.
 
         Raises:
             NonFiniteError: this or an earlier note, where they are looked at.
         """
-        self._notes.append(_Note(part, self._run, self._step, t, value.detach().isfinite().all()))
+        self._notes.append(_Note(component, self._run, self._step, t, value.detach().isfinite().all()))
         if value.device.type == "cpu" or len(self._notes) >= POLL:
             self.verify()
         return value
 
-    def network(self, part: str, network: Callable[..., Any]) -> Callable[..., Any]:
+    def network(self, component: str, network: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of (x, t, ...) to a tensor, such as a network or a gradient, whose results are noted."""
 
         def call(x: Tensor, t: Tensor, *rest: Any) -> Any:
-            return self.note(part, network(x, t, *rest), t)
+            return self.note(component, network(x, t, *rest), t)
 
         return call
 
-    def denoiser(self, part: str, denoiser: Denoiser) -> "CheckedDenoiser":
+    def denoiser(self, component: str, denoiser: Denoiser) -> "CheckedDenoiser":
         """Return a denoiser whose predictions are noted."""
-        return CheckedDenoiser(denoiser, self, part)
+        return CheckedDenoiser(denoiser, self, component)
 
     def states(self, states: Iterator[State], run: str = "sampling") -> Iterator[State]:
         """Yield a sampler's states, note them and count its steps.
@@ -111,11 +111,11 @@ class FiniteCheck:
 
 @dataclass(frozen=True, eq=False)
 class CheckedDenoiser:
-    """A denoiser whose predictions a `FiniteCheck` notes as those of a part."""
+    """A denoiser whose predictions a `FiniteCheck` notes as those of a component."""
 
     inner: Denoiser
     check: FiniteCheck
-    part: str
+    component: str
 
     @property
     def schedule(self) -> Schedule:
@@ -124,18 +124,18 @@ class CheckedDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
         p = self.inner(x, t, cond)
-        self.check.note(self.part, p.x_0, t)
-        self.check.note(self.part, p.eps, t)
+        self.check.note(self.component, p.x_0, t)
+        self.check.note(self.component, p.eps, t)
         return p
 
 
-def check_finite(part: str, value: Tensor) -> Tensor:
+def check_finite(component: str, value: Tensor) -> Tensor:
     """Return a result unchanged, once it is known to be finite; waits for the device.
 
     Raises:
         NonFiniteError: it is not.
     """
     check = FiniteCheck()
-    check.note(part, value)
+    check.note(component, value)
     check.verify()
     return value

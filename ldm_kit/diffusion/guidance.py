@@ -64,7 +64,7 @@ class Rescaled:
 
     Per sample, out <- out (1 + phi (std(conditional) / std(out) - 1)), eq. 15 and 16, where both are outputs of the
     network, in its own `prediction_type`: in pure noise eps is x_t itself and there is nothing to rescale, while v and
-    x_0 have their own deviation. The other view is derived from the result. At scale 1 it changes nothing, nor where
+    x_0 have their own deviation. The other view is derived from the result. It changes nothing at scale 1, or where
     the guided output has no deviation, as that of a zero-initialised network.
 
     Args:

@@ -40,10 +40,9 @@ def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
         schedule: variance-preserving.
 
     Returns:
-        float64 [B]; on the CPU where the device of `t` has no float64.
+        float64 [B], see `exact`.
     """
-    a, s = schedule.alpha_sigma(t := exact(t))
-    a_before, s_before = schedule.alpha_sigma(t - 1)
+    (a, s), (a_before, s_before) = (schedule.alpha_sigma(exact(t) - back) for back in (0, 1))
     return -(a / a_before) * s_before.square() / s
 
 

@@ -75,10 +75,10 @@ def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
         UserError: a file is not as it was saved.
         AutoencoderError: there is no autoencoder, or it cannot be opened.
     """
-    found = saved.find(Path(folder))
-    verify_folder(found)
-    verify_folder(found.parent, f"{found.name}/")
-    return saved.load(found)
+    first_stage = saved.find(Path(folder))
+    verify_folder(first_stage)
+    verify_folder(first_stage.parent, f"{first_stage.name}/")
+    return saved.load(first_stage)
 
 
 def update_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -126,8 +126,8 @@ def _check_digests(folder: Path, expected: Mapping[str, str]) -> None:
         digests = sha256_all([folder / name for name in expected])
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
-    for (name, digest), found in zip(expected.items(), digests, strict=True):
-        if found != digest:
+    for name, digest in zip(expected, digests, strict=True):
+        if digest != expected[name]:
             raise UserError(f"the contents of {folder / name} have changed since it was saved; {_ADVICE}")
 
 

@@ -74,5 +74,5 @@ def _defaults(name: str) -> dict[str, Any] | None:
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         return None
     parameters = inspect.signature(kind.__init__).parameters.items()
-    known = {key: parameter.default for key, parameter in parameters if key in SchedulerFile.model_fields}
-    return {key: default for key, default in known.items() if default is not inspect.Parameter.empty}
+    defaults = {key: parameter.default for key, parameter in parameters if key in SchedulerFile.model_fields}
+    return {key: default for key, default in defaults.items() if default is not inspect.Parameter.empty}

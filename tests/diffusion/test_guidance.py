@@ -3,6 +3,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
+from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, Interval, Rescaled
 from ldm_kit.diffusion.prediction import Prediction, expand_like, from_prediction, to_prediction
 from ldm_kit.diffusion.respacing import trailing
@@ -181,6 +182,16 @@ def test_rescale_of_v_keeps_the_deviation_even_in_pure_noise():
     assert free(x, t, 1).x_0[-1].std() > 2 * found.x_0[-1].std()
     in_eps = Rescaled(free, 1.0, "eps")(x, t, 1)
     assert torch.isfinite(in_eps.x_0).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["eps", "v", "x0"])
+def test_rescale_leaves_an_output_without_deviation_as_it_is(prediction_type):
+    """A zero-initialised network says 0 whatever the condition: 0 / 0."""
+    zero = NetworkDenoiser(lambda x, t, cond: torch.zeros_like(x), scaled_linear(), prediction_type)
+    x, t = torch.randn(2, 3, 4), torch.tensor([30, 900])
+    plain, found = zero(x, t), Rescaled(ClassifierFree(zero, None, 3.0), 0.7, prediction_type)(x, t)
+    torch.testing.assert_close(found.x_0, plain.x_0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.eps, plain.eps, rtol=1e-5, atol=1e-5)
 
 
 def former(denoiser, x, t, cond, scale, phi, interval, prediction_type):
