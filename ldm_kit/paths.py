@@ -12,13 +12,13 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: it, or its nearest parent that is there, is a file or a folder that this process may not write to.
     """
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"cannot write to {folder}: {place} is no folder; name another one")
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {folder}: {existing} is no folder; name another one")
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; name another folder") from None

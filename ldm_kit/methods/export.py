@@ -119,9 +119,9 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
         path = checkpoints.steps(run).get(int(name)) if name.isdecimal() else run / Path(name).name
     if path is None or not is_checkpoint(path):
         names = [folder.name for folder in checkpoints.steps(run).values()]
-        wanted = "" if name in (None, "last") else f" {name}"
+        which = "" if name in (None, "last") else f" {name}"
         raise UserError(
-            f"{run} holds no checkpoint{wanted}; " + (f"known: {', '.join(names)}" if names else "none at all")
+            f"{run} holds no checkpoint{which}; " + (f"known: {', '.join(names)}" if names else "none at all")
         )
     return path
 
