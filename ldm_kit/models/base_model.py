@@ -83,9 +83,10 @@ class BaseModel:
         _check_schedule(folder, table)
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
-        hashes = [digest([text, target, variance, *weights]) for text in (_table_text(table), _config_text(schedule))]
+        texts = (_table_text(table), _config_text(schedule))
+        sha256, former = (digest([text, target, variance, *weights]) for text in texts)
         null, learned = _null(folder, conditioner, device), variance == "learned_range"
-        return cls(folder.path, vae, unet, null, schedule, target, learned, *hashes, origin)
+        return cls(folder.path, vae, unet, null, schedule, target, learned, sha256, former, origin)
 
     @property
     def name(self) -> str:
