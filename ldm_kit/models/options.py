@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ldm_kit.config import Config, UserError
-from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_help, sampler_names
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
@@ -23,7 +23,7 @@ class SamplingOptions(Config):
     """How pictures are sampled; "auto" and None are decided by the model (`resolve`)."""
 
     steps: int = Field(default=20, ge=1, description="sampling steps")
-    solver: str = Field(default="dpm++", description=f"{', '.join(sampler_names())} or {DIFFUSERS_PREFIX}CLASS")
+    solver: str = Field(default="dpm++", description=sampler_help())
     guidance_scale: float = Field(default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance")
     negative_prompt: str | None = Field(
         default=None, description="what to steer away from; left out: the null condition that training used"
