@@ -35,30 +35,6 @@ _ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv",
 _PRIOR = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
 
 
-def _published(
-    base: int, multiples: tuple[int, ...], *, deepest: int, attention: int, side: int, prior: int
-) -> dict[str, dict[str, Any]]:
-    """Return constructor arguments; the encoder has one level more, `deepest` times `base` wide."""
-    widths = tuple(base * m for m in multiples)
-    deeper = (*widths, base * deepest)
-    attends, deeper_attends = (tuple(i == attention for i in range(len(w))) for w in (widths, deeper))
-    return {
-        "unet": {"sample_size": side, "widths": widths, "attention": attends, "dropout": 0.1},
-        "encoder": {"widths": deeper, "attention": deeper_attends},
-        "prior": {"layers": prior},
-    }
-
-
-PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "celeba64": _published(64, (1, 2, 4, 8), deepest=8, attention=2, side=64, prior=10),
-    "ffhq128": _published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=10),
-    "horse128": _published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=20),
-    "bedroom128": _published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=20),
-    "ffhq256": _published(128, (1, 1, 2, 2, 4, 4), deepest=4, attention=4, side=256, prior=10),
-}
-"""The papers' models: "unet" (`SemanticUNet`), "encoder" (`SemanticEncoder`), "prior" (`SkipMLP`) -> arguments."""
-
-
 def strip_prefix(state_dict: State, prefix: str) -> dict[str, Tensor]:
     """Return the entries whose names have a prefix, such as `ema_model.`, without it; raises UserError for none."""
     entries = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
@@ -157,21 +133,6 @@ def prior_from(state_dict: State) -> Converted:
     return convert_state_dict(
         own, lambda: SkipMLP(**settings), lambda name: _prior_name(name, last), ONE_HEAD
     ), settings
-
-
-def classifier_from(state_dict: State) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return a classifier's averaged weights, for `nn.Linear`, and its codes' mean [Z] and deviation [Z].
-
-    Raises:
-        UserError: there is no such classifier, or there are no statistics.
-    """
-    if missing := [name for name in ("conds_mean", "conds_std") if name not in state_dict]:
-        raise UserError(f"this classifier's checkpoint has no {missing[0]!r}; expected the statistics of its codes")
-    return (
-        strip_prefix(state_dict, "ema_classifier."),
-        state_dict["conds_mean"].flatten(),
-        state_dict["conds_std"].flatten(),
-    )
 
 
 def convert_state_dict(

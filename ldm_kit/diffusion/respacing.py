@@ -17,10 +17,10 @@ def trailing(total: int, steps: int) -> list[int]:
     return [round(total - i * total / steps) - 1 for i in range(steps)] + [-1]
 
 
-def leading(total: int, steps: int, offset: int = 0) -> list[int]:
-    """Return falling multiples of T // steps, shifted by `offset` (1 in Stable Diffusion), then -1."""
+def leading(total: int, steps: int) -> list[int]:
+    """Return falling multiples of T // steps, then -1."""
     _check_steps(total, steps)
-    return [min(i * (total // steps) + offset, total - 1) for i in reversed(range(steps))] + [-1]
+    return [i * (total // steps) for i in reversed(range(steps))] + [-1]
 
 
 def linspace(total: int, steps: int) -> list[int]:

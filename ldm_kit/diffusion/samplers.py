@@ -80,7 +80,6 @@ def ddpm(
     noise: Noise,
     variance: VarianceType | Literal["auto"] = "small",
     gradient: Gradient | None = None,
-    at_mean: bool = False,
 ) -> Iterator[State]:
     """Sample by ancestral sampling (Ho et al. 2020, eq. 7 and algorithm 2), respaced to the given timesteps.
 
@@ -95,8 +94,6 @@ def ddpm(
         variance: of the reverse step, see `Posterior.reverse_variance`.
         gradient: shifts the mean by variance times gradient (Dhariwal & Nichol 2021, algorithm 1), also in the last
             step, where the small variance is 0.
-        at_mean: evaluate the gradient at the mean and the mean's timestep, as the paper derives it (section 4.1),
-            instead of at x_t and t, as its algorithm and code do; nearer to the exact posterior for few steps.
 
     Yields:
         One state for each step.
@@ -110,8 +107,7 @@ def ddpm(
         p = denoiser(x, time, cond)
         mean = one.mean(x, p.x_0)
         if gradient is not None:
-            where = (mean, times_like(x, max(one.t_next, 0))) if at_mean else (x, time)
-            mean = mean + one.reverse_variance(variance, p.fraction) * gradient(*where)
+            mean = mean + one.reverse_variance(variance, p.fraction) * gradient(x, time)
         x = mean
         if one.t_next >= 0:
             x = mean + one.reverse_variance(variance, p.fraction) ** 0.5 * noise(step, x.shape[1:]).to(x)

@@ -61,21 +61,6 @@ def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch =
     return torch.cat(batches)
 
 
-def truth_of(prompts: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Return the index, int64 [M], of the reference picture whose caption each of M prompts is.
-
-    Raises:
-        ValueError: a prompt is the caption of no reference picture, or of more than one.
-    """
-    indices: dict[str, list[int]] = {}
-    for index, caption in enumerate(captions):
-        indices.setdefault(caption, []).append(index)
-    for prompt in prompts:
-        if (count := len(indices.get(prompt, []))) != 1:
-            raise ValueError(f"the prompt {prompt!r:.100} captions {count} reference pictures; expected exactly 1")
-    return torch.tensor([indices[prompt][0] for prompt in prompts], dtype=torch.long)
-
-
 def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distance = "cosine") -> Tensor:
     """Return the rank, int64 [M] from 1, of each true picture among the references by distance to the generated one.
 
@@ -139,17 +124,6 @@ def fidelity(
     if toned and tones is not None:
         tone = agreement(generated[toned], references, truth[toned], tones, distance).double().mean().item()
     return Fidelity((rank <= 1).double().mean().item(), (rank <= 5).double().mean().item(), tone, len(toned), len(rank))
-
-
-def ceiling(
-    references: Tensor, truth: Tensor, tones: Sequence[str] | None = None, distance: Distance = "cosine"
-) -> Fidelity:
-    """Return the prompt fidelity of the true pictures themselves, the most that any model can reach.
-
-    It is below 1 where references are identical, as a tenth of OpenMoji's are ("cook" and "man cook" are one drawing):
-    ties count as wrong. Report it beside every value. Arguments as for `fidelity`.
-    """
-    return fidelity(references[truth.to(references.device)], references, truth, tones, distance)
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

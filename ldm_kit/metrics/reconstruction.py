@@ -1,14 +1,12 @@
 """Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1], and their means over a set.
 
 Over a set, metrics are accumulated as sums and counts (`RunningMean`), never as means of means: the last batch may be
-small, and ranks may have unequal numbers of pictures. The PSNR of a set is usually the mean of the pictures' PSNRs. The
-PSNR of the mean squared error, `decibels(errors.mean())`, is never larger and is dominated by the worst pictures;
-reports must say which of the two they give.
+small. The PSNR of a set is usually the mean of the pictures' PSNRs. The PSNR of the mean squared error,
+`decibels(errors.mean())`, is never larger and is dominated by the worst pictures; reports must say which of the two
+they give.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,16 +87,9 @@ class RunningMean:
         self.sum += values.detach().cpu().double().sum().item()
         self.count += values.numel()
 
-    def mean(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Return the mean of all values added so far, NaN if there are none; sum and count stay as they are.
-
-        Args:
-            all_reduce: for the mean over all ranks, which must then all call this: maps sum and count, float64 [2] on
-                the CPU, to their sums over ranks. None: this rank's mean.
-        """
-        totals = torch.tensor([self.sum, self.count], dtype=torch.float64)
-        total, count = (all_reduce(totals) if all_reduce else totals).tolist()
-        return total / count if count else math.nan
+    def mean(self) -> float:
+        """Return the mean of all values added so far, NaN if there are none; sum and count stay as they are."""
+        return self.sum / self.count if self.count else math.nan
 
 
 def _check(x: Tensor, y: Tensor) -> None:

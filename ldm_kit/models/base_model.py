@@ -86,9 +86,9 @@ class BaseModel:
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
         texts = (_table_text(table), _config_text(schedule))
-        sha256, old_sha256 = (digest([text, target, variance, *weights]) for text in texts)
+        sha256, former = (digest([text, target, variance, *weights]) for text in texts)
         null, learned = _null(folder, conditioner, device), variance == "learned_range"
-        return cls(folder.path, vae, unet, null, schedule, target, learned, sha256, old_sha256, origin)
+        return cls(folder.path, vae, unet, null, schedule, target, learned, sha256, former, origin)
 
     @property
     def name(self) -> str:

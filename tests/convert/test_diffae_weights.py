@@ -2,12 +2,11 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 from conditioning.semantic import SemanticEncoder
 from ldm_kit.config import UserError
 from ldm_kit.convert import diffae_weights
-from ldm_kit.convert.diffae_weights import PUBLISHED, strip_prefix
+from ldm_kit.convert.diffae_weights import strip_prefix
 from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from tests.nets.originals import DiffAE, SkipNet, perturbed
@@ -19,6 +18,27 @@ PUBLIC = {  # parameters of the whole autoencoder, and of its encoder, as counte
     "horse128": (128_545_155, 24_673_536),
     "bedroom128": (128_545_155, 24_673_536),
     "ffhq256": (168_492_291, 30_150_400),
+}
+
+
+def published(base, multiples, *, deepest, attention, side, prior):
+    """Arguments of the networks; the encoder has one level more, `deepest` times `base` wide."""
+    widths = tuple(base * m for m in multiples)
+    deeper = (*widths, base * deepest)
+    attends, deeper_attends = (tuple(i == attention for i in range(len(w))) for w in (widths, deeper))
+    return {
+        "unet": {"sample_size": side, "widths": widths, "attention": attends, "dropout": 0.1},
+        "encoder": {"widths": deeper, "attention": deeper_attends},
+        "prior": {"layers": prior},
+    }
+
+
+PUBLISHED = {  # the papers' models
+    "celeba64": published(64, (1, 2, 4, 8), deepest=8, attention=2, side=64, prior=10),
+    "ffhq128": published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=10),
+    "horse128": published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=20),
+    "bedroom128": published(128, (1, 1, 2, 3, 4), deepest=4, attention=3, side=128, prior=20),
+    "ffhq256": published(128, (1, 1, 2, 2, 4, 4), deepest=4, attention=4, side=256, prior=10),
 }
 
 
@@ -74,18 +94,6 @@ def test_a_prior_computes_as_the_original(original, inputs):
 def test_a_prior_ignores_what_its_last_layer_never_used():
     state = {**SkipNet(16, 32, 4).state_dict(), "layers.3.linear_emb.weight": torch.zeros(16, 16)}
     assert "out.weight" in diffae_weights.prior_from(state)[0]
-
-
-def test_a_classifier_comes_with_the_statistics_of_its_codes():
-    linear = nn.Linear(16, 40)
-    state = {f"ema_classifier.{name}": value for name, value in linear.state_dict().items()}
-    with pytest.raises(UserError, match="'conds_mean'"):
-        diffae_weights.classifier_from(state)
-    state |= {"conds_mean": torch.arange(16.0)[None], "conds_std": torch.ones(1, 16)}
-    found, mean, std = diffae_weights.classifier_from(state)
-    nn.Linear(16, 40).load_state_dict(found)
-    assert torch.equal(mean, torch.arange(16.0))
-    assert std.shape == (16,)
 
 
 def test_half_precision_comes_out_as_float32(original):

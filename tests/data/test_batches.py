@@ -1,6 +1,6 @@
 import torch
 
-from ldm_kit.data.batches import PictureBatches, chunks, flipped, flips
+from ldm_kit.data.batches import PictureBatches, chunks, flipped, flips, spread
 from ldm_kit.data.images import InMemory, Record, to_unit
 
 PIXELS = torch.arange(6 * 3 * 16).view(6, 3, 4, 4).to(torch.uint8)
@@ -32,6 +32,12 @@ def test_a_flip_is_a_fair_coin_for_each_seed():
     assert abs((flips(1, position) == flips(2, position)).float().mean() - 0.5) < 0.02
     x = torch.rand(4, 1, 2, 2)
     assert torch.equal(flipped(flipped(x, 3, position[:4]), 3, position[:4]), x)
+
+
+def test_pictures_shown_are_spread_over_the_whole_set():
+    assert spread(10, 3) == [0, 3, 6]
+    assert spread(10, 4) == [0, 2, 5, 7]
+    assert spread(3, 8) == [0, 1, 2]
 
 
 def test_chunks_cover_a_set_once():

@@ -1,6 +1,5 @@
 """Guidance by a classifier, against a mixture whose exact classifier and exact posterior are formulas."""
 
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -72,18 +71,8 @@ def test_algorithm_2_reaches_the_posterior_weights(target):
 def test_algorithm_1_reaches_the_posterior_weights(variance, target):
     mixture, times = three(SCHEDULES[target]), trailing(1000, 125)
     truth = mixture.given(MADE_BY[:, 1]).weights
-    guided = partial(ddpm, networked(target), Z, times, noise=noise, variance=variance, gradient=gradient(mixture))
-    at_x_t, at_mean = ((shares(mixture, last(guided(at_mean=where))) - truth).abs().max() for where in (False, True))
-    assert at_x_t < 0.05
-    assert at_mean < 0.04
-
-
-def test_at_the_mean_few_steps_do_better():
-    mixture = three(linear())
-    truth, g = mixture.given(MADE_BY[:, 1]).weights, gradient(mixture)
-    guided = partial(ddpm, mixture, Z, trailing(1000, 20), noise=noise, gradient=g)
-    at_x_t, at_mean = ((shares(mixture, last(guided(at_mean=where))) - truth).abs().max() for where in (False, True))
-    assert at_mean < at_x_t - 0.02
+    guided = ddpm(networked(target), Z, times, noise=noise, variance=variance, gradient=gradient(mixture))
+    assert (shares(mixture, last(guided)) - truth).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("algorithm", [1, 2])
@@ -124,10 +113,6 @@ def test_algorithm_1_adds_variance_times_gradient():
                 assert torch.equal(moved.x, moved.prediction.x_0)  # no variance, no guidance
     assert [t for _, t in seen[:3]] == times[:-1]
     assert torch.equal(seen[0][0], Z)
-    seen.clear()
-    states = list(ddpm(mixture, Z, times, noise=still, gradient=pull, at_mean=True))
-    assert [t for _, t in seen] == [400, 100, 0]
-    assert torch.equal(seen[2][0], states[-1].prediction.x_0)
 
 
 def test_what_is_clipped_is_clipped_before_the_shift_and_not_again():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.editing import code_files, operations
+from ldm_kit.editing.attributes import _strengths
 from ldm_kit.editing.code_files import CodeFile
 from ldm_kit.editing.image_io import read_picture, save_animation
 from ldm_kit.editing.operations import Change
@@ -113,6 +114,13 @@ def test_strengths_out_of_range(strength):
     with pytest.raises(ValidationError, match=r"expected -1 to 1, where -0.5 to 0.5 is sensible, 0.3 is typical"):
         ChangeOptions(**needed, strip=f"0.1,{strength}")
     assert ChangeOptions(**needed, strip="-1,0,0.25").strip_strengths == [-1.0, 0.0, 0.25]
+
+
+def test_a_typical_strength_stays_within_what_may_be_asked_for():
+    one, far = direction(0), direction(1)._replace(typical=-3.0)
+    assert _strengths((), [one, far]) == [0.2, -1.0]
+    assert _strengths((0.5,), [one, far]) == [0.5, 0.5]
+    assert _strengths((0.5, 0.1), [one, far]) == [0.5, 0.1]
 
 
 def test_strength_0_is_no_edit():

@@ -5,6 +5,7 @@ import torch
 
 from conditioning.base import drop
 from ldm_kit.data.batches import flips
+from ldm_kit.diffusion.loss import Errors
 from ldm_kit.methods.inputs import drop_mask
 from ldm_kit.methods.train import open_method
 from ldm_kit.training.batches import BatchSplit
@@ -31,6 +32,17 @@ def test_drops_are_not_tied_to_flips_or_seeds():
     both = (drop_mask(0, position, 0.5) & flips(0, position)).float().mean()
     assert abs(both - 0.25) < 0.02
     assert not torch.equal(drop_mask(0, position, 0.5), drop_mask(1, position, 0.5))
+
+
+def test_training_drops_the_configured_share(tmp_path):
+    config = settings(CLASSES, picture_folder(tmp_path / "pictures"), tmp_path / "run", "condition_dropout=0.5")
+    method, seen = open_method(config), []
+    method.errors = lambda batch, t, seed, inputs, network: seen.append(inputs) or Errors(torch.zeros(len(t)), None)
+    batch = method.batches.__getitems__([(i, i) for i in range(16)])
+    list(method.losses(batch, 0))
+    expected = drop(batch["inputs"], method.null, drop_mask(config.seed, batch["position"], 0.5))
+    assert all(torch.equal(seen[0][name], value) for name, value in expected.items())
+    assert any(not torch.equal(value, batch["inputs"][name]) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("tree", [TEXT, CLASSES], ids=["text", "class"])

@@ -1,14 +1,17 @@
 """Losses of the latent method: configs, what trains, and that a loss-aware density is exact under any split."""
 
+import warnings
+
 import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.methods.latent import LatentRun
-from ldm_kit.methods.train import open_method
+from ldm_kit.diffusion.timesteps import HISTORY
+from ldm_kit.methods.latent import Latent, LatentRun
+from ldm_kit.methods.train import open_method, train
 from ldm_kit.training import checkpoint
 from ldm_kit.training.checkpoint import load_tensors
-from tests.training.helpers import STAGE_2, picture_folder, play, ranks, settings, tensors_of
+from tests.training.helpers import STAGE_2, picture_folder, play, ranks, reset, settings, tensors_of
 
 HYBRID = ("variance=learned_range", "prediction_type=eps")
 AWARE = (
@@ -117,6 +120,41 @@ def test_min_snr_weighs_the_loss_that_trains_and_not_the_one_held_out(pictures, 
     ((_, loss, _),) = plain.losses(batch, 0)
     assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
     assert method.heldout_loss() == pytest.approx(plain.heldout_loss())
+
+
+def test_importance_weights_undo_a_loss_aware_density(pictures, tmp_path):
+    method = open_method(settings(STAGE_2, pictures, tmp_path / "run", *AWARE, "unet.dropout=0", "condition_dropout=0"))
+    method.times.history.losses[:] = torch.tensor([[1.0], [3.0]])
+    method.times.history.seen[:] = HISTORY
+    batch = method.batches.__getitems__([(i, i) for i in range(8)])
+    t, weight = method.times.draw(batch["position"])
+    assert weight.unique().numel() == 2
+    bits = method.errors(batch, t, method.config.seed, batch["inputs"], method.module).bits
+    ((_, loss, logs),) = method.losses(batch, 0)
+    assert loss.item() == pytest.approx((bits * weight).mean().item(), rel=1e-5)
+    assert logs["vb"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert abs(loss.item() / bits.mean().item() - 1) > 0.01
+
+
+def test_evaluations_and_the_finished_model_have_the_averages(pictures, tmp_path, monkeypatch):
+    seen = {}
+
+    def evaluate(self, step, folder):
+        seen[step] = self.module.unet.conv_in.weight.detach().clone()
+        return {}
+
+    monkeypatch.setattr(Latent, "evaluate", evaluate)
+    more = ("train.steps=2", "train.checkpoint_every=1", "train.keep_last=9", "log.evaluate_every=1", "optim.lr=1e-2")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        model = train(settings(STAGE_2, pictures, tmp_path / "run", *more))
+    reset()
+    for step, path in checkpoint.steps(tmp_path / "run").items():
+        average = load_tensors(path / "ema" / "unet.safetensors")["conv_in.weight"]
+        last = load_tensors(path / "model" / "denoiser.safetensors")["unet.conv_in.weight"]
+        assert torch.equal(seen[step], average)
+        assert step == 1 or not torch.equal(average, last)
+    assert torch.equal(load_tensors(model / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"], seen[2])
 
 
 def test_held_out_losses_are_without_dropout(pictures, tmp_path):

@@ -6,14 +6,12 @@ import torch
 from ldm_kit.metrics.fidelity import (
     Fidelity,
     agreement,
-    ceiling,
     embed,
     fidelity,
     frechet,
     frechet_checked,
     ranks,
     table,
-    truth_of,
     wilson,
 )
 
@@ -75,14 +73,6 @@ def test_fidelity_in_numbers():
     assert (bare.rank1, bare.tone_count, math.isnan(bare.tone)) == (0.5, 0, True)
 
 
-def test_twins_lower_the_ceiling():
-    references = cloud(10, 20)
-    references[9] = references[0]
-    best = ceiling(references, torch.arange(10), ["light"] * 9 + ["dark"])
-    assert (best.rank1, best.rank5, best.tone) == (0.8, 1.0, 0.8)
-    assert ceiling(references, torch.tensor([1, 2])).rank1 == 1
-
-
 @pytest.mark.parametrize(
     ("generated", "truth", "options"),
     [
@@ -118,13 +108,6 @@ def test_features_are_taken_in_batches():
         embed(features, pictures[:0])
     with pytest.raises(ValueError, match=r"\[B, D\]"):
         embed(lambda p: p.float(), pictures)
-
-
-def test_a_prompt_captions_one_picture():
-    assert truth_of(["b", "a", "b"], ["a", "b", "c"]).tolist() == [1, 0, 1]
-    for captions, times in ((["a"], 0), (["b", "b"], 2)):
-        with pytest.raises(ValueError, match=f"captions {times} reference"):
-            truth_of(["b"], captions)
 
 
 def test_wilson_is_the_textbook_interval():

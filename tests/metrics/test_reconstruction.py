@@ -71,15 +71,6 @@ def test_a_running_mean_is_no_mean_of_means():
     assert math.isnan(RunningMean().mean())
 
 
-def test_a_running_mean_over_processes():
-    shares = [RunningMean(), RunningMean()]
-    shares[0].add(torch.tensor([1.0, 2.0, 3.0]))
-    shares[1].add(torch.tensor([10.0]))
-    other = torch.tensor([shares[1].sum, shares[1].count], dtype=torch.float64)
-    assert shares[0].mean(lambda totals: totals + other) == 4.0
-    assert shares[0].mean() == 2.0
-
-
 def test_a_running_mean_is_kept_in_float64():
     running = RunningMean()
     for _ in range(1000):

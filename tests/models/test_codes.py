@@ -16,6 +16,10 @@ def test_normalised_codes_have_mean_0_and_deviation_1_and_come_back():
     torch.testing.assert_close(statistics.denormalise(normalised), z, atol=1e-3, rtol=1e-5)
 
 
+def test_the_deviation_is_that_of_the_set_itself():
+    assert code_statistics(torch.tensor([[1.0], [3.0]])) == (torch.tensor([2.0]), torch.tensor([1.0]))
+
+
 def test_a_dimension_without_spread_stays_finite():
     statistics = code_statistics(torch.ones(3, 2))
     assert statistics.std.min() > 0

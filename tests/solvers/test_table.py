@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.diffusion.analytic import Gaussian
 from ldm_kit.diffusion.respacing import trailing
-from ldm_kit.diffusion.rng import initial_noise
-from ldm_kit.diffusion.samplers import ddim
+from ldm_kit.diffusion.rng import initial_noise, step_noise
+from ldm_kit.diffusion.samplers import ddim, ddpm
 from ldm_kit.diffusion.schedule import linear
 from ldm_kit.solvers.samplers import sample
 from ldm_kit.solvers.table import (
@@ -110,6 +111,12 @@ def test_what_samplers_take():
     for record in SAMPLERS.values():
         assert callable(record.function)
         assert callable(replace(record, run=record.function).function)
+
+
+@pytest.mark.parametrize(("name", "variance"), [("ddpm", "small"), ("ddpm-large", "large"), ("euler-a", "small")])
+def test_the_variance_of_a_name_is_that_of_its_record(name, variance):
+    expected = last(ddpm(EXACT, NOISE, TIMES, noise=partial(step_noise, SEEDS), variance=variance))
+    assert torch.equal(last(sample(name, EXACT, NOISE, TIMES, seeds=SEEDS)), expected)
 
 
 def test_an_unknown_name_is_refused_in_a_sentence():

@@ -9,7 +9,7 @@ from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training.checkpoint import load_tensors
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import decay_at
-from ldm_kit.training.optim import dump
+from ldm_kit.training.optim import OptimConfig, dump
 from tests.training.helpers import KL, VQ, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, train_into_nan, trainer
 
@@ -31,6 +31,18 @@ def test_a_huge_gradient_is_clipped_and_an_infinite_one_refused():
     assert first.norm().item() == pytest.approx(0.1 * 1.0, rel=1e-4), "1 - beta_1, times the gradient that was left"
     with pytest.raises(UserError, match=r"at step 1 \(loss of net inf on process 0; gradient of net (inf|nan)"):
         next(trainer(Toy(lambda loss, step: loss * float("inf"))).train(Numbers()))
+
+
+def test_the_planned_rate_is_that_of_the_update():
+    """AdamW's first update has the size of its rate: 1 / 4 of the peak in a warm-up of 4 steps."""
+    running = trainer(toy := Toy(), steps=6)
+    running.optim = {"net": OptimConfig(lr=0.1, warmup=4)}
+    before = toy.net.weight.detach().clone()
+    for step in running.train(Numbers()):
+        if step.number == 1:
+            assert (toy.net.weight - before).abs().max().item() == pytest.approx(0.1 / 4, rel=0.02)
+        assert step.lr == pytest.approx(0.1 * min(1, step.number / 4))
+        assert {group["lr"] for group in running.optimisers["net"].param_groups} == {step.lr}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

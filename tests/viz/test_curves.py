@@ -29,7 +29,7 @@ def test_curves_draw_a_png_without_global_state(tmp_path):
 
 
 def test_losses_are_logarithmic_where_positive(tmp_path):
-    write_metrics(tmp_path / "m.jsonl", [{"step": s, "loss": s + 1, "loss_d": s - 1, "lr": 1.0} for s in (0, 1, 1, 2)])
+    write_metrics(tmp_path / "m.jsonl", [{"step": s, "loss": s + 1, "loss_d": s - 1, "lr": 1.0} for s in (0, 1, 2)])
     series = _series(tmp_path / "m.jsonl")
     assert series["loss"] == {0: 1, 1: 2, 2: 3}
     scales = []
@@ -38,6 +38,21 @@ def test_losses_are_logarithmic_where_positive(tmp_path):
         _panel(axes, key, series[key])
         scales.append(axes.get_yscale())
     assert dict(zip(series, scales, strict=True)) == {"loss": "log", "loss_d": "linear", "lr": "linear"}
+
+
+def test_of_a_step_that_was_logged_twice_the_last_line_counts(tmp_path):
+    entries = [{"step": step, "loss": loss} for step, loss in ((0, 1.0), (1, 9.0), (1, 2.0), (2, 3.0))]
+    write_metrics(tmp_path / "m.jsonl", entries)
+    assert _series(tmp_path / "m.jsonl")["loss"] == {0: 1, 1: 2, 2: 3}
+
+
+def test_the_moving_mean_lies_on_a_straight_line():
+    axes = Figure().add_subplot()
+    _panel(axes, "psnr", {step: 2.0 * step for step in range(101)})
+    points, mean = axes.lines
+    assert len(points.get_xdata()) == 101
+    assert mean.get_xdata()[0] == 2
+    assert mean.get_ydata() == pytest.approx(2 * mean.get_xdata())
 
 
 def test_curves_complain_at_the_door(tmp_path):
