@@ -36,7 +36,10 @@ class FirstStage:
     config: NoisedRun
     vae: AutoencoderKL | VQModel | None  # None: pictures are their own latents
     device: torch.device
-    batch_size: BatchSize  # pictures encoded at once
+    batch_size: BatchSize = field(init=False)  # pictures encoded at once
+
+    def __post_init__(self) -> None:
+        self.batch_size = BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
 
     @classmethod
     def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
@@ -49,7 +52,7 @@ class FirstStage:
         vae: Any = prepare_loaded(saved.load(config.autoencoder), device, config.train) if config.autoencoder else None
         vae = None if vae is None else vae.to(device)
         _check_autoencoder(vae, pictures, config)
-        return cls(config, vae, device, BatchSize.for_pictures(config.train.eval_batch, pictures.resolution))
+        return cls(config, vae, device)
 
     def latents(self, pictures: PictureSet, name: str) -> Latents:
         """Return the latents of the set `name` ("train": with mirrored views where the run flips; or "heldout").
