@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import starmap
 from typing import Literal
 
 import torch
@@ -100,12 +102,12 @@ def whole_batch_weight(
         maximum: bound of lambda.
         average: mean of a tensor over ranks.
     """
-    parts = [_last_layer_gradients(*pair, last_layer) for pair in losses]
+    parts = starmap(partial(_last_layer_gradients, last_layer), losses)  # which keeps no graph while the next is made
     of_nll, of_g = (average(torch.stack(gradients).mean(0)).norm() for gradients in zip(*parts, strict=True))
     return (of_nll / (of_g + 1e-4)).clamp(0, maximum).detach()
 
 
-def _last_layer_gradients(nll: Tensor, g: Tensor, last_layer: Tensor) -> list[Tensor]:
+def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Tensor]:
     """Return both losses' gradients in float32; those of means over many pixels would be 0 in float16, unscaled."""
     gradients = [torch.autograd.grad(f * GRADIENT_SCALE, last_layer, retain_graph=True)[0] for f in (nll, g)]
     return [gradient.float() / GRADIENT_SCALE for gradient in gradients]

@@ -31,6 +31,9 @@ class PerceptualConfig(BaseModel):
     reduce: Literal["mean", "sum"] = Field(
         default="mean", description="Over the stages of a timm backbone; LPIPS sums."
     )
+    precision: Literal["run", "no"] = Field(
+        default="run", description="Of its features: run for that of the run, no for float32."
+    )
     minimum_size: int = Field(default=64, ge=1, description="Smaller pictures are enlarged to this side, in pixels.")
 
     @model_validator(mode="after")
@@ -47,7 +50,8 @@ class Perceptual(nn.Module):
 
     Attributes:
         precision: dtype to which the backbone autocasts; None: that of an autocast around it, if any. Distances are
-            float32: those of bfloat16 features are within 1 % and those of float16 within 0.1 % (MEASURED).
+            float32. Measured with Lite0 on pictures of 64 px: distances differ from float32's by up to 1.3 % in
+            bfloat16 and 0.3 % in float16; a layer's gradient over two pictures by 6 to 15 % and 5 to 6 %.
 
     Raises:
         AutoencoderError: the weights cannot be loaded; names every way to provide them.
@@ -99,7 +103,7 @@ class Perceptual(nn.Module):
 
     def _autocast(self, device: str) -> torch.autocast:
         precision = self.precision or torch.get_autocast_dtype(device)
-        wanted = self.precision is not None or torch.is_autocast_enabled(device)
+        wanted = self.config.precision == "run" and (self.precision is not None or torch.is_autocast_enabled(device))
         # on a CPU bfloat16 costs time on the depthwise convolutions of timm's backbones and gives none back
         slow = device == "cpu" and isinstance(self.backbone, TimmBackbone)
         return torch.autocast(device, precision, enabled=wanted and not slow)

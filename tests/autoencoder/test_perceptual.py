@@ -182,3 +182,5 @@ def test_features_are_in_the_precision_of_the_run_and_distances_in_float32(preci
     assert found.dtype == around.dtype == torch.float32
     assert torch.equal(found, around)
     assert (found / expected - 1).abs().max() < 0.01
+    perceptual.config, perceptual.precision = PerceptualConfig(spec="none", precision="no"), precision
+    assert torch.equal(perceptual(x, y), expected)
