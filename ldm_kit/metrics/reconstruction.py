@@ -7,6 +7,7 @@ they give.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ldm_kit.config import Config
-from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_names
+from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_help, sampler_names
 
 MAX_SEED = 2**64 - 1  # that torch takes
 
@@ -46,7 +46,7 @@ class SamplerOptions(Config):
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
     solver: str = Field(
         default="dpm++",
-        description=f"{', '.join(sampler_names())} or {DIFFUSERS_PREFIX}CLASS",
+        description=sampler_help(),
         json_schema_extra=OWN,
     )
     guidance_scale: float = Field(
