@@ -134,10 +134,11 @@ def _loaded_system_fonts() -> Iterator[_Font | None]:
 
 
 @cache
-def _packaged_font(place: tuple[str, str]) -> _Font | None:
-    package = find_spec(place[0])
-    folders = None if package is None else package.submodule_search_locations
-    return _load(str(Path(next(iter(folders))) / place[1])) if folders else None
+def _packaged_font(source: tuple[str, str]) -> _Font | None:
+    package, file = source
+    spec = find_spec(package)
+    folders = None if spec is None else spec.submodule_search_locations
+    return _load(str(Path(next(iter(folders))) / file)) if folders else None
 
 
 @cache
