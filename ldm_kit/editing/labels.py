@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path, PurePosixPath
 
 from ldm_kit.config import UserError
@@ -30,6 +31,19 @@ class Column:
     def binary(self) -> bool:
         """Whether all values are yes or no, in any spelling."""
         return {value.lower() for value in {*self.values} if value is not None} <= _YES | _NO
+
+    @cached_property
+    def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """The rows of pictures with equal pair names, by their two values, in the order of the first of the two."""
+        first: dict[str, dict[str, int]] = {}
+        for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
+            if pair is not None and value is not None:
+                first.setdefault(pair, {}).setdefault(value, i)
+        rows: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for sides in first.values():
+            for (before, i), (after, j) in permutations(sides.items(), 2):
+                rows.setdefault((before, after), []).append((i, j))
+        return {values: sorted(indices, key=min) for values, indices in rows.items()}
 
     def positive(self, value: str) -> list[bool | None]:
         """Return for each picture whether it has a value ("yes" for a binary attribute); None where it is not known."""
