@@ -199,12 +199,16 @@ def check_raw(raw: Sequence[str | int]) -> None:
 
 
 def texts(raw: Sequence[str | int]) -> list[str]:
-    """Return `raw` as captions; raises ConditioningError naming the first value that is not a string."""
+    """Return `raw` as captions that tokenizers take, each lone surrogate as U+FFFD.
+
+    Raises:
+        ConditioningError: a value that is not a string; names the first.
+    """
     check_raw(raw)
     for value in raw:
         if not isinstance(value, str):
             raise ConditioningError(f"a caption must be a string, got {value!r} of type {type(value).__name__}")
-    return [str(value) for value in raw]
+    return [str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in raw]
 
 
 def _replace(key: str, value: Tensor, null: Tensor, dropped: Tensor, masked: bool) -> Tensor:

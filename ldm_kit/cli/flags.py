@@ -11,6 +11,7 @@ A field gives its flag all that there is to know of it:
 
 import functools
 import inspect
+import io
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ def run_cli(
     Raises:
         SystemExit: always; with status 2 after a mistake on the command line, named in one sentence on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be printable
     commands = (main,) if callable(main) else main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
     for command in commands:

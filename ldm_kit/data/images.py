@@ -205,16 +205,24 @@ def class_names(labels: Iterable[str | None]) -> list[str]:
 
 def unit_hash(salt: str, name: str) -> float:
     """Return a number in [0, 1) that depends on the two strings alone, on every machine and in every release."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(_utf8(f"{salt}:{name}")).digest()[:6]) / 2**48
 
 
 def digest(texts: Iterable[str]) -> str:
     """Return the sha256 (hex) of a sequence of strings; their lengths are hashed too, so that joins differ."""
     state = hashlib.sha256()
     for text in texts:
-        raw = text.encode("utf-8", "surrogateescape")
+        raw = _utf8(text)
         state.update(len(raw).to_bytes(8) + raw)
     return state.hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    """Return a string as UTF-8: bytes of a file's name as they are, other lone surrogates (of JSON) as if valid."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def to_unit(pictures: Tensor) -> Tensor:

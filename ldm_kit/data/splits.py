@@ -38,8 +38,9 @@ def folder_role(name: str) -> Role | None:
 def file_role(name: str) -> Role | None:
     """Return the role that a shard has by one of its folders or by its name, as `data/test-00.tar`; None if none."""
     path = PurePosixPath(name)
-    if role := next(filter(None, map(folder_role, path.parts[:-1])), None):
-        return role
+    for folder in path.parts[:-1]:
+        if (role := folder_role(folder)) is not None:
+            return role
     match = _FILE.fullmatch(path.stem)
     return _ROLES[match[1].lower()] if match else None
 
@@ -80,7 +81,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
     return None
 
 
-def common_depth(folders: Sequence[Sequence[str]]) -> int:
+def common_depth(folders: Sequence[list[str]]) -> int:
     """Return how many folders all of some paths begin with."""
     low, high = min(folders, default=[]), max(folders, default=[])
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
@@ -112,7 +113,7 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
     Raises:
         UserError: it has val or test pictures alone.
     """
-    present = {role for role in roles if role is not None}
+    present: set[Role] = {role for role in roles if role is not None}
     if present and "train" not in present:
         raise UserError(
             f"{source} holds {' and '.join(sorted(present))} pictures, but none named train; {remedy}, or point "
@@ -126,8 +127,8 @@ def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
     Raises:
         UserError: some are named as splits and others are not, or none holds training pictures.
     """
-    roles = {name: file_role(name) for name in names}
-    present = {role for role in roles.values() if role is not None}
+    roles: dict[str, Role | None] = {name: file_role(name) for name in names}
+    present: set[Role] = {role for role in roles.values() if role is not None}
     if len(present) < 2:
         return dict.fromkeys(roles)
     if others := [name for name, role in roles.items() if role is None]:
@@ -153,7 +154,7 @@ def named_members(names: Sequence[str], source: object) -> list[Role | None]:
 
 def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
     """Return the role that is neither trained on nor held out, and log a line on what the names were taken for."""
-    present = {role for role in roles if role is not None}
+    present: set[Role] = {role for role in roles if role is not None}
     if present <= {"train"}:
         return None
     heldout = _heldout_role(present)
@@ -182,7 +183,8 @@ def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float
     Raises:
         UserError: no picture is left to train on.
     """
-    held = _heldout_role({*roles})
+    present: set[Role | None] = {*roles}
+    held = _heldout_role(present)
     train = [i for i, role in enumerate(roles) if role in (None, "train")]
     heldout = [i for i, role in enumerate(roles) if role == held]
     if not train:

@@ -22,7 +22,7 @@ _MUL2 = 0x94D049BB133111EB - (1 << 64)
 def derive_seed(seed: int, *address: str | int) -> int:
     """Return a 63-bit seed for an address such as (seed, "order", epoch)."""
     text = "/".join([str(seed), *map(str, address)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 def _mix(z: Tensor) -> Tensor:

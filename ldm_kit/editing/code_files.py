@@ -33,7 +33,7 @@ class CodeFile:
         """Write the file atomically."""
         tensors = {"z": self.z} if self.x_T is None else {"z": self.z, "x_T": self.x_T}
         tensors = {name: value.float().contiguous() for name, value in tensors.items()}
-        names = json.dumps(self.names, ensure_ascii=False)
+        names = json.dumps(self.names, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
         checksum = _checksum(tensors, names, self.key)
         metadata = {"format": FORMAT, "names": names, "key": self.key, "sha256": checksum}
         write_atomic(path, safetensors.torch.save(tensors, metadata))

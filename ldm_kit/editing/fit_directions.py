@@ -190,9 +190,5 @@ def paired_indices(column: Column, before: str, after: str) -> Tensor:
 
     Of several pictures with the same value and the same pair name the first is taken.
     """
-    indices: dict[str, dict[str, int]] = {}
-    for i, (value, pair) in enumerate(zip(column.values, column.pairs or (), strict=True)):
-        if pair is not None and value in (before, after):
-            indices.setdefault(pair, {}).setdefault(value, i)
-    rows = [(sides[before], sides[after]) for sides in indices.values() if len(sides) == 2]
+    rows = column.paired_rows.get((before, after), [])
     return torch.tensor(rows, dtype=torch.long).view(-1, 2)

@@ -1,18 +1,21 @@
-"""Labels of pictures by attribute, from a CSV or JSONL file or from OpenMoji's own fields."""
+"""Labels of pictures by attribute, from a table or from OpenMoji's own fields."""
 
-import csv
-import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
 from pathlib import Path, PurePosixPath
 
 from ldm_kit.config import UserError
-from ldm_kit.data.folder_index import as_text
 from ldm_kit.data.images import PictureSet
+from ldm_kit.editing.label_tables import read_table
 
 MAX_VALUES = 32  # of an attribute; a column with more holds captions, numbers or names
-_YES, _NO = {"1", "true", "yes"}, {"0", "-1", "false", "no"}
+_YES, _NO = {"1", "true", "yes", "y", "t"}, {"0", "-1", "false", "no", "n", "f"}
 _log = logging.getLogger("ldm_kit.editing")
 
 
@@ -24,11 +27,23 @@ class Column:
     values: tuple[str | None, ...]
     pairs: tuple[str | None, ...] | None = None  # pictures with equal names differ in the attribute alone
 
-    @property
+    @cached_property
     def binary(self) -> bool:
         """Whether all values are yes or no, in any spelling."""
-        values = {value.lower() for value in self.values if value is not None}
-        return values <= _YES | _NO
+        return {value.lower() for value in {*self.values} if value is not None} <= _YES | _NO
+
+    @cached_property
+    def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """The rows of pictures with equal pair names, by their two values, in the order of the first of the two."""
+        first: dict[str, dict[str, int]] = {}
+        for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
+            if pair is not None and value is not None:
+                first.setdefault(pair, {}).setdefault(value, i)
+        rows: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for sides in first.values():
+            for (before, i), (after, j) in permutations(sides.items(), 2):
+                rows.setdefault((before, after), []).append((i, j))
+        return {values: sorted(indices, key=min) for values, indices in rows.items()}
 
     def positive(self, value: str) -> list[bool | None]:
         """Return for each picture whether it has a value ("yes" for a binary attribute); None where it is not known."""
@@ -65,107 +80,110 @@ def _pair_names(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | 
 def from_file(
     path: Path, names: Sequence[str], *, columns: Sequence[str] = (), pair: str | None = None
 ) -> list[Column]:
-    """Read the attributes of a folder's pictures from a table (.csv, .jsonl).
+    """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
+
+    A column of more than 32 numbers, such as an age, is the attribute of having more than the median.
 
     Args:
         path: has a row for each picture: file_name and the attributes; an empty value is not known.
-        names: of the pictures, relative to the folder; attributes of a picture without a row are not known.
-        columns: the attributes to read; none: all that have at most 32 values.
+        names: of the pictures, relative to the folder; attributes of a picture without a row are not known, and rows
+            of other pictures are passed over.
+        columns: the attributes to read; none: all that have at most 32 values, or numbers.
         pair: the column that is equal for pictures that differ in one attribute alone.
 
     Raises:
-        UserError: no such file or column, a broken row, or rows of pictures that the folder does not hold.
+        UserError: no such file or column, a broken row, or no row of a picture of the folder.
     """
-    rows = _rows(path)
-    _check_names(path, rows, names)
-    present = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = read_table(path)
+    rows = _rows_of(path, table.rows, names)
+    present = list(table.columns)
     if missing := [name for name in (*columns, *([pair] if pair else [])) if name not in present]:
         raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(present) or 'none beside file_name'}")
-    ordered = [rows.get(name, {}) for name in names]
-    pairs = None if pair is None else tuple(row.get(pair) or None for row in ordered)
-    attributes = [
-        Column(name, tuple(row.get(name) or None for row in ordered), pairs)
-        for name in columns or present
-        if name != pair and (columns or _is_attribute(name, rows))
-    ]
+
+    def values_of(name: str) -> tuple[str | None, ...]:
+        column = table.columns[name]
+        return tuple(None if row is None else column[row] for row in rows)
+
+    pairs = None if pair is None else values_of(pair)
+    read = [_column(name, values_of(name), pairs, named=bool(columns)) for name in columns or present if name != pair]
+    attributes = [column for column in read if column is not None]
     if not attributes:
-        raise UserError(f"{path} has no attribute: no column beside file_name with 2 to {MAX_VALUES} values")
+        raise UserError(
+            f"{path} has no attribute: no column beside file_name with 2 to {MAX_VALUES} values, or numbers"
+        )
     return attributes
 
 
-def _is_attribute(name: str, rows: Mapping[str, Mapping[str, str]]) -> bool:
-    count = len({row[name] for row in rows.values() if row.get(name)})
-    if count > MAX_VALUES:
-        _log.warning("left out the column %s, which has %d values; name it with --column to learn it", name, count)
-    return 2 <= count <= MAX_VALUES
-
-
-def _check_names(path: Path, rows: Mapping[str, object], names: Sequence[str]) -> None:
-    if unknown := [name for name in rows if name not in set(names)]:
-        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-        raise UserError(
-            f"{path} labels {len(unknown)} pictures that the folder does not hold: {shown}; "
-            f"the folder's are named as {names[0]}"
+def _column(
+    name: str, values: tuple[str | None, ...], pairs: tuple[str | None, ...] | None, named: bool
+) -> Column | None:
+    """Return an attribute, or None if a column is none and was not asked for by name."""
+    distinct = {value for value in values if value is not None}
+    if len(distinct) > MAX_VALUES and (numbers := _numbers(distinct)):
+        is_count = len(distinct) == sum(value is not None for value in values) and all(map(str.isdecimal, distinct))
+        if named or not is_count:
+            return _above_median(name, values, numbers, pairs)
+    if len(distinct) > MAX_VALUES and not named:
+        _log.warning(
+            "left out the column %s, which has %d values; name it with --column to learn it", name, len(distinct)
         )
-    if unlabelled := [name for name in names if name not in rows]:
+    return Column(name, values, pairs) if named or 2 <= len(distinct) <= MAX_VALUES else None
+
+
+def _above_median(
+    name: str, values: Sequence[str | None], numbers: Mapping[str, float], pairs: tuple[str | None, ...] | None
+) -> Column:
+    median = statistics.median(numbers[value] for value in values if value is not None)
+    marks = {value: "1" if number > median else "0" for value, number in numbers.items()}
+    return Column(f"{name} above {median:g}", tuple(None if value is None else marks[value] for value in values), pairs)
+
+
+def _numbers(values: Collection[str]) -> dict[str, float]:
+    """Return the values as finite numbers; empty if one is none."""
+    try:
+        numbers = {value: float(value) for value in values}
+    except ValueError:
+        return {}
+    return numbers if all(map(math.isfinite, numbers.values())) else {}
+
+
+def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[int | None]:
+    """Return the number of each picture's row, and say how many rows and pictures have no counterpart.
+
+    A row belongs to the picture of its path, or else of its file's name, with or without suffix: published tables name
+    the file alone, and .jpg where a converted folder has .png.
+
+    Raises:
+        UserError: no row is of a picture of the folder.
+    """
+    matched = next(filter(None, (_matched(rows, names, key) for key in (str, _base, _stem))), {})
+    if not matched:
+        shown = ", ".join([*rows][:3]) + (", ..." if len(rows) > 3 else "")
+        raise UserError(
+            f"{path} labels {len(rows)} pictures that the folder does not hold: {shown}; the folder's are named as "
+            f"{names[0]}"
+        )
+    if unused := len(rows) - len(matched):
+        taken = {*matched.values()}
+        first = next(name for name, number in rows.items() if number not in taken)
+        _log.warning("%s has %d rows of pictures that the folder does not hold, first %s", path, unused, first)
+    if unlabelled := [name for name in names if name not in matched]:
         _log.warning(
             "%d of %d pictures have no label and are left out, first %s", len(unlabelled), len(names), unlabelled[0]
         )
+    return [matched.get(name) for name in names]
 
 
-def _rows(path: Path) -> dict[str, dict[str, str]]:
-    """Read the attributes by file name."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read labels from {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected a .csv or .jsonl of labels") from None
-    match path.suffix.lower():
-        case ".csv":
-            numbered = _csv_rows(path, text)
-        case ".jsonl":
-            numbered = _json_rows(path, text)
-        case suffix:
-            raise UserError(f"{path} ends in {suffix or 'nothing'}; expected labels as .csv or .jsonl")
-    rows: dict[str, dict[str, str]] = {}
-    for number, row in numbered:
-        name = row.pop("file_name", None)
-        if not name:
-            raise UserError(f"{path}, line {number}: no file_name; expected the picture's path within the folder")
-        if (name := str(PurePosixPath(name))) in rows:
-            raise UserError(f"{path}, line {number}: names {name!r} a second time; expected each file once")
-        rows[name] = row
-    if not rows:
-        raise UserError(f"{path} holds no row; expected file_name and attributes of each picture")
-    return rows
+def _matched(rows: Mapping[str, int], names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
+    """Return the row of each picture whose key is that of one row, and of no other picture."""
+    keys, counts = Counter(map(key, rows)), Counter(map(key, names))
+    by_key = {key(name): number for name, number in rows.items() if keys[key(name)] == 1}
+    return {name: by_key[k] for name in names if counts[k := key(name)] == 1 and k in by_key}
 
 
-def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(text.splitlines())
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(
-                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} values as in the header"
-                )
-            rows.append((reader.line_num, {key.strip(): value.strip() for key, value in row.items()}))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: no CSV ({error})") from None
-    return rows
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
-def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    rows: list[tuple[int, dict[str, str]]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object with file_name and attributes")
-        rows.append((number, {key: as_text(value).strip() for key, value in row.items() if value is not None}))
-    return rows
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem

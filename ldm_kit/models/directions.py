@@ -141,7 +141,7 @@ class Directions:
             tensors |= {f"{side} {name}": getattr(pairs, side).float().contiguous() for side in _PAIR_SIDES}
         write_atomic(folder / f"{FILE}.safetensors", safetensors.torch.save(tensors, {"key": self.key}))
         content = _DirectionsFile(key=self.key, directions=self.records).model_dump(mode="json")
-        write_atomic(folder / f"{FILE}.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(folder / f"{FILE}.json", _as_json(content))
         update_manifest(folder.parent, [f"{folder.name}/{FILE}.{kind}" for kind in ("json", "safetensors")])
 
     @classmethod
@@ -171,6 +171,11 @@ class Directions:
         if content.key != key:
             raise UserError(f"the {FILE} in {folder} were learned with another model; learn them again with this one")
         return cls(content.directions, **tensors, key=content.key, pairs=pairs)
+
+
+def _as_json(content: object) -> bytes:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()  # no lone surrogates
 
 
 def _load_pairs(

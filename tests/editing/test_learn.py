@@ -194,7 +194,7 @@ def test_too_little_to_learn_from():
 
 
 TABLES = [
-    ("a.csv", "file_name,b\na.png,1\nz.png,1\ny.png,1\nx.png,1\nw.png,1", "labels 4 .*: z.png, y.png, x.png, ..."),
+    ("a.csv", "file_name,b\nz.png,1\ny.png,1\nx.png,1\nw.png,1", "labels 4 .*: z.png, y.png, x.png, ..."),
     ("a.csv", "file_name,smile\na.png,1\nb.png", "line 3: expected 2 values as in the header"),
     ("a.csv", "file_name,smile\na.png,1\nb.png,0,1", "line 3: expected 2 values as in the header"),
     ("a.csv", "name,smile\na.png,1", "line 2: no file_name"),

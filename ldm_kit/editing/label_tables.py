@@ -1,0 +1,144 @@
+"""Tables of pictures' attributes as other tools write them: CSV of pandas or Excel, JSONL, CelebA's list.
+
+A missing value may be empty, NaN or NA, and a whole number may be written 1.0. The column of names may have any of
+`NAME_COLUMNS`, or be a pandas index without a header.
+"""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from ldm_kit.config import UserError
+from ldm_kit.data.folder_index import as_text
+
+NAME_COLUMNS = ("file_name", "filename", "image_id", "image", "image_name", "image_path", "img", "file", "path")
+_MISSING = {"", "nan", "na", "n/a", "<na>", "null"}
+_INDEX = re.compile(r"|Unnamed: \d+")  # pandas' index, as it writes and as it reads it
+_WHOLE = re.compile(r"([-+]?\d+)\.0*")
+_Row = tuple[int, Mapping[str, str]]  # number of its line, values by column
+
+
+@dataclass
+class Table:
+    """A table, column by column; None where a value is missing."""
+
+    rows: dict[str, int] = field(default_factory=dict)  # picture's name -> number of its row
+    columns: dict[str, list[str | None]] = field(default_factory=dict)
+
+    def add(self, name: str, values: Mapping[str, str]) -> None:
+        """Add a row; columns that it lacks are padded when they have a value again, or by `pad`."""
+        number = len(self.rows)
+        self.rows[name] = number
+        for key, text in values.items():
+            column = self.columns.setdefault(key, [])
+            column.extend([None] * (number - len(column)))
+            column.append(clean_value(text))
+
+    def pad(self) -> None:
+        """Give all columns as many values as there are rows."""
+        for column in self.columns.values():
+            column.extend([None] * (len(self.rows) - len(column)))
+
+
+@lru_cache(maxsize=65536)
+def clean_value(text: str) -> str | None:
+    """Return a value without the marks of the tool that wrote it: 1.0 as 1, nan and NA as None."""
+    text = text.strip()
+    if text.lower() in _MISSING:
+        return None
+    if match := _WHOLE.fullmatch(text):
+        text = match[1]
+    return sys.intern(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))  # a few values, many times
+
+
+def read_table(path: Path) -> Table:
+    """Read a table of attributes (.csv, .tsv, .jsonl, or CelebA's .txt), in one pass.
+
+    Raises:
+        UserError: it cannot be read, is of another kind, has a broken row, or names a picture twice or none.
+    """
+    table = Table()
+    for number, row in _numbered_rows(path, _read(path)):
+        column = next((name for name in NAME_COLUMNS if row.get(name)), "")
+        name = row.get(column)
+        if not name:
+            raise UserError(
+                f"{path}, line {number}: no file_name (nor {', '.join(NAME_COLUMNS[1:4])}, ...); expected the "
+                "picture's path within the folder"
+            )
+        if (name := str(PurePosixPath(name.replace("\\", "/")))) in table.rows:
+            raise UserError(f"{path}, line {number}: names {name!r} a second time; expected each file once")
+        table.add(name, {key: text for key, text in row.items() if key != column and not _INDEX.fullmatch(key)})
+    if not table.rows:
+        raise UserError(f"{path} holds no row; expected file_name and attributes of each picture")
+    table.pad()
+    return table
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read labels from {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected a .csv or .jsonl of labels") from None
+
+
+def _numbered_rows(path: Path, text: str) -> Iterator[_Row]:
+    suffix, first = path.suffix.lower(), text.partition("\n")[0].strip()
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(path, text)
+    if suffix == ".jsonl":
+        return _json_rows(path, text)
+    if suffix == ".txt" and first.isdecimal():
+        return _list_rows(path, text)
+    raise UserError(
+        f"{path} ends in {suffix or 'nothing'}; expected labels as .csv or .jsonl (or .tsv), or a list as CelebA's "
+        "list_attr_celeba.txt, which begins with the number of its rows"
+    )
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} values as in the header"
+                )
+            yield reader.line_num, {key.strip(): value.strip() for key, value in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: no CSV ({error})") from None
+
+
+def _json_rows(path: Path, text: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object with file_name and attributes")
+        yield number, {key: as_text(value).strip() for key, value in row.items() if value is not None}
+
+
+def _list_rows(path: Path, text: str) -> Iterator[_Row]:
+    """Yield the rows of a list such as CelebA's: their number, the attributes' names, then name and values a line."""
+    lines = text.splitlines()
+    header = lines[1].split() if len(lines) > 1 else []
+    header = header if header and header[0] in NAME_COLUMNS else ["file_name", *header]
+    for number, line in enumerate(lines[2:], 3):
+        values = line.split()
+        if values and len(values) != len(header):
+            raise UserError(f"{path}, line {number}: expected a name and {len(header) - 1} values as in line 2")
+        if values:
+            yield number, dict(zip(header, values, strict=True))
