@@ -31,7 +31,7 @@ class OnDevice(Tensor):
         )
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.numbers = inner
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,7 +51,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if ours and func not in _BOTH + _INDEXED and any(type(leaf) is not OnDevice and leaf.dim() for leaf in leaves):
         raise RuntimeError(f"{func}: expected all tensors on one device, found the simulated one and the CPU")
     kwargs = kwargs | ({"device": torch.device("cpu")} if target is not None else {})
-    inner_args, inner_kwargs = tree_map(lambda x: x.inner if isinstance(x, OnDevice) else x, (args, kwargs))
+    inner_args, inner_kwargs = tree_map(lambda x: x.numbers if isinstance(x, OnDevice) else x, (args, kwargs))
     result = func(*inner_args, **inner_kwargs)
     if func._schema.is_mutable and isinstance(result, Tensor):
         return args[0] if result is inner_args[0] else result

@@ -20,7 +20,7 @@ from conditioning.base import Condition, Conditioner
 from ldm_kit.config import UserError
 from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
-from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
+from ldm_kit.diffusion.denoiser import Denoiser, Gradient, NetworkDenoiser
 from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.posterior import VarianceType
@@ -161,7 +161,7 @@ class Pipeline:
         names = class_names(self.conditioner, prompts) if name is None else [name] * len(prompts)
         return labels_of(self.classifier.classes, names).to(self.device)
 
-    def _gradient(self, prompts: Sequence[str | int], options: ResolvedOptions) -> ClassifierGradient | None:
+    def _gradient(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Gradient | None:
         labels = self.labels(prompts, options)
         if self.classifier is None or labels is None or not options.classifier_scale:
             return None
