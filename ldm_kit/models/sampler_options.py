@@ -31,7 +31,9 @@ def check_seeds(seed: int, count: int) -> None:
         raise ValueError(f"--seed is {seed}; expected 0 to 2^64 - --count")
 
 
-OWN: dict[str, Any] = {"own": True}  # extra of a field: where its flag is left out, the value is the model's own, else the default
+OWN: dict[str, Any] = {
+    "own": True
+}  # extra of a field: where its flag is left out, the value is the model's own, else the default
 OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
 UNTRAINED_NULL = (  # after the name of the flag that asks for guidance
     "steers away from the null condition, which this model was never trained on (condition_dropout 0); "
