@@ -13,12 +13,14 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps, untrained_null
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.nets.unet import UNetConfig
+from ldm_kit.solvers.table import SamplerName
 
 
 class SampleConfig(SamplerOptions):
     """How a run samples pictures while it trains, always from the same seeds; saved with the model as its defaults."""
 
     prompts: tuple[str, ...] = Field(default=(), description="what to sample; empty: captions or classes of the set")
+    solver: SamplerName = Field(default="dpm++", description="sampler")
 
 
 class LatentRun(NoisedRun):

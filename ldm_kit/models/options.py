@@ -163,8 +163,8 @@ class ResolvedOptions(SamplingOptions):
     def note(self) -> str:
         """A sentence for commands to print: which options are the model's own; empty where none is."""
         fields = SamplerOptions.model_fields
-        said = {name: getattr(self, name) for name in self.own}
-        return own_settings({k: v for k, v in said.items() if k in _ALWAYS_SAID or v != fields[k].default})
+        decided = {name: getattr(self, name) for name in self.own}
+        return own_settings({k: v for k, v in decided.items() if k in _ALWAYS_SAID or v != fields[k].default})
 
     def _check_sampler(self, model: "Pipeline") -> None:
         if model.vae is not None and self.clip != "none":

@@ -28,8 +28,8 @@ def provenance(model: Path, precision: torch.dtype | None = None, **guides: Path
     names = {dtype: name for name, dtype in DTYPES.items()}
     version: str = import_module("ldm_kit").__version__  # an import of the public API from below would be a cycle
     precision_name = "no" if precision is None else names[precision]
-    known = {name: digest for name, digest in hashes.items() if digest is not None}
-    return {"Software": f"ldm_kit {version}", "precision": precision_name, **known}
+    recorded = {name: digest for name, digest in hashes.items() if digest is not None}
+    return {"Software": f"ldm_kit {version}", "precision": precision_name, **recorded}
 
 
 def manifest_hash(model: Path) -> str | None:
