@@ -139,7 +139,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def measure(self, samples: LatentBatches, batch_size: int = 64) -> HeldoutAccuracy:
-        """Classify up to `MAX_HELDOUT` (or `log.max_heldout`) samples, each at `LEVELS` fixed times with fixed noise."""
+        """Classify `MAX_HELDOUT` or `log.max_heldout` samples at most, at `LEVELS` fixed times with fixed noise."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices.split(batch_size)) for level in range(LEVELS)]
