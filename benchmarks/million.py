@@ -31,7 +31,7 @@ from ldm_kit.methods.train import open_method
 from ldm_kit.training.distributed import work_groups
 from ldm_kit.training.session import session
 
-SIDE = 32  # pixels, so that more than 700,000 pictures are decoded on demand
+SIDE = 64  # pixels, so that more than 175,000 pictures are decoded on demand
 FILES, CLASSES = 64, 1000  # files that are linked to, each fewer than 65,000 times; class folders
 COLUMNS = {
     "name": ("start", ""),

@@ -139,5 +139,5 @@ def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> Array:
 def _checksum(arrays: Mapping[str, Array]) -> str:
     state = 0
     for _, values in sorted(arrays.items()):
-        state = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).reshape(-1), state)
+        state = zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, state)
     return f"{state:08x}"

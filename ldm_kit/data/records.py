@@ -82,7 +82,7 @@ class Strings(Sequence[str]):
             rows = np.arange(first, last) if self.rows is None else self.rows[first:last]
             starts, ends = np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]
             low = int(starts.min())
-            block = memoryview(self.buffer)[low : int(ends.max())]  # slices of it are quicker than an array's
+            block = self.buffer.data[low : int(ends.max())]  # slices of it are quicker than an array's
             for start, end in zip((starts - low).tolist(), (ends - low).tolist(), strict=True):
                 yield str(block[start:end], "utf-8", _ERRORS)
 

@@ -142,7 +142,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Classify up to `MAX_HELDOUT` (or `log.max_heldout`) samples, each at `LEVELS` times with fixed noise."""
+        """Classify `MAX_HELDOUT` or `log.max_heldout` samples at most, at `LEVELS` fixed times with fixed noise."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
