@@ -176,7 +176,7 @@ def _dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
 
 
 def _sha256(value: Tensor) -> str:
-    return hashlib.sha256(value.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(value.cpu().contiguous().numpy().data).hexdigest()
 
 
 def raw_conditions(config: ConditioningConfig, pictures: PictureSet) -> list[str | int]:
