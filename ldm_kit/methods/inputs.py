@@ -186,7 +186,7 @@ def _dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
 
 
 def _sha256(value: Tensor) -> str:
-    return hashlib.sha256(value.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(value.cpu().contiguous().numpy().data).hexdigest()
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
