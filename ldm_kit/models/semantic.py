@@ -2,8 +2,7 @@
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
 training set's codes), optionally `prior/`, `model_index.json`; and DiffAE's `unet/`, `scheduler/` and, in latents,
-`vae/`, or PDAE's `shift/`, whose base model is referred to by its path from there, or its commit on the Hub, and a
-sha256.
+`vae/`, or PDAE's `shift/`, whose base model is referred to by its path from there or its commit, and a sha256.
 """
 
 from collections.abc import Iterator, Sequence
@@ -112,8 +111,8 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), steps)
 
-        noise = last_states(encode, len(pictures), batch, steps, progress=progress)
-        return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
+        none = torch.zeros(0, *self.latent_shape)
+        return torch.cat([none, *last_states(encode, len(pictures), batch, steps, progress=progress)])
 
     @torch.no_grad()
     def decode(
@@ -158,9 +157,8 @@ class SemanticModel:
 
         def decode(batch: slice) -> Iterator[State]:
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
-            return self.decoder.down(
-                noise[batch].to(self.device), z[batch].to(self.device), steps, stop, trajectory=other
-            )
+            x, codes = (value[batch].to(self.device) for value in (noise, z))
+            return self.decoder.down(x, codes, steps, stop, trajectory=other)
 
         size, none = BatchSize.of(batch), torch.zeros(0, self.channels, self.resolution, self.resolution).byte()
         latents = torch.cat([noise[:0], *last_states(decode, len(z), size, steps, progress=progress)])
@@ -168,8 +166,8 @@ class SemanticModel:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Draw random x_T [N, Z, h, w], each from its own seed."""
-        noise = [rng.initial_noise([seed], self.latent_shape) for seed in seeds]
-        return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
+        none = torch.zeros(0, *self.latent_shape)
+        return torch.cat([none, *(rng.initial_noise([seed], self.latent_shape) for seed in seeds)])
 
     def sample_z(
         self,
