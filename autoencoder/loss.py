@@ -144,8 +144,8 @@ class AutoencoderLoss(nn.Module):
         """
         if (every := self.config.perceptual_every) == 1:
             return None
-        place = (offset.cpu().double() + start * count) % count
-        return (place * every < count).to(offset.device)
+        moved = (offset.cpu().double() + start * count) % count
+        return (moved * every < count).to(offset.device)
 
     def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
         """Compute the terms.

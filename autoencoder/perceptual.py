@@ -103,10 +103,10 @@ class Perceptual(nn.Module):
 
     def _autocast(self, device: str) -> torch.autocast:
         precision = self.precision or torch.get_autocast_dtype(device)
-        wanted = self.config.precision == "run" and (self.precision is not None or torch.is_autocast_enabled(device))
+        enabled = self.config.precision == "run" and (self.precision is not None or torch.is_autocast_enabled(device))
         # on a CPU bfloat16 costs time on the depthwise convolutions of timm's backbones and gives none back
         slow = device == "cpu" and isinstance(self.backbone, TimmBackbone)
-        return torch.autocast(device, precision, enabled=wanted and not slow)
+        return torch.autocast(device, precision, enabled=enabled and not slow)
 
 
 def enlarged(x: Tensor, minimum: int) -> Tensor:

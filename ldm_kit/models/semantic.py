@@ -2,8 +2,7 @@
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
 training set's codes), optionally `prior/`, `model_index.json`; and DiffAE's `unet/`, `scheduler/` and, in latents,
-`vae/`, or PDAE's `shift/`, whose base model is referred to by its path from there, or its commit on the Hub, and a
-sha256.
+`vae/`, or PDAE's `shift/`, whose base model is referred to by its path from there or its commit, and a sha256.
 """
 
 from collections.abc import Iterator, Sequence
@@ -122,9 +121,14 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), count)
 
+<<<<<<< HEAD
         check = self.decoder.finite
         noise = last_states(encode, len(pictures), batch, count, check, name="inverting", progress=progress)
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
+=======
+        none = torch.zeros(0, *self.latent_shape)
+        return torch.cat([none, *last_states(encode, len(pictures), batch, steps, progress=progress)])
+>>>>>>> i14-stage1
 
     @torch.no_grad()
     def decode(
@@ -169,8 +173,13 @@ class SemanticModel:
 
         def decode(batch: slice) -> Iterator[State]:
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
+<<<<<<< HEAD
             x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             return self.decoder.down(x, codes, count, stop, trajectory=other)
+=======
+            x, codes = (value[batch].to(self.device) for value in (noise, z))
+            return self.decoder.down(x, codes, steps, stop, trajectory=other)
+>>>>>>> i14-stage1
 
         size, none = BatchSize.of(batch), torch.zeros(0, self.channels, self.resolution, self.resolution).byte()
         states = last_states(decode, len(z), size, count, self.decoder.finite, name="decoding", progress=progress)
@@ -178,8 +187,8 @@ class SemanticModel:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Draw random x_T [N, Z, h, w], each from its own seed."""
-        noise = [rng.initial_noise([seed], self.latent_shape) for seed in seeds]
-        return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
+        none = torch.zeros(0, *self.latent_shape)
+        return torch.cat([none, *(rng.initial_noise([seed], self.latent_shape) for seed in seeds)])
 
     def sample_z(
         self,
