@@ -121,14 +121,9 @@ class SemanticModel:
         def encode(batch: slice) -> Iterator[State]:
             return self.decoder.up(self._latents(pictures[batch]), z[batch].to(self.device), count)
 
-<<<<<<< HEAD
         check = self.decoder.finite
         noise = last_states(encode, len(pictures), batch, count, check, name="inverting", progress=progress)
         return torch.cat([torch.zeros(0, *self.latent_shape), *noise])
-=======
-        none = torch.zeros(0, *self.latent_shape)
-        return torch.cat([none, *last_states(encode, len(pictures), batch, steps, progress=progress)])
->>>>>>> i14-stage1
 
     @torch.no_grad()
     def decode(
@@ -173,13 +168,8 @@ class SemanticModel:
 
         def decode(batch: slice) -> Iterator[State]:
             other = trajectory and TrajectoryTarget(*(value[batch].to(self.device) for value in trajectory))
-<<<<<<< HEAD
             x, codes = noise[batch].to(self.device), z[batch].to(self.device)
             return self.decoder.down(x, codes, count, stop, trajectory=other)
-=======
-            x, codes = (value[batch].to(self.device) for value in (noise, z))
-            return self.decoder.down(x, codes, steps, stop, trajectory=other)
->>>>>>> i14-stage1
 
         size, none = BatchSize.of(batch), torch.zeros(0, self.channels, self.resolution, self.resolution).byte()
         states = last_states(decode, len(z), size, count, self.decoder.finite, name="decoding", progress=progress)
