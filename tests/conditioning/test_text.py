@@ -91,6 +91,17 @@ def test_the_tokenizer_depends_on_the_captions_not_on_their_order(conditioner):
         assert content(train_tokenizer(shuffled, 600, 12)) == content(conditioner.tokenizer)
 
 
+def test_ties_between_merges_do_not_break_by_chance():
+    """Of thirty words that occur equally often nearly all pairs of letters tie."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=4)) for _ in range(30)]
+    models = set()
+    for _ in range(3):
+        captions = [" ".join(draw.sample(words, len(words)))] * 2
+        models.add(train_tokenizer(captions, 574, 12).backend_tokenizer.to_str())
+    assert len(models) == 1
+
+
 def test_special_ids_are_in_the_config(conditioner):
     config, tokenizer = conditioner.text_encoder.config, conditioner.tokenizer
     assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -42,8 +42,9 @@ def test_every_mode_becomes_bytes(tmp_path, mode, channels):
 
 
 def test_sixteen_bits_keep_their_scale(tmp_path):
-    path = save(tmp_path / "x.png", Image.fromarray(np.full((9, 9), 257 * 100, np.uint16)))
-    assert load_image(path, 8).unique().tolist() == [100]
+    for byte in (0, 100, 255):  # 255 is 65535: white stays white
+        path = save(tmp_path / f"{byte}.png", Image.fromarray(np.full((9, 9), 257 * byte, np.uint16)))
+        assert load_image(path, 8).unique().tolist() == [byte]
 
 
 def test_transparency_shows_the_background(tmp_path):
