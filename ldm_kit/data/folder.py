@@ -9,7 +9,6 @@ Small sets are held decoded in memory, larger ones decoded on demand.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -188,22 +187,14 @@ def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
     """Check one picture; return what it contains, or a complaint."""
     try:
         path = resolve_inside(config.path, name)
-        stat = _stat(path)  # before it is read: a change meanwhile is noticed later
+        stat = path.stat()  # before it is read: a change meanwhile is noticed later
         profile = _check(path, config, decode)
-    except BadPicture as error:
-        complaint = f"{name}: {error.reason}"
+    except (BadPicture, OSError, ValueError) as error:
+        complaint = f"{name}: {error.reason if isinstance(error, BadPicture) else error}"
         if config.on_bad == "raise":
             skip_or_raise(complaint, config)
         return complaint
-    assert stat is not None
     return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32), profile)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except (OSError, ValueError):
-        return None
 
 
 def _decode_all(pictures: PictureSet) -> Tensor:

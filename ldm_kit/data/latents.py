@@ -70,9 +70,13 @@ class LatentBatches:
     raw: Sequence[str | int]  # [N]: the captions or labels that the inputs were made from
     seed: int  # of the choice between views
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of latents and of captions or labels."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return digest(chain([self.latents.fingerprint], map(str, self.raw)))
 
     def __len__(self) -> int:

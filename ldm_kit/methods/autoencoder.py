@@ -32,7 +32,7 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_metrics import evaluate
+from ldm_kit.methods.autoencoder_metrics import evaluate, of_training
 from ldm_kit.methods.autoencoder_metrics import reconstruct as reconstruct
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.models.folder import strip_paths
@@ -183,7 +183,7 @@ class Autoencoding(Method[AutoencoderRun]):
         """Measure reconstructions of held-out pictures, or of training ones (as train_NAME) if there are none."""
         indices = chosen(len(self.shown), self.config.log.max_heldout)
         metrics = evaluate(self.autoencode, self.perceptual, self.shown, indices, self.eval_batch)
-        return metrics if len(self.data.heldout) else {_of_training(name): value for name, value in metrics.items()}
+        return metrics if len(self.data.heldout) else {of_training(name): value for name, value in metrics.items()}
 
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
@@ -191,7 +191,7 @@ class Autoencoding(Method[AutoencoderRun]):
         codebook = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")
         names = ("psnr", "ssim", "perceptual", *(codebook if isinstance(config.autoencoder, VQConfig) else ()))
         heldout = [f"heldout_{name}" for name in names]
-        training = [_of_training(name) for name in heldout]
+        training = [of_training(name) for name in heldout]
         return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
 
     def samples(self) -> Grid:
@@ -251,11 +251,6 @@ class Autoencoding(Method[AutoencoderRun]):
         if self.discriminator is None or self.config.discriminator.norm != "batch":
             return described
         return f"{described}, against a discriminator whose batch norm sees one micro-batch in one process at a time"
-
-
-def _of_training(figure: str) -> str:
-    """Return the name of a held-out figure where it is measured on training pictures."""
-    return figure.replace("heldout_", "train_", 1)
 
 
 def _listed(values: Tensor) -> str:

@@ -51,3 +51,8 @@ def reconstruct(vae: Any, x: Tensor) -> Tensor:
     """Pass pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
+
+
+def of_training(figure: str) -> str:
+    """Return the name of a held-out figure where it is measured on training pictures."""
+    return figure.replace("heldout_", "train_", 1)

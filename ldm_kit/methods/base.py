@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm_kit.config import UserError
 from ldm_kit.data.batches import chosen
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
@@ -23,13 +22,13 @@ from ldm_kit.methods.networks import millions as millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
 from ldm_kit.methods.records import TrainingData as TrainingData
+from ldm_kit.methods.reports import list_metrics, plot_curves
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import BatchSource, LossTerm
-from ldm_kit.viz.curves import curves, logged_keys
 from ldm_kit.viz.png import save_png, tolerate_oserror
 
 _log = logging.getLogger("ldm_kit.evaluation")
@@ -219,23 +218,13 @@ class Method(ABC, Generic[C]):
     def finish(self, folder: Path) -> str:
         """Write model/ and the training curves into the run's folder; return a sentence on both."""
         self.save_model(folder / "model")
-        return f"{self.summary(folder / 'model')}; {self._plot_curves(folder)}"
+        return f"{self.summary(folder / 'model')}; {plot_curves(folder, self.curve_keys())}"
 
     def save_model(self, folder: Path) -> None:
         """Write the model with the current weights, whole or not at all; what was there before is replaced."""
         modules = self.modules.values()
         with eval_mode(*modules), contiguous_weights(*modules), autocast(self.device, self.precision):
             write(folder, self.save)
-
-    def _plot_curves(self, folder: Path) -> str:
-        """Plot what metrics.jsonl holds of `curve_keys`; return where, or why not, as the model is saved already."""
-        log, pictures = folder / "metrics.jsonl", folder / "pictures"
-        try:
-            logged = logged_keys(log)
-            curves(log, pictures / "curves.png", [key for key in self.curve_keys() if key in logged] or None)
-        except (UserError, OSError) as error:
-            return f"no curves: {error}"
-        return f"pictures in {pictures}"
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl that are plotted: by default all losses and held-out metrics."""
@@ -247,11 +236,7 @@ class Method(ABC, Generic[C]):
 
     def listed_metrics(self) -> str:
         """Return what the last evaluation measured, in words that say of which pictures."""
-        words = {
-            name.replace("heldout_", "held-out ").replace("train_", "training "): value
-            for name, value in self.metrics.items()
-        }
-        return ", ".join(f"{name} {value:.4g}" for name, value in words.items()) or "nothing held out"
+        return list_metrics(self.metrics)
 
     def describe(self) -> str:
         """Return one paragraph on what is about to be trained, and a line on each setting without effect."""

@@ -1,6 +1,5 @@
 """What methods train on: latents of a first stage, prepared conditions, and batches noised to their times."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
+from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.nets.execution import prepare_loaded
@@ -157,7 +157,7 @@ class Conditions:
     def prepare(self) -> tuple[Inputs, Inputs | None]:
         """Prepare the conditions of the training set and of the held-out one if there is one, [N, ...] each."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
-        self.dependencies = _dependencies(self.conditioner, train)
+        self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
             heldout = prepare_conditions(self.conditioner, self.heldout)
         self.conditioner.release()
@@ -171,22 +171,6 @@ class Conditions:
     def caption(self, condition: str | int) -> str:
         """Return a caption, or the name of a class."""
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
-
-
-def _dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return the digest of what turns captions into inputs: of a frozen encoder, or of the ids that a tokenizer gives.
-
-    Numbers are no part of it: they are an encoder's output, which rounding may change.
-    """
-    if (encoder := conditioner.encoder_digest) is not None:
-        return {"condition.model": encoder}
-    ids = {name: value for name, value in inputs.items() if not value.is_floating_point()}
-    texts = [f"{name} {tuple(ids[name].shape)} {_sha256(ids[name])}" for name in sorted(ids)]
-    return {"condition (its tokens or classes)": digest(texts)} if texts else {}
-
-
-def _sha256(value: Tensor) -> str:
-    return hashlib.sha256(value.cpu().contiguous().numpy().data).hexdigest()
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:

@@ -88,7 +88,7 @@ class Latent(Method[LatentRun]):
         conditions = Conditions.open(config.condition, data)
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width)
-        prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
+        prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
         _check_prompts(conditioner, prompts)
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape

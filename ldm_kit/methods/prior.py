@@ -11,95 +11,36 @@ Expected: see the header of that config.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs
-from conditioning.factory import ConditioningConfig
-from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
-from ldm_kit.config import Config, UserError, cache_dir
+from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.data.readable import replacements, sources
 from ldm_kit.diffusion import rng, schedule
-from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
+from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData, millions
 from ldm_kit.methods.inputs import Conditions, drop_conditions
-from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps, untrained_null
+from ldm_kit.methods.prior_config import PriorRun as PriorRun
 from ldm_kit.models import codes
 from ldm_kit.models.base_model import BaseModel
-from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
+from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.nets.mlp_skip import SkipMLP, SkipMLPConfig
+from ldm_kit.nets.mlp_skip import SkipMLP
 from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "prior"
-
-
-class PriorSampleConfig(Config):
-    """How a run samples pictures while it trains, always from the same seeds."""
-
-    steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
-    guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance of the code; 1 is none")
-    decode_steps: int = Field(default=20, ge=1, description="DDIM steps of the picture")
-    stop: float = Field(
-        default=0.0, ge=0, le=1, description="PDAE: share of the last steps that is left to the frozen model (0.3)"
-    )
-
-
-class PriorRun(RunConfig):
-    """A diffusion model of a semantic model's codes."""
-
-    method: Literal["prior"] = Field(description="a diffusion model of codes")
-    model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
-    net: SkipMLPConfig = SkipMLPConfig()
-    schedule: ScheduleConfig = ScheduleConfig(kind="constant")
-    timestep_sampling: TimestepSamplingConfig = Field(
-        default=TimestepSamplingConfig(),
-        validation_alias=AliasChoices("timestep_sampling", "times"),
-        description="density of training times",
-    )
-    condition: ConditioningConfig = NoConfig()
-    condition_dropout: float = Field(
-        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="share of samples trained on the null condition",
-    )
-    sample: PriorSampleConfig = PriorSampleConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> "PriorRun":
-        check_any_density(self.timestep_sampling)
-        if self.flip:
-            raise ValueError("flip must be false: codes are those of the pictures as they are")
-        if isinstance(self.condition, ClassConfig) and self.condition.form != "vector":
-            raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
-        if self.schedule.kind == "flow" or self.schedule.zero_terminal:
-            raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
-        check_saved(self.schedule, TARGET)
-        check_steps(self.sample.steps, self.schedule)
-        if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
-            raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
-        return self
-
-    def cautions(self) -> list[str]:
-        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
-        conditional = not isinstance(self.condition, NoConfig)
-        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
-        return [*super().cautions(), *untrained]
 
 
 class ConditionedMLP(nn.Module):

@@ -30,17 +30,14 @@ from ldm_kit.diffusion.pdae import (
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
-from ldm_kit.models.base_model import BaseModel, reopen_base
-from ldm_kit.models.components import FIRST_STAGE, load_first_stage
+from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.decoding import autocast_network, clip_pixels
-from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.prior import strided
 from ldm_kit.models.saving import scheduler_entry, scheduler_to_save
-from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
-_UNET, _SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
+UNET, SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
 _BASE = "the base model's U-Net"
 
 
@@ -119,7 +116,7 @@ class CodeDecoder:
         scheduler = scheduler_to_save(self.schedule_config, self.target, "small", pixels=self.vae is None)
         scheduler.save_pretrained(folder / "scheduler")
         self.unet.save_pretrained(folder / "unet")
-        entries: dict[str, Any] = {"unet": _UNET, "scheduler": scheduler_entry(scheduler)}
+        entries: dict[str, Any] = {"unet": UNET, "scheduler": scheduler_entry(scheduler)}
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
             entries["vae"] = ("diffusers", type(self.vae).__name__)
@@ -217,52 +214,7 @@ class ShiftDecoder:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write `shift/`; return its entry for the index, and the reference to the base."""
         self.shift.save_pretrained(folder / "shift")
-        return {"shift": _SHIFT, "base": self.base.reference(folder)}
+        return {"shift": SHIFT, "base": self.base.reference(folder)}
 
 
 Decoder = CodeDecoder | ShiftDecoder
-
-
-def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
-    """Load the decoder of a semantic model's folder, in evaluation mode, on a device.
-
-    Raises:
-        UserError: a component that is missing, broken or unknown, or a base model that is not there or has changed.
-    """
-    decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
-    return decoder.to(device)
-
-
-def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
-    kind = folder.entry("unet", {_UNET[1]: _UNET[0]})
-    unet = folder.component("unet", kind, {kind: SemanticUNet}, device)
-    vae = None
-    if "vae" in folder:
-        kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))
-        vae = load_first_stage(folder, "vae", kind, device)
-    schedule, prediction_type, variance = folder.noise()
-    if prediction_type not in ("eps", "v") or variance == "learned_range":
-        raise UserError(
-            f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but a semantic "
-            "model's U-Net predicts eps or v alone"
-        )
-    return CodeDecoder(unet, vae, schedule, prediction_type)
-
-
-def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:
-    kind = folder.entry("shift", {_SHIFT[1]: _SHIFT[0]})
-    base = reopen_base(folder.path, folder.index.get("base"))
-    for module in (base.unet, base.vae):
-        if module is not None:
-            prepare_loaded(module, device)  # it was opened on the CPU, where its null condition is computed
-    return ShiftDecoder(folder.component("shift", kind, {kind: _WithBase(base)}, device), base)
-
-
-@dataclass(frozen=True)
-class _WithBase:
-    """`ShiftUNet` with its base model, where `ModelFolder.component` expects a class."""
-
-    base: BaseModel
-
-    def from_pretrained(self, folder: Path, **options: Any) -> Any:
-        return ShiftUNet.from_pretrained(folder, base=self.base.unet, **options)

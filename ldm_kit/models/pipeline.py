@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor
 
 from conditioning.base import Condition, Conditioner
-from ldm_kit.config import UserError
 from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, NetworkDenoiser
@@ -29,21 +28,16 @@ from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
-from ldm_kit.models.compatibility import (
-    FixedCondition,
-    LatentSpace,
-    check_compatible,
-    check_same_condition,
-    class_names,
-    labels_of,
-)
+from ldm_kit.models.compatibility import FixedCondition, LatentSpace, check_compatible, check_same_condition
+from ldm_kit.models.compatibility import class_names as class_names
+from ldm_kit.models.compatibility import labels_of as labels_of
 from ldm_kit.models.components import Components, load_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.guided import classifier_free, clipped, step_variance
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.saved_sampling import SavedSampling
-from ldm_kit.models.saving import save_components
+from ldm_kit.models.saving import check_uncast, save_components
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import cast_weights
 from ldm_kit.solvers.samplers import sample
@@ -241,11 +235,7 @@ class Pipeline:
         Raises:
             UserError: `load` has cast the weights to a lower precision.
         """
-        if len(types := {str(weight.dtype) for weight in self.unet.parameters()}) > 1:
-            raise UserError(
-                f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "
-                "open the model without a precision to save it"
-            )
+        check_uncast(self.unet, folder)
         noise = Noise(self.schedule_config, self.target, self.variance)
         save_components(folder, Components(self.vae, self.unet, self.conditioner, noise))
         self.saved.write(folder)

@@ -7,8 +7,10 @@ from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 import conditioning.factory as conditioners
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
@@ -95,3 +97,12 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     entries = {"_diffusers_version": diffusers.__version__, **index}
     (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     strip_paths(folder)
+
+
+def check_uncast(unet: nn.Module, folder: Path) -> None:
+    """Check that the weights of a U-Net are as they were trained; raises UserError where `cast_weights` changed some."""
+    if len(types := {str(weight.dtype) for weight in unet.parameters()}) > 1:
+        raise UserError(
+            f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "
+            "open the model without a precision to save it"
+        )

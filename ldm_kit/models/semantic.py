@@ -21,15 +21,11 @@ from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import codes
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
-from ldm_kit.models.decoders import Decoder, TrajectoryTarget, load_decoder
-from ldm_kit.models.decoding import (
-    Progress,
-    check_codes,
-    check_pictures,
-    decode_pictures,
-    encode_pictures,
-    last_states,
-)
+from ldm_kit.models.decoder_loading import load_decoder
+from ldm_kit.models.decoders import Decoder, TrajectoryTarget
+from ldm_kit.models.decoding import Progress, decode_pictures, encode_pictures, last_states
+from ldm_kit.models.decoding import check_codes as check_codes
+from ldm_kit.models.decoding import check_pictures as check_pictures
 from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.prior import Clip, CodePrior
 from ldm_kit.models.saved_sampling import SavedSampling

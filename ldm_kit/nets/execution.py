@@ -93,8 +93,10 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
         config: the `train:` section of the run that it serves; None: kernel "auto" and `default_layout`.
     """
     _align(net)
-    kernel = () if config is None else (config.attention, DTYPES[config.precision])
-    set_attention(net, device, *kernel)
+    if config is None:
+        set_attention(net, device)
+    else:
+        set_attention(net, device, config.attention, DTYPES[config.precision])
     set_layout(net, layout_for(device, None if config is None else config.channels_last))
     return net.eval().requires_grad_(False)
 

@@ -25,13 +25,7 @@ from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, show_whole_batch
-from ldm_kit.training.training_state import (
-    TrainingState,
-    check_unchanged,
-    metadata,
-    print_other_versions,
-    read_metadata,
-)
+from ldm_kit.training.training_state import TrainingState, check_unchanged, metadata, read_metadata
 
 
 @dataclass(eq=False)
@@ -255,7 +249,6 @@ class Trainer:
         saved = read_metadata(folder)
         if saved["step"] > self.config.steps:
             raise UserError(f"{folder} is at step {saved['step']}, past the end: train.steps is {self.config.steps}")
-        print_other_versions(folder, saved)
         self.optim = optim.as_saved(self.optim, saved["optimizer"])
         self.optimisers = optim.build_all(self.task.modules, self.optim)
         self._state().load(folder, saved)

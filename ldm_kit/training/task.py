@@ -75,6 +75,7 @@ class DependentTask(Protocol):
         ...
 
 
+@runtime_checkable
 class WholeBatchTask(Protocol):
     """A task whose losses are not means over samples: it sees all micro-batches of a step before `losses` is called."""
 
