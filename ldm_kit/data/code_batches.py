@@ -33,9 +33,13 @@ class PicturedLatents:
         names = names_of(self.pictures.records)
         object.__setattr__(self, "plain", LatentBatches(self.latents, {}, names, self.seed))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of latents and pictures."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return digest([self.plain.fingerprint, self.pictures.fingerprint])
 
     def __len__(self) -> int:

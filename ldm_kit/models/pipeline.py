@@ -72,8 +72,7 @@ class Pipeline:
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of a latent at the trained size."""
         config: Any = self.unet.config
-        channels = config.out_channels // (2 if self.variance == "learned_range" else 1)
-        return channels, config.sample_size, config.sample_size
+        return config.out_channels // (1 + (self.variance == "learned_range")), config.sample_size, config.sample_size
 
     @property
     def space(self) -> LatentSpace:

@@ -100,7 +100,7 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def check_uncast(unet: nn.Module, folder: Path) -> None:
-    """Check that the weights of a U-Net are as they were trained; raises UserError where `cast_weights` changed some."""
+    """Check that no weight of a U-Net was cast to another type; raises UserError where `cast_weights` did so."""
     if len(types := {str(weight.dtype) for weight in unet.parameters()}) > 1:
         raise UserError(
             f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "

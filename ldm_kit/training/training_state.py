@@ -59,6 +59,7 @@ class TrainingState:
 
     def load(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Restore everything from a checkpoint's folder and the values of its trainer_state.json."""
+        print_other_versions(folder, values)
         for name, module in self.task.modules.items():
             module.load_state_dict(_read(folder, f"model/{name}"))
         for name, optimiser in self.optimisers.items():
