@@ -157,7 +157,8 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     row_roles: list[Role | None] = [role for name, role in roles.items() for _ in indexes[name].rows]
     if config.named_splits and not any(row_roles):
         row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
-    pictures = _picture_set(indexes, [files[name] for name in roles], row_roles, reader, config, profiles.settings)
+    paths, settings = [files[name] for name in roles], profiles.settings
+    pictures = _picture_set(indexes, paths, row_roles, reader, config, profile_settings=settings)
     return readable(named_split(pictures, row_roles, config.heldout, config.path), config)
 
 
@@ -167,6 +168,7 @@ def _picture_set(
     roles: Sequence[Role | None],
     reader: ArchiveReader,
     config: ArchiveConfig,
+    *,
     profile_settings: Sequence[str],
 ) -> ArchivedPictures:
     rows = chain.from_iterable(index.rows for index in indexes.values())

@@ -22,8 +22,8 @@ from ldm_kit.methods.networks import millions as millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
 from ldm_kit.methods.records import TrainingData as TrainingData
-from ldm_kit.methods.reports import list_metrics, plot_curves
 from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.methods.run_summary import list_metrics, plot_curves
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
