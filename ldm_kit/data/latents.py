@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ldm_kit.data import peers
 from ldm_kit.data.batches import chunks, flips
-from ldm_kit.data.images import PictureSet, digest, to_unit
+from ldm_kit.data.images import InMemory, PictureSet, digest, to_unit
 from ldm_kit.data.latent_shards import (
     Moments,
     check_key,
@@ -36,6 +36,7 @@ from ldm_kit.memory import Batch, BatchSize
 Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] in [-1, 1] -> mean and log-variance, [B, Z, h, w] each
 SHARD = 16384  # pictures in a shard
 IN_MEMORY = 2 * 2**30  # bytes; a larger cache stays on disk
+PIXELS = 2**29  # bytes of decoded pictures; a larger set is decoded on demand
 FORMAT = "2"
 
 
@@ -184,18 +185,23 @@ def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] 
     return torch.cat(means), torch.cat(logvars)
 
 
-def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024) -> Latents:
+def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most: int | None = None) -> Latents:
     """Return pictures as their own latents, for diffusion in pixel space: mean x in [-1, 1], log-variance -30.
 
-    Sets of more than IN_MEMORY bytes as float32 are decoded on demand.
+    Pictures are held decoded, as bytes, where the set has at most PIXELS bytes and `most` pictures. Otherwise each
+    picture is decoded whenever it is read.
 
     Args:
         pictures: the set.
         flip: whether mirrored views are included.
         batch: pictures decoded at once.
+        most: pictures of which a set is held decoded; None: any number.
     """
-    table = PixelTable(pictures, flip)
+    size = len(pictures) * pictures.channels * pictures.resolution**2
+    held = pictures
+    if not isinstance(pictures, InMemory) and size <= PIXELS and (most is None or len(pictures) <= most):
+        decoded = torch.cat([pictures.pictures(indices) for indices in chunks(pictures, batch)])
+        held = InMemory(pictures.records, pictures.classes, decoded, pictures.fingerprint)
+    table = PixelTable(held, flip)
     key = f"{pictures.fingerprint} flip" if flip else pictures.fingerprint
-    fits = torch.Size(table.shape).numel() * 4 <= IN_MEMORY
-    mean = torch.cat([table[torch.tensor(indices)] for indices in chunks(pictures, batch)]) if fits else table
-    return Latents(mean, torch.tensor(-30.0).expand(*table.shape), key, replacements(pictures))
+    return Latents(table, torch.tensor(-30.0).expand(*table.shape), key, replacements(pictures))

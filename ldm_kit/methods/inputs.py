@@ -80,7 +80,8 @@ class FirstStage:
         """
         flip = self.config.flip and name == "train"
         if self.vae is None:
-            return latent_cache.pixels(pictures, flip=flip)
+            most = None if name == "train" else self.config.log.max_heldout
+            return latent_cache.pixels(pictures, flip=flip, most=most)
         vae = self.vae
 
         @cache

@@ -12,7 +12,7 @@ from ldm_kit.data import latent_shards
 from ldm_kit.data import latents as cache
 from ldm_kit.data.images import InMemory, Record, subset, to_unit
 from ldm_kit.data.latents import LatentBatches, cached, fingerprint, pixels
-from ldm_kit.data.tensor_store import PixelTable, StoredTable, _indexed
+from ldm_kit.data.tensor_store import StoredTable, _indexed
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader
 
 COUNT = 20
@@ -265,18 +265,39 @@ def test_a_shard_that_is_cut_while_in_use_is_told(tmp_path, monkeypatch):
         stored.mean[torch.tensor([19])]
 
 
+class OnDemand:
+    """The pictures again, read one by one; `reads` has the index of each that was read."""
+
+    records, classes, fingerprint = PICTURES.records, PICTURES.classes, PICTURES.fingerprint
+    resolution, channels = PICTURES.resolution, PICTURES.channels
+
+    def __init__(self):
+        self.reads = []
+
+    def __len__(self):
+        return COUNT
+
+    def pictures(self, indices):
+        self.reads += [int(index) for index in indices]
+        return PICTURES.pictures(indices)
+
+
 @pytest.mark.parametrize("flip", [False, True])
-def test_large_sets_of_pixels_are_decoded_when_asked_for(monkeypatch, flip):
-    held = pixels(PICTURES, flip=flip)
-    monkeypatch.setattr(cache, "IN_MEMORY", 100)
-    lazy = pixels(PICTURES, flip=flip)
-    assert isinstance(lazy.mean, PixelTable)
+@pytest.mark.parametrize("limit", ["bytes", "pictures"])
+def test_large_sets_of_pixels_are_decoded_when_asked_for(monkeypatch, flip, limit):
+    pictures = OnDemand()
+    held = pixels(pictures, flip=flip, batch=3, most=COUNT)
+    assert pictures.reads == [*range(COUNT)], "a small set is decoded once"
+    if limit == "bytes":
+        monkeypatch.setattr(cache, "PIXELS", 100)
+    lazy = pixels(pictures, flip=flip, most=COUNT - 1 if limit == "pictures" else None)
     assert (lazy.mean.shape, lazy.fingerprint, len(lazy)) == (held.mean.shape, held.fingerprint, COUNT)
     inputs = {"ids": torch.arange(COUNT)}
     places = [(position, position * 7 % COUNT) for position in range(30)]
     a, b = (LatentBatches(found, inputs, range(COUNT), 3).__getitems__(places) for found in (held, lazy))
     assert torch.equal(a["mean"], b["mean"])
     assert torch.equal(a["logvar"], b["logvar"])
+    assert pictures.reads[COUNT:] == [index for _, index in places]
 
 
 class Many:

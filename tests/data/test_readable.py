@@ -65,7 +65,7 @@ def test_a_broken_picture_is_replaced_by_the_next_that_can_be_read(tmp_path, cap
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_conditions_are_those_of_the_picture_that_is_seen(tmp_path, monkeypatch, in_memory):
     if not in_memory:
-        monkeypatch.setattr(latents, "IN_MEMORY", 0)
+        monkeypatch.setattr(latents, "PIXELS", 0)
     batch = everything(batches(training_set(tmp_path, broken=(2, 6))))
     assert greys(batch) == batch["inputs"]["label"].tolist() == [0, 1, 3, 3, 4, 5, 7, 7]
 

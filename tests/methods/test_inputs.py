@@ -23,7 +23,7 @@ def pictures(texts, labels=None, side=16, classes=()):
 def test_held_out_pictures_may_all_lack_a_caption():
     split = Split(pictures(["a cat"] * 22), pictures(["", ""]), None)
     conditions = Conditions.open(TextConfig(), split)
-    assert (conditions.train, conditions.heldout) == (["a cat"] * 22, ["", ""])
+    assert ([*conditions.train], [*conditions.heldout]) == (["a cat"] * 22, ["", ""])
     assert conditions.examples(2) == ["", ""]
     conditions.build(None)
     train, heldout = conditions.prepare()
