@@ -19,7 +19,7 @@ from ldm_kit.config import Config, UserError, check
 
 
 def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
-    """Exit status and stderr of a door within which something is raised."""
+    """Exit status and stderr of a script within which something is raised."""
 
     def main() -> None:
         with cli_errors():

@@ -120,8 +120,8 @@ def width(config: LatentRun) -> int | None:
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "demo"], ids=named)
 def test_headers(path):
     text = path.read_text(encoding="utf-8")
-    door = "train_ae.py" if path in STAGE_1 else "train_ldm.py"
-    assert text.startswith(f"# Command:   accelerate launch {door} {named(path)}")
+    script = "train_ae.py" if path in STAGE_1 else "train_ldm.py"
+    assert text.startswith(f"# Command:   accelerate launch {script} {named(path)}")
     assert re.search(r"^# Hardware:  \S.* Time: \S.*\.$", text, re.M)
     assert re.search(r"^# Expected:  \S.*\.$", text, re.M)
     assert max(map(len, text.splitlines())) <= 120

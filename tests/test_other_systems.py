@@ -46,15 +46,15 @@ world = World(root)
 run = world.model("class_pixels")
 config = root / "class_pixels.yaml"
 out = root / "out"
-for door, *words in (
+for script, *words in (
     ("train_ldm", config, "train.steps=9", "--resume", "latest"),
     ("sample", run, "red", "--steps", "1", "--out", out),
     ("sample", run / "checkpoint-00000009", "red", "--steps", "1", "--out", out),
     ("edit", "img2img", "--model", run, "--image", root / "pictures" / "00.png", "--prompt", "blue", "--steps", "2",
      "--out", out),
 ):
-    found = through(door, *words)
-    assert found.status == 0, (door, found.err)
+    found = through(script, *words)
+    assert found.status == 0, (script, found.err)
     assert "Traceback" not in found.err
 from ldm_kit.data.tensor_store import StoredTable, locate
 from safetensors.torch import save_file

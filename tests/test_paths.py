@@ -45,8 +45,8 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_says_at_once_where_it_cannot_write(file, tmp_path, words):
-    door, *arguments = words.format(file=file, tmp=tmp_path).split()
-    found = through(door, *arguments)
+    script, *arguments = words.format(file=file, tmp=tmp_path).split()
+    found = through(script, *arguments)
     assert found.status == 2
     assert re.search(rf"cannot write to {file}.*: {file} is no folder; name another one", found.errors[0])
     assert file.read_text() == "kept"

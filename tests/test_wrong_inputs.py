@@ -1,4 +1,4 @@
-"""Wrong input to the training doors: exit status 2, one sentence with what, where and what was expected; no trace."""
+"""Wrong input to the training scripts: exit status 2, one sentence with what, where and what was expected; no trace."""
 
 import fcntl
 import json
@@ -87,11 +87,11 @@ def complaint(found: Outcome) -> str:
     return found.errors[0]
 
 
-def refused(world: World, door: str, config: dict[str, object], overrides: list[str], said: str) -> None:
+def refused(world: World, script: str, config: dict[str, object], overrides: list[str], said: str) -> None:
     path = world.write(config, "wrong.yaml")
     before = tree(world.root)
     filled = [text.replace("{root}", str(world.root)) for text in overrides]
-    sentence = complaint(through(door, path, *filled))
+    sentence = complaint(through(script, path, *filled))
     assert re.search(said, sentence), sentence
     after = tree(world.root)
     changed = {name for name in before if after.get(name) != before[name] and Path(name).parent.name not in OWN}
@@ -135,12 +135,12 @@ def test_train_a_classifier(spoilt, overrides, said):
         ("run: !!python/object/apply:os.system [true]", "is not valid YAML"),
     ],
 )
-@pytest.mark.parametrize("door", ["train_ae", "train_ldm"])
-def test_config_files(tmp_path, door, text, said):
+@pytest.mark.parametrize("script", ["train_ae", "train_ldm"])
+def test_config_files(tmp_path, script, text, said):
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    assert re.search(said, complaint(through(door, path)))
+    assert re.search(said, complaint(through(script, path)))
     assert list(tmp_path.iterdir()) == ([path] if text is not None else [])
 
 

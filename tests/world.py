@@ -1,4 +1,4 @@
-"""Shared by the tests of whole tasks: made-up pictures, tiny configs, briefly trained models, and doors run in here."""
+"""Shared by the tests of whole tasks: made-up pictures, tiny configs, briefly trained models, and scripts run here."""
 
 import contextlib
 import importlib
@@ -38,7 +38,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {  # name -> what differs from the nois
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a door left behind."""
+    """What a script left behind."""
 
     status: int
     out: str
@@ -123,8 +123,8 @@ class World:
     def model(self, name: str) -> Path:
         """The run's folder of a trained autoencoder ("kl", "vq"), denoiser (MODELS) or classifier (CLASSIFIERS)."""
         if name not in self.trained:
-            door, tree = self._run(name)
-            found = through(door, self.write(tree, f"{name}.yaml"))
+            script, tree = self._run(name)
+            found = through(script, self.write(tree, f"{name}.yaml"))
             assert found.status == 0, found.err
             self.trained[name] = self.root / name
         return self.trained[name]
@@ -135,7 +135,7 @@ class World:
         return ("train_ldm", self.ldm(name, name)) if name in MODELS else ("train_ae", self.ae(name, name))
 
 
-def through(door: str, *arguments: Any) -> Outcome:
+def through(script: str, *arguments: Any) -> Outcome:
     """Run train_ae, train_ldm or sample in this process, as its command line would."""
     from accelerate.state import AcceleratorState, GradientState
 
@@ -147,7 +147,7 @@ def through(door: str, *arguments: Any) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning, r"diffusers\.")
         with pytest.raises(SystemExit) as stopped:
-            run_cli(importlib.import_module(door).main, [str(argument) for argument in arguments])
+            run_cli(importlib.import_module(script).main, [str(argument) for argument in arguments])
     code = stopped.value.code
     return Outcome(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 

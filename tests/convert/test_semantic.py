@@ -17,8 +17,8 @@ from torch import nn
 from conditioning.semantic import condition_of
 from ldm_kit.cli import app
 from ldm_kit.convert.attributes import CELEBA
+from ldm_kit.data.image_files import load_image
 from ldm_kit.data.images import to_unit
-from ldm_kit.editing.image_io import load_image
 from ldm_kit.models.codes import code_statistics
 from ldm_kit.models.directions import Directions
 from ldm_kit.models.pipeline import Pipeline
@@ -202,7 +202,7 @@ def test_the_names_are_those_of_celeba():
 
 
 @pytest.mark.parametrize("kind", ["latent", "pdae"])
-def test_the_doors_use_them(kind, world, tmp_path, request):
+def test_the_scripts_use_them(kind, world, tmp_path, request):
     model = request.getfixturevalue(kind)
     given = ("--model", model, "--image", world.pictures / "00.png", "--attribute", "smiling", "--strength", 0.3)
     done = through("edit", *given, "--steps", 2, "--invert_steps", 2, "--out", tmp_path / "edited")
@@ -320,9 +320,9 @@ def test_nothing_is_written_over(files, tmp_path):
 )
 def test_pickled_code_is_never_run(files, tmp_path, line, kind):
     evil = plant(tmp_path / "evil.ckpt", tmp_path / "marker", kind)
-    door, *words = [str(files / word) if word.endswith((".ckpt", ".pt")) else word for word in line.split()]
+    script, *words = [str(files / word) if word.endswith((".ckpt", ".pt")) else word for word in line.split()]
     words = [word.format(evil=evil) for word in words]
-    done = run(door, words[0], tmp_path / "out", *words[1:])
+    done = run(script, words[0], tmp_path / "out", *words[1:])
     assert (done.status, done.err.count("\n")) == (2, 1)
     assert "pickled code is never run" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["evil.ckpt"]

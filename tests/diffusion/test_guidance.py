@@ -260,7 +260,7 @@ def test_an_impossible_rescaling_is_refused():
         Rescaled(ClassifierFree(TWO, None, 2.0), 1.5, "eps")
 
 
-def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
+def test_autoguidance_extrapolates_from_the_guide_model_under_the_same_condition():
     good, bad = counting(Gaussian(linear(), 2.0, 0.4)), counting(Gaussian(linear(), 1.0, 0.8))
     found = Autoguidance(good, bad, 2.0)(X, T, "any")
     assert good.calls == bad.calls == ["any"]
@@ -272,7 +272,7 @@ def test_autoguidance_extrapolates_from_the_worse_under_the_same_condition():
     assert bad.calls == []
 
 
-def test_autoguidance_undoes_what_the_worse_model_does_more_of():
+def test_autoguidance_undoes_what_the_guide_model_does_more_of():
     """The worse is as far off again as the better: scale 2 is the truth."""
     truth = Gaussian(linear(), 2.0, 0.4)
 

@@ -87,7 +87,7 @@ def test_the_means_estimator():
     assert found.records[0].estimator == "means"
 
 
-def test_from_value_to_value_without_counterparts_is_the_difference_of_means(learned):
+def test_from_value_to_value_without_pairs_is_the_difference_of_means(learned):
     z, _, second = planted(600)
     there, back = learned["hair: light > dark"], learned["Hair:dark>light"]
     assert float(there.vector @ SECOND) > 0.9
@@ -96,7 +96,7 @@ def test_from_value_to_value_without_counterparts_is_the_difference_of_means(lea
     assert float(there.logit(z[second].mean(0))) > 0 > float(there.logit(z[~second].mean(0)))
 
 
-def test_counterparts_give_the_exact_step():
+def test_pairs_give_the_exact_step():
     """Pairs that differ by one step alone, among subjects that differ far more."""
     draw = torch.Generator().manual_seed(0)
     subjects, step = torch.randn(40, D, generator=draw) * 3, FIRST * 0.5
@@ -118,13 +118,13 @@ def test_counterparts_give_the_exact_step():
     assert float(there.logit(dark).mean()) > 0 > float(there.logit(light).mean()), "turned round, with its bias"
 
 
-def test_counterparts_are_rows_of_one_name():
+def test_pairs_are_rows_of_one_name():
     column = Column("tone", ("a", "b", "a", "c", "b", "b", None), ("x", "y", "y", "x", None, "x", "x"))
     assert paired_indices(column, "a", "b").tolist() == [[0, 5], [2, 1]]
     assert paired_indices(column, "b", "c").tolist() == [[5, 3]]
 
 
-def test_openmoji_attributes_and_counterparts():
+def test_openmoji_attributes_and_pairs():
     rows = [("astronaut", "man", "light"), ("astronaut", "woman", "light"), ("astronaut", "man", ""), ("cup", "", "")]
     records = [
         Record(str(i), "", 0, {"role": role, "gender": gender, "skin_tone": tone, "group": "people"})

@@ -68,7 +68,7 @@ def learned() -> Directions:
     return learn(torch.cat([before, after]), [tones], names, "key")
 
 
-def test_a_direction_of_counterparts_goes_each_pictures_way():
+def test_a_direction_of_pairs_goes_each_pictures_way():
     found = learned()["tone: light > dark"]
     z = torch.zeros(D)
     z[0] = 3
@@ -82,7 +82,7 @@ def test_a_direction_of_counterparts_goes_each_pictures_way():
     assert plain.at_code(z) is plain
 
 
-def test_counterparts_are_saved_with_the_directions(tmp_path):
+def test_pairs_are_saved_with_the_directions(tmp_path):
     there = learned()
     there.save(tmp_path)
     back = Directions.load(tmp_path, "key")
@@ -91,7 +91,7 @@ def test_counterparts_are_saved_with_the_directions(tmp_path):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
-def test_learning_again_replaces_the_counterparts_of_the_same_name():
+def test_learning_again_replaces_the_pairs_of_the_same_name():
     old, new = learned(), learned()
     pairs = new.pairs["tone: dark > light"]
     new = Directions(
@@ -101,7 +101,7 @@ def test_learning_again_replaces_the_counterparts_of_the_same_name():
     assert torch.equal(merged.pairs["tone: dark > light"].before, pairs.after)
 
 
-def test_directions_whose_counterparts_are_lost_are_refused(tmp_path):
+def test_directions_whose_pairs_are_lost_are_refused(tmp_path):
     there = learned()
     there.save(tmp_path)
     Directions(there.records, there.vectors, there.means, there.scales, there.biases, "key").save(tmp_path / "new")
@@ -112,7 +112,7 @@ def test_directions_whose_counterparts_are_lost_are_refused(tmp_path):
         Directions.load(tmp_path, "key")
 
 
-def test_without_counterparts_every_picture_goes_one_way():
+def test_without_pairs_every_picture_goes_one_way():
     before, after = two_kinds()
     tones = Column("tone", tuple(["light"] * len(before) + ["dark"] * len(before)))
     one = learn(torch.cat([before, after]), [tones], [str(i) for i in range(2 * len(before))], "key")

@@ -154,7 +154,7 @@ def test_what_is_no_run_is_refused(world, labelled, tmp_path):
     assert "is no saved model" in refused(tmp_path)
 
 
-def test_the_command_is_a_door(labelled, tmp_path):
+def test_the_command_refuses_bad_input(labelled, tmp_path):
     found = CliRunner().invoke(app, ["nll", str(labelled), "--count", "2", "--batch_size", "2", "--device", "cpu"])
     assert found.exit_code == 0
     assert "bits/dim bound the negative log-likelihood of 2 held-out pictures" in found.stdout

@@ -85,7 +85,7 @@ def test_fidelity_in_numbers():
         (torch.ones(1, 4), [0], {"tones": ["light"]}),
     ],
 )
-def test_fidelity_complains_at_the_door(generated, truth, options):
+def test_fidelity_refuses_bad_input(generated, truth, options):
     if "tones" in options:
         with pytest.raises(ValueError, match="one each"):
             fidelity(generated, torch.eye(5, 4), torch.tensor(truth), **options)
@@ -166,7 +166,7 @@ def test_frechet_says_when_samples_are_few():
     assert "singular" in frechet_checked(cloud(4, 4), cloud(100, 4)).warning
 
 
-def test_frechet_complains_at_the_door():
+def test_frechet_refuses_bad_input():
     for bad in (cloud(9, 3), cloud(1, 4), cloud(4)):
         with pytest.raises(ValueError, match="at least 2"):
             frechet(cloud(9, 4), bad)

@@ -50,7 +50,7 @@ def test_ssim_of_flat_pictures_in_closed_form():
 
 
 @pytest.mark.parametrize("figure", [mse, psnr, ssim])
-def test_figures_complain_at_the_door(figure):
+def test_figures_refuse_bad_input(figure):
     x = picture(1, 3, 8, 8)
     for bad in (x[:, :1], x[0], x.byte()):
         with pytest.raises(ValueError, match="one shape"):

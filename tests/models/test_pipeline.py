@@ -133,7 +133,7 @@ def test_no_scale_is_no_classifier(classes, judge, given):
         assert torch.equal(call["denoiser"](x, t, call["cond"]).eps, said(classes, x, t, NAMES).eps)
 
 
-def test_autoguidance_asks_the_worse_model_its_own_condition(classes, given):
+def test_autoguidance_asks_the_guide_model_its_own_condition(classes, given):
     """D = worse + scale (better - worse), where the worse model looks its class up in its own table."""
     worse = replace(classes, conditioner=moved(classes.conditioner))
     call = given(
@@ -227,7 +227,7 @@ def test_a_text_prompt_is_no_class(world):
     assert len(text.labels(["a", "b"], SamplingOptions(classifier_class="red"))) == 2
 
 
-def test_a_guide_has_to_be_at_home_here(classes, judge):
+def test_a_guide_has_to_fit_the_model(classes, judge):
     """The same schedule, said in two ways, is the same; another last beta is another."""
     alike = classes.schedule_config.model_copy(update={"start": 0.00085, "end": 0.012})
     assert classes.with_guides(replace(judge, schedule_config=alike)).classifier is not None

@@ -1,4 +1,4 @@
-"""Diffusion of pixels through the doors: grey digits, classes as vectors, a learned variance."""
+"""Diffusion of pixels through the scripts: grey digits, classes as vectors, a learned variance."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Codes through the door: a model is trained, then its prior; and another on the frozen model of another run."""
+"""Codes through the script: a model is trained, then its prior; and another on the frozen model of another run."""
 
 import json
 from typing import Any

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """A door as a process of its own."""
+    """A script as a process of its own."""
     words = [sys.executable, *[str(argument) for argument in arguments]]
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
 
@@ -37,10 +37,10 @@ def test_a_finished_run_holds_everything(world: World, name):
     assert not [path for path in folder.rglob("*") if path.name.startswith((".tmp", ".del"))]
 
 
-@pytest.mark.parametrize(("door", "name"), [("train_ae", "kl"), ("train_ldm", "text")])
-def test_the_resolved_config_makes_the_same_run_again(world: World, tmp_path, door, name):
+@pytest.mark.parametrize(("script", "name"), [("train_ae", "kl"), ("train_ldm", "text")])
+def test_the_resolved_config_makes_the_same_run_again(world: World, tmp_path, script, name):
     again = tmp_path / "again"
-    assert through(door, world.model(name) / "config.yaml", f"run={again}").status == 0
+    assert through(script, world.model(name) / "config.yaml", f"run={again}").status == 0
     for file in sorted((world.model(name) / "model").rglob("*.safetensors")):
         twin = again / "model" / file.relative_to(world.model(name) / "model")
         assert file.read_bytes() == twin.read_bytes(), file.name
@@ -72,7 +72,7 @@ def test_resume_goes_on(world: World, tmp_path):
     assert (tmp_path / "run" / "checkpoint-00000012").is_dir()
 
 
-def test_the_three_doors_as_processes(world: World, tmp_path):
+def test_the_three_scripts_as_processes(world: World, tmp_path):
     ae = world.write(world.ae("kl", "unused") | {"run": "runs/ae"}, "process-ae.yaml")
     ldm = world.write(world.ldm("text", "unused") | {"run": "runs/ldm", "autoencoder": "runs/ae"}, "process-ldm.yaml")
     first = command(ROOT / "train_ae.py", ae, "train.steps=1", cwd=tmp_path)

@@ -126,7 +126,7 @@ def play(
     between: Callable[[int], object] = lambda number: None,
     opened: Callable[[Session], object] = lambda run: None,
 ) -> Played:
-    """Train as the doors do, without reports; stop after step `until`."""
+    """Train as the scripts do, without reports; stop after step `until`."""
     reset()
     with session(config, resume) as run:
         opened(run)

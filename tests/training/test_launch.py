@@ -35,7 +35,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("variable", "said"), ASKED.items())
-def test_a_launch_that_is_not_supported_is_refused_at_the_door(tmp_path, monkeypatch, variable, said):
+def test_a_launch_that_is_not_supported_is_refused_at_the_start(tmp_path, monkeypatch, variable, said):
     reset()
     config = settings(TEXT, tmp_path, tmp_path / "run")
     monkeypatch.setenv(variable, "true")

@@ -1,4 +1,4 @@
-"""The real doors under the real launchers, on two processes that talk gloo."""
+"""The real scripts under the real launchers, on two processes that talk gloo."""
 
 import json
 import os
@@ -20,15 +20,15 @@ LAUNCHERS = {
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", *PLAIN],
 }
-DOORS = {"train_ae.py": KL, "train_ldm.py": TEXT}
+SCRIPTS = {"train_ae.py": KL, "train_ldm.py": TEXT}
 pytestmark = pytest.mark.slow
 
 
-def launch(launcher, door, folder, *overrides, resume=None):
-    config = settings(DOORS[door], folder / "pictures", folder / "run", *overrides)
+def launch(launcher, script, folder, *overrides, resume=None):
+    config = settings(SCRIPTS[script], folder / "pictures", folder / "run", *overrides)
     configs.write(config, folder / "config.yaml")
     more = ["--resume", resume] if resume else []
-    command = [*LAUNCHERS[launcher], str(ROOT / door), str(folder / "config.yaml"), *more]
+    command = [*LAUNCHERS[launcher], str(ROOT / script), str(folder / "config.yaml"), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -45,11 +45,11 @@ def await_a_step(process, run):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("launcher", "door"), [("torchrun", "train_ae.py"), ("accelerate", "train_ldm.py")])
-def test_two_processes_write_one_run_and_go_on(launcher, door, tmp_path):
+@pytest.mark.parametrize(("launcher", "script"), [("torchrun", "train_ae.py"), ("accelerate", "train_ldm.py")])
+def test_two_processes_write_one_run_and_go_on(launcher, script, tmp_path):
     picture_folder(tmp_path / "pictures")
     for steps, resume in [(4, None), (6, "latest")]:
-        process = launch(launcher, door, tmp_path, f"train.steps={steps}", "log.every=1", resume=resume)
+        process = launch(launcher, script, tmp_path, f"train.steps={steps}", "log.every=1", resume=resume)
         said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     assert steps_logged(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
@@ -82,7 +82,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     first.communicate(timeout=120)
     assert second.returncode != 0
     assert "is in use by process" in said[1]
-    assert f'File "{ROOT / "train_ldm.py"}"' not in said[1]  # torchrun has a traceback of its own, the door has none
+    assert f'File "{ROOT / "train_ldm.py"}"' not in said[1]  # torchrun has a traceback of its own, the script has none
 
 
 def workers_of(process):

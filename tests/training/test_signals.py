@@ -65,10 +65,10 @@ def test_workers_leave_signals_alone():
             signal.signal(number, handler)
 
 
-def started(door, config, folder):
-    """A door in a process group of its own, once it trains."""
+def started(script, config, folder):
+    """A script in a process group of its own, once it trains."""
     configs.write(config, folder / "config.yaml")
-    command = [sys.executable, str(ROOT / door), str(folder / "config.yaml")]
+    command = [sys.executable, str(ROOT / script), str(folder / "config.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # bits depend on the number
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
@@ -78,17 +78,17 @@ def started(door, config, folder):
 
 
 @pytest.mark.parametrize(
-    ("door", "tree", "number", "everyone"),
+    ("script", "tree", "number", "everyone"),
     [
         ("train_ldm.py", TEXT, signal.SIGTERM, True),
         pytest.param("train_ae.py", KL, signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param("train_ae.py", KL, signal.SIGUSR1, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_door_saves_and_leaves_and_goes_on_bit_for_bit(door, tree, number, everyone, tmp_path):
+def test_a_script_saves_and_leaves_and_goes_on_bit_for_bit(script, tree, number, everyone, tmp_path):
     pictures, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
     endless = settings(tree, pictures, run, "train.steps=100000", "train.workers=2", "log.every=1")
-    process = started(door, endless, tmp_path)
+    process = started(script, endless, tmp_path)
     (os.killpg if everyone else os.kill)(process.pid, number)  # a scheduler asks workers of the data loader as well
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said

@@ -55,7 +55,7 @@ def test_the_moving_mean_lies_on_a_straight_line():
     assert mean.get_ydata() == pytest.approx(2 * mean.get_xdata())
 
 
-def test_curves_complain_at_the_door(tmp_path):
+def test_curves_refuse_bad_input(tmp_path):
     path = tmp_path / "m.jsonl"
     with pytest.raises(UserError, match="cannot read"):
         curves(path, tmp_path / "a.png")

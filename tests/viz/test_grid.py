@@ -77,7 +77,7 @@ def test_a_strip_is_one_row():
         lambda: strip(flat(1)[:0]),
     ],
 )
-def test_grids_complain_at_the_door(call):
+def test_grids_refuse_bad_input(call):
     with pytest.raises(ValueError, match=r"expected|at least"):
         call()
 
