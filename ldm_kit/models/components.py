@@ -81,7 +81,7 @@ def component_classes(folder: ModelFolder) -> dict[str, str]:
     if folder.class_name == SEMANTIC:
         raise UserError(f"{folder} holds a semantic model, which samples from codes; expected a plain diffusion model")
     present = [name for name, value in folder.index.items() if isinstance(value, list) and any(value)]
-    present += [name for name in COMPONENTS if folder.index.get(name) is not None and name not in present]
+    present += [name for name in COMPONENTS if not isinstance(folder.index.get(name), list | None)]  # of another type
     entries = {name: entry_of(folder, name) for name in present}
     for name, entry in entries.items():
         if name not in _UNUSED:
