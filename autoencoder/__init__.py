@@ -87,7 +87,7 @@ _NAMES = {
     "loss": "AdversarialConfig AutoencoderLoss LossConfig LossTerms",
     "perceptual": "Perceptual PerceptualConfig",
     "saved": "load",
-    "statistics": "LatentStatistics fold from_sums latent_sums measure",
+    "statistics": "LatentStatistics fold measure",
     "vq": "VQ_PRESETS VQConfig",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

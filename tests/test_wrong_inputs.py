@@ -30,7 +30,7 @@ def damage(world: World) -> None:
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(world.root / name)
     model = world.model("kl") / "model"
     for name in ("otherclass", "corrupt", "lacking", "pickled", "unscaled"):
-        shutil.copytree(model, world.root / name)
+        shutil.copytree(model, world.root / name, ignore=shutil.ignore_patterns("manifest.json"))
     _set(world.root / "otherclass" / "config.json", _class_name="UNet2DModel")
     _set(world.root / "unscaled" / "config.json", scaling_factor=9.0)
     weights = "diffusion_pytorch_model.safetensors"

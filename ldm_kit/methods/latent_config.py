@@ -78,11 +78,6 @@ class LatentRun(NoisedRun):
         return self
 
     @model_validator(mode="after")
-    def _check_saved(self) -> "LatentRun":
-        check_saved(self.schedule, self.prediction_type, self.variance)
-        return self
-
-    @model_validator(mode="after")
     def _check_loss(self) -> "LatentRun":
         learned = self.variance == "learned_range"
         if self.prediction_type == "flow" and (learned or self.loss != "simple"):
@@ -96,4 +91,9 @@ class LatentRun(NoisedRun):
             raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
         if self.loss == "vlb" and self.min_snr is not None:
             raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_saved(self) -> "LatentRun":
+        check_saved(self.schedule, self.prediction_type, self.variance)
         return self

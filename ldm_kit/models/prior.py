@@ -108,6 +108,8 @@ class CodePrior:
             NonFiniteError: the network, or guidance, gives NaN or infinity.
         """
         check_lists(seeds=seeds)
+        if conditions is not None:
+            check_lists(conditions=conditions)
         self._check_guidance(guidance_scale, conditions)
         if conditions is not None and len(conditions) != len(seeds):
             raise UserError(f"got {len(conditions)} classes or prompts for {len(seeds)} codes; expected one each")
@@ -152,8 +154,6 @@ class CodePrior:
 
     def _condition(self, conditions: Sequence[str | int] | None, count: int) -> Condition:
         null = self.conditioner.null
-        if conditions is not None:
-            check_lists(conditions=conditions)
         if conditions is not None and null is None:
             raise UserError("this prior was trained without classes and captions; leave class and prompt out")
         raw: Sequence[str | int] = [] if null is None else [null] * count if conditions is None else conditions

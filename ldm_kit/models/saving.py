@@ -17,6 +17,7 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.components import OUR_LIBRARIES, Components
 from ldm_kit.models.folder import INDEX, strip_paths
 from ldm_kit.solvers.scheduler_config import saved_scheduler
+from ldm_kit.training.checkpoint import MANIFEST
 
 
 def save_components(folder: Path, components: Components) -> None:
@@ -92,10 +93,13 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Write a finished folder's model_index.json, and remove paths of this machine from its configs.
 
+    A manifest of what the folder held before is removed, as it would be refused with the new files.
+
     diffusers' inpainting pipeline reads the release that wrote the folder, and ends in a KeyError where there is none.
     """
     entries = {"_diffusers_version": diffusers.__version__, **index}
     (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).unlink(missing_ok=True)
     strip_paths(folder)
 
 

@@ -81,7 +81,7 @@ def test_the_pooled_vector_is_the_mean_of_what_the_mask_shows(minilm):
     vectors = pooled(**pooled.prepare(CAPTIONS)).vector
     for vector, states, mask in zip(vectors, inputs["states"], inputs["mask"], strict=True):
         mean = states[mask].float().mean(dim=0)
-        torch.testing.assert_close(vector, mean / mean.square().mean().sqrt())
+        torch.testing.assert_close(vector, mean / mean.square().mean().sqrt(), rtol=2e-3, atol=2e-3)  # float16 states
     assert torch.equal(vectors[0], vectors[2])
     null = pooled(**pooled.null_inputs()).vector[0]
     assert torch.equal(null, vectors[3])  # the empty caption's

@@ -130,8 +130,8 @@ def test_two_processes_check_every_picture_of_a_folder_once(tmp_path, monkeypatc
     for i in range(18):
         Image.new("L", (8, 8), i).save(tmp_path / "in" / f"{i:02d}.png")
     (tmp_path / "in" / "bad.png").write_text("no picture")
-    names, decode = [], folder._decode
-    monkeypatch.setattr(folder, "_decode", lambda path, config: (names.append(path.name), decode(path, config))[1])
+    names, check = [], folder._check
+    monkeypatch.setattr(folder, "_check", lambda path, *more: (names.append(path.name), check(path, *more))[1])
     config = FolderConfig(path=tmp_path / "in", resolution=8, channels=1, memory_limit=0, max_bad_share=0.2)
     first, second = together(lambda rank: load_all(config))
     assert sorted(names) == [f"{i:02d}.png" for i in range(18)] + ["bad.png"]

@@ -205,7 +205,7 @@ SPOILT = {  # name -> (what is done to a good folder, what is said)
     ),
     "nonsense noise": (
         lambda folder: _set(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=-5),
-        "holds numbers that are no noise schedule",
+        "num_train_timesteps: expected",
     ),
 }
 

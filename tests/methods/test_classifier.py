@@ -147,7 +147,7 @@ def labelled(labels):
 
 class SimpleLatents(SimpleNamespace):
     def __init__(self, mean, logvar) -> None:
-        super().__init__(mean=mean, logvar=logvar)
+        super().__init__(mean=mean, logvar=logvar, replaced={})
 
     def __len__(self) -> int:
         return len(self.mean)

@@ -67,7 +67,7 @@ def test_a_typo_in_keep_best_leaves_no_folder(pictures, tmp_path):
 
 def test_a_finished_run_that_is_resumed_has_its_figures(pictures, tmp_path, monkeypatch, capfd):
     config, plotted = config_of("class", pictures, tmp_path, "data.heldout=0.25"), []
-    monkeypatch.setattr("ldm_kit.methods.base.curves", lambda log, out, keys: plotted.append(keys))
+    monkeypatch.setattr("ldm_kit.methods.run_summary.curves", lambda log, out, keys: plotted.append(keys))
     train(config)
     reset()
     log = (tmp_path / "run" / "metrics.jsonl").read_text()

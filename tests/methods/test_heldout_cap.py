@@ -33,7 +33,8 @@ class Values(Method):
     """Its loss is a sample's number; it remembers what it was asked."""
 
     def __init__(self, count, most):
-        config = SimpleNamespace(log=SimpleNamespace(max_heldout=most))
+        parts = {"log": {"max_heldout": most}, "train": {"eval_batch": None}, "data": {"resolution": 8}}
+        config = SimpleNamespace(**{name: SimpleNamespace(**values) for name, values in parts.items()})
         table = Schedule(torch.ones(10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
         data = TrainingData(None, Samples(count), Samples(count))
         super().__init__(config, data, modules={"net": nn.Linear(1, 1)}, ema_modules={}, schedule=table)

@@ -130,7 +130,7 @@ def test_a_saved_model_holds_the_new_parts_and_a_reference(pictures, bases, tmp_
     folder = finished(method, tmp_path / "run")
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     nets = {f"{part}/{name}" for part in ("encoder", "shift") for name in ("config.json", WEIGHTS)}
-    assert files - {"manifest.json"} == nets | {"model_index.json", "statistics.safetensors"}
+    assert files - {"manifest.json"} == nets | {"model_index.json", "sampling.json", "statistics.safetensors"}
     model, ours = SemanticModel.load(tmp_path / "run"), method.model()
     shown = method.data.train.pictures(range(3))
     z = ours.encode(shown)
@@ -218,6 +218,7 @@ def test_a_changed_base_is_refused(pictures, bases, tmp_path):
     shutil.rmtree(moved)
     with pytest.raises(UserError, match="base, which is not there"):
         SemanticModel.load(folder)
+    (folder / "manifest.json").unlink()
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "base": "somewhere"}))
     with pytest.raises(UserError, match="base is 'somewhere'; expected a path and a sha256"):
@@ -377,9 +378,13 @@ def test_schedules_without_a_formula_are_refused(tmp_path, kind):
     folder = base(tmp_path / "model")
     path = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(path.read_text())
-    known |= {"rescale_betas_zero_snr": True} if kind == "zero" else {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    if kind == "flow":
+    if kind == "zero":
+        known |= {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    else:
         del known["prediction_type"]
+        index = json.loads((folder / "model_index.json").read_text())
+        index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        (folder / "model_index.json").write_text(json.dumps(index))
     path.write_text(json.dumps(known))
     with pytest.raises(
         UserError, match="cannot be a base: its schedule " + ("ends" if kind == "zero" else "is a flow")
