@@ -38,7 +38,7 @@ IDENTIFIERS = words("""
     Done Drawn Journey Keeper Lesson Link Manner Order Place Ranks Redrawing Seen Settling Share Space Told Towards
     Turn Wish
 
-    averaged criterion script scripts drafts drive drive_foreign gap_coefficient gap_error gap_weight hushed keeper
+    averaged criterion door doors drafts drive drive_foreign gap_coefficient gap_error gap_weight hushed keeper
     manipulated manner open_stage open_studio picture_noise player players restated seam serve settle settled solve
     spaced spared steered stranger strangers studio suit sweep tidy told towards trunk trunks unbroken wish wished worse
 """)
@@ -52,7 +52,7 @@ LOCALS = words("about found how kept known ours part place said theirs told want
 
 PROSE = (
     r"arrows?",
-    r"scripts?",
+    r"doors?",
     r"(?:our|this|the) (?:second )?house|house plan",
     r"hush(?:ed|es)?",
     r"journeys?",
