@@ -129,7 +129,7 @@ def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int
 
 
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
-    """Return a diffusers scheduler with the betas of a variance-preserving schedule, a_t limited to `SMALLEST_A` or more."""
+    """Return a diffusers scheduler with the betas of a variance-preserving schedule; a_t is at least `SMALLEST_A`."""
     alpha_bar = schedule.a.clamp_min(SMALLEST_A).square().cpu()
     betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
     settings = {"trained_betas": betas.tolist(), "prediction_type": "v_prediction"}

@@ -158,7 +158,7 @@ def saved_scheduler(
 
 
 def learns_variance(config: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler_config.json is for a network that learns its variance, in twice the output channels."""
+    """Return whether a scheduler_config.json is for a network that learns its variance, in twice the channels."""
     return config.get("variance_type") == "learned_range"
 
 

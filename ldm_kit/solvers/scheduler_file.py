@@ -17,7 +17,7 @@ MAX_TIMESTEPS = 1_000_000  # of a schedule that is read from a file: its tables 
 
 
 class SchedulerFile(BaseModel):
-    """The keys of a scheduler_config.json that define the noise schedule; all others (sampling settings) are ignored."""
+    """The keys of a scheduler_config.json that define the noise schedule; others (sampling settings) are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
