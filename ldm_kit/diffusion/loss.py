@@ -143,7 +143,7 @@ class Objective:
         return errors.bits if self.loss == "vlb" else errors.simple + self.vb_weight * steps * errors.bits
 
     def weighted(self, errors: Errors, t: Tensor, schedule: Schedule) -> Errors:
-        """Return the errors at timesteps t [B], the squared error multiplied by min-SNR weights if `min_snr` is set."""
+        """Return `errors`, with the squared error times the min-SNR weight at timesteps t [B] if `min_snr` is set."""
         if self.min_snr is None:
             return errors
         weights = min_snr(t, schedule, self.prediction_type, self.min_snr)

@@ -176,7 +176,7 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Encode data [B, ...] into a stochastic code, by DDIM over the timesteps of `pdae_grid` (Zhang et al. 2022).
+    """Encode data x [B, ...] into a stochastic code, by DDIM over `times` from `pdae_grid` (Zhang et al. 2022).
 
     Yields one state for each step; the last state's x is the stochastic code, at timestep T-1.
     """

@@ -67,27 +67,27 @@ def split_variance(out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_eps(eps: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from eps, with x_0 = (x_t - s eps) / a (Ho et al. 2020, eq. 9); undefined where a = 0."""
+    """Return the prediction from eps and x = x_t: x_0 = (x - s eps) / a, undefined for a = 0 (Ho et al. 2020)."""
     return Prediction((x - s * eps) / a, eps)
 
 
 def from_x0(x_0: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from x_0, with eps = (x_t - a x_0) / s; undefined where s = 0."""
+    """Return the prediction from x_0 and x = x_t: eps = (x - a x_0) / s, undefined for s = 0."""
     return Prediction(x_0, (x - a * x_0) / s)
 
 
 def from_v(v: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from v = a eps - s x_0 (Salimans & Ho 2022, appendix D).
+    """Return the prediction from v = a eps - s x_0 and x = x_t (Salimans & Ho 2022, appendix D).
 
-    x_0 = a x_t - s v and eps = s x_t + a v, for schedules with a^2 + s^2 = 1.
+    x_0 = a x - s v and eps = s x + a v, for schedules with a^2 + s^2 = 1.
     """
     return Prediction(a * x - s * v, s * x + a * v)
 
 
 def from_flow(u: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from flow's velocity u = eps - x_0 (Liu et al. 2023).
+    """Return the prediction from flow's velocity u = eps - x_0 and x = x_t (Liu et al. 2023).
 
-    x_0 = x_t - s u and eps = x_t + a u, for schedules with a + s = 1.
+    x_0 = x - s u and eps = x + a u, for schedules with a + s = 1.
     """
     return Prediction(x - s * u, x + a * u)
 

@@ -46,7 +46,7 @@ def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
     """Return a uniform random number in [0, 1) for each of the positions, int64 [B]: float64 [B] with 53 random bits.
 
     On a device without float64 the numbers are float32, with the first 24 of these bits. For the same numbers on every
-    device, pass `exact(positions)`. The name says what the numbers are for; numbers of different names are independent.
+    device, pass `exact(positions)`. Numbers of another seed or another name (what they are for) are independent.
     """
     raw, count = bits(seed, name, positions, 1)[:, 0], 53 if has_float64(positions.device) else 24
     top = (raw >> (64 - count)) & ((1 << count) - 1)
@@ -87,7 +87,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def step_generators(seeds: Sequence[int], step: int) -> list[torch.Generator]:
-    """Return a CPU generator for each sample, seeded by the sample's seed and the index of the sampling step."""
+    """Return a CPU generator for each sample, seeded by the sample's seed and the index `step` of the sampling step."""
     return [torch.Generator().manual_seed(derive_seed(seed, "sampling step", step)) for seed in seeds]
 
 

@@ -179,12 +179,12 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
 
 
 class SchedulerLike(Protocol):
-    """The part of a diffusers scheduler that `run_scheduler` uses, after the scheduler's `set_timesteps`."""
+    """The part of a diffusers scheduler that `run_scheduler` uses; `set_timesteps` was called before."""
 
     timesteps: Tensor
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        """Return x_t, the network's input, from the scheduler's sample, which some schedulers scale differently."""
+        """Return the network's input x_t from the scheduler's sample, which some schedulers scale differently."""
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:

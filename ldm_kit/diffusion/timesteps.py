@@ -139,8 +139,8 @@ class TimestepSampler:
     seed: int
     global_batch: int
     total: int
-    history: LossHistory | None = field(init=False)
-    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])
+    history: LossHistory | None = field(init=False)  # None: the density does not depend on losses
+    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])  # recorded since the last `after_step`
 
     def __post_init__(self) -> None:
         aware = self.config.density == "loss_second_moment"
