@@ -1,4 +1,4 @@
-"""Distributions whose denoiser is known exactly, for tests of samplers, guidance and losses."""
+"""Gaussians and mixtures of Gaussians, whose denoiser is known exactly: for tests of samplers, guidance and losses."""
 
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,12 @@ from ldm_kit.diffusion.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """The exact denoiser of x_0 ~ N(m, s^2), E[x_0 | x_t] and E[eps | x_t] in closed form; conditions are ignored.
+    """The exact denoiser of data x_0 ~ N(m, s^2): E[x_0 | x_t] and E[eps | x_t] in closed form, without conditions.
 
     Args:
         schedule: noise schedule of x_t.
-        m: mean, a number or one for each coordinate [...].
-        s: standard deviation, 0 or more.
+        m: mean of the data, a number or a tensor in the shape of one sample.
+        s: standard deviation of the data, 0 or more.
     """
 
     schedule: Schedule
@@ -25,13 +25,13 @@ class Gaussian:
     s: float
 
     def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Prediction:
-        """Predict from x [B, ...] at timesteps t [B], also where a_t = 0 and, for s > 0, where s_t = 0."""
+        """Predict x_0 and eps from x [B, ...] at timesteps t [B]; a_t may be 0, and s_t may be 0 if s > 0."""
         a, s = (expand_like(c, x) for c in self.schedule.alpha_sigma(t))
         centred = (x - a * self.m) / ((a * self.s).square() + s.square())
         return Prediction(self.m + a * self.s**2 * centred, s * centred)
 
     def log_density(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the natural log density of x_t at x [B, ...], up to a constant, [B]."""
+        """Return the natural logarithm [B] of the density of x_t at x [B, ...], up to an additive constant."""
         a, s = (expand_like(c, x) for c in self.schedule.alpha_sigma(t))
         variance = (a * self.s).square() + s.square()
         return -((x - a * self.m).square() / variance + variance.log()).flatten(1).sum(1) / 2
@@ -39,13 +39,13 @@ class Gaussian:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """The exact denoiser of a mixture of K Gaussians, and of each component under its index as the condition.
+    """The exact denoiser of a mixture of K Gaussians; under the condition k it is the denoiser of component k alone.
 
     Args:
         schedule: noise schedule of x_t.
-        means: of the components, [K, ...]; what follows K is the shape of a sample.
-        stds: standard deviations [K].
-        weights: probabilities [K], positive, with sum 1.
+        means: means of the components, [K, ...], where [...] is the shape of a sample.
+        stds: standard deviations of the components, [K].
+        weights: probabilities of the components, [K], positive, with sum 1.
     """
 
     schedule: Schedule
@@ -54,7 +54,10 @@ class Mixture:
     weights: Tensor
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | int | None = None) -> Prediction:
-        """Predict from x [B, ...] at timesteps t [B]; `cond` is None (the mixture), a component, or one each [B]."""
+        """Predict x_0 and eps from x [B, ...] at timesteps t [B].
+
+        `cond` is None for the mixture, the index of a component, or an index for each sample, [B].
+        """
         if cond is None:
             probabilities = self.posterior(x, t)
         else:
@@ -66,19 +69,19 @@ class Mixture:
         return Prediction(x_0, torch.stack([w * p.eps for w, p in zip(weights, predictions, strict=True)]).sum(0))
 
     def components(self, x: Tensor) -> list[Gaussian]:
-        """Return the K Gaussians, in the dtype and on the device of x."""
+        """Return the denoisers of the K components, in the dtype and on the device of x."""
         return [Gaussian(self.schedule, m, float(s)) for m, s in zip(self.means.to(x), self.stds, strict=True)]
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the probability of each component given x [B, ...] at timesteps t [B], [B, K]."""
+        """Return the probabilities [B, K] of the components given noisy data x [B, ...] at timesteps t [B]."""
         return self.log_posterior(x, t).exp()
 
     def log_posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the logarithm of `posterior`, which is the exact classifier of noisy data by component, [B, K]."""
+        """Return the natural logarithm [B, K] of `posterior`: the exact noise-aware classifier of the components."""
         logs = torch.stack([component.log_density(x, t) for component in self.components(x)], dim=1)
         return (logs + self.weights.to(x).log()).log_softmax(dim=1)
 
     def given(self, likelihood: Tensor) -> "Mixture":
-        """Return the mixture after evidence that has probability likelihood_k [K] under component k (Bayes)."""
+        """Return the mixture given evidence: weights are multiplied by its likelihoods [K] and normalised (Bayes)."""
         weights = self.weights * likelihood.to(self.weights)
         return replace(self, weights=weights / weights.sum())

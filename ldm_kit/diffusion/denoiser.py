@@ -1,4 +1,4 @@
-"""The one interface between networks, guidance and samplers: from x_t to a prediction of x_0 and eps."""
+"""Denoisers, the interface between networks, guidance and samplers: functions of x_t to a prediction of x_0 and eps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,42 +13,42 @@ from ldm_kit.diffusion.schedule import Schedule
 
 
 class Denoiser(Protocol):
-    """A function from noisy data to a prediction of x_0 and eps, with the noise schedule that it belongs to."""
+    """A function of noisy data x_t to a prediction of x_0 and eps, together with the noise schedule of x_t."""
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of x_t."""
+        """The noise schedule of x_t."""
         ...
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        """Predict x_0 and eps.
+        """Predict x_0 and eps from noisy data.
 
         Args:
             x: noisy data x_t [B, ...].
             t: integer timesteps [B].
-            cond: a condition, in whatever form the network takes it; None: unconditional.
+            cond: condition in the form that the network takes; None: unconditional.
         """
         ...
 
 
 class Gradient(Protocol):
-    """The gradient of a log-probability with respect to x_t, times a scale, for classifier guidance."""
+    """For classifier guidance: the gradient of a log-probability with respect to x_t, times the guidance scale."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the gradient at noisy data x [B, ...] and integer timesteps t [B], like x."""
+        """Return the gradient at noisy data x [B, ...] and integer timesteps t [B]; its shape is that of x."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
-    """A network as a denoiser; it is called in its own dtype, and the prediction is in that of x.
+    """A network as a denoiser: the network's output, cast to the dtype of x, is converted to x_0 and eps.
 
     Args:
-        network: (x_t [B, C, ...], t [B], condition) to an output like x_t.
+        network: function of x_t [B, C, ...], t [B] and condition to an output in the shape of x_t.
         schedule: the noise schedule that the network was trained on.
-        prediction_type: what the output stands for.
-        learned_range: whether the output has twice the channels, the second half being v = 2 fraction - 1 (Nichol &
-            Dhariwal 2021, eq. 15).
+        prediction_type: what the network predicts.
+        learned_range: whether the network learns the variance. The output then has 2 C channels, of which the second
+            half is v = 2 fraction - 1 (Nichol & Dhariwal 2021, eq. 15; see `Prediction.fraction`).
     """
 
     network: Callable[[Tensor, Tensor, Any], Tensor]
@@ -66,10 +66,10 @@ class NetworkDenoiser:
 
 @dataclass(frozen=True, eq=False)
 class Clipped:
-    """A denoiser whose x_0 is clipped to [low, high]; eps is derived from the clipped x_0, so that both views agree.
+    """A denoiser that clips another denoiser's x_0 to [low, high] and recomputes eps from the clipped x_0.
 
     Args:
-        denoiser: what is clipped.
+        denoiser: the denoiser whose x_0 is clipped.
         low: least value of x_0.
         high: greatest value of x_0.
     """
@@ -80,7 +80,7 @@ class Clipped:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -91,18 +91,19 @@ class Clipped:
 
 @dataclass(frozen=True, eq=False)
 class Thresholded:
-    """A denoiser with dynamic thresholding, for pixel models (Saharia et al. 2022, section 2.3).
+    """A denoiser with dynamic thresholding, for models of pixels in [-1, 1] (Saharia et al. 2022, section 2.3).
 
-    The x_0 of each sample is clipped to [-r, r] and divided by r, the `quantile` of its |x_0|, limited to
-    1 .. `largest`; eps is derived from the result. Not for latents, which have no natural range.
+    The threshold r of a sample is the `quantile` of its values |x_0|, but at least 1 and at most `largest`. x_0 is
+    clipped to [-r, r] and divided by r; eps is recomputed from the result. Latents have no fixed range: do not use it
+    for them.
 
     Args:
-        denoiser: what is thresholded.
-        quantile: share of the values that lie within r, in (0, 1].
+        denoiser: the denoiser whose x_0 is thresholded.
+        quantile: fraction of a sample's values |x_0| that are below the threshold, in (0, 1].
         largest: upper limit of r, 1 or more; None: no limit.
 
     Raises:
-        ValueError: `quantile` or `largest` out of range.
+        ValueError: `quantile` or `largest` is out of range.
     """
 
     denoiser: Denoiser
@@ -117,7 +118,7 @@ class Thresholded:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -132,18 +133,18 @@ class Thresholded:
 def with_output(
     p: Prediction, out: Tensor, x: Tensor, a: Tensor, s: Tensor, *, prediction_type: PredictionType
 ) -> Prediction:
-    """Return the prediction of a changed network output, with the `fraction` of the old one.
+    """Return the prediction (x_0, eps) that belongs to a changed network output, for example to a clipped x_0.
 
-    A view that the output does not determine is taken from the old prediction: x_0 where a = 0 and the output is eps,
-    and eps where s = 0 and the output is x_0.
+    What the output does not determine is taken from the prediction before the change: `fraction`; x_0 where the output
+    is eps and a = 0 (pure noise); eps where the output is x_0 and s = 0 (clean data).
 
     Args:
-        p: the old prediction, views [B, ...].
-        out: the changed output, like x.
+        p: prediction before the change, x_0 and eps [B, ...].
+        out: the changed output, in the shape of x.
         x: noisy data x_t [B, ...].
-        a: a_t [B].
-        s: s_t [B].
-        prediction_type: what the output stands for.
+        a: signal level a_t [B] in x_t = a_t x_0 + s_t eps.
+        s: noise level s_t [B].
+        prediction_type: what the output is: eps, x_0, v or flow's velocity.
     """
     derived = to_prediction(prediction_type, out, x, a, s)
     x_0 = torch.where(expand_like(a, x) > 0, derived.x_0, p.x_0) if prediction_type == "eps" else derived.x_0
@@ -152,5 +153,5 @@ def with_output(
 
 
 def times_like(x: Tensor, t: int) -> Tensor:
-    """Return the integer timestep t for every sample of x, int64 [B]."""
+    """Return int64 [B] filled with the timestep t, on the device of x [B, ...], to call a denoiser with."""
     return torch.full((len(x),), t, dtype=torch.long, device=x.device)

@@ -1,7 +1,8 @@
-"""Check that numbers stay finite: noted on the device without waiting for it, and named by step and component.
+"""Check during sampling that all numbers are finite, without making the CPU wait for the accelerator at every step.
 
-A NaN or an infinity anywhere ends in black pixels. Every network, gradient and state of a sampler is therefore noted.
-On a CPU, where it costs nothing, a note is looked at at once, elsewhere after `POLL` notes and at the end.
+A NaN or an infinity anywhere in sampling would end in black pixels. So every network output, guidance gradient and
+sampler state is recorded: whether it is finite is computed on its device. The records are read at once on a CPU, and on
+an accelerator after every `POLL` records and when sampling ends. The error names the component and the step.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,19 +18,19 @@ from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule
 
-POLL = 64  # notes after which the device is waited for
+POLL = 64  # number of records on an accelerator after which they are read, which waits for the accelerator
 
 
 class NonFiniteError(UserError):
-    """A NaN or an infinity was computed; the message names the component, and the step where there is one."""
+    """Raised for a NaN or an infinity; the message names the component that computed it and the sampling step."""
 
 
 class _Note(NamedTuple):
-    component: str
-    run: str  # what the steps are of
-    step: int  # 0: not within a sampler
-    t: Tensor | None
-    finite: Tensor  # bool, no dimensions
+    component: str  # which network, gradient or state the result is of
+    run: str  # what the steps belong to, such as "sampling"
+    step: int  # sampling step, from 1; 0: not within a sampler
+    t: Tensor | None  # timesteps [B]
+    finite: Tensor  # bool scalar: whether all of the result is finite
 
     @property
     def sentence(self) -> str:
@@ -43,22 +44,22 @@ class _Note(NamedTuple):
 
 @dataclass(eq=False)
 class FiniteCheck:
-    """The notes of one model; a model's parts note into the same object, in the order in which they compute."""
+    """Records, in the order of computation, of which results of a model are finite. A model's networks share one."""
 
     _notes: list[_Note] = field(default_factory=list[_Note])
     _run: str = ""
     _step: int = 0
 
     def note(self, component: str, value: Tensor, t: Tensor | None = None) -> Tensor:
-        """Note whether a component's result is finite, and return the result unchanged.
+        """Record whether a component's result is finite, and return the result unchanged.
 
         Args:
-            component: what computed it, as a sentence begins.
+            component: what computed the result, as the subject of the error's sentence, such as "the U-Net".
             value: the result.
-            t: timesteps [B] that it was computed at, if any.
+            t: timesteps [B] at which the result was computed; None: it belongs to no timestep.
 
         Raises:
-            NonFiniteError: this or an earlier note, where they are looked at.
+            NonFiniteError: this or an earlier result is not finite; on an accelerator only every `POLL` records.
         """
         self._notes.append(_Note(component, self._run, self._step, t, value.detach().isfinite().all()))
         if value.device.type == "cpu" or len(self._notes) >= POLL:
@@ -66,7 +67,10 @@ class FiniteCheck:
         return value
 
     def network(self, component: str, network: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of (x, t, ...) to a tensor, such as a network or a gradient, whose results are noted."""
+        """Wrap a function of (x, t, ...) to a tensor, such as a network or a gradient, so that its results are checked.
+
+        `component` names the function in errors, see `note`.
+        """
 
         def call(x: Tensor, t: Tensor, *rest: Any) -> Any:
             return self.note(component, network(x, t, *rest), t)
@@ -74,19 +78,19 @@ class FiniteCheck:
         return call
 
     def denoiser(self, component: str, denoiser: Denoiser) -> "CheckedDenoiser":
-        """Return a denoiser whose predictions are noted."""
+        """Wrap a denoiser so that its predictions are checked; `component` names it in errors, see `note`."""
         return CheckedDenoiser(denoiser, self, component)
 
     def states(self, states: Iterator[State], run: str = "sampling") -> Iterator[State]:
-        """Yield a sampler's states, note them and count its steps.
+        """Yield a sampler's states, check them and count the sampler's steps for the error's message.
 
         Args:
-            states: of a sampler whose denoiser notes into this object.
-            run: what the steps are of, for the message.
+            states: states of a sampler whose denoiser is wrapped by this object.
+            run: what the steps belong to, for the error's message.
 
         Raises:
-            NonFiniteError: something in a step was not finite; on an accelerator at the end, when there are
-                no more states.
+            NonFiniteError: a result in a step is not finite; on an accelerator this may be raised steps later, at the
+                latest after the last state.
         """
         self._run, self._step = run, 1
         try:
@@ -99,10 +103,10 @@ class FiniteCheck:
             self._notes, self._step = [], 0
 
     def verify(self) -> None:
-        """Look at all notes, and forget them.
+        """Read all records, which waits for the accelerator, and discard them.
 
         Raises:
-            NonFiniteError: names the first that is not finite.
+            NonFiniteError: a recorded result is not finite; the message names the first.
         """
         notes, self._notes = self._notes, []
         if notes and not bool(torch.stack([note.finite for note in notes]).all()):
@@ -111,7 +115,7 @@ class FiniteCheck:
 
 @dataclass(frozen=True, eq=False)
 class CheckedDenoiser:
-    """A denoiser whose predictions a `FiniteCheck` notes as those of a component."""
+    """A denoiser whose predictions are checked by a `FiniteCheck` and named `component` in its errors."""
 
     inner: Denoiser
     check: FiniteCheck
@@ -119,7 +123,7 @@ class CheckedDenoiser:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.inner.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -130,10 +134,10 @@ class CheckedDenoiser:
 
 
 def check_finite(component: str, value: Tensor) -> Tensor:
-    """Return a result unchanged, once it is known to be finite; waits for the device.
+    """Check that a component's result is finite, waiting for the accelerator if it is there; return it unchanged.
 
     Raises:
-        NonFiniteError: it is not.
+        NonFiniteError: `value` is not finite; the message names `component`.
     """
     check = FiniteCheck()
     check.note(component, value)

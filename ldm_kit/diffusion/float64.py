@@ -1,4 +1,7 @@
-"""Devices without float64 (Apple's MPS, some Intel GPUs): tables are indexed on the CPU there, cast, and then moved."""
+"""Support of devices without float64 (Apple's MPS, some Intel GPUs).
+
+For such a device, float64 tables are indexed on the CPU; the values are cast to float32 and moved to the device.
+"""
 
 from functools import cache
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 @cache
 def has_float64(device: torch.device) -> bool:
-    """Return whether a device computes in float64; it is tried once."""
+    """Return whether a device computes in float64; each device is tried once."""
     try:
         torch.zeros((), dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):
@@ -17,15 +20,15 @@ def has_float64(device: torch.device) -> bool:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """Return a tensor, such as timesteps or positions, where float64 can be computed: on its device, or on the CPU."""
+    """Return a tensor of indices on a device with float64: unchanged if its device has float64, else on the CPU."""
     return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
 def move_back(values: Tensor, like: Tensor) -> Tensor:
-    """Return float64 values that were computed by `exact` indices on the device of the indices.
+    """Return values, computed after `exact` moved their indices to the CPU, on the device of the original indices.
 
     Args:
-        values: float64, on the device of the indices or on the CPU.
-        like: the indices; where their device has no float64, values are cast to float32 before they are moved.
+        values: float64, on the device of the indices or on the CPU; if they must be moved, they are cast to float32.
+        like: the original indices, such as timesteps.
     """
     return values if values.device == like.device else values.float().to(like.device)

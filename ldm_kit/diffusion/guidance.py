@@ -1,7 +1,8 @@
-"""Guidance: denoisers around denoisers, so that they compose and samplers need not know of them.
+"""Guidance as wrappers of a denoiser. Wrappers are themselves denoisers: they nest, and samplers need no guidance code.
 
-Scale 1 is no guidance, in the sense of each paper: the conditional model, or the exact posterior of a classifier. The
-`fraction`, which is the learned variance, is that of the conditional or better prediction.
+At guidance scale 1, classifier-free guidance and autoguidance return the model's conditional prediction, and classifier
+guidance samples from the exact posterior given the label. Guidance does not change the learned variance: a guided
+prediction has the `fraction` of the model's conditional prediction.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,16 @@ from ldm_kit.diffusion.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class ClassifierFree:
-    """Classifier-free guidance, null + scale (conditional - null) (Ho & Salimans 2022, eq. 6).
+    """A denoiser with classifier-free guidance (Ho & Salimans 2022, eq. 6).
+
+    Its x_0 and eps are null + scale (conditional - null), from the predictions under the condition and the null one.
 
     Args:
-        denoiser: evaluated under the condition and under the null condition.
-        null: the null condition, or that of a negative prompt.
-        scale: 1 is no guidance, as in diffusers; the null condition is then not evaluated.
-        join: concatenates a condition and the null condition, so that one call with a batch of 2 B answers for both;
-            where it returns None, or is None, there are two calls.
+        denoiser: the model, which is evaluated under the condition and under the null condition.
+        null: the null condition, or the condition of a negative prompt.
+        scale: guidance scale as in diffusers; at 1, no guidance, the null condition is not evaluated.
+        join: function that concatenates a condition and the null condition, so that the denoiser is called once with a
+            batch of 2 B. If `join` is None or returns None, the denoiser is called twice.
     """
 
     denoiser: Denoiser
@@ -35,7 +38,7 @@ class ClassifierFree:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -44,7 +47,7 @@ class ClassifierFree:
         return self.extrapolate(*self.predictions(x, t, cond))
 
     def predictions(self, x: Tensor, t: Tensor, cond: Any) -> tuple[Prediction, Prediction]:
-        """Return the predictions under `cond` and under the null condition, from x [B, ...] at timesteps t [B]."""
+        """Return the predictions from noisy data x [B, ...] at timesteps t [B]: under `cond`, and under `null`."""
         joined = None if self.join is None else self.join(cond, self.null)
         if joined is None:
             return self.denoiser(x, t, cond), self.denoiser(x, t, self.null)
@@ -54,26 +57,27 @@ class ClassifierFree:
         return Prediction(*conditional), Prediction(*null)
 
     def extrapolate(self, conditional: Prediction, null: Prediction) -> Prediction:
-        """Return the guided prediction of the two that `predictions` gives."""
+        """Return the guided prediction, null + scale (conditional - null); `fraction` is the conditional one's."""
         return _extrapolate(null, conditional, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
 class Rescaled:
-    """Classifier-free guidance whose output keeps the standard deviation of the conditional one (Lin et al. 2024).
+    """Classifier-free guidance, rescaled to the conditional output's standard deviation (Lin et al. 2024, eq. 15, 16).
 
-    Per sample, out <- out (1 + phi (std(conditional) / std(out) - 1)), eq. 15 and 16, where both are outputs of the
-    network, in its own `prediction_type`: in pure noise eps is x_t itself and there is nothing to rescale, while v and
-    x_0 have their own deviation. The other view is derived from the result. It changes nothing at scale 1, or where
-    the guided output has no deviation, as that of a zero-initialised network.
+    Each sample's guided output becomes out (1 + phi (std(conditional) / std(out) - 1)). Outputs are in the network's
+    `prediction_type`: rescaling eps would do nothing for a v or x_0 network in pure noise, where eps is x_t with and
+    without guidance. x_0 and eps are then computed from the rescaled output.
+
+    Nothing is rescaled at guidance scale 1, or where std(out) is 0, as for a zero-initialised network.
 
     Args:
-        guided: classifier-free guidance; its two predictions are evaluated once.
-        phi: 0 not at all, 1 wholly.
+        guided: the classifier-free guidance.
+        phi: strength of the rescaling, from 0 (none) to 1 (the standard deviation of the conditional output).
         prediction_type: what the network predicts.
 
     Raises:
-        ValueError: `phi` outside 0 to 1.
+        ValueError: `phi` is outside 0 to 1.
     """
 
     guided: ClassifierFree
@@ -86,7 +90,7 @@ class Rescaled:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.guided.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -104,16 +108,16 @@ class Rescaled:
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Guidance in a limited interval of noise levels, low <= t / T <= high (Kynkaanniemi et al. 2024).
+    """A denoiser with guidance only at timesteps low <= t / T <= high (Kynkaanniemi et al. 2024).
 
     Args:
-        guided: the denoiser within the interval.
-        denoiser: the denoiser outside it, usually the conditional model; it alone is evaluated there.
-        low: lower end, a share of T.
-        high: upper end, a share of T.
+        guided: denoiser with guidance, used within the interval.
+        denoiser: denoiser used outside the interval, usually the conditional model without guidance.
+        low: lower end of the interval, as a fraction of the T training timesteps.
+        high: upper end of the interval, as a fraction of T.
 
     Raises:
-        ValueError: not 0 <= low <= high <= 1.
+        ValueError: 0 <= low <= high <= 1 does not hold.
     """
 
     guided: Denoiser
@@ -129,7 +133,7 @@ class Interval:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -148,15 +152,15 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Autoguidance:
-    """Autoguidance, guide + scale (better - guide) (Karras et al. 2024, eq. 4).
+    """A denoiser with autoguidance: guide + scale (model - guide) for x_0 and eps (Karras et al. 2024, eq. 4).
 
     Args:
-        denoiser: the better model.
-        guide: a worse one, smaller or less trained; it is evaluated under the same condition.
-        scale: 1 is no guidance; the guide is then not evaluated.
+        denoiser: the model that is guided.
+        guide: a smaller or less trained version of the model, evaluated under the same condition.
+        scale: guidance scale; at 1, no guidance, the guide is not evaluated.
 
     Raises:
-        ValueError: the two have different noise schedules.
+        ValueError: the model and the guide have different noise schedules.
     """
 
     denoiser: Denoiser
@@ -170,7 +174,7 @@ class Autoguidance:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of both."""
+        """The noise schedule, which the model and the guide share."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -180,15 +184,15 @@ class Autoguidance:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierGradient:
-    """scale * grad_x log p(label | x_t) of a classifier of noisy data (Dhariwal & Nichol 2021, section 4).
+    """The gradient scale * grad_x log p(label | x_t) of a noise-aware classifier (Dhariwal & Nichol 2021, section 4).
 
-    The classifier is called in float32 or better, with gradients even inside `torch.no_grad`; neither a graph nor a
-    `.grad` remains.
+    The gradient is computed in float32 or better, and also inside `torch.no_grad`. The call leaves no autograd graph
+    and sets no `.grad`.
 
     Args:
-        log_probs: (x_t [B, ...], t [B]) to log-probabilities [B, K].
-        labels: int64 [B], 0 to K-1.
-        scale: factor of the gradient; 1 is the exact posterior.
+        log_probs: classifier, a function of x_t [B, ...] and t [B] to log-probabilities [B, K] of K classes.
+        labels: class of each sample, int64 [B], 0 to K-1.
+        scale: guidance scale; 1 is the exact posterior.
     """
 
     log_probs: Callable[[Tensor, Tensor], Tensor]
@@ -209,13 +213,13 @@ class ClassifierGradient:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierGuided:
-    """Classifier guidance of eps, eps - s_t gradient (Dhariwal & Nichol 2021, algorithm 2), for every sampler.
+    """A denoiser with classifier guidance for every sampler (Dhariwal & Nichol 2021, algorithm 2).
 
-    x_0 is derived from the shifted eps; where a_t = 0, in pure noise, eps does not determine x_0, which stays. Clipping
-    within `denoiser` is applied before the shift and not again, as in their code.
+    Its eps is eps - s_t gradient, and its x_0 is computed from that eps. In pure noise (a_t = 0) eps does not determine
+    x_0, and x_0 stays as predicted. If `denoiser` clips x_0, it does so before the shift only, as in the paper's code.
 
     Args:
-        denoiser: what is guided, of any prediction type.
+        denoiser: the denoiser that is guided, for a network of any prediction type.
         gradient: gradient of the classifier's log-probability, times the guidance scale.
     """
 
@@ -224,7 +228,7 @@ class ClassifierGuided:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:

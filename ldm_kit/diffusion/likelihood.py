@@ -1,7 +1,7 @@
-"""The variational bound on the negative log-likelihood, term by term, in bits per dimension.
+"""The variational bound on the negative log-likelihood of data, term by term, in bits per dimension.
 
-The bound is a prior, one term for each timestep t > 0, and the reconstruction at t = 0 (Ho et al. 2020, eq. 5). It is
-for variance-preserving schedules.
+The bound is the sum of a prior term, one term for each timestep t > 0, and the reconstruction term at t = 0 (Ho et al.
+2020, eq. 5). It is defined for variance-preserving schedules.
 """
 
 import math
@@ -18,12 +18,12 @@ from ldm_kit.diffusion.posterior import VarianceType, learned_log_variance, log_
 from ldm_kit.diffusion.prediction import Prediction, expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
-_HALF_BIN = 1 / 255  # of the 8-bit levels k / 127.5 - 1
-_EDGE = 0.999  # beyond it lies the darkest, or the brightest, level alone
+_HALF_BIN = 1 / 255  # half the distance between neighbouring 8-bit levels k / 127.5 - 1
+_EDGE = 0.999  # the only level above it is the brightest, 1; the only level below -0.999 is the darkest, -1
 
 
 class Term(NamedTuple):
-    """One term of the bound for each picture: bits per dimension [B] at timesteps t [B]."""
+    """The term of the variational bound at timestep t [B] of each picture, in bits per dimension [B]."""
 
     t: Tensor
     bits: Tensor
@@ -31,10 +31,10 @@ class Term(NamedTuple):
 
 @lru_cache(maxsize=16)
 def check_schedule(schedule: Schedule) -> None:
-    """Check that a schedule has a variational bound.
+    """Check that the variational bound is defined for a noise schedule.
 
     Raises:
-        ValueError: it is not variance-preserving, or has a single timestep.
+        ValueError: the schedule is not variance-preserving, or has a single timestep.
     """
     if not schedule.variance_preserving:
         raise ValueError("the variational bound needs a variance-preserving schedule (a^2 + s^2 = 1), not flow")
@@ -45,30 +45,30 @@ def check_schedule(schedule: Schedule) -> None:
 def term(
     p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, *, variance: VarianceType = "small", levels: bool = True
 ) -> Tensor:
-    """Return the bound's terms for predictions from x_t, in bits per dimension.
+    """Return the variational bound's term at timestep t of each sample, in bits per dimension.
 
-    For t > 0 a term is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). Both means have the same part in x_t, so that
-    their squared distance is (SNR_{t-1} - SNR_t) (x_0 - x_0')^2 in units of the posterior's variance (Kingma et al.
-    2021, eq. 13).
+    For t > 0 the term is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)). The means of q and p weigh x_t equally. Their
+    squared distance, divided by the variance of q, is therefore (SNR_{t-1} - SNR_t) (x_0 - x_0')^2, where x_0' is the
+    predicted x_0 (Kingma et al. 2021, eq. 13).
 
-    At t = 0 the term of pixels is that of `log_level`. Latents have no 8-bit levels, and a density has no lower limit:
-    with `levels` False it is KL(N(x_0, small) || p(x_0 | x_1)), as if x_0 were known up to the smallest noise of the
-    chain; it is never negative, and zero if and only if prediction and variance are right.
+    At t = 0 the term of pixels is the negative log probability of their 8-bit levels (`log_level`). Latents have no
+    levels, and the negative log of a density has no lower limit. Their term at t = 0 is KL(N(x_0, v) || p(x_0 | x_1))
+    instead, where v is the small variance at t = 0: never negative, and 0 only if p has mean x_0 and variance v.
 
     Args:
-        p: predictions [B, ...] from x_t, with `fraction` where the variance is learned.
-        x_0: true clean data [B, ...], in -1..1 where `levels` is True.
+        p: predictions [B, ...] from x_t, with `fraction` if the variance is learned.
+        x_0: true clean data [B, ...], in -1..1 if `levels` is True.
         t: timesteps [B].
-        schedule: variance-preserving.
-        variance: of the reverse step, see `posterior.log_variance`.
-        levels: whether the data are 8-bit levels k / 127.5 - 1.
+        schedule: variance-preserving noise schedule.
+        variance: variance of the reverse step p(x_{t-1} | x_t), see `posterior.log_variance`.
+        levels: whether the data are 8-bit levels k / 127.5 - 1, as pixels are; False for latents.
 
     Returns:
-        Mean over dimensions, [B].
+        Bits per dimension, the mean over a sample's dimensions, [B].
 
     Raises:
-        ValueError: an unknown variance, learned_range for a prediction without a fraction, or a schedule without a
-            bound.
+        ValueError: an unknown variance, learned_range for a prediction without a fraction, or a schedule for which the
+            bound is not defined.
     """
     check_schedule(schedule)
     small = log_variance(schedule, t, "small")
@@ -83,7 +83,7 @@ def term(
 
 
 def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance: VarianceType) -> Tensor:
-    """Return the log variance above the posterior's, subtracted in float64: [B, 1, ...] or like x_0."""
+    """Return the reverse step's log variance minus the posterior's, computed in float64: [B, 1, ...] or [B, ...]."""
     if variance not in get_args(VarianceType):
         raise ValueError(f"unknown variance {variance!r}; known are {', '.join(get_args(VarianceType))}")
     low, high = log_variance_range(schedule, t)
@@ -95,18 +95,19 @@ def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance:
 
 
 def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return the natural log probability of an 8-bit level under a Gaussian (Ho et al. 2020, eq. 13).
+    """Return the natural log probability of 8-bit levels under a Gaussian (Ho et al. 2020, eq. 13).
 
-    The bin is x_0 +- 1/255; the bins of the darkest and the brightest level are open. The normal integral is exact and
-    in logarithms, where the published code has a tanh (off by 2e-4 at most) and a floor at 1e-12.
+    The probability of a level is the Gaussian's integral over x_0 - 1/255 .. x_0 + 1/255; for the darkest level it
+    starts at -infinity, for the brightest it ends at infinity. The integral is exact, while the published code
+    approximates it by a tanh (with an error up to 2e-4) and takes no logarithm of less than 1e-12.
 
     Args:
         x_0: levels k / 127.5 - 1, k = 0 .. 255, of any shape.
-        mean: of the Gaussian, broadcasts to x_0.
-        log_variance: natural logarithm, broadcasts to x_0.
+        mean: mean of the Gaussian, broadcasts to x_0.
+        log_variance: natural logarithm of the Gaussian's variance, broadcasts to x_0.
 
     Returns:
-        Nats, like x_0.
+        Log probabilities in nats, in the shape of x_0.
     """
     scale = (-log_variance / 2).exp()
     low, high = (x_0 - _HALF_BIN - mean) * scale, (x_0 + _HALF_BIN - mean) * scale
@@ -119,7 +120,10 @@ def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _log_normal_integral(x: Tensor) -> Tensor:
-    """Return torch.special.log_ndtr(x), whose own float32 gradient is wrong below -1000 and then NaN (torch 2.15)."""
+    """Return the logarithm of the standard normal's distribution function at x.
+
+    It replaces torch.special.log_ndtr, whose float32 gradient is wrong and then NaN for x below -1000 (torch 2.15).
+    """
     z = x / math.sqrt(2)
     low, high = torch.where(x < 0, z, 0.0), torch.where(x < 0, 0.0, z)
     scaled = cast(Tensor, torch.special.erfcx(-low))  # pyright: ignore[reportUnknownMemberType]  (torch has no type)
@@ -127,17 +131,17 @@ def _log_normal_integral(x: Tensor) -> Tensor:
 
 
 def prior(x_0: Tensor, schedule: Schedule) -> Tensor:
-    """Return the bound's first part, KL(q(x_{T-1} | x_0) || N(0, 1)), which no training changes.
+    """Return the variational bound's prior term, KL(q(x_{T-1} | x_0) || N(0, 1)), which does not depend on the model.
 
     Args:
         x_0: clean data [B, ...].
-        schedule: variance-preserving.
+        schedule: variance-preserving noise schedule.
 
     Returns:
         Bits per dimension, [B].
 
     Raises:
-        ValueError: the schedule has no bound.
+        ValueError: the bound is not defined for the schedule, see `check_schedule`.
     """
     check_schedule(schedule)
     last = exact(times_like(x_0, len(schedule) - 1))
@@ -156,18 +160,18 @@ def nll(
     *,
     variance: VarianceType = "small",
 ) -> Iterator[Term]:
-    """Yield the terms of the bound, which together with `prior` sum to it.
+    """Yield the variational bound's terms for pictures, timestep by timestep; plus `prior`, they sum to the bound.
 
     Args:
-        denoiser: its predictions of x_0 are clipped to [-1, 1].
-        x_0: pictures [B, ...] of 8-bit levels in [-1, 1].
-        noise: timesteps [B] to standard normal noise like x_0.
-        times: the timesteps of each term, [B] each; None: all, falling.
-        cond: condition, as the denoiser takes it.
-        variance: of the model's reverse step.
+        denoiser: the model; its predictions of x_0 are clipped to [-1, 1].
+        x_0: pictures [B, ...] of 8-bit levels k / 127.5 - 1.
+        noise: function of timesteps [B] to standard normal noise in the shape of x_0.
+        times: timesteps [B] for each term to yield; None: all timesteps, from T-1 to 0.
+        cond: condition in the form that the denoiser takes.
+        variance: variance of the model's reverse step, see `posterior.log_variance`.
 
     Raises:
-        ValueError: see `term`.
+        ValueError: as `term`.
     """
     schedule, clipped = denoiser.schedule, Clipped(denoiser)
     all_times = (times_like(x_0, t) for t in reversed(range(len(schedule))))
@@ -177,9 +181,13 @@ def nll(
 
 
 def sparse_density(total: int) -> Tensor:
-    """Return a density over timesteps [T] float64 like the terms of a trained model, which fall about as 1 / (t + 1).
+    """Return a density over T = `total` timesteps, proportional to 1 / (t + 1), to estimate the bound from few terms.
 
-    Timesteps drawn from it, each term weighted by 1 / density, estimate the sum of all terms without bias.
+    The bound's terms of a trained model fall about as 1 / (t + 1). For timesteps drawn from this density, the mean of
+    term / density estimates the sum of all terms without bias and, as the density follows the terms, with low variance.
+
+    Returns:
+        Probabilities, float64 [T], with sum 1.
     """
     weights = 1 / torch.arange(1, total + 1, dtype=torch.float64)
     return weights / weights.sum()

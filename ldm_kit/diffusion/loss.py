@@ -1,6 +1,7 @@
-"""What a denoiser is trained on: the squared error of its output, the variational bound, or both.
+"""Training losses of a denoiser: the squared error of the network's output, the variational bound, or both.
 
-Losses are pure: timesteps and noise come in, [B] comes out; the mean over the batch belongs to the caller.
+Losses are pure functions: timesteps and noise are arguments, and a loss for each sample, [B], is returned. The caller
+takes the mean over the batch.
 """
 
 from dataclasses import dataclass
@@ -27,36 +28,37 @@ LossName = Literal["simple", "hybrid", "vlb"]
 def error(
     out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, *, prediction_type: PredictionType
 ) -> Tensor:
-    """Return the mean squared error of a network's output against its target (Ho et al. 2020, eq. 14, for eps).
+    """Return the mean squared error between a network's output and its target (Ho et al. 2020, eq. 14, for eps).
 
     Args:
-        out: the output [B, ...] from x_t, of any float dtype; the error is taken in float32.
-        x_0: true clean data, like `out`.
-        eps: true noise, like `out`.
+        out: the network's output from x_t, [B, ...], of any float dtype; the error is computed in float32.
+        x_0: true clean data, in the shape of `out`.
+        eps: true noise, in the shape of `out`.
         t: timesteps [B].
         schedule: noise schedule of x_t.
         prediction_type: what the network predicts.
 
     Returns:
-        float32 [B].
+        Mean squared error of each sample, float32 [B].
     """
     target = from_prediction(prediction_type, Prediction(x_0, eps), *schedule.alpha_sigma(t))
     return (out.float() - target.float()).square().flatten(1).mean(1)
 
 
 def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamma: float) -> Tensor:
-    """Return weights that make every loss min(SNR, gamma) times the error of x_0 (Hang et al. 2023, section 3.4).
+    """Return min-SNR weights for the squared error of a network's output (Hang et al. 2023, section 3.4).
 
-    The error of x_0 is that of the output times (s/a)^2 for eps, 1 for x_0, s^2 for v and flow.
+    For every prediction type, weight times squared error equals min(SNR, gamma) times the squared error of x_0. The
+    squared error of x_0 is that of the output times (s/a)^2 for eps, 1 for x_0, and s^2 for v and flow.
 
     Args:
         t: timesteps [B].
         schedule: noise schedule of x_t.
         prediction_type: what the network predicts.
-        gamma: greatest weight of the error of x_0; 5 in the paper.
+        gamma: upper limit of the weight of x_0's error; 5 in the paper.
 
     Returns:
-        float64 [B]; on the CPU where the device of `t` has no float64.
+        Weights, float64 [B], on the CPU if the device of `t` has no float64.
     """
     t = exact(t)
     a, s = schedule.alpha_sigma(t)
@@ -71,7 +73,10 @@ def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamm
 
 
 class Errors(NamedTuple):
-    """Squared error of the output, and the bound's term in bits per dimension (None: not trained), [B] each."""
+    """Errors of each sample, [B]: `simple`, the mean squared error; `bits`, the variational bound's term.
+
+    `bits` is in bits per dimension, and None if the training loss does not contain the bound.
+    """
 
     simple: Tensor
     bits: Tensor | None
@@ -83,12 +88,13 @@ class Objective:
 
     Args:
         prediction_type: what the network predicts.
-        loss: simple, the squared error; vlb, the variational bound; hybrid, both, the bound training the variance alone
-            (Nichol & Dhariwal 2021, section 3.1).
-        variance: of the reverse step; learned_range: the output has twice the channels.
-        vb_weight: weight of the whole bound in the hybrid loss.
-        min_snr: gamma of the min-SNR weighting of the squared error; None: none.
-        levels: whether the data are 8-bit levels, which latents are not.
+        loss: simple: the squared error; vlb: the variational bound; hybrid: the sum of both, where the bound trains
+            only the learned variance (Nichol & Dhariwal 2021, section 3.1).
+        variance: variance of the reverse step in the bound. learned_range: the network learns it, in an output with
+            twice the channels.
+        vb_weight: weight of the bound, summed over all timesteps, in the hybrid loss.
+        min_snr: gamma of the min-SNR weighting of the squared error; None: no weighting.
+        levels: whether the data are 8-bit levels, as pixels are; False for latents.
     """
 
     prediction_type: PredictionType
@@ -99,14 +105,14 @@ class Objective:
     levels: bool = True
 
     def errors(self, out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Errors:
-        """Return the unweighted errors of a network's output.
+        """Return the errors of a network's output, without min-SNR weights.
 
-        In the hybrid loss the bound sees the prediction detached, so that it trains the variance alone.
+        For the hybrid loss the bound is computed from the detached prediction, so that it trains only the variance.
 
         Args:
-            out: the output from x_t = a x_0 + s eps, [B, C, ...], or [B, 2 C, ...] where the variance is learned.
+            out: the network's output from x_t = a x_0 + s eps: [B, C, ...], or [B, 2 C, ...] for a learned variance.
             x_0: true clean data [B, C, ...].
-            eps: true noise, like x_0.
+            eps: true noise, in the shape of x_0.
             t: timesteps [B].
             schedule: noise schedule of x_t.
         """
@@ -122,14 +128,14 @@ class Objective:
         return Errors(simple, likelihood.term(p, x_0, t, schedule, variance=self.variance, levels=self.levels))
 
     def combined(self, errors: Errors, steps: int) -> Tensor:
-        """Return the loss [B] of a batch's errors.
+        """Return the loss of each sample, [B], from its errors.
 
-        The hybrid loss is L_simple + vb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), where L_vlb is a sum over T
-        timesteps. A sample is trained at one of them, whose mean over timesteps is L_vlb / T: hence the factor
-        vb_weight T, which is 1 for the paper's 0.001 at T = 1000.
+        The hybrid loss is L_simple + vb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), where L_vlb is the sum of the
+        bound's terms over all T timesteps. A sample has one random term, whose expectation is L_vlb / T. It is
+        therefore weighted by vb_weight T, which is 1 for the paper's vb_weight = 0.001 and T = 1000.
 
         Args:
-            errors: as `errors` or `weighted` gives them.
+            errors: what `errors` or `weighted` returned.
             steps: number of training timesteps T.
         """
         if errors.bits is None:
@@ -137,7 +143,7 @@ class Objective:
         return errors.bits if self.loss == "vlb" else errors.simple + self.vb_weight * steps * errors.bits
 
     def weighted(self, errors: Errors, t: Tensor, schedule: Schedule) -> Errors:
-        """Return the errors with min-SNR weights on the squared error, if `min_snr` is set, for timesteps t [B]."""
+        """Return `errors`, with the squared error times the min-SNR weight at timesteps t [B] if `min_snr` is set."""
         if self.min_snr is None:
             return errors
         weights = min_snr(t, schedule, self.prediction_type, self.min_snr)

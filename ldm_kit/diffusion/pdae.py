@@ -1,8 +1,8 @@
-"""The mathematics of semantic codes: DiffAE's stochastic code, PDAE's shifted denoiser, interpolation and editing.
+"""Diffusion autoencoders: DiffAE's stochastic code, PDAE's denoiser, interpolation and editing of semantic codes.
 
-DiffAE (Preechakul et al. 2022) decodes by DDIM under a code z, `samplers.ddim` over falling timesteps, and encodes by
-`stochastic_code` over rising ones. PDAE (Zhang et al. 2022) shifts the eps of a pretrained model, which is not trained
-further, by a learned gradient G.
+DiffAE (Preechakul et al. 2022) decodes a semantic code z by `samplers.ddim` with z as the condition, and encodes a
+picture to the noise it decodes from by `stochastic_code`. PDAE (Zhang et al. 2022) keeps a pretrained model and shifts
+its eps by a learned gradient G of the semantic code.
 """
 
 import math
@@ -20,44 +20,44 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule
 
 Estimator = Callable[[Tensor, Tensor, Any], tuple[Prediction, Tensor]]
-"""(x_t [B, ...], t [B], condition) to the pretrained model's prediction and the gradient G, which is like x_0."""
+"""Function of x_t [B, ...], t [B] and condition to the pretrained model's prediction and the gradient G [B, ...]."""
 
 
 def pdae_weight(t: Tensor, schedule: Schedule, gamma: float = 0.1) -> Tensor:
-    """Return PDAE's loss weights SNR^gamma / (1 + SNR) at timesteps t [B], small at both ends (Zhang et al. 2022)."""
+    """Return PDAE's loss weights SNR^gamma / (1 + SNR) at timesteps t [B], small at both ends of 0..T-1."""
     snr = schedule.snr(exact(t))
     return snr.pow(gamma) / (1 + snr)
 
 
 def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
-    """Return the c_t for which eps + c_t G moves the posterior's mean by its variance times G (Zhang et al. 2022).
+    """Return the c_t for which eps + c_t G shifts the posterior's mean by its variance times G (Zhang et al. 2022).
 
-    c_t = -(a_t / a_{t-1}) s_{t-1}^2 / s_t, which is 0 at t = 0, is the coefficient of training and of ancestral
-    sampling. DDIM takes -s_t (`ShiftedDenoiser`); the two differ by design.
+    c_t = -(a_t / a_{t-1}) s_{t-1}^2 / s_t, which is 0 at t = 0. Training and ancestral sampling use c_t; DDIM uses -s_t
+    instead (`ShiftedDenoiser`), which differs from c_t on purpose.
 
     Args:
         t: timesteps [B].
-        schedule: variance-preserving.
+        schedule: variance-preserving noise schedule.
 
     Returns:
-        float64 [B], see `exact`.
+        float64 [B], on the CPU if the device of `t` has no float64.
     """
     (a, s), (a_before, s_before) = (schedule.alpha_sigma(exact(t) - back) for back in (0, 1))
     return -(a / a_before) * s_before.square() / s
 
 
 def pdae_loss(eps_hat: Tensor, gap: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Return the mean squared error of eps_hat + c_t G against eps, not weighted (Zhang et al. 2022).
+    """Return the mean squared error between eps_hat + c_t G and eps, without PDAE's weights (Zhang et al. 2022).
 
     Args:
         eps_hat: noise that the pretrained model predicts, [B, ...].
-        gap: the learned gradient G, like `eps_hat`.
-        eps: true noise, like `eps_hat`.
+        gap: the learned gradient G, in the shape of `eps_hat`.
+        eps: true noise, in the shape of `eps_hat`.
         t: timesteps [B].
-        schedule: variance-preserving.
+        schedule: variance-preserving noise schedule.
 
     Returns:
-        float32 [B].
+        Mean squared error of each sample, float32 [B].
     """
     shifted = eps_hat.float() + expand_like(pdae_coefficient(t, schedule), gap.float()) * gap.float()
     return (shifted - eps.float()).square().flatten(1).mean(1)
@@ -68,10 +68,10 @@ class NetworkEstimator:
     """A network as an estimator of the pretrained model's prediction and the gradient G.
 
     Args:
-        network: (x_t [B, C, ...], t [B], condition) to the pretrained model's output and G.
+        network: function of x_t [B, C, ...], t [B] and condition to the pretrained model's output and G.
         schedule: noise schedule of the pretrained model.
-        prediction_type: what its output stands for.
-        learned_range: whether its output has twice the channels, see `NetworkDenoiser`.
+        prediction_type: what the pretrained model predicts.
+        learned_range: whether the pretrained model learns its variance, in 2 C output channels (`NetworkDenoiser`).
     """
 
     network: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
@@ -87,12 +87,12 @@ class NetworkEstimator:
 
 @dataclass(frozen=True, eq=False)
 class ShiftedDenoiser:
-    """A pretrained model shifted by a learned gradient, eps - s_t G, as in classifier guidance (Zhang et al. 2022).
+    """PDAE's denoiser: eps - s_t G, from a pretrained model's eps, as in classifier guidance (Zhang et al. 2022).
 
     Args:
-        estimator: gives the model's prediction and G.
-        schedule: noise schedule of the model.
-        strength: factor of G; 0 is the model itself.
+        estimator: function to the pretrained model's prediction and G.
+        schedule: noise schedule of the pretrained model.
+        strength: factor of G; 0 is the pretrained model itself.
     """
 
     estimator: Estimator
@@ -110,15 +110,15 @@ class ShiftedDenoiser:
 
 @dataclass(frozen=True, eq=False)
 class InterpolatedDenoiser:
-    """A denoiser interpolated between two conditions at every step, in x_0 and eps.
+    """A denoiser that interpolates linearly between the predictions (x_0 and eps) under two conditions.
 
-    For `ShiftedDenoiser` that is G = (1 - w) G(z_1) + w G(z_2), PDAE's trajectory interpolation; put `Clipped` around
-    it.
+    With `ShiftedDenoiser` this is PDAE's trajectory interpolation, G = (1 - w) G(z_1) + w G(z_2). To clip x_0, put
+    `Clipped` around this denoiser, not inside it.
 
     Args:
-        denoiser: evaluated under both conditions.
-        other: the second condition; the first is the one of the call.
-        weight: of the second condition, a number or [B].
+        denoiser: denoiser that is evaluated under both conditions.
+        other: the second condition; the first is the `cond` of the call.
+        weight: weight w of the second condition, a number or [B].
     """
 
     denoiser: Denoiser
@@ -127,7 +127,7 @@ class InterpolatedDenoiser:
 
     @property
     def schedule(self) -> Schedule:
-        """Noise schedule of the inner denoiser."""
+        """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -140,16 +140,17 @@ class InterpolatedDenoiser:
 def stochastic_code(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
     """Encode data into DiffAE's stochastic code, by DDIM over rising timesteps (Preechakul et al. 2022).
 
-    `ddim` over the same timesteps falling, and -1, decodes it, with an error of order 1/N: take 250 or more.
+    `ddim` over the reversed timesteps, then -1, decodes the code; the error is of order 1/N for N timesteps, so take
+    250 or more.
 
     Args:
         denoiser: predicts x_0 and eps.
-        x: data [B, ...], taken for x_t at times[0].
+        x: data [B, ...], which are used as x_t at timestep times[0].
         times: rising timesteps, the last one T-1.
-        cond: condition, as the denoiser takes it.
+        cond: condition in the form that the denoiser takes.
 
     Yields:
-        One state for each timestep; the last state's x is eps at the last timestep, and its t is T.
+        One state for each timestep. The last state's x is the code, the eps predicted at T-1; its t is T.
     """
     for state in ddim(denoiser, x, times, cond):
         x = state.x
@@ -159,14 +160,14 @@ def stochastic_code(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: A
 
 
 def pdae_grid(total: int, steps: int) -> list[int]:
-    """Return PDAE's steps + 1 rising timesteps, from 0, whose noise level stands for clean data, to T-1.
+    """Return PDAE's `steps` + 1 evenly spaced rising timesteps from 0 to T-1; PDAE uses clean data as x_t at t = 0.
 
     Args:
         total: number of training timesteps T.
         steps: number of sampling steps, 1 to T-1.
 
     Raises:
-        ValueError: `steps` out of range.
+        ValueError: `steps` is out of range.
     """
     if not 1 <= steps < total:
         raise ValueError(f"cannot walk {total} training times in {steps} of PDAE's steps; expected 1 to {total - 1}")
@@ -175,10 +176,9 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Encode data [B, ...] by DDIM over the rising timesteps of `pdae_grid` (Zhang et al. 2022).
+    """Encode data x [B, ...] into a stochastic code, by DDIM over `times` from `pdae_grid` (Zhang et al. 2022).
 
-    Yields:
-        One state for each step; the last one is the stochastic code, at T-1.
+    Yields one state for each step; the last state's x is the stochastic code, at timestep T-1.
     """
     yield from ddim(denoiser, x, times, cond)
 
@@ -192,21 +192,21 @@ def pdae_decode(
     stop: float = 0.0,
     frozen: Denoiser | None = None,
 ) -> Iterator[State]:
-    """Decode by DDIM over the timesteps of `pdae_grid`, backwards (Zhang et al. 2022).
+    """Decode noise or a stochastic code by DDIM over the reversed timesteps of `pdae_grid` (Zhang et al. 2022).
 
     Args:
-        denoiser: `ShiftedDenoiser`, or anything around it.
-        x: noise, or a stochastic code, at the last of the timesteps, [B, ...].
-        times: rising timesteps of `pdae_grid`.
-        cond: condition, as the denoiser takes it.
-        stop: share of the steps, the last ones, that use `frozen` (0.3 where codes are drawn from a prior).
-        frozen: the pretrained model without the shift, with the same wrappers; needed where `stop` is above 0.
+        denoiser: `ShiftedDenoiser`, or a wrapper of it.
+        x: noise or a stochastic code [B, ...], at timestep T-1.
+        times: the rising timesteps of `pdae_grid`.
+        cond: condition in the form that the denoiser takes.
+        stop: fraction of the steps, at the end, that use `frozen`: 0.3 for semantic codes that a prior sampled.
+        frozen: denoiser of the pretrained model without the shift, in the same wrappers; needed for `stop` above 0.
 
     Yields:
-        One state for each step; the one at timestep 0 is the decoded data.
+        One state for each step; the last state's x, at timestep 0, is the decoded data.
 
     Raises:
-        ValueError: `stop` outside 0..1, or above 0 without `frozen`.
+        ValueError: `stop` is outside 0..1, or above 0 without `frozen`.
     """
     if not 0 <= stop <= 1:
         raise ValueError(f"stop is {stop}; expected a share of the steps from 0 to 1")
@@ -221,13 +221,13 @@ def pdae_decode(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
-    """Interpolate along the great circle from a to b, each sample as one flat vector (Shoemake 1985).
+    """Interpolate each sample, flattened to a vector, along the great circle from a to b (Shoemake 1985).
 
-    Where the sine of the angle between them is below 1e-4, the interpolation is linear.
+    For samples where the sine of the angle between a and b is below 1e-4, the interpolation is linear.
 
     Args:
-        a: start [B, ...].
-        b: end, like a.
+        a: start of the interpolation, [B, ...].
+        b: end of the interpolation, in the shape of a.
         weight: 0 gives a, 1 gives b; a number or [B].
     """
     w = expand_like(torch.as_tensor(weight, dtype=a.dtype, device=a.device).expand(len(a)), a)
@@ -241,17 +241,17 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def shift_codes(z: Tensor, direction: Tensor, strength: float | Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Shift codes along a direction of the normalised code space (Preechakul et al. 2022).
+    """Edit semantic codes: shift them along a direction of the normalised code space (Preechakul et al. 2022).
 
     Args:
-        z: codes as the encoder gives them, [B, Z].
-        direction: [Z] or [B, Z], of any length: a row of a linear classifier's weight.
-        strength: length of the shift in units of sqrt(Z), a typical code's length: about -0.5 to 0.5; number or [B].
-        mean: mean of each dimension over the training set, [Z].
-        std: standard deviation of each dimension over the training set, [Z].
+        z: codes [B, Z] of Z dimensions, as the encoder gives them (not normalised).
+        direction: [Z] or [B, Z], of any norm, such as an attribute's row in a linear classifier's weight.
+        strength: norm of the shift, as a multiple of a typical code's norm sqrt(Z); about -0.5 to 0.5; number or [B].
+        mean: mean of the training set's codes, [Z].
+        std: standard deviation of the training set's codes in each dimension, [Z].
 
     Raises:
-        ValueError: a direction of length 0.
+        ValueError: a direction of norm 0.
     """
     length = direction.square().sum(dim=-1, keepdim=True).sqrt()
     if not bool((length > 0).all()):

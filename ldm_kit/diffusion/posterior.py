@@ -1,8 +1,8 @@
-"""The posterior q(x_s | x_t, x_0) between any two timesteps t > s, and the variance of the reverse step p(x_s | x_t).
+"""The posterior q(x_next | x_t, x_0) from a timestep t to any cleaner one, and the reverse step p(x_next | x_t).
 
-Everything follows from a and s at the two timesteps alone (Kingma et al. 2021, appendix A), so that a respaced chain is
-the list of its timesteps. For variance-preserving schedules the formulas are those of Ho et al. 2020, eq. 7, on the
-respaced betas.
+Both follow from a and s (x_t = a_t x_0 + s_t eps) at the two timesteps alone (Kingma et al. 2021, appendix A). So a
+chain of steps over fewer timesteps (respacing) is given by the list of its timesteps. For variance-preserving schedules
+the formulas are those of Ho et al. 2020, eq. 7, with the betas of the respaced chain.
 """
 
 import math
@@ -18,12 +18,13 @@ from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.prediction import expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
-VarianceType = Literal["small", "large", "learned_range"]  # as diffusers' schedulers call them
-_TINY = 1e-38  # flow is clean at t = 0 already: no logarithm of zero there
+VarianceType = Literal["small", "large", "learned_range"]
+"""Variance of the reverse step: the posterior's (small), beta (large), or learned by the network between the two."""
+_TINY = 1e-38  # least variance of which a logarithm is taken: flow's data at t = 0 are clean, with variance 0
 
 
 class Level(NamedTuple):
-    """A timestep with its coefficients, x_t = a x_0 + s eps."""
+    """A timestep t with its signal level a and noise level s: x_t = a x_0 + s eps."""
 
     t: int
     a: float
@@ -31,26 +32,26 @@ class Level(NamedTuple):
 
 
 def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
-    """Return the coefficients at each of the timesteps as plain numbers; -1 is clean data."""
+    """Return a_t and s_t at each of the timesteps as Python numbers; timestep -1 is clean data (a = 1, s = 0)."""
     coefficients = zip(*schedule.alpha_sigma(torch.tensor(times)), strict=True)
     return [Level(t, float(a), float(s)) for t, (a, s) in zip(times, coefficients, strict=True)]
 
 
 class Posterior(NamedTuple):
-    """One step t -> t_next of a chain: q(x_next | x_t, x_0) = N(coef_x x_t + coef_x0 x_0, variance).
+    """The posterior of one sampling step t -> t_next: q(x_next | x_t, x_0) = N(coef_x x_t + coef_x0 x_0, variance).
 
-    Plain numbers, computed in float64.
+    All are Python numbers, computed in float64.
 
     Args:
-        t: the timestep that is left.
-        t_next: the cleaner timestep that is reached; -1 is clean data.
-        alpha_ratio: a_t / a_next, so that q(x_t | x_next) = N(alpha_ratio x_next, beta).
-        beta: variance that the forward step adds, `Schedule.beta`.
-        coef_x: weight of x_t in the mean.
-        coef_x0: weight of x_0 in the mean.
+        t: timestep before the step.
+        t_next: cleaner timestep after the step; -1 is clean data.
+        alpha_ratio: a_t / a_next; the forward step is q(x_t | x_next) = N(alpha_ratio x_next, beta).
+        beta: variance of the noise that the forward step adds, see `Schedule.beta`.
+        coef_x: weight of x_t in the posterior's mean.
+        coef_x0: weight of x_0 in the posterior's mean.
         variance: the posterior's variance; 0 in the step to clean data.
-        variance_floor: the same, but in the step to clean data that of the step before, which stands in for it where a
-            logarithm or noise is needed (Ho et al. 2020, section 3.2); nan in a chain of one step.
+        variance_floor: the posterior's variance for logarithms, which 0 has none of: in the step to clean data it is
+            the variance of the step before (Ho et al. 2020, section 3.2), or nan if that step is the only one.
     """
 
     t: int
@@ -63,22 +64,22 @@ class Posterior(NamedTuple):
     variance_floor: float
 
     def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
-        """Return the mean of q(x_next | x_t, x_0) for tensors of one shape; in the step to clean data it is x_0."""
+        """Return the mean of q(x_next | x_t, x_0) for x_t and x_0 of one shape; in the step to clean data it is x_0."""
         return self.coef_x * x + self.coef_x0 * x_0
 
     def reverse_variance(self, kind: VarianceType | Literal["auto"], fraction: Tensor | None = None) -> Tensor | float:
         """Return the variance of the reverse step p(x_next | x_t).
 
         Args:
-            kind: small, the posterior's; large, beta, but in the step to clean data `variance_floor`; learned_range,
-                the exponential of `learned_log_variance`; auto, learned_range where there is a fraction, else small.
-            fraction: `Prediction.fraction`, [B, ...].
+            kind: small: the posterior's variance; large: beta, or `variance_floor` in the step to clean data;
+                learned_range: the learned variance; auto: the learned variance if `fraction` is given, else small.
+            fraction: what the network learned of the variance, `Prediction.fraction` [B, ...]; None: nothing.
 
         Returns:
-            A number or, where it is learned, a tensor like `fraction`.
+            A number or, for a learned variance, a tensor in the shape of `fraction`.
 
         Raises:
-            ValueError: learned_range without a fraction; or `variance_floor` is needed where there is none.
+            ValueError: learned_range without `fraction`, or `variance_floor` is needed and nan.
         """
         if kind == "small" or (kind == "auto" and fraction is None):
             return self.variance
@@ -97,30 +98,31 @@ class Posterior(NamedTuple):
 
     @property
     def log_variances(self) -> tuple[float, float]:
-        """Natural logarithms of `variance_floor` and of `beta`, the ends of a learned variance."""
+        """Natural logarithms of `variance_floor` and `beta`, between which a learned log variance interpolates."""
         return math.log(max(self.variance_floor, _TINY)), math.log(max(self.beta, _TINY))
 
 
 def learned_log_variance(fraction: Tensor, low: float | Tensor, spread: float | Tensor) -> Tensor:
-    """Return low + fraction spread, the log variance that a network learns (Nichol & Dhariwal 2021, eq. 15).
+    """Return the log variance that a network learns, low + fraction spread (Nichol & Dhariwal 2021, eq. 15).
 
     Args:
         fraction: `Prediction.fraction` [B, ...], not clamped.
-        low: log variance of the posterior, a number or like `fraction`; for 0 the result is what lies above it.
-        spread: log of beta minus `low`, a number or like `fraction`; take the difference in float64.
+        low: log variance of the posterior, a number or a tensor that broadcasts to `fraction`. With 0, the result is
+            the difference to the posterior's log variance.
+        spread: log beta minus `low`, a number or such a tensor. Subtract in float64: the two may be nearly equal.
     """
     return low + fraction * spread
 
 
 def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
-    """Return the posteriors of the steps between neighbouring timesteps.
+    """Return the posterior of each step of a sampler that visits the given timesteps.
 
     Args:
-        schedule: of any kind; where s_t = 0, in clean data, the posterior is x_0 itself.
+        schedule: noise schedule of any kind. From a timestep with s_t = 0, clean data, the posterior is x_0 itself.
         times: N + 1 falling timesteps; -1 is clean data.
 
     Returns:
-        N posteriors.
+        The N posteriors between neighbouring timesteps, in the order of `times`.
     """
     grid = torch.tensor(times)
     (a, s), beta = schedule.alpha_sigma(grid), schedule.beta(grid[:-1], grid[1:])
@@ -136,18 +138,18 @@ def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
 
 
 def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", "large"]) -> Tensor:
-    """Return the log variance of the reverse step from x_t to x_{t-1} in the chain over all timesteps.
+    """Return the natural log variance of the reverse step from x_t to x_{t-1}, with all T timesteps in the chain.
 
-    At t = 0, where the posterior has no variance, that of t = 1 takes its place (Ho et al. 2020, section 3.2); a
-    learned variance still ends in beta_0 there. For a respaced chain give the respaced schedule.
+    At t = 0 the posterior's variance is 0. There the posterior's variance at t = 1 replaces it, and also replaces the
+    large variance (Ho et al. 2020, section 3.2); a learned variance still has beta_0 as its upper end.
 
     Args:
-        schedule: of two timesteps or more.
+        schedule: noise schedule of two timesteps or more; for a respaced chain, the respaced schedule.
         t: timesteps [B].
-        kind: small, the posterior's; large, beta; or the fraction [B, ...] of a learned variance.
+        kind: small: the posterior's variance; large: beta; a tensor: `Prediction.fraction` [B, ...] of a learned one.
 
     Returns:
-        float64 [B], on the CPU where the device of `t` has no float64; or a tensor like the fraction.
+        float64 [B], on the CPU if the device of `t` has no float64; for a learned variance, in the fraction's shape.
     """
     t = exact(t)
     low, high = log_variance_range(schedule, t)
@@ -157,10 +159,10 @@ def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", 
 
 
 def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of a learned log variance at timesteps t [B], two tensors [B] float64.
+    """Return the lower and the upper end of a learned log variance at timesteps t [B], each float64 [B].
 
-    They are the posterior's log variance, at t = 0 that of t = 1, and the log of beta; on the device of `t`, or on the
-    CPU where that has no float64.
+    The lower end is the posterior's log variance (at t = 0, that at t = 1), the upper end is log beta. The tensors are
+    on the device of `t`, or on the CPU if that device has no float64.
     """
     t = exact(t)
     low, high = (table.to(t.device)[t] for table in _log_variances(schedule))
@@ -169,7 +171,7 @@ def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=16)
 def _log_variances(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Return the ends of `log_variance_range` at all timesteps, [T] each, on the device of the schedule."""
+    """Return the lower and upper ends of `log_variance_range` for all T timesteps, [T], on the schedule's device."""
     steps = chain(schedule, range(len(schedule) - 1, -2, -1))
     tables = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64)
     low, high = tables.to(schedule.a.device).unbind(1)

@@ -1,6 +1,6 @@
-"""Respacing: the falling timesteps that a sampler visits.
+"""Respacing: choose the timesteps, of the T training timesteps, that a sampler visits.
 
-Every grid falls and ends in -1, which is clean data.
+Every function returns falling timesteps that end in -1, which is clean data.
 """
 
 import re
@@ -12,19 +12,22 @@ _RESPACING = re.compile(r"ddim[0-9]+|[0-9]+(,[0-9]+)*")
 
 
 def trailing(total: int, steps: int) -> list[int]:
-    """Return timesteps from T-1 down to one stride above clean data, then -1 (Lin et al. 2024, table 2)."""
+    """Return `steps` evenly spaced timesteps that fall from T-1 (T = `total`), then -1 (Lin et al. 2024, table 2).
+
+    -1 continues the even spacing: the last step is as long as the others.
+    """
     _check_steps(total, steps)
     return [round(total - i * total / steps) - 1 for i in range(steps)] + [-1]
 
 
 def leading(total: int, steps: int) -> list[int]:
-    """Return falling multiples of T // steps, then -1."""
+    """Return the `steps` smallest multiples of T // `steps` (T = `total`), falling to 0, then -1."""
     _check_steps(total, steps)
     return [i * (total // steps) for i in reversed(range(steps))] + [-1]
 
 
 def linspace(total: int, steps: int) -> list[int]:
-    """Return evenly spaced timesteps from T-1 to 0, both included, then -1."""
+    """Return `steps` evenly spaced timesteps from T-1 (T = `total`) down to 0, then -1; for one step, T-1 and -1."""
     _check_steps(total, steps)
     if steps == 1:
         return [total - 1, -1]
@@ -32,15 +35,15 @@ def linspace(total: int, steps: int) -> list[int]:
 
 
 def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
-    """Return falling timesteps of the named spacing, then -1.
+    """Return the falling timesteps of a named spacing, then -1.
 
     Args:
         total: number of training timesteps T.
         steps: number of sampling steps, 1 to T.
-        spacing: trailing, leading or linspace.
+        spacing: trailing, leading or linspace, see the functions of these names.
 
     Raises:
-        ValueError: another spacing, or `steps` outside 1 to T.
+        ValueError: an unknown spacing, or `steps` outside 1 to T.
     """
     match spacing:
         case "trailing":
@@ -57,16 +60,16 @@ def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
 
 
 def respacing_sections(total: int, spec: str) -> list[int]:
-    """Return falling timesteps of guided-diffusion's `timestep_respacing`, then -1 (Nichol & Dhariwal 2021, section 4).
+    """Return the falling timesteps of guided-diffusion's `timestep_respacing`, then -1 (Nichol & Dhariwal 2021).
 
     Args:
         total: number of training timesteps T.
-        spec: "ddimN", every i-th timestep from 0 on, for the smallest stride i that gives N of them; or "n1,n2,...",
-            as many equal sections of the training timesteps, those of least noise first, of which each gives n_i
-            timesteps from its first to its last.
+        spec: "ddimN": N timesteps 0, i, 2i, ..., where i is the smallest integer stride that gives N timesteps. Or
+            "n1,n2,...": the training timesteps are cut into as many equal sections, the first with the least noise;
+            section i gives n_i evenly spaced timesteps, from its first to its last.
 
     Raises:
-        ValueError: no integer stride gives N, a section has fewer than n_i timesteps, or the spec is neither form.
+        ValueError: no integer stride gives N timesteps, a section has fewer than n_i, or `spec` has neither form.
     """
     if _RESPACING.fullmatch(spec) is None:
         raise ValueError(f"cannot read the respacing {spec!r}; expected ddimN, or sections such as 90,60,60,20,20")
@@ -87,7 +90,7 @@ def respacing_sections(total: int, spec: str) -> list[int]:
 
 
 def _strided(total: int, steps: int) -> range:
-    """Return the times 0, i, 2i, ... below `total` for the smallest stride i that gives `steps` of them."""
+    """Return the timesteps 0, i, 2i, ... below `total`, where i is the smallest stride that gives `steps` timesteps."""
     strides = {len(range(0, total, stride)): stride for stride in range(total - 1, 0, -1)}
     if steps not in strides:
         near = [max((n for n in strides if n < steps), default=0), min((n for n in strides if n > steps), default=0)]
@@ -97,15 +100,15 @@ def _strided(total: int, steps: int) -> range:
 
 
 def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
-    """Return falling timesteps for a spacing's name, or for guided-diffusion's respacing, then -1.
+    """Return the falling timesteps of a named spacing or of a guided-diffusion respacing, then -1.
 
     Args:
         total: number of training timesteps T.
-        steps: number of sampling steps; a respacing has its own number, and this one is ignored.
-        spacing: a name for `timesteps`, or a spec for `respacing_sections`.
+        steps: number of sampling steps; ignored for a guided-diffusion respacing, which contains its own number.
+        spacing: trailing, leading or linspace, see `timesteps`; or ddimN or n1,n2,..., see `respacing_sections`.
 
     Raises:
-        ValueError: as the function that reads the spacing.
+        ValueError: as `timesteps` and `respacing_sections`.
     """
     if _RESPACING.fullmatch(spacing) is None:
         return timesteps(total, steps, spacing)

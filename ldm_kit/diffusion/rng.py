@@ -1,8 +1,9 @@
-"""Random numbers with an address: a draw is a function of (seed, name, position), never of earlier draws.
+"""Counter-based random numbers: each is a function of (seed, name, position), never of the numbers drawn before.
 
-A resumed run is then exact, and neither batch size, accumulation nor the number of processes changes a sample's noise.
-The generator is counter-based: SplitMix64's finaliser (Steele et al. 2014) over a hashed key and a counter, computed
-for a whole batch at once on any device. Integers agree bit for bit across devices; normals to float32 rounding.
+So a resumed run equals an uninterrupted one, and neither batch size, gradient accumulation nor the number of processes
+changes a sample's noise. The generator is SplitMix64's finaliser (Steele et al. 2014) of a hashed key and a counter. It
+computes a whole batch at once on any device. Integers agree bit for bit across devices, normal numbers to float32
+rounding.
 """
 
 import hashlib
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from ldm_kit.diffusion.float64 import has_float64
 
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # SplitMix64's constants, as signed 64-bit integers
 _MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MUL2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_seed(seed: int, *address: str | int) -> int:
-    """Return a 63-bit seed for an address such as (seed, "order", epoch)."""
+    """Return a 63-bit seed hashed from a seed and what it is for, such as derive_seed(seed, "order", epoch)."""
     text = "/".join([str(seed), *map(str, address)])
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
@@ -32,17 +33,20 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
-    """Return `count` random 64-bit integers for each position, int64 [B] to int64 [B, count]."""
+    """Return `count` random 64-bit integers for each of the positions [B], int64 [B, count].
+
+    They are a function of seed, name and position; the name says what they are for and makes them independent.
+    """
     key = _mix(positions * _GAMMA + derive_seed(seed, name))
     counter = torch.arange(1, count + 1, device=positions.device) * _GAMMA
     return _mix(_mix(key[:, None] + counter) + derive_seed(seed, name, "whiten"))
 
 
 def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each position int64 [B], float64 [B] with 53 random bits.
+    """Return a uniform random number in [0, 1) for each of the positions, int64 [B]: float64 [B] with 53 random bits.
 
-    On a device without float64 they are float32 with the first 24 of these bits; give positions on the CPU, such as
-    `exact(positions)`, for the same numbers everywhere.
+    On a device without float64 the numbers are float32, with the first 24 of these bits. For the same numbers on every
+    device, pass `exact(positions)`. Numbers of another seed or another name (what they are for) are independent.
     """
     raw, count = bits(seed, name, positions, 1)[:, 0], 53 if has_float64(positions.device) else 24
     top = (raw >> (64 - count)) & ((1 << count) - 1)
@@ -50,13 +54,13 @@ def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
 
 
 def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return standard normal numbers (Box & Muller 1958).
+    """Return standard normal random numbers for each position (Box & Muller 1958).
 
     Args:
-        seed: of the run.
-        name: what they are for; other names give independent numbers.
-        positions: int64 [B].
-        shape: of the numbers of one position.
+        seed: seed of the run.
+        name: what the numbers are for, such as "noise"; numbers of different names are independent.
+        positions: index of each sample in the run, int64 [B].
+        shape: shape of the numbers of one position.
 
     Returns:
         float32 [B, *shape] on the device of `positions`.
@@ -71,29 +75,29 @@ def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Ten
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Return the noise from which samples with these seeds start, float32 [B, *shape] on the CPU.
+    """Return the standard normal noise from which sampling starts, float32 [B, *shape] on the CPU.
 
     It is what diffusers draws from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
 
     Args:
-        seeds: one for each of B samples.
-        shape: of one sample.
+        seeds: a seed for each of the B samples.
+        shape: shape of one sample.
     """
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def step_generators(seeds: Sequence[int], step: int) -> list[torch.Generator]:
-    """Return a CPU generator for each of the samples' seeds at a sampling step."""
+    """Return a CPU generator for each sample, seeded by the sample's seed and the index `step` of the sampling step."""
     return [torch.Generator().manual_seed(derive_seed(seed, "sampling step", step)) for seed in seeds]
 
 
 def step_noise(seeds: Sequence[int], step: int, shape: Sequence[int]) -> Tensor:
-    """Return the noise that a sampler adds at a step, which for each sample depends on its own seed alone.
+    """Return the standard normal noise that a sampler adds at a step; a sample's noise depends on its own seed only.
 
     Args:
-        seeds: one for each of B samples.
+        seeds: a seed for each of the B samples.
         step: index of the sampling step.
-        shape: of one sample.
+        shape: shape of one sample.
 
     Returns:
         float32 [B, *shape] on the CPU.

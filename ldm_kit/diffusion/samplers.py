@@ -1,4 +1,7 @@
-"""Samplers: generators of states. Progress bars, previews and editing are the caller's `for` loop, not callbacks."""
+"""Samplers as generators, which yield a state after each step.
+
+There are no callbacks: progress bars, previews and editing are code in the caller's `for` loop over the states.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +16,16 @@ from ldm_kit.diffusion.posterior import VarianceType, chain, levels
 from ldm_kit.diffusion.prediction import Prediction, PredictionType, from_prediction
 
 Noise = Callable[[int, Sequence[int]], Tensor]
-"""(sampling step, shape of one sample) to standard normal noise [B, *shape]."""
+"""Function of the sampling step's index and the shape of one sample to standard normal noise [B, *shape]."""
 
 
 class State(NamedTuple):
     """The state of a sampler after a step.
 
     Args:
-        x: the sample x_t, [B, ...].
-        t: its timestep; -1 is clean data.
-        prediction: what the denoiser predicted in the step that led here.
+        x: the samples x_t after the step, [B, ...].
+        t: timestep of x; -1 is clean data.
+        prediction: what the denoiser predicted in this step, from the samples before the step.
     """
 
     x: Tensor
@@ -40,17 +43,18 @@ def ddim(
     eta: float = 0.0,
     noise: Noise | None = None,
 ) -> Iterator[State]:
-    """Sample by DDIM (Song et al. 2021, eq. 12); over rising timesteps, encode.
+    """Sample by DDIM (Song et al. 2021, eq. 12) over falling timesteps; encode data to noise over rising timesteps.
 
-    With eta 0 it is Euler's method on the probability-flow ODE d(x/a) = eps d(s/a) (the same, eq. 14).
+    With eta 0, DDIM is Euler's method on the probability-flow ODE d(x/a) = eps d(s/a) (eq. 14 of the paper).
 
     Args:
         denoiser: predicts x_0 and eps.
-        x: at times[0], [B, ...]: standard normal noise, or data to encode.
-        times: falling timesteps, -1 is clean data; or rising ones.
-        cond: condition, as the denoiser takes it.
-        eta: share of DDPM's noise; 1 is DDPM with the small variance.
-        noise: what is added at each step where eta > 0.
+        x: samples at timestep times[0], [B, ...]: standard normal noise to sample from, or data to encode.
+        times: timesteps, falling to sample (-1 is clean data) or rising to encode.
+        cond: condition in the form that the denoiser takes.
+        eta: standard deviation of the noise added at each step, relative to DDPM's: 0 is deterministic, 1 is DDPM with
+            the small variance.
+        noise: gives the noise that is added at each step if eta > 0.
 
     Yields:
         One state for each step.
@@ -63,7 +67,7 @@ def ddim(
     variances = [eta**2 * one.variance for one in chain(denoiser.schedule, times)] if eta > 0 else [0.0] * len(times)
     for step, (now, then) in enumerate(pairwise(levels(denoiser.schedule, times))):
         p = denoiser(x, times_like(x, now.t), cond)
-        variance = variances[step]  # eta 1 from pure noise: exactly s * s, leaving no root of a rounding error
+        variance = variances[step]  # for eta 1 from pure noise it is exactly s * s: the root below is then exactly 0
         x = then.a * p.x_0 + math.sqrt(max(then.s * then.s - variance, 0.0)) * p.eps
         if noise is not None and variance > 0:
             x = x + math.sqrt(variance) * noise(step, x.shape[1:]).to(x)
@@ -81,26 +85,26 @@ def ddpm(
     variance: VarianceType | Literal["auto"] = "small",
     gradient: Gradient | None = None,
 ) -> Iterator[State]:
-    """Sample by ancestral sampling (Ho et al. 2020, eq. 7 and algorithm 2), respaced to the given timesteps.
+    """Sample by DDPM's ancestral sampling over any falling timesteps (Ho et al. 2020, eq. 7 and algorithm 2).
 
     The step to clean data adds no noise.
 
     Args:
-        denoiser: predicts x_0 and, for a learned variance, its fraction.
-        x: standard normal noise [B, ...].
-        times: falling timesteps, -1 is clean data.
-        cond: condition, as the denoiser takes it.
-        noise: what is added at each step.
-        variance: of the reverse step, see `Posterior.reverse_variance`.
-        gradient: shifts the mean by variance times gradient (Dhariwal & Nichol 2021, algorithm 1), also in the last
-            step, where the small variance is 0.
+        denoiser: predicts x_0 and, for a learned variance, `Prediction.fraction`.
+        x: standard normal noise [B, ...] at timestep times[0].
+        times: falling timesteps; -1 is clean data.
+        cond: condition in the form that the denoiser takes.
+        noise: gives the noise that is added at each step.
+        variance: variance of the reverse step, see `Posterior.reverse_variance`.
+        gradient: for classifier guidance; shifts the mean of each step, the last one too, by the step's variance times
+            this gradient (Dhariwal & Nichol 2021, algorithm 1). The small variance of the last step is 0: no shift.
 
     Yields:
         One state for each step.
 
     Raises:
-        ValueError: a learned variance that the denoiser does not predict; a gradient in a chain of one step, which has
-            no variance but the small one.
+        ValueError: a learned variance that the denoiser does not predict; or a gradient where the only step leads to
+            clean data and the variance is not the small one.
     """
     for step, one in enumerate(chain(denoiser.schedule, times)):
         time = times_like(x, one.t)
@@ -120,18 +124,18 @@ def euler_maruyama(
 ) -> Iterator[State]:
     """Sample by the Euler-Maruyama method on the reverse-time SDE (Song et al. 2021, "Score-based", eq. 6).
 
-    The SDE is dx = (f x + g^2 eps / s) dt + g dW. f = d log a / dt and g^2 = ds^2 / dt - 2 f s^2 belong to the forward
-    SDE with the schedule's a and s: for variance-preserving schedules the VP-SDE, g^2 = beta and f = -beta / 2; for
-    flow, whose t is s, g^2 = 2 s / a and f = -1 / a. Over a step, g^2 dt is taken as `Posterior.beta` and -2 f dt as
-    1 - alpha_ratio^2: their integrals to first order, which are finite even where the schedule starts in pure noise.
-    The step to clean data gives the mean x_0.
+    The SDE is dx = (f x + g^2 eps / s) dt + g dW, where f = d log a / dt and g^2 = ds^2 / dt - 2 f s^2 are the drift
+    and diffusion coefficients of the forward SDE. Variance-preserving schedules have g^2 = beta and f = -beta / 2 (the
+    VP-SDE); flow, with t = s, has g^2 = 2 s / a and f = -1 / a. For the integrals of g^2 and of -2 f over a step, the
+    method takes `Posterior.beta` and 1 - `Posterior.alpha_ratio`^2. These agree with them to first order in the step,
+    and are finite even from pure noise. The step to clean data returns the predicted x_0.
 
     Args:
         denoiser: predicts x_0 and eps.
-        x: standard normal noise [B, ...].
-        times: falling timesteps, -1 is clean data.
-        cond: condition, as the denoiser takes it.
-        noise: what is added at each step.
+        x: standard normal noise [B, ...] at timestep times[0].
+        times: falling timesteps; -1 is clean data.
+        cond: condition in the form that the denoiser takes.
+        noise: gives the noise that is added at each step.
 
     Yields:
         One state for each step.
@@ -149,20 +153,20 @@ def euler_maruyama(
 
 @torch.no_grad()
 def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Sample by Heun's method (Karras et al. 2022, algorithm 1); over rising timesteps, encode.
+    """Sample by Heun's method (Karras et al. 2022, algorithm 1) over falling timesteps; encode over rising timesteps.
 
-    The ODE is dy/du = eps - x_0 for y = x / (a + s) over u = s / (a + s): in these coordinates every schedule is
-    rectified flow and pure noise is at a finite u = 1. There are two evaluations a step, and one in the step to clean
-    data.
+    It solves dy/du = eps - x_0, the probability-flow ODE in the coordinates y = x / (a + s) and u = s / (a + s). In
+    them every schedule is rectified flow, and pure noise is at u = 1. A step evaluates the denoiser twice, the step to
+    clean data once.
 
     Args:
         denoiser: predicts x_0 and eps.
-        x: at times[0], [B, ...]: standard normal noise, or data to encode.
-        times: falling timesteps, -1 is clean data; or rising ones.
-        cond: condition, as the denoiser takes it.
+        x: samples at timestep times[0], [B, ...]: standard normal noise to sample from, or data to encode.
+        times: timesteps, falling to sample (-1 is clean data) or rising to encode.
+        cond: condition in the form that the denoiser takes.
 
     Yields:
-        One state for each step, with the prediction of its first evaluation.
+        One state for each step; its `prediction` is that of the step's first evaluation.
     """
     for (t, a_t, s_t), (t_next, a, s) in pairwise(levels(denoiser.schedule, times)):
         p = denoiser(x, times_like(x, t), cond)
@@ -175,16 +179,16 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
 
 
 class SchedulerLike(Protocol):
-    """The part of a diffusers scheduler that `run_scheduler` uses; its timesteps are set."""
+    """The part of a diffusers scheduler that `run_scheduler` uses; `set_timesteps` was called before."""
 
     timesteps: Tensor
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        """Return the network's input x_t for the scheduler's own state."""
+        """Return the network's input x_t from the scheduler's sample, which some schedulers scale differently."""
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Take one step."""
+        """Return the sample after one step, as the first item of a tuple if `return_dict` is False."""
         ...
 
 
@@ -198,15 +202,15 @@ def run_scheduler(
     prediction_type: PredictionType,
     **step_options: Any,
 ) -> Iterator[State]:
-    """Sample by a diffusers scheduler with our denoiser, so that guidance works with all of them.
+    """Sample by a diffusers scheduler from a `Denoiser`, which may contain guidance.
 
     Args:
-        scheduler: after `set_timesteps`, with integer timesteps, built on the denoiser's schedule.
+        scheduler: scheduler with the denoiser's noise schedule, after `set_timesteps`, with integer timesteps.
         denoiser: predicts x_0 and eps.
-        x: standard normal noise [B, ...], already times the scheduler's `init_noise_sigma`.
-        cond: condition, as the denoiser takes it.
-        prediction_type: the output that the scheduler expects.
-        step_options: for the scheduler's `step`, such as `generator`.
+        x: standard normal noise [B, ...], already multiplied by the scheduler's `init_noise_sigma`.
+        cond: condition in the form that the denoiser takes.
+        prediction_type: the prediction type that the scheduler is configured for.
+        step_options: further keyword arguments of the scheduler's `step`, such as `generator`.
 
     Yields:
         One state for each of the scheduler's timesteps.

@@ -1,8 +1,8 @@
-"""Noise schedules: the coefficients of x_t = a_t x_0 + s_t eps at every timestep.
+"""Noise schedules: the signal level a_t and noise level s_t of x_t = a_t x_0 + s_t eps at every timestep.
 
-Two numbers per timestep describe variance-preserving schedules (DDPM, LDM: a^2 + s^2 = 1), rectified flow (a + s = 1)
-and variance-exploding schedules (a = 1). In the notation of Ho et al. 2020, a_t is sqrt(alpha_bar_t) and s_t is
-sqrt(1 - alpha_bar_t). Tables are float64 and indexed by integer timesteps.
+These two numbers per timestep describe variance-preserving schedules (DDPM, LDM: a^2 + s^2 = 1), rectified flow
+(a + s = 1) and variance-exploding schedules (a = 1). In the notation of Ho et al. 2020, a_t is sqrt(alpha_bar_t) and
+s_t is sqrt(1 - alpha_bar_t). The tables of a and s are float64 and indexed by integer timesteps.
 """
 
 import math
@@ -22,13 +22,13 @@ CONSTANT = 0.008  # the beta of DiffAE's latent prior (Preechakul et al. 2022)
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables of a_t and s_t in x_t = a_t x_0 + s_t eps, for t = 0 .. T-1.
+    """A noise schedule: tables of a_t and s_t in x_t = a_t x_0 + s_t eps, for t = 0 .. T-1.
 
     Timestep -1 stands for clean data (a = 1, s = 0). `len(schedule)` is T.
 
     Args:
-        a: coefficients of the data, [T] float64, falling with t.
-        s: standard deviations of the noise, [T] float64, rising with t.
+        a: signal levels, [T] float64, falling with t.
+        s: noise levels (standard deviations of the noise), [T] float64, rising with t.
     """
 
     a: Tensor
@@ -38,13 +38,13 @@ class Schedule:
         return len(self.a)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a_t and s_t.
+        """Return the signal levels a_t and the noise levels s_t at the given timesteps.
 
         Args:
             t: timesteps [B], integers from -1 (clean data) to T-1.
 
         Returns:
-            Two tensors [B] on the device of `t`, float64; float32 where the device has no float64.
+            a_t and s_t, each [B] on the device of `t`, in float64, or in float32 if the device has no float64.
         """
         where = exact(t)
         a, s = self.a.to(where.device), self.s.to(where.device)
@@ -53,22 +53,22 @@ class Schedule:
         return move_back(a, t), move_back(s, t)
 
     def snr(self, t: Tensor) -> Tensor:
-        """Return the signal-to-noise ratio a_t^2 / s_t^2 at timesteps t [B], like a_t; infinite where s_t is 0."""
+        """Return the signal-to-noise ratio a_t^2 / s_t^2 [B] at timesteps t [B]; it is infinite where s_t = 0."""
         a, s = self.alpha_sigma(exact(t))
         return move_back(a.square() / s.square(), t)
 
     def beta(self, t: Tensor, s: Tensor) -> Tensor:
-        """Return the variance of the noise that q(x_t | x_s) adds between two timesteps, the respaced beta.
+        """Return the variance of the noise that the forward process adds between a timestep s and a noisier one t.
 
-        beta = s_t^2 - (a_t / a_s)^2 s_s^2 (Kingma et al. 2021, appendix A). For variance-preserving schedules and
-        s = t - 1 it is the beta_t of Ho et al. 2020, eq. 2.
+        It is the variance of q(x_t | x_s), s_t^2 - (a_t / a_s)^2 s_s^2 (Kingma et al. 2021, appendix A). For
+        variance-preserving schedules and s = t - 1 it is the beta_t of Ho et al. 2020, eq. 2.
 
         Args:
             t: the noisier timesteps [B].
             s: the cleaner timesteps [B], -1 for clean data.
 
         Returns:
-            [B] like a_t, 0 or more.
+            Variances [B], 0 or more; dtype and device as in `alpha_sigma`.
         """
         (a_t, s_t), (a_s, s_s) = self.alpha_sigma(exact(t)), self.alpha_sigma(exact(s))
         return move_back((s_t.square() - (a_t / a_s * s_s).square()).clamp_min(0), t)
@@ -78,72 +78,78 @@ class Schedule:
 
         Args:
             x_0: clean data [B, ...].
-            eps: standard normal noise, like x_0.
+            eps: standard normal noise, in the shape of x_0.
             t: timesteps [B].
 
         Returns:
-            Noisy data, like x_0 in shape and dtype.
+            Noisy data x_t, in the shape and dtype of x_0.
         """
         a, s = self.alpha_sigma(t)
         return expand_like(a, x_0) * x_0 + expand_like(s, x_0) * eps
 
     @property
     def variance_preserving(self) -> bool:
-        """Whether a^2 + s^2 = 1 at every timestep."""
+        """Whether the schedule is variance-preserving: a^2 + s^2 = 1 at every timestep."""
         return torch.allclose(self.a.square() + self.s.square(), torch.ones_like(self.a))
 
     @property
     def is_flow(self) -> bool:
-        """Whether a + s = 1 at every timestep."""
+        """Whether the schedule is rectified flow's: a + s = 1 at every timestep."""
         return torch.allclose(self.a + self.s, torch.ones_like(self.a))
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return the schedule with its tables on another device; on the CPU for one that has no float64."""
+        """Return the schedule with its tables on a device, or on the CPU if the device has no float64."""
         device = device if has_float64(torch.device(device)) else "cpu"
         return Schedule(self.a.to(device), self.s.to(device))
 
 
 def from_betas(betas: Tensor) -> Schedule:
-    """Return the variance-preserving schedule of a DDPM with betas [T] in (0, 1] (Ho et al. 2020, eq. 4)."""
+    """Return the variance-preserving schedule with the betas [T], each in (0, 1] (Ho et al. 2020, eq. 4)."""
     alpha_bar = torch.cumprod(1.0 - betas.double(), dim=0)
     return Schedule(alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())
 
 
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> Schedule:
-    """Return the schedule of `steps` betas linear in t, from `start` to `end` (Ho et al. 2020, section 4)."""
+    """Return DDPM's schedule of T = `steps` timesteps: beta rises linearly from `start` to `end` (Ho et al. 2020)."""
     return from_betas(torch.linspace(start, end, steps, dtype=torch.float64))
 
 
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
-    """Return the schedule of betas linear in their square root, "linear" in the LDM code (Rombach et al. 2022)."""
+    """Return LDM's schedule of T = `steps` timesteps, "linear" in the LDM code (Rombach et al. 2022).
+
+    The square root of beta is linear in t, so that beta goes from `start` to `end`.
+    """
     return from_betas(torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square())
 
 
 def constant(steps: int = 1000, start: float = CONSTANT) -> Schedule:
-    """Return the schedule with the beta `start` at each of `steps` timesteps."""
+    """Return the variance-preserving schedule whose beta is `start` at each of T = `steps` timesteps."""
     return from_betas(torch.full((steps,), start, dtype=torch.float64))
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Schedule:
-    """Return the cosine schedule, its betas at most `largest` (Nichol & Dhariwal 2021, eq. 17)."""
+    """Return the cosine schedule of T = `steps` timesteps (Nichol & Dhariwal 2021, eq. 17).
+
+    `offset` is s of the paper, which keeps beta from being too small near t = 0; betas are clipped to `largest`.
+    """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
     return from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(largest))
 
 
 def flow(steps: int = 1000) -> Schedule:
-    """Return rectified flow's schedule, s_t = t / T and a_t = 1 - s_t (Liu et al. 2023).
+    """Return rectified flow's schedule of T = `steps` timesteps (Liu et al. 2023).
 
-    Index t is then the timestep that diffusers' flow schedulers emit.
+    s_t = t / T is the noise level and a_t = 1 - s_t the signal level; t is what diffusers' flow schedulers emit.
     """
     s = torch.arange(steps, dtype=torch.float64) / steps
     return Schedule(1 - s, s)
 
 
 def zero_terminal(schedule: Schedule) -> Schedule:
-    """Return the schedule rescaled so that a_{T-1} = 0 and a_0 is unchanged (Lin et al. 2024, algorithm 1).
+    """Rescale a schedule so that its last timestep is pure noise, a_{T-1} = 0 (Lin et al. 2024, algorithm 1).
 
-    Only for variance-preserving schedules, and for networks that predict v or x_0.
+    a_0 stays as it is. The schedule must be variance-preserving, and the network must predict v or x_0.
     """
     a = schedule.a
     a = (a - a[-1]) * a[0] / (a[0] - a[-1])
@@ -151,7 +157,7 @@ def zero_terminal(schedule: Schedule) -> Schedule:
 
 
 class ScheduleConfig(Config):
-    """Kind of noise schedule and number of training timesteps."""
+    """Settings of a noise schedule: its kind, betas and number of training timesteps."""
 
     kind: Literal["linear", "scaled_linear", "cosine", "flow", "constant", "given"] = Field(
         default="scaled_linear",
@@ -198,11 +204,11 @@ class ScheduleConfig(Config):
         return self
 
     def check_target(self, target: str) -> None:
-        """Check that a network can predict `target` at every time.
+        """Check that this schedule allows networks whose prediction type is `target`.
 
         Raises:
-            ValueError: flow on another schedule, or another target on flow's; or eps, and the last time is pure noise,
-                where x_0 cannot be computed from eps (Lin et al. 2024, section 3.2).
+            ValueError: `target` is flow for another schedule than flow, or not flow for the flow schedule; or `target`
+                is eps and the last timestep is pure noise, where eps does not determine x_0 (Lin et al. 2024, 3.2).
         """
         if (target == "flow") != (self.kind == "flow"):
             raise ValueError(
@@ -213,14 +219,14 @@ class ScheduleConfig(Config):
             raise ValueError("prediction_type 'eps' is undefined where the schedule ends in pure noise; take v or x0")
 
     def ends(self) -> tuple[float, float]:
-        """Return the first and last beta of the linear and scaled_linear kinds, after `scale_ends`."""
+        """Return the first and the last beta of a linear or scaled_linear schedule, scaled if `scale_ends` is set."""
         first, last = (1e-4, 2e-2) if self.kind == "linear" else (0.00085, 0.012)
         scale = 1000 / self.num_train_timesteps if self.scale_ends else 1.0
         return (self.start or first) * scale, (self.end or last) * scale
 
 
 def build(config: ScheduleConfig) -> Schedule:
-    """Return the schedule that a config describes."""
+    """Return the noise schedule that a config describes."""
     match config.kind:
         case "linear":
             schedule = linear(config.num_train_timesteps, *config.ends())

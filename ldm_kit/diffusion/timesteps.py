@@ -1,4 +1,4 @@
-"""Training timesteps: densities over 0..T-1, fixed or learned from the losses of earlier steps."""
+"""Sampling of training timesteps from a density over 0..T-1, which is fixed or follows the losses of earlier steps."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from ldm_kit.config import Config
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact, has_float64
 
-HISTORY = 10  # losses stored for each timestep
-UNIFORM_SHARE = 1e-3  # of the density that never depends on losses
+HISTORY = 10  # number of newest losses that are stored for each timestep
+UNIFORM_SHARE = 1e-3  # weight of the uniform density that is mixed into the density by losses
 
-_Recorded = tuple[Tensor, Tensor, Tensor]  # positions, timesteps, losses of a micro-batch
+_Recorded = tuple[Tensor, Tensor, Tensor]  # a micro-batch's positions in the run, timesteps and losses
 
 
 class TimestepSamplingConfig(Config):
-    """Density from which training timesteps are drawn."""
+    """Settings of the density from which training timesteps are drawn."""
 
     density: Literal["uniform", "logit_normal", "loss_second_moment"] = Field(
         default="uniform",
@@ -35,20 +35,22 @@ class TimestepSamplingConfig(Config):
 def sample_timesteps(
     config: TimestepSamplingConfig, seed: int, positions: Tensor, global_batch: int, total: int
 ) -> Tensor:
-    """Draw training timesteps, the same for any split of the global batch.
+    """Draw training timesteps from a density that does not depend on losses.
+
+    A sample's timestep depends on seed and position, not on how the global batch is split over ranks and micro-batches.
 
     Args:
-        config: the density.
-        seed: of the run.
-        positions: positions of the samples in the run, int64 [B].
-        global_batch: number of samples in a step on all ranks.
+        config: settings of the density.
+        seed: seed of the training run.
+        positions: position of each sample in the sequence of all training samples of the run, int64 [B].
+        global_batch: number of samples in an optimiser step, summed over all ranks.
         total: number of training timesteps T.
 
     Returns:
         Timesteps, int64 [B], 0 to T-1.
 
     Raises:
-        ValueError: a density that depends on losses, which only `TimestepSampler` can draw from.
+        ValueError: the density depends on losses; only `TimestepSampler` can draw from it.
     """
     if config.density == "loss_second_moment":
         raise ValueError(
@@ -66,14 +68,14 @@ def _quantiles(config: TimestepSamplingConfig, seed: int, positions: Tensor, glo
 
 
 def timesteps_at_quantiles(u: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the timesteps at quantiles of a density.
+    """Return the timesteps at quantiles of a density: uniform quantiles give timesteps drawn from the density.
 
     Args:
         u: quantiles [B] in [0, 1).
-        probabilities: density over timesteps [T], with sum 1.
+        probabilities: probability of each timestep, [T], with sum 1.
 
     Returns:
-        int64 [B], 0 to T-1.
+        Timesteps, int64 [B], 0 to T-1.
     """
     edges = probabilities.to(u).cumsum(0)
     return torch.searchsorted(edges / edges[-1], u, right=True).clamp_max(len(edges) - 1)
@@ -81,11 +83,11 @@ def timesteps_at_quantiles(u: Tensor, probabilities: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class LossHistory:
-    """The newest losses at each timestep, and the density that follows from them (Nichol & Dhariwal 2021, section 3.3).
+    """The newest losses at each timestep, which give a density over timesteps (Nichol & Dhariwal 2021, section 3.3).
 
     Args:
-        losses: a ring buffer for each timestep, [T, HISTORY] float64.
-        seen: number of losses that each timestep ever had, [T] int64.
+        losses: ring buffers of the newest losses, one for each timestep, float64 [T, HISTORY].
+        seen: number of losses ever stored for each timestep, int64 [T].
     """
 
     losses: Tensor
@@ -93,11 +95,15 @@ class LossHistory:
 
     @classmethod
     def empty(cls, total: int) -> "LossHistory":
-        """Return a history without losses for `total` timesteps."""
+        """Return a history without losses for T = `total` timesteps."""
         return cls(torch.zeros(total, HISTORY, dtype=torch.float64), torch.zeros(total, dtype=torch.long))
 
     def probabilities(self) -> Tensor:
-        """Return the density [T] float64: by the root mean square (eq. 18), or uniform until every buffer is full."""
+        """Return the probability of each timestep, float64 [T].
+
+        It is proportional to the root mean square of the timestep's losses (eq. 18), plus a uniform share of 0.1 %;
+        until the buffers of all timesteps are full, it is uniform.
+        """
         total = len(self.seen)
         if bool((self.seen < HISTORY).any()):
             return torch.full((total,), 1 / total, dtype=torch.float64)
@@ -105,10 +111,10 @@ class LossHistory:
         return (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / total
 
     def add(self, t: Tensor, losses: Tensor) -> None:
-        """Store losses [N] at timesteps t [N], in their order; the oldest ones of a full buffer are overwritten."""
+        """Store losses [N] at timesteps t [N], first to last; in a full buffer, the oldest losses are overwritten."""
         t, order = t.sort(stable=True)
         count = torch.bincount(t, minlength=len(self.seen))
-        rank = torch.arange(len(t)) - (count.cumsum(0) - count)[t]  # 0, 1, ... among those of the same timestep
+        rank = torch.arange(len(t)) - (count.cumsum(0) - count)[t]  # 0, 1, ... among the losses of the same timestep
         slot = (self.seen[t] + rank) % HISTORY
         newest = rank >= count[t] - HISTORY
         self.losses[t[newest], slot[newest]] = losses.double()[order][newest]
@@ -117,15 +123,15 @@ class LossHistory:
 
 @dataclass(eq=False)
 class TimestepSampler:
-    """Training timesteps of a run and their importance weights, the same on every rank and for every split of a batch.
+    """The sampler of a run's training timesteps and their importance weights.
 
-    A loss-aware density changes in `after_step` alone, once an optimiser step, by the losses of the whole global batch
-    in the order of their positions; until then timesteps are drawn from the density of the step before.
+    A sample's timestep does not depend on how the global batch is split over ranks and micro-batches. A density that
+    follows the losses changes only in `after_step`, once per optimiser step, by the losses of the whole global batch.
 
     Args:
-        config: the density.
-        seed: of the run.
-        global_batch: number of samples in a step on all ranks.
+        config: settings of the density.
+        seed: seed of the training run.
+        global_batch: number of samples in an optimiser step, summed over all ranks.
         total: number of training timesteps T.
     """
 
@@ -133,21 +139,23 @@ class TimestepSampler:
     seed: int
     global_batch: int
     total: int
-    history: LossHistory | None = field(init=False)
-    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])
+    history: LossHistory | None = field(init=False)  # None: the density does not depend on losses
+    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])  # recorded since the last `after_step`
 
     def __post_init__(self) -> None:
         aware = self.config.density == "loss_second_moment"
         self.history = LossHistory.empty(self.total) if aware else None
 
     def draw(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Draw timesteps for the samples at the given positions.
+        """Draw timesteps for training samples.
 
         Args:
-            positions: positions of the samples in the run, int64 [B].
+            positions: position of each sample in the sequence of all training samples of the run, int64 [B].
 
         Returns:
-            Timesteps int64 [B], and importance weights 1 / (T p_t), float64 [B], see `exact`; None: all are 1.
+            Timesteps t, int64 [B], and importance weights 1 / (T p_t), float64 [B] (on the CPU if the device of
+            `positions` has no float64), where p_t is the probability of t. The weights are None for a density that
+            does not depend on losses: such a density needs none.
         """
         if self.history is None:
             return sample_timesteps(self.config, self.seed, positions, self.global_batch, self.total), None
@@ -157,37 +165,40 @@ class TimestepSampler:
         return t.to(positions.device), 1 / (self.total * p[t])
 
     def meet(self, positions: Tensor, t: Tensor, losses: Tensor) -> None:
-        """Record a micro-batch's losses [B], without importance weights, until `after_step` or `discard_step`."""
+        """Record the losses [B] of a micro-batch, not multiplied by importance weights, for `after_step`.
+
+        `positions` [B] and `t` [B] are what `draw` was given and returned for these samples.
+        """
         if self.history is not None:
             self.met.append((positions, t, losses.detach()))
 
     def discard_step(self) -> None:
-        """Discard the losses recorded since the last `after_step`, for a step that is not applied."""
+        """Discard the losses recorded since the last `after_step`, because the optimiser step is not applied."""
         self.met = []
 
     def after_step(self, across: Callable[[Tensor], Tensor]) -> None:
-        """Update a loss-aware density by the losses recorded in a step.
+        """Update a density that follows the losses with the losses that `meet` recorded since the last step.
 
         Args:
-            across: sums a tensor over the ranks, all of which must call it.
+            across: function that sums a tensor over all ranks; every rank must call `after_step`.
         """
         if self.history is None:
             return
         positions, t, losses = (torch.cat(column) for column in zip(*self.met, strict=True))
-        dtype = torch.float64 if has_float64(losses.device) else torch.float32  # which holds times and losses exactly
+        dtype = torch.float64 if has_float64(losses.device) else torch.float32  # either holds t and the losses exactly
         batch = torch.zeros(2, self.global_batch, dtype=dtype, device=losses.device)
         batch[:, positions % self.global_batch] = torch.stack([t.to(batch), losses.to(batch)])
-        all_times, all_losses = across(batch).cpu()  # one rank fills each column, so that sums are exact
+        all_times, all_losses = across(batch).cpu()  # exact: each column is nonzero on one rank only
         self.history.add(all_times.long(), all_losses)
         self.discard_step()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint must hold, between steps."""
+        """Return the sampler's tensors for a checkpoint, between two optimiser steps; empty for a fixed density."""
         if self.history is None:
             return {}
         return {"times.losses": self.history.losses.clone(), "times.seen": self.history.seen.clone()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors of a checkpoint that `state` returned."""
         if self.history is not None:
             self.history = LossHistory(state["times.losses"].clone(), state["times.seen"].clone())

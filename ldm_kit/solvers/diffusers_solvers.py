@@ -1,4 +1,4 @@
-"""diffusers' schedulers as samplers: built from our tables of a and s, and run with our denoisers."""
+"""diffusers' schedulers as samplers: they get their tables from a `Schedule`, and the predictions from a `Denoiser`."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.diffusion.samplers import SchedulerLike, State, run_scheduler
 from ldm_kit.diffusion.schedule import Schedule
 
-SMALLEST_A = 2.0**-12  # diffusers' stand-in for a = 0, where a solver would divide by zero
+SMALLEST_A = 2.0**-12  # replaces a = 0 (pure noise), as in diffusers: a solver would divide by zero
 
 
 def run_multistep(
@@ -25,26 +25,27 @@ def run_multistep(
 
     Args:
         denoiser: predicts x_0 and eps.
-        noise: standard normal [B, ...].
+        noise: standard normal noise [B, ...].
         times: falling timesteps, the last one -1.
-        cond: condition, as the denoiser takes it.
-        scheduler: class name, see `multistep`.
+        cond: condition in the form that the denoiser takes.
+        scheduler: class name of the solver, see `multistep`.
 
     Returns:
-        One state for each step.
+        The sampler's states, one for each step.
     """
     solver = multistep(scheduler, denoiser.schedule, times)
     return run_scheduler(solver, denoiser, noise, cond, prediction_type="x0")
 
 
 def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> SchedulerLike:
-    """Return a multistep scheduler on exactly the given timesteps, for `run_scheduler` with prediction type x0.
+    """Return a diffusers multistep scheduler on exactly the given timesteps, for `run_scheduler` with type x0.
 
-    Its own grids differ from ours by a rounded timestep or, for flow, by up to 1e-3 in s, and now and then by a step.
+    The timesteps are set from outside because the scheduler's own would differ from those of our samplers: by rounding,
+    for flow by up to 1e-3 in s, and sometimes in their number by one.
 
     Args:
         scheduler: DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al. 2023).
-        schedule: of any kind.
+        schedule: noise schedule of any kind.
         times: falling timesteps, the last one -1.
     """
     flow = schedule.is_flow
@@ -53,7 +54,7 @@ def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> Sched
     solver.set_timesteps(count)
     a, s = schedule.alpha_sigma(torch.tensor(times))
     sigmas = s if flow else s / a.clamp_min(SMALLEST_A)
-    sigmas[:-1].clamp_min_(1e-6)  # flow at t = 0 is clean already: no logarithm of zero before the last step
+    sigmas[:-1].clamp_min_(1e-6)  # flow at t = 0 is clean data, sigma 0, of which the solver would take a logarithm
     solver.sigmas, solver.timesteps = sigmas.float(), torch.tensor(times[:-1])
     return solver
 
@@ -68,25 +69,23 @@ def run_diffusers_scheduler(
     seeds: Sequence[int] | None = None,
     eta: float = 0.0,
 ) -> Iterator[State]:
-    """Sample by any of diffusers' schedulers on its own trailing timesteps, as many as `times` has steps.
-
-    Solvers that evaluate between the steps, such as Heun's, have a state for each evaluation.
+    """Sample by any of diffusers' schedulers, on the scheduler's own trailing timesteps.
 
     Args:
-        name: class name, such as LMSDiscreteScheduler.
+        name: class name of the scheduler, such as LMSDiscreteScheduler.
         denoiser: predicts x_0 and eps.
-        noise: standard normal [B, ...].
-        times: only their number counts.
-        cond: condition, as the denoiser takes it.
-        seeds: one for each sample; for schedulers that draw noise.
-        eta: share of DDPM's noise, for schedulers that have an eta.
+        noise: standard normal noise [B, ...].
+        times: only the number of steps, `len(times)` - 1, is used.
+        cond: condition in the form that the denoiser takes.
+        seeds: a seed for each sample, for schedulers that add noise.
+        eta: scale of DDPM's noise, 0 to 1, for schedulers whose `step` takes an eta.
 
     Returns:
-        The scheduler's states.
+        The sampler's states, one for each evaluation of the denoiser: Heun's method, for one, has two in a step.
 
     Raises:
-        ValueError: no such class, or one that cannot represent the schedule, needs non-integer timesteps, or lacks
-            seeds or an eta.
+        ValueError: diffusers has no such scheduler; the scheduler cannot represent the noise schedule or needs
+            non-integer timesteps; no seeds for a scheduler that takes a generator; or an eta for one that takes none.
     """
     solver = build_diffusers_scheduler(name, denoiser.schedule, times)
     parameters = inspect.signature(solver.step).parameters
@@ -105,10 +104,11 @@ def run_diffusers_scheduler(
 
 
 def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int]) -> Any:
-    """Return the scheduler of a class with our tables, its timesteps set to as many steps as `times` has.
+    """Return a diffusers scheduler with the tables of a noise schedule, its timesteps set to `len(times)` - 1 steps.
 
     Raises:
-        ValueError: no such class, or its tables or timesteps cannot be ours.
+        ValueError: diffusers has no scheduler class `name`, or the class cannot represent the noise schedule or does
+            not take falling integer timesteps in 0..T-1.
     """
     kind = getattr(schedulers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
@@ -129,7 +129,7 @@ def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int
 
 
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
-    """Return the scheduler with the betas of a variance-preserving schedule, whose a_t is at least `SMALLEST_A`."""
+    """Return a diffusers scheduler with the betas of a variance-preserving schedule; a_t is at least `SMALLEST_A`."""
     alpha_bar = schedule.a.clamp_min(SMALLEST_A).square().cpu()
     betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
     settings = {"trained_betas": betas.tolist(), "prediction_type": "v_prediction"}

@@ -1,4 +1,4 @@
-"""Sampling by a sampler's name, see `ldm_kit.solvers.table`."""
+"""Sample with a sampler chosen by its name, see `ldm_kit.solvers.table`."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,27 +26,27 @@ def sample(
     gradient: Gradient | None = None,
     variance: VarianceType | Literal["auto"] = "auto",
 ) -> Iterator[State]:
-    """Sample from a denoiser by the sampler of a name.
+    """Sample from a denoiser with the sampler of the given name.
 
-    A sample depends on its own noise, condition and seed, never on the rest of the batch.
+    A sample depends on its own noise, condition and seed, never on the other samples of the batch.
 
     Args:
-        name: a name in `ldm_kit.solvers.table`, or `diffusers:CLASS`, see `run_diffusers_scheduler`.
-        denoiser: its schedule is that of the samples; guidance is a denoiser around it.
-        noise: standard normal [B, ...], such as `rng.initial_noise(seeds, shape)`.
+        name: name of a sampler, see `ldm_kit.solvers.table`; or `diffusers:CLASS`, see `run_diffusers_scheduler`.
+        denoiser: predicts x_0 and eps; for guidance, a denoiser wrapped by `ldm_kit.diffusion.guidance`.
+        noise: standard normal noise [B, ...], such as `rng.initial_noise(seeds, shape)`.
         times: falling timesteps, the last one -1, such as `respacing.respaced_timesteps` gives.
-        cond: condition, as the denoiser takes it.
-        seeds: one for each sample; the address of the noise that samplers add.
-        eta: of ddim, the share of ddpm's noise, 0 to 1.
-        gradient: of ddpm and ddpm-large, shifts the mean of a step (Dhariwal & Nichol 2021, algorithm 1).
-        variance: of ddpm's reverse step; auto: what the network learned, or else the small one.
+        cond: condition in the form that the denoiser takes.
+        seeds: a seed for each sample, for samplers that add noise.
+        eta: for ddim: standard deviation of the noise added at each step, relative to ddpm's, 0 to 1.
+        gradient: for ddpm and ddpm-large: shifts the mean of each step (Dhariwal & Nichol 2021, algorithm 1).
+        variance: for ddpm: variance of the reverse step; auto: the learned variance, if there is one, else small.
 
     Returns:
-        The sampler's states, one for each step; the last one is clean, t = -1.
+        The sampler's states after each step; the last state is clean data, t = -1.
 
     Raises:
-        ValueError: an unknown name; seeds missing for a sampler that adds noise; eta or a gradient for one that takes
-            none.
+        ValueError: an unknown name; no seeds for a sampler that adds noise; or an eta or gradient for a sampler that
+            takes none.
     """
     record = None if name.startswith(DIFFUSERS_PREFIX) else find_sampler(name)
     if gradient is not None and not (record and record.shifts_mean):
@@ -66,7 +66,7 @@ def sample(
 
 
 def _options(record: NamedSampler, **given: Any) -> dict[str, Any]:
-    """Return the keywords of a sampler's function: the record's own, and what it takes of those given."""
+    """Return the keyword arguments for a sampler's function: the record's options, and those given that it takes."""
     takes = {
         "eta": record.takes_eta,
         "gradient": record.shifts_mean,

@@ -1,4 +1,4 @@
-"""Noise schedules in the format of diffusers' scheduler_config.json, and back."""
+"""Conversion of noise schedules to diffusers' schedulers and scheduler_config.json, and back."""
 
 import inspect
 from collections.abc import Mapping
@@ -26,17 +26,17 @@ _BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine
 def scheduler_config(
     schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a diffusers scheduler for a noise schedule and a network.
+    """Return the settings (scheduler_config.json) of a diffusers scheduler for a noise schedule and a network.
 
-    They sample on trailing timesteps, or on guided-diffusion's linspace where the network learns its variance.
+    The timestep spacing is trailing; for a network that learns its variance it is linspace, as in guided-diffusion.
 
     Args:
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
-        learned_range: whether it learns its variance, in twice the output channels.
+        learned_range: whether the network learns its variance, in twice the output channels.
 
     Raises:
-        UserError: the prediction type, or a learned variance, does not go with the schedule.
+        UserError: the schedule does not allow the prediction type or the learned variance.
     """
     _check_combination(schedule, prediction_type, learned_range)
     common = {
@@ -83,16 +83,16 @@ def _check_combination(schedule: ScheduleConfig, prediction_type: PredictionType
 def to_scheduler(
     name: str, schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
 ) -> SchedulerMixin:
-    """Return the diffusers scheduler of a sampler, with our tables, for saving and export.
+    """Return the diffusers scheduler that corresponds to a sampler, for saved and exported models.
 
     Args:
-        name: a sampler's name whose record has a scheduler class.
+        name: name of a sampler that has a diffusers scheduler, see `NamedSampler.scheduler`.
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
-        learned_range: whether it learns its variance.
+        learned_range: whether the network learns its variance.
 
     Raises:
-        UserError: diffusers cannot express the combination.
+        UserError: no scheduler of diffusers supports this sampler, schedule and prediction type together.
     """
     config = scheduler_config(schedule, prediction_type, learned_range)
     record = SAMPLERS.get(name)
@@ -122,18 +122,18 @@ def _build(record: NamedSampler, config: Mapping[str, Any]) -> SchedulerMixin:
 def default_scheduler(
     schedule: ScheduleConfig, prediction_type: PredictionType, learned_range: bool = False
 ) -> SchedulerMixin:
-    """Return the scheduler that a saved model's folder gets.
+    """Return the diffusers scheduler that is saved with a model by default.
 
-    It is DDIM; for flow DPM-Solver++, which older pipelines can run as well; and for a learned variance DDPM, which
-    alone takes the network's output.
+    It is DDIM. For flow it is DPM-Solver++, which older versions of diffusers' pipelines can run as well. For a learned
+    variance it is DDPM, the only one that takes twice the output channels.
 
     Args:
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
-        learned_range: whether it learns its variance.
+        learned_range: whether the network learns its variance.
 
     Raises:
-        UserError: diffusers cannot express the combination.
+        UserError: no scheduler of diffusers supports this schedule and prediction type together.
     """
     name = "ddpm" if learned_range else "dpm++" if schedule.kind == "flow" else "ddim"
     return to_scheduler(name, schedule, prediction_type, learned_range)
@@ -142,15 +142,15 @@ def default_scheduler(
 def saved_scheduler(
     schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType = "small"
 ) -> SchedulerMixin:
-    """Return the scheduler of a saved model; what is refused here is refused in training, saving and opening alike.
+    """Return the diffusers scheduler of a saved model. Training, saving and opening a model all call it as a check.
 
     Args:
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
-        variance: of ddpm's steps.
+        variance: variance of ddpm's reverse step.
 
     Raises:
-        UserError: the network cannot predict this under that schedule, or diffusers cannot express the combination.
+        UserError: the schedule does not allow the prediction type, or no scheduler of diffusers supports the two.
     """
     if variance == "large":
         return to_scheduler("ddpm-large", schedule, prediction_type)
@@ -163,7 +163,11 @@ def learns_variance(config: Mapping[str, Any]) -> bool:
 
 
 def read_variance(config: Mapping[str, Any]) -> VarianceType:
-    """Return the variance of ddpm's steps that a scheduler_config.json says; raises UserError for one we lack."""
+    """Return the variance of ddpm's reverse step from a scheduler_config.json.
+
+    Raises:
+        UserError: a variance that we do not have, such as diffusers' "learned".
+    """
     match read_scheduler_file(config).variance_type:
         case None | "fixed_small" | "fixed_small_log":
             return "small"
@@ -179,16 +183,16 @@ def read_variance(config: Mapping[str, Any]) -> VarianceType:
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, PredictionType]:
-    """Return the noise schedule and prediction type of any diffusers scheduler_config.json.
+    """Return the noise schedule and the prediction type from the scheduler_config.json of any diffusers scheduler.
 
-    It is the inverse of `scheduler_config`. Absent keys have the defaults of the scheduler's class. Sampling settings
-    (spacing, clipping, flow shift) are not read; see also `read_variance`.
+    This is the inverse of `scheduler_config`. Absent keys have the defaults of the scheduler's class. Sampling settings
+    (spacing, clipping, flow shift) are ignored; for the variance see `read_variance`.
 
     Args:
         config: the parsed file.
 
     Raises:
-        UserError: betas, a prediction type or a variance that our schedules cannot express, or keys of another type.
+        UserError: betas, a prediction type or a variance that we do not have, or a value of the wrong type.
     """
     name, file = scheduler_name(config), read_scheduler_file(config)
     steps = file.num_train_timesteps

@@ -1,6 +1,6 @@
-"""The keys of a diffusers scheduler_config.json that tell a noise schedule: typed, and filled where they are absent.
+"""Read those keys of a diffusers scheduler_config.json that define the noise schedule, check them and add defaults.
 
-Each scheduler class has defaults of its own (beta_end is 0.02 or 0.012), which are those of its constructor.
+An absent key has the default of the scheduler class's constructor, which differs by class (beta_end: 0.02 or 0.012).
 """
 
 import inspect
@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldm_kit.config import UserError, check
 
-MAX_TIMESTEPS = 1_000_000  # of a schedule, whose tables are held in memory
+MAX_TIMESTEPS = 1_000_000  # of a schedule that is read from a file: its tables must fit into memory
 
 
 class SchedulerFile(BaseModel):
-    """A noise schedule as diffusers writes it; other keys are sampling settings, which are not read."""
+    """The keys of a scheduler_config.json that define the noise schedule; others (sampling settings) are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     num_train_timesteps: int = Field(ge=2, le=MAX_TIMESTEPS)
-    prediction_type: str = "epsilon"  # for the classes without this key, which take no other
+    prediction_type: str = "epsilon"  # scheduler classes without this key take networks that predict eps
     beta_schedule: str | None = None
     beta_start: float | None = None
     beta_end: float | None = None
@@ -34,13 +34,13 @@ class SchedulerFile(BaseModel):
 
 
 def read_scheduler_file(config: Mapping[str, Any]) -> SchedulerFile:
-    """Return the typed keys of a parsed scheduler_config.json.
+    """Return the noise schedule's keys of a parsed scheduler_config.json, checked and completed by defaults.
 
     Args:
-        config: the parsed file; its `_class_name` tells whose defaults absent keys have.
+        config: the parsed file; `_class_name` names the scheduler class whose defaults absent keys have.
 
     Raises:
-        UserError: a key of another type or out of range, or one that is absent and has no default.
+        UserError: a value of the wrong type or out of range, or an absent key without a default.
     """
     name = scheduler_name(config)
     defaults = _defaults(name)
@@ -56,7 +56,11 @@ def read_scheduler_file(config: Mapping[str, Any]) -> SchedulerFile:
 
 
 def scheduler_name(config: Mapping[str, Any]) -> str:
-    """Return the class of a parsed scheduler_config.json; raises UserError where it is no text."""
+    """Return the name of the scheduler class in a parsed scheduler_config.json, or "the scheduler" if it has none.
+
+    Raises:
+        UserError: `_class_name` is not a string.
+    """
     name = config.get("_class_name", "the scheduler")
     if not isinstance(name, str):
         raise UserError(f"_class_name is {name!r:.80}; expected the name of a scheduler class of diffusers")
@@ -64,12 +68,12 @@ def scheduler_name(config: Mapping[str, Any]) -> str:
 
 
 def is_flow(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a parsed scheduler_config.json is that of a flow model."""
+    """Return whether a parsed scheduler_config.json, of the scheduler class `name`, belongs to a flow model."""
     return config.get("use_flow_sigmas") is True or "FlowMatch" in name
 
 
 def _defaults(name: str) -> dict[str, Any] | None:
-    """Return the defaults of a scheduler class of diffusers for the keys that we read; None for an unknown class."""
+    """Return a diffusers scheduler class's defaults for the keys of `SchedulerFile`; None for an unknown class."""
     kind = getattr(schedulers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         return None

@@ -1,7 +1,7 @@
-"""The table of samplers: names, properties and help of each, without importing torch.
+"""The table of samplers by name, with the properties and the help text of each; it does not import torch.
 
-A sampler is one function and its record here. An installed package adds its own under the entry-point group
-`ldm_kit.samplers`, whose entries are records, or functions that take no options:
+A sampler is a function and a record (`NamedSampler`) in this table. Installed packages add samplers by the entry-point
+group `ldm_kit.samplers`; an entry is a record, or a function that takes no options:
 
     [project.entry-points."ldm_kit.samplers"]
     toy = "my_package.toy:RECORD"
@@ -15,29 +15,30 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-DIFFUSERS_PREFIX = "diffusers:"  # before the class name of any other diffusers scheduler
+DIFFUSERS_PREFIX = "diffusers:"  # diffusers:CLASS is the name of a diffusers scheduler that is not in the table
 ENTRY_POINTS = "ldm_kit.samplers"
 
 
 @dataclass(frozen=True)
 class NamedSampler:
-    """A sampler's record.
+    """A sampler's record in the table: its function, the keyword arguments that it takes, and its diffusers scheduler.
 
     Args:
-        run: the function, or "module:function", which is imported when it is first used. It is called as
-            `run(denoiser, noise, times, cond, **options)`, where noise is standard normal [B, ...] and times fall to
-            -1, and yields `ldm_kit.diffusion.samplers.State`s; the keywords below are added as the record says.
+        run: the function, or its name "module:function", which is imported at first use. It is called as
+            `run(denoiser, noise, times, cond, **keywords)`, where `noise` is standard normal [B, ...] and `times` are
+            timesteps that fall to -1, and yields a `ldm_kit.diffusion.samplers.State` for each step.
         description: a few words for help texts.
-        adds_noise: takes `noise`, a function (step, shape of one sample) to standard normal noise [B, *shape].
-        takes_eta: takes `eta`, a share of DDPM's noise from 0 to 1, and `noise`, which is None where eta is 0.
-        takes_variance: takes `variance`, the kind of the reverse step's variance.
-        shifts_mean: takes `gradient`, which shifts the mean of a step (Dhariwal & Nichol 2021, algorithm 1), or None.
-        options: fixed keywords.
-        scheduler: name of the diffusers class that a saved model's pipeline would sample with; None: there is none.
-        scheduler_options: fixed keywords of that class.
-        scheduler_takes_flow: whether diffusers' pipelines can sample flow models with it.
-        scheduler_takes_pure_noise: whether it can start where a_t = 0 (zero_terminal).
-        scheduler_takes_x0: whether it takes networks that predict x_0.
+        adds_noise: the function takes `noise`, a function (step, shape of one sample) to standard normal [B, *shape].
+        takes_eta: the function takes `eta`, 0 to 1, which scales DDPM's noise; and `noise`, None if eta is 0.
+        takes_variance: the function takes `variance`, a `VarianceType` or "auto".
+        shifts_mean: the function takes `gradient`, a `Gradient` that shifts the mean of each step (Dhariwal & Nichol
+            2021, algorithm 1), or None.
+        options: further keyword arguments of the function, always the same.
+        scheduler: name of the diffusers class that corresponds to the sampler, for saved models; None: there is none.
+        scheduler_options: keyword arguments of the diffusers class.
+        scheduler_takes_flow: whether diffusers' pipelines can sample flow models with the diffusers class.
+        scheduler_takes_pure_noise: whether the diffusers class can start from pure noise, a_t = 0 (zero_terminal).
+        scheduler_takes_x0: whether the diffusers class takes networks that predict x_0.
     """
 
     run: str | Callable[..., Iterator[Any]]
@@ -55,7 +56,7 @@ class NamedSampler:
 
     @property
     def function(self) -> Callable[..., Iterator[Any]]:
-        """The function itself."""
+        """The sampler's function, imported if `run` is its name."""
         if not isinstance(self.run, str):
             return self.run
         module, _, name = self.run.partition(":")
@@ -123,17 +124,17 @@ SAMPLERS: dict[str, NamedSampler] = {
 
 
 def sampler_names() -> tuple[str, ...]:
-    """Return all names: those of the table, then those that only installed packages have."""
+    """Return the names of all samplers: those in the table, then those that only installed packages have."""
     return tuple(dict.fromkeys([*SAMPLERS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))]))
 
 
 def names_where(condition: Callable[[NamedSampler], bool]) -> list[str]:
-    """Return the names in the table whose record meets a condition."""
+    """Return the names of the samplers in the table whose record meets a condition."""
     return [name for name, record in SAMPLERS.items() if condition(record)]
 
 
 def find_sampler(name: str) -> NamedSampler:
-    """Return the record of a name, from the table or, on first use, from an installed package.
+    """Return the record of the sampler of a name, from the table or from an installed package's entry point.
 
     Raises:
         ValueError: an unknown name, or an entry point that is neither a record nor a function.
@@ -157,7 +158,7 @@ def _record(name: str, loaded: NamedSampler | Callable[..., Iterator[Any]]) -> N
 
 
 def check_sampler(name: str) -> str:
-    """Return a name that `sample` can look up, unchanged; a diffusers class is checked when it is used.
+    """Check that a sampler has this name, and return the name. Of diffusers:CLASS the class is checked only when used.
 
     Raises:
         ValueError: an unknown name.
@@ -168,11 +169,11 @@ def check_sampler(name: str) -> str:
 
 
 SamplerName = Annotated[str, AfterValidator(check_sampler)]
-"""A sampler's name as a config's field: an unknown one is refused in a sentence."""
+"""Type of a config's field that holds a sampler's name; an unknown name is a validation error."""
 
 
 def sampler_help() -> str:
-    """Return names and descriptions for a help text."""
+    """Return a help text with the names and descriptions of all samplers."""
     described = [f"{name} ({record.description})" for name, record in SAMPLERS.items()]
     others = [name for name in sampler_names() if name not in SAMPLERS]
     return ", ".join([*described, *others, f"{DIFFUSERS_PREFIX}CLASS (any other diffusers scheduler)"])

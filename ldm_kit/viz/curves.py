@@ -1,4 +1,4 @@
-"""Plots of training curves from a run's metrics.jsonl, without matplotlib's global state."""
+"""Plot training curves from a run's metrics.jsonl, without matplotlib's global state (pyplot)."""
 
 import io
 import json
@@ -14,18 +14,18 @@ from ldm_kit.viz.png import write_atomic
 
 
 def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) -> None:
-    """Plot metrics over steps, one panel for each, with a centred moving mean over 5 % of the points.
+    """Plot training metrics against the step, one panel for each, with a centred moving mean over 5 % of the points.
 
-    Losses have a logarithmic scale if all values are positive. Of a step that was logged twice the last line counts;
-    incomplete lines are skipped.
+    Metrics named "...loss..." have a logarithmic axis if all their values are positive. If a step was logged twice, the
+    later line counts; lines that are not complete JSON are skipped.
 
     Args:
-        metrics_jsonl: a file with one object a line: `step`, and numbers by metric.
-        out: the file to write; its suffix selects png, svg or pdf.
-        keys: which metrics; None: all.
+        metrics_jsonl: file with a JSON object in each line: `step`, and a number for each metric.
+        out: the image file to write; its suffix selects png, svg or pdf.
+        keys: names of the metrics to plot; None: all.
 
     Raises:
-        UserError: no such file, no line with a step and a number, or no line with one of the keys.
+        UserError: the file cannot be read, has no line with a step and a metric, or has no value of one of the `keys`.
     """
     from matplotlib.figure import Figure  # slow to import
 
@@ -44,12 +44,16 @@ def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) ->
 
 
 def logged_keys(metrics_jsonl: Path) -> list[str]:
-    """Return the metrics that a metrics.jsonl holds; raises UserError as `curves`."""
+    """Return the names of the metrics in a metrics.jsonl.
+
+    Raises:
+        UserError: the file cannot be read, or has no line with a step and a metric.
+    """
     return list(_series(metrics_jsonl))
 
 
 def _series(path: Path) -> dict[str, dict[float, float]]:
-    """Return the values of every metric in a metrics.jsonl: {key: {step: value}}."""
+    """Return the values of all metrics in a metrics.jsonl as {metric: {step: value}}."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Pictures as images, and grids of them with captions; the channels of the pictures are kept: grey, RGB or RGBA."""
+"""Convert pictures (tensors) to Pillow images and lay them out in grids with captions; grey, RGB and RGBA are kept."""
 
 import math
 from collections.abc import Sequence
@@ -9,37 +9,39 @@ from torch import Tensor
 
 from ldm_kit.viz.captions import LINE_HEIGHT, LINES, draw, wrap
 
-MAX_SIDE = 3200  # pixels of a grid's width and height, above which its pictures are shrunk
-MAX_ROW = 16  # most pictures that are laid out in one row because they belong together
-_LEAST_SIDE = 96  # to which smaller pictures are enlarged, and least width of a cell with a caption, in pixels
-_SMALLEST = 16  # longer side below which no picture is shrunk, however many there are
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_SIDE = 3200  # limit of a grid's width and height in pixels; pictures of a larger grid are shrunk
+MAX_ROW = 16  # most pictures that `columns_for` keeps in one row because they belong together
+_LEAST_SIDE = 96  # pixels; pictures of a smaller side are enlarged, and cells with captions are at least as wide
+_SMALLEST = 16  # pixels; no picture is shrunk to a longer side below this, however large the grid is
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's image mode by number of channels
 
 
 def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
-    """Return a picture, uint8 [C, H, W], as an image L, RGB or RGBA, each pixel repeated `scale` times.
+    """Convert a picture, uint8 [C, H, W] with C = 1, 3 or 4, to a Pillow image in mode L, RGB or RGBA.
+
+    Each pixel is repeated `scale` times in both directions.
 
     Raises:
-        ValueError: not uint8 [1 | 3 | 4, H, W], or a scale below 1.
+        ValueError: the picture is not uint8 [1 | 3 | 4, H, W], or `scale` is below 1.
     """
     return _images(picture[None], scale)[0]
 
 
 def enlargement(side: int) -> int:
-    """Return how often the pixels of a picture are repeated in a grid so that it has at least 96 pixels a side."""
+    """Return the `scale` for `grid` that enlarges pictures with `side` pixels a side to at least 96 pixels a side."""
     return max(1, math.ceil(_LEAST_SIDE / side))
 
 
 def columns_for(count: int, row: int) -> int:
-    """Return in how many columns pictures are laid out.
+    """Return the number of columns of a grid in which pictures that belong together stay in one row.
 
     Args:
-        count: number of pictures.
-        row: how many of them belong together.
+        count: number of pictures in the grid.
+        row: number of consecutive pictures that belong together, such as samples of one prompt.
 
     Returns:
-        As many as belong together, or a multiple of it so that there are at most twice as many rows; for 1, or more
-        than 16, about as many as rows.
+        The smallest multiple of `row` for which the grid has at most twice as many rows as columns. If `row` is 1 or
+        above 16, the square root of `count`, rounded up: about as many columns as rows.
     """
     if not 1 < row <= MAX_ROW:
         return max(1, math.ceil(math.sqrt(count)))
@@ -49,20 +51,21 @@ def columns_for(count: int, row: int) -> int:
 def grid(
     pictures: Tensor, columns: int, scale: int = 1, captions: Sequence[str] | None = None, padding: int = 2
 ) -> Image.Image:
-    """Lay pictures out in rows on white, each with its caption below.
+    """Lay pictures out row by row on a white image, each with its caption below.
 
-    Captions wrap to at most four lines and widen the cells of small pictures to 96 pixels. Pictures are shrunk
-    (antialiased) where the grid would exceed 3,200 pixels a side.
+    Captions are wrapped into at most four lines. Cells with captions are at least 96 pixels wide. If the grid would
+    exceed 3,200 pixels a side, the pictures are shrunk (antialiased).
 
     Args:
-        pictures: uint8 [N, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA), which is also the kind of the grid.
-        columns: pictures in a row.
-        scale: how often each pixel is repeated, in both directions.
-        captions: one for each picture; None: none.
-        padding: pixels between cells.
+        pictures: uint8 [N, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA); the grid has the same channels.
+        columns: number of pictures in a row.
+        scale: number of times that each pixel is repeated, in both directions.
+        captions: a caption for each picture; None: no captions.
+        padding: pixels between cells and around the grid.
 
     Raises:
-        ValueError: no pictures, not uint8 [N, 1 | 3 | 4, H, W], fewer than 1 column, or not one caption a picture.
+        ValueError: no pictures, pictures that are not uint8 [N, 1 | 3 | 4, H, W], `columns` or `scale` below 1,
+            negative `padding`, or another number of captions than of pictures.
     """
     return _lay(_captioned(pictures, scale, captions), columns, padding)
 
@@ -76,18 +79,18 @@ def pairs_grid(
     *,
     padding: int = 2,
 ) -> Image.Image:
-    """Lay out rows of originals, each followed by the row of their reconstructions with the captions.
+    """Lay out originals above their reconstructions: a row of originals, a row of their reconstructions, and so on.
 
     Args:
         originals: uint8 [N, C, H, W], as for `grid`.
-        reconstructions: of the same shape.
-        columns: pictures in a row.
-        scale: how often each pixel is repeated.
-        captions: one for each pair; None: none.
-        padding: pixels between cells.
+        reconstructions: reconstructions of the originals, in the same shape.
+        columns: number of pictures in a row.
+        scale: number of times that each pixel is repeated, in both directions.
+        captions: a caption for each pair, drawn below the reconstruction; None: no captions.
+        padding: pixels between cells and around the grid.
 
     Raises:
-        ValueError: the two differ in shape, or as for `grid`.
+        ValueError: originals and reconstructions differ in shape; or as `grid`.
     """
     if originals.shape != reconstructions.shape:
         raise ValueError(f"got shapes {[*originals.shape]} and {[*reconstructions.shape]}; expected equal ones")
@@ -101,7 +104,7 @@ def pairs_grid(
 
 
 def strip(pictures: Tensor, scale: int = 1, captions: Sequence[str] | None = None, padding: int = 2) -> Image.Image:
-    """Lay out all pictures, uint8 [N, C, H, W], in one row; arguments as for `grid`."""
+    """Lay out all pictures, uint8 [N, C, H, W], in one row; arguments and errors as for `grid`."""
     return grid(pictures, max(len(pictures), 1), scale, captions, padding)
 
 
@@ -115,7 +118,7 @@ def _captioned(pictures: Tensor, scale: int, captions: Sequence[str] | None) -> 
 
 
 def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
-    """Convert pictures, uint8 [N, C, H, W], to enlarged images."""
+    """Convert pictures, uint8 [N, C, H, W], to Pillow images in which each pixel is repeated `scale` times."""
     shape, kind = [*pictures.shape], str(pictures.dtype)
     if len(shape) != 4 or not len(pictures) or shape[1] not in _MODES or kind != "torch.uint8":
         raise ValueError(f"got {kind} {shape}; expected at least one picture, uint8 [N, 1 | 3 | 4, H, W]")
@@ -126,7 +129,7 @@ def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
 
 
 def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
-    """Lay out cells row by row; the height of a row is that of its pictures and its longest caption."""
+    """Lay out cells row by row; a row is as high as its pictures and the longest of its captions together."""
     if columns < 1 or padding < 0:
         raise ValueError(f"expected at least 1 column and padding of 0 or more, got {columns} and {padding}")
     columns = min(columns, len(cells))
@@ -147,7 +150,7 @@ def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
 
 
 def _shrunk(cells: Sequence[_Cell], columns: int, padding: int) -> Sequence[_Cell]:
-    """Return the cells with pictures so small, though of 16 pixels, that their grid has at most `MAX_SIDE` a side."""
+    """Return the cells with pictures shrunk, to 16 pixels at the least, so that the grid's sides fit `MAX_SIDE`."""
     width, height = next(image.size for image, _ in cells if image is not None)
     rows = math.ceil(len(cells) / columns)
     lines = LINES if any(text for _, text in cells) else 0

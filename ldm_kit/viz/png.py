@@ -1,4 +1,4 @@
-"""PNG files: written atomically, with safe names, and with metadata that says how they were made."""
+"""Write PNG files atomically, under safe names, with metadata that says how the pictures were made."""
 
 import io
 import logging
@@ -19,16 +19,17 @@ _log = logging.getLogger("ldm_kit.evaluation")
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG file, complete or not at all.
+    """Write a PNG file atomically: after an error or a crash, the path holds no incomplete file.
 
     Args:
-        image: the picture.
-        path: the file; missing folders are made.
-        metadata: text by key (prompt, seed, settings), readable by anyone who has the file, so it should contain no
-            path and no user name; NULs become spaces. None: none.
+        image: the picture to write.
+        path: path of the file; missing folders are created.
+        metadata: texts by key (prompt, seed, settings) for the file; None: no texts. Everyone who has the file can read
+            them, so they should contain no path and no user name. NUL characters are replaced by spaces.
 
     Raises:
-        ValueError: a metadata key that is not 1 to 79 printable Latin-1 characters.
+        ValueError: a metadata key is not 1 to 79 printable Latin-1 characters, or starts or ends with a space.
+        OSError: the file cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -44,10 +45,10 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
 
 @contextmanager
 def tolerate_oserror(path: Path) -> Iterator[None]:
-    """Turn an OSError within this context into a warning: a picture is not worth stopping a run on a full disk.
+    """Return a context in which an OSError is logged as a warning, so that a failed picture does not stop a run.
 
     Args:
-        path: the file to name in the warning.
+        path: path of the picture, which the warning names.
     """
     try:
         yield
@@ -56,7 +57,7 @@ def tolerate_oserror(path: Path) -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata that `save_png` wrote into a PNG, without decoding its pixels; empty if there is none.
+    """Return the metadata that `save_png` wrote into a PNG file, without decoding the pixels; {} if there is none.
 
     Raises:
         UserError: the file cannot be read, or is no PNG.
@@ -69,11 +70,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def file_name(seed: int, index: int, prompt: str) -> str:
-    """Return the name of a picture's file: `{seed:08d}-{index:05d}-{slug}.png`.
+    """Return the file name of a generated picture: `{seed:08d}-{index:05d}-{slug}.png`, where the slug is the prompt's.
 
-    The slug has at most 60 characters of a-z, 0-9 and dashes: accents are dropped ("Curaçao" -> "curacao"), everything
-    else between words becomes one dash, and a prompt without such a character becomes "picture". So no prompt can name
-    a file outside the folder, a hidden one, or one that a file system refuses.
+    The slug has at most 60 characters of a-z, 0-9 and dashes. Accents are dropped ("Curaçao" gives "curacao"), each
+    sequence of other characters becomes one dash, and a prompt without letters or digits gives "picture". So no prompt
+    leads to a file outside the folder, to a hidden file, or to a name that a file system does not allow.
 
     Raises:
         ValueError: seed or index outside 0..2^64 - 1.
@@ -87,10 +88,10 @@ def file_name(seed: int, index: int, prompt: str) -> str:
 
 
 def unused_path(path: Path) -> Path:
-    """Return a path at which nothing is, so that what an earlier command wrote there stays.
+    """Return a path to write to without overwriting the results of an earlier command.
 
-    It is the path itself, or the first of `NAME-2`, `NAME-3`, ... (before a file's ending) that does not exist. An
-    empty folder counts as nothing.
+    It is `path` itself if nothing is there, else the first free one of `NAME-2`, `NAME-3`, ... (the number is before
+    the file's suffix). A path at which there is an empty folder is free.
     """
     number, candidate = 1, path
     while candidate.exists() and (candidate.is_file() or any(candidate.iterdir())):
@@ -100,10 +101,10 @@ def unused_path(path: Path) -> Path:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it and rename it, so that it is complete or absent.
+    """Write a file atomically: write a temporary file in the same folder, then rename it. Create missing folders.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
