@@ -1,7 +1,6 @@
 """Open a saved model's folder, and load its components, noise schedule and conditioner.
 
-A folder is read as data alone: known classes of known libraries, safetensors and JSON. Other classes and code are
-refused.
+A folder is read as data alone: known classes, safetensors and JSON. Other classes, and code, are refused.
 """
 
 import json
@@ -161,8 +160,8 @@ class ModelFolder:
         Keys that the config lacks have the defaults of the scheduler class that the index names.
 
         Raises:
-            UserError: there is no scheduler_config.json, our schedules cannot express it, or training and saving also
-                refuse its combination of schedule, prediction type and variance.
+            UserError: there is no scheduler_config.json, or our schedules cannot express it, or its combination of
+                schedule, prediction type and variance is refused, as in training.
         """
         path = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(path, str(path))
@@ -182,7 +181,7 @@ class ModelFolder:
         return noise
 
     def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
-        """Load the conditioner to a device; raise UserError if its files are missing, broken, or do not fit together."""
+        """Load the conditioner to a device; UserError: its files are missing, broken, or do not fit together."""
         with silence_diffusers():
             try:
                 return prepare_loaded(conditioners.load(self.path), device).to(device)
@@ -249,10 +248,7 @@ def silence_diffusers() -> Iterator[None]:
 
 
 def strip_paths(folder: Path) -> None:
-    """Remove this machine's paths (`_name_or_path`) from all config.json files below `folder`.
-
-    Weights beside a config.json get its file permissions.
-    """
+    """Remove paths of this machine from every config.json in `folder`, and give weights beside it its permissions."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
