@@ -167,16 +167,9 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return the random numbers of a batch, which depend on a picture's index in the held-out set, not on the batch.
+    """Return a function of timesteps [B] to noise [B, C, R, R], and the timesteps [B] to measure (None: all).
 
-    Args:
-        indices: indices [B] of the pictures in the held-out set.
-        shape: shape (C, R, R) of one picture.
-        steps: number of timesteps T.
-        request: seed, and number of timesteps that are measured.
-
-    Returns:
-        A function of timesteps [B] to noise [B, C, R, R], and an iterator of timesteps [B] to measure; None: all.
+    Both depend on the pictures' indices [B] in the held-out set, not on the batch. `steps` is the number of timesteps.
     """
 
     def noise(t: Tensor) -> Tensor:
@@ -189,8 +182,14 @@ def _random(
 def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterator[Tensor]:
     """Yield `count` random timesteps [B], drawn from `sparse_density`, in which early timesteps are most likely.
 
-    Of the density's cumulative distribution, each picture's k-th timestep is drawn from the k-th of `count` equal parts
-    (stratified sampling).
+    The k-th timestep of a picture is drawn from the k-th of `count` equally likely parts of the density (stratified
+    sampling).
+
+    Args:
+        count: number of timesteps of each picture.
+        steps: number of all timesteps T.
+        seed: seed of the random numbers.
+        indices: indices [B] of the pictures, on which the random numbers depend.
     """
     density = likelihood.sparse_density(steps)
     for k in range(count):

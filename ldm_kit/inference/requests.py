@@ -66,7 +66,7 @@ class GuideModels(Config):
 
 
 class OutputOptions(Config):
-    """Where generated pictures are written, with or without metadata, and on which device and precision they run."""
+    """Where generated pictures are written, whether with metadata, and the device and precision of sampling."""
 
     out: Path = Field(
         default=Path("samples"), description="folder for the pictures and grid.png; left out: one that is not there yet"

@@ -200,12 +200,12 @@ def _complete(folder: Path) -> bool:
 
 
 def _table_text(schedule: Schedule) -> str:
-    """Return a noise schedule's a_t as text to be hashed, with 7 digits: further ones may differ between machines."""
+    """Return a_t of all timesteps as text to be hashed, to 7 digits, as further digits may differ between machines."""
     return " ".join(f"{a:.6e}" for a in schedule.a.tolist())
 
 
 def _config_text(schedule: ScheduleConfig) -> str:
-    """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed, which called one key `steps`."""
+    """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed; `steps` is num_train_timesteps."""
     old = {"num_train_timesteps": "steps"}
     return str({old.get(key, key): getattr(schedule, key) for key in _SCHEDULE_KEYS})
 

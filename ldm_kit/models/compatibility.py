@@ -87,7 +87,7 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 class FixedCondition:
     """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
 
-    A guide model needs it, as its conditioner encodes prompts otherwise than that of the model it guides.
+    It wraps a guide model, which needs the prompts as its own conditioner encodes them.
     """
 
     denoiser: Denoiser
@@ -119,7 +119,11 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
-    """Check that a guide model is conditioned on the same (text, classes, nothing) as the model; else UserError."""
+    """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
+
+    Raises:
+        UserError: they are conditioned on different things.
+    """
     if of_guide.modality != of_model.modality:
         raise UserError(
             f"the guide model samples from {of_guide.modality}, but the model samples from {of_model.modality}"

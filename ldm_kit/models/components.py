@@ -26,7 +26,7 @@ COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name ->
     "unet": ("diffusers", tuple(UNET)),
     **conditioners.components(),
 }
-_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # never built; only a config is read
+_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # not built; `noise` reads a config
 
 
 class Components(NamedTuple):
@@ -120,7 +120,11 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
 
 
 def _check_fit(folder: ModelFolder, components: Components) -> None:
-    """Check that the U-Net's channels fit the autoencoder and the learned variance, and its widths the conditioner."""
+    """Check that the U-Net's channels fit the latents and the variance type, and its widths the conditioner's outputs.
+
+    Raises:
+        UserError: they do not fit together.
+    """
     vae, unet, conditioner, noise = components
     learned = noise.variance == "learned_range"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]

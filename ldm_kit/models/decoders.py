@@ -86,11 +86,13 @@ class CodeDecoder:
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return the rising timesteps that are visited, without the clean data before the first; see `strided`."""
+        """Return DiffAE's timesteps in rising order: those of `prior.strided`, without the -1 for clean data."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """Encode latents x [B, ...] with codes z [B, D] to the stochastic code x_T (Preechakul et al. 2022, eq. 8).
+        """Encode latents x [B, ...] with codes z [B, D] to the stochastic code x_T, by DDIM over `grid(steps)`.
+
+        This is eq. 8 of Preechakul et al. 2022.
 
         Yields:
             The state after each step; x of the last state is x_T.
@@ -100,7 +102,10 @@ class CodeDecoder:
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM, and yield the state after each step.
+        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM in `steps` steps.
+
+        Yields:
+            The state after each step; x of the last state is the latents.
 
         Raises:
             UserError: `stop` is not 0, or a trajectory is given; both need PDAE's base model.
@@ -192,14 +197,14 @@ class ShiftDecoder:
         return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
-        """Return PDAE's `steps + 1` rising timesteps, from 0, where latents are taken for clean, to the last one."""
+        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE takes latents at timestep 0 for clean."""
         try:
             return pdae_grid(len(self.schedule), steps)
         except ValueError as error:
             raise UserError(f"steps: {error}") from None
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """Encode latents x [B, ...] with codes z [B, D] to noise x_T by DDIM.
+        """Encode latents x [B, ...] with codes z [B, D] to noise x_T, by DDIM over `grid(steps)`.
 
         Yields:
             The state after each step; x of the last state is x_T.
@@ -209,7 +214,7 @@ class ShiftDecoder:
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """Decode noise x [B, ...] to latents by DDIM, and yield the state after each step.
+        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM; yield the state after each step.
 
         Args:
             x: noise x_T [B, ...].

@@ -143,7 +143,7 @@ class Directions:
         """Write directions.safetensors and directions.json, each atomically, and enter them into the model's manifest.
 
         Args:
-            folder: the sub-folder for directions of a saved model's folder.
+            folder: `directions/` in a saved model's folder.
         """
         tensors = {name: getattr(self, name).float().contiguous() for name in _DIMENSIONS}
         for name, pairs in self.pairs.items():
@@ -158,7 +158,7 @@ class Directions:
         """Load the directions that were saved in `folder`.
 
         Args:
-            folder: the sub-folder for directions of a saved model's folder.
+            folder: `directions/` in a saved model's folder.
             key: `protocol.encoder_digest` of the model; directions that were saved with another key are refused.
 
         Raises:
@@ -209,7 +209,7 @@ def _load_pairs(
 def stack_directions(
     fitted: Sequence[tuple[DirectionRecord, Fit, Tensor]], key: str, pairs: Mapping[str, PairDirections] | None = None
 ) -> Directions:
-    """Stack the results of fitting K attributes.
+    """Combine the results of fitting K attributes into one `Directions`.
 
     Args:
         fitted: for each attribute its record, its linear classifier, and the mean code [D] of pictures with it.
@@ -224,9 +224,9 @@ def stack_directions(
 
 
 def typical_strength(fit: Fit, before: Tensor, after: Tensor) -> float:
-    """Return the distance from one mean code to another along a direction, in units of sqrt(D).
+    """Return the typical strength of an edit: the distance between two mean codes along a direction, over sqrt(D).
 
-    sqrt(D) is the length of a typical normalised code.
+    sqrt(D) is the length of a typical normalised code, and strengths are given in units of it.
 
     Args:
         fit: the linear classifier whose weight is the direction.

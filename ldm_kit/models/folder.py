@@ -70,7 +70,7 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A saved model's folder, with its index read; or the sub-folder of a component that consists of components."""
+    """A saved model's folder with its index, or the sub-folder of a component (a prior) that has components itself."""
 
     path: Path
     index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
@@ -100,7 +100,7 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder of a component, such as a prior, that consists of components but has no index."""
+        """Return the sub-folder of a component, such as a prior, that has components itself but no model_index.json."""
         return ModelFolder(self.path / name, {})
 
     @property
@@ -205,10 +205,10 @@ def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 
 
 def _check_sizes(module: Any, where: str) -> None:
-    """Check that the sizes in a network's config are positive integers, and write sample_size [32, 32] as 32.
+    """Check that the sizes in a network's config are positive integers; first set a sample_size of [32, 32] to 32.
 
     Raises:
-        UserError: a size is anything else; the message names its key.
+        UserError: a size is anything else (out_channels may be None); the message begins with `where`.
     """
     for key in [key for key in _SIZES if key in module.config]:
         value = module.config[key]
@@ -248,7 +248,7 @@ def silence_diffusers() -> Iterator[None]:
 
 
 def strip_paths(folder: Path) -> None:
-    """Remove paths of this machine from every config.json in `folder`, and give weights beside it its permissions."""
+    """Remove this machine's paths from all config.json below `folder`; give weight files their config's permissions."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

@@ -104,7 +104,11 @@ def update_manifest(folder: Path, names: Iterable[str]) -> None:
 
 
 def _read(path: Path) -> Mapping[str, _Entry]:
-    """Return a manifest's entries by file path; UserError for a path that leads out of the manifest's folder."""
+    """Read a manifest; return its entries by file path, relative to the manifest's folder.
+
+    Raises:
+        UserError: the file is unreadable, or an entry's path leads out of the folder.
+    """
     try:
         entries = _Manifest.model_validate_json(path.read_bytes()).files
     except (OSError, ValidationError):
@@ -139,7 +143,7 @@ def _check_digests(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def _recall(memory: Path) -> dict[str, Any]:
-    """Return the stamps, by file name, that a file of the cache remembers of a model's folder; {} if unreadable."""
+    """Return the stamps of a folder's verified files, by file name, from the cache file `memory`; {} if unreadable."""
     try:
         content = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

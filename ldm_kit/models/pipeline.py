@@ -127,7 +127,7 @@ class Pipeline:
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
     def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
-        """Return the denoiser with classifier-free guidance, around it autoguidance, around both the clipping of x_0.
+        """Return the denoiser wrapped in classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
         Args:
             prompts: B prompts, which the guide model encodes here; this model's condition is passed at each call.

@@ -95,7 +95,7 @@ class CodePrior:
         """Sample normalised codes by DDIM, each from its own seed.
 
         Args:
-            seeds: one for each of N codes; pictures with the same seeds start from other random numbers.
+            seeds: one for each of N codes; a picture with the same seed gets independent noise.
             steps: number of DDIM steps.
             conditions: a class or a prompt (whichever the prior was trained with) for each code; None: unconditional.
             guidance_scale: scale of classifier-free guidance; 1 is no guidance.

@@ -90,7 +90,7 @@ def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Normalise codes [N, D] by the mean and standard deviation of the training pictures' codes; on the CPU."""
+    """Return codes [N, D] normalised by mean and standard deviation of the training pictures' codes, on the CPU."""
     return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 

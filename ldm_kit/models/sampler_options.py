@@ -101,7 +101,7 @@ class SamplerOptions(Config):
 
     @model_validator(mode="after")
     def _sampler_agrees(self) -> Self:
-        """Refuse options that exclude each other for every model."""
+        """Raise ValueError for options that exclude each other, whatever the model is."""
         if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
             raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
         if self.eta > 0 and not self._takes_eta:

@@ -34,7 +34,7 @@ class SavedSampling:
 
     @classmethod
     def of(cls, name: str, options: Config, condition_dropout: float | None = None) -> "SavedSampling":
-        """Return the saved options of a run that has one section.
+        """Return an object with one section, which holds the options of a run.
 
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
