@@ -1,4 +1,4 @@
-"""Generation into a folder: prompts in, named PNGs and a grid out."""
+"""Generate pictures from prompts into a folder: one PNG each, and a grid of all."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,15 +21,15 @@ from ldm_kit.paths import check_writable
 from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
 from ldm_kit.viz.png import file_name, save_png, unused_path
 
-GRID = 400  # most pictures in the grid
+GRID = 400  # most pictures in the grid; further ones are saved, but not shown there
 
 
 class GenerationResult(NamedTuple):
-    """How many pictures were generated, the picture that shows them together, and which settings the model decided."""
+    """What a command reports of generated pictures; `str(result)` is the text that it prints."""
 
-    pictures: int
-    path: Path
-    note: str = ""
+    pictures: int  # how many were generated
+    path: Path  # the grid, which shows them together
+    note: str = ""  # sentence on the options whose values were saved with the model; empty if none were
 
     def __str__(self) -> str:
         text = f"{self.pictures} pictures in {self.path.parent}, all of them in {self.path}"
@@ -37,7 +37,7 @@ class GenerationResult(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One picture."""
+    """Prompt and seed of one picture to generate."""
 
     prompt: str
     seed: int
@@ -50,18 +50,23 @@ def generate_to_folder(
     guides: GuideModels | None = None,
     output: OutputOptions | None = None,
 ) -> GenerationResult:
-    """Generate what is requested into `output.out`.
+    """Generate the requested pictures as PNGs, and grid.png, into the folder `output.out`.
+
+    Where no `out` was given and the default folder is not empty, a new folder beside it is taken.
 
     Args:
-        model: a saved model's folder, a run's, or a checkpoint's.
-        request: prompts, seeds and how many.
-        options: how they are sampled.
-        guides: folders of the models that guide; None: none.
+        model: the folder of a saved model, of a run or of a checkpoint.
+        request: prompts, first seed, number of pictures of each prompt, and batch size.
+        options: how the pictures are sampled.
+        guides: folders of the models that guide sampling; None: no guides.
         output: folder, device, precision and metadata; None: the defaults.
 
+    Returns:
+        Number of pictures, path of the grid, and a note on the options saved with the model.
+
     Raises:
-        UserError: no such model or device; prompts, guides or options that do not fit the model. Nothing is written.
-            NonFiniteError: NaN or infinity was computed; of that batch nothing is written.
+        UserError: no such model or device, or prompts, guides or options do not fit the model. Nothing is written.
+        NonFiniteError: NaN or infinity was computed. Pictures of earlier batches are written, but none of this batch.
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
@@ -92,7 +97,7 @@ def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions
 def _save_pictures(
     pictures: Iterator[Tensor], jobs: Sequence[_Job], out: Path, metadata: Mapping[str, str] | None
 ) -> list[Tensor]:
-    """Save each picture as it comes; return the first ones, for the grid."""
+    """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures."""
     first: list[Tensor] = []
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
@@ -111,7 +116,7 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 
 
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Return the prompts, once they are known to fit the model and its guides."""
+    """Check that the prompts fit the model and its guides; return the prompts to sample with."""
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
@@ -124,7 +129,7 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
 
 
 def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Return the prompts of an unconditional model: an empty one, or a classifier's classes."""
+    """Return the prompts for an unconditional model: the class names for its classifier, or else one empty prompt."""
     classes = pipeline.classifier is not None and options.classifier_class is None
     if classes and not texts:
         raise UserError("a classifier needs a class; give class names as prompts, or --classifier_class NAME")

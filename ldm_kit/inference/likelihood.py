@@ -1,4 +1,7 @@
-"""The bound on the negative log-likelihood of a run's held-out pictures under its pixel model, in bits/dim."""
+"""Measure the variational bound on the negative log-likelihood of held-out pictures under a pixel model, in bits/dim.
+
+The bound is the sum of a prior and one term for each timestep; the term of t = 0 is the reconstruction.
+"""
 
 import io
 import json
@@ -36,18 +39,18 @@ from ldm_kit.viz.png import write_atomic
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The bound in bits/dim, mean over pictures: total = prior + terms, of which `first` is that of t = 0."""
+    """The bound on the negative log-likelihood in bits/dim, averaged over pictures: total = prior + terms."""
 
     total: float
-    prior: float
-    terms: float
-    first: float
-    standard_error: float | None  # of the total, over pictures; None: there is only one
-    pictures: int
-    times: int  # terms measured of each picture
-    of: int  # all there are
-    variance: str
-    seed: int
+    prior: float  # KL divergence between the fully noised pictures' distribution and standard normal noise
+    terms: float  # sum of the terms of all timesteps
+    first: float  # part of `terms` at t = 0
+    standard_error: float | None  # of `total`, over pictures; None: there is only one picture
+    pictures: int  # number of pictures
+    times: int  # number of timesteps at which a term was measured for each picture
+    of: int  # number of all timesteps
+    variance: str  # type of the reverse steps' variance
+    seed: int  # of noise and timesteps
 
     def __str__(self) -> str:
         spread = "" if self.standard_error is None else f" +- {self.standard_error:.2g} (standard error)"
@@ -62,19 +65,20 @@ class Likelihood:
 
 
 def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | None = None) -> str:
-    """Measure a trained run's model, and write nll.json and nll.png into the run's folder.
+    """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
 
     Args:
-        path: a run's folder, or the model/ within it.
-        request: how much is measured.
+        path: a finished run's folder, or the model/ within it.
+        request: how many pictures and timesteps are measured.
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Returns:
-        A sentence with the result and where it is written.
+        A sentence with the result and the paths of both files.
 
     Raises:
-        UserError: no such run or model, one without a likelihood (of latents, or flow), nothing held out, a number out
-            of range.
+        UserError: no such run or model, a model without a likelihood (a latent or a flow model), a run without held-out
+            pictures, or more timesteps than there are.
+        NonFiniteError: NaN or infinity was computed.
     """
     run, model = _folders(path)
     config = _read_config(run)
@@ -95,7 +99,7 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
 
 
 def _folders(path: Path) -> tuple[Path, Path]:
-    """Return a run's folder and its model's."""
+    """Return the folder of a run, and that of the run's model; UserError if the run has no config.yaml."""
     model = model_folder(path)
     run = model.parent if model.name == "model" else path
     if not (run / "config.yaml").is_file():
@@ -132,7 +136,7 @@ def _check_times(request: LikelihoodRequest, steps: int) -> None:
 def _measure(
     pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
-    """Return the likelihood, and the mean term at every time [T] (NaN where none was drawn)."""
+    """Return the bound, and the mean over pictures of the term of each timestep, [T]: NaN where it was not measured."""
     steps, pictures = len(pipeline.schedule), split.heldout
     chosen = spread(len(pictures), request.count or len(pictures))
     _, raw = split_conditions(config.condition, split)
@@ -163,7 +167,10 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return noise, and times (None: all), addressed by a picture's index in the held-out set, whatever its batch."""
+    """Return a function of timesteps [B] to noise [B, C, R, R], and the timesteps [B] to measure (None: all).
+
+    Both depend on the pictures' indices [B] in the held-out set, not on the batch. `steps` is the number of timesteps.
+    """
 
     def noise(t: Tensor) -> Tensor:
         return rng.normal(request.seed, "nll", indices * steps + t, shape)
@@ -173,7 +180,17 @@ def _random(
 
 
 def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterator[Tensor]:
-    """Draw `count` times [B] for each picture, one in each stratum of a density that favours the early ones."""
+    """Yield `count` random timesteps [B], drawn from `sparse_density`, in which early timesteps are most likely.
+
+    The k-th timestep of a picture is drawn from the k-th of `count` equally likely parts of the density (stratified
+    sampling).
+
+    Args:
+        count: number of timesteps of each picture.
+        steps: number of all timesteps T.
+        seed: seed of the random numbers.
+        indices: indices [B] of the pictures, on which the random numbers depend.
+    """
     density = likelihood.sparse_density(steps)
     for k in range(count):
         u = (k + rng.uniform(seed, "nll time", exact(indices * count + k))) / count
@@ -182,13 +199,17 @@ def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterato
 
 @dataclass(eq=False)
 class _Sums:
-    """Sums over terms; a time drawn with density p counts 1 / (K p) times, so that their mean is the whole sum's."""
+    """Running sums of measured terms.
 
-    weights: Tensor  # [T]
-    times: int
-    sums: Tensor  # [T] of terms
-    counts: Tensor  # [T]
-    batches: list[Tensor]  # a batch each: prior, weighted sum of terms, that of t = 0, as [3, B]
+    A term at one of K random timesteps, drawn with density p, has weight 1 / (K p): the expected weighted sum of the K
+    terms is then the sum of the terms of all timesteps.
+    """
+
+    weights: Tensor  # weight of a term at each timestep, [T]; 1 where all timesteps are measured
+    times: int  # number of timesteps measured of each picture, K
+    sums: Tensor  # sum of the unweighted terms at each timestep, [T]
+    counts: Tensor  # number of terms measured at each timestep, [T]
+    batches: list[Tensor]  # for each batch [3, B]: prior, weighted sum of terms, weighted sum of terms at t = 0
 
     @classmethod
     def empty(cls, steps: int, times: int | None) -> "_Sums":
@@ -219,7 +240,7 @@ class _Sums:
 
 
 def _plot(curve: Tensor, out: Path) -> None:
-    """Plot the mean term over time, both on logarithmic scales; times that were never drawn are left out."""
+    """Plot the mean term [T] (bits/dim, NaN where none was measured) against the timestep, to the PNG `out`."""
     from matplotlib.figure import Figure  # slow to import
 
     drawn = curve.isfinite() & (curve > 0)

@@ -1,6 +1,6 @@
-"""What is asked of a model: pictures and where they go, or likelihoods; each field a flag of the command line.
+"""Requests to a model: generate pictures into a folder, or measure a likelihood. Each field is a command-line flag.
 
-This module waits for no heavy library.
+This module imports no heavy library, so that `--help` answers at once.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from pydantic import AliasChoices, Field, model_validator
 from ldm_kit.config import Config, Precision, UserError
 from ldm_kit.models.sampler_options import Seed, check_seeds
 
-DEVICE = "cpu, cuda, ...; the accelerator if there is one"
+DEVICE = "cpu, cuda, ...; the accelerator if there is one"  # help text of a device flag
 
 
 class GenerationRequest(Config):
-    """What to sample: every prompt `count` times, from seeds that count up from `seed`."""
+    """Which pictures to generate: `count` of each prompt, with the seeds `seed`, `seed + 1`, ..."""
 
     prompts: tuple[str, ...] = Field(
         default=(),
@@ -32,10 +32,10 @@ class GenerationRequest(Config):
         return self
 
     def texts(self) -> list[str]:
-        """Return all prompts, those of the file last.
+        """Return the prompts of `prompts`, followed by those of `prompts_file`, one for each line that is not blank.
 
         Raises:
-            UserError: the file cannot be read or holds no prompt.
+            UserError: `prompts_file` cannot be read, is not UTF-8, or holds no prompt.
         """
         if self.prompts_file is None:
             return list(self.prompts)
@@ -54,7 +54,7 @@ class GenerationRequest(Config):
 
 
 class GuideModels(Config):
-    """Folders of models that guide: a noisy classifier, and a guide model for autoguidance."""
+    """Folders of the models that guide sampling: a noisy classifier, and a weaker model for autoguidance."""
 
     classifier: Path | None = Field(default=None, description="a noisy classifier; its classes are the prompts")
     autoguidance_model: Path | None = Field(
@@ -66,7 +66,7 @@ class GuideModels(Config):
 
 
 class OutputOptions(Config):
-    """Where pictures are computed and written."""
+    """Where generated pictures are written, whether with metadata, and the device and precision of sampling."""
 
     out: Path = Field(
         default=Path("samples"), description="folder for the pictures and grid.png; left out: one that is not there yet"
@@ -79,12 +79,12 @@ class OutputOptions(Config):
     metadata: bool = Field(default=True, description="prompt and settings in the PNGs")
 
     def fast(self) -> "OutputOptions":
-        """Return these options with precision auto, unless a precision was given."""
+        """Return these options with precision "auto", unless a precision was given."""
         return self if "precision" in self.model_fields_set else self.model_copy(update={"precision": "auto"})
 
 
 class LikelihoodRequest(Config):
-    """How much of a likelihood is measured."""
+    """How much of the likelihood to measure: on how many held-out pictures, at how many timesteps of each."""
 
     count: int | None = Field(default=None, ge=1, description="held-out pictures; all when left out")
     times: int | None = Field(

@@ -1,7 +1,7 @@
-"""The base model of a PDAE: a frozen diffusion model, ours or plain diffusers', of pixels or of latents.
+"""The base model of a PDAE: a frozen diffusion model of pixels or latents, saved by us or by diffusers.
 
-PDAE never changes it and keeps no copy: it is known by its folder, or its commit on the Hugging Face Hub, and by a
-sha256 over its weights, its null condition and its table of a_t.
+PDAE never changes its base model and saves no copy of it. A saved PDAE refers to the base model's folder, or to its
+commit on the Hugging Face Hub, and checks it by a sha256 over its weights and its noise schedule.
 """
 
 import os
@@ -31,19 +31,19 @@ from ldm_kit.nets.unet import UNet
 from ldm_kit.training.checkpoint import MANIFEST
 
 HUB_NAME, COMMIT = re.compile(r"\w[\w.-]*/\w[\w.-]*"), re.compile(r"[0-9a-f]{40}")
-_WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # components with weights
+_WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # names of the components with weights
 _WEIGHTS = tuple(
     f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
 )
-_SCHEDULE_KEYS = ("kind", "num_train_timesteps", "start", "end", "betas", "scale_ends", "zero_terminal")  # of 0.2
+_SCHEDULE_KEYS = ("kind", "num_train_timesteps", "start", "end", "betas", "scale_ends", "zero_terminal")  # release 0.2
 _HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS)]
 
 
 class Origin(NamedTuple):
-    """A model on the Hugging Face Hub, at one commit."""
+    """Where a base model was downloaded from: a repository on the Hugging Face Hub, at one commit."""
 
     name: str  # owner/name
-    commit: str
+    commit: str  # 40 hex digits
 
     def __str__(self) -> str:
         return f"{self.name} at {self.commit[:12]}"
@@ -51,31 +51,31 @@ class Origin(NamedTuple):
 
 @dataclass(eq=False)
 class BaseModel:
-    """Networks in evaluation mode without gradients, the null condition, and the noise schedule."""
+    """A frozen base model: networks in evaluation mode without gradients, null condition and noise schedule."""
 
     folder: Path
-    vae: AutoencoderKL | VQModel | None  # None: pixels
+    vae: AutoencoderKL | VQModel | None  # None: a pixel model
     unet: UNet
-    null: Condition  # one row: the null condition, or none at all
+    null: Condition  # null condition for one sample; empty for an unconditional model
     schedule_config: ScheduleConfig
-    target: PredictionType
-    learned_range: bool
-    sha256: str
-    former_sha256: str  # as releases 0.1 and 0.2 wrote it: over the text of the schedule's config
-    origin: Origin | None = None  # None: a folder
+    target: PredictionType  # what the U-Net predicts
+    learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
+    sha256: str  # identifies the model: of its weights, prediction type, variance and table of a_t
+    former_sha256: str  # the digest of releases 0.1 and 0.2, which hashed the schedule's config, not the table of a_t
+    origin: Origin | None = None  # repository on the Hub; None: opened from a folder
 
     @classmethod
     def open(cls, base: Path | str, device: torch.device | str = "cpu", *, revision: str | None = None) -> "BaseModel":
-        """Open a model's folder, or a run's, or a model on the Hub (`owner/name`): its local copy, or a download.
+        """Open a base model from a folder or from the Hugging Face Hub (its local copy, or else a download).
 
         Args:
-            base: the folder, or the name on the Hub.
-            device: where its networks are put.
-            revision: on the Hub: branch, tag or commit; None: main.
+            base: a model's folder, a run's folder, or `owner/name` on the Hub.
+            device: where the networks are put.
+            revision: branch, tag or commit on the Hub; None: main.
 
         Raises:
-            UserError: no diffusion model, one without a null condition, a schedule that PDAE has no formula for, or a
-                model of the Hub that cannot be had now.
+            UserError: no diffusion model, a model without a trained null condition, a noise schedule to which PDAE's
+                formulas do not apply, or a model on the Hub that is neither in the cache nor can be downloaded.
         """
         copy, origin = _locate(base, revision)
         folder = ModelFolder.open(copy)
@@ -92,12 +92,12 @@ class BaseModel:
 
     @property
     def name(self) -> str:
-        """Its folder, or its name and commit, for sentences."""
+        """The model's folder, or its name and commit on the Hub, for messages."""
         return str(self.folder if self.origin is None else self.origin)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (C, R, R) of its pictures."""
+        """Shape (channels, height, width) of the model's pictures; height and width are equal."""
         config: Any = self.unet.config
         if self.vae is None:
             return config.in_channels, config.sample_size, config.sample_size
@@ -106,7 +106,11 @@ class BaseModel:
         return vae.in_channels, side, side
 
     def denoiser(self, schedule: Schedule) -> NetworkDenoiser:
-        """Return the unshifted denoiser, under the null condition whatever condition it is given."""
+        """Return the base model's denoiser, which always uses the null condition and ignores the one it is called with.
+
+        Args:
+            schedule: the model's noise schedule, on the device of its networks.
+        """
 
         def network(x: Tensor, t: Tensor, _: Any) -> Tensor:
             return apply_unet(self.unet, x, t, self.null)
@@ -114,7 +118,7 @@ class BaseModel:
         return NetworkDenoiser(network, schedule, self.target, self.learned_range)
 
     def to(self, device: torch.device | str) -> "BaseModel":
-        """Move networks and condition."""
+        """Move the networks and the null condition to a device; return this model."""
         for module in (self.vae, self.unet):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
@@ -122,22 +126,25 @@ class BaseModel:
         return self
 
     def reference(self, folder: Path) -> dict[str, str]:
-        """Return how a model in `folder` refers to its base in its index: path or commit, and sha256."""
+        """Return the entry by which a PDAE saved in `folder` refers to this base model in its index.
+
+        It holds the sha256 and either `path`, relative to `folder`, or `hub` and `revision` (the commit).
+        """
         if self.origin is not None:
             return {"hub": self.origin.name, "revision": self.origin.commit, "sha256": self.sha256}
         return {"path": os.path.relpath(self.folder.resolve(), folder.resolve()), "sha256": self.sha256}
 
 
 def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu") -> BaseModel:
-    """Open the base that a model's index refers to.
+    """Open the base model to which a saved PDAE refers, and check its sha256.
 
     Args:
-        folder: the model's folder, from which a relative path starts.
-        reference: `base` of its index: {path, sha256} or {hub, revision, sha256}.
+        folder: the PDAE's folder, to which `path` is relative.
+        reference: the index's entry `base`, {path, sha256} or {hub, revision, sha256}, see `BaseModel.reference`.
         device: where the networks are put.
 
     Raises:
-        UserError: it is not there, or has changed since.
+        UserError: the entry has another form, or the base model is not there or has changed since.
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
@@ -170,7 +177,7 @@ def _beside(folder: Path, path: str) -> Path:
 
 
 def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
-    """Return a base's folder, and its commit on the Hub; a name that is a folder is that folder."""
+    """Return a base model's folder, and its origin on the Hub; a name for which a folder exists means that folder."""
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):
         if revision is not None:
@@ -187,24 +194,24 @@ def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None
 
 
 def _complete(folder: Path) -> bool:
-    """Return whether a copy has an index, and weights in each of its components."""
+    """Return whether the local copy of a Hub model has an index, and weights in each component's folder."""
     components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
     return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
 def _table_text(schedule: Schedule) -> str:
-    """Return a noise schedule as it goes into a base's sha256: a_t to 7 digits, beyond which machines may differ."""
+    """Return a_t of all timesteps as text to be hashed, to 7 digits, as further digits may differ between machines."""
     return " ".join(f"{a:.6e}" for a in schedule.a.tolist())
 
 
 def _config_text(schedule: ScheduleConfig) -> str:
-    """Return a noise schedule as it goes into the former sha256: the keys of release 0.2, one by its name in 0.1."""
+    """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed; `steps` is num_train_timesteps."""
     old = {"num_train_timesteps": "steps"}
     return str({old.get(key, key): getattr(schedule, key) for key in _SCHEDULE_KEYS})
 
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
-    """Check that a^2 + s^2 = 1 and a > 0, for which PDAE's formulas hold."""
+    """Check that a_t^2 + s_t^2 = 1 and a_t > 0 at all timesteps t, as PDAE's formulas require."""
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
         what = "ends in pure noise (zero_terminal)" if preserving else "is a flow"

@@ -1,7 +1,7 @@
-"""A trained noisy classifier p(y | x_t, t): load it, save it, evaluate it.
+"""Load, save and evaluate a noisy classifier p(y | x_t, t), which guides sampling.
 
-A folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise that it was trained under)
-and `model_index.json`, which also holds the fingerprint of the autoencoder whose latents it classifies.
+Its folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise schedule of its training)
+and `model_index.json`, which also holds the sha256 of the autoencoder whose latents it classifies.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,9 @@ class NoisyClassifier:
     Args:
         net: the network in evaluation mode: x_t [B, Z, h, w] and times [B] to logits [B, K].
         classes: K class names, in the order of the network's outputs.
-        schedule_config: noise schedule that it was trained on; must be that of the model it guides.
-        first_stage: `first_stage_of` the autoencoder whose latents it classifies; None: it classifies pixels.
+        schedule_config: noise schedule of its training, which must be that of the model it guides.
+        first_stage: sha256 of the autoencoder whose latents it classifies (`first_stage_of`); None: it classifies
+            pixels.
     """
 
     net: HalfUNet
@@ -41,32 +42,32 @@ class NoisyClassifier:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Shape (channels, height, width) of its input."""
+        """Shape (channels, height, width) of the network's input."""
         config: Any = self.net.config
         return config.in_channels, config.sample_size, config.sample_size
 
     def log_probs(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return log p(y | x_t, t); gradients flow to x.
+        """Return log p(y | x_t, t) of every class y; gradients flow to x.
 
-        It computes in the dtype of its weights, even within an autocast: guidance needs exact gradients.
+        The network runs in the dtype of its weights even inside an autocast, as guidance needs exact gradients.
 
         Args:
             x: x_t [B, Z, h, w].
-            t: integer times [B].
+            t: integer timesteps [B].
 
         Returns:
-            float32 [B, K] over the classes.
+            Log-probabilities, float32 [B, K], in the order of `classes`.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.net(x, t).float().log_softmax(1)
 
     def to(self, device: torch.device | str) -> "NoisyClassifier":
-        """Move the network."""
+        """Move the network to a device; return this classifier."""
         self.net.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the diffusers layout."""
+        """Write the classifier to a folder in the diffusers layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         scheduler = saved_scheduler(self.schedule_config, any_target(self.schedule_config))
@@ -82,7 +83,11 @@ class NoisyClassifier:
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "NoisyClassifier":
-        """Load a saved folder, or the finished one in a run's folder. No pickled or remote code is run.
+        """Load a noisy classifier. No pickled or remote code is run.
+
+        Args:
+            folder: a saved classifier's folder, or a run's folder with a finished one.
+            device: where the network is put.
 
         Raises:
             UserError: no such folder, a model that is no classifier, or a component that is missing, broken or
@@ -99,17 +104,20 @@ class NoisyClassifier:
 
 
 def any_target(schedule: ScheduleConfig) -> PredictionType:
-    """Return a prediction type that goes with a schedule, for the scheduler of a classifier, which predicts neither."""
+    """Return a prediction type that is valid under a schedule.
+
+    A classifier predicts no such quantity, but the scheduler that is saved with it has to state one.
+    """
     return "flow" if schedule.kind == "flow" else "v"
 
 
 def first_stage_of(vae: nn.Module | None) -> str | None:
-    """Return the fingerprint of an autoencoder, by which a classifier knows it; None for None, which is pixels."""
+    """Return the sha256 (hex) of an autoencoder's weights, which says whose latents a model takes; None for pixels."""
     return None if vae is None else weights_digest(vae)
 
 
 def _first_stage(folder: ModelFolder) -> str | None:
-    """Return the fingerprint in a classifier's index, once the index is known to be a classifier's."""
+    """Check that a folder's index is a noisy classifier's; return the sha256 of the autoencoder that it names."""
     if folder.class_name != CLASSIFIER:
         what = "a diffusion model" if "unet" in folder else "no noisy classifier"
         raise UserError(f"{folder} holds {what} ({folder.class_name}); expected what `method: classifier` trains")

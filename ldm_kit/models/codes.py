@@ -1,6 +1,6 @@
-"""Semantic codes of pictures, their statistics, and the part of a semantic model's folder that they need.
+"""Semantic codes of pictures: encode pictures, normalise codes, and open the encoder of a saved semantic model.
 
-Codes are computed in float32, from pictures as they are: no mirrored views (Preechakul et al. 2022, section 3.4).
+Codes are computed in float32 and from the pictures as they are, never mirrored (Preechakul et al. 2022, section 3.4).
 """
 
 from pathlib import Path
@@ -23,33 +23,37 @@ Encoder = SemanticEncoder | StridedEncoder
 ENCODERS = {"SemanticEncoder": SemanticEncoder, "StridedEncoder": StridedEncoder}
 LIBRARY = "conditioning.semantic"
 STATISTICS = "statistics.safetensors"
-SMALLEST = 1e-6  # deviation of a dimension in which all codes agree
+SMALLEST = 1e-6  # lower limit of a standard deviation, for a dimension in which all codes are equal
 
 
 class CodeStatistics(NamedTuple):
-    """Mean and deviation of each dimension of the training set's codes: mean, std float32 [D]."""
+    """Mean and standard deviation, float32 [D] each, of the training pictures' codes in each dimension."""
 
     mean: Tensor
     std: Tensor
 
     def normalise(self, z: Tensor) -> Tensor:
-        """Return codes [N, D] with mean 0 and deviation 1 over the training set."""
+        """Return (z - mean) / std of codes z [N, D]: training pictures' codes get mean 0 and standard deviation 1."""
         return (z - self.mean) / self.std
 
     def denormalise(self, z: Tensor) -> Tensor:
-        """Return codes [N, D] as the encoder gives them, from normalised ones."""
+        """Return z std + mean: turn normalised codes z [N, D] back into codes on the encoder's scale."""
         return z * self.std + self.mean
 
     def save(self, folder: Path) -> None:
-        """Write `folder`/statistics.safetensors."""
+        """Write the statistics to statistics.safetensors in `folder`."""
         save_tensors({"mean": self.mean, "std": self.std}, folder / STATISTICS)
 
     @classmethod
     def load(cls, folder: Path, width: int) -> "CodeStatistics":
-        """Read `folder`/statistics.safetensors.
+        """Read the statistics from statistics.safetensors in `folder`.
+
+        Args:
+            folder: a semantic model's folder.
+            width: D that the statistics must have.
 
         Raises:
-            UserError: the file is missing, broken, or of codes of another width than `width`.
+            UserError: the file is missing or broken, or holds another D, NaN, infinity or a deviation of 0 or less.
         """
         try:
             tensors = load_file(folder / STATISTICS)
@@ -65,19 +69,31 @@ class CodeStatistics(NamedTuple):
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:
-    """Measure mean and deviation of codes z [N, D], in float64; a deviation is never 0."""
+    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least `SMALLEST`."""
     std, mean = torch.std_mean(z.double(), dim=0, correction=0)
     return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
 
 
 def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
-    """Encode pictures uint8 [N, C, R, R], a batch at a time, to codes [N, D] float32; raises NonFiniteError."""
+    """Encode pictures to semantic codes, at most `batch` pictures at once.
+
+    Args:
+        encoder: the semantic encoder, on any device.
+        pictures: uint8 [N, C, R, R].
+        batch: most pictures at once; halved when memory runs out.
+
+    Returns:
+        Codes, not normalised, float32 [N, D] on the CPU.
+
+    Raises:
+        NonFiniteError: the encoder gives NaN or infinity.
+    """
     codes = BatchSize.of(batch).map(pictures, lambda some: _encode(encoder, some))
     return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a whole set, read a batch at a time, to codes [N, D] float32 on the CPU."""
+    """Encode a set of N pictures, read and encoded at most `batch` at once, to codes float32 [N, D] on the CPU."""
     size = BatchSize.of(batch)
     codes = size.batches(len(pictures), lambda indices: _encode(encoder, pictures.pictures(indices)))
     return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
@@ -91,10 +107,10 @@ def _encode(encoder: Encoder, pictures: Tensor) -> Tensor:
 
 
 def open_semantic(path: Path | str) -> ModelFolder:
-    """Open a semantic model's folder, or the finished one in a run's folder.
+    """Open the folder of a semantic model: `path` itself, or the finished model in a run's folder.
 
     Raises:
-        UserError: no such folder, or a model of another kind.
+        UserError: no such folder, or the model in it is no semantic model.
     """
     folder = ModelFolder.open(path)
     if folder.class_name != SEMANTIC:
@@ -106,10 +122,10 @@ def open_semantic(path: Path | str) -> ModelFolder:
 
 
 def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Encoder:
-    """Load the frozen encoder of a semantic model's folder on a device.
+    """Load the encoder of a semantic model's folder to a device, in evaluation mode and without gradients.
 
     Raises:
-        UserError: an encoder that is missing, broken or unknown.
+        UserError: the encoder is missing, broken or of an unknown class.
     """
     kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
     return folder.component("encoder", kind, ENCODERS, device)

@@ -1,4 +1,4 @@
-"""Whether a guide, a noisy classifier or a guide model, can steer a model: what both have to share."""
+"""Check that a guide (a noisy classifier, or a weaker model for autoguidance) fits the model that it guides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 
 
 class LatentSpace(NamedTuple):
-    """What a guide must share with the model: noise schedule, latent shape, autoencoder."""
+    """Noise schedule, latent shape and autoencoder of a model, which a guide must share with the model it guides."""
 
     schedule: ScheduleConfig
-    shape: tuple[int, int, int]  # (channels, height, width)
-    first_stage: str | None  # fingerprint of the autoencoder; None: pixels
+    shape: tuple[int, int, int]  # (channels, height, width) of a latent
+    first_stage: str | None  # sha256 of the autoencoder's weights; None: a pixel model, which has no autoencoder
 
 
 def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -> None:
-    """Check that a guide works in the space in which the model samples.
+    """Check that a guide has the noise schedule, latent shape and autoencoder of the model that it guides.
 
     Args:
-        guide: what a sentence calls the guide.
-        of_guide: the guide's space.
-        of_model: the model's.
+        guide: the guide's name in error messages, such as "the classifier".
+        of_guide: the guide's schedule, shape and autoencoder.
+        of_model: the model's schedule, shape and autoencoder.
 
     Raises:
-        UserError: another noise schedule, shape or autoencoder; names both sides.
+        UserError: one of the three differs; the message gives the guide's value and the model's.
     """
     if not _same_noise(of_guide.schedule, of_model.schedule):
         raise UserError(
@@ -65,14 +65,14 @@ def _stage(fingerprint: str | None) -> str:
 
 
 def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Return the labels, int64 [B], of classes given by name.
+    """Return the classifier's labels, int64 [B], of B class names.
 
     Args:
-        classes: names of the classifier's classes, in the order of its outputs.
-        names: B names.
+        classes: names of all classes of the classifier, in the order of its outputs.
+        names: B class names.
 
     Raises:
-        UserError: a name that is no class; names the nearest.
+        UserError: a name is not among `classes`; the message lists the most similar ones.
     """
     for name in names:
         if name not in classes:
@@ -85,14 +85,17 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FixedCondition:
-    """A denoiser under its own condition, whatever it is given: a guide's conditioner is not the model's."""
+    """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
+
+    It wraps a guide model, which needs the prompts as its own conditioner encodes them.
+    """
 
     denoiser: Denoiser
     cond: Any
 
     @property
     def schedule(self) -> Schedule:
-        """The inner denoiser's schedule."""
+        """Noise schedule of the inner denoiser."""
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
@@ -100,10 +103,14 @@ class FixedCondition:
 
 
 def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[str]:
-    """Return the names of the classes that prompts of an unconditional or a class-conditional model mean.
+    """Return the class name that each prompt stands for.
+
+    Args:
+        conditioner: that of an unconditional or a class-conditional model.
+        prompts: class names or numbers.
 
     Raises:
-        UserError: a model of text, whose prompts name no class.
+        UserError: the model is conditioned on text, so that a prompt stands for no class.
     """
     names = conditioner.class_names(prompts)
     if names is None:
@@ -112,7 +119,11 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
-    """Check that a guide model takes the same kind of condition as the model; raises UserError."""
+    """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
+
+    Raises:
+        UserError: they are conditioned on different things.
+    """
     if of_guide.modality != of_model.modality:
         raise UserError(
             f"the guide model samples from {of_guide.modality}, but the model samples from {of_model.modality}"

@@ -1,4 +1,4 @@
-"""The components of a plain diffusion model: their classes, loaded strictly, and whether they fit together."""
+"""Load the components of a plain diffusion model: known classes only, and checked to fit together."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,31 +19,31 @@ UNET: Mapping[str, Any] = {
     "UNet2DModel": UNet2DModel,
     "AdmUNet": AdmUNet,
 }
-OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> library, where that is not diffusers
-COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # name -> (library, classes)
+OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> our module that has it, not diffusers
+COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name -> (library, known classes)
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
     **conditioners.components(),
 }
-_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # read as numbers alone, or not at all
+_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # not built; `noise` reads a config
 
 
 class Components(NamedTuple):
     """The components of a diffusion model, in evaluation mode and without gradients."""
 
-    vae: Any  # None: a model of pixels
+    vae: Any  # AutoencoderKL or VQModel; None: a pixel model
     unet: Any
     conditioner: Conditioner
-    noise: Noise
+    noise: Noise  # what the scheduler's config says
 
 
 def load_components(folder: ModelFolder, device: torch.device | str) -> Components:
-    """Load all components of a diffusion model on a device.
+    """Load all components of a diffusion model to a device.
 
     Raises:
-        UserError: a model of another kind, or a component that is missing, broken, unknown, or does not fit the
-            others.
+        UserError: the folder holds no plain diffusion model, or a component is missing, broken, unknown, or does not
+            fit the others.
     """
     classes = component_classes(folder)
     noise = folder.noise()
@@ -56,10 +56,17 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
 
 
 def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.device | str) -> Any:
-    """Load the autoencoder of a model's folder on a device.
+    """Load the autoencoder of a model's folder to a device.
+
+    Args:
+        folder: the model's folder.
+        name: the component's name, "vae" or "vqvae".
+        kind: its class, "AutoencoderKL" or "VQModel".
+        device: where the autoencoder is put.
 
     Raises:
-        UserError: its files are missing, broken or of another class, or its normalisation cannot be undone.
+        UserError: its files are missing, broken or of another class, or its normalisation cannot be undone (a
+            scaling factor of 0).
     """
     vae = folder.component(name, kind, FIRST_STAGE, device)
     try:
@@ -69,10 +76,10 @@ def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.de
 
 
 def component_classes(folder: ModelFolder) -> dict[str, str]:
-    """Return the class of each component of a diffusion model, by the component's name.
+    """Return the class name of each component that a diffusion model's index names, by the component's name.
 
     Raises:
-        UserError: a model of another kind, a component that is unknown or brings its own code, or one missing.
+        UserError: the folder holds no plain diffusion model, or a component is missing, unknown or needs its own code.
     """
     if folder.class_name == CLASSIFIER:
         raise UserError(
@@ -113,7 +120,11 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
 
 
 def _check_fit(folder: ModelFolder, components: Components) -> None:
-    """Check that a U-Net fits the first stage (None: pixels), the conditioner and the learned variance."""
+    """Check that the U-Net's channels fit the latents and the variance type, and its widths the conditioner's outputs.
+
+    Raises:
+        UserError: they do not fit together.
+    """
     vae, unet, conditioner, noise = components
     learned = noise.variance == "learned_range"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]

@@ -1,4 +1,4 @@
-"""Loading the decoders of semantic codes from a saved model's folder."""
+"""Load the decoder of a saved semantic model: DiffAE's U-Net, or PDAE's gradient estimator with its base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 
 
 def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
-    """Load the decoder of a semantic model's folder, in evaluation mode, on a device.
+    """Load the decoder of a semantic model's folder to a device, in evaluation mode.
 
     Raises:
-        UserError: a component that is missing, broken or unknown, or a base model that is not there or has changed.
+        UserError: a component is missing, broken or unknown, or PDAE's base model is not there or has changed.
     """
     decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
     return decoder.to(device)
@@ -53,7 +53,10 @@ def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder
 
 @dataclass(frozen=True)
 class _WithBase:
-    """`ShiftUNet` with its base model, where `ModelFolder.component` expects a class."""
+    """`ShiftUNet.from_pretrained` with the base model's U-Net filled in.
+
+    `ModelFolder.component` takes an instance in place of a class, and calls `from_pretrained` without a base model.
+    """
 
     base: BaseModel
 

@@ -1,7 +1,7 @@
-"""The two decoders of semantic codes: DiffAE's U-Net, and PDAE's gradient estimator on a frozen model.
+"""The two decoders of semantic codes: DiffAE's U-Net, and PDAE's gradient estimator on a frozen base model.
 
-Both encode a latent (in pixels: the picture) to its noise x_T, up in time, and decode it down again, under a code z. In
-pixels x_0 is clipped to the picture's range at every step, both ways; in latents never.
+Conditioned on a code z, both encode a latent (in pixel models: the picture) to its noise x_T over rising timesteps, and
+decode x_T to the latent over falling ones. Pixel models clip x_0 to [-1, 1] at every step of both; latent models never.
 """
 
 from collections.abc import Iterator
@@ -42,31 +42,31 @@ _BASE = "the base model's U-Net"
 
 
 class TrajectoryTarget(NamedTuple):
-    """Codes towards which every step of a PDAE's trajectories is interpolated."""
+    """Second codes for PDAE's trajectory interpolation, which mixes the gradients of two codes at every step."""
 
-    z: Tensor  # [B, D]
-    weight: Tensor  # [B], 0: the batch's own code; 1: this one
+    z: Tensor  # second codes [B, D]
+    weight: Tensor  # [B]; 0: only the first code's gradient, 1: only the second's
 
 
 @dataclass(eq=False)
 class CodeDecoder:
-    """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, in latents, the autoencoder."""
+    """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, if it is latent, the autoencoder."""
 
     unet: SemanticUNet
-    vae: AutoencoderKL | VQModel | None
+    vae: AutoencoderKL | VQModel | None  # None: a pixel model
     schedule_config: ScheduleConfig
-    target: PredictionType
-    precision: torch.dtype | None = None
-    stops: bool = field(init=False, default=False)
+    target: PredictionType  # what the U-Net predicts
+    precision: torch.dtype | None = None  # dtype of autocast; None: no autocast
+    stops: bool = field(init=False, default=False)  # whether `down` can leave its last steps to a base model
     schedule: Schedule = field(init=False)
-    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which the networks note
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity in networks' outputs
 
     def __post_init__(self) -> None:
         self.schedule = build(self.schedule_config)
 
     @property
     def z_width(self) -> int:
-        """D of the codes."""
+        """D, dimensions of a code z."""
         return self.unet.config["z_width"]
 
     @property
@@ -76,27 +76,40 @@ class CodeDecoder:
         return config["channels"], config["sample_size"], config["sample_size"]
 
     def denoiser(self) -> Denoiser:
-        """Return the denoiser, clipped in pixels; its condition is a `condition_of(z)`."""
+        """Return the U-Net as a denoiser, with x_0 clipped in a pixel model; call it with cond=`condition_of(z)`."""
         network = self.finite.network("the U-Net", autocast_network(partial(apply_semantic, self.unet), self.precision))
         return clip_pixels(NetworkDenoiser(network, self.schedule, self.target), self.vae)
 
     @property
     def most_steps(self) -> int:
-        """As many steps as a grid can have."""
+        """Greatest number of steps that `grid` takes: the number of training timesteps."""
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return rising times from 0 on (`ddimN` of Preechakul et al. 2022); clean data is a step below the first."""
+        """Return DiffAE's timesteps in rising order: those of `prior.strided`, without the -1 for clean data."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """Encode latents x [B, ...] to the stochastic code x_T, step by step (Preechakul et al. 2022, eq. 8)."""
+        """Encode latents x [B, ...] with codes z [B, D] to the stochastic code x_T, by DDIM over `grid(steps)`.
+
+        This is eq. 8 of Preechakul et al. 2022.
+
+        Yields:
+            The state after each step; x of the last state is x_T.
+        """
         return stochastic_code(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """Decode noise x [B, ...] to latents; raises UserError for a stop or trajectories, which need a base model."""
+        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM in `steps` steps.
+
+        Yields:
+            The state after each step; x of the last state is the latents.
+
+        Raises:
+            UserError: `stop` is not 0, or a trajectory is given; both need PDAE's base model.
+        """
         if stop:
             raise UserError(f"stop is {stop}, but this model has no frozen one to leave steps to; expected 0")
         if trajectory is not None:
@@ -104,7 +117,7 @@ class CodeDecoder:
         return ddim(self.denoiser(), x, [*self.grid(steps)[::-1], -1], condition_of(z))
 
     def to(self, device: torch.device | str) -> "CodeDecoder":
-        """Move all networks."""
+        """Move all networks to a device; return this decoder."""
         for module in (self.unet, self.vae):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
@@ -112,7 +125,7 @@ class CodeDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `unet/`, `scheduler/` and `vae/`; return their entries for the index."""
+        """Write `unet/`, `scheduler/` and `vae/` to a model's folder; return their entries for its index."""
         scheduler = scheduler_to_save(self.schedule_config, self.target, "small", pixels=self.vae is None)
         scheduler.save_pretrained(folder / "scheduler")
         self.unet.save_pretrained(folder / "unet")
@@ -125,26 +138,26 @@ class CodeDecoder:
 
 @dataclass(eq=False)
 class ShiftDecoder:
-    """PDAE's decoder: a frozen base model, shifted by a learned gradient that is conditioned on the code."""
+    """PDAE's decoder: a frozen base model whose eps is shifted by a learned gradient G(x_t, t, z) of the code z."""
 
-    shift: ShiftUNet
+    shift: ShiftUNet  # estimates G
     base: BaseModel
-    precision: torch.dtype | None = None
-    stops: bool = field(init=False, default=True)
-    schedule: Schedule = field(init=False)
-    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which the networks note
+    precision: torch.dtype | None = None  # dtype of autocast; None: no autocast
+    stops: bool = field(init=False, default=True)  # whether `down` can leave its last steps to the base model
+    schedule: Schedule = field(init=False)  # the base model's noise schedule
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity in networks' outputs
 
     def __post_init__(self) -> None:
         self.schedule = build(self.base.schedule_config)
 
     @property
     def vae(self) -> AutoencoderKL | VQModel | None:
-        """The base model's autoencoder; None: pixels."""
+        """Autoencoder of the base model; None: a pixel model."""
         return self.base.vae
 
     @property
     def z_width(self) -> int:
-        """D of the codes."""
+        """D, dimensions of a code z."""
         return self.shift.config["z_width"]
 
     @property
@@ -154,10 +167,10 @@ class ShiftDecoder:
         return config["in_channels"], config["sample_size"], config["sample_size"]
 
     def denoiser(self, trajectory: TrajectoryTarget | None = None) -> Denoiser:
-        """Return the shifted denoiser, clipped in pixels; its condition is a `condition_of(z)`.
+        """Return the base model shifted by G, with x_0 clipped in a pixel model; call it with cond=`condition_of(z)`.
 
         Args:
-            trajectory: other codes and weights, between which and the condition's every step's gradient lies.
+            trajectory: second codes z' with weights w: the gradient is (1 - w) G(z) + w G(z'); None: G(z).
         """
 
         apply = autocast_network(lambda x, t, cond: self.shift(x, t, cond.vector, self.base.null), self.precision)
@@ -173,46 +186,56 @@ class ShiftDecoder:
         return clip_pixels(shifted, self.vae)
 
     def frozen(self) -> Denoiser:
-        """Return the base model's denoiser, clipped in pixels."""
+        """Return the base model's own denoiser, without the shift, with x_0 clipped in a pixel model."""
         plain = self.base.denoiser(self.schedule)
         network = self.finite.network(_BASE, autocast_network(plain.network, self.precision))
         return clip_pixels(replace(plain, network=network), self.vae)
 
     @property
     def most_steps(self) -> int:
-        """As many steps as a grid can have."""
+        """Greatest number of steps that `grid` takes: one less than there are training timesteps."""
         return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
-        """Return PDAE's steps + 1 rising times, from 0, which stands for clean data, to the last."""
+        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE takes latents at timestep 0 for clean."""
         try:
             return pdae_grid(len(self.schedule), steps)
         except ValueError as error:
             raise UserError(f"steps: {error}") from None
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """Encode latents x [B, ...] to their noise, step by step."""
+        """Encode latents x [B, ...] with codes z [B, D] to noise x_T, by DDIM over `grid(steps)`.
+
+        Yields:
+            The state after each step; x of the last state is x_T.
+        """
         return pdae_encode(self.denoiser(), x, self.grid(steps), condition_of(z))
 
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """Decode noise x [B, ...] to latents; a share `stop` of the steps, the last ones, is the base model's alone.
+        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM; yield the state after each step.
 
-        With a trajectory every step takes (1 - w) G(z) + w G(z'): trajectory interpolation (Zhang et al. 2022).
+        Args:
+            x: noise x_T [B, ...].
+            z: codes [B, D].
+            steps: number of DDIM steps.
+            stop: share of the steps, the last ones, that the base model takes without the shift; 0: none.
+            trajectory: second codes z' with weights w; every step then takes the gradient (1 - w) G(z) + w G(z'), which
+                is trajectory interpolation (Zhang et al. 2022).
         """
         frozen = self.frozen() if stop else None
         return pdae_decode(self.denoiser(trajectory), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
 
     def to(self, device: torch.device | str) -> "ShiftDecoder":
-        """Move all networks."""
+        """Move all networks to a device; return this decoder."""
         self.shift.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.base.to(device)
         self.schedule = self.schedule.to(device)
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `shift/`; return its entry for the index, and the reference to the base."""
+        """Write `shift/` to a model's folder; return its entry for the index, and the reference to the base model."""
         self.shift.save_pretrained(folder / "shift")
         return {"shift": SHIFT, "base": self.base.reference(folder)}
 

@@ -1,4 +1,4 @@
-"""What models that sample share: the first stage, both ways, autocast, clipping, batches of states, checks."""
+"""Helpers of every model that samples: encode and decode pictures, autocast, clip, run batches, check inputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,19 +16,19 @@ from ldm_kit.diffusion.finite import FiniteCheck, check_finite
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.memory import Batch, BatchSize
 
-Progress = Callable[[int, int], object]  # (steps done, steps in all), over all batches
+Progress = Callable[[int, int], object]  # called with the finished and the total number of steps of all batches
 
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL | VQModel | None, pictures: Tensor) -> Tensor:
-    """Encode pictures to the mean latents that are denoised, in float32.
+    """Encode pictures to latents: the mean of the autoencoder's normalised posterior.
 
     Args:
-        vae: None: the pictures are their own latents, in [-1, 1].
+        vae: the autoencoder; None: a pixel model, whose latents are the pictures scaled to [-1, 1].
         pictures: uint8 [N, C, R, R] on the device of `vae`.
 
     Returns:
-        [N, Z, h, w].
+        Latents, float32 [N, Z, h, w].
 
     Raises:
         NonFiniteError: the encoder gives NaN or infinity.
@@ -43,19 +43,19 @@ def decode_pictures(
 ) -> Tensor:
     """Decode latents to pictures.
 
-    In float16 a decoder overflows whose activations go beyond 65504; one whose config says `force_upcast`, as
-    AutoencoderKL's does unless it was trained for float16, is run in float32 instead.
+    Activations above 65504 overflow in float16. An autoencoder whose config has `force_upcast`, which is the default
+    of AutoencoderKL, therefore runs in float32 where `precision` is float16.
 
     Args:
-        vae: None: the latents are the pictures.
+        vae: the autoencoder; None: a pixel model, whose latents are the pictures in [-1, 1].
         latents: [N, Z, h, w] on the device of `vae`.
-        precision: autocast of the decoder; None: float32.
+        precision: dtype of the decoder's autocast; None: no autocast.
 
     Returns:
-        uint8 [N, C, R, R] on the CPU.
+        Pictures, uint8 [N, C, R, R] on the CPU.
 
     Raises:
-        NonFiniteError: the latents, or what the decoder makes of them, hold NaN or infinity.
+        NonFiniteError: the latents or the decoded pictures hold NaN or infinity.
     """
     if vae is None:
         return to_bytes(check_finite("the sample", latents).float().cpu())
@@ -69,7 +69,7 @@ def decode_pictures(
 
 
 def autocast_network(network: Callable[..., Any], precision: torch.dtype | None) -> Callable[..., Any]:
-    """Return a network of (x, t, cond) that runs under autocast to `precision`; None: without."""
+    """Return `network`, a function of (x, t, cond), run under autocast to `precision`; None: without autocast."""
 
     def call(x: Tensor, t: Tensor, cond: Any) -> Any:
         with nullcontext() if precision is None else torch.autocast(x.device.type, precision):
@@ -79,7 +79,7 @@ def autocast_network(network: Callable[..., Any], precision: torch.dtype | None)
 
 
 def clip_pixels(denoiser: Denoiser, vae: nn.Module | None) -> Denoiser:
-    """Return the denoiser with x_0 clipped in pixels (vae is None), which have a range; unchanged in latents."""
+    """Return a denoiser whose x_0 is clipped to [-1, 1] in a pixel model (`vae` is None); latents stay unclipped."""
     return Clipped(denoiser) if vae is None else denoiser
 
 
@@ -93,16 +93,16 @@ def last_states(
     name: str,
     progress: Progress | None,
 ) -> Iterator[Tensor]:
-    """Run batches one after another, and yield the last state x of each on the CPU.
+    """Run a sampler over `count` samples, batch after batch; yield each batch's final x, float32 on the CPU.
 
     Args:
-        run: yields the states of one batch.
-        count: how many samples there are.
+        run: takes the slice of sample indices of one batch, and yields the sampler's states for it.
+        count: number of samples in all.
         batch: most samples at once; halved when memory runs out.
-        steps: how many states a batch has.
-        check: into which the sampler's networks note.
-        name: what the steps are of, for the message of a number that is not finite.
-        progress: called with (done, all) steps of all batches.
+        steps: number of states that `run` yields for a batch.
+        check: the check to which the networks in `run` report their results.
+        name: name of the process ("decoding"), for the error about a result that is not finite.
+        progress: called with the finished and the total number of steps of all batches; None: not called.
     """
     size, finished = BatchSize.of(batch), 0
 
@@ -120,7 +120,7 @@ def last_states(
 
 
 def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:
-    """Check that pictures are uint8 [N, *shape]; raises UserError."""
+    """Check that pictures are uint8 [N, *shape]; raise UserError if they are not."""
     if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != shape:
         kind = str(pictures.dtype).removeprefix("torch.")
         sizes = ", ".join(map(str, shape))
@@ -128,7 +128,7 @@ def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:
 
 
 def check_codes(z: Tensor, count: int, width: int) -> None:
-    """Check that there are `count` codes of `width` finite numbers each; raises UserError."""
+    """Check that z is [count, width] and finite; raise UserError if it is not."""
     if tuple(z.shape) != (count, width):
         raise UserError(f"expected {count} codes of {width} numbers each, got {[*z.shape]}")
     check_finite("the file or encoder of the codes", z)

@@ -1,7 +1,7 @@
-"""Named attribute directions in the space of a model's normalised codes: looked up, saved beside the model, merged.
+"""Named attribute directions in the space of a model's normalised codes: look up, save with the model, load, merge.
 
-Two files: directions.safetensors holds the numbers (and the codes of pairs, for directions learned from pairs),
-directions.json the names and how well each direction classifies held-out pictures.
+They are saved in two files: directions.safetensors holds the tensors (with the codes of pairs, for directions learned
+from pairs), directions.json holds each direction's name and how well it classifies held-out pictures.
 """
 
 import difflib
@@ -24,15 +24,15 @@ from ldm_kit.models.manifest import update_manifest, verify_folder
 from ldm_kit.models.pairs import PairDirections
 from ldm_kit.viz.png import write_atomic
 
-FILE = "directions"
-TO = " > "  # between two values of an attribute
+FILE = "directions"  # both files' name before the ending
+TO = " > "  # stands between two values of an attribute in a direction's name
 _AGAIN = "remove that folder and learn them again"
 _PAIR_SIDES = ("before", "after")
-_DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # of the saved tensors
+_DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # number of dimensions of each saved tensor
 
 
 class DirectionRecord(Config):
-    """What directions.json records of one direction."""
+    """What directions.json holds about one direction: its name, how it was fitted, and how well it classifies."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
@@ -50,20 +50,24 @@ class _DirectionsFile(Config):
 
 
 class Direction(NamedTuple):
-    """A unit vector [D], its typical strength, and the log-odds scale * (vector . z) + bias."""
+    """A direction along which normalised codes z [D] are moved to change an attribute.
+
+    The log-odds that a picture has the attribute are scale * (vector . z) + bias.
+    """
 
     name: str
-    vector: Tensor
-    typical: float
+    vector: Tensor  # [D], of length 1
+    typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
     scale: float
     bias: float
-    pairs: PairDirections | None = None
+    pairs: PairDirections | None = None  # pairs from which the direction was learned, if it was
 
     def at_code(self, z: Tensor) -> "Direction":
-        """Return the direction at one normalised code [D]: the step of similar pairs, where there are pairs.
+        """Return the direction to take from one normalised code z [D].
 
-        Its typical strength is the length of that step; without pairs the direction is the same at every code. Only
-        the vector and the strength are local: use `logit` of the direction as it was learned.
+        A direction learned from pairs has a step for each code, `PairDirections.step(z)`: its unit vector becomes
+        `vector`, and its length / sqrt(D) becomes `typical`. Any other direction is returned as it is. Scale and bias
+        do not belong to the new vector, so call `logit` of the original direction.
         """
         if self.pairs is None:
             return self
@@ -72,35 +76,36 @@ class Direction(NamedTuple):
         return self._replace(vector=step / max(length, 1e-12), typical=length / math.sqrt(len(step)))
 
     def logit(self, z: Tensor) -> Tensor:
-        """Return the log-odds [N] that pictures with normalised codes [N, D] have the attribute."""
+        """Return the log-odds [N] that pictures with the normalised codes z [N, D] have the attribute."""
         return self.scale * (z.float() @ self.vector) + self.bias
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """K named directions of one model."""
+    """K named attribute directions of one model; `directions[name]` looks one up."""
 
     records: tuple[DirectionRecord, ...]
-    vectors: Tensor  # [K, D], of length 1
-    means: Tensor  # [K, D], of the normalised codes with the attribute
-    scales: Tensor  # [K]
-    biases: Tensor  # [K]
-    key: str  # `protocol.encoder_digest` of the model
-    pairs: Mapping[str, PairDirections] = field(default_factory=dict)  # by name, of directions learned from pairs
+    vectors: Tensor  # [K, D], each of length 1
+    means: Tensor  # [K, D], mean normalised code of the pictures with each attribute
+    scales: Tensor  # [K], see `Direction`
+    biases: Tensor  # [K], see `Direction`
+    key: str  # identifies the model whose codes they belong to: its `protocol.encoder_digest`
+    pairs: Mapping[str, PairDirections] = field(default_factory=dict)  # name of a direction learned from pairs -> pairs
 
     @property
     def names(self) -> list[str]:
-        """The names of the directions, in order."""
+        """Names of the directions, in the order of the tensors' rows."""
         return [record.name for record in self.records]
 
     def __getitem__(self, name: str) -> Direction:
-        """Return the direction with that name; "attribute: a > b" goes from one value of an attribute to another.
+        """Return the direction called `name`; case and spacing do not matter.
 
-        It is the mean step between pairs, forwards or backwards, where the direction was learned from pairs, and else
-        the difference of the two values' means.
+        "attribute: a > b" goes from value a of an attribute to value b. If a direction from a to b or from b to a was
+        learned from pairs, it is taken, reversed where necessary. Otherwise the direction is the difference of the
+        mean codes of both values.
 
         Raises:
-            UserError: no such name; the message lists the nearest names, or all where they are few.
+            UserError: no such name; the message lists similar names, or all names if there are few.
         """
         plain = _normalise_name(name)
         indices = {_normalise_name(own): i for i, own in enumerate(self.names)}
@@ -127,7 +132,7 @@ class Directions:
         return f"the nearest of {len(self.names)} known ones are {', '.join(near)}"
 
     def merge(self, new: "Directions") -> "Directions":
-        """Return these directions and new ones of the same model; a new one replaces an old one of the same name."""
+        """Return these directions and `new` ones of the same model; a new one replaces an old one of the same name."""
         old = [i for i, record in enumerate(self.records) if record.name not in new.names]
         tensors = {name: torch.cat([getattr(self, name)[old], getattr(new, name)]) for name in _DIMENSIONS}
         records = (*(self.records[i] for i in old), *new.records)
@@ -135,7 +140,11 @@ class Directions:
         return Directions(records, **tensors, key=self.key, pairs={**pairs, **new.pairs})
 
     def save(self, folder: Path) -> None:
-        """Write both files into a folder of a model's, each atomically, and enter them into the model's manifest."""
+        """Write directions.safetensors and directions.json, each atomically, and enter them into the model's manifest.
+
+        Args:
+            folder: `directions/` in a saved model's folder.
+        """
         tensors = {name: getattr(self, name).float().contiguous() for name in _DIMENSIONS}
         for name, pairs in self.pairs.items():
             tensors |= {f"{side} {name}": getattr(pairs, side).float().contiguous() for side in _PAIR_SIDES}
@@ -146,10 +155,15 @@ class Directions:
 
     @classmethod
     def load(cls, folder: Path, key: str) -> "Directions":
-        """Load what `save` wrote for the model whose `encoder_digest` is `key`.
+        """Load the directions that were saved in `folder`.
+
+        Args:
+            folder: `directions/` in a saved model's folder.
+            key: `protocol.encoder_digest` of the model; directions that were saved with another key are refused.
 
         Raises:
-            UserError: no directions there, damaged files, files that do not match, or another model's directions.
+            UserError: the folder has no directions, the files are damaged or do not belong together, or the directions
+                were learned with another model.
         """
         try:
             if (folder / f"{FILE}.json").exists():
@@ -181,7 +195,7 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return the pairs among a file's tensors by name; None where one is missing or both sides differ in shape."""
+    """Return the pairs in a file's tensors, by direction name; None if some are missing or their shapes are wrong."""
     pairs: dict[str, PairDirections] = {}
     for record in records:
         if record.temperature is not None:
@@ -195,7 +209,13 @@ def _load_pairs(
 def stack_directions(
     fitted: Sequence[tuple[DirectionRecord, Fit, Tensor]], key: str, pairs: Mapping[str, PairDirections] | None = None
 ) -> Directions:
-    """Return directions from the record, the fit and the mean code [D] with the attribute of each one."""
+    """Combine the results of fitting K attributes into one `Directions`.
+
+    Args:
+        fitted: for each attribute its record, its linear classifier, and the mean code [D] of pictures with it.
+        key: `protocol.encoder_digest` of the model.
+        pairs: name of a direction learned from pairs -> its pairs.
+    """
     lengths = torch.stack([fit.weight.norm() for _, fit, _ in fitted])
     vectors = torch.stack([fit.weight for _, fit, _ in fitted]) / lengths[:, None]
     means, biases = torch.stack([mean for _, _, mean in fitted]), torch.tensor([fit.bias for _, fit, _ in fitted])
@@ -204,9 +224,14 @@ def stack_directions(
 
 
 def typical_strength(fit: Fit, before: Tensor, after: Tensor) -> float:
-    """Return the strength that moves one mean code [D] to another, along the direction.
+    """Return the typical strength of an edit: the distance between two mean codes along a direction, over sqrt(D).
 
-    A strength is in units of sqrt(D), the length of a typical normalised code.
+    sqrt(D) is the length of a typical normalised code, and strengths are given in units of it.
+
+    Args:
+        fit: the linear classifier whose weight is the direction.
+        before: mean normalised code [D] without the attribute.
+        after: mean normalised code [D] with the attribute.
     """
     return float((after.double() - before.double()) @ fit.unit) / math.sqrt(len(fit.weight))
 
@@ -223,7 +248,7 @@ def _reverse(direction: Direction, name: str) -> Direction:
 
 
 def _normalise_name(name: str) -> str:
-    """Return a name without differences of case and spaces: "Skin  Tone:dark>light" is "skin tone: dark > light"."""
+    """Return a name in lower case with standard spacing: "Skin  Tone:dark>light" becomes "skin tone: dark > light"."""
     text = " ".join(name.lower().split())
     for mark, spaced in ((":", ": "), (">", TO)):
         text = spaced.join(side.strip() for side in text.split(mark))

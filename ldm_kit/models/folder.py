@@ -1,6 +1,6 @@
-"""A saved model's folder: opened once, strictly, and handed to whatever is built from it.
+"""Open a saved model's folder, and load its components, noise schedule and conditioner.
 
-A folder is read as data: known classes from known libraries, safetensors, JSON. Any other class or code is refused.
+A folder is read as data alone: known classes, safetensors and JSON. Other classes, and code, are refused.
 """
 
 import json
@@ -26,36 +26,36 @@ from ldm_kit.solvers.scheduler_file import scheduler_name
 from ldm_kit.training.precision import resolve_precision
 
 INDEX = "model_index.json"
-CLASSIFIER = "ldm_kit.NoisyClassifier"  # the _class_name in the index of a noisy classifier
-SEMANTIC = "ldm_kit.SemanticModel"  # ... and of a semantic model
-_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that we count with
+CLASSIFIER = "ldm_kit.NoisyClassifier"  # _class_name in the index of a noisy classifier
+SEMANTIC = "ldm_kit.SemanticModel"  # _class_name in the index of a semantic model
+_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys from which we take shapes
 
 
 class Noise(NamedTuple):
-    """What a folder's scheduler says: the noise schedule, the network's output, and the variance of ddpm's steps."""
+    """What the scheduler's config in a model's folder says."""
 
     schedule: ScheduleConfig
-    prediction_type: PredictionType
-    variance: VarianceType
+    prediction_type: PredictionType  # what the network predicts
+    variance: VarianceType  # of ddpm's steps
 
 
 def model_folder(path: Path) -> Path:
-    """Return the model's folder: `path` itself, or the finished model in a run's folder."""
+    """Return the folder of a model: `path` itself, or, if `path` is a run's folder, its `model/`."""
     inside = path / "model"
     return inside if not (path / INDEX).exists() and (inside / INDEX).exists() else path
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of a precision's autocast on a device; None for none."""
+    """Return the dtype of autocast for a precision on a device ("auto" is decided here); None: no autocast."""
     resolved = resolve_precision(precision, device)
     return None if resolved == "no" else DTYPES[resolved]
 
 
 def device_named(name: str | None) -> torch.device:
-    """Return a device that works; for None the accelerator, or else the CPU.
+    """Return the named device, once a tensor could be put on it; for None the accelerator, or else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or it does not work.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -70,21 +70,21 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The folder of a saved model (or of a component that has components of its own), with its index read once."""
+    """A saved model's folder with its index, or the sub-folder of a component (a prior) that has components itself."""
 
     path: Path
-    index: Mapping[str, Any]  # model_index.json; empty for a component's folder, which has none
+    index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
 
     @classmethod
     def open(cls, path: Path | str, kind: str = "model") -> "ModelFolder":
-        """Open a model's folder, or the finished model in a run's folder; verify its files, and read its index.
+        """Verify the files of a saved model against its manifest, and read its index.
 
         Args:
-            path: the folder.
-            kind: what the caller expects to find, for the error.
+            path: the model's folder, or a run's folder with a finished model.
+            kind: the kind of model that the caller expects, for the error message: "is no saved {kind}".
 
         Raises:
-            UserError: no such folder, its index is missing or no JSON object, or a file is not as it was saved.
+            UserError: no such folder, its index is missing or no JSON object, or a file has changed since it was saved.
         """
         folder = model_folder(Path(path))
         verify_folder(folder)
@@ -100,19 +100,23 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the folder of a component that has components of its own, but no index."""
+        """Return the sub-folder of a component, such as a prior, that has components itself but no model_index.json."""
         return ModelFolder(self.path / name, {})
 
     @property
     def class_name(self) -> str | None:
-        """The class of the whole model, by its index."""
+        """Class name of the whole model, as its index says; None if the index does not say."""
         return self.index.get("_class_name")
 
     def entry(self, name: str, classes: Mapping[str, str]) -> str:
-        """Return the class of a component that the index names, out of `classes` (each with its library).
+        """Return the class name of a component, as the index says, if it is one of `classes`.
+
+        Args:
+            name: the component's name in the index.
+            classes: allowed class name -> name of its library.
 
         Raises:
-            UserError: another class, or another library.
+            UserError: the index names another class or library, or lacks the component.
         """
         stated = self.index.get(name)
         for kind, library in classes.items():
@@ -121,16 +125,16 @@ class ModelFolder:
         raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(classes)}; no other code is run")
 
     def component(self, name: str, kind: str, classes: Mapping[str, Any], device: torch.device | str = "cpu") -> Any:
-        """Load one network of diffusers' format, with all of its weights, laid out for a device and on it.
+        """Load one network that was saved in diffusers' format, in evaluation mode and without gradients.
 
         Args:
-            name: its folder.
-            kind: its class, as the index says.
-            classes: name -> class.
-            device: where the network is put, in evaluation mode and without gradients.
+            name: the component's sub-folder.
+            kind: the network's class name, which its config must state.
+            classes: class name -> class.
+            device: where the network is put; memory layout and attention kernel are chosen for it.
 
         Raises:
-            UserError: its files are missing, broken, of another class, or do not fit together.
+            UserError: files are missing or broken, are of another class, or do not fit together.
         """
         folder = self.path / name
         stated = read_json(folder / "config.json", f"{folder}/config.json").get("_class_name")
@@ -151,11 +155,13 @@ class ModelFolder:
         return prepare_loaded(module, device).to(device)
 
     def noise(self) -> Noise:
-        """Read the scheduler's config, with the defaults of the class that the index names.
+        """Read the noise schedule, the prediction type and the variance of ddpm's steps from the scheduler's config.
+
+        Keys that the config lacks have the defaults of the scheduler class that the index names.
 
         Raises:
-            UserError: no scheduler_config.json, one that our schedules cannot express, or a combination that is refused
-                when a model is trained or saved.
+            UserError: there is no scheduler_config.json, or our schedules cannot express it, or its combination of
+                schedule, prediction type and variance is refused, as in training.
         """
         path = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(path, str(path))
@@ -175,7 +181,7 @@ class ModelFolder:
         return noise
 
     def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
-        """Load the conditioner on a device; raises UserError if its files are missing, broken, or do not fit."""
+        """Load the conditioner to a device; UserError: its files are missing, broken, or do not fit together."""
         with silence_diffusers():
             try:
                 return prepare_loaded(conditioners.load(self.path), device).to(device)
@@ -186,10 +192,10 @@ class ModelFolder:
 
 
 def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
-    """Return library and class of a component that an index names.
+    """Return the library and the class name that an index states for the component `name`.
 
     Raises:
-        UserError: the entry is anything but two texts.
+        UserError: the entry is missing or is not a list of two strings.
     """
     match folder.index.get(name):
         case [str(library), str(kind)]:
@@ -199,10 +205,10 @@ def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 
 
 def _check_sizes(module: Any, where: str) -> None:
-    """Check that the sizes in a network's config are whole numbers; a square sample_size, [32, 32], becomes its side.
+    """Check that the sizes in a network's config are positive integers; first set a sample_size of [32, 32] to 32.
 
     Raises:
-        UserError: names the key.
+        UserError: a size is anything else (out_channels may be None); the message begins with `where`.
     """
     for key in [key for key in _SIZES if key in module.config]:
         value = module.config[key]
@@ -214,7 +220,11 @@ def _check_sizes(module: Any, where: str) -> None:
 
 
 def read_json(path: Path, subject: str) -> dict[str, Any]:
-    """Read a JSON object; raises UserError, beginning with `subject`, if it is missing or something else."""
+    """Read a JSON object from a file.
+
+    Raises:
+        UserError: the file is missing or holds no JSON object; the message begins with `subject`, the name of the file.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -226,7 +236,7 @@ def read_json(path: Path, subject: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence what diffusers logs about weights; our own sentence says it."""
+    """Silence diffusers' log messages within the context, as our own errors report faults of weights."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -238,7 +248,7 @@ def silence_diffusers() -> Iterator[None]:
 
 
 def strip_paths(folder: Path) -> None:
-    """Remove paths of this machine from the configs, and give weights the mode that the umask asks for."""
+    """Remove this machine's paths from all config.json below `folder`; give weight files their config's permissions."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

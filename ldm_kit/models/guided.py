@@ -1,4 +1,4 @@
-"""What sampling options make of a model: its denoiser with classifier-free guidance and clipping, and the variance."""
+"""Apply sampling options to a model: classifier-free guidance and clipping of its denoiser, and the step variance."""
 
 from typing import Literal
 
@@ -11,13 +11,13 @@ from ldm_kit.models.options import ResolvedOptions
 
 
 def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions, target: PredictionType) -> Denoiser:
-    """Return a denoiser with classifier-free guidance, rescaled and within an interval of time as the options say.
+    """Return a denoiser with classifier-free guidance: its scale, rescaling and time interval are those of `options`.
 
     Args:
         network: the unguided denoiser.
-        null: its null (or negative) condition, one row for each of the batch.
-        options: scale, rescale and interval.
-        target: the network's output, whose contrast is rescaled.
+        null: the null condition, or that of a negative prompt, one row for each sample of the batch.
+        options: the guidance scale, rescale and interval are read.
+        target: what the network predicts; rescaling acts on this quantity.
     """
     guided: Denoiser = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
     if options.guidance_rescale > 0:
@@ -28,7 +28,12 @@ def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions
 
 
 def clipped(denoiser: Denoiser, clip: str) -> Denoiser:
-    """Return a denoiser whose x_0 is clipped as `SamplingOptions.clip` says."""
+    """Return a denoiser whose x_0 is clipped.
+
+    Args:
+        denoiser: predicts x_0 without a limit.
+        clip: clip or published: to [-1, 1]; dynamic: dynamic thresholding; anything else: not at all.
+    """
     match clip:
         case "clip" | "published":
             return Clipped(denoiser)
@@ -39,5 +44,8 @@ def clipped(denoiser: Denoiser, clip: str) -> Denoiser:
 
 
 def step_variance(variance: VarianceType) -> Literal["large", "auto"]:
-    """Return the variance of ddpm's steps for a model's; auto: what the network learned, or else the small one."""
+    """Return the `variance` argument of the ddpm sampler for a model's variance type.
+
+    "auto" takes the variance that the network predicts, or, where it predicts none, the small one (the posterior's).
+    """
     return "large" if variance == "large" else "auto"

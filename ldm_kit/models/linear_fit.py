@@ -1,4 +1,4 @@
-"""Linear classifiers of normalised codes: the log-odds weight . z + bias of an attribute."""
+"""Linear classifiers of an attribute, on normalised codes z: log-odds weight . z + bias."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Fit(NamedTuple):
-    """A weight [D] and a bias: the log-odds of a code z are weight . z + bias."""
+    """A linear classifier with weight [D]: the log-odds that a code z has the attribute are weight . z + bias."""
 
     weight: Tensor
     bias: float
 
     def logit(self, z: Tensor) -> Tensor:
-        """Return the log-odds [N], float64, of codes z [N, D]."""
+        """Return the log-odds, float64 [N], that normalised codes z [N, D] have the attribute."""
         return z.double() @ self.weight + self.bias
 
     @property
@@ -23,12 +23,12 @@ class Fit(NamedTuple):
 
 
 def linear_discriminant(mean: Tensor, other: Tensor, covariance: Tensor | None = None) -> Fit:
-    """Return Fisher's discriminant of two classes with a shared covariance, zero half-way between the means.
+    """Return Fisher's linear discriminant of two classes, whose log-odds are 0 half-way between the two means.
 
     Args:
-        mean: of the class with the attribute, [D] float64.
-        other: of the class without it, [D] float64.
-        covariance: of both classes, [D, D]; None: the identity, so that the weight is the difference of the means.
+        mean: mean code of the class with the attribute, float64 [D].
+        other: mean code of the class without the attribute, float64 [D].
+        covariance: covariance [D, D] that both classes share; None: the identity, so that the weight is mean - other.
     """
     gap = mean - other
     weight = gap if covariance is None else torch.linalg.solve(covariance, gap)
@@ -36,8 +36,12 @@ def linear_discriminant(mean: Tensor, other: Tensor, covariance: Tensor | None =
 
 
 def mean_difference(before: Tensor, after: Tensor) -> Fit:
-    """Return the fit from the mean of codes [N, D] to the mean of others [M, D].
+    """Return the classifier of `after` against `before` whose weight is the difference of their mean codes.
 
-    For pairs in the same order it is their mean step.
+    Where row i of both is a pair of pictures, the weight is the mean step of the pairs.
+
+    Args:
+        before: normalised codes [N, D] without the attribute.
+        after: normalised codes [M, D] with the attribute.
     """
     return linear_discriminant(after.double().mean(0), before.double().mean(0))

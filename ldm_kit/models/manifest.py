@@ -1,7 +1,7 @@
-"""Whether a finished folder's files are those that were saved, by the sha256 of each in its manifest.json.
+"""Check that the files of a saved model have not changed: manifest.json lists the size and sha256 of each.
 
-A file is hashed once: that it verified is remembered in the cache by its size and times of change. A folder without a
-manifest, such as one that diffusers wrote, is taken as it is.
+A file is hashed when it is first verified, and again only when its size or times of change differ; the cache folder
+remembers what was verified. A folder without a manifest, such as one that diffusers wrote, is not checked.
 """
 
 import json
@@ -18,7 +18,7 @@ from ldm_kit.config import UserError, cache_dir
 from ldm_kit.training.checkpoint import MANIFEST, sha256_all
 from ldm_kit.viz.png import tolerate_oserror, write_atomic
 
-LATER = "directions/"  # files that `edit.py learn` may write, again and again, after the model was saved
+LATER = "directions/"  # folder whose files `edit.py learn` may rewrite after the model was saved
 
 
 class _Entry(BaseModel):
@@ -33,23 +33,23 @@ class _Manifest(BaseModel):
 
 
 class _Stamp(NamedTuple):
-    """By which a file that was verified is known again."""
+    """What the cache remembers of a verified file; a file with the same stamp is not hashed again."""
 
-    sha256: str
-    size: int
+    sha256: str  # as the manifest says
+    size: int  # bytes
     mtime: int  # nanoseconds
-    ctime: int
+    ctime: int  # nanoseconds
 
 
 def verify_folder(folder: Path, within: str = "") -> None:
-    """Check a folder's files against its manifest, if it has one.
+    """Check a folder's files against its manifest; do nothing if it has none.
 
     Args:
-        folder: a saved model's.
-        within: of which sub-folder the files are checked, "vae/"; "": of all but `LATER`.
+        folder: a saved model's folder.
+        within: sub-folder, such as "vae/", whose files alone are checked; "": all files but those in `LATER`.
 
     Raises:
-        UserError: a file is missing or has changed, or the manifest cannot be read; names the file.
+        UserError: a file is missing or has changed, or the manifest cannot be read; the message names the file.
     """
     if not (folder / MANIFEST).is_file():
         return
@@ -69,10 +69,13 @@ def verify_folder(folder: Path, within: str = "") -> None:
 
 
 def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
-    """Load an autoencoder from its own folder, or from that of a run or of a whole model, once its files are verified.
+    """Verify the files of an autoencoder, then load it.
+
+    Args:
+        folder: the autoencoder's own folder, that of a whole model, or a run's folder.
 
     Raises:
-        UserError: a file is not as it was saved.
+        UserError: a file has changed since it was saved.
         AutoencoderError: there is no autoencoder, or it cannot be opened.
     """
     first_stage = saved.find(Path(folder))
@@ -82,7 +85,11 @@ def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
 
 
 def update_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Enter files, by their paths within a folder, into its manifest, if it has one.
+    """Enter the present size and sha256 of files into a folder's manifest; do nothing if it has none.
+
+    Args:
+        folder: a saved model's folder.
+        names: paths of the files relative to `folder`.
 
     Raises:
         UserError: the manifest cannot be read.
@@ -97,7 +104,11 @@ def update_manifest(folder: Path, names: Iterable[str]) -> None:
 
 
 def _read(path: Path) -> Mapping[str, _Entry]:
-    """Return the entries of a manifest, by paths that stay within its folder."""
+    """Read a manifest; return its entries by file path, relative to the manifest's folder.
+
+    Raises:
+        UserError: the file is unreadable, or an entry's path leads out of the folder.
+    """
     try:
         entries = _Manifest.model_validate_json(path.read_bytes()).files
     except (OSError, ValidationError):
@@ -132,7 +143,7 @@ def _check_digests(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def _recall(memory: Path) -> dict[str, Any]:
-    """Return what is remembered of a folder: stamps by name; empty where there is nothing readable."""
+    """Return the stamps of a folder's verified files, by file name, from the cache file `memory`; {} if unreadable."""
     try:
         content = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

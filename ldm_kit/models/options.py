@@ -1,7 +1,8 @@
-"""Sampling options: one description for scripts, configs and Python, and what a model makes of them.
+"""Sampling options, described once for scripts, configs and Python, and resolved for the model that is sampled.
 
-A field is a flag of `sample.py`: its name, help, range, default and error text. A flag that is left out is the model's
-own, with which its run was judged (`models.saved_sampling`). This module waits for no heavy library.
+Each field defines a flag of `sample.py`: its name, help, range, default and error text. A flag that is left out takes
+the value saved with the model, which was used to evaluate its run (`models.saved_sampling`). This module imports no
+heavy library at the top.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,13 @@ from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
-FAST_STEPS = 8  # of dpm++, whose pictures are about those of 50 (docs/performance.md, what steps are worth)
+FAST_STEPS = 8  # with dpm++ pictures look about as with 50 steps (docs/performance.md, what steps are worth)
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 
 
 class SamplingOptions(SamplerOptions):
-    """How pictures are sampled; what is not given, "auto" and None are decided by the model (`resolve`)."""
+    """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`."""
 
     classifier_scale: float | None = Field(
         default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"
@@ -48,22 +49,23 @@ class SamplingOptions(SamplerOptions):
 
     @property
     def _shifts_mean(self) -> bool:
-        """Whether a step of the solver is a normal distribution, whose mean a gradient can shift."""
+        """Whether the solver draws each step from a normal distribution, whose mean a gradient can shift."""
         return not self.solver.startswith(DIFFUSERS_PREFIX) and find_sampler(self.solver).shifts_mean
 
     def fast(self) -> "SamplingOptions":
-        """Return these options with as few steps as look alike, unless a number of steps was given."""
+        """Return these options with `FAST_STEPS` steps, unless a number of steps was given."""
         return self if "steps" in self.model_fields_set else self.model_copy(update={"steps": FAST_STEPS})
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
-        """Decide all that is left to the model, and check that the model can follow.
+        """Return these options with every value decided for a model, and checked against it.
 
         Args:
-            model: a pipeline, with the guides that it is sampled with.
-            fallback: options by name for what neither was given here nor is saved with the model; None: the defaults.
+            model: a pipeline with the guides that are used in sampling.
+            fallback: values, by option name, of options that are neither given here nor saved with the model; None:
+                such options take their defaults.
 
         Raises:
-            UserError: options that this model has no use for or cannot follow; names the flag.
+            UserError: an option has no effect on this model, or is impossible with it; the message names the flag.
         """
         self._check_guides(model)
         own = self._saved_options(model)
@@ -82,7 +84,7 @@ class SamplingOptions(SamplerOptions):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
     def _saved_options(self, model: "Pipeline") -> dict[str, Any]:
-        """Return the model's own options that were not given and go with those that were."""
+        """Return the options saved with the model, without those that were given here or conflict with a given one."""
         given = self._given_values
         own = {name: value for name, value in model.saved.sampling.items() if name in SamplerOptions.model_fields}
         unguided = {**own, **self._unguided(model), **given}.get("guidance_scale") == 1
@@ -95,9 +97,10 @@ class SamplingOptions(SamplerOptions):
         return {name: value for name, value in own.items() if name not in given and name not in stale}
 
     def _unguided(self, model: "Pipeline") -> dict[str, float]:
-        """Return the guidance scale 1 where none was given and none is meant.
+        """Return guidance scale 1 where no scale was given and classifier-free guidance must be off; else nothing.
 
-        That is without a trained null condition, and beside a guide model, which takes the place of the null condition.
+        It must be off without a trained null condition, and with a guide model, whose guidance replaces it unless an
+        option of classifier-free guidance was given.
         """
         if "guidance_scale" in self.model_fields_set:
             return {}
@@ -106,12 +109,15 @@ class SamplingOptions(SamplerOptions):
         return {"guidance_scale": 1.0} if no_null or guided else {}
 
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
-        """Return the steps that were given, or else the default, of which there are no more than training times."""
+        """Return the number of sampling steps: as given, or else that of `values` or the default.
+
+        A number that was not given is limited to the number of training timesteps.
+        """
         steps = values.get("steps", SamplerOptions.model_fields["steps"].default)
         return steps if "steps" in self.model_fields_set else min(steps, model.schedule_config.num_train_timesteps)
 
     def _decided(self, model: "Pipeline") -> dict[str, Any]:
-        """Return what is "auto" or None, as the model decides it."""
+        """Return, by name, the values that a model gives to options that are "auto" or None."""
         decided: dict[str, Any] = {}
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
@@ -124,7 +130,7 @@ class SamplingOptions(SamplerOptions):
         return decided
 
     def _check_guides(self, model: "Pipeline") -> None:
-        """Check that there is what each option that was given needs; raises UserError."""
+        """Check that the model has the guide or the null condition that a given option needs; else raise UserError."""
         if model.classifier is None and (idle := self._given(_OF_CLASSIFIER)):
             raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
         if model.autoguidance_model is None and self.autoguidance_scale is not None:
@@ -136,7 +142,7 @@ class SamplingOptions(SamplerOptions):
             raise UserError(f"--{guiding} {UNTRAINED_NULL}")
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
-        """Return the falling training times that the steps visit, -1 (clean) the last."""
+        """Return the falling training timesteps that the sampler visits, then -1, which is clean data."""
         total = model.schedule_config.num_train_timesteps
         try:
             return tuple(respaced_timesteps(total, self.steps, self.spacing))
@@ -146,22 +152,25 @@ class SamplingOptions(SamplerOptions):
 
 
 class ResolvedOptions(SamplingOptions):
-    """Sampling options of which a model has decided all that was left to it; what generation takes."""
+    """Sampling options with every value decided for one model, as `Pipeline.states` needs them."""
 
     timesteps: tuple[int, ...] = Field(description="falling training times, -1 (clean) the last; steps + 1 of them")
     own: tuple[str, ...] = Field(default=(), description="options that the saved model decided")
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
-        """Return these options, which are decided already."""
+        """Return these options unchanged, as they are resolved already."""
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return what a picture's metadata says of them: all but the times, as JSON takes it."""
+        """Return the options as JSON values for a picture's metadata, without `timesteps` and `own`."""
         return self.model_dump(mode="json", exclude={"timesteps", "own"})
 
     @property
     def note(self) -> str:
-        """A sentence for commands to print: which options are the model's own; empty where none is."""
+        """Sentence, which commands print, on the options whose values were saved with the model; empty if none were.
+
+        Steps, solver and guidance scale are always listed, other options only where they differ from the default.
+        """
         fields = SamplerOptions.model_fields
         decided = {name: getattr(self, name) for name in self.own}
         return own_settings({k: v for k, v in decided.items() if k in _ALWAYS_SAID or v != fields[k].default})

@@ -1,8 +1,8 @@
-"""A whole diffusion model: load it, save it, sample from it. One call opens a diffusers folder, whoever trained it.
+"""Load, save and sample a whole diffusion model. `Pipeline.load(folder)` opens our folders and plain diffusers' alike.
 
 A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/`, the conditioner's components,
-`scheduler/`, `model_index.json`. KL + CLIP text opens in plain diffusers as StableDiffusionPipeline, an unconditional
-model as LDMPipeline (of pixels: DDIMPipeline or DDPMPipeline), and everything here as `Pipeline.load(folder)`.
+`scheduler/`, `model_index.json`. Plain diffusers opens a KL autoencoder with CLIP text as StableDiffusionPipeline, an
+unconditional latent model as LDMPipeline, and an unconditional pixel model as DDIMPipeline or DDPMPipeline.
 """
 
 from collections import deque
@@ -45,43 +45,43 @@ from ldm_kit.solvers.samplers import sample
 
 @dataclass(eq=False)
 class Pipeline:
-    """Latent or pixel diffusion model: first stage, denoiser, conditioner and schedule, in evaluation mode."""
+    """A latent or pixel diffusion model: autoencoder, U-Net, conditioner and noise schedule, in evaluation mode."""
 
-    vae: AutoencoderKL | VQModel | None  # None: the latents are the pictures, in [-1, 1]
-    unet: UNet2DConditionModel | UNet2DModel  # x_t [B, Z, h, w] and times [B] to what `target` says, of one shape
+    vae: AutoencoderKL | VQModel | None  # None: a pixel model, whose latents are the pictures in [-1, 1]
+    unet: UNet2DConditionModel | UNet2DModel  # maps x_t [B, Z, h, w] and timesteps [B] to `target` [B, Z, h, w]
     conditioner: Conditioner
-    schedule_config: ScheduleConfig  # noise schedule, from which `schedule` is built
+    schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
-    precision: torch.dtype | None = None  # autocast to this dtype while sampling
-    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it, in as many channels again
-    classifier: NoisyClassifier | None = None  # set by `with_guides`
-    autoguidance_model: "Pipeline | None" = None  # weaker model that guides; set by `with_guides`
-    saved: SavedSampling = field(default_factory=SavedSampling)  # what its run was judged with: the defaults of options
+    precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
+    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it in Z further channels
+    classifier: NoisyClassifier | None = None  # guides sampling by its gradient; set by `with_guides`
+    autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
+    saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
     schedule: Schedule = field(init=False)
-    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # into which all parts note while sampling
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
 
     def __post_init__(self) -> None:
         self.schedule = build(self.schedule_config).to(self.device)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device on which the networks are."""
         return next(self.unet.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Shape (channels, height, width) of a latent at the trained size."""
+        """Shape (channels, height, width) of a latent, at the size that the U-Net was trained on."""
         config: Any = self.unet.config
         return config.out_channels // (1 + (self.variance == "learned_range")), config.sample_size, config.sample_size
 
     @property
     def space(self) -> LatentSpace:
-        """What a guide must share with this model."""
+        """Noise schedule, latent shape and autoencoder, which a guide must share with this model."""
         first_stage = None if self.vae is None else first_stage_of(self.vae)
         return LatentSpace(self.schedule_config, self.latent_shape, first_stage)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """Move all networks, the guides' too."""
+        """Move all networks, those of the guides too, to a device; return this pipeline."""
         for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
@@ -89,7 +89,7 @@ class Pipeline:
         return self
 
     def condition(self, prompts: Sequence[str | int]) -> Condition:
-        """Encode prompts or classes, [B], to the condition that the denoiser takes."""
+        """Encode B prompts, or classes by name or number, to the condition that the denoiser takes."""
         check_lists(prompts=prompts)
         inputs = self.conditioner.prepare(prompts)
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
@@ -104,14 +104,14 @@ class Pipeline:
     def with_guides(
         self, classifier: NoisyClassifier | None = None, autoguidance_model: "Pipeline | None" = None
     ) -> "Pipeline":
-        """Return the same model with guides.
+        """Return this model with these guides in place of its own; None: no such guide. The networks are shared.
 
         Args:
-            classifier: steers by its gradient (Dhariwal & Nichol 2021).
-            autoguidance_model: a guide model: weaker, of the same data, to extrapolate away from (Karras et al. 2024).
+            classifier: a noisy classifier, whose gradient guides sampling (Dhariwal & Nichol 2021).
+            autoguidance_model: a weaker model of the same data, to extrapolate away from (Karras et al. 2024).
 
         Raises:
-            UserError: a guide of another noise schedule, shape, autoencoder or kind of condition.
+            UserError: a guide's noise schedule, latent shape, autoencoder or kind of condition is not this model's.
         """
         if classifier is not None:
             of_classifier = LatentSpace(classifier.schedule_config, classifier.latent_shape, classifier.first_stage)
@@ -122,16 +122,16 @@ class Pipeline:
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self) -> NetworkDenoiser:
-        """Return the network as it was trained, unguided and unclipped."""
+        """Return the U-Net as a denoiser, without guidance and without clipping of x_0."""
         network = self.finite.network("the U-Net", self._network())
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
     def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
-        """Return the network with classifier-free guidance, then autoguidance, then x_0 clipped.
+        """Return the denoiser wrapped in classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
         Args:
-            prompts: of the batch; the model's own condition is given to the denoiser, the guide model's is taken here.
-            options: resolved for this model.
+            prompts: B prompts, which the guide model encodes here; this model's condition is passed at each call.
+            options: sampling options, resolved for this model.
         """
         denoiser: Denoiser = self.denoiser()
         if self.conditioner.null is not None and options.guidance_scale != 1:
@@ -147,7 +147,7 @@ class Pipeline:
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's labels [B] of prompts; None without one. Raises UserError for an unknown class."""
+        """Return the classifier's label of each prompt, [B]; None without a classifier; UserError: unknown class."""
         if self.classifier is None:
             return None
         name = options.classifier_class
@@ -165,23 +165,23 @@ class Pipeline:
     def states(
         self, prompts: Sequence[str | int], seeds: Sequence[int], options: ResolvedOptions, noise: Tensor | None = None
     ) -> Iterator[State]:
-        """Sample one batch of latents, step by step.
+        """Sample one batch of latents, and yield the state after each step.
 
-        A classifier shifts what is guided and clipped already: eps (Algorithm 2), or the mean of ddpm's step
-        (Algorithm 1; Dhariwal & Nichol 2021). Algorithm 2 moves x_0 by s^2 / a times the gradient: where a is almost 0
-        any error of the classifier throws it far away, so it is clipped again, which their code does not.
+        A classifier's gradient is applied after guidance and clipping: it shifts the mean of ddpm's step (Algorithm 1
+        of Dhariwal & Nichol 2021) or eps (Algorithm 2). Algorithm 2 thereby moves x_0 by s^2 / a times the gradient,
+        which is very far where a is almost 0. So x_0 is clipped once more, which the published code does not do.
 
         Args:
             prompts: B prompts, or classes by name or number; "" for an unconditional model.
             seeds: B seeds; a latent depends on its own prompt and seed alone.
-            options: resolved for this model, `SamplingOptions.resolve(pipeline)`.
-            noise: x_T [B, Z, h, w]; None: from the seeds.
+            options: sampling options that `SamplingOptions.resolve(pipeline)` returned.
+            noise: x_T [B, Z, h, w]; None: drawn from the seeds.
 
         Yields:
-            A state for each step; the last one's x is clean.
+            The state after each step; x of the last state is the clean latent.
 
         Raises:
-            NonFiniteError: a part or a step gives NaN or infinity.
+            NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
         denoiser, gradient = self.guided_denoiser(prompts, options), self._gradient(prompts, options)
         if gradient is not None and options.algorithm == 2:
@@ -193,7 +193,7 @@ class Pipeline:
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to pictures, uint8 [B, C, H, W] on the CPU; raises NonFiniteError."""
+        """Decode latents [B, Z, h, w] to uint8 pictures [B, C, H, W] on the CPU; NonFiniteError: NaN or infinity."""
         return decode_pictures(self.vae, latents, self.precision)
 
     def generate(
@@ -208,14 +208,14 @@ class Pipeline:
         Args:
             prompts: N prompts, or classes by name or number; "" for an unconditional model.
             seeds: N seeds.
-            options: what they leave out, and None, is the model's own, with which its run was judged, or the default.
+            options: options that are not given are those saved with the model, or else the defaults; None: none given.
             batch_size: most pictures at once; halved when memory runs out.
 
         Yields:
-            uint8 [b, C, H, W] on the CPU.
+            The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
 
         Raises:
-            UserError: options that this model has no use for or cannot follow, an unknown class, or unequal lists.
+            UserError: options that do not apply to this model, an unknown class, or other than one seed per prompt.
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
@@ -229,10 +229,10 @@ class Pipeline:
             yield torch.cat([*size.map(x, self.pictures)])
 
     def save(self, folder: Path) -> None:
-        """Write the diffusers layout.
+        """Write this model without its guides to a folder in the diffusers layout.
 
         Raises:
-            UserError: `load` has cast the weights to a lower precision.
+            UserError: the U-Net's weights were cast to a lower precision when the model was loaded.
         """
         check_uncast(self.unet, folder)
         noise = Noise(self.schedule_config, self.target, self.variance)
@@ -243,12 +243,12 @@ class Pipeline:
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
     ) -> "Pipeline":
-        """Load a saved folder: ours, or any diffusers folder of the same components. No pickled or remote code is run.
+        """Load a model that we or diffusers saved, with components that we know. No pickled or remote code is run.
 
         Args:
-            folder: a saved model's, or a run's.
+            folder: a saved model's folder, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: the networks run under autocast to it, and the U-Net's weights are cast to it once.
+            precision: dtype of autocast while sampling, to which the U-Net's weights are cast once; None: no autocast.
 
         Raises:
             UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others.

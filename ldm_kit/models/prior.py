@@ -1,7 +1,7 @@
-"""A trained prior over normalised codes: sample from it, save it, load it.
+"""Sample from, save and load a prior: a diffusion model of the normalised codes of a semantic model.
 
-Its folder, `prior/` of a semantic model, holds `mlp/`, `scheduler/` and its conditioner's components: `class_encoder/`,
-`text_encoder/` and `tokenizer/`, or text_reference.json; or none.
+It is saved in `prior/` of the semantic model's folder, as `mlp/`, `scheduler/` and the components of its conditioner:
+`class_encoder/` for classes; `text_encoder/` and `tokenizer/`, or text_reference.json, for text; none for no condition.
 """
 
 import math
@@ -37,14 +37,17 @@ Clip = Literal["none", "published"]
 
 
 def strided(total: int, steps: int) -> list[int]:
-    """Return DiffAE's falling times, then -1: every i-th from 0 on where an integer stride i gives so many, else even.
+    """Return the falling timesteps that DiffAE visits, then -1, which is clean data.
+
+    They are 0, i, 2i, ... (falling) if an integer stride i gives exactly `steps` of them, else evenly spaced from T-1
+    to 0.
 
     Args:
-        total: training times.
-        steps: how many of them are visited.
+        total: number of training timesteps T.
+        steps: number of timesteps that are visited, 1 to T.
 
     Raises:
-        UserError: more steps than there are training times, or none.
+        UserError: `steps` is out of range.
     """
     try:
         return respacing_sections(total, f"ddim{steps}")
@@ -57,24 +60,25 @@ def strided(total: int, steps: int) -> list[int]:
 
 
 def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-    """Apply the prior's network to codes z [B, D] at times t [B], under the pooled condition.
+    """Return the prior network's output [B, D] for noised codes z [B, D] at timesteps t [B].
 
-    `partial(apply_mlp, mlp)` is the network of a `NetworkDenoiser`.
+    `partial(apply_mlp, mlp)` is a network as `NetworkDenoiser` takes it. The network gets the condition pooled to one
+    vector; None: no condition.
     """
     return mlp(z, t, None if condition is None else condition.pooled)
 
 
 @dataclass(eq=False)
 class CodePrior:
-    """Network, conditioner (of classes, of text, or none) and noise schedule of a prior over normalised codes."""
+    """A prior over normalised codes: a diffusion model with an MLP, conditioned on classes, on text, or on nothing."""
 
-    mlp: SkipMLP
+    mlp: SkipMLP  # predicts eps
     conditioner: Conditioner
     schedule_config: ScheduleConfig
 
     @property
     def width(self) -> int:
-        """D, numbers in a code."""
+        """D, dimensions of a code."""
         return self.mlp.config["z_width"]
 
     @torch.no_grad()
@@ -91,21 +95,21 @@ class CodePrior:
         """Sample normalised codes by DDIM, each from its own seed.
 
         Args:
-            seeds: one for each code; a picture of the same seed starts from other noise.
-            steps: of DDIM.
-            conditions: a class or a prompt for each code, as the prior was trained; None: unconditional.
-            guidance_scale: of classifier-free guidance; 1 is none.
-            clip: none, as codes have no range; published: what PDAE's released code does, by a mistake that its
-                results contain. It puts noise, and x_0 at every step, into -1..1, and derives eps anew from x_0.
-            batch: most codes at a time; halved when memory runs out.
+            seeds: one for each of N codes; a picture with the same seed gets independent noise.
+            steps: number of DDIM steps.
+            conditions: a class or a prompt (whichever the prior was trained with) for each code; None: unconditional.
+            guidance_scale: scale of classifier-free guidance; 1 is no guidance.
+            clip: none: no clipping, as codes have no range; published: clip the initial noise, and x_0 at every step,
+                to [-1, 1], as PDAE's released code does by mistake; its published results contain this.
+            batch: most codes at once; halved when memory runs out.
 
         Returns:
-            float32 [N, D] on the CPU.
+            Normalised codes, float32 [N, D] on the CPU.
 
         Raises:
-            UserError: classes that it does not know, or not one for each seed; more steps than training times; a
-                guidance scale below 0, or one without conditions.
-            NonFiniteError: the network, or guidance, gives NaN or infinity.
+            UserError: conditions that the prior does not know, or other than one for each seed; more steps than
+                training timesteps; a negative guidance scale, or one other than 1 without conditions.
+            NonFiniteError: the network or the guidance gives NaN or infinity.
         """
         check_lists(seeds=seeds)
         if conditions is not None:
@@ -165,13 +169,13 @@ class CodePrior:
         return self.conditioner(**{name: value.to(device) for name, value in inputs.items()})
 
     def to(self, device: torch.device | str) -> "CodePrior":
-        """Move the networks."""
+        """Move the networks to a device; return this prior."""
         self.mlp.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.conditioner.to(device)
         return self
 
     def save(self, folder: Path) -> None:
-        """Write its folder."""
+        """Write the prior to `folder`, which is `prior/` in a semantic model's folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.mlp.save_pretrained(folder / "mlp")
         conditioners.save(self.conditioner, folder)
@@ -180,15 +184,15 @@ class CodePrior:
 
     @classmethod
     def load(cls, folder: ModelFolder, width: int, device: torch.device | str = "cpu") -> "CodePrior":
-        """Load a prior's folder on a device.
+        """Load a prior.
 
         Args:
-            folder: `prior/` of a semantic model's folder.
-            width: D of the model's codes.
+            folder: `prior/` in a semantic model's folder.
+            width: D, dimensions of the semantic model's codes.
             device: where the networks are put.
 
         Raises:
-            UserError: a component that is missing, broken, or for codes of another width.
+            UserError: a component is missing or broken, or the prior is for codes of another width.
         """
         schedule, prediction_type, variance = folder.noise()
         if prediction_type != TARGET or variance == "learned_range":

@@ -1,4 +1,4 @@
-"""The protocol of a model with a semantic encoder, which editing is written against, and its normalised codes."""
+"""`Semantic`, the protocol of a model with a semantic encoder, through which all editing works, and its helpers."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,35 +14,38 @@ from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.decoders import TrajectoryTarget
 
-Progress = Callable[[int, int], object]  # (finished steps, all steps)
+Progress = Callable[[int, int], object]  # called with the finished and the total number of steps
 
 
 class Semantic(Protocol):
-    """A model that encodes a picture as (z, x_T) and decodes it: `ldm_kit.models.semantic.SemanticModel`."""
+    """A model that encodes a picture as a semantic code z and noise x_T, and decodes both to the picture.
+
+    `ldm_kit.models.semantic.SemanticModel` implements it.
+    """
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """R, pixels along each side of a picture."""
         ...
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """C, channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
         ...
 
     @property
     def z_width(self) -> int:
-        """D, numbers in a code z."""
+        """D, dimensions of a semantic code z."""
         ...
 
     @property
     def mean(self) -> Tensor:
-        """Mean [D] of the training set's codes."""
+        """Mean [D] of the training pictures' codes."""
         ...
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation [D] of the training set's codes."""
+        """Standard deviation [D] of the training pictures' codes."""
         ...
 
     def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
@@ -52,7 +55,7 @@ class Semantic(Protocol):
     def invert(
         self, pictures: Tensor, z: Tensor, steps: int = 250, batch: Batch = 32, *, progress: Progress | None = None
     ) -> Tensor:
-        """Invert pictures under their codes; return the stochastic codes x_T [N, Z, h, w]."""
+        """Invert pictures uint8 [N, C, R, R], given their codes z [N, D], to the noise x_T [N, Z, h, w] by DDIM."""
         ...
 
     def decode(
@@ -66,33 +69,36 @@ class Semantic(Protocol):
         trajectory: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Decode codes as pictures, uint8 [N, C, R, R]."""
+        """Decode codes z [N, D] and noise x_T [N, Z, h, w] to pictures, uint8 [N, C, R, R], by DDIM."""
         ...
 
 
 class Code(NamedTuple):
-    """Both codes of N pictures: z [N, D], as the encoder returns it, and x_T [N, Z, h, w]."""
+    """Semantic codes z [N, D], not normalised, and stochastic codes (noise) x_T [N, Z, h, w] of N pictures."""
 
     z: Tensor
     x_T: Tensor
 
     def take(self, indices: Sequence[int]) -> "Code":
-        """Return the codes with these indices, in this order."""
+        """Return the codes of the pictures with these indices, in the order of `indices`."""
         return Code(self.z[list(indices)], self.x_T[list(indices)])
 
 
 def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation [D] of the training set's codes, float32 on the CPU, where codes are edited."""
+    """Return mean and standard deviation [D] of the training pictures' codes, float32 on the CPU."""
     return model.mean.detach().float().cpu(), model.std.detach().float().cpu()
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Normalise codes [N, D] to mean 0 and deviation 1 over the training set."""
+    """Return codes [N, D] normalised by mean and standard deviation of the training pictures' codes, on the CPU."""
     return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 
 def encoder_digest(model: Semantic) -> str:
-    """Return the SHA-256 hex digest of the code statistics, which identifies a model's space of codes."""
+    """Return the sha256 (hex) of the mean and deviation of a model's codes.
+
+    Directions and code files store it, so that a model with other codes refuses them.
+    """
     digest = hashlib.sha256()
     for value in statistics(model):
         digest.update(value.contiguous().numpy().tobytes())
@@ -100,7 +106,7 @@ def encoder_digest(model: Semantic) -> str:
 
 
 def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of pictures, so many at once, as codes z [N, D], with a progress bar."""
+    """Encode a set of N pictures, at most `batch` at once, to codes z [N, D] on the CPU; show a progress bar."""
     z, size = [torch.zeros(0, model.z_width)], BatchSize.of(batch)
     with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
         for codes in size.batches(len(pictures), lambda indices: model.encode(pictures.pictures(indices), size)):
@@ -111,7 +117,11 @@ def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) ->
 
 @contextmanager
 def step_bar(description: str) -> Iterator[Progress]:
-    """Show a progress bar over steps; yields the callback that takes (finished steps, all steps)."""
+    """Show a progress bar over steps.
+
+    Yields:
+        The function to call with the finished and the total number of steps; it updates the bar.
+    """
     with tqdm(desc=description, unit="step") as progress_bar:
 
         def update(finished: int, total: int) -> None:

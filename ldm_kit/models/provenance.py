@@ -1,4 +1,4 @@
-"""What made a picture: the kit's release, the model by its hash, and the precision that it was computed in."""
+"""Metadata that says what made a picture: ldm_kit's release, the models' hashes, and the precision of sampling."""
 
 import hashlib
 from importlib import import_module
@@ -12,16 +12,16 @@ from ldm_kit.training.checkpoint import MANIFEST
 
 
 def provenance(model: Path, precision: torch.dtype | None = None, **guides: Path | None) -> dict[str, str]:
-    """Return the text for a PNG that says what made it, without a path.
+    """Return metadata for a PNG that says with what it was made. It contains no path of this machine.
 
     Args:
         model: a saved model's folder, or a run's.
-        precision: of autocast while sampling; None: float32 throughout.
-        guides: folders of the models that guided, by the name of their flag; None: there was none.
+        precision: dtype of autocast while sampling; None: no autocast.
+        guides: folder of each guide by its flag's name, such as `classifier`; None: the guide was not used.
 
     Returns:
-        `Software`, `precision` (no, bf16 or fp16), and for each model that has a manifest the sha256 of that file, in
-        which those of all its files stand.
+        `Software` (ldm_kit's release), `precision` (no, bf16 or fp16), and under "model" and each guide's name the
+        sha256 (hex) of that model's manifest, if it has one. A manifest lists the sha256 of each file of a model.
     """
     models = {"model": model, **guides}
     hashes = {name: manifest_hash(folder) for name, folder in models.items() if folder is not None}
@@ -33,6 +33,13 @@ def provenance(model: Path, precision: torch.dtype | None = None, **guides: Path
 
 
 def manifest_hash(model: Path) -> str | None:
-    """Return the sha256 of the manifest of a saved model's folder, or a run's; None where there is none."""
+    """Return the sha256 (hex) of a saved model's manifest.json, which lists the sha256 of each of its files.
+
+    Args:
+        model: a saved model's folder, or a run's.
+
+    Returns:
+        The digest, which identifies the model; None where the folder has no manifest.
+    """
     path = model_folder(model) / MANIFEST
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -1,6 +1,6 @@
-"""Options of a sampler: how pictures of a model are sampled without guides, which is what a run is judged with.
+"""Options of sampling without guides: those with which a run's samples are evaluated, and which its model stores.
 
-This module waits for no heavy library, as `--help` must not wait for it.
+This module imports no heavy library, so that `--help` answers at once.
 """
 
 from collections.abc import Mapping
@@ -11,37 +11,37 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from ldm_kit.config import Config
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_help, sampler_names
 
-MAX_SEED = 2**64 - 1  # that torch takes
+MAX_SEED = 2**64 - 1  # greatest seed that torch takes
 
 
 def check_seed(seed: int) -> int:
-    """Return a seed that torch takes; raise ValueError for another."""
+    """Return the seed, if torch takes it (0 to `MAX_SEED`); else raise ValueError."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError("expected 0 to 2^64 - 1")
     return seed
 
 
 Seed = Annotated[int, AfterValidator(check_seed)]
-"""A flag that is a seed; where seeds count up from it, the last one is checked as well, see `check_seeds`."""
+"""Type of a seed field. Where further seeds count up from the seed, `check_seeds` checks the last one as well."""
 
 
 def check_seeds(seed: int, count: int) -> None:
-    """Check that `count` seeds from this one on are seeds; raises ValueError."""
+    """Check that torch takes all of the seeds `seed` to `seed + count - 1`; else raise ValueError."""
     if seed > MAX_SEED - count + 1:
         raise ValueError(f"--seed is {seed}; expected 0 to 2^64 - --count")
 
 
-OWN: dict[str, Any] = {"own": True}  # extra of a field that is the model's own where its flag is left out
-OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # without effect where nothing is guided
-UNTRAINED_NULL = (  # after the name of the flag that asks for guidance
+OWN: dict[str, Any] = {"own": True}  # marks a field that takes the value saved with the model if its flag is left out
+OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # need classifier-free guidance
+UNTRAINED_NULL = (  # an error's text; the name of the flag that asks for guidance stands before it
     "steers away from the null condition, which this model was never trained on (condition_dropout 0); "
     "expected --guidance_scale 1"
 )
-_ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' classes that take eta
+_ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that take eta
 
 
 class SamplerOptions(Config):
-    """How pictures of a model are sampled without guides: what a run is judged with, and saves with its model."""
+    """How pictures are sampled without guides. A run evaluates its samples with these options and saves them."""
 
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
     solver: str = Field(
@@ -101,7 +101,7 @@ class SamplerOptions(Config):
 
     @model_validator(mode="after")
     def _sampler_agrees(self) -> Self:
-        """Refuse options that exclude each other, whatever the model."""
+        """Raise ValueError for options that exclude each other, whatever the model is."""
         if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
             raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
         if self.eta > 0 and not self._takes_eta:
@@ -117,13 +117,13 @@ class SamplerOptions(Config):
         return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     def _given(self, names: tuple[str, ...]) -> str | None:
-        """Return the first of these options that differs from its default."""
+        """Return the first of the named options that differs from its default; None if none does."""
         defaults = type(self).model_fields
         return next((name for name in names if getattr(self, name) != defaults[name].default), None)
 
 
 def own_settings(options: Mapping[str, Any]) -> str:
-    """Return a sentence on options that a saved model decided; empty where there are none."""
+    """Return a sentence that lists options taken from a saved model, with their values; empty if there are none."""
     listed = ", ".join(f"{name} {_shown(value)}" for name, value in options.items() if value is not None)
     return f"the model's own settings, with which its run was judged: {listed}" if listed else ""
 

@@ -1,7 +1,7 @@
-"""The sampling options that a run was judged with, which travel with its model: `sampling.json` in the model's folder.
+"""The options with which a run's samples were evaluated, saved with its model in `sampling.json`.
 
-diffusers reads what model_index.json names and nothing else, so that the file is ours alone. A folder without it is
-sampled with the defaults of each command.
+Commands use them in place of their own defaults; a model's folder without the file is sampled with those defaults.
+diffusers ignores the file, as model_index.json does not name it.
 """
 
 import json
@@ -16,32 +16,41 @@ from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
 
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"
-"""Its sections: options of a denoiser, steps of encoding and decoding a picture, options of a prior over codes."""
+"""Sections of the file: options of a diffusion model; steps of encoding and decoding pictures; options of a prior."""
 
 PUBLISHED_STEPS = {"encode_steps": 250, "decode_steps": 100}  # Preechakul et al. 2022, appendix A
-_DROPOUT = "condition_dropout"  # in a section, beside its options: 0 says that the null condition was never trained
+_DROPOUT = "condition_dropout"  # key beside a section's options: 0 means that the null condition was never trained
 C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
 class SavedSampling:
-    """The sampling options of a run, by section and name, as JSON has them."""
+    """The options saved in a model's `sampling.json`."""
 
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    file: str = FILE  # what messages name
+    """JSON values by section ("sampling", "reconstruction", "prior") and by option name."""
+
+    file: str = FILE  # path of the file, for error messages
 
     @classmethod
     def of(cls, name: str, options: Config, condition_dropout: float | None = None) -> "SavedSampling":
-        """Return one section: a run's options, and the share of samples that trained the null condition."""
+        """Return an object with one section, which holds the options of a run.
+
+        Args:
+            name: the section, "sampling", "reconstruction" or "prior".
+            options: the options with which the run's samples are evaluated; its field `prompts` is left out.
+            condition_dropout: share of the training samples whose condition was replaced by the null condition; None:
+                not saved.
+        """
         dropout = {} if condition_dropout is None else {_DROPOUT: condition_dropout}
         return cls({name: options.model_dump(mode="json", exclude={"prompts"}) | dropout})
 
     @classmethod
     def read(cls, folder: Path) -> "SavedSampling":
-        """Read a saved model's file; empty where there is none.
+        """Read `sampling.json` of a saved model; return empty sections if the folder has none.
 
         Raises:
-            UserError: it is no JSON object of objects.
+            UserError: the file is no JSON object of objects.
         """
         path = folder / FILE
         if not path.exists():
@@ -52,45 +61,45 @@ class SavedSampling:
         return cls(sections, str(path))
 
     def write(self, folder: Path) -> None:
-        """Write the file into a model's folder; nothing where there are no options."""
+        """Write `sampling.json` into a model's folder, unless there are no options to save."""
         if self.sections:
             text = json.dumps(self.sections, indent=2, ensure_ascii=False)
             (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
 
     def joined(self, other: "SavedSampling") -> "SavedSampling":
-        """Return the sections of both; the other's where both have one."""
+        """Return the sections of this object and of `other`; a section in both is taken from `other`."""
         return SavedSampling({**self.sections, **other.sections}, other.file)
 
     @property
     def sampling(self) -> Mapping[str, Any]:
-        """The options of a denoiser."""
+        """Saved options of sampling from a diffusion model; empty if none are saved."""
         return self.sections.get(SAMPLING, {})
 
     @property
     def trains_null(self) -> bool:
-        """Whether a denoiser's null condition was trained, as far as is known."""
+        """Whether the diffusion model's null condition was trained; True if the file does not say."""
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:
-        """Return the DDIM steps of encoding or decoding a picture: the run's, or else those of the method's paper.
+        """Return the number of DDIM steps to encode or decode a picture: as saved, or else that of the DiffAE paper.
 
         Args:
-            key: encode_steps or decode_steps.
-            most: as many as the model's noise schedule has; a default is never more.
+            key: "encode_steps" or "decode_steps".
+            most: most steps that the model's noise schedule allows, to which the result is limited.
         """
         return min(self.sections.get(RECONSTRUCTION, {}).get(key, PUBLISHED_STEPS[key]), most)
 
     def of_prior(self, steps: int | None, scale: float | None, most: int, conditioned: bool) -> tuple[int, float]:
-        """Return the steps and the guidance scale of a prior over codes: as given, or its run's, or else 100 and 1.
+        """Return DDIM steps and guidance scale for a prior over codes: as given, or as saved, or else 100 and 1.
 
         Args:
-            steps: as given.
-            scale: as given.
-            most: training times of the prior; a default is never more.
-            conditioned: whether there is a class or a prompt to guide to.
+            steps: the number of steps that the user gave; None: not given.
+            scale: the guidance scale that the user gave; None: not given.
+            most: number of the prior's training timesteps, to which steps that were not given are limited.
+            conditioned: whether a class or a prompt is given; without one the saved scale is not used.
 
         Raises:
-            UserError: guidance away from a null condition that was never trained.
+            UserError: a scale other than 1 was given, but the prior's null condition was never trained.
         """
         prior = self.sections.get(PRIOR, {})
         trained = prior.get(_DROPOUT) != 0
@@ -100,15 +109,18 @@ class SavedSampling:
         return steps or min(prior.get("steps", 100), most), own if scale is None else scale
 
     def fill(self, options: C, section: str, names: Mapping[str, str]) -> tuple[C, str]:
-        """Return options with the model's own in the place of those that were not given, and a note of which.
+        """Fill in options that were not given with those saved with the model.
 
         Args:
-            options: those of a command; fields that were given stay.
-            section: whose options are taken.
-            names: field of `options` -> name in the section.
+            options: a command's options; fields that were given stay.
+            section: the section from which saved options are taken.
+            names: field of `options` -> name of the saved option.
+
+        Returns:
+            The filled options, and a sentence that lists the saved options that were used ("" if none were).
 
         Raises:
-            UserError: a saved option that is out of range.
+            UserError: a saved option is out of range.
         """
         saved = self.sections.get(section, {})
         own = {name: saved[key] for name, key in names.items() if key in saved and name not in options.model_fields_set}

@@ -1,4 +1,4 @@
-"""Saving of a diffusion model's components, and what its folder says of itself: scheduler, class, index."""
+"""Save a diffusion model's components in the diffusers layout: networks, conditioner, scheduler, model_index.json."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from ldm_kit.training.checkpoint import MANIFEST
 
 
 def save_components(folder: Path, components: Components) -> None:
-    """Write a diffusion model's folder in the diffusers layout."""
+    """Write a diffusion model's components and model_index.json to `folder`, in the diffusers layout."""
     vae, unet, conditioner, noise = components
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None)
@@ -48,12 +48,18 @@ def save_components(folder: Path, components: Components) -> None:
 def scheduler_to_save(
     schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType, *, pixels: bool
 ) -> Any:
-    """Return the diffusers scheduler that a folder is saved with.
+    """Return the diffusers scheduler that is saved with a model.
 
-    Plain diffusers clips the predicted x_0 of pixels with it, as we do, and that of latents never.
+    With it plain diffusers clips the predicted x_0 as we do: to [-1, 1] in pixel models, and not in latent ones.
+
+    Args:
+        schedule: noise schedule that the network was trained on.
+        prediction_type: what the network predicts.
+        variance: type of the variance of ddpm's steps.
+        pixels: whether it is a pixel model.
 
     Raises:
-        UserError: diffusers cannot express the combination.
+        UserError: diffusers has no scheduler for this combination, or the network cannot predict this under `schedule`.
     """
     scheduler: Any = saved_scheduler(schedule, prediction_type, variance)
     if "clip_sample" not in scheduler.config:
@@ -62,21 +68,28 @@ def scheduler_to_save(
 
 
 def scheduler_entry(scheduler: Any) -> tuple[str, str]:
-    """Return the index's entry of a scheduler: library and class."""
+    """Return the entry of a scheduler in model_index.json: the names of its library and its class."""
     return "diffusers", type(scheduler).__name__
 
 
 def unet_entry(unet: Any) -> tuple[str, str]:
-    """Return the index's entry of a U-Net: library and class."""
+    """Return the entry of a U-Net in model_index.json: the names of its library and its class."""
     name = type(unet).__name__
     return OUR_LIBRARIES.get(name, "diffusers"), name
 
 
 def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
-    """Return the class of diffusers that opens a folder of these components and a conditioner's entries; else ours.
+    """Return the diffusers pipeline class that can sample from these components; "ldm_kit.Pipeline" if none can.
 
-    A network that learns its variance has twice the channels out, which of diffusers' schedulers DDPM alone takes; the
-    pipelines of latents run with any of them, and all others would end in an error about shapes.
+    A U-Net that predicts its variance has twice as many output channels. Among diffusers' schedulers only DDPM's
+    accepts that, but users may put any scheduler into a latent pipeline and would then get an error about shapes. A
+    latent model with a learned variance is therefore left to our own pipeline.
+
+    Args:
+        vae: the autoencoder; None: a pixel model.
+        unet: the U-Net.
+        scheduler: the diffusers scheduler that is saved.
+        entries: the conditioner's entries in model_index.json, by component name.
     """
     if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
         return "ldm_kit.Pipeline"
@@ -91,11 +104,10 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Write a finished folder's model_index.json, and remove paths of this machine from its configs.
+    """Write model_index.json to a folder whose components are all saved, and clean their configs (`strip_paths`).
 
-    A manifest of what the folder held before is removed, as it would be refused with the new files.
-
-    diffusers' inpainting pipeline reads the release that wrote the folder, and ends in a KeyError where there is none.
+    A manifest of what the folder held before is removed, because the new files would not match it. The index states the
+    diffusers release, without which diffusers' inpainting pipeline raises a KeyError.
     """
     entries = {"_diffusers_version": diffusers.__version__, **index}
     (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
@@ -104,7 +116,11 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def check_uncast(unet: nn.Module, folder: Path) -> None:
-    """Check that no weight of a U-Net was cast to another type; raises UserError where `cast_weights` did so."""
+    """Check that all weights of a U-Net have one dtype.
+
+    Raises:
+        UserError: `cast_weights` has cast some to a lower precision, in which `folder` must not be written.
+    """
     if len(types := {str(weight.dtype) for weight in unet.parameters()}) > 1:
         raise UserError(
             f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "

@@ -1,8 +1,8 @@
-"""A trained semantic model (DiffAE, or PDAE on its frozen base): pictures to (z, x_T) and back, and new codes.
+"""A trained semantic model (DiffAE or PDAE): encode pictures to (z, x_T), decode them, and sample new codes z.
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
-training set's codes), optionally `prior/`, `model_index.json`; and DiffAE's `unet/`, `scheduler/` and, in latents,
-`vae/`, or PDAE's `shift/`, whose base model is referred to by its path from there or its commit, and a sha256.
+training pictures' codes), `model_index.json`, optionally `prior/`. DiffAE adds `unet/`, `scheduler/` and, if latent,
+`vae/`. PDAE adds `shift/`; its index refers to the base model by a relative path or a Hub commit, and a sha256.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,23 +34,23 @@ from ldm_kit.models.saving import write_index
 
 @dataclass(eq=False)
 class SemanticModel:
-    """Encoder and decoder in evaluation mode. Codes, noise and pictures are on the CPU, whatever the device."""
+    """A DiffAE or PDAE in evaluation mode. Methods take and return tensors on the CPU, wherever the networks are."""
 
-    encoder: Encoder  # pictures [N, C, R, R] in [-1, 1] to codes z [N, D]
-    decoder: Decoder  # between noise x_T and latents, under z; of DiffAE or PDAE
-    mean: Tensor  # [D] float32, of the training set's codes
-    std: Tensor  # [D]
+    encoder: Encoder  # maps pictures [N, C, R, R] in [-1, 1] to codes z [N, D]
+    decoder: Decoder  # maps latents to noise x_T and noise to latents, given z
+    mean: Tensor  # mean of the training pictures' codes, float32 [D]
+    std: Tensor  # standard deviation of the training pictures' codes, float32 [D]
     prior: CodePrior | None = None  # samples new codes
-    saved: SavedSampling = field(default_factory=SavedSampling)  # what its runs were judged with: the defaults
+    saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own default steps and prior options
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device on which the networks are."""
         return next(self.encoder.parameters()).device
 
     @property
     def statistics(self) -> CodeStatistics:
-        """Mean and deviation of the training set's codes, by which they are normalised."""
+        """Mean and standard deviation of the training pictures' codes, with which codes are normalised."""
         return CodeStatistics(self.mean, self.std)
 
     @property
@@ -66,7 +66,7 @@ class SemanticModel:
 
     @property
     def z_width(self) -> int:
-        """D, numbers in a code."""
+        """D, dimensions of a code z."""
         return self.encoder.config["z_width"]
 
     @property
@@ -75,14 +75,14 @@ class SemanticModel:
         return self.decoder.shape
 
     def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
-        """Encode pictures to codes z, float32 [N, D], not normalised.
+        """Encode pictures to semantic codes; raise UserError for pictures of another type or shape.
 
         Args:
             pictures: uint8 [N, C, R, R].
-            batch: most pictures at a time; halved when memory runs out.
+            batch: most pictures at once; halved when memory runs out.
 
         Returns:
-            z, float32 [N, D]; raises UserError for pictures of another type or shape.
+            Codes z, not normalised, float32 [N, D].
         """
         check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         return codes.encode(self.encoder, pictures, batch)
@@ -101,14 +101,14 @@ class SemanticModel:
 
         Args:
             pictures: uint8 [N, C, R, R].
-            z: their codes [N, D].
-            steps: of DDIM; the decoded pictures err (in the root of the mean square) as 1 / steps. None: those that its
-                run was judged with, or 250.
-            batch: most pictures at a time; halved when memory runs out.
-            progress: called with (done, all) steps.
+            z: the pictures' codes [N, D], not normalised.
+            steps: number of DDIM steps; the root mean square error of the decoded pictures falls as 1 / steps. None:
+                the number saved with the model, or 250.
+            batch: most pictures at once; halved when memory runs out.
+            progress: called with the finished and the total number of steps; None: not called.
 
         Raises:
-            UserError: pictures or codes that do not fit the model, or more steps than it has training times.
+            UserError: pictures or codes do not fit the model, or the noise schedule has not that many steps.
         """
         check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         check_codes(z, len(pictures), self.z_width)
@@ -137,20 +137,20 @@ class SemanticModel:
         """Decode codes to pictures.
 
         Args:
-            z: codes [N, D], as `encode` gives them.
-            x_T: noise [N, Z, h, w], inferred or random; None: random, from `seeds`.
-            steps: of DDIM; None: those that its run was judged with, or 100.
-            batch: most pictures at a time; halved when memory runs out.
-            stop: of PDAE, the share of the last steps that is left to the base model.
-            seeds: one for each picture; None: 0, 1, ...
-            trajectory: of PDAE, other codes and weights, one each, between which and z every step's gradient lies.
-            progress: called with (done, all) steps.
+            z: codes [N, D], not normalised.
+            x_T: noise [N, Z, h, w], random or from `invert`; None: drawn from `seeds`.
+            steps: number of DDIM steps; None: the number saved with the model, or 100.
+            batch: most pictures at once; halved when memory runs out.
+            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            seeds: one for each picture; None: 0, 1, ... Not used if x_T is given.
+            trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
+            progress: called with the finished and the total number of steps; None: not called.
 
         Returns:
-            uint8 [N, C, R, R].
+            Pictures, uint8 [N, C, R, R].
 
         Raises:
-            UserError: inputs that do not fit, more steps than training times, or a stop or trajectories of DiffAE.
+            UserError: inputs do not fit, the schedule has not that many steps, or DiffAE gets `stop` or `trajectory`.
         """
         check_codes(z, len(z), self.z_width)
         if trajectory is not None:
@@ -172,7 +172,7 @@ class SemanticModel:
         return torch.cat([none, *size.map(torch.cat([noise[:0], *states]), self._pictures)])
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Draw random x_T [N, Z, h, w], each from its own seed."""
+        """Draw random noise x_T [N, Z, h, w], one sample from each of N seeds."""
         none = torch.zeros(0, *self.latent_shape)
         return torch.cat([none, *(rng.initial_noise([seed], self.latent_shape) for seed in seeds)])
 
@@ -185,12 +185,12 @@ class SemanticModel:
         guidance_scale: float | None = None,
         clip: Clip = "none",
     ) -> Tensor:
-        """Sample new codes z [N, D] from the prior, not normalised; the arguments are those of `CodePrior.sample`.
+        """Sample new codes z [N, D], not normalised, from the prior; for the arguments see `CodePrior.sample`.
 
-        Steps and guidance are those that the prior's run was judged with where they are None, or else 100 and 1.
+        Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
 
         Raises:
-            UserError: there is no prior, or it does not know the classes.
+            UserError: the model has no prior, or arguments do not fit the prior.
         """
         if self.prior is None:
             raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
@@ -205,7 +205,7 @@ class SemanticModel:
         return decode_pictures(self.decoder.vae, x.to(self.device))
 
     def to(self, device: torch.device | str) -> "SemanticModel":
-        """Move all networks."""
+        """Move all networks to a device; return this model."""
         self.encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.decoder.to(device)
         if self.prior is not None:
@@ -213,7 +213,7 @@ class SemanticModel:
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the layout above; of a PDAE's base model, the reference alone."""
+        """Write the model to a folder in the diffusers layout. PDAE's base model is not copied, only referred to."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save_pretrained(folder / "encoder")
@@ -233,12 +233,12 @@ class SemanticModel:
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
     ) -> "SemanticModel":
-        """Load a saved folder, or the finished one in a run's folder. No pickled or remote code is run.
+        """Load a semantic model. No pickled or remote code is run.
 
         Args:
-            folder: a saved model's, or a run's.
+            folder: a saved model's folder, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: the decoder runs under autocast to it; None: float32.
+            precision: dtype of the decoder's autocast; None: no autocast.
 
         Raises:
             UserError: no such folder, a model of another kind, a component that is missing, broken, has changed or does
