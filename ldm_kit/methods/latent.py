@@ -55,7 +55,7 @@ class Latent(Method[LatentRun]):
     Config = LatentRun
 
     vae: AutoencoderKL | VQModel | None = None  # None: pixels
-    latent_shape: tuple[int, ...]  # (Z, h, w)
+    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
     conditions: Conditions
     prompts: list[str | int]  # captions or classes of the sample grid
 
@@ -121,7 +121,7 @@ class Latent(Method[LatentRun]):
         return self.times.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors that `state` returned."""
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
@@ -185,16 +185,16 @@ class Latent(Method[LatentRun]):
         self.pipeline.save(folder)
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out loss."""
+        """Return a sentence for the log: the saved model's folder and the held-out loss."""
         loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
         return f"model in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 

@@ -116,7 +116,7 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return ShiftDecoder(self.module.shift, self.base)
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         return f"{super().describe_model()} on the frozen {type(self.base.unet).__name__} of {self.base.name}"
 
 

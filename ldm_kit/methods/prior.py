@@ -152,17 +152,17 @@ class Prior(Method[PriorRun]):
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out loss."""
+        """Return a sentence for the log: the saved model's folder and the held-out loss."""
         loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
         return f"semantic model with prior in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         count, width = len(self.batches), len(self.mean)
         return f"codes of {count} training pictures, {width} numbers each, by the encoder of {self.config.model}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 

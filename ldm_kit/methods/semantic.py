@@ -71,7 +71,7 @@ N = TypeVar("N", bound=CodedNetwork)
 class SemanticMethod(Method[R], Generic[R, N]):
     """An encoder and a decoder trained together: their error at random times, with one optimiser for both."""
 
-    latent_shape: tuple[int, ...]  # (Z, h, w)
+    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
 
     def __init__(
         self,
@@ -163,11 +163,11 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return f"semantic model in {model}: {metrics}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         name, width = type(self.module.network).__name__, self.config.encoder.z_width
         return f"codes of {width} numbers, encoder and {name} with {millions(self.module)} trained parameters"
 

@@ -36,7 +36,7 @@ class Task(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors that `state` returned."""
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
