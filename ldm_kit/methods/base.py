@@ -239,7 +239,7 @@ class Method(ABC, Generic[C]):
         return list_metrics(self.metrics)
 
     def describe(self) -> str:
-        """Return a paragraph on data, networks and length of the run, and a warning for each useless setting."""
+        """Return a paragraph on data, networks and run length, and a warning for each setting without effect."""
         config = self.config
         paragraph = (
             f"{self.describe_data()}, {len(self.data.heldout)} held out; {self.describe_model()}; {config.train.steps} "

@@ -26,7 +26,7 @@ from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
 from ldm_kit.training.training_state import STATE_FILE, check_unchanged, load_averages, read_metadata
 
-_INDICES = ("model_index.json", "config.json")  # a saved model has one of these: a pipeline the first, an autoencoder the second
+_INDICES = ("model_index.json", "config.json")  # a saved pipeline has the first, an autoencoder the second
 
 
 def export(

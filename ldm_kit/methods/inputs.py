@@ -245,7 +245,7 @@ class NoisedBatch(NamedTuple):
 
 
 def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedule) -> NoisedBatch:
-    """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]), and noise them to timesteps t [B].
+    """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]); noise them to timesteps t [B].
 
     `seed` and a sample's `position` [B] in the run fix both draws, whichever samples are in the batch.
     """

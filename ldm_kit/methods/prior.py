@@ -1,9 +1,9 @@
-"""A diffusion model of semantic codes, which makes a generator of DiffAE or PDAE.
+"""A diffusion prior over semantic codes, which turns a trained DiffAE or PDAE into a generator.
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022.
-Idea:     diffuse the codes of the training set, normalised per dimension; sample a code, then a picture under it. A
-          class or a caption, pooled to one vector, is added to the time (ours).
-Parts:    a trained semantic model's averaged encoder, whose codes are computed once; an MLP with skips.
+Idea:     diffuse the codes of the training set, normalised per dimension; to generate, sample a code and decode it. A
+          class or a caption may be pooled to a vector and added to the time embedding (this is not in the papers).
+Parts:    the averaged encoder of a trained semantic model, whose codes are computed once; an MLP with skips.
 Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
 Expected: see the header of that config.
 """
@@ -44,25 +44,25 @@ NAME = "prior"
 
 
 class ConditionedMLP(nn.Module):
-    """MLP and conditioner as one module, so that DDP around it sees every gradient."""
+    """MLP and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
 
     def __init__(self, mlp: SkipMLP, conditioner: Conditioner) -> None:
         super().__init__()
         self.mlp, self.conditioner = mlp, conditioner
 
     def forward(self, z: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute eps [B, D] for noisy normalised codes [B, D], times [B] and prepared conditions."""
+        """Return the predicted eps [B, D] for noised normalised codes z [B, D], timesteps t [B] and conditions."""
         return apply_mlp(self.mlp, z, t, self.conditioner(**inputs))
 
 
 class Prior(Method[PriorRun]):
-    """An MLP that denoises the normalised codes of a semantic model."""
+    """Training method of a prior: an MLP denoises the normalised codes of a trained semantic model."""
 
     Config = PriorRun
     conditions: Conditions
-    source: SemanticModel  # whose codes these are; never changed
-    mean: Tensor  # [D], of the training set's codes
-    std: Tensor  # [D]
+    source: SemanticModel  # the trained model whose codes are diffused; never changed
+    mean: Tensor  # [D], mean of the training set's codes
+    std: Tensor  # [D], standard deviation of the training set's codes
 
     def __init__(
         self, config: PriorRun, mlp: SkipMLP, conditioner: Conditioner, data: TrainingData | None = None
@@ -78,8 +78,9 @@ class Prior(Method[PriorRun]):
         """Encode the pictures, normalise their codes, and build the networks.
 
         Raises:
-            UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
-            ConditioningError: no classes, or a text encoder that cannot be had.
+            UserError: `config.model` is no semantic model, or cannot encode the pictures.
+            ConditioningError: the pictures lack the labels or captions that the condition needs, or a text encoder
+                cannot be loaded.
         """
         conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
@@ -107,37 +108,40 @@ class Prior(Method[PriorRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module as DDP wraps it, and move schedule and null condition to its device."""
+        """Store the module, wrapped by DDP if it is used; move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of eps; noise, times and drops belong to the position."""
+        """Yield the mean absolute error of the predicted eps.
+
+        Seed and position fix a sample's noise, timestep and whether its condition is dropped.
+        """
         config, size, times = self.config, self.config.train.batch_size, len(self.schedule)
         t = sample_timesteps(config.timestep_sampling, config.seed, batch["position"], size, times)
         inputs = drop_conditions(batch, self.null, config.seed, config.condition_dropout)
         yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Compute absolute errors [B] of eps at times t [B], with noise addressed by `seed` and position."""
+        """Return mean absolute errors [B] of `module`'s eps at timesteps t [B]; `seed` and position fix the noise."""
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
         output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
         return (output.float() - eps).abs().mean(1)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Compute errors [B] of held-out codes at times t [B] under the full condition."""
+        """Return mean absolute errors [B] of held-out codes at timesteps t [B]; no condition is dropped."""
         return self.errors(batch, t, seed, batch["inputs"], self.module)
 
     def model(self) -> SemanticModel:
-        """Return the semantic model with this prior of the current weights, on the device of training."""
+        """Return the semantic model with this prior and its current weights, on the training device."""
         config, source = self.config, self.source
         prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule)
         saved = source.saved.joined(SavedSampling.of(PRIOR, config.sample, config.condition_dropout))
         return replace(source, prior=prior, mean=self.mean, std=self.std, saved=saved).to(self.device)
 
     def samples(self) -> Grid:
-        """Sample codes, of captions or classes if there are such, and decode them, from seeds 0, 1, 2, ..."""
+        """Return a grid of pictures decoded from codes that the prior samples, from seeds 0, 1, 2, ..."""
         config, count, captions = self.config.sample, self.config.log.pictures, None
         if not isinstance(self.config.condition, NoConfig):
             captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
@@ -148,7 +152,7 @@ class Prior(Method[PriorRun]):
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the semantic model with its prior."""
+        """Save the semantic model together with this prior."""
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:
@@ -167,7 +171,10 @@ class Prior(Method[PriorRun]):
 
 
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
-    """Compute codes [N, D] float32, and the index [N] of the picture that each is of; both are kept on disk."""
+    """Return codes [N, D] of a set, and the index [N] of the picture behind each (another's if one is broken).
+
+    Both are cached on disk, under the digest `weights` of the encoder and the set's fingerprint.
+    """
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
     def compute() -> dict[str, Tensor]:
@@ -184,7 +191,7 @@ def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _model_digest(model: SemanticModel) -> str:
-    """Return the digest of a semantic model's networks, wherever they lie, with that of its base if it has one."""
+    """Return the digest of a semantic model's networks and of its base model, if any; its folder does not matter."""
     decoder = vars(model.decoder).values()
     networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
     bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
@@ -202,7 +209,7 @@ def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> 
 
 
 def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
-    """Open the semantic model; raises UserError where it is for other pictures, or a DiffAE that cannot stop early."""
+    """Open the semantic model; raise UserError if pictures differ in size, or `sample.stop` is set for a DiffAE."""
     model = SemanticModel.load(config.model)
     if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
         raise UserError(
