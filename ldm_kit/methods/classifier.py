@@ -111,7 +111,10 @@ class Classifying(Method[ClassifierRun]):
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the cross-entropy and accuracies to log; seed and position fix a sample's timestep, noise, shift."""
+        """Yield the cross-entropy, and accuracies to log.
+
+        The run's seed and a sample's position in the run determine its timestep, noise and shift.
+        """
         config, position, label = self.config, batch["position"], batch["inputs"]["label"]
         size, times = config.train.batch_size, len(self.schedule)
         t = timesteps.sample_timesteps(config.timestep_sampling, config.seed, position, size, times)
@@ -124,7 +127,7 @@ class Classifying(Method[ClassifierRun]):
     def logits(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Return float32 logits [B, K] of K classes at timesteps t [B]; `seed` and position fix a sample's noise."""
+        """Return `network`'s float32 logits [B, K] of K classes at timesteps t [B], with noise drawn from `seed`."""
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:

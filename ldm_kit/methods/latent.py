@@ -137,7 +137,7 @@ class Latent(Method[LatentRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the configured loss; if it uses the variational bound, the bound's terms are logged as `vb`.
 
-        Seed and position fix a sample's noise, timestep and whether its condition is dropped.
+        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
         position = batch["position"]
         t, weight = self.times.draw(position)
@@ -152,7 +152,10 @@ class Latent(Method[LatentRun]):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Return `network`'s unweighted errors at timesteps t [B]; `seed` and position fix a sample's noise."""
+        """Return the unweighted errors of `network` on a batch at timesteps t [B].
+
+        `seed` and a sample's position in the run determine its noise.
+        """
         x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 

@@ -69,7 +69,7 @@ class ShiftedDiffusion(CodedNetwork):
         self._base = (base,)  # in a tuple: nothing of it is registered
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (frozen model's output, G) for noisy latents x [B, Z, h, w], timesteps t [B], pictures [B, C, R, R]."""
+        """Return (base model's output, G) for noisy latents x [B, Z, h, w], timesteps t [B], pictures [B, C, R, R]."""
         return self.shift(x, t, self.encoder(picture), self._base[0].null.to(x.device))
 
 

@@ -115,7 +115,7 @@ class Prior(Method[PriorRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the mean absolute error of the predicted eps.
 
-        Seed and position fix a sample's noise, timestep and whether its condition is dropped.
+        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
         config, size, times = self.config, self.config.train.batch_size, len(self.schedule)
         t = sample_timesteps(config.timestep_sampling, config.seed, batch["position"], size, times)
@@ -123,7 +123,10 @@ class Prior(Method[PriorRun]):
         yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Return mean absolute errors [B] of `module`'s eps at timesteps t [B]; `seed` and position fix the noise."""
+        """Return mean absolute errors [B] of the eps that `module` predicts at timesteps t [B].
+
+        `seed` and a sample's position in the run determine its noise.
+        """
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
         output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)

@@ -30,7 +30,7 @@ from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
-_RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # metrics: error of pictures decoded from inferred, from random x_T
+_RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # decoded from inferred or random x_T
 
 
 class ReconstructionConfig(Config):
@@ -99,7 +99,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the weighted error; where weights differ from 1, the unweighted error is logged as `error`.
 
-        Seed and position fix a sample's noise and timestep.
+        The run's seed and a sample's position in the run determine its noise and timestep.
         """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)
@@ -111,7 +111,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         yield NAME, (errors * cast_like(weight, errors)).mean(), {"error": errors.mean()}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
-        """Return unweighted errors [B] at timesteps t [B]; `seed` and position fix a sample's noise."""
+        """Return unweighted errors [B] at timesteps t [B], with noise drawn from `seed`."""
         noised = noise_batch(batch, t, seed, self.schedule)
         return self.error(module(noised.x_t, t, batch["picture"]), noised)
 
