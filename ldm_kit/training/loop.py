@@ -184,7 +184,7 @@ class Trainer:
         """Complete the step: call the task's `after_step`, synchronise buffers, count the step and update the EMA.
 
         Args:
-            finite: what `check_finite` returned; if False, the step counts, but its effects on buffers and task are undone.
+            finite: what `check_finite` returned; if False, the step is counted, but buffers and task are restored.
         """
         if not finite:
             self._undo_attempt()
