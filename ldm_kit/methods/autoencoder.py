@@ -131,7 +131,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return target pictures, reconstructions, and a mask [B] of those with a perceptual loss (None: all)."""
+        """Return target pictures, reconstructions, and the mask [B] of pictures with a perceptual loss (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)

@@ -134,7 +134,8 @@ class Classifying(Method[ClassifierRun]):
         """Return the share of samples that are classified correctly: of all, and of each quartile of timesteps.
 
         The hits of a quartile are divided by the number of samples that it gets on average. So the mean over
-        micro-batches, processes and steps is right although some have no sample in it; one step's may exceed 1.
+        micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
+        step may exceed 1.
         """
         right, quartile = hits(logits, label, 1), t * QUARTILES // len(self.schedule)
         accuracies = {"accuracy": right.mean()}

@@ -7,7 +7,7 @@ from ldm_kit.diffusion import rng
 
 
 def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
-    """Shift each of pictures x [B, C, H, W] along both axes by -most..most whole pixels, repeating edge pixels.
+    """Shift each picture of x [B, C, H, W] along both axes by -most..most whole pixels, repeating edge pixels.
 
     `seed` and a picture's position [B] in the run fix its shift.
     """

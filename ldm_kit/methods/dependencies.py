@@ -9,7 +9,7 @@ from ldm_kit.data.images import digest
 
 
 def condition_dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return a digest, by a name for messages, that changes when captions or classes are prepared differently.
+    """Return a digest of how captions or classes are prepared, under the name that messages call it by.
 
     It is the digest of the frozen text encoder or, without one, of the prepared token and class ids. Floating-point
     inputs are left out: they are the output of an encoder, and rounding may change them.

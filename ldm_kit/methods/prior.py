@@ -174,9 +174,10 @@ class Prior(Method[PriorRun]):
 
 
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
-    """Return codes [N, D] of a set, and the index [N] of the picture behind each (another's if one is broken).
+    """Return the codes [N, D] of a picture set, and the index [N] of the picture that each was computed from.
 
-    Both are cached on disk, under the digest `weights` of the encoder and the set's fingerprint.
+    The index differs from 0..N-1 where a broken picture was replaced by another. Both tensors are cached on disk, by
+    the digest `weights` of the encoder and the fingerprint of the set.
     """
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
@@ -194,7 +195,7 @@ def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _model_digest(model: SemanticModel) -> str:
-    """Return the digest of a semantic model's networks and of its base model, if any; its folder does not matter."""
+    """Return the digest of a semantic model's networks and of its base model, if any; folders do not matter."""
     decoder = vars(model.decoder).values()
     networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
     bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
@@ -212,7 +213,7 @@ def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> 
 
 
 def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
-    """Open the semantic model; raise UserError if pictures differ in size, or `sample.stop` is set for a DiffAE."""
+    """Open the semantic model; raise UserError if it is for other pictures, or a DiffAE with `sample.stop` set."""
     model = SemanticModel.load(config.model)
     if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
         raise UserError(

@@ -92,7 +92,7 @@ def check_steps(steps: int, schedule: ScheduleConfig) -> None:
     """Check that there are at most as many sampling steps as training timesteps.
 
     Raises:
-        ValueError: more sampling steps than training times.
+        ValueError: there are more sampling steps than training timesteps.
     """
     if steps > schedule.num_train_timesteps:
         raise ValueError(

@@ -120,7 +120,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return self.errors(batch, t, seed, self.module)
 
     def model(self) -> SemanticModel:
-        """Return the semantic model with the current weights; its code statistics are not measured, but 0 and 1."""
+        """Return the semantic model with the current weights; mean and deviation of codes are placeholders, 0 and 1."""
         config, statistics = (
             self.config,
             (torch.zeros(self.config.encoder.z_width), torch.ones(self.config.encoder.z_width)),
