@@ -62,7 +62,7 @@ def fault_report(
     modules: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
 ) -> FaultReport:
-    """Return a report on a step whose loss or gradient is not finite; every rank must call it, and gets the same.
+    """Return a report on a step whose loss or gradient is not finite, gathered from all ranks; every rank must call it.
 
     Args:
         step: number of the step (1 = the first).

@@ -97,7 +97,7 @@ def check_distributed_type(kind: DistributedType) -> None:
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun or `accelerate launch` started this process (a run need not end with a shell)."""
+    """Return whether torchrun or `accelerate launch` started this process, rather than a shell."""
     return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
 
 

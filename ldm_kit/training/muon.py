@@ -63,7 +63,7 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return into how many equal blocks of at most `most` rows a matrix is split; 1 if its rows do not divide so."""
+    """Return into how many equal blocks of at most `most` rows a matrix is split; 1 if no such split is even."""
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
 

@@ -61,7 +61,7 @@ class BestCheckpoint:
         draft.replace(self.folder / BEST_FILE)
 
     def _read(self) -> tuple[str, float] | None:
-        """Return folder name and metric of the best checkpoint; None if none is recorded for this metric."""
+        """Return the best checkpoint's folder name and metric value; None if none is recorded for this metric."""
         try:
             entry = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
             name, value, metric = str(entry["checkpoint"]), float(entry["value"]), entry["metric"]
@@ -99,7 +99,7 @@ class CheckpointRetention:
     failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
-        """Return on every rank whether the main rank's metrics (None: no evaluation) are the best; all must call it.
+        """Return whether the main rank's metrics (None: no evaluation) are the best so far; every rank must call it.
 
         Raises:
             UserError: on every rank, if the evaluation has no such metric.

@@ -124,7 +124,7 @@ class Session:
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
     def save_when_due(self, trainer: Trainer, step: TrainStep, metrics: Mapping[str, float] | None = None) -> None:
-        """Save every `train.checkpoint_every` steps, at the last step, at the best one, and when asked to stop.
+        """Save a checkpoint every `train.checkpoint_every` steps, at the last and the best step, and on a stop signal.
 
         Args:
             trainer: the run's trainer.

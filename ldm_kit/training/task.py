@@ -71,7 +71,7 @@ class DependentTask(Protocol):
 
     @property
     def dependencies(self) -> Mapping[str, str]:
-        """Digests of these models, by the config key that names each; they must be the same in a resumed run."""
+        """Digests of models that are not trained, by the config key of each; a resumed run must have the same."""
         ...
 
 
