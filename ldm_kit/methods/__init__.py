@@ -1,7 +1,8 @@
-"""Training methods, one file each, looked up by the `method` of a config.
+"""Training methods, one module each; a config's key `method` names the one to use.
 
-`method: NAME` is the module `ldm_kit.methods.NAME`, or else the entry point NAME of the group `ldm_kit.methods` in an
-installed package, which names a subclass of `ldm_kit.methods.base.Method`. A config can import nothing else.
+`method: NAME` stands for the subclass of `ldm_kit.methods.base.Method` in the module `ldm_kit.methods.NAME`. If there
+is no such module, it stands for the subclass that an installed package registers as entry point NAME of the group
+`ldm_kit.methods`. A config cannot make anything else be imported.
 """
 
 import inspect
@@ -24,14 +25,15 @@ GROUP = "ldm_kit.methods"
 
 
 def find_method(name: str, where: str = "config") -> "type[Method[Any]]":
-    """Return the method class of a name.
+    """Return the `Method` subclass that a config's `method` names.
 
     Args:
-        name: a config's `method`.
-        where: what messages name.
+        name: value of the key `method`.
+        where: the config's file or another name for the config, with which error messages begin.
 
     Raises:
-        UserError: no method has this name, or the package that has it cannot be imported or names something else.
+        UserError: no method has this name; or an installed package registers the name, but the class cannot be
+            imported or is no `Method`.
     """
     if (own := _own_method(name)) is not None:
         return own
@@ -42,45 +44,45 @@ def find_method(name: str, where: str = "config") -> "type[Method[Any]]":
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods: ours, then those of installed packages."""
+    """Return the names of all methods: those of ldm_kit, then those that installed packages register."""
     own = [name for name in _modules() if _own_method(name) is not None]
     return [*own, *sorted({entry.name for entry in _entry_points()} - {*own})]
 
 
 def method_of(tree: Mapping[str, Any]) -> str:
-    """Return the method that a plain config asks for.
+    """Return the name of the method that a config, as nested mappings, asks for.
 
-    Without the key `method` a section `autoencoder` (a first stage's architecture) asks for autoencoder, all else for
-    latent.
+    Without the key `method`, a config whose `autoencoder` is a section (an architecture to train) asks for the method
+    autoencoder, and any other config asks for latent.
     """
     return tree.get("method") or ("autoencoder" if isinstance(tree.get("autoencoder"), Mapping) else "latent")
 
 
 def check_run(tree: Mapping[str, Any], where: str, method: str | None = None) -> "RunConfig":
-    """Validate a plain config by the config class of its method.
+    """Validate a config with the config class of its method.
 
     Args:
-        tree: the config, as YAML gives it.
-        where: what messages name.
-        method: the method to take; None: the tree's own.
+        tree: the config as nested mappings, such as YAML is parsed into.
+        where: the config's file or another name for the config, with which error messages begin.
+        method: name of the method; None: the one that the config asks for, see `method_of`.
 
     Raises:
-        UserError: an unknown method, or as `ldm_kit.config.check`.
+        UserError: the method is unknown, or the config has unknown keys or wrong values.
     """
     name = method or method_of(tree)
     return configs.check(find_method(name, where).Config, {"method": name, **tree}, where)
 
 
 def read_run(path: Path | str, overrides: Sequence[str] = (), method: str | None = None) -> Any:
-    """Read the config of a run from a YAML file with overrides such as `optim.lr=3e-4`.
+    """Return the validated config of a run, read from a YAML file.
 
     Args:
         path: the YAML file.
-        overrides: dotted keys and their values.
-        method: the method to take; None: the file's own.
+        overrides: dotted keys with values that replace the file's, such as `optim.lr=3e-4`.
+        method: name of the method; None: the one that the file asks for, see `method_of`.
 
     Raises:
-        UserError: as `ldm_kit.config.read`, and for an unknown method.
+        UserError: the file or an override cannot be read, or as for `check_run`.
     """
     return check_run(configs.tree(path, overrides), str(path), method)
 

@@ -1,8 +1,8 @@
 """Stage 1 of latent diffusion.
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.1.
-Idea:     compress pictures to latents that keep what is seen; the diffusion model then works where it is cheap.
-Parts:    a KL or VQ autoencoder, a perceptual distance, and a patch discriminator that joins late.
+Idea:     compress pictures to small latents with little visible loss, so that diffusion of the latents is cheap.
+Parts:    a KL or VQ autoencoder, a perceptual distance, and a patch discriminator that may start at a later step.
 Run:      accelerate launch train_ae.py configs/openmoji/ae_kl.yaml
 Expected: see the header of that config.
 """
@@ -40,11 +40,11 @@ from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, pairs_grid
 
-STATISTICS_PICTURES = 50_000  # pictures at most, over which the latents' statistics are measured
+STATISTICS_PICTURES = 50_000  # most training pictures over which mean and deviation of the latents are measured
 
 
 class Autoencoding(Method[AutoencoderRun]):
-    """An autoencoder and, if the loss is adversarial, the discriminator that it is trained against."""
+    """Training method of an autoencoder and, if the loss has an adversarial term, of its discriminator."""
 
     Config = AutoencoderRun
 
@@ -64,12 +64,12 @@ class Autoencoding(Method[AutoencoderRun]):
         if isinstance(net, VQConfig):
             embedding = self.vae.quantize.embedding
             self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
-        self.statistics: LatentStatistics | None = None  # of the latents, once they are measured for saving
-        self.ratio: tuple[int, Tensor] | None = None  # a step, and the adaptive weight over its micro-batches
+        self.statistics: LatentStatistics | None = None  # of the latents; measured by `save`
+        self.ratio: tuple[int, Tensor] | None = None  # a step, and the adaptive weight of its whole batch
 
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks and the batches of pictures; the trainer moves the networks."""
+        """Build the networks and the training batches; the trainer moves the networks to the device."""
         method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
@@ -77,27 +77,27 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """Optimiser config of each of `modules`."""
+        """Optimiser config of each module; by default the discriminator's is `optim` without Muon."""
         config = self.config
         adamw = config.optim.model_copy(update={"muon": None})
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the modules as DDP wraps them; the perceptual backbone follows to their device."""
+        """Store the modules, wrapped by DDP if it is used; move the perceptual backbone to their device."""
         super().set_ddp_modules(wrapped)
         self.perceptual.to(self.device).precision = self.precision
 
     def state(self) -> dict[str, Tensor]:
-        """Return the codebook's running statistics."""
+        """Return the running counts and sums of the codebook's codes; empty without a codebook."""
         return self.codebook.state_dict() if self.codebook is not None else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors that `state` returned."""
         if self.codebook is not None:
             self.codebook.load_state_dict(dict(state))
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update the codebook's averages, replace dead codes, and reset the optimiser's moments of those."""
+        """Update the codebook's moving averages and replace dead codes, for which optimiser moments are reset."""
         if self.discriminator is not None:
             self.discriminator.after_step()
         if self.codebook is None:
@@ -107,12 +107,12 @@ class Autoencoding(Method[AutoencoderRun]):
             forget(optimiser, codes, revived)
 
     def discard_step(self) -> None:
-        """Forget what the codebook gathered in an attempt that does not count."""
+        """Discard the latents that the codebook collected in a failed attempt at a step."""
         if self.codebook is not None:
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield the autoencoder's loss, then the discriminator's once it is trained."""
+        """Yield the autoencoder's loss, then the discriminator's in steps that train the discriminator."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -131,7 +131,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Pass a batch through the autoencoder; return target, result, and which pictures are judged perceptually."""
+        """Return target pictures, reconstructions, and the mask [B] of pictures with a perceptual loss (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -141,12 +141,12 @@ class Autoencoding(Method[AutoencoderRun]):
         return x if move is None else move(x), autoencode(x, noise, move), judged
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether the adaptive weight counts at a step: that of a batch is not the mean of its parts'."""
+        """Return whether a step uses the adaptive weight, which is not the mean of the micro-batches' weights."""
         game = self.config.loss.adversarial
         return game is not None and game.adaptive and game.factor(step) > 0
 
     def see_whole_batch(self, batches: Iterable[Mapping[str, Tensor]], step: int) -> None:
-        """Measure the adaptive weight over all micro-batches of a step, by a pass before those that train."""
+        """Measure the adaptive weight over all micro-batches of a step, in a pass before the step trains."""
         game, discriminator = self.config.loss.adversarial, self.discriminator
         assert game is not None
         assert discriminator is not None
@@ -162,7 +162,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw the moves of pictures and of latents, the same on every process and in every micro-batch of a step."""
+        """Draw a step's equivariance transforms of pictures and of latents, the same for the whole global batch."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -176,18 +176,18 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @property
     def shown(self) -> PictureSet:
-        """Held-out pictures, or the training set where nothing is held out."""
+        """Pictures to evaluate and to show: the held-out set, or the training set if nothing is held out."""
         return self.data.heldout if len(self.data.heldout) else self.data.train
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Measure reconstructions of held-out pictures, or of training ones (as train_NAME) if there are none."""
+        """Return metrics of held-out reconstructions or, named train_*, of training ones if nothing is held out."""
         indices = chosen(len(self.shown), self.config.log.max_heldout)
         metrics = evaluate(self.autoencode, self.perceptual, self.shown, indices, self.eval_batch)
         return metrics if len(self.data.heldout) else {of_training(name): value for name, value in metrics.items()}
 
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
-        """Return the names of what `heldout_metrics` measures."""
+        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None."""
         codebook = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")
         names = ("psnr", "ssim", "perceptual", *(codebook if isinstance(config.autoencoder, VQConfig) else ()))
         heldout = [f"heldout_{name}" for name in names]
@@ -195,7 +195,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
 
     def samples(self) -> Grid:
-        """Reconstruct some held-out pictures, each row above its reconstructions."""
+        """Return a grid of some pictures, each row of them above the row of their reconstructions."""
         pictures = self.shown.pictures(spread(len(self.shown), self.config.log.pictures))
 
         def reconstructed(some: Tensor) -> Tensor:
@@ -206,10 +206,10 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save a copy of the autoencoder, with the normalisation of its latents folded into its weights.
+        """Save a copy of the autoencoder whose weights include the normalisation of the latents.
 
         Raises:
-            AutoencoderError: latents that are all but constant.
+            AutoencoderError: a channel of the latents is constant or not finite.
         """
         vae = copy.deepcopy(self.vae).eval()
         self.statistics = self._statistics(vae)
@@ -230,11 +230,11 @@ class Autoencoding(Method[AutoencoderRun]):
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
 
     def curve_keys(self) -> list[str]:
-        """Return the keys of metrics.jsonl that are plotted."""
+        """Return the keys of metrics.jsonl whose training curves are plotted."""
         return ["autoencoder_loss", *(name for name in self.metrics if name.endswith(("_psnr", "_perceptual")))]
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, its held-out metrics, and the latents' statistics."""
+        """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
         metrics = self.listed_metrics()
         assert self.statistics is not None
         mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
@@ -242,11 +242,11 @@ class Autoencoding(Method[AutoencoderRun]):
         return f"autoencoder in {model}: {metrics}; {folded}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures of {self.config.data.resolution} px"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the network."""
+        """Return the part of `describe`'s text that is about the network."""
         described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
         if self.discriminator is None or self.config.discriminator.norm != "batch":
             return described

@@ -1,4 +1,4 @@
-"""The config of an autoencoder's training, and what does not go together in it."""
+"""Config of an autoencoder's training, with checks for settings that contradict each other."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ from ldm_kit.training.optim import OptimConfig
 
 
 class AutoencoderRun(RunConfig):
-    """An autoencoder, its losses, and the discriminator that it may be trained against."""
+    """Config of a run that trains an autoencoder, with or without a discriminator."""
 
     method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
     autoencoder: AutoencoderConfig
@@ -58,7 +58,7 @@ class AutoencoderRun(RunConfig):
         return self
 
     def cautions(self) -> list[str]:
-        """Return a sentence on each setting that never takes effect, such as a discriminator that comes too late."""
+        """Return a warning for each setting without effect, such as an adversarial loss that starts after the run."""
         adversarial, steps = self.loss.adversarial, self.train.steps
         if adversarial is None or adversarial.start < steps:
             return super().cautions()
@@ -73,11 +73,11 @@ class AutoencoderRun(RunConfig):
 
     @property
     def _channels(self) -> int:
-        """Channels of the pictures."""
+        """Number of channels of the training pictures."""
         return 3 if isinstance(self.data, OpenMojiConfig) else self.data.channels
 
     @property
     def _smallest(self) -> int:
-        """Side in pixels of the smallest pictures that a step may train on."""
+        """Side in pixels of the smallest pictures that a step may train on; `equivariance` scales some down."""
         factor, side = 2 ** (len(self.autoencoder.widths) - 1), self.autoencoder.resolution
         return side if self.equivariance is None else factor * self.equivariance.smallest(side // factor)

@@ -1,4 +1,4 @@
-"""Quality of an autoencoder's reconstructions over a set of pictures, from posterior means."""
+"""Metrics of an autoencoder's reconstructions of a picture set; posterior means are decoded, without noise."""
 
 from typing import Any, cast
 
@@ -18,14 +18,19 @@ from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 def evaluate(
     autoencode: Autoencode, perceptual: Perceptual, pictures: PictureSet, rows: Tensor, size: BatchSize
 ) -> dict[str, float]:
-    """Measure PSNR (dB), SSIM, perceptual distance and, for VQ, code usage over pictures, from posterior means.
+    """Return metrics of reconstructions: PSNR (dB), SSIM, perceptual distance and, for VQ, use of the codebook.
+
+    Pictures are encoded to posterior means, without noise.
 
     Args:
-        autoencode: the autoencoder.
-        perceptual: the perceptual distance.
-        pictures: a set.
-        rows: indices [N] of the pictures of the set that are measured.
-        size: pictures at once.
+        autoencode: the autoencoder to measure.
+        perceptual: distance between pictures and reconstructions.
+        pictures: the set that the measured pictures belong to.
+        rows: indices [N] of the measured pictures in the set.
+        size: pictures per batch.
+
+    Returns:
+        Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.
     """
     vae, device = autoencode.vae, next(autoencode.parameters()).device
     means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
@@ -48,11 +53,11 @@ def evaluate(
 
 @torch.no_grad()
 def reconstruct(vae: Any, x: Tensor) -> Tensor:
-    """Pass pictures [B, C, H, W] in [-1, 1] through posterior mean and back."""
+    """Return the reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
 
 
 def of_training(figure: str) -> str:
-    """Return the name of a held-out figure where it is measured on training pictures."""
+    """Return the name that a held-out metric has when it is measured on training pictures: train_* for heldout_*."""
     return figure.replace("heldout_", "train_", 1)

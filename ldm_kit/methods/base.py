@@ -1,4 +1,4 @@
-"""The class that every training method subclasses, one file a method."""
+"""`Method`, the base class of every training method."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -32,32 +32,32 @@ from ldm_kit.training.task import BatchSource, LossTerm
 from ldm_kit.viz.png import save_png, tolerate_oserror
 
 _log = logging.getLogger("ldm_kit.evaluation")
-HELDOUT_SEED = 20220420  # addresses held-out noise; fixed, so that held-out losses of different runs compare
-NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_0 = x_0
+HELDOUT_SEED = 20220420  # of held-out noise; fixed, so that held-out losses of different runs compare
+NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_t = x_0
 
 
 C = TypeVar("C", bound=RunConfig)
 
 
 class Method(ABC, Generic[C]):
-    """One way of training, from config to saved model; `ldm_kit.methods.train.train` runs any of them.
+    """A training method, from config to saved model; `ldm_kit.methods.train.train` runs it.
 
-    A subclass names its config class, builds everything in `build`, and gives losses, samples and the saved model. It
-    is the training loop's task: each of `modules` has an optimiser, each of `ema_modules` an average of its weights.
+    A subclass sets `Config` and defines `build`, `losses` and `save`. An instance is the `Task` of the training loop,
+    which gives each of `modules` an optimiser and averages the weights of each of `ema_modules` (EMA).
 
     Attributes:
-        Config: config class, whose `method` is the name under which this class is looked up.
-        heldout_seed: addresses the noise of held-out samples.
-        config: the run's.
-        modules: what is trained, by name; each is a loss term's owner, and NAME_loss its key in metrics.jsonl.
-        ema_modules: what is averaged, by its folder in the saved model.
-        ddp_modules: `modules` as DDP wraps them, which `losses` must call.
-        data, batches, heldout: pictures, training batches, and held-out batches if any.
-        schedule: noise schedule on the device of training; methods without noise have `NO_NOISE`.
+        Config: the method's config class; its field `method` is a Literal that holds the method's name.
+        heldout_seed: seed of the noise of held-out samples.
+        config: the run's config.
+        modules: trained networks by name; `losses` yields a term for each, logged as NAME_loss.
+        ema_modules: networks whose weights are averaged, by their folder in the saved model.
+        ddp_modules: `modules`, wrapped by DDP if it is used; `losses` must call these.
+        data, batches, heldout: pictures, training batches, and held-out batches (None: nothing is held out).
+        schedule: noise schedule, on the training device; methods without noise have `NO_NOISE`.
         collectives: reductions over processes.
-        metrics: what the last evaluation measured.
+        metrics: metrics of the last evaluation, by name.
         dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
-        precision: to which the run autocasts; None: float32.
+        precision: dtype of the run's autocast; None: no autocast (float32).
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -90,18 +90,18 @@ class Method(ABC, Generic[C]):
     @classmethod
     @abstractmethod
     def build(cls, config: C, data: Split, device: torch.device) -> Self:
-        """Build networks, caches and batches.
+        """Build the method: networks, caches and batches of `data`; frozen networks run on `device`.
 
         Raises:
-            UserError: the config does not fit the pictures, or names what cannot be opened.
+            UserError: the config does not fit the pictures, or names a model or folder that cannot be opened.
         """
 
     @abstractmethod
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
-        """Yield (name in `modules`, mean loss over the batch, logs), one after another.
+        """Yield, for each network to train, (name in `modules`, mean loss over the batch, scalars to log).
 
-        The loop runs backward before it asks for the next. An attempt at a step may be repeated, so nothing but
-        gradients and buffers may change here; all else changes in `after_step`.
+        The loop runs the backward pass of a term before it asks for the next term. It may repeat an attempt at a step,
+        so this may change nothing but gradients and buffers; `after_step` changes all else.
         """
 
     @abstractmethod
@@ -109,53 +109,53 @@ class Method(ABC, Generic[C]):
         """Write the finished model into an empty folder."""
 
     def samples(self) -> Grid | None:
-        """Sample pictures with the current weights, always from the same seeds; None: nothing to show."""
+        """Return a grid of pictures sampled with the current weights, from fixed seeds; None: no grid."""
         return None
 
     def heldout_losses(self, batch: Any, t: Tensor, seed: int) -> Tensor:
-        """Compute unweighted losses [B] of a held-out batch at times t [B], with noise addressed by `seed`."""
+        """Return unweighted losses [B] of a held-out batch at timesteps t [B], with noise drawn from `seed`."""
         raise NotImplementedError(f"{type(self).__name__} computes no held-out losses")
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """Optimiser config of each of `modules`; by default the run's for all."""
+        """Optimiser config of each of `modules`, by name; by default the config's `optim` for all."""
         return dict.fromkeys(self.modules, self.config.optim)
 
     @cached_property
     def eval_batch(self) -> BatchSize:
-        """Samples at once where nothing is trained."""
+        """Batch size of passes without gradients: evaluation, sampling, encoding."""
         return BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
 
     @property
     def device(self) -> torch.device:
-        """Device of the networks."""
+        """Device of the trained networks."""
         return next(next(iter(self.modules.values())).parameters()).device
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the modules as DDP wraps them, and move the schedule to their device."""
+        """Store the modules, wrapped by DDP if it is used, and move the schedule to their device."""
         self.ddp_modules = wrapped
         self.schedule = self.schedule.to(self.device)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors beside weights that a checkpoint must hold."""
+        """Return, by name, the tensors that a checkpoint must hold beside the weights."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Change what is not changed by gradients, after the optimisers' step."""
+        """Update state that gradients do not train, such as running statistics, after the optimisers' update."""
 
     def discard_step(self) -> None:
-        """Forget what `losses` gathered in an attempt at a step that does not count."""
+        """Discard what `losses` collected in a failed attempt at a step."""
 
     @torch.no_grad()
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
-        """Compute the mean loss over held-out samples in evaluation mode; None where nothing is held out.
+        """Return the mean loss over held-out samples, in evaluation mode; None if nothing is held out.
 
-        Sample i of N is noised to time floor((i + 1/2) T / N) of T, so that times are spread evenly, with noise
-        addressed by (`heldout_seed`, i): losses of different runs and of different batch sizes compare. Of more than
-        `log.max_heldout` samples N are `chosen`, and i counts those; each has the noise of its number in the whole set.
+        Sample i of N is noised to timestep floor((i + 1/2) T / N), so that timesteps are evenly spaced over 0..T-1. Of
+        a larger held-out set, a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and
+        a sample's index in the held-out set fix the noise, so that losses of different runs and batch sizes compare.
         """
         if self.heldout is None:
             return None
@@ -173,27 +173,27 @@ class Method(ABC, Generic[C]):
         return float(torch.cat(parts).double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Measure held-out samples; empty where nothing is held out."""
+        """Return metrics of held-out samples, by name; empty if nothing is held out."""
         loss = self.heldout_loss()
         return {} if loss is None else {"heldout_loss": loss}
 
     @classmethod
     def figures(cls, config: C, data: Split | None) -> list[str] | None:
-        """Return the names of what `evaluate` measures, so that `train.keep_best` is checked before anything is built.
+        """Return the names of the metrics of `evaluate`, so that `train.keep_best` can be checked before training.
 
         Args:
-            config: the run's.
-            data: its pictures; None: not loaded yet, and every figure that there may be is named.
+            config: the run's config.
+            data: the run's pictures; None: not loaded yet, so that all possible names are returned.
 
         Returns:
-            The names; None: not known, as where a subclass overrides `evaluate` or `heldout_metrics` alone.
+            The names; None: unknown, because a subclass overrides `evaluate` or `heldout_metrics`, but not this.
         """
         if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
             return None
         return ["heldout_loss"] if data is None or len(data.heldout) else []
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Measure held-out samples and write a grid of pictures into the run's folder, with the weights at hand."""
+        """Return metrics of held-out samples, and write a grid of samples into the run's folder."""
         with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()
             grid = self._finite_samples(step)
@@ -202,7 +202,7 @@ class Method(ABC, Generic[C]):
         return self.metrics
 
     def _finite_samples(self, step: int) -> Grid | None:
-        """Return `samples`; a NaN or an infinity, such as of too large a guidance scale, costs the grid alone."""
+        """Return `samples()`; None, with a warning, if sampling gives a NaN or an infinity."""
         try:
             return self.samples()
         except NonFiniteError as error:
@@ -210,36 +210,36 @@ class Method(ABC, Generic[C]):
             return None
 
     def write_grid(self, grid: Grid, step: int, folder: Path) -> None:
-        """Write pictures/NAME-STEP.png; a full disk costs the picture and a warning, not the run."""
+        """Write a grid to pictures/NAME-STEP.png in the run's folder; if the disk is full, only warn."""
         path = folder / "pictures" / f"{grid.name}-{step:08d}.png"
         with tolerate_oserror(path):
             save_png(grid.image, path, None)
 
     def finish(self, folder: Path) -> str:
-        """Write model/ and the training curves into the run's folder; return a sentence on both."""
+        """Write model/ and the training curves into the run's folder; return a sentence on both for the log."""
         self.save_model(folder / "model")
         return f"{self.summary(folder / 'model')}; {plot_curves(folder, self.curve_keys())}"
 
     def save_model(self, folder: Path) -> None:
-        """Write the model with the current weights, whole or not at all; what was there before is replaced."""
+        """Write the model with the current weights atomically; a model that is in `folder` already is replaced."""
         modules = self.modules.values()
         with eval_mode(*modules), contiguous_weights(*modules), autocast(self.device, self.precision):
             write(folder, self.save)
 
     def curve_keys(self) -> list[str]:
-        """Return the keys of metrics.jsonl that are plotted: by default all losses and held-out metrics."""
+        """Return the keys of metrics.jsonl whose training curves are plotted: by default losses and metrics."""
         return [*(f"{name}_loss" for name in self.modules), *self.metrics]
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out metrics."""
+        """Return a sentence for the log: the saved model's folder and the held-out metrics."""
         return f"model in {model}: {self.listed_metrics()}"
 
     def listed_metrics(self) -> str:
-        """Return what the last evaluation measured, in words that say of which pictures."""
+        """Return the last evaluation's metrics as text, such as "held-out loss 0.12"."""
         return list_metrics(self.metrics)
 
     def describe(self) -> str:
-        """Return one paragraph on what is about to be trained, and a line on each setting without effect."""
+        """Return a paragraph on data, networks and run length, and a warning for each setting without effect."""
         config = self.config
         paragraph = (
             f"{self.describe_data()}, {len(self.data.heldout)} held out; {self.describe_model()}; {config.train.steps} "
@@ -248,9 +248,9 @@ class Method(ABC, Generic[C]):
         return "\n".join([paragraph, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"

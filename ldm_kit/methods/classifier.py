@@ -1,8 +1,8 @@
 """The noisy classifier p(y | x_t, t), which guides a denoiser by its gradient.
 
 Paper:    Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 4 and appendix G.
-Idea:     name the class of a picture at every level of the generator's noise; in latents as in pixels.
-Parts:    cached latents (or pixels), the pictures' labels, half a U-Net with attention pooling.
+Idea:     classify noised pictures at every noise level of the generator, in latent or in pixel space.
+Parts:    cached latents (or pixels), class labels, the downsampling half of a U-Net with attention pooling.
 Run:      accelerate launch train_ldm.py configs/openmoji/classifier.yaml
 Expected: see the header of that config.
 """
@@ -36,12 +36,12 @@ from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
-MAX_HELDOUT = 2048  # held-out pictures that are measured
-GUESS_TIME = 0.05  # t / T of the guesses that are shown
+MAX_HELDOUT = 2048  # most held-out pictures that an evaluation measures
+GUESS_TIME = 0.05  # t / T at which the pictures of the sample grid are classified
 
 
 class ClassifierRun(NoisedRun):
-    """A classifier of noised latents (or pixels)."""
+    """Config of a run that trains a classifier of noised latents (or pixels)."""
 
     method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
     net: HalfUNetConfig = HalfUNetConfig()
@@ -65,14 +65,14 @@ class ClassifierRun(NoisedRun):
 
 
 class Classifying(Method[ClassifierRun]):
-    """A classifier of noised latents (or pixels)."""
+    """Training method of a classifier of noised latents (or pixels)."""
 
     Config = ClassifierRun
     heldout_seed: ClassVar[int] = 20210511
 
     vae: AutoencoderKL | VQModel | None = None  # None: pixels
-    latent_shape: tuple[int, ...]  # (Z, h, w)
-    shown: LatentBatches  # held-out samples, or training ones where nothing is held out
+    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
+    shown: LatentBatches  # held-out samples, or training samples if nothing is held out
     accuracy: HeldoutAccuracy | None = None  # of the last evaluation
 
     def __init__(self, config: ClassifierRun, net: HalfUNet, data: TrainingData | None = None) -> None:
@@ -85,8 +85,9 @@ class Classifying(Method[ClassifierRun]):
         """Open the autoencoder, cache latents, and build the network.
 
         Raises:
-            UserError: no labels, fewer than two classes, a stale cache, latents that are not normalised.
-            AutoencoderError: the autoencoder cannot be had.
+            UserError: pictures without labels, fewer than two classes, latents that are not normalised, or a latent
+                cache of other pictures or of another autoencoder.
+            AutoencoderError: the autoencoder cannot be opened.
         """
         labels, heldout_labels = labels_of(data.train), labels_of(data.heldout)  # before latents are encoded
         first_stage = FirstStage.open(config, data.train, device)
@@ -105,12 +106,15 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Take the module as DDP wraps it, and move the tables to its device."""
+        """Store the module, wrapped by DDP if it is used; move noise schedule and quartile shares to its device."""
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the cross-entropy at times, with noise and shifts, that belong to the position; logs accuracies."""
+        """Yield the cross-entropy, and accuracies to log.
+
+        The run's seed and a sample's position in the run determine its timestep, noise and shift.
+        """
         config, position, label = self.config, batch["position"], batch["inputs"]["label"]
         size, times = config.train.batch_size, len(self.schedule)
         t = timesteps.sample_timesteps(config.timestep_sampling, config.seed, position, size, times)
@@ -123,14 +127,15 @@ class Classifying(Method[ClassifierRun]):
     def logits(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Compute float32 logits [B, K] at times t [B], with noise addressed by `seed` and the batch's positions."""
+        """Return `network`'s float32 logits [B, K] of K classes at timesteps t [B], with noise drawn from `seed`."""
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Measure how often the class is right, overall and by quartile of noise.
+        """Return the share of samples that are classified correctly: of all, and of each quartile of timesteps.
 
-        A quartile's hits are divided by how many pictures it gets on average, so that means over micro-batches,
-        processes and steps are right although some hold none of it; one step's number may thus exceed 1.
+        The hits of a quartile are divided by the number of samples that it gets on average. So the mean over
+        micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
+        step may exceed 1.
         """
         right, quartile = hits(logits, label, 1), t * QUARTILES // len(self.schedule)
         accuracies = {"accuracy": right.mean()}
@@ -142,7 +147,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Classify `MAX_HELDOUT` or `log.max_heldout` samples at most, at `LEVELS` fixed times with fixed noise."""
+        """Classify at most `MAX_HELDOUT` and `log.max_heldout` samples, at `LEVELS` noise levels with fixed noise."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
@@ -150,7 +155,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Measure mean loss and accuracies at one level of noise, each sample at a time of its own within it."""
+        """Return mean loss, accuracy and top-5 accuracy at a noise level; samples differ in timestep within it."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
         logits = self.guess(samples, indices, position, u)
@@ -159,7 +164,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Compute logits [B, K] on the CPU of unmirrored samples at t / T = u [B], with noise by position [B]."""
+        """Return logits [B, K], on the CPU, of unmirrored samples at t / T = u [B]; `position` [B] fixes the noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -171,26 +176,26 @@ class Classifying(Method[ClassifierRun]):
         return torch.cat([*self.eval_batch.batches(len(indices), logits)])
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Measure loss and accuracies of held-out pictures; empty where nothing is held out."""
+        """Return loss and accuracies of held-out pictures, by name; empty if nothing is held out."""
         self.accuracy = None if self.heldout is None else self.measure(self.shown)
         return {} if self.accuracy is None else self.accuracy.metrics()
 
     @classmethod
     def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
-        """Return the names of what `heldout_metrics` measures."""
+        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None."""
         if data is not None and not len(data.heldout):
             return []
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Measure held-out pictures, plot accuracy over noise, and write a grid of guesses."""
+        """Return metrics of held-out pictures; plot accuracy over noise level, and write a grid of predictions."""
         super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
         return self.metrics
 
     def samples(self) -> Grid:
-        """Show some pictures with their classes, and with the likeliest class where that is another, at low noise."""
+        """Return a grid of pictures with their class and, if it differs, the class predicted at low noise."""
         pictures = self.data.train if self.heldout is None else self.data.heldout
         indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
@@ -204,17 +209,17 @@ class Classifying(Method[ClassifierRun]):
         return classes[label] if label == guess else f"{classes[label]}, taken for {classes[guess]}"
 
     def save(self, folder: Path) -> None:
-        """Save the diffusers layout."""
+        """Save the classifier in the folder layout of diffusers."""
         classes, first_stage = tuple(self.data.train.classes), first_stage_of(self.vae)
         NoisyClassifier(self.net, classes, self.config.schedule, first_stage).save(folder)
 
     def curve_keys(self) -> list[str]:
-        """Return the keys of metrics.jsonl that are plotted."""
+        """Return the keys of metrics.jsonl whose training curves are plotted."""
         heldout = ["heldout_loss", "heldout_accuracy"] if self.metrics else []
         return ["classifier_loss", "accuracy", *heldout]
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out accuracies."""
+        """Return a sentence for the log: the saved model's folder and the held-out accuracies."""
         if not self.metrics:
             return f"noisy classifier in {model}: nothing held out"
         quartiles = ", ".join(f"{self.metrics[f'heldout_accuracy_q{q}']:.3f}" for q in range(1, QUARTILES + 1))
@@ -222,20 +227,20 @@ class Classifying(Method[ClassifierRun]):
         return f"noisy classifier in {model}: {accuracy} (by quartile of noise, from least: {quartiles})"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         pictures = self.data.train
         return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the network."""
+        """Return the part of `describe`'s text that is about the network."""
         return f"noisy classifier with {millions(self.net)} parameters"
 
 
 def labels_of(pictures: PictureSet) -> Tensor:
-    """Return the class [N] of every picture.
+    """Return the class index of every picture, int64 [N].
 
     Raises:
-        UserError: a picture has none, or there are fewer than two classes.
+        UserError: a picture has no label, or there are fewer than two classes.
     """
     labels = list(records.labels_of(pictures.records))
     if unlabelled := [pictures.records[i].name for i, label in enumerate(labels) if label is None]:

@@ -1,4 +1,4 @@
-"""Accuracy of a noisy classifier by level of noise: hits, means over held-out pictures, and their plot."""
+"""Accuracy of a noisy classifier at each noise level: its computation, and its plot for held-out pictures."""
 
 import io
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps
 from ldm_kit.viz.png import tolerate_oserror, write_atomic
 
 QUARTILES = 4
-LEVELS = 8  # of noise, at which every held-out picture is classified: two a quartile
-TOP = 5  # accuracy is also that of the five likeliest classes, where there are more
+LEVELS = 8  # equal intervals of t / T; every held-out picture is classified at one t in each; two per quartile
+TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies over held-out pictures at each level of noise, from least to most."""
+    """Mean loss and accuracies over held-out pictures at each noise level, from least to most noise."""
 
     losses: tuple[float, ...]
-    first: tuple[float, ...]  # share of pictures whose likeliest class is right
-    top: tuple[float, ...] | None  # share whose class is among the likeliest five; None: there are no more than five
+    first: tuple[float, ...]  # top-1 accuracy
+    top: tuple[float, ...] | None  # top-5 accuracy; None: there are at most five classes
 
     def metrics(self) -> dict[str, float]:
-        """Return means by name, overall and for each quartile of noise."""
+        """Return metrics by name: means over all noise levels, and accuracy in each quartile of noise levels."""
         each = LEVELS // QUARTILES
         quartiles = [_mean(self.first[q * each : (q + 1) * each]) for q in range(QUARTILES)]
         top = {} if self.top is None else {f"heldout_accuracy{TOP}": _mean(self.top)}
@@ -39,26 +39,26 @@ class HeldoutAccuracy:
 
 
 def figure_names(top: bool) -> list[str]:
-    """Return the names of `HeldoutAccuracy.metrics`, with that of the five likeliest classes if `top`."""
+    """Return the names of the metrics of `HeldoutAccuracy.metrics`, with top-5 accuracy if `top`."""
     none = (0.0,) * LEVELS
     return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 
 
 def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
-    """Return whether the label [B] is among the `count` likeliest classes of logits [B, K], float32 [B] of 0 and 1."""
+    """Return 1 where label [B] is among the `count` most likely classes by logits [B, K], else 0: float32 [B]."""
     likeliest = logits.topk(min(count, logits.shape[1]), dim=1).indices
     return (likeliest == label[:, None]).any(1).float()
 
 
 def scores(logits: Tensor, label: Tensor) -> Tensor:
-    """Return cross-entropy, and hits of the likeliest and of the likeliest five classes, float32 [3, B]."""
+    """Return cross-entropy, top-1 hit and top-5 hit (0 or 1) of each sample, float32 [3, B], from logits [B, K]."""
     return torch.stack(
         [cross_entropy(logits, label, reduction="none"), hits(logits, label, 1), hits(logits, label, TOP)]
     )
 
 
 def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
-    """Plot accuracy over the share t / T of noising that was done."""
+    """Plot accuracy over the noise level t / T into a PNG file; a failure to write it only warns."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -77,7 +77,7 @@ def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
 
 
 def quartile_shares(sampling: TimestepSamplingConfig, times: int) -> Tensor:
-    """Return the share [4] of training times that each quartile of noise gets, by a fine stratified draw."""
+    """Return the share [4] of training timesteps in each quartile of 0..`times` - 1, from a stratified sample."""
     count, even = 4096, sampling.model_copy(update={"stratified": True})
     t = sample_timesteps(even, 0, torch.arange(count), count, times)
     return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count

@@ -1,4 +1,4 @@
-"""Digests of what a run depends on beside its pictures; a resumed run must have the same."""
+"""Digests of what a run depends on beside its pictures; a resumed run must have the same digests."""
 
 import hashlib
 
@@ -9,9 +9,10 @@ from ldm_kit.data.images import digest
 
 
 def condition_dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return the digest of what turns captions into inputs: of a frozen encoder, or of the ids that a tokenizer gives.
+    """Return a digest of how captions or classes are prepared, under the name that messages call it by.
 
-    Numbers are no part of it: they are an encoder's output, which rounding may change.
+    It is the digest of the frozen text encoder or, without one, of the prepared token and class ids. Floating-point
+    inputs are left out: they are the output of an encoder, and rounding may change them.
     """
     if (encoder := conditioner.encoder_digest) is not None:
         return {"condition.model": encoder}

@@ -1,8 +1,9 @@
 """Diffusion Autoencoders, in pixels or in latents.
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders: Toward a Meaningful and Decodable Representation".
-Idea:     a picture is a semantic code z = Enc(x_0) and the noise x_T from which DDIM under z gives it back.
-Parts:    a semantic encoder, which always sees the picture; a U-Net on noised pixels or latents, scaled by z.
+Idea:     encode a picture as a semantic code z = Enc(x_0) and a noise x_T, from which DDIM given z restores it.
+Parts:    a semantic encoder, which sees pixels even if latents are noised; a U-Net on noised pixels or latents, with z
+          in its adaptive group norms.
 Run:      accelerate launch train_ldm.py configs/semantic/diffae_pixels32.yaml
 Expected: see the header of that config.
 """
@@ -27,7 +28,7 @@ from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, build_s
 
 
 class DiffAERun(SemanticRun):
-    """A semantic encoder and a diffusion model that decodes its codes, trained together."""
+    """Config of a run that trains a semantic encoder together with the diffusion model that decodes its codes."""
 
     method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")
     encoder: SemanticConfig = SemanticEncoderConfig()
@@ -52,7 +53,7 @@ class DiffAERun(SemanticRun):
 
 
 class DiffusionAutoencoder(CodedNetwork):
-    """Encoder and U-Net as one module, so that DDP around it sees every gradient."""
+    """Encoder and U-Net as one module, so that one DDP wrapper averages the gradients of both."""
 
     folder: ClassVar[str] = "unet"
 
@@ -61,12 +62,12 @@ class DiffusionAutoencoder(CodedNetwork):
         self.encoder, self.unet = encoder, unet
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> Tensor:
-        """Compute the U-Net's output for noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1]."""
+        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and pictures [B, C, R, R]."""
         return self.unet(x, t, self.encoder(picture))
 
 
 class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
-    """A diffusion autoencoder, trained on the plain error of its target."""
+    """Training method of DiffAE: the loss is the unweighted squared error of the predicted eps or v."""
 
     Config = DiffAERun
 
@@ -77,7 +78,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         """Open the autoencoder, cache latents, and build encoder and U-Net.
 
         Raises:
-            UserError: a stale cache, latents that are not normalised.
+            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
             AutoencoderError: the autoencoder cannot be opened.
         """
         first_stage = FirstStage.open(config, data.train, device)
@@ -91,10 +92,10 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Compute the squared errors [B] of the target."""
+        """Return the mean squared errors [B] of the U-Net's output against its training target, eps or v."""
         x_0, eps, _, t = batch
         return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
 
     def decoder(self) -> CodeDecoder:
-        """Return the U-Net with its autoencoder and noise schedule."""
+        """Return the U-Net together with the autoencoder and the noise schedule that decoding needs."""
         return CodeDecoder(self.module.unet, self.vae, self.config.schedule, self.config.prediction_type)

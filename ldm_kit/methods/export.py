@@ -1,7 +1,8 @@
-"""Turn a checkpoint into a saved model: what the run would have saved, had it ended there.
+"""Export of a checkpoint: save the model that the run would have saved if it had ended at that step.
 
-A checkpoint holds weights and averages, but neither tokenizer nor the statistics that some models are saved with; these
-come from the run's pictures, so the method is built once more, on the same data, before the averages are put in.
+A checkpoint holds weights and their averages, but not the tokenizer or the data statistics that some models are saved
+with. These are computed from the run's pictures. So the method is built again from the same pictures, and then the
+averaged weights of the checkpoint are loaded into its networks.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
 from ldm_kit.training.training_state import STATE_FILE, check_unchanged, load_averages, read_metadata
 
-_INDICES = ("model_index.json", "config.json")  # of models, and of an autoencoder alone
+_INDICES = ("model_index.json", "config.json")  # a saved pipeline has the first, an autoencoder the second
 
 
 def export(
@@ -37,23 +38,23 @@ def export(
     data: Split | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write the model of a checkpoint, with averaged weights, as a finished run writes its own.
+    """Save a checkpoint's model, with averaged weights, as a finished run saves its model.
 
     Args:
-        run: the run's folder, or that of one of its checkpoints.
+        run: folder of a run, or of one of its checkpoints.
         checkpoint: best, last, a checkpoint's name or its step; None: last.
-        out: a folder that is not there yet; None: the run's model/ if it has none, else model-CHECKPOINT beside it.
-        overrides: keys of the run's config that have changed since, such as `data.path=elsewhere`.
-        data: the pictures of a run that was given them by a Python program.
+        out: new folder for the model; None: model/ in the run's folder or, if that exists, model-CHECKPOINT.
+        overrides: new values of keys in the run's config, such as `data.path=elsewhere` if the pictures have moved.
+        data: the run's pictures, if a Python program passed them to `train`; None: those of the config.
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Returns:
         The model's folder.
 
     Raises:
-        UserError: no such checkpoint, one that is damaged, or one whose pictures or frozen parts are not what they
-            were; `out` exists or cannot be written.
-        AutoencoderError, ConditioningError: a part that the config names cannot be opened.
+        UserError: the checkpoint does not exist or is damaged; the run's pictures or frozen models have changed; or
+            `out` exists or cannot be written.
+        AutoencoderError, ConditioningError: a model that the config names cannot be opened.
     """
     source = find_checkpoint(Path(run), checkpoint)
     folder = _default_out(source) if out is None else Path(out)
@@ -67,15 +68,17 @@ def export(
 
 
 def saved_model(path: Path | str, checkpoint: str | None = None, device: str | None = None) -> Path:
-    """Return the folder of a saved model: `path` itself, or that of a checkpoint, which is exported once to the cache.
+    """Return the folder of a saved model: `path` itself or, for a checkpoint, a folder in the cache.
+
+    A checkpoint is exported to the cache the first time that it is asked for.
 
     Args:
-        path: a saved model, a run, or a checkpoint.
-        checkpoint: of a run: best, last, a checkpoint's name or its step; None: the finished model.
+        path: folder of a saved model, a run, or a checkpoint.
+        checkpoint: which checkpoint of the run: best, last, a checkpoint's name or its step; None: the finished model.
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Raises:
-        UserError: a run without a model while `checkpoint` is None, or as `export`.
+        UserError: `checkpoint` is None and the run has no finished model; or as for `export`.
     """
     path = Path(path)
     if checkpoint is None and not is_checkpoint(path):
@@ -91,7 +94,7 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint's; its contents are not checked."""
+    """Return whether a folder is a checkpoint: whether it has a trainer_state.json; the rest is not checked."""
     return (path / STATE_FILE).is_file()
 
 
@@ -99,11 +102,11 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
     """Return the folder of a checkpoint.
 
     Args:
-        run: the run's folder or, without a name, the checkpoint's own.
+        run: folder of a run; or of a checkpoint, if `name` is None.
         name: best, last, a checkpoint's name or its step; None: last.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     if is_checkpoint(run):
         if name is not None:
@@ -127,7 +130,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
 
 
 def _best(run: Path) -> Path:
-    """Return the best checkpoint of a run, by its best.json; raises UserError where none is recorded."""
+    """Return the checkpoint that the run's best.json names; raise UserError if there is none."""
     try:
         path = run / Path(str(json.loads((run / BEST_FILE).read_text(encoding="utf-8"))["checkpoint"])).name
     except (OSError, ValueError, KeyError, TypeError):
@@ -150,7 +153,7 @@ def _manifest_digest(source: Path) -> str:
 
 
 def _method_of(source: Path, overrides: Sequence[str], data: Split | None, device: torch.device) -> Method[Any]:
-    """Build the method of a checkpoint, and put its averaged weights in."""
+    """Build the method that wrote a checkpoint, and load the checkpoint's averaged weights into its networks."""
     saved = read_metadata(source)
     tree = configs.rename_old_keys(find_method(method_of(saved["config"])).Config, saved["config"])[0]
     for override in overrides:

@@ -1,4 +1,4 @@
-"""What methods train on: latents of a first stage, prepared conditions, and batches noised to their times."""
+"""Training inputs of the diffusion methods: latents of a frozen autoencoder, conditions, and noised batches."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ from ldm_kit.paths import check_writable
 
 @dataclass(eq=False)
 class FirstStage:
-    """A frozen autoencoder, or none (pixels), and the cache of its latents."""
+    """The frozen autoencoder of a run, or none if the run diffuses pixels, and the cache of its latents."""
 
     config: NoisedRun
-    vae: AutoencoderKL | VQModel | None  # None: pictures are their own latents
+    vae: AutoencoderKL | VQModel | None  # None: pixels are diffused, as if they were latents
     device: torch.device
-    batch_size: BatchSize = field(init=False)  # pictures encoded at once
+    batch_size: BatchSize = field(init=False)  # pictures that are encoded at once
 
     def __post_init__(self) -> None:
         self.batch_size = BatchSize.for_pictures(self.config.train.eval_batch, self.config.data.resolution)
@@ -52,8 +52,8 @@ class FirstStage:
         """Open the autoencoder that a config names.
 
         Raises:
-            UserError: it does not fit the pictures, or its files are not as they were saved.
-            AutoencoderError: it cannot be opened.
+            UserError: the autoencoder does not fit the pictures, or its files have changed since they were saved.
+            AutoencoderError: the autoencoder cannot be opened.
         """
         vae: Any = None
         if config.autoencoder:
@@ -64,7 +64,7 @@ class FirstStage:
 
     @property
     def dependencies(self) -> dict[str, str]:
-        """The digest of the autoencoder's settings and weights, if there is one."""
+        """Digest of the autoencoder's settings and weights, by the config key `autoencoder`; empty without one."""
         return {} if self.vae is None else {"autoencoder": digest([self._settings(), weights_digest(self.vae)])}
 
     def _settings(self) -> str:
@@ -73,10 +73,14 @@ class FirstStage:
         return json.dumps(settings, sort_keys=True)
 
     def latents(self, pictures: PictureSet, name: str) -> Latents:
-        """Return the latents of the set `name` ("train": with mirrored views where the run flips; or "heldout").
+        """Return the latents of a picture set, from the cache; missing ones are encoded first.
+
+        Args:
+            pictures: the set.
+            name: "train", which adds mirrored pictures if `config.flip` is set, or "heldout".
 
         Raises:
-            UserError: a stale cache, or latents that are not normalised.
+            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
         """
         flip = self.config.flip and name == "train"
         if self.vae is None:
@@ -130,25 +134,25 @@ def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
 
 @dataclass(eq=False)
 class Conditions:
-    """A run's conditioner, and the captions or labels of its pictures."""
+    """The conditioner of a run, and the captions or labels of the run's pictures."""
 
     config: ConditioningConfig
     data: Split
     train: Sequence[str | int]  # captions or labels of the training set
-    heldout: Sequence[str | int]  # of the held-out set
+    heldout: Sequence[str | int]  # captions or labels of the held-out set
     conditioner: Conditioner = field(init=False)
-    dependencies: dict[str, str] = field(init=False)  # digests of a tokenizer or a frozen text encoder
+    dependencies: dict[str, str] = field(init=False)  # digest of token ids or of a frozen text encoder
 
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
-        """Collect captions or labels; raises ConditioningError where pictures lack what the config asks for."""
+        """Collect the captions or labels that a config needs; raises ConditioningError if pictures lack them."""
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
-        """Build the conditioner; a class vector is as wide as the time embedding.
+        """Build the conditioner; `time_width` is the width of the time embedding, to which a class vector is added.
 
         Raises:
-            ConditioningError: no classes, or a text encoder that cannot be had.
+            ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.
         """
         captions = [text for text in self.train if isinstance(text, str)]
         classes = self.data.train.classes
@@ -156,7 +160,7 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Prepare the conditions of the training set and of the held-out one if there is one, [N, ...] each."""
+        """Return the prepared conditions [N, ...] of training and held-out set (None: nothing is held out)."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
@@ -165,20 +169,20 @@ class Conditions:
         return train, heldout
 
     def examples(self, count: int) -> list[str | int]:
-        """Return captions or labels of `count` held-out pictures, or of training ones where too few are held out."""
+        """Return captions or labels of `count` held-out pictures, or of training pictures if fewer are held out."""
         raw = self.heldout if len(self.heldout) >= count else self.train
         return [raw[i] for i in spread(len(raw), count)]
 
     def caption(self, condition: str | int) -> str:
-        """Return a caption, or the name of a class."""
+        """Return a condition as text: a caption itself, or the class name of a label."""
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return what a conditioner prepares for the training set and for the held-out one: captions, or labels.
+    """Return the captions or labels, as the condition needs, of the training set and of the held-out set.
 
-    What the condition needs is asked of the training set, and of both together, never of the held-out set alone: a few
-    held-out pictures may all lack a caption where others have one.
+    The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
+    few pictures may all happen to lack a caption.
 
     Raises:
         ConditioningError: class conditioning over pictures without labels, or text conditioning where no training
@@ -196,10 +200,10 @@ def _raw_values(config: ConditioningConfig, *records: Sequence[Record]) -> list[
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
-    """Prepare captions or labels, [N, ...] each; the states of a frozen text encoder are kept on disk.
+    """Return prepared captions or labels, tensors [N, ...] by name; a frozen text encoder's states are cached on disk.
 
     Raises:
-        ConditioningError: an unknown class, or an encoder that cannot be had.
+        ConditioningError: a class is unknown, or a text encoder cannot be loaded.
     """
     if conditioner.cache_key is None:
         return conditioner.prepare(raw)
@@ -220,28 +224,31 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
 
 
 def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
-    """Draw which positions [B] train on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1)."""
+    """Draw the samples that train on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1).
+
+    `seed` and a sample's position [B] in the run fix the draw.
+    """
     return (rng.uniform(seed, "drop", exact(position)) < probability).to(position.device)
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Replace the conditions of some samples of a batch by the null condition, addressed by `seed` and position."""
+    """Return a batch's conditions, replaced by the null condition for the samples that `drop_mask` draws."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
 class NoisedBatch(NamedTuple):
-    """A batch of latents (or pixels) at their times."""
+    """A batch of latents (or pixels), each noised to its own timestep."""
 
-    x_0: Tensor  # [B, Z, h, w]
-    eps: Tensor  # like x_0
-    x_t: Tensor  # like x_0
-    t: Tensor  # [B]
+    x_0: Tensor  # clean, [B, Z, h, w]
+    eps: Tensor  # noise, like x_0
+    x_t: Tensor  # noised, like x_0
+    t: Tensor  # timesteps [B]
 
 
 def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedule) -> NoisedBatch:
-    """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]) and noise them to times t [B].
+    """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]); noise them to timesteps t [B].
 
-    Both draws are addressed by `seed` and the batch's `position` [B], whatever the batch.
+    `seed` and a sample's `position` [B] in the run fix both draws, whichever samples are in the batch.
     """
     position, mean = batch["position"], batch["mean"]
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])

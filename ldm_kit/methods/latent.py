@@ -1,9 +1,9 @@
 """Stage 2 of latent diffusion (and, with pixels as their own latents, DDPM).
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
-Idea:     diffuse the latents of a frozen autoencoder; a U-Net attends to a text or class encoder tau_theta(y). It may
-          also learn the variance of its way down (Nichol & Dhariwal 2021, section 3.1).
-Parts:    cached latents, a conditioner (trained jointly, frozen and cached, or none), a U-Net.
+Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a text or class encoder tau_theta(y). It
+          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1).
+Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
 """
@@ -38,26 +38,26 @@ from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 class LatentDiffusion(nn.Module):
-    """U-Net and conditioner as one module, so that DDP around it sees every gradient."""
+    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
 
     def __init__(self, unet: nn.Module, conditioner: Conditioner) -> None:
         super().__init__()
         self.unet, self.conditioner = unet, conditioner
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute the network's output for noisy latents [B, Z, h, w], times [B] and prepared conditions."""
+        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and prepared conditions."""
         return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
 
 
 class Latent(Method[LatentRun]):
-    """A U-Net that denoises latents (or pixels) under a condition."""
+    """Training method of latent diffusion: a U-Net denoises latents (or pixels), with or without a condition."""
 
     Config = LatentRun
 
     vae: AutoencoderKL | VQModel | None = None  # None: pixels
-    latent_shape: tuple[int, ...]  # (Z, h, w)
+    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
     conditions: Conditions
-    prompts: list[str | int]  # captions or classes of the sample grid
+    prompts: list[str | int]  # captions or classes from which the sample grid is sampled
 
     def __init__(
         self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, data: TrainingData | None = None
@@ -82,8 +82,10 @@ class Latent(Method[LatentRun]):
         """Open the autoencoder, cache latents and conditions, and build the networks.
 
         Raises:
-            UserError: a stale cache, latents that are not normalised, classes without labels, an unknown prompt.
-            AutoencoderError, ConditioningError: parts that cannot be had.
+            UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
+                sample prompt that the conditioner does not know.
+            AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
+                the labels or captions that the condition needs.
         """
         conditions = Conditions.open(config.condition, data)
         first_stage = FirstStage.open(config, data.train, device)
@@ -112,28 +114,31 @@ class Latent(Method[LatentRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module as DDP wraps it, and move schedule and null condition to its device."""
+        """Store the module, wrapped by DDP if it is used; move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the loss history of a loss-aware density of times."""
+        """Return the loss history of the timestep density loss_second_moment; empty for other densities."""
         return self.times.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore the tensors that `state` returned."""
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Add the step's losses to the history of a loss-aware density of times."""
+        """Add the step's losses, of all processes, to the history of a loss-aware timestep density."""
         self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:
-        """Forget the losses of an attempt that does not count."""
+        """Discard the losses that were collected in a failed attempt at a step."""
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the configured loss; noise, times and drops belong to the position. Logs the bound's terms as `vb`."""
+        """Yield the configured loss; if it uses the variational bound, the bound's terms are logged as `vb`.
+
+        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
+        """
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
@@ -147,18 +152,21 @@ class Latent(Method[LatentRun]):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Compute unweighted errors of a batch at times t [B], with noise addressed by `seed` and position."""
+        """Return the unweighted errors of `network` on a batch at timesteps t [B].
+
+        `seed` and a sample's position in the run determine its noise.
+        """
         x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Compute unweighted losses [B] at times t [B] under the full condition."""
+        """Return unweighted losses [B] of a held-out batch at timesteps t [B]; no condition is dropped."""
         errors = self.errors(batch, t, seed, batch["inputs"], self.module)
         return self.objective.combined(errors, len(self.schedule))
 
     @property
     def pipeline(self) -> Pipeline:
-        """The model with the current weights, on the device of training, and what it is judged with."""
+        """The pipeline that `save` writes: current weights, on the training device, and default sampling settings."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         return Pipeline(
@@ -172,7 +180,7 @@ class Latent(Method[LatentRun]):
         )
 
     def samples(self) -> Grid:
-        """Sample the prompts from seeds 0, 1, 2, ..."""
+        """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""
         prompts = self.prompts
         pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), None, self.eval_batch)))
         captions = None
@@ -181,26 +189,26 @@ class Latent(Method[LatentRun]):
         return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the diffusers layout."""
+        """Save the pipeline in the folder layout of diffusers."""
         self.pipeline.save(folder)
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out loss."""
+        """Return a sentence for the log: the saved model's folder and the held-out loss."""
         loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
         return f"model in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 
 
 def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check the config's prompts before anything is encoded, not at the first grid, hours later; raises UserError."""
+    """Check sample prompts before training, so that a bad one does not fail hours later; raises UserError."""
     try:
         conditioner.prepare(prompts)
     except ConditioningError as error:

@@ -1,4 +1,4 @@
-"""The config of latent diffusion, and what does not go together in it."""
+"""Config of latent diffusion, with checks for settings that contradict each other."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,14 +17,14 @@ from ldm_kit.solvers.table import SamplerName
 
 
 class SampleConfig(SamplerOptions):
-    """How a run samples pictures while it trains, always from the same seeds; saved with the model as its defaults."""
+    """Settings with which a run samples pictures during training; the saved model samples with them by default."""
 
     prompts: tuple[str, ...] = Field(default=(), description="what to sample; empty: captions or classes of the set")
     solver: SamplerName = Field(default="dpm++", description="sampler")
 
 
 class LatentRun(NoisedRun):
-    """A denoiser of latents (or pixels) under a condition."""
+    """Config of a run that trains a denoiser of latents (or pixels), with or without a condition."""
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     condition: ConditioningConfig = NoConfig()
@@ -58,7 +58,7 @@ class LatentRun(NoisedRun):
     sample: SampleConfig = SampleConfig()
 
     def cautions(self) -> list[str]:
-        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
+        """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
         conditional = not type(self.condition).unconditional
         untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
         return [*super().cautions(), *untrained]
@@ -66,7 +66,7 @@ class LatentRun(NoisedRun):
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, given: Any) -> Any:
-        """Train a learned variance by the hybrid loss unless another is asked for."""
+        """Make hybrid the default of `loss` if the variance is learned."""
         if isinstance(given, Mapping) and given.get("variance") == "learned_range":
             return {"loss": "hybrid", **given}
         return given

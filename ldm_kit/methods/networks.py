@@ -1,4 +1,4 @@
-"""Helpers of methods on their networks: the number of weights, their layout, and evaluation mode."""
+"""Helpers for networks: count the weights, make them contiguous, hold evaluation mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def contiguous_weights(*modules: nn.Module) -> Iterator[None]:
-    """Lay out weights as safetensors writes them, and restore their layout afterwards."""
+    """Make weights and buffers contiguous, as safetensors requires, within this context; then restore the layout."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     laid_out = [(tensor, tensor.data) for tensor in tensors if not tensor.is_contiguous()]
     for tensor, data in laid_out:
@@ -21,13 +21,13 @@ def contiguous_weights(*modules: nn.Module) -> Iterator[None]:
 
 
 def millions(*modules: nn.Module) -> str:
-    """Count trained parameters, in millions, such as "1.2 M"."""
+    """Return the number of trained parameters as text, in millions, such as "1.2 M"."""
     return f"{sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad) / 1e6:.1f} M"
 
 
 @contextlib.contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules in evaluation mode; each returns to the mode it was in."""
+    """Hold modules in evaluation mode within this context; then restore the mode of each."""
     were = [module.training for module in modules]
     try:
         for module in modules:

@@ -1,9 +1,9 @@
 """Representation learning from a frozen diffusion model.
 
 Paper:    Zhang et al. 2022, "Unsupervised Representation Learning from Pre-trained Diffusion Probabilistic Models".
-Idea:     a frozen model's posterior mean misses what x_t has lost of the picture; a learned gradient G(x_t, t, z) of
-          the picture's code z fills that gap as a classifier's gradient would.
-Parts:    the frozen model (ours or of diffusers), a second decoder on its features, a semantic encoder.
+Idea:     a frozen model cannot predict what x_t no longer shows of the picture. A learned gradient G(x_t, t, z), with
+          the picture's semantic code z, shifts the model's posterior mean, as a classifier's gradient would.
+Parts:    the frozen model (of ldm_kit or diffusers), a second decoder on its encoder's features, a semantic encoder.
 Run:      accelerate launch train_ldm.py configs/semantic/pdae_latents.yaml
 Expected: see the header of that config.
 """
@@ -31,7 +31,7 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 
 
 class PDAERun(SemanticRun):
-    """A semantic encoder and a gradient estimator, trained on a frozen model."""
+    """Config of a run that trains a semantic encoder and a gradient estimator for a frozen diffusion model."""
 
     method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")
     base: str = Field(
@@ -56,7 +56,10 @@ class PDAERun(SemanticRun):
 
 
 class ShiftedDiffusion(CodedNetwork):
-    """Encoder and gradient estimator as one module, so that DDP around it sees every gradient; the base is no part."""
+    """Encoder and gradient estimator as one module, so that one DDP wrapper averages the gradients of both.
+
+    The frozen base model is no submodule: it is neither trained nor saved.
+    """
 
     folder: ClassVar[str] = "shift"
 
@@ -66,12 +69,12 @@ class ShiftedDiffusion(CodedNetwork):
         self._base = (base,)  # in a tuple: nothing of it is registered
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute (base output, G) for noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1]."""
+        """Return (base model's output, G) for noisy latents x [B, Z, h, w], timesteps t [B], pictures [B, C, R, R]."""
         return self.shift(x, t, self.encoder(picture), self._base[0].null.to(x.device))
 
 
 class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
-    """An encoder and a gradient estimator on a frozen base model, trained on the error of the shifted eps."""
+    """Training method of PDAE: the loss is the weighted error of a frozen model's eps, shifted by the gradient."""
 
     Config = PDAERun
 
@@ -86,7 +89,8 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         """Open the base model, cache its latents, and build encoder and gradient estimator.
 
         Raises:
-            UserError: a base that does not fit or cannot be one, a stale cache, latents that are not normalised.
+            UserError: the base model does not fit the pictures or cannot be opened, latents are not normalised, or a
+                latent cache is of other pictures or another autoencoder.
         """
         base = BaseModel.open(config.base, device, revision=config.base_revision)
         _check_base(base, data.train, config)
@@ -101,22 +105,22 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Compute the squared errors [B] of the base's eps, shifted by the gradient."""
+        """Return the mean squared errors [B] of the base model's eps, shifted by the gradient, against the true eps."""
         base = self.base
         estimator = NetworkEstimator(lambda _x, _t, _cond: output, self.schedule, base.target, base.learned_range)
         frozen, gap = estimator(batch.x_t, batch.t, None)
         return pdae_loss(frozen.eps, gap, batch.eps, batch.t, self.schedule)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Compute the weights SNR^gamma / (1 + SNR) of times [B]."""
+        """Return the loss weights SNR^gamma / (1 + SNR) of timesteps t [B]."""
         return pdae_weight(t, self.schedule, gamma=self.config.gamma)
 
     def decoder(self) -> ShiftDecoder:
-        """Return the gradient estimator on its base."""
+        """Return the decoder of codes: the base model with the gradient estimator."""
         return ShiftDecoder(self.module.shift, self.base)
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         return f"{super().describe_model()} on the frozen {type(self.base.unet).__name__} of {self.base.name}"
 
 

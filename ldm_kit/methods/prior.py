@@ -1,9 +1,9 @@
-"""A diffusion model of semantic codes, which makes a generator of DiffAE or PDAE.
+"""A diffusion prior over semantic codes, which turns a trained DiffAE or PDAE into a generator.
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022.
-Idea:     diffuse the codes of the training set, normalised per dimension; sample a code, then a picture under it. A
-          class or a caption, pooled to one vector, is added to the time (ours).
-Parts:    a trained semantic model's averaged encoder, whose codes are computed once; an MLP with skips.
+Idea:     diffuse the codes of the training set, normalised per dimension; to generate, sample a code and decode it. A
+          class or a caption may be pooled to a vector and added to the time embedding (this is not in the papers).
+Parts:    the averaged encoder of a trained semantic model, whose codes are computed once; an MLP with skips.
 Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
 Expected: see the header of that config.
 """
@@ -44,25 +44,25 @@ NAME = "prior"
 
 
 class ConditionedMLP(nn.Module):
-    """MLP and conditioner as one module, so that DDP around it sees every gradient."""
+    """MLP and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
 
     def __init__(self, mlp: SkipMLP, conditioner: Conditioner) -> None:
         super().__init__()
         self.mlp, self.conditioner = mlp, conditioner
 
     def forward(self, z: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Compute eps [B, D] for noisy normalised codes [B, D], times [B] and prepared conditions."""
+        """Return the predicted eps [B, D] for noised normalised codes z [B, D], timesteps t [B] and conditions."""
         return apply_mlp(self.mlp, z, t, self.conditioner(**inputs))
 
 
 class Prior(Method[PriorRun]):
-    """An MLP that denoises the normalised codes of a semantic model."""
+    """Training method of a prior: an MLP denoises the normalised codes of a trained semantic model."""
 
     Config = PriorRun
     conditions: Conditions
-    source: SemanticModel  # whose codes these are; never changed
-    mean: Tensor  # [D], of the training set's codes
-    std: Tensor  # [D]
+    source: SemanticModel  # the trained model whose codes are diffused; never changed
+    mean: Tensor  # [D], mean of the training set's codes
+    std: Tensor  # [D], standard deviation of the training set's codes
 
     def __init__(
         self, config: PriorRun, mlp: SkipMLP, conditioner: Conditioner, data: TrainingData | None = None
@@ -78,8 +78,9 @@ class Prior(Method[PriorRun]):
         """Encode the pictures, normalise their codes, and build the networks.
 
         Raises:
-            UserError: no semantic model, pictures that it cannot encode, or without the labels or captions asked for.
-            ConditioningError: no classes, or a text encoder that cannot be had.
+            UserError: `config.model` is no semantic model, or cannot encode the pictures.
+            ConditioningError: the pictures lack the labels or captions that the condition needs, or a text encoder
+                cannot be loaded.
         """
         conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
@@ -107,37 +108,43 @@ class Prior(Method[PriorRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Take the module as DDP wraps it, and move schedule and null condition to its device."""
+        """Store the module, wrapped by DDP if it is used; move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of eps; noise, times and drops belong to the position."""
+        """Yield the mean absolute error of the predicted eps.
+
+        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
+        """
         config, size, times = self.config, self.config.train.batch_size, len(self.schedule)
         t = sample_timesteps(config.timestep_sampling, config.seed, batch["position"], size, times)
         inputs = drop_conditions(batch, self.null, config.seed, config.condition_dropout)
         yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Compute absolute errors [B] of eps at times t [B], with noise addressed by `seed` and position."""
+        """Return mean absolute errors [B] of the eps that `module` predicts at timesteps t [B].
+
+        `seed` and a sample's position in the run determine its noise.
+        """
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
         output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
         return (output.float() - eps).abs().mean(1)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Compute errors [B] of held-out codes at times t [B] under the full condition."""
+        """Return mean absolute errors [B] of held-out codes at timesteps t [B]; no condition is dropped."""
         return self.errors(batch, t, seed, batch["inputs"], self.module)
 
     def model(self) -> SemanticModel:
-        """Return the semantic model with this prior of the current weights, on the device of training."""
+        """Return the semantic model with this prior and its current weights, on the training device."""
         config, source = self.config, self.source
         prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule)
         saved = source.saved.joined(SavedSampling.of(PRIOR, config.sample, config.condition_dropout))
         return replace(source, prior=prior, mean=self.mean, std=self.std, saved=saved).to(self.device)
 
     def samples(self) -> Grid:
-        """Sample codes, of captions or classes if there are such, and decode them, from seeds 0, 1, 2, ..."""
+        """Return a grid of pictures decoded from codes that the prior samples, from seeds 0, 1, 2, ..."""
         config, count, captions = self.config.sample, self.config.log.pictures, None
         if not isinstance(self.config.condition, NoConfig):
             captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
@@ -148,26 +155,30 @@ class Prior(Method[PriorRun]):
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the semantic model with its prior."""
+        """Save the semantic model together with this prior."""
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out loss."""
+        """Return a sentence for the log: the saved model's folder and the held-out loss."""
         loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
         return f"semantic model with prior in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         count, width = len(self.batches), len(self.mean)
         return f"codes of {count} training pictures, {width} numbers each, by the encoder of {self.config.model}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
-    """Compute codes [N, D] float32, and the index [N] of the picture that each is of; both are kept on disk."""
+    """Return the codes [N, D] of a picture set, and the index [N] of the picture that each was computed from.
+
+    The index differs from 0..N-1 where a broken picture was replaced by another. Both tensors are cached on disk, by
+    the digest `weights` of the encoder and the fingerprint of the set.
+    """
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
     def compute() -> dict[str, Tensor]:
@@ -184,7 +195,7 @@ def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _model_digest(model: SemanticModel) -> str:
-    """Return the digest of a semantic model's networks, wherever they lie, with that of its base if it has one."""
+    """Return the digest of a semantic model's networks and of its base model, if any; folders do not matter."""
     decoder = vars(model.decoder).values()
     networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
     bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
@@ -202,7 +213,7 @@ def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> 
 
 
 def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
-    """Open the semantic model; raises UserError where it is for other pictures, or a DiffAE that cannot stop early."""
+    """Open the semantic model; raise UserError if it is for other pictures, or a DiffAE with `sample.stop` set."""
     model = SemanticModel.load(config.model)
     if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Config of the prior over semantic codes."""
+"""Config of the diffusion prior over semantic codes."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ from ldm_kit.nets.mlp_skip import SkipMLPConfig
 
 
 class PriorSampleConfig(Config):
-    """How a run samples pictures while it trains, always from the same seeds."""
+    """Settings with which a run samples pictures during training, from fixed seeds."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
     guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance of the code; 1 is none")
@@ -27,7 +27,7 @@ class PriorSampleConfig(Config):
 
 
 class PriorRun(RunConfig):
-    """A diffusion model of a semantic model's codes."""
+    """Config of a run that trains a diffusion prior over the codes of a trained semantic model."""
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
     model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
@@ -64,7 +64,7 @@ class PriorRun(RunConfig):
         return self
 
     def cautions(self) -> list[str]:
-        """Return a sentence on each setting that never takes effect, such as guidance without a trained null."""
+        """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
         conditional = not isinstance(self.condition, NoConfig)
         untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
         return [*super().cautions(), *untrained]

@@ -1,4 +1,4 @@
-"""Records that methods and the program that trains them exchange."""
+"""Records that training methods exchange with the training program."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from ldm_kit.training.task import BatchSource
 
 @dataclass(frozen=True)
 class Collectives:
-    """Reductions over the processes of a run; the defaults are those of a single process."""
+    """Reductions of a tensor over the processes of a run; the defaults, for one process, return the tensor."""
 
     mean: Callable[[Tensor], Tensor] = itself
     sum: Callable[[Tensor], Tensor] = itself
-    broadcast: Callable[[Tensor], Tensor] = itself  # the main process's tensor
+    broadcast: Callable[[Tensor], Tensor] = itself  # returns the main process's tensor on every process
 
 
 class TrainingData(NamedTuple):
-    """The pictures of a run, and the batches that are made of them."""
+    """The pictures of a run, and the sources of batches that are made from them."""
 
     pictures: Split
-    batches: BatchSource
-    heldout: BatchSource | None = None  # batches of held-out samples; None: nothing is held out
+    batches: BatchSource  # training batches
+    heldout: BatchSource | None = None  # held-out batches; None: nothing is held out
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A sheet of sample pictures; the run keeps it as pictures/NAME-STEP.png."""
+    """A grid of sample pictures, as one image; the run writes it to pictures/NAME-STEP.png."""
 
     image: Image
     name: str = "samples"

@@ -1,4 +1,4 @@
-"""Configs that every method's own config extends."""
+"""Base classes of the methods' configs, and checks that several of these configs share."""
 
 from pydantic import AliasChoices, Field
 
@@ -15,9 +15,9 @@ from ldm_kit.training.optim import OptimConfig
 
 
 class RunConfig(Config):
-    """Where a run is written, what it is trained on, and how it is optimised.
+    """Settings that the config of every method has: run folder, data, optimiser, EMA, training and logging.
 
-    A subclass has a field `method` of one literal, the name under which its method is looked up.
+    A subclass adds the field `method`, a Literal with the method's name as its only value.
     """
 
     run: str = Field(
@@ -32,9 +32,9 @@ class RunConfig(Config):
     log: LogConfig = LogConfig()
 
     def cautions(self) -> list[str]:
-        """Return a sentence on each setting that never takes effect in a run of this length; they are no mistakes.
+        """Return a warning for each setting that has no effect in a run of this length.
 
-        A run that is shortened for a trial should not be refused for a warm-up that was meant for the whole one.
+        Such settings are no errors: a run that is shortened for a trial may keep the warm-up of the full run.
         """
         optimisers = {name: value for name, value in self if isinstance(value, OptimConfig)}
         return [
@@ -46,7 +46,7 @@ class RunConfig(Config):
 
 
 class NoisedRun(RunConfig):
-    """A run on noised latents, or on noised pixels."""
+    """Config of a run that diffuses the latents of an autoencoder, or pixels."""
 
     autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
     latents: str | None = Field(
@@ -61,7 +61,13 @@ class NoisedRun(RunConfig):
 
 
 def untrained_null(scale: float, dropout: float, conditional: bool) -> list[str]:
-    """Return the caution of a run that is to be sampled with guidance, but never trains its null condition."""
+    """Return a warning, in a list, if samples use guidance but the null condition is never trained; else [].
+
+    Args:
+        scale: guidance scale of the samples; 1: no guidance.
+        dropout: share of samples that are trained on the null condition.
+        conditional: whether the model has a condition.
+    """
     if not conditional or dropout > 0 or scale == 1:
         return []
     return [
@@ -71,10 +77,10 @@ def untrained_null(scale: float, dropout: float, conditional: bool) -> list[str]
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check that a density of training times needs no variational bound, for methods that have none.
+    """Check that the density of training timesteps needs no variational bound; for methods without a bound.
 
     Raises:
-        ValueError: density loss_second_moment, which weighs times by the terms of a bound.
+        ValueError: the density is loss_second_moment, which depends on the bound's terms.
     """
     if sampling.density == "loss_second_moment":
         raise ValueError(
@@ -83,10 +89,10 @@ def check_any_density(sampling: TimestepSamplingConfig) -> None:
 
 
 def check_steps(steps: int, schedule: ScheduleConfig) -> None:
-    """Check that sampling visits no more times than there are.
+    """Check that there are at most as many sampling steps as training timesteps.
 
     Raises:
-        ValueError: more sampling steps than training times.
+        ValueError: there are more sampling steps than training timesteps.
     """
     if steps > schedule.num_train_timesteps:
         raise ValueError(
@@ -98,7 +104,7 @@ def check_saved(schedule: ScheduleConfig, prediction_type: PredictionType, varia
     """Check before training that the trained model can be saved, by building its scheduler.
 
     Raises:
-        ValueError: the network cannot predict this under that schedule, or diffusers cannot express the combination.
+        ValueError: the schedule does not allow the prediction type, or diffusers cannot express the combination.
     """
     from ldm_kit.solvers.scheduler_config import saved_scheduler  # slow to import
 
@@ -109,5 +115,5 @@ def check_saved(schedule: ScheduleConfig, prediction_type: PredictionType, varia
 
 
 def method_name(config: RunConfig) -> str:
-    """Return the name of the method that a config is for."""
+    """Return the name of the method that a config belongs to."""
     return config.model_dump(include={"method"})["method"]

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: its metrics in words, and its training curves."""
+"""Summary of a finished run: its metrics as text, and the plot of its training curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from ldm_kit.viz.curves import curves, logged_keys
 
 
 def list_metrics(metrics: Mapping[str, float]) -> str:
-    """Return metrics by name, in words that say of which pictures they are."""
+    """Return metrics as text, such as "held-out psnr 24.1"; the prefixes heldout_ and train_ are spelled out."""
     words = {
         name.replace("heldout_", "held-out ").replace("train_", "training "): value for name, value in metrics.items()
     }
@@ -16,14 +16,15 @@ def list_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def plot_curves(run: Path, keys: Sequence[str]) -> str:
-    """Plot metrics of a run over its steps to pictures/curves.png; the model is saved already, so no failure ends it.
+    """Plot metrics of a finished run over its steps, to pictures/curves.png; a failure to plot is not raised.
 
     Args:
-        run: the folder of the run, with metrics.jsonl.
-        keys: names of the metrics; those that were never logged are left out.
+        run: the run's folder, with its metrics.jsonl.
+        keys: names of the metrics; those that were never logged are left out. If none was logged, all metrics that
+            were are plotted.
 
     Returns:
-        A sentence on where the pictures are, or why there are no curves.
+        A sentence for the log: where the pictures are, or why there are no curves.
     """
     log, pictures = run / "metrics.jsonl", run / "pictures"
     try:

@@ -1,4 +1,4 @@
-"""What DiffAE and PDAE share: an encoder that sees the picture, and a decoder that sees its noised latent."""
+"""Base of DiffAE and PDAE: an encoder sees the picture; a decoder sees the noised latent and the code."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -30,18 +30,18 @@ from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
-_RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # by the noise that pictures are decoded from
+_RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # decoded from inferred or random x_T
 
 
 class ReconstructionConfig(Config):
-    """The held-out pictures that a run encodes and decodes while it trains."""
+    """Sampling steps of the reconstructions of held-out pictures that a run makes during training."""
 
     encode_steps: int = Field(default=100, ge=1, description="DDIM steps from a picture to its noise x_T")
     decode_steps: int = Field(default=20, ge=1, description="DDIM steps back, from inferred or random noise")
 
 
 class SemanticRun(NoisedRun):
-    """A semantic encoder and what decodes its codes."""
+    """Settings that the configs of DiffAE and PDAE share."""
 
     encoder: SemanticConfig
     sample: ReconstructionConfig = ReconstructionConfig()
@@ -51,17 +51,17 @@ R = TypeVar("R", bound=SemanticRun)
 
 
 class CodedNetwork(nn.Module):
-    """Encoder and decoding network as one module, so that DDP around it sees every gradient.
+    """Encoder and decoding network as one module, so that one DDP wrapper averages the gradients of both.
 
-    Called with noisy latents [B, Z, h, w], times [B] and pictures [B, C, R, R] in [-1, 1].
+    Call it with noisy latents [B, Z, h, w], timesteps [B] and pictures [B, C, R, R] in [-1, 1].
     """
 
     encoder: Encoder
-    folder: ClassVar[str]  # of the decoding network in a saved model, and its name here
+    folder: ClassVar[str]  # the decoding network's folder in a saved model, and its attribute here
 
     @property
     def network(self) -> nn.Module:
-        """The network that decodes."""
+        """The network that decodes codes: the attribute that `folder` names."""
         return getattr(self, self.folder)
 
 
@@ -69,9 +69,9 @@ N = TypeVar("N", bound=CodedNetwork)
 
 
 class SemanticMethod(Method[R], Generic[R, N]):
-    """An encoder and a decoder trained together: their error at random times, with one optimiser for both."""
+    """Base of DiffAE and PDAE: encoder and decoder are trained together, on the decoder's error, by one optimiser."""
 
-    latent_shape: tuple[int, ...]  # (Z, h, w)
+    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
 
     def __init__(
         self,
@@ -86,18 +86,21 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @abstractmethod
     def decoder(self) -> Decoder:
-        """Return the decoder with the current weights, as the saved model has it."""
+        """Return the decoder with the current weights, as the saved model will hold it."""
 
     @abstractmethod
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Compute unweighted errors [B] of the module's output."""
+        """Return unweighted errors [B] of `module`'s output for a noised batch."""
 
     def weight(self, t: Tensor) -> Tensor | None:
-        """Compute the loss weights of times [B]; None: all 1."""
+        """Return the loss weights [B] of timesteps t [B]; None: all weights are 1."""
         return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the weighted error; noise and times belong to the position. Logs the plain error if it is weighted."""
+        """Yield the weighted error; where weights differ from 1, the unweighted error is logged as `error`.
+
+        The run's seed and a sample's position in the run determine its noise and timestep.
+        """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)
         t = sample_timesteps(config.timestep_sampling, config.seed, position, size, times)
@@ -108,16 +111,16 @@ class SemanticMethod(Method[R], Generic[R, N]):
         yield NAME, (errors * cast_like(weight, errors)).mean(), {"error": errors.mean()}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
-        """Compute unweighted errors [B] at times t [B], with noise addressed by `seed` and the batch's positions."""
+        """Return unweighted errors [B] at timesteps t [B], with noise drawn from `seed`."""
         noised = noise_batch(batch, t, seed, self.schedule)
         return self.error(module(noised.x_t, t, batch["picture"]), noised)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Compute unweighted errors [B] of a held-out batch at times t [B]."""
+        """Return unweighted errors [B] of a held-out batch at timesteps t [B]."""
         return self.errors(batch, t, seed, self.module)
 
     def model(self) -> SemanticModel:
-        """Return the model with the current weights; the statistics of its codes are not measured yet."""
+        """Return the semantic model with the current weights; mean and deviation of codes are placeholders, 0 and 1."""
         config, statistics = (
             self.config,
             (torch.zeros(self.config.encoder.z_width), torch.ones(self.config.encoder.z_width)),
@@ -126,7 +129,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Measure the held-out loss and the error of some pictures decoded from inferred and from random noise."""
+        """Return the held-out loss and the error of reconstructions from inferred and random x_T; write a grid."""
         model, config = self.model(), self.config.sample
         shown = self.data.heldout if len(self.data.heldout) else self.data.train
         pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
@@ -147,36 +150,38 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @classmethod
     def figures(cls, config: R, data: Split | None) -> list[str]:
-        """Return the names of what `evaluate` measures."""
+        """Return the names of the metrics of `evaluate`; all possible ones while `data` is None."""
         return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
 
     def save(self, folder: Path) -> None:
-        """Measure the statistics of the training set's codes, and save the model."""
+        """Measure mean and deviation of the training set's codes, and save the semantic model with them."""
         model = self.model()
         z = codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
         model.mean, model.std = codes.code_statistics(z)
         model.save(folder)
 
     def summary(self, model: Path) -> str:
-        """Return what was saved where, and its held-out metrics."""
+        """Return a sentence for the log: the saved model's folder and the held-out metrics."""
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "nothing held out"
         return f"semantic model in {model}: {metrics}"
 
     def describe_data(self) -> str:
-        """Return what `describe` says of the training set."""
+        """Return the part of `describe`'s text that is about the training set."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return what `describe` says of the networks."""
+        """Return the part of `describe`'s text that is about the networks."""
         name, width = type(self.module.network).__name__, self.config.encoder.z_width
         return f"codes of {width} numbers, encoder and {name} with {millions(self.module)} trained parameters"
 
 
 def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) -> tuple[TrainingData, tuple[int, ...]]:
-    """Cache the latents of a data set, each beside its picture, and return the shape (Z, h, w) of one.
+    """Return batches that pair the latents of a data set with their pictures, and the shape (Z, h, w) of a latent.
+
+    Latents that are not cached yet are encoded first.
 
     Raises:
-        UserError: a stale cache, or latents that are not normalised.
+        UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
     """
     latents, heldout = first_stage.latents(data.train, "train"), None
     if len(data.heldout):
@@ -185,5 +190,5 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
 
 
 def _mse(pictures: Tensor, others: Tensor) -> float:
-    """Compute the mean squared error of pictures uint8, as numbers in 0..1."""
+    """Return the mean squared error between uint8 pictures, with levels scaled to 0..1."""
     return float(((pictures.double() - others.double()) / 255).square().mean())

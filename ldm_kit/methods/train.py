@@ -1,4 +1,4 @@
-"""Train any method: the one program behind `train_ae.py`, `train_ldm.py` and `ldm_kit.train`."""
+"""Training of a model by any method: the program behind `train_ae.py`, `train_ldm.py` and `ldm_kit.train`."""
 
 import contextlib
 import os
@@ -34,22 +34,22 @@ def train(
     data: Split | None = None,
     resume: str | None = None,
 ) -> Path:
-    """Train the method that a config names, and save its model.
+    """Train a model by the method that a config names, and save the model.
 
     Args:
         config: a YAML file, a plain mapping of the same keys, or a config object.
-        overrides: dotted keys and their values, such as `optim.lr=3e-4`.
-        data: pictures in memory or of a source of your own; they take the place of the config's `data`, which may then
-            be left out.
-        resume: `latest`, or the folder of a checkpoint; None: train anew.
+        overrides: dotted keys with values that replace the config's, such as `optim.lr=3e-4`.
+        data: pictures in memory, or from a source of your own. They replace the config's `data`, which may then be
+            left out. None: load the config's `data`.
+        resume: checkpoint to resume from, `latest` or its folder; None: start a new run.
 
     Returns:
         The folder of the finished model, RUN/model.
 
     Raises:
-        UserError: a mistake in the config, pictures that do not fit it, or a run's folder that is in use or holds
-            checkpoints while `resume` is None.
-        AutoencoderError, ConditioningError: a part that the config names cannot be opened.
+        UserError: the config is wrong or does not fit the pictures; the run's folder is in use, or `resume` is None
+            and the folder holds checkpoints.
+        AutoencoderError, ConditioningError: a model that the config names cannot be opened.
     """
     settings = _with_launched_precision(resolve_config(config, overrides, data))
     _check_keep_best(settings, None)
@@ -77,7 +77,7 @@ def train(
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
-    """Train to the last step, with metrics, evaluations and checkpoints where they are due."""
+    """Train to the last step; log metrics, evaluate and save checkpoints at the configured steps."""
     for step in trainer.train(method.batches):
         log.step(step)
         metrics = None
@@ -88,13 +88,13 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
 
 
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the precision that the launcher asks for, where the config leaves it open."""
+    """Return the config with the launcher's precision, if the config sets none or `auto`."""
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def _check_keep_best(config: RunConfig, pictures: Split | None) -> None:
-    """Check `train.keep_best` against what the method measures; raises UserError."""
+    """Check that the method measures the metric that `train.keep_best` names; raises UserError otherwise."""
     check_keep_best(config.train.keep_best, find_method(method_name(config)).figures(config, pictures))
 
 
@@ -107,9 +107,9 @@ def open_method(
     """Build the method of a config, with its pictures, caches and networks.
 
     Args:
-        config: the run's.
-        data: pictures in place of those that the config names.
-        device: where frozen networks run, and for which the trained ones are configured.
+        config: the run's config.
+        data: pictures to use instead of the config's `data`; None: load the config's.
+        device: device on which frozen networks run, and for which trained networks are configured.
         collectives: reductions over the processes of the run; None: there is one process.
     """
     pictures = load(config.data) if data is None else _checked(data)
@@ -121,7 +121,7 @@ def open_method(
 
 
 def _checked(data: Split) -> Split:
-    """Return pictures that a program passes, after checking that their parts are of one kind.
+    """Return the pictures that a program passed, after checking that both sets are of one kind.
 
     Raises:
         UserError: the held-out pictures differ from the training pictures in size, channels or classes.
@@ -141,7 +141,7 @@ def _checked(data: Split) -> Split:
 def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
-    """Return the checked config of a run whose pictures are those given, if any; raises UserError as `train`."""
+    """Return the validated config of a run; `data`, if any, replaces its pictures. Raises UserError as `train`."""
     check_lists(overrides=overrides)
     if data is None and not isinstance(config, Mapping | RunConfig):
         return read_run(config, overrides)
@@ -160,5 +160,5 @@ def resolve_config(
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the mappings of a config, so that overrides do not change the caller's."""
+    """Return a copy of a config of nested mappings, so that overrides do not change the caller's config."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -1,4 +1,4 @@
-"""accelerate for a run: the device, the processes and the precision that launcher and config ask for."""
+"""Set up accelerate for a run, with the device, processes and precision that launcher and config ask for."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ from ldm_kit.training.precision import check_trainable, resolve_precision
 
 
 def open_accelerator(precision: Precision, folder: Path, *, tensorboard: bool) -> Accelerator:
-    """Return accelerate's object for a run.
+    """Return the `Accelerator` of a run.
 
     Args:
-        precision: the run's.
-        folder: the run's, where TensorBoard's events go.
-        tensorboard: whether there are such.
+        precision: the config's `train.precision`.
+        folder: the run's folder, in which TensorBoard events are written.
+        tensorboard: whether to write TensorBoard events.
 
     Raises:
         UserError: the launch mode is not supported, or the device cannot train in this precision.

@@ -1,7 +1,8 @@
-"""Batch sampler: the order of training samples as a function of (seed, position); position counts all samples seen.
+"""Batch sampler: which sample of the data set is trained on is a function of (seed, position).
 
-There is no loader state to save: a resumed run starts at position `step * global_batch`, on any number of ranks or
-data-loader workers.
+A position numbers the training samples of a whole run, over all epochs and ranks: 0, 1, 2, ... So there is no loader
+state to save: a run that is resumed after `step` steps goes on at position `step * global_batch`, on any number of
+ranks or data-loader workers.
 """
 
 import sys
@@ -18,24 +19,24 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import signals
 
-SampleIndex = tuple[int, int]  # (position, index of the sample in its set)
+SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
 
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """Return the order of samples in an epoch: a permutation, int64 [count]."""
+    """Return the order in which an epoch visits the samples: a permutation of 0..count-1, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(count, generator=generator)
 
 
 def sample_index(seed: int, position: int, count: int) -> int:
-    """Return the index of the sample at a position; epochs of `count` positions follow each other without gaps."""
+    """Return the data-set index of the sample at a position; each `count` positions in a row are an epoch."""
     return int(epoch_permutation(seed, position // count, count)[position % count])
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a global batch is split: over ranks, and into micro-batches on each rank."""
+    """The split of a global batch over ranks, and of each rank's share into micro-batches."""
 
     global_batch: int  # samples per optimiser step, over all ranks
     world: int = 1
@@ -48,12 +49,12 @@ class BatchSplit:
 
         Args:
             global_batch: samples per optimiser step, over all ranks.
-            micro_batch: most samples at once in a process; None: all of the rank's.
+            micro_batch: most samples at once in a process; None: the rank's whole share.
             world: number of ranks.
-            rank: this one, 0 to world - 1.
+            rank: this process's rank, 0 to world - 1.
 
         Raises:
-            UserError: the numbers do not divide.
+            UserError: the batch does not divide evenly over ranks, or a rank's share into equal micro-batches.
         """
         local, remainder = divmod(global_batch, world)
         if remainder or not local:
@@ -68,17 +69,17 @@ class BatchSplit:
 
     @property
     def size(self) -> int:
-        """Samples in a micro-batch."""
+        """Number of samples in a micro-batch."""
         return self.global_batch // (self.world * self.accumulation)
 
     def halved(self) -> "BatchSplit | None":
-        """Return the same split with micro-batches of half the size or less; None if they hold one sample already."""
+        """Return the split with micro-batches of at most half the size; None if they hold one sample already."""
         local = self.global_batch // self.world
         accumulation = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
         return None if accumulation is None else replace(self, accumulation=accumulation)
 
     def limited_to(self, micro_batch: int | None) -> "BatchSplit":
-        """Return the same split, halved until a micro-batch holds at most `micro_batch` (>= 1) samples."""
+        """Return the split with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
         split: BatchSplit | None = self
         while micro_batch is not None and split is not None and split.size > micro_batch:
             split = split.halved()
@@ -86,14 +87,14 @@ class BatchSplit:
         return split
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Return this rank's positions in a step (0 = the first), one list for each micro-batch."""
+        """Return the positions of this rank's samples in a step (0 = the first), one list for each micro-batch."""
         positions = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
         return [list(positions[i : i + self.size]) for i in range(0, len(positions), self.size)]
 
 
 @dataclass(frozen=True)
 class StepBatchSampler:
-    """Batch sampler: this rank's micro-batches of steps `start` to `stop - 1`, as lists of (position, index) pairs."""
+    """Batch sampler of this rank: yields each micro-batch of steps `start`..`stop - 1` as (position, index) pairs."""
 
     split: BatchSplit
     seed: int
@@ -111,14 +112,15 @@ class StepBatchSampler:
 
 
 def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoader[Any]:
-    """Return a DataLoader over a batch source; iterating it does not change the global random state.
+    """Return a DataLoader over a batch source; iterating over it does not change the global random state.
 
-    Worker processes are forked on Linux, whatever Python's default: those of a fork server outlive a killed trainer.
+    Worker processes are forked on Linux, whatever Python's default: workers of a fork server would outlive a trainer
+    that is killed.
 
     Args:
         dataset: a `BatchSource`, whose `__getitems__` returns a whole batch.
-        batches: which samples, in which order.
-        workers: data-loader processes; 0: load in this process.
+        batches: the sampler of micro-batches.
+        workers: number of data-loader processes; 0: load in this process.
     """
     return DataLoader(
         dataset,
@@ -137,7 +139,7 @@ def _identity(batch: Any) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a nested batch with its tensors on a device."""
+    """Return a batch, a tensor or nested dicts, with its tensors moved to a device; other values are unchanged."""
     match batch:
         case Tensor():
             return batch.to(device, non_blocking=True)

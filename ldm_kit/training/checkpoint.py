@@ -1,4 +1,4 @@
-"""Checkpoint folders, complete or absent.
+"""Checkpoint folders, written atomically: a checkpoint is either complete or absent.
 
 A checkpoint is a directory `checkpoint-00000500` that is written under a temporary name beside it, hashed, flushed to
 disk and renamed; readers accept only a directory whose manifest verifies. Tensors are stored as safetensors, everything
@@ -30,13 +30,13 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors, by name, as a safetensors file; missing folders are made."""
+    """Write named tensors to a safetensors file; missing parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, by name, to the CPU."""
+    """Return the tensors of a safetensors file, by name, on the CPU."""
     return load_file(path)
 
 
@@ -44,15 +44,15 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
     """Write a directory atomically: at every moment it is absent or complete.
 
     Args:
-        folder: the final directory; its parent is made if need be.
-        fill: called with a temporary directory; writes the contents into it.
-        size: bytes that the contents will take, if known (0: not known); checked against the free space first.
+        folder: the final directory; a missing parent is created, and an existing directory is replaced.
+        fill: function that writes the contents into the temporary directory that it is called with.
+        size: bytes that the contents will take, checked against the free space first; 0: unknown, no check.
 
     Returns:
         The final directory.
 
     Raises:
-        UserError: the disk is full or not writable; a directory that was there before is unchanged.
+        UserError: the disk is full or not writable; an existing directory is then unchanged.
     """
     draft = folder.parent / f".tmp-{folder.name}.{uuid.uuid4().hex}"
     try:
@@ -91,7 +91,7 @@ def verify(folder: Path) -> None:
     """Check the size and sha256 of every file of a checkpoint against its manifest.
 
     Raises:
-        UserError: a file is missing, truncated or changed, or lies outside the folder; the message names the first.
+        UserError: a file is missing, truncated, changed or outside the folder; the message names the first such file.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -113,13 +113,13 @@ def verify(folder: Path) -> None:
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """Return the checkpoint directories of a run by step, in increasing order; their contents are not checked."""
+    """Return a run's checkpoint directories by step, in increasing order of steps, without checking contents."""
     matches = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def latest(run: Path) -> Path | None:
-    """Return the newest checkpoint that verifies, or None; a damaged one is skipped with a warning."""
+    """Return a run's newest checkpoint that is not damaged, or None; damaged ones are skipped with a warning."""
     for _, path in reversed(steps(run).items()):
         try:
             verify(path)
@@ -131,15 +131,15 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove old checkpoints.
+    """Remove the old checkpoints of a run.
 
     Args:
         run: the run's folder.
-        keep: number of the newest checkpoints that stay, at least 1.
-        spare: further checkpoints that stay; None is skipped.
+        keep: how many of the newest checkpoints to keep, at least 1.
+        spare: further checkpoints to keep; a None among them is ignored.
 
     Raises:
-        UserError: the newest checkpoint does not verify; then nothing is removed.
+        UserError: the newest checkpoint is damaged; then nothing is removed.
     """
     paths = list(steps(run).values())
     spared = {path.resolve() for path in spare if path is not None}
@@ -150,12 +150,12 @@ def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that a half-deleted one is never taken for a checkpoint."""
+    """Delete a checkpoint; it is renamed first, so that a half-deleted folder is not taken for a checkpoint."""
     shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
 def remove_stale_tmp(run: Path) -> None:
-    """Remove what a killed save or delete has left in a run's folder; only the holder of its lock may call this."""
+    """Remove what killed saves or deletes left in a run's folder; the caller must hold the folder's lock."""
     for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -165,7 +165,7 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _seal(draft: Path) -> None:
-    """Set permissions by the umask (safetensors writes 0600), write the manifest last, and flush everything to disk."""
+    """Complete a temporary folder: set file modes by the umask (safetensors writes 0600), add manifest, flush."""
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(draft):
@@ -189,7 +189,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def sha256_all(paths: Sequence[Path]) -> list[str]:
-    """Return the sha256 of files in hexadecimal, computed in parallel: hashing takes longest, one core a file."""
+    """Return the sha256 of each file, in hex; up to four files are hashed in parallel, one core each."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         return list(threads.map(_sha256, paths))
 
@@ -200,7 +200,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Write a file, or a folder's list of files, through to the disk."""
+    """Flush a file, or a folder's list of entries, to the disk with fsync."""
     try:
         descriptor = os.open(path, _FLUSHABLE)
     except PermissionError:

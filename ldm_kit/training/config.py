@@ -1,4 +1,4 @@
-"""The config section `train`: length, batch size, precision, checkpoints, and what to do about failures."""
+"""The config section `train`: length, batch size, precision, checkpoints, and limits on repeated failures."""
 
 from typing import Literal
 

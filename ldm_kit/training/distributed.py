@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 TIMEOUT = timedelta(hours=2)  # the other ranks wait for the main one while it samples pictures
-WORK_TIMEOUT = timedelta(days=30)  # for another's share of a cache; a process that has died closes its connection
+WORK_TIMEOUT = timedelta(days=30)  # to wait for another rank's share of a cache; a rank that dies closes its connection
 BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
 
 
@@ -37,7 +37,7 @@ def is_distributed() -> bool:
 
 @lru_cache(maxsize=1)
 def _gloo_group(world: dist.ProcessGroup | None) -> Any:
-    """Return the gloo group of all ranks; made anew whenever the process group is (`world` is the cache's key)."""
+    """Return a gloo group of all ranks, created once for each process group `world`, the key of the cache."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
@@ -61,7 +61,7 @@ def check_peers() -> None:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Return the value of every rank, in the order of ranks, on every rank; all must call it."""
+    """Return a list of every rank's value, in rank order, on every rank; every rank must call it."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -71,14 +71,14 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """Some ranks that prepare data together, and wait for each other as long as it takes."""
+    """A group of ranks that prepare data together; they may wait for each other for days (`WORK_TIMEOUT`)."""
 
-    rank: int = 0  # within the group
-    size: int = 1
-    group: Any = None
+    rank: int = 0  # this process's, within the group
+    size: int = 1  # number of ranks
+    group: Any = None  # torch's process group; None: one rank
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value of every rank of the group, in the order of ranks, on each; all must call it."""
+        """Return a list of the group's values, in rank order, on each of its ranks; all of them must call it."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -87,7 +87,7 @@ class RankGroup:
 
 
 def work_groups() -> tuple[RankGroup, RankGroup]:
-    """Return the group of all ranks, and that of the ranks on this machine; every rank must call it."""
+    """Return two groups: all ranks, and the ranks on this machine; every rank must call it."""
     if not is_distributed():
         return RankGroup(), RankGroup()
     machine = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))  # several launchers may run on one host
@@ -134,7 +134,7 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def buffers(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Return the buffers of all modules: what a forward pass may change beside gradients."""
+    """Return the buffers of all modules; a forward pass may change them."""
     return [buffer for module in modules for buffer in module.buffers()]
 
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages (EMA) of weights, in float32; the power profile's length grows with the run."""
+"""Exponential moving averages (EMA) of weights, in float32; kind power averages over a share of the run so far."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ldm_kit.config import Config
 
 
 class EmaConfig(Config):
-    """Profile of the average over past steps, and its length."""
+    """Settings of the EMA: how the weights of past steps are averaged, and over how many steps."""
 
     kind: Literal["power", "constant", "none"] = Field(
         default="power", description="power: a fixed share of the run so far; constant: a fixed half-life with warm-up"
@@ -28,7 +28,9 @@ class EmaConfig(Config):
 
 @lru_cache
 def power_exponent(std: float) -> float:
-    """Return gamma of the power-function profile whose relative deviation is `std`, in (0, 0.29), by bisection.
+    """Return the exponent gamma of the power-function EMA with relative width `std`, in (0, 0.29), by bisection.
+
+    This EMA weights the network of step i by i^gamma; `std` is the standard deviation of i, as a share of the last i.
 
     Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", eq. 127.
     """
@@ -41,7 +43,7 @@ def power_exponent(std: float) -> float:
 
 
 def decay_at(config: EmaConfig, step: int) -> float:
-    """Return the decay, in [0, 1), of the update after optimiser step `step` (1, 2, ...); 0 copies the weights."""
+    """Return the EMA's decay, in [0, 1), after optimiser step `step` (1, 2, ...); decay 0 copies the weights."""
     match config.kind:
         case "none":
             return 0.0
@@ -57,11 +59,11 @@ def floating(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Ema:
-    """Averages of several modules, by module name and tensor name; every rank holds and updates the same.
+    """EMA of the weights and buffers of several modules; every rank holds and updates the same averages.
 
     Args:
-        config: profile and length; kind none averages nothing and keeps no copy.
-        modules: the modules to average, by name; the averages start at their weights.
+        config: kind and length of the average; with kind none, nothing is averaged or stored.
+        modules: the modules to average, by name; the averages start at the modules' present weights.
     """
 
     def __init__(self, config: EmaConfig, modules: Mapping[str, nn.Module]) -> None:
@@ -70,7 +72,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the averages with the weights after optimiser step `step` (1, 2, ...)."""
+        """Update the averages with the modules' weights after optimiser step `step` (1, 2, ...)."""
         weight = 1 - decay_at(self.config, step)
         for name, module in self.modules.items():
             current = [value.float() for value in floating(module).values()]
@@ -84,7 +86,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages into the modules within this context; the trained weights return even after an error."""
+        """Give the modules the averaged weights within this context; trained weights return, even after an error."""
         trained = {name: {k: v.clone() for k, v in floating(m).items()} for name, m in self.modules.items()}
         try:
             self._copy_to_modules(self.averages)

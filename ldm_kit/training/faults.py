@@ -1,4 +1,4 @@
-"""Failures of a step: a loss or gradient that is not finite, with its report."""
+"""Failure of a training step: a loss or gradient that is not finite, and the report that explains it."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from ldm_kit.config import UserError
 from ldm_kit.training import distributed
 from ldm_kit.training.task import StepStats
 
-MAX_NAMES = 5  # tensors that a report lists of each module
+MAX_NAMES = 5  # most tensors that a report lists for each module
 FaultReport = dict[str, Any]  # what fault.json holds
 
 
@@ -20,7 +20,7 @@ class NonFiniteError(UserError):
 
     Args:
         report: what `fault_report` returned.
-        overflows: under fp16, how many steps in a row have overflowed.
+        overflows: under fp16, how many steps in a row have overflowed; else 0.
     """
 
     def __init__(self, report: FaultReport, overflows: int = 0) -> None:
@@ -44,7 +44,7 @@ def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
 
 
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of a nested batch, by dotted name."""
+    """Return the floating-point tensors of a batch of nested dicts, by dotted key; `prefix` comes before it."""
     match batch:
         case Tensor():
             return {prefix or "batch": batch} if batch.is_floating_point() else {}
@@ -62,14 +62,14 @@ def fault_report(
     modules: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
 ) -> FaultReport:
-    """Return what is known of a step that is not finite, gathered from all ranks; every rank must call it.
+    """Return a report on a step whose loss or gradient is not finite, gathered from all ranks; every rank must call it.
 
     Args:
-        step: its number (1 = the first).
+        step: number of the step (1 = the first).
         stats: this rank's losses.
         norms: gradient norms by module, over all ranks.
         modules: the modules by name, with their gradients before clipping.
-        batches: this rank's micro-batches: their (position, index) pairs, and the batch for these.
+        batches: this rank's micro-batches, each as its (position, index) pairs and the batch of these samples.
     """
     this_rank = {
         "losses": {name: [_text(loss) for loss in losses] for name, losses in stats.losses.items()},
@@ -88,7 +88,7 @@ def fault_report(
 
 
 def summary(report: FaultReport) -> str:
-    """Return a report as a sentence: which loss or gradient, at which step, on which rank."""
+    """Return a fault report as a sentence: which loss or gradient is not finite, at which step, on which rank."""
     causes = [
         f"loss of {module} {next(loss for loss in losses if not _is_finite(loss))} on process {rank}"
         for rank, process in enumerate(report["processes"])

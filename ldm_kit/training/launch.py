@@ -1,7 +1,7 @@
-"""Launch: supported modes (one process, or data parallelism), a watch on the launcher, and threads per process.
+"""Launch of a run: supported modes (one process, data parallelism), exit with the launcher, threads per process.
 
-What a launcher requests is read from environment variables before accelerate reads them: it would import packages that
-are not installed, or (on a CPU) train without sharding and give no warning.
+What a launcher requests is read from environment variables before accelerate reads them. For an unsupported mode
+accelerate would import packages that are not installed or, on a CPU, train without sharding and give no warning.
 """
 
 import os
@@ -17,7 +17,7 @@ from ldm_kit.config import Precision, UserError
 from ldm_kit.training.config import TrainConfig
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-GRACE = 600.0  # seconds for the step and its checkpoint; a longer wait is for processes that are gone as well
+GRACE = 600.0  # seconds to finish a step and its checkpoint; a process that waits longer waits for one that died
 _ADVICE = "launch with --multi_gpu (docs/scale.md has the lines), and see there what to do when memory is short"
 _SHARDING = f"its shards are not in our checkpoints, and it has not been tested on GPUs; {_ADVICE}"
 _UNSUPPORTED = {
@@ -52,7 +52,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
 
 
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:
-    """Return whether the launcher asks for a CPU, although there may be an accelerator."""
+    """Return whether the launcher asks for training on the CPU, even if there is an accelerator."""
     return _is_set(environment, "ACCELERATE_USE_CPU")
 
 
@@ -61,16 +61,16 @@ def _is_set(environment: Mapping[str, str], variable: str) -> bool:
 
 
 def launched_precision(config: TrainConfig, environment: Mapping[str, str]) -> Precision:
-    """Return a run's precision: the launcher's where the config leaves it open (left out, or auto), else the config's.
+    """Return a run's precision: the launcher's if the config sets none or `auto`, else the config's.
 
-    `accelerate launch` sets "no" where nobody has asked for anything, so that says nothing.
+    `accelerate launch` also sets "no" if the user asked for no precision, so "no" is taken for no request.
 
     Args:
         config: the run's section `train`.
         environment: the environment variables.
 
     Raises:
-        UserError: launcher and config ask for different ones, or the launcher for one that is not supported.
+        UserError: launcher and config ask for different precisions, or the launcher's is not supported.
     """
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
     source = "--mixed_precision of `accelerate launch`, or `accelerate config`"
@@ -87,26 +87,26 @@ def launched_precision(config: TrainConfig, environment: Mapping[str, str]) -> P
 
 
 def check_distributed_type(kind: DistributedType) -> None:
-    """Check the mode that accelerate has chosen.
+    """Check that the distributed mode that accelerate has chosen is supported.
 
     Raises:
-        UserError: it is not one of SUPPORTED.
+        UserError: the mode is not one of SUPPORTED.
     """
     if kind not in SUPPORTED:
         raise UserError(f"{kind.value} is not supported: it has not been tried; {_ADVICE}")
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun or `accelerate launch` started this process (a run must outlive a mere shell)."""
+    """Return whether torchrun or `accelerate launch` started this process, rather than a shell."""
     return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
 
 
 def watch_parent(interval: float = 1.0, grace: float = GRACE) -> None:
     """Start a thread that ends this process when its parent, the launcher, has died.
 
-    A worker that nobody can stop would hold the run's folder. It receives SIGTERM, as if the launcher had sent it, so
-    that a training run saves and exits; if it still runs `grace` seconds later (it may wait for another process that
-    was killed), it is ended at once.
+    A process that outlives its launcher would keep the run's folder locked. So this process gets a SIGTERM, as if the
+    launcher had sent it, upon which a training run saves and exits. If this process still runs `grace` seconds later
+    (it may wait for another process that was killed), it is ended at once.
 
     Args:
         interval: seconds between checks.
@@ -119,11 +119,11 @@ def watch_parent(interval: float = 1.0, grace: float = GRACE) -> None:
 def use_all_cores(processes: int) -> None:
     """Undo the single thread per process that `accelerate launch` sets: on a CPU, divide the cores among processes.
 
-    It applies only where nobody chose a number: accelerate launched this process, OMP_NUM_THREADS is its default of 1,
-    and there is no accelerator.
+    This applies only if the user chose no number of threads: accelerate launched this process, OMP_NUM_THREADS has
+    accelerate's default of 1, and there is no accelerator.
 
     Args:
-        processes: processes of the run on this machine.
+        processes: number of the run's processes on this machine.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     if "ACCELERATE_MIXED_PRECISION" in os.environ and threads == "1" and not torch.accelerator.is_available():

@@ -1,4 +1,4 @@
-"""Logging of a run: a progress bar with an estimate, metrics.jsonl, and any tracker that accelerate knows."""
+"""Logging of a run: a progress bar, metrics.jsonl, and the trackers of accelerate, such as TensorBoard."""
 
 import json
 import math
@@ -21,7 +21,7 @@ FILE = "metrics.jsonl"
 
 
 class LogConfig(Config):
-    """How often a run reports."""
+    """How often a run logs metrics and evaluates, and how large its evaluations are."""
 
     every: int = Field(default=50, gt=0, description="steps between lines of metrics")
     evaluate_every: int = Field(default=1000, gt=0, description="steps between held-out evaluations and picture grids")
@@ -35,26 +35,28 @@ class LogConfig(Config):
 
 
 class Log:
-    """Means of step logs, summed on the device so that no step waits for it; only the main process writes.
+    """The log of a run: means of the steps' metrics, in metrics.jsonl and in trackers; only the main process writes.
+
+    Metrics are summed on the device, so that a step does not wait for their values.
 
     Args:
-        accelerator: for the mean over ranks, and the trackers.
-        folder: the run's, where metrics.jsonl lies.
-        config: how often.
-        first: completed steps at the start.
-        total: steps of the whole run.
+        accelerator: reduces metrics over ranks, and holds the trackers.
+        folder: the run's folder, in which metrics.jsonl is written.
+        config: the config section `log`, with the steps between two lines.
+        first: number of completed steps at the start.
+        total: number of steps of the whole run.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, config: LogConfig, first: int, total: int) -> None:
         self.accelerator, self.folder, self.config = accelerator, folder, config
         self.main, self.first, self.last = accelerator.is_main_process, first, total
-        self.sums: dict[str, tuple[Tensor, int]] = {}  # with counts: a module may have no loss in some steps
+        self.sums: dict[str, tuple[Tensor, int]] = {}  # (sum, count) by metric: a module may have no loss in some steps
         self.count, self.since = 0, time.monotonic()
         self.unwritten: list[str] = []  # lines that a full disk had no room for
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: TrainStep) -> None:
-        """Add a step; every `config.every` steps, and at the last one, write the means since the last line."""
+        """Add a step's metrics; every `config.every` steps, and at the last, write means since the previous line."""
         values = {**step.logs, **{f"{module}_grad_norm": norm for module, norm in step.norms.items()}}
         for name, value in values.items():
             total, count = self.sums.get(name, (torch.zeros_like(value), 0))
@@ -73,7 +75,7 @@ class Log:
             self.sums, self.count, self.since = {}, 0, time.monotonic()
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
-        """Write values to metrics.jsonl, as one line, and to the trackers.
+        """Write the values of step `number` to metrics.jsonl, as one line, and to the trackers.
 
         A line that the disk has no room for is kept and written with the next one.
         """
@@ -90,13 +92,13 @@ class Log:
             self.bar.set_postfix(shown, refresh=False)
 
     def evaluate(self, number: int, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float] | None:
-        """Evaluate after step `number`, and write and return the metrics; None if the disk has no room for the files.
+        """Run an evaluation, log its metrics and return them; None if the disk has no room for the evaluation's files.
 
-        What the log holds of that step already, as where a finished run is resumed, is not written twice.
+        Metrics of this step that the log holds already, as when a finished run is resumed, are not written again.
 
         Args:
-            number: the completed step.
-            evaluate: called with the number; returns metrics by name.
+            number: number of the step that was completed last.
+            evaluate: function that is called with `number` and returns metrics by name.
         """
         try:
             metrics = evaluate(number)
@@ -129,13 +131,13 @@ class Log:
 
 
 def _line(number: int, values: Mapping[str, float]) -> str:
-    """Return values as JSON, to 6 digits; what is not finite is null, as JSON has no infinity and no NaN."""
+    """Return a line of metrics.jsonl: values to 6 significant digits; NaN and infinity, which JSON lacks, as null."""
     rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
     return json.dumps({"step": number, **rounded}, allow_nan=False)
 
 
 def logged_keys(path: Path, step: int) -> set[str]:
-    """Return the keys of all lines of a step in a metrics.jsonl; none if there is no such file."""
+    """Return the keys of a metrics.jsonl's lines for `step`; empty if the file cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -144,7 +146,7 @@ def logged_keys(path: Path, step: int) -> set[str]:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Remove the lines of a metrics.jsonl after `step`, which the resumed run writes again."""
+    """Remove the lines for steps after `step` from a metrics.jsonl; the resumed run writes them again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,8 +1,8 @@
-"""The training loop, whatever it trains: losses arrive as a generator of (module name, loss, logs).
+"""The training loop for any `Task`, which gives its losses as a generator of (module name, loss, logs).
 
-accelerate brings devices, DDP and precision. The order of samples, noise and dropout are functions of (seed, step,
-position), so the loop stores no random state. It yields after each completed step, when everything is consistent;
-logging, evaluation and checkpoints belong to the caller's `for step in trainer.train(...)`.
+accelerate provides devices, DDP and precision. The order of samples, noise and dropout are functions of (seed, step,
+position), so the loop stores no random state. The loop yields after each completed step, when weights, averages and
+counters agree; the caller logs, evaluates and saves checkpoints in its `for step in trainer.train(...)`.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -30,24 +30,24 @@ from ldm_kit.training.training_state import TrainingState, check_unchanged, meta
 
 @dataclass(eq=False)
 class Trainer:
-    """Modules, optimisers and averages of a task, and the step that they are at."""
+    """Trainer of a task: its modules, optimisers and EMA, and the number of completed steps."""
 
     accelerator: Accelerator  # device, ranks, precision
     task: Task
-    optim: Mapping[str, OptimConfig]  # of each of the task's modules
+    optim: Mapping[str, OptimConfig]  # by name of the task's modules
     config: TrainConfig
     ema_config: EmaConfig
     _: KW_ONLY
-    seed: int  # of the order of samples, and of the modules' own randomness (dropout)
+    seed: int  # of the order of samples, and of random numbers in modules (dropout)
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
-    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests, of the checkpoint that was loaded
+    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests in the checkpoint that was loaded
     overflows: int = 0  # steps in a row that overflowed under fp16
     ema: Ema = field(init=False)
     ddp_modules: dict[str, nn.Module] = field(init=False)
     optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
     split: BatchSplit = field(init=False)
-    saved_buffers: list[Tensor] = field(init=False, default_factory=list)  # before the attempt at a step
+    saved_buffers: list[Tensor] = field(init=False, default_factory=list)  # copies from before the attempt at a step
 
     def __post_init__(self) -> None:
         for module in self.task.modules.values():
@@ -65,14 +65,14 @@ class Trainer:
         self.split = self._configured_split()
 
     def train(self, data: BatchSource) -> Iterator[TrainStep]:
-        """Train from the current step to the last one, and yield after each step.
+        """Train from the current step to the last one, and yield a record after each step.
 
         Args:
-            data: where batches come from.
+            data: source of the training batches.
 
         Raises:
             UserError: the checkpoint that this run resumed from was trained on other data, or with another tokenizer.
-            NonFiniteError: a loss or gradient is not finite, on any rank; weights are those before that step.
+            NonFiniteError: a loss or gradient is not finite on a rank; the weights are those from before that step.
             torch.OutOfMemoryError: not even one sample at a time fits.
         """
         check_unchanged(self.step, data, self.task, source=self.source, dependencies=self.dependencies)
@@ -95,7 +95,7 @@ class Trainer:
         return iter(loader(data, sampler, self.config.workers))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
-        """Accumulate the gradients of all micro-batches of a step; None on every rank if one is out of memory."""
+        """Accumulate gradients over a step's micro-batches; None on every rank if any rank is out of memory."""
         self.saved_buffers = [buffer.clone() for buffer in distributed.buffers(self.task.modules.values())]
         stats = None
         try:
@@ -126,7 +126,7 @@ class Trainer:
         return stats
 
     def halve_micro_batch(self) -> None:
-        """Undo the attempt at this step, and use micro-batches of half the size from now on."""
+        """Undo the failed attempt at this step, and use micro-batches of half the size from now on."""
         self._undo_attempt()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
@@ -154,7 +154,7 @@ class Trainer:
         """Return whether all losses and gradients are finite on all ranks.
 
         Raises:
-            NonFiniteError: they are not; under fp16, only after `train.max_skips` steps in a row.
+            NonFiniteError: one is not; under fp16, only after `train.max_skips` such steps in a row.
         """
         if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
             self.overflows = 0
@@ -170,7 +170,7 @@ class Trainer:
         raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)
 
     def optimizer_step(self, norms: Mapping[str, Tensor]) -> float:
-        """Clip gradients, update every module that has one, and return the first module's learning rate."""
+        """Clip gradients, update all modules that have gradients, and return the first module's learning rate."""
         optimisers = optim.with_gradients(self.optimisers)
         for name, module in self.task.modules.items():
             optim.clip(module, self.optim[name].max_grad_norm, norms[name])
@@ -181,10 +181,10 @@ class Trainer:
         return self._lr(next(iter(self.optim)))
 
     def commit(self, finite: bool) -> None:
-        """Complete the step: apply what the task collected, synchronise buffers, count the step and average weights.
+        """Complete the step: call the task's `after_step`, synchronise buffers, count the step and update the EMA.
 
         Args:
-            finite: what `check_finite` returned; a step that overflowed is counted, but its other effects are undone.
+            finite: what `check_finite` returned; if False, the step is counted, but buffers and task are restored.
         """
         if not finite:
             self._undo_attempt()
@@ -197,19 +197,19 @@ class Trainer:
 
     @torch.no_grad()
     def _undo_attempt(self) -> None:
-        """Restore the buffers as before the attempt at this step, and let the task forget what it collected."""
+        """Restore the buffers from before the attempt at this step; have the task discard what it collected."""
         for buffer, saved in zip(distributed.buffers(self.task.modules.values()), self.saved_buffers, strict=True):
             buffer.copy_(saved)
         if isinstance(self.task, StatefulTask):
             self.task.discard_step()
 
     def _lr(self, name: str) -> float:
-        """Return the learning rate of one of the optimisers for the update of the current step."""
+        """Return the learning rate of the optimiser `name` in the current step."""
         config = self.optim[optim.module_of(name)]
         return optim.lr_at(self.optimisers[name], config, self.step + 1, self.config.steps)
 
     def _configured_split(self) -> BatchSplit:
-        """Return this rank's split of a batch, before any halving."""
+        """Return this rank's split of a batch by the config, before out-of-memory errors halve micro-batches."""
         ranks = self.accelerator.num_processes, self.accelerator.process_index
         return BatchSplit.of(self.config.batch_size, self.config.micro_batch, *ranks)
 
@@ -218,12 +218,12 @@ class Trainer:
 
         Args:
             folder: the run's folder.
-            config: the run's config, kept with the checkpoint.
-            name: the checkpoint's own folder; by default `checkpoint-` and the step.
-            extra: plain values to keep in it as further JSON files, by file name.
+            config: the run's config, which is stored in the checkpoint.
+            name: name of the checkpoint's folder; by default `checkpoint-` and the step.
+            extra: contents of further JSON files in the checkpoint, by file name.
 
         Raises:
-            UserError: on every rank, if it cannot be written; what was there before stays.
+            UserError: on every rank, if the checkpoint cannot be written; an existing one is then unchanged.
         """
         path, failure = folder / (name or f"checkpoint-{self.step:08d}"), None
         if self.accelerator.is_main_process:

@@ -1,9 +1,9 @@
-"""Muon for the matrices of a network, convolutions included, orthogonalised in blocks of rows.
+"""The optimiser Muon for the matrices and convolutions of a network, with updates orthogonalised in blocks of rows.
 
 Muon updates a matrix by the orthogonal matrix nearest to its momentum (Jordan et al. 2024), so that all directions of
-the gradient have equal weight. A convolution [O, I, k, k] is treated as the matrix [O, I k k]. The orthogonalisation
-takes up to a third of a training step; that of blocks of rows, each by itself (Khaled et al. 2025, MuonBP), takes less
-than half of that. Embeddings, norms, biases and layers with a small side stay with AdamW.
+the gradient have equal weight. A convolution [O, I, k, k] is treated as the matrix [O, I k k]. Orthogonalising whole
+matrices takes up to a third of a training step; orthogonalising each block of rows by itself (Khaled et al. 2025,
+MuonBP) takes less than half of that time. AdamW updates embeddings, norms, biases and matrices with a small side.
 """
 
 import math
@@ -21,11 +21,11 @@ from ldm_kit.training.precision import matrix_dtype
 MIN_SIDE = 64  # a matrix with a smaller side is left to AdamW: first and last layers, narrow networks
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315  # coefficients of the Newton-Schulz iteration, from Jordan et al.
 UPDATE_RMS = 0.2  # root mean square of an update at learning rate 1, as AdamW's (Liu et al. 2025, eq. 4)
-MAX_NUMEL = 2**22, 2**26  # numbers in one batch of blocks: on a CPU (a few megabytes, in cache), and elsewhere
+MAX_NUMEL = 2**22, 2**26  # most numbers in a batch of blocks: on a CPU (so that it fits the cache), on other devices
 
 
 class MuonConfig(Config):
-    """Muon for matrices, beside AdamW for the other weights."""
+    """Settings of Muon, which updates matrices; AdamW updates the other weights."""
 
     lr: float = Field(
         default=3e-3, gt=0, description="peak learning rate; updates are scaled to the root mean square of AdamW's"
@@ -38,10 +38,12 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight [O, ...] as a matrix [O, N]; a view where its memory is laid out as that of `like`.
+    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order of the memory of `like`.
+
+    It is a view if `weight` has the same memory layout as `like`, else a copy.
 
     Args:
-        weight: the weight or its gradient.
+        weight: a weight or its gradient.
         like: a tensor of the same shape, contiguous or channels-last.
     """
     if like.is_contiguous():
@@ -61,22 +63,22 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return the number of equal blocks of at most `most` rows for a matrix; 1 if its rows do not divide so evenly."""
+    """Return into how many equal blocks of at most `most` rows a matrix is split; 1 if no such split is even."""
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
-    """Move the singular values of matrices to about 1, by Newton-Schulz iterations in bfloat16 where that is fast.
+    """Return matrices with the singular vectors of x and singular values near 1, by Newton-Schulz iterations.
 
-    An iteration is x <- (a + b G + c G^2) x with G = x x^T. Its factor commutes with G, so the factors of a few
-    iterations are multiplied as m x m matrices before they are applied to x. Not all at once: rounding leaves G with
-    eigenvalues a little below 0, which the iteration would amplify, so G is computed anew after the first two
-    iterations, then after every three.
+    An iteration is x <- F x with F = a I + b G + c G^2, G = x x^T and a, b, c = LINEAR, CUBIC, QUINTIC. F commutes with
+    G, so the F of a few iterations are multiplied, as m x m matrices, before their product is applied to x. Not those
+    of all iterations: rounding gives G eigenvalues slightly below 0, which iterations amplify. So G is computed anew
+    from x after the first two iterations, then after every three. bfloat16 is used where it is fast.
 
     Args:
         x: matrices [K, m, n].
-        iterations: their number, at least 1.
+        iterations: number of iterations, at least 1.
 
     Returns:
         Matrices [K, m, n], bfloat16, or float32 on a processor without bfloat16.
@@ -110,7 +112,7 @@ def _factor(gram: Tensor) -> Tensor:
 
 
 class MatrixUpdate(NamedTuple):
-    """A weight to update: as a matrix [O, N], with gradient and momentum of this shape, and its number of blocks."""
+    """A weight to update, its gradient and its momentum, each as a matrix [O, N], and the number of row blocks."""
 
     weight: Tensor
     gradient: Tensor
@@ -118,17 +120,17 @@ class MatrixUpdate(NamedTuple):
     blocks: int
 
     def in_blocks(self, matrix: Tensor) -> Tensor:
-        """View a matrix [O, N] as blocks [K, O / K, N]."""
+        """Return a view of a matrix [O, N] as K blocks of rows, [K, O / K, N]."""
         return matrix.view(self.blocks, -1, matrix.shape[1])
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with decoupled weight decay; blocks of one shape are orthogonalised together, whatever weight they are of.
+    """Muon with decoupled weight decay; blocks of equal shape, from all weights, are orthogonalised as one batch.
 
     Args:
         weights: parameters that `matrices` yields.
         config: learning rate, momentum, iterations, rows of a block.
-        weight_decay: per step, times the learning rate.
+        weight_decay: share of a weight that a step takes off, to be multiplied by the learning rate.
     """
 
     def __init__(self, weights: list[nn.Parameter], config: MuonConfig, weight_decay: float) -> None:
@@ -138,7 +140,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every weight that has a gradient; gradients are overwritten."""
+        """Update every weight that has a gradient; the gradients are overwritten."""
         (group,) = self.param_groups
         for same_shape in _by_block_shape(self._matrix_updates(group["params"])):
             momenta = _nesterov_momenta(same_shape, self.config.momentum)
@@ -166,9 +168,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
-    """Update the momenta in place, and return Nesterov's look-ahead [K, m, n] as `orthogonal` takes it.
+    """Update the momenta in place, and return their Nesterov look-ahead for all blocks, [K, m, n].
 
-    All blocks are in a row. The gradients are overwritten.
+    The blocks of all updates are concatenated, in the dtype of `orthogonal`. The gradients are overwritten.
     """
     shape = updates[0].in_blocks(updates[0].gradient).shape[1:]
     counts = [update.blocks for update in updates]
@@ -181,7 +183,7 @@ def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
 
 
 def _by_block_shape(updates: Iterable[MatrixUpdate]) -> Iterator[list[MatrixUpdate]]:
-    """Group updates whose blocks have one shape, with at most MAX_NUMEL numbers in a group."""
+    """Yield groups of updates whose blocks have the same shape, with at most MAX_NUMEL numbers in a group."""
     groups: dict[tuple[int, ...], list[MatrixUpdate]] = defaultdict(list)
     for update in updates:
         group = groups[tuple(update.in_blocks(update.weight).shape[1:])]

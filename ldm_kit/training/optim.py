@@ -1,4 +1,4 @@
-"""Optimisers, AdamW and Muon: learning-rate schedule in steps, gradient norm, and their state as plain tensors."""
+"""The optimisers AdamW and Muon: learning-rate schedule, gradient norms, and optimiser state as plain tensors."""
 
 import math
 from collections.abc import Collection, Mapping, Set
@@ -16,7 +16,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Config):
-    """AdamW and its learning rate, counted in optimiser steps whatever the number of processes."""
+    """Settings of the optimisers; steps are optimiser steps, whatever the number of processes."""
 
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="AdamW's betas")
@@ -43,7 +43,7 @@ class OptimConfig(Config):
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """Return the factor, in (0, 1], of the peak learning rate for the update of step `step` (1, 2, ..., total)."""
+    """Return the learning rate of step `step` (1, 2, ..., total) as a share of the peak learning rate, in (0, 1]."""
     if step <= config.warmup:
         return step / config.warmup
     remaining = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
@@ -57,7 +57,7 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
 
 
 def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-    """Return a module's optimisers: AdamW as `name`, and Muon as `name.muon` if configured and it has matrices."""
+    """Return a module's optimisers: AdamW as `name`; Muon as `name.muon`, if configured and there are `matrices`."""
     muon_weights = list(matrices(module)) if config.muon is not None else []
     if config.muon is None or not muon_weights:
         return {name: adamw(module, config)}
@@ -66,17 +66,17 @@ def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.
 
 
 def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfig]) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimisers of all modules, each by its own config."""
+    """Return the optimisers of all modules, named as by `build`; `configs` has the config of each module."""
     return {key: value for name, module in modules.items() for key, value in build(name, module, configs[name]).items()}
 
 
 def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict[str, OptimConfig]:
-    """Return configs with Muon also for those modules that it moved in a checkpoint.
+    """Return optimiser configs in which every module that Muon trained in a checkpoint has Muon.
 
-    Until version 0.1 `optim.muon` was the discriminator's too; such a run goes on as it began.
+    Until version 0.1 `optim.muon` also applied to the discriminator; a run of that time is resumed as it began.
 
     Args:
-        configs: of each module.
+        configs: optimiser config of each module, by name.
         saved: names of the optimisers that the checkpoint holds.
     """
     muon = next((config.muon for config in configs.values() if config.muon is not None), None)
@@ -85,18 +85,18 @@ def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict
 
 
 def module_of(name: str) -> str:
-    """Return the name of the module that an optimiser of `build` updates."""
+    """Return the name of the module that the optimiser `name`, as named by `build`, updates."""
     return name.partition(".")[0]
 
 
 def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
-    """Return the learning rate of one of a module's optimisers for the update of step `step` (1, 2, ..., total)."""
+    """Return the learning rate of an optimiser at step `step` (1, 2, ..., total), by the config of its module."""
     peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
     return peak * lr_factor(config, step, total)
 
 
 def update(optimiser: torch.optim.Optimizer, lr: float, scaler: Any = None) -> None:
-    """Make one update at learning rate `lr`, through a GradScaler if there is one, and drop the gradients."""
+    """Run one optimiser step at learning rate `lr`, through a GradScaler if there is one; drop the gradients."""
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step() if scaler is None else scaler.step(optimiser)
@@ -104,7 +104,7 @@ def update(optimiser: torch.optim.Optimizer, lr: float, scaler: Any = None) -> N
 
 
 def with_gradients(optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimisers, by name, of which any weight has a gradient."""
+    """Return, by name, the optimisers that update at least one weight that has a gradient."""
     return {n: o for n, o in optimisers.items() if any(weight.grad is not None for weight in weights_of(o))}
 
 
@@ -119,7 +119,7 @@ def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset(
     """Return fused AdamW for a module's weights; norms, biases and other vectors have no weight decay.
 
     Args:
-        module: its parameters that require a gradient are updated.
+        module: module whose parameters that require a gradient are updated.
         config: learning rate, betas, weight decay.
         without: `id` of each parameter to leave out.
     """
@@ -144,13 +144,13 @@ def grad_norm(module: nn.Module) -> Tensor:
 
 
 def clip(module: nn.Module, max_norm: float | None, norm: Tensor) -> None:
-    """Scale a module's gradient, whose norm is `norm`, down to `max_norm` in place; None: leave it."""
+    """Scale a module's gradient in place from its norm `norm` down to `max_norm`; None: never clip."""
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(trainable(module), max_norm, norm)
 
 
 def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
-    """Return an optimiser's state as tensors by name (`INDEX.KEY`), and its parameter groups as plain values."""
+    """Return an optimiser's state: tensors named PARAMETER_INDEX.KEY, and parameter groups as plain values."""
     state = optimiser.state_dict()
     tensors = {f"{i}.{key}": value for i, slots in state["state"].items() for key, value in slots.items()}
     return tensors, state["param_groups"]
@@ -159,8 +159,8 @@ def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
 def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Groups) -> None:
     """Restore an optimiser's state from what `dump` returned.
 
-    Moments get the memory layout of their weight: fused AdamW walks raw memory, and beside a channels-last weight it
-    would pair a contiguous moment with the wrong elements without an error.
+    Moments get the memory layout of their weight. Fused AdamW pairs elements by their place in memory, so it would
+    silently pair the elements of a channels-last weight with the wrong elements of a contiguous moment.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Which precision is fast: bfloat16 only where the processor computes it natively.
+"""Choice of precision: bfloat16 is fast only on a processor that computes it natively.
 
 oneDNN, with which torch convolves and multiplies matrices on a CPU, computes bfloat16 from AVX-512 on. On an older
 processor torch falls back to loops that take twenty times as long as float32.
@@ -21,7 +21,7 @@ def is_bf16_fast(device: torch.device | str) -> bool:
 
 
 def resolve_precision(precision: Precision, device: torch.device | str) -> Literal["no", "bf16", "fp16"]:
-    """Return a config's precision on a device; "auto" is bf16 where that is fast, else no autocast."""
+    """Return the precision to use on a device: "auto" becomes bf16 where that is fast, else "no" (no autocast)."""
     if precision != "auto":
         return precision
     return "bf16" if is_bf16_fast(device) else "no"
@@ -31,17 +31,17 @@ def check_trainable(precision: Precision, device: torch.device | str) -> None:
     """Check that a device can train in a precision.
 
     Raises:
-        UserError: fp16 on a CPU, where no scaled loss keeps small gradients from vanishing.
+        UserError: fp16 on a CPU, where there is no loss scaling, so that small gradients would underflow.
     """
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise UserError("train.precision fp16 needs a GPU, and this run is on a CPU; take bf16, auto or no")
 
 
 def matrix_dtype(device: torch.device | str) -> torch.dtype:
-    """Return the dtype in which matrix products of 8 significant bits are fastest: bfloat16 or float32."""
+    """Return the fastest dtype for matrix products that need only 8 significant bits: bfloat16 or float32."""
     return torch.bfloat16 if is_bf16_fast(device) else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Return a context in which networks on a device compute in `dtype`; None: in that of their weights."""
+    """Return a context in which networks on a device autocast to `dtype`; None: no autocast."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -20,8 +20,9 @@ class BestCheckpoint:
     """The checkpoint with the best value of a metric so far, recorded in the run's best.json.
 
     Args:
-        folder: the run's.
-        spec: `train.keep_best`: the metric's name, lower is better; or `max:NAME`, higher is better.
+        folder: the run's folder.
+        spec: the config's `train.keep_best`: the name of a metric, of which lower is better; or `max:NAME`, of which
+            higher is better.
     """
 
     folder: Path
@@ -29,17 +30,17 @@ class BestCheckpoint:
 
     @property
     def metric(self) -> str:
-        """The metric's name."""
+        """Name of the metric, without `max:`."""
         return self.spec.removeprefix("max:")
 
     @property
     def path(self) -> Path | None:
-        """The best checkpoint so far; None if there is none."""
+        """Folder of the best checkpoint so far; None if there is none."""
         best = self._read()
         return None if best is None else self.folder / best[0]
 
     def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
-        """Return whether an evaluation's metrics are better than the best so far; a NaN never is.
+        """Return whether an evaluation's value of the metric is better than the best so far; a NaN never is.
 
         Raises:
             UserError: the evaluation has no such metric.
@@ -51,7 +52,7 @@ class BestCheckpoint:
         return value > best[1] if self.spec.startswith("max:") else value < best[1]
 
     def record(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Write best.json, whole or not at all: the checkpoint at `path` is the best now."""
+        """Record in best.json, written atomically, that the checkpoint at `path` is the best one now."""
         value = metrics[self.metric]
         number = value if math.isfinite(value) else str(value)  # JSON has no infinity
         entry = {"metric": self.metric, "value": number, "step": step, "checkpoint": path.name}
@@ -60,7 +61,7 @@ class BestCheckpoint:
         draft.replace(self.folder / BEST_FILE)
 
     def _read(self) -> tuple[str, float] | None:
-        """Return folder name and value of the best checkpoint; None if there is none by this metric."""
+        """Return the best checkpoint's folder name and metric value; None if none is recorded for this metric."""
         try:
             entry = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
             name, value, metric = str(entry["checkpoint"]), float(entry["value"]), entry["metric"]
@@ -71,14 +72,14 @@ class BestCheckpoint:
 
 
 def check_keep_best(spec: str | None, figures: Iterable[str] | None) -> None:
-    """Check that evaluations measure what `train.keep_best` names.
+    """Check that evaluations measure the metric that `train.keep_best` names.
 
     Args:
-        spec: `train.keep_best`; None: nothing is asked for.
-        figures: names of what they measure; None: not known yet.
+        spec: the config's `train.keep_best`; None: no checkpoint is kept as the best.
+        figures: names of the metrics that an evaluation measures; None: not known yet, so nothing is checked.
 
     Raises:
-        UserError: they measure no such thing.
+        UserError: evaluations do not measure the metric.
     """
     if spec is None or figures is None or spec.removeprefix("max:") in (names := list(figures)):
         return
@@ -90,15 +91,15 @@ def check_keep_best(spec: str | None, figures: Iterable[str] | None) -> None:
 
 @dataclass
 class CheckpointRetention:
-    """Saves a run's checkpoints and keeps the newest, the best, and the one that the run resumed from."""
+    """Saver of a run's checkpoints, which keeps the newest, the best, and the one that the run resumed from."""
 
     folder: Path
     settings: Any  # the run's config
     resume: Path | None  # the checkpoint that the run resumed from
-    failed_saves: int = 0  # in a row
+    failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
-        """Return, on every rank, whether the main rank's metrics are the best so far; every rank must call it.
+        """Return whether the main rank's metrics (None: no evaluation) are the best so far; every rank must call it.
 
         Raises:
             UserError: on every rank, if the evaluation has no such metric.
@@ -117,16 +118,16 @@ class CheckpointRetention:
         return best
 
     def save(self, trainer: Trainer, step: TrainStep, best: Mapping[str, float] | None, required: bool) -> None:
-        """Save a checkpoint, and remove those that are not kept; every rank must call it.
+        """Save a checkpoint, and remove old ones that are not to be kept; every rank must call it.
 
         Args:
-            trainer: what to save.
+            trainer: the trainer whose state is saved.
             step: the step just completed.
-            best: the metrics, if this is the best checkpoint so far.
-            required: whether a failure ends the run; else it is reported, `train.save_attempts` times in a row.
+            best: the evaluation's metrics, if this checkpoint is the best so far; else None.
+            required: whether any failure ends the run; if not, only `train.save_attempts` failures in a row do.
 
         Raises:
-            UserError: the checkpoint cannot be written.
+            UserError: the save failed, and this failure ends the run.
         """
         error_text = None
         try:
@@ -144,7 +145,7 @@ class CheckpointRetention:
         distributed.print_on_main(f"warning: {error_text}; training goes on, and the next save is tried as usual")
 
     def _prune(self, trainer: Trainer, path: Path, best: Mapping[str, float] | None) -> str | None:
-        """Record the best checkpoint and remove old ones; return the text of an error, None if there is none."""
+        """Record the best checkpoint and remove old ones; return an error's text, or None if all went well."""
         spec = trainer.config.keep_best
         record = None if spec is None else BestCheckpoint(self.folder, spec)
         try:

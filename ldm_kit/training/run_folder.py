@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, the resolved config, metrics, and the checkpoint to resume from."""
+"""The folder of a run: its lock, the resolved config, and the checkpoint to resume from."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from ldm_kit.locks import LockResult, try_lock
 from ldm_kit.training import checkpoint
 from ldm_kit.training.distributed import print_on_main
 
-# Keys that change no result (or its rounding alone): paths, what is logged, sampled or saved, and how steps are
-# computed. Data is compared by fingerprint, and what a path names by a digest in the checkpoint, if that has one.
+# Config keys that change no result, or only its rounding: paths, what is logged, sampled or saved, and how steps are
+# computed. Pictures are compared by fingerprint, and models that a path names by digest, if the checkpoint has one.
 _MAY_CHANGE = (
     *("run", "log", "latents", "sample", "train.workers", "train.checkpoint_every", "train.keep_last"),
     *("train.keep_best", "train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
@@ -31,9 +31,9 @@ _MAY_CHANGE = (
 
 
 class Lock:
-    """Exclusive lock of a run's folder; the system releases it when the process ends, however it ends.
+    """Exclusive lock of a run's folder; the operating system releases it when the process ends, however it ends.
 
-    Where the file system has no locks, a warning says so and the run goes on without.
+    If the file system has no file locks, a warning is printed, and the run goes on without a lock.
 
     Raises:
         UserError: another run holds the lock, or the folder cannot be written to or locked.
@@ -77,7 +77,7 @@ class Lock:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two plain config trees."""
+    """Return the dotted keys whose values differ between two configs, given as nested mappings."""
     keys: list[str] = []
     for key in sorted({*old, *new}):
         a, b, dotted = old.get(key), new.get(key), f"{prefix}{key}"
@@ -89,15 +89,15 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
 
 
 def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
-    """Return the checkpoint to resume from; None starts a new run.
+    """Return the folder of the checkpoint to resume from; None: start a new run.
 
     Args:
         run: the run's folder.
-        resume: `latest`: the newest checkpoint that verifies, with a warning if there is none; a path: that one and
-            no other; None: a new run.
+        resume: `latest`, the newest checkpoint that is not damaged (with a warning if there is none); or the folder of
+            a checkpoint; None: a new run.
 
     Raises:
-        UserError: the path is no valid checkpoint, or the run already holds checkpoints and `resume` is None.
+        UserError: `resume` names no intact checkpoint; or it is None, but the run already has checkpoints.
     """
     if resume is None:
         if checkpoint.steps(run):
@@ -115,18 +115,18 @@ def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
 
 
 def check_same_config(folder: Path, config: BaseModel) -> None:
-    """Check that a resumed run has the config that the checkpoint was trained with, but for keys that change no result.
+    """Check that a resumed run has the config of its checkpoint, except for keys that do not change results.
 
-    More steps are allowed where the learning rate is constant, and another folder of what the checkpoint knows by a
-    digest (which the trainer compares as it loads). A field that the checkpoint is too old to have counts as
-    its default, so the default of a new field must be what was done before it existed.
+    The number of steps may differ if no learning rate depends on it. So may the path of a model of which the checkpoint
+    holds a digest, because the trainer compares digests. A field that is missing in an old checkpoint counts as its
+    default; so the default of a new field must be what was done before the field existed.
 
     Args:
-        folder: the checkpoint's.
-        config: the resumed run's.
+        folder: the checkpoint's folder.
+        config: the config of the resumed run.
 
     Raises:
-        UserError: configs differ; the message names every differing key.
+        UserError: the configs differ; the message names every key that does.
     """
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     old = _with_defaults(state["config"], type(config))
@@ -142,7 +142,7 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 
 
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return a saved config with today's key names, absent fields at their defaults; unchanged if it is not valid."""
+    """Return a saved config with present key names and defaults for missing fields; unchanged if it is invalid."""
     try:
         return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:
@@ -150,18 +150,18 @@ def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, A
 
 
 def _lr_depends_on_length(config: Mapping[str, Any]) -> bool:
-    """Return whether any optimiser's learning rate depends on the number of the last step."""
+    """Return whether any optimiser's learning rate depends on the number of steps of the run."""
     optimisers = (v for v in config.values() if isinstance(v, Mapping) and {"lr", "lr_schedule"} <= v.keys())
     return any(optimiser["lr_schedule"] != "constant" for optimiser in optimisers)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+    """Return, by name, the versions of Python and of the packages that results depend on."""
     names = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def write_config(folder: Path, config: BaseModel) -> None:
-    """Write the resolved config beside the results."""
+    """Write the resolved config to config.yaml in the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     configs.write(config, folder / "config.yaml")

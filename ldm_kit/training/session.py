@@ -1,4 +1,4 @@
-"""Training session: accelerate, the run's folder and its lock, the config beside the results, and where to resume."""
+"""Training session: sets up accelerate, locks the run's folder, writes the config, and finds where to resume."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ from ldm_kit.training.training_state import read_metadata
 
 
 class Settings(Protocol):
-    """What a session reads of a run's config."""
+    """The fields of a run's config that a session reads."""
 
     @property
     def run(self) -> str: ...
@@ -44,7 +44,7 @@ class Settings(Protocol):
 
 
 class OptimisedTask(Task, Protocol):
-    """A task with the optimiser config of each module."""
+    """A task that also has the optimiser config of each of its modules."""
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
@@ -54,7 +54,7 @@ class OptimisedTask(Task, Protocol):
 
 @dataclass(eq=False)
 class Session:
-    """An open training run in one process: device and ranks, folder, signals, and checkpoints."""
+    """A training run as one of its processes sees it: device and ranks, folder, stop signals, and checkpoints."""
 
     accelerator: Accelerator
     folder: Path
@@ -69,12 +69,12 @@ class Session:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is the main process, which alone writes files."""
         return self.accelerator.is_main_process
 
     @property
     def device(self) -> torch.device:
-        """This process's device."""
+        """Device on which this process trains."""
         return self.accelerator.device
 
     @property
@@ -104,9 +104,9 @@ class Session:
         return value
 
     def trainer(self, task: OptimisedTask) -> Trainer:
-        """Return the trainer of a task, resumed from the checkpoint if there is one.
+        """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From here on a signal no longer ends the process, but the run after its step.
+        From now on a stop signal no longer ends the process at once: the run ends after the current step.
         """
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)
@@ -124,17 +124,17 @@ class Session:
         return Log(self.accelerator, self.folder, self.settings.log, trainer.step, trainer.config.steps)
 
     def save_when_due(self, trainer: Trainer, step: TrainStep, metrics: Mapping[str, float] | None = None) -> None:
-        """Save every `train.checkpoint_every` steps, at the last step, at the best one, and when asked to stop.
+        """Save a checkpoint every `train.checkpoint_every` steps, at the last and the best step, and on a stop signal.
 
         Args:
-            trainer: the run's.
+            trainer: the run's trainer.
             step: the step just completed.
-            metrics: what an evaluation after this step returned, on the main process; None if there was none.
+            metrics: on the main process, what an evaluation after this step returned; None: there was no evaluation.
 
         Raises:
-            Stopped: any rank has caught a signal; the checkpoint is saved.
-            UserError: a required checkpoint could not be written, or `train.save_attempts` others in a row; or the
-                evaluation has no metric named as `train.keep_best` is.
+            Stopped: a rank has caught a stop signal; the checkpoint is already saved.
+            UserError: a checkpoint could not be written, which must be (the last one, or before a stop) or is the
+                `train.save_attempts`-th in a row to fail; or the evaluation has no metric that `train.keep_best` names.
         """
         config, stop_signal, is_best = trainer.config, self.signals.caught_by_any(), self.retention.is_best(metrics)
         is_last = step.number == config.steps
@@ -155,10 +155,10 @@ class Session:
         raise stopped
 
     def save_fault(self, error: NonFiniteError) -> UserError:
-        """Save in `fault-STEP/` what reproduces a step that is not finite; every rank must call it.
+        """Save a checkpoint, in `fault-STEP/`, from which a step that is not finite can be repeated; all must call it.
 
         Returns:
-            The error to end with, which names that folder.
+            The error that the run ends with; its message names the folder.
         """
         trainer, name = self.active_trainer, f"fault-{error.report['step']:08d}"
         if trainer is None:
@@ -171,21 +171,21 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether something that happens every `every` steps, and at step `last`, happens after this step."""
+    """Return whether an action that is done every `every` steps, and after step `last`, is done after this step."""
     return step.number % every == 0 or step.number == last
 
 
 @contextlib.contextmanager
 def session(settings: Settings, resume: str | None) -> Iterator[Session]:
-    """Open a run, and hold the lock of its folder within this context.
+    """Open a training run, and hold the lock of its folder within this context.
 
     Args:
         settings: the run's config, a `ldm_kit.config.Config`.
-        resume: `latest`, a checkpoint's folder, or None for a new run.
+        resume: checkpoint to resume from, `latest` or its folder; None: a new run.
 
     Raises:
-        UserError: the folder is in use, holds checkpoints although `resume` is None, or cannot be resumed from; the
-            launch mode is not supported; a loss or gradient is not finite.
+        UserError: the folder is in use, cannot be resumed from, or holds checkpoints although `resume` is None; the
+            launch mode is not supported; or, within the context, a loss or gradient is not finite.
     """
     folder = Path(settings.run)
     accelerator = open_accelerator(settings.train.precision, folder, tensorboard=settings.log.tensorboard)
@@ -207,14 +207,16 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 
 
 def _step_of(checkpoint_path: Path | None) -> int:
-    """Return the completed steps of the checkpoint to resume from."""
+    """Return the number of completed steps in the checkpoint to resume from; 0 without one."""
     return 0 if checkpoint_path is None else int(read_metadata(checkpoint_path)["step"])
 
 
 def _open_folder(
     folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
 ) -> Path | None:
-    """Lock the folder and write the config on the main rank, which alone has a stack; return the checkpoint on all.
+    """Lock the run's folder and write the config, on the main rank; return the checkpoint to resume from, on all.
+
+    Only the main rank has a `stack`, which will release the lock.
 
     Raises:
         UserError: on every rank, as for `session`.

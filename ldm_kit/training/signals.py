@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the handler only sets a flag; the run finishes its step, saves and exits."""
+"""Signals that ask a run to stop: the handler only sets a flag; then the run completes its step, saves and exits."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(signal.Signals[name] for name i
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved; uncaught, the process exits with 128 + the signal's number."""
+    """The exit of a run that was asked to stop and has saved; the exit status is 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -20,25 +20,25 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Handlers of `STOP_SIGNALS` that only set `caught`; a second SIGINT interrupts at once."""
+    """Handlers of `STOP_SIGNALS`, which only set `caught`; a second SIGINT raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
-        self.caught = 0  # number of the last signal; 0: none
+        self.caught = 0  # number of the last signal received; 0: none
         self._previous: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
-        """Install the handlers; in another thread than the main one, which may not, do nothing."""
+        """Install the handlers; do nothing outside the main thread, where Python allows no handlers."""
         if threading.current_thread() is threading.main_thread() and not self._previous:
             self._previous = {number: signal.signal(number, self._set_caught) for number in STOP_SIGNALS}
 
     def release(self) -> None:
-        """Restore the handlers that were there before."""
+        """Restore the handlers that `watch` replaced."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
     def caught_by_any(self) -> int:
-        """Return the number of a signal that any rank has caught, the same on all; 0 for none. All ranks must call."""
+        """Return the number of a signal that a rank has caught (0: none), the same on all ranks; all must call it."""
         return distributed.all_reduce_max(self.caught)
 
     def _set_caught(self, number: int, frame: FrameType | None) -> None:
@@ -48,6 +48,6 @@ class Signals:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Ignore these signals in a data-loader worker: its parent needs it until the step is saved."""
+    """Ignore `STOP_SIGNALS` in a data-loader worker, which the trainer needs until it has saved its step."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Training state as files: weights, averages, optimisers and the task's own tensors, as a checkpoint holds them."""
+"""Files of a checkpoint: weights, averages (EMA), optimisers, the task's own tensors, and trainer_state.json."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without it
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """All of a trainer that a checkpoint saves and restores."""
+    """The parts of a trainer that a checkpoint saves and restores."""
 
     task: Task
     optimisers: Mapping[str, torch.optim.Optimizer]
@@ -31,7 +31,7 @@ class TrainingState:
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
     def collect(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """Return tensors by file name, and the plain values of optimisers and loss scale that belong to them."""
+        """Return the tensors to save, by file name, and the optimisers' and loss scale's values for JSON."""
         files: TensorFiles = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
         groups: dict[str, Any] = {}
         for name, optimiser in self.optimisers.items():
@@ -43,22 +43,22 @@ class TrainingState:
         return files, {"optimizer": groups, "scaler": scale}
 
     def save(self, folder: Path, values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint atomically.
 
         Args:
-            folder: the checkpoint's.
-            values: what `metadata` returned.
-            extra: plain values of further JSON files, by file name.
+            folder: the checkpoint's folder.
+            values: what `metadata` returned, to be stored in trainer_state.json.
+            extra: contents of further JSON files, by file name.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the checkpoint cannot be written.
         """
         files, optimiser_values = self.collect()
         json_files = {STATE_FILE: {**values, **optimiser_values}, **extra}
         checkpoint.write(folder, lambda draft: _write_files(draft, files, json_files), _size(files))
 
     def load(self, folder: Path, values: Mapping[str, Any]) -> None:
-        """Restore everything from a checkpoint's folder and the values of its trainer_state.json."""
+        """Restore all parts from a checkpoint's folder and from `values`, the contents of its trainer_state.json."""
         print_other_versions(folder, values)
         for name, module in self.task.modules.items():
             module.load_state_dict(_read(folder, f"model/{name}"))
@@ -72,7 +72,7 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint's modules, with the averages of those that are averaged, and the task's own state."""
+    """Load a checkpoint's weights, averaged ones if it has them, and the task's own state into the task."""
     for name, module in task.modules.items():
         module.load_state_dict(_read(folder, f"model/{name}"))
     for name, module in task.ema_modules.items():
@@ -91,15 +91,15 @@ def metadata(
     task: Task,
     micro_batch: int | None,
 ) -> dict[str, Any]:
-    """Return the plain values that explain a checkpoint.
+    """Return the metadata that a checkpoint stores in trainer_state.json, as values for JSON.
 
     Args:
-        config: the run's.
+        config: the run's config.
         split: this rank's split of a batch.
-        step: completed steps.
-        source: fingerprint of the data.
-        task: what is trained; the digests of what it depends on are kept.
-        micro_batch: samples at once in a process, if halved since memory ran out.
+        step: number of completed steps.
+        source: fingerprint of the training data.
+        task: the trained task, whose `dependencies` are stored if it is a `DependentTask`.
+        micro_batch: size of a micro-batch, if it was halved because memory ran out; else None.
     """
     return {
         "step": step,
@@ -114,24 +114,24 @@ def metadata(
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the plain values of a checkpoint: step, config, versions and what else trainer_state.json holds."""
+    """Return the contents of a checkpoint's trainer_state.json: step, config, versions and more."""
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def check_unchanged(
     step: int, data: BatchSource, task: Task, *, source: str | None, dependencies: Mapping[str, str]
 ) -> None:
-    """Check that the data of a resumed run, and what else it depends on, are what they were.
+    """Check that the data of a resumed run, and the models that are not trained, are the same as in its checkpoint.
 
     Args:
-        step: the checkpoint's.
-        data: the run's.
-        task: what is resumed.
-        source: fingerprint of the checkpoint's data; None: there is no checkpoint.
-        dependencies: its digests by config key; empty in checkpoints of release 0.2 and before.
+        step: step of the checkpoint, for the message.
+        data: training data of the resumed run.
+        task: the resumed task.
+        source: fingerprint of the data of the checkpoint; None: the run is not resumed.
+        dependencies: digests in the checkpoint, by config key; empty in checkpoints of release 0.2 and before.
 
     Raises:
-        UserError: the data have changed, or a tokenizer, a text encoder or another model that is not trained.
+        UserError: the data have changed; or a tokenizer, a text encoder or another model that is not trained.
     """
     if source not in (None, data.fingerprint):
         raise UserError(
@@ -149,11 +149,11 @@ def check_unchanged(
 
 
 def print_other_versions(folder: Path, saved: Mapping[str, Any]) -> None:
-    """Print which packages had other versions when a checkpoint was saved.
+    """Print which packages have other versions now than when a checkpoint was saved.
 
     Args:
-        folder: the checkpoint's.
-        saved: the values of its trainer_state.json.
+        folder: the checkpoint's folder.
+        saved: contents of the checkpoint's trainer_state.json.
     """
     before, now = saved.get("versions", {}), versions()
     if others := [
@@ -170,7 +170,7 @@ def _dependencies(task: Task) -> dict[str, str]:
 
 
 def _size(files: TensorFiles) -> int:
-    """Return the bytes that the tensors take on the disk."""
+    """Return the number of bytes that the tensors take on the disk."""
     return sum(value.numel() * value.element_size() for tensors in files.values() for value in tensors.values())
 
 
