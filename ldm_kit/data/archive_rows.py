@@ -75,7 +75,7 @@ class ArchiveSample(NamedTuple):
 
 
 class ArchiveReader(Protocol):
-    """Reader of one kind of archive."""
+    """Reader of the samples in one kind of archive, such as tar shards or parquet files."""
 
     @property
     def key(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ldm_kit.locks import LOCKS, LockResult, try_lock
 
 MIN_AGE = 600.0  # seconds; a younger temporary file is never stale, as its writer may not have locked it yet
-MIN_AGE_UNLOCKED = 86400.0  # seconds; the same where a file system without locks cannot show whether there is a writer
+MIN_AGE_UNLOCKED = 86400.0  # seconds; takes the place of MIN_AGE on file systems without locks
 
 
 def write(path: Path, content: bytes) -> None:

@@ -36,7 +36,11 @@ class PictureBatches:
         return len(self.pictures)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, Tensor]:
-        """Return {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]} for (position, index) pairs."""
+        """Return the batch for B pairs of a position in training and a picture's index.
+
+        Returns:
+            {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]}.
+        """
         x = to_unit(self.pictures.pictures([index for _, index in samples]))
         position = torch.tensor([position for position, _ in samples])
         return {"x": flipped(x, self.seed, position) if self.flip else x, "position": position}

@@ -46,7 +46,7 @@ class PicturedLatents:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for (position, index) pairs.
+        """Return the batch for pairs of a position in training and a picture's index.
 
         It has the entries of a `LatentBatches` batch, and "picture": [B, C, R, R] in [-1, 1].
         """
@@ -72,7 +72,11 @@ class CodeBatches:
         return len(self.codes)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return {"z": [B, D], "inputs": {...}, "position": int64 [B]} for (position, index) pairs."""
+        """Return the batch for B pairs of a position in training and a code's index.
+
+        Returns:
+            {"z": codes [B, D], "inputs": {name: [B, ...]}, "position": int64 [B]}.
+        """
         position, index = torch.tensor(samples).unbind(1)
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return {"z": self.codes[index], "inputs": inputs, "position": position}

@@ -76,7 +76,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return the pictures to train on or to hold out; classes without training pictures are removed from the latter.
+    """Return the pictures to train on or to hold out; a held-out picture loses a class that no training picture has.
 
     Args:
         entries: all pictures of a folder.

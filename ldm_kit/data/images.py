@@ -222,7 +222,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    """Return a string as UTF-8: bytes of a file's name as they are, other lone surrogates (of JSON) as if valid."""
+    """Return a string as UTF-8 bytes; lone surrogates are kept, as bytes of a file name or (from JSON) encoded."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -230,10 +230,10 @@ def _utf8(text: str) -> bytes:
 
 
 def to_unit(pictures: Tensor) -> Tensor:
-    """Convert bytes 0..255 of any shape to float32 in [-1, 1]."""
+    """Convert uint8 pixels 0..255, of any shape, to float32 in [-1, 1]."""
     return pictures.to(torch.float32) / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Convert floats in [-1, 1] of any shape to uint8 0..255, rounded and clamped; NaN becomes 0."""
+    """Convert float pixels in [-1, 1], of any shape, to uint8 0..255, rounded and clamped; NaN becomes 0."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)

@@ -78,7 +78,7 @@ def read_replaced(path: Path) -> dict[int, int]:
 
 
 def read_shard(path: Path, key: str) -> Moments:
-    """Read a shard into memory, after checking its key and checksum.
+    """Load the posterior moments in a shard into memory, and check the shard's key and checksum.
 
     Raises:
         UserError: the shard is damaged, or has another key.

@@ -64,7 +64,7 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class LatentBatches:
-    """Training batches of cached latents with their conditions."""
+    """Training batches of cached latents, each with the conditioner's inputs for its captions or labels."""
 
     latents: Latents
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each

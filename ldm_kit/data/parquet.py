@@ -156,7 +156,7 @@ def _class_names(schema: Any, label: str | None) -> list[str]:
 
 
 def _check_row_groups(file: Any, image: str, path: Path) -> None:
-    """Check the size of row groups: reading a picture reads its whole row group, so large ones are slow or too large.
+    """Check the size of row groups: reading a picture reads its whole row group, so large ones are slow or fill memory.
 
     Raises:
         UserError: the pictures of a row group have more than GROUP_LIMIT bytes.

@@ -37,7 +37,7 @@ class ReadablePictures:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names that `Record.label` indexes."""
+        """Class names that `Record.label` indexes; empty if nothing is labelled."""
         return self.base.classes
 
     @property
@@ -95,7 +95,7 @@ class ReadablePictures:
 
 
 def readable(split: Split, settings: BadPictureSettings) -> Split:
-    """Return a split in which broken pictures are replaced: training pictures and held-out ones by their own kind."""
+    """Return a split whose training and held-out sets replace a broken picture by another one of the same set."""
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)
 
@@ -109,5 +109,5 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return indices [B] with those of broken pictures exchanged for those of their replacements in `replaced`."""
+    """Return picture indices [B] in which each broken picture's index is exchanged for its replacement's."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

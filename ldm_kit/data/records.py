@@ -195,7 +195,7 @@ def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
 
 
 def compact(values: Sequence[str | int]) -> Sequence[str | int]:
-    """Return captions as `Strings`, or class indices as `Numbers`, which take less memory than a list of objects."""
+    """Return captions as `Strings` or class indices as `Numbers`, which take less memory; a mix is returned as is."""
     if all(isinstance(value, str) for value in values):
         return Strings.of(str(value) for value in values)
     if all(isinstance(value, int) for value in values):

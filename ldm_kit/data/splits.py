@@ -122,7 +122,7 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
 
 
 def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
-    """Return the files to read, each with the split that its name stands for; None for all if not split by names.
+    """Return a dict from each file to read to the split that its name stands for, or to None if names give no splits.
 
     Files of an unused split (test where there is val) are left out.
 
@@ -174,8 +174,8 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
     """Split a picture set into training and held-out pictures by named splits, or by `heldout_split` without these.
 
-    Held-out pictures of a class that has no training pictures are left out, and unlabelled ones if all training
-    pictures are labelled: a model cannot have learned their class.
+    If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
+    unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.
 
     Args:
         pictures: all pictures of the data set.

@@ -60,7 +60,7 @@ def from_tensor(
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Return the images as uint8 [N, C, R, R] on the CPU."""
+    """Check images and return them as uint8 [N, C, R, R] on the CPU; floats in [-1, 1] are rounded to 256 levels."""
     if images.ndim != 4 or images.shape[1] not in CHANNELS or images.shape[2] != images.shape[3] or not len(images):
         raise UserError(
             f"images have the shape {tuple(images.shape)}; expected [N, C, R, R] with N > 0 and C one of 1, 3, 4"
@@ -77,7 +77,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _labels(labels: Sequence[int] | Tensor | None, count: int, classes: Sequence[str]) -> list[int]:
-    """Return the labels as ints, or an empty list where there are none."""
+    """Check the labels of `count` images and return them as ints; return an empty list if `labels` is None."""
     if labels is None:
         return []
     numbers = [int(label) for label in labels]

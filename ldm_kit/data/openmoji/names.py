@@ -49,7 +49,7 @@ _THE = {"Bahamas", "Comoros", "Gambia", "Maldives", "Philippines"}
 
 
 class Description(NamedTuple):
-    """Caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
+    """An emoji's caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
 
     text: str
     gender: str
