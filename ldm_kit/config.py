@@ -1,8 +1,8 @@
 """Configs: frozen pydantic models, read strictly from YAML with dotted overrides.
 
-Every class that can be configured has its config class beside it; this module holds what they share. Files are read
-with YAML's safe loader (no tag runs code), an unknown key is an error that names the nearest known ones, and a run
-writes its resolved config beside its results.
+Every configurable class has its config class beside it; this module holds what all config classes share. Files are read
+with YAML's safe loader (no tag runs code), an unknown key is an error that names the nearest known keys, and a run
+writes its config with all defaults beside its results.
 """
 
 import difflib
@@ -23,15 +23,15 @@ Precision = Literal["no", "bf16", "fp16", "auto"]  # auto: bf16 where the device
 
 
 class UserError(Exception):
-    """A mistake of the user's, in one sentence: what, where, and what was expected. Commands exit with status 2."""
+    """Error of the user: the message says what is wrong, where, and what was expected. Commands exit with status 2."""
 
 
 class OldNameWarning(FutureWarning):
-    """A name of the release before was used; the text gives today's."""
+    """Warning that a config key or flag was given under its name of the last release; the message has the new name."""
 
 
 class Config(BaseModel):
-    """Base of every config: immutable, unknown keys refused."""
+    """Base class of all configs: immutable; refuses unknown keys, infinity and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ def _unwanted(tag: str, first: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are booleans ("no" is a precision), without dates and repeated keys."""
+    """Safe YAML loader: only true and false are booleans ("no" is a precision), no dates, repeated keys are errors."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         first: [(tag, form) for tag, form in rules if not _unwanted(tag.rsplit(":")[-1], first)]
@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str) -> Any:
-    """Parse YAML text into plain Python; raises yaml.YAMLError."""
+    """Parse YAML text into dicts, lists and scalars; raises yaml.YAMLError if the text is not valid."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, IndexError, RecursionError) as error:  # `!!int x`, or nested without end
@@ -64,17 +64,17 @@ def parse(text: str) -> Any:
 
 
 def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file into `kind`, after applying overrides such as `optim.lr=3e-4`.
+    """Read a YAML file into an instance of the config class `kind`, after applying overrides such as `optim.lr=3e-4`.
 
     Raises:
-        UserError: no such file, broken YAML, an override that is not `key=value`, an unknown key (its neighbours are
-            named), or a value of the wrong type or out of range. All faults are listed, one a line.
+        UserError: no such file, broken YAML, an override that is not `key=value`, an unknown key (the message names
+            similar ones), or a value of the wrong type or out of range. All wrong keys and values are listed.
     """
     return check(kind, tree(path, overrides), str(path))
 
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load a YAML file and apply overrides, without checking keys; raises UserError for what is no mapping."""
+    """Load a YAML file as nested dicts and apply overrides; keys are not checked. Raises UserError as `read` does."""
     if isinstance(overrides, str):
         raise UserError(f"overrides is the single {overrides!r:.80}; expected a list of such")
     path = Path(path)
@@ -93,7 +93,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply one dotted override, `a.b.c=value`, to a tree in place; the value is parsed as YAML."""
+    """Apply one override, `a.b.c=value`, to the nested dict `tree` in place; the value is parsed as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"cannot understand the override {override!r}; expected key=value, such as optim.lr=3e-4")
@@ -110,15 +110,15 @@ def assign(tree: dict[str, Any], override: str) -> None:
 
 
 def check(kind: type[C], tree: Any, where: str) -> C:
-    """Validate a plain tree into `kind`; a key's name of the release before is read with one warning.
+    """Return `tree` validated as an instance of `kind`; keys under their names of the last release give one warning.
 
     Args:
         kind: the config class.
-        tree: mappings, lists and scalars, as YAML gives them.
-        where: the file or object that messages name.
+        tree: nested dicts, lists and scalars, as `parse` returns them.
+        where: name of the file or object, for messages.
 
     Raises:
-        UserError: unknown keys and wrong values, one sentence each.
+        UserError: there are unknown keys or wrong values; the message describes each.
     """
     tree, renames = rename_old_keys(kind, tree)
     if renames:
@@ -132,10 +132,10 @@ def check(kind: type[C], tree: Any, where: str) -> C:
 
 
 def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Return a plain tree under today's key names, and the (old, new) dotted names that were replaced.
+    """Return a config tree with old key names replaced by current ones, and the (old, new) dotted names of these keys.
 
-    Presets are merged by today's names, so a key must be renamed before the validators of `kind` see it. A key that is
-    there under both names is left as it is, which validation refuses.
+    Presets are merged by current names, so keys must be renamed before the validators of `kind` run. A key that is
+    present under both names is not renamed, and validation then refuses it.
     """
     if not isinstance(tree, Mapping):
         return tree, []
@@ -158,14 +158,14 @@ def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[s
 
 
 def _old_names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names that a field had in the release before."""
+    """Return the names that a config field had in the last release."""
     aliases = field.validation_alias
     names = aliases.choices if isinstance(aliases, AliasChoices) else ()
     return [str(choice) for choice in names if choice != name]
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Return whether a tree belongs to another member of a union than `kind`."""
+    """Return whether the tag in `tree` (such as `source: folder`) is that of another union member than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
@@ -174,12 +174,12 @@ def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
 
 
 def cache_dir() -> Path:
-    """Return the folder of all caches: $LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
+    """Return the folder that holds all caches: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
     return Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
 
 
 def write(config: BaseModel, path: Path) -> None:
-    """Write the resolved config, every default included, as YAML that `read` takes back unchanged."""
+    """Write a config, defaults included, as a YAML file from which `read` returns an equal config."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
@@ -216,7 +216,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return a pydantic path as the user wrote it: without the tags of unions, which follow their field's name."""
+    """Return the path of a pydantic error as keys of the user's file: without the union tags that pydantic inserts."""
     names: list[str] = []
     models: list[type[BaseModel]] = [kind]
     for key in path:
@@ -229,12 +229,12 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the field names of the models at a path; after a union's tag, those of the member that it names."""
+    """Return the allowed keys at a path in the config; after a union's tag, the keys of the member with that tag."""
     return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 
 def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
-    """Return the values that tell a union's members apart, in the order of the union."""
+    """Return the allowed values of the field `tag`, which distinguishes a union's members, in the union's order."""
     members = [model.model_fields[tag].annotation for model in _reached(kind, path)]
     return [str(value) for annotation in members for value in get_args(annotation)]
 
@@ -249,7 +249,7 @@ def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]
 
 
 def _literals(model: type[BaseModel]) -> set[str]:
-    """Return the values of fields that allow just one: a model's tags."""
+    """Return the values of a model's Literal fields that allow one value only: its tags in unions."""
     allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {values[0] for values in allowed if len(values) == 1}
 

@@ -1,4 +1,4 @@
-"""Locks of open files between processes; the system releases one when the file is closed or its process ends."""
+"""Locks on open files, between processes; the system releases a lock when its file is closed or its process ends."""
 
 import errno
 from enum import Enum
@@ -9,7 +9,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCKS = fcntl is not None  # whether the platform has such locks
+LOCKS = fcntl is not None  # whether the platform has file locks
 
 # Lustre without -o flock, FUSE and SMB mounts, NFS without its lock service, and file systems that reject the call.
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
@@ -21,14 +21,14 @@ class LockResult(Enum):
 
     LOCKED = "locked"
     BUSY = "busy"  # another process holds the lock
-    UNSUPPORTED = "unsupported"  # the file system, or the platform, has no such locks
+    UNSUPPORTED = "unsupported"  # the file system, or the platform, has no file locks
 
 
 def try_lock(file: IO[Any]) -> LockResult:
-    """Lock a file, open for writing, until it is closed, without waiting.
+    """Try to lock a file that is open for writing, without waiting; the lock lasts until the file is closed.
 
     Raises:
-        OSError: the attempt failed for a reason other than another lock or a file system without locks.
+        OSError: locking failed although the file system has locks and no other process holds the lock.
     """
     if fcntl is None:
         return LockResult.UNSUPPORTED

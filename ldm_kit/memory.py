@@ -1,6 +1,6 @@
-"""Memory that runs out: how it is recognised, and passes without gradients that go on with half as many samples.
+"""Out-of-memory errors: recognise them, and go on with half as many samples in passes without gradients.
 
-What one sample gives must not depend on those beside it, so that the size of a batch changes nothing but rounding.
+The result for one sample must not depend on the others in its batch, so that batch size changes nothing but rounding.
 """
 
 import gc
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 T = TypeVar("T")
-MOST_SAMPLES, MOST_PIXELS = 64, 2**21  # in a batch whose size is not configured: 8 pictures of 512 px, 32 of 256
+MOST_SAMPLES, MOST_PIXELS = 64, 2**21  # most in a batch of no configured size: 8 pictures of 512 px, 32 of 256 px
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -24,14 +24,14 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that a device, or this machine, has too little memory left."""
+    """Return whether an error means that a device, or the CPU, has run out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def free_memory() -> None:
-    """Return cached memory to the device, so that it can be allocated in smaller pieces."""
+    """Free the memory that PyTorch's allocator caches on the device, so that it can be allocated anew."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
@@ -39,7 +39,7 @@ def free_memory() -> None:
 
 @dataclass
 class BatchSize:
-    """Samples at once in passes without gradients; halved when memory runs out, and from then on it stays so.
+    """Largest number of samples in a batch of passes without gradients; halved for good when memory runs out.
 
     Attributes:
         size: most samples in a batch.
@@ -49,21 +49,26 @@ class BatchSize:
 
     @classmethod
     def of(cls, size: "int | BatchSize") -> "BatchSize":
-        """Return a size as it is, so that halving is remembered from pass to pass, or a number as a new size."""
+        """Return `size` itself if it is a BatchSize, so that later passes keep its halvings; wrap a number."""
         return size if isinstance(size, BatchSize) else cls(size)
 
     @classmethod
     def for_pictures(cls, size: int | None, resolution: int) -> "BatchSize":
-        """Return a configured size; None: as many pictures of `resolution` pixels a side as hold MOST_PIXELS."""
+        """Return the batch size for pictures of `resolution` pixels a side.
+
+        Args:
+            size: the configured size; None: as many pictures as have MOST_PIXELS pixels, at most MOST_SAMPLES.
+            resolution: pixels along each side of a picture.
+        """
         return cls(size or max(1, min(MOST_SAMPLES, MOST_PIXELS // resolution**2)))
 
     def batches(self, count: int, compute: Callable[[range], T]) -> Iterator[T]:
-        """Yield what `compute` returns for the indices of each batch of `count` samples, in their order.
+        """Divide the indices 0 to count - 1 into batches, and yield `compute(indices)` for each batch, in order.
 
-        A batch for which memory runs out is computed anew in halves, so `compute` must change nothing.
+        A batch for which memory runs out is computed again in halves, so `compute` must have no side effects.
 
         Raises:
-            torch.OutOfMemoryError: not even one sample at a time fits.
+            torch.OutOfMemoryError: memory runs out even for a batch of one sample.
         """
         start = 0
         while start < count:
@@ -82,7 +87,7 @@ class BatchSize:
             self._halve(len(indices))  # here, where the error no longer holds the tensors of its frames
 
     def map(self, samples: Tensor, compute: Callable[[Tensor], T]) -> Iterator[T]:
-        """Yield what `compute` returns for each batch of `samples` [N, ...]; otherwise as `batches`."""
+        """Yield `compute(batch)` for each batch of `samples` [N, ...], in order; batches are halved as in `batches`."""
         return self.batches(len(samples), lambda indices: compute(samples[indices.start : indices.stop]))
 
     def _halve(self, failed: int) -> None:
@@ -91,4 +96,4 @@ class BatchSize:
         tqdm.write(f"out of memory with {failed} samples at once: it goes on with {self.size}", file=sys.stderr)
 
 
-Batch = int | BatchSize  # most samples at once: a number, or a size that remembers from pass to pass what fits
+Batch = int | BatchSize  # most samples in a batch: a number, or a BatchSize, which remembers between passes what fits

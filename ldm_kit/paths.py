@@ -1,4 +1,4 @@
-"""Checks of the paths that results are written to, before the work whose results they are."""
+"""Checks that results can be written to a path, made before the work that computes the results."""
 
 import tempfile
 from pathlib import Path
@@ -7,10 +7,10 @@ from ldm_kit.config import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files can be written into a folder, which need not be there yet; nothing is left behind.
+    """Check that files can be written into a folder, which need not exist yet; the check leaves no file behind.
 
     Raises:
-        UserError: it, or its nearest parent that is there, is a file or a folder that this process may not write to.
+        UserError: the folder, or its nearest existing parent, is a file or may not be written to.
     """
     existing = folder.absolute()
     while not existing.exists() and existing != existing.parent:
@@ -25,7 +25,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_writable_file(path: Path) -> None:
-    """Check that a file can be written, or replaced; raises UserError as `check_writable`, or where it is a folder."""
+    """Check that a file can be written or replaced; raises UserError if `path` or its folder does not allow it."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
     check_writable(path.parent)

@@ -1,4 +1,4 @@
-"""Samples of archives, and the rows of an index of them in a few arrays: a tuple is made when one is asked for."""
+"""Samples of archives, and an archive's index: its rows are stored in a few arrays, and become tuples when read."""
 
 import json
 from array import array
@@ -12,25 +12,25 @@ import numpy as np
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
 
-# Name in the file, text, class, further values, location in the file, sha256.
+# One sample of an archive: name in the archive, caption, class, further fields, location in the archive, sha256 (hex).
 Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """N rows of an index."""
+    """The N rows of an archive's index, one for each picture."""
 
-    names: Strings
-    texts: Strings
+    names: Strings  # of the samples in the archive
+    texts: Strings  # captions
     fields: Strings  # JSON objects, "" for none
     classes: Sequence[str]
-    labels: Array  # int32 [N], into `classes`, UNLABELLED for none
-    locations: Array  # int64 [N, 2]
-    hashes: Array  # uint8 [N, 32]
+    labels: Array  # int32 [N], indices into `classes`; UNLABELLED where there is no class
+    locations: Array  # int64 [N, 2], where `ArchiveReader.read` finds each picture
+    hashes: Array  # uint8 [N, 32], sha256 of each picture's file
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Store rows, which are read once."""
+        """Store rows of an index; the iterable is consumed once."""
         names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
         classes: dict[str, int] = {}
         labels, locations, hashes = array("i"), array("q"), bytearray()
@@ -67,7 +67,7 @@ class Rows(Sequence[Row]):
 
 
 class ArchiveSample(NamedTuple):
-    """A sample of an archive: named within it, with its location there and the contents of the image file."""
+    """A sample of an archive: name and metadata, location in the archive, and the contents of the image file."""
 
     entry: Entry
     location: tuple[int, int]
@@ -75,17 +75,17 @@ class ArchiveSample(NamedTuple):
 
 
 class ArchiveReader(Protocol):
-    """Reader of one kind of archive."""
+    """Reader of the samples in one kind of archive, such as tar shards or parquet files."""
 
     @property
     def key(self) -> Sequence[str]:
-        """The kind and all settings that an index depends on beside the file."""
+        """The reader's kind and settings: all that an index depends on besides the archive file."""
         ...
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every sample in the archive's order, and a complaint for each that cannot be used."""
+        """Yield every sample in the archive's order; for a sample that cannot be used, yield a complaint instead."""
         ...
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the contents of the image file at a location that `scan` gave."""
+        """Return the bytes of the image file at a location that `scan` has returned."""
         ...

@@ -1,8 +1,8 @@
-"""Archives with many pictures in a file (tar shards, parquet): indexed once, then read one by one in any order.
+"""Archives that hold many pictures (tar shards, parquet files): indexed once, then read picture by picture.
 
-The first run over a file checks and hashes every picture in it, and stores an index of their locations. The index is
-cached under the file's path, size and time of change, so that later runs start at once. As any picture can be read at
-any time, training needs no shuffle buffer: the order of samples is that of every other data source.
+The first run over a file checks and hashes every picture in it, and stores an index of the pictures' locations. The
+index is cached under the file's path, size and time of change, so that later runs start at once. As pictures can be
+read in any order, training needs no shuffle buffer: samples are ordered as those of any other data source.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ from ldm_kit.data.records import Records
 from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
 _log = logging.getLogger("ldm_kit.data")
-CODE_VERSION = 1  # of pixels and records, in a set's fingerprint; raise it whenever they change
-INDEX_VERSION = 2  # of the contents of an index; raise it whenever they change
+CODE_VERSION = 1  # part of a picture set's fingerprint; raise it whenever pixels or records change
+INDEX_VERSION = 2  # raise it whenever the contents of an index change
 
 
 class ArchiveConfig(Config):
-    """Options of every source that reads archives."""
+    """Options shared by all data sources that read archives."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="a folder of shards, one shard, or a pattern such as shards/{00000..00099}.tar"
@@ -78,40 +78,40 @@ class ArchiveConfig(Config):
 
 class _Index(NamedTuple):
     rows: Sequence[Row]
-    bad: list[str]  # complaints
-    profiles: list[tuple[str, str, str]]  # of pictures that are not in sRGB: name of the picture, profile, problem
+    bad: list[str]  # a complaint for each picture that cannot be used
+    profiles: list[tuple[str, str, str]]  # (name of a picture that is not in sRGB, name of its profile, problem)
 
 
 @dataclass(frozen=True, eq=False)
 class ArchivedPictures:
-    """A picture set whose pictures are read from archives and decoded on demand."""
+    """Picture set whose pictures are read from archives and decoded on demand."""
 
     records: Sequence[Record]
     classes: Sequence[str]
     fingerprint: str
     files: Sequence[Path]
-    locations: Tensor  # [N, 3] int64: number of the file, and the location there
+    locations: Tensor  # int64 [N, 3]: index into `files`, and the location in that file (two numbers)
     reader: ArchiveReader
     config: ArchiveConfig
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """Pixels along each side of a picture, R."""
         return self.config.resolution
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         return self.config.channels
 
     def __len__(self) -> int:
         return len(self.locations)
 
     def picture(self, index: int) -> Tensor:
-        """Read one picture, uint8 [C, R, R].
+        """Read and decode the picture at an index, uint8 [C, R, R].
 
         Raises:
-            BadPicture: the picture is broken, and `verify` was off when the index was made.
+            BadPicture: the picture is broken, unnoticed so far because `verify` was off when the index was made.
         """
         file, *location = self.locations[index].tolist()
         contents = self.reader.read(self.files[file], (location[0], location[1]))
@@ -119,7 +119,7 @@ class ArchivedPictures:
         return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Read several pictures, uint8 [N, C, R, R], in the order of their locations."""
+        """Return the pictures at `indices`, uint8 [N, C, R, R]; the archives are read in the order of locations."""
         numbers = [int(i) for i in indices]
         pixels = torch.empty(len(numbers), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         for row in sorted(range(len(numbers)), key=lambda row: self.locations[numbers[row]].tolist()):
@@ -128,11 +128,11 @@ class ArchivedPictures:
 
 
 def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
-    """Load the training and held-out pictures of all archives with a suffix, split as those of folders are.
+    """Load the pictures of all archives at `config.path` with a suffix such as `.tar`: training and held-out ones.
 
     Raises:
-        UserError: no such files, files of another kind, nothing usable, more bad pictures than allowed, (with
-            on_bad: raise) the first bad one, or no picture left to train on.
+        UserError: no such files, files of another kind, no usable picture, more bad pictures than allowed, a bad
+            picture at all (with on_bad: raise), or no picture left to train on.
     """
     files = find_files(config.path, suffix)
     roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
@@ -191,7 +191,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return the index of an archive, from the cache if the file has not changed since."""
+    """Return the index of an archive: the cached one, or a new one if the file has changed or has none."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
@@ -212,7 +212,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Check every picture of an archive, and return its index."""
+    """Check every picture of an archive, and return the archive's index."""
     rows: list[Row] = []
     bad: list[str] = []
     profiles: list[tuple[str, str, str]] = []
@@ -236,7 +236,7 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
 
 
 def _read_index(path: Path) -> _Index | None:
-    """Return a stored index; None if there is none, or (with a warning) if it is damaged."""
+    """Return the index stored in a file; None if there is none, or (with a warning) if the file is damaged."""
     try:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:

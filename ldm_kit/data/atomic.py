@@ -1,4 +1,4 @@
-"""Atomic writes of cache files: a file is complete or absent, and what a killed process has left is removed later."""
+"""Atomic writes of cache files: a file is complete or absent; temporary files of killed processes are removed later."""
 
 import contextlib
 import time
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from ldm_kit.locks import LOCKS, LockResult, try_lock
 
-MIN_AGE = 600.0  # seconds after which a temporary file counts as stale: its writer may be about to lock it, or has none
-MIN_AGE_UNLOCKED = 86400.0  # likewise where the file system has no locks, so that none tells whether it has a writer
+MIN_AGE = 600.0  # seconds; a younger temporary file is never stale, as its writer may not have locked it yet
+MIN_AGE_UNLOCKED = 86400.0  # seconds; takes the place of MIN_AGE on file systems without locks
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it; missing folders are made.
+    """Write `content` to a temporary file beside `path`, then rename it to `path`; missing folders are made.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it.
+        OSError: the file cannot be written; no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_tmp(path.parent)
@@ -36,7 +36,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove_stale_tmp(folder: Path) -> None:
-    """Remove temporary files that no living process holds a lock on, nor has written to in the last MIN_AGE seconds."""
+    """Remove a folder's temporary files that are older than MIN_AGE seconds and not locked by a living process."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime

@@ -1,4 +1,4 @@
-"""What to do about pictures that cannot be read: skip and log them, or stop; too many always stop the run."""
+"""Handling of pictures that cannot be read: skip and log them, or stop; too many of them always stop the run."""
 
 import logging
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class BadPictureSettings(Protocol):
-    """The options of a data config about bad pictures."""
+    """Options of a data config that say what to do about bad pictures."""
 
     @property
     def path(self) -> Path: ...
@@ -22,7 +22,7 @@ class BadPictureSettings(Protocol):
 
 
 def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
-    """Log that a picture is skipped.
+    """Log that a bad picture is skipped, or raise if the settings say so.
 
     Args:
         complaint: the picture's name, and what is wrong with it.
@@ -37,16 +37,16 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
 
 
 def check_share(count: int, total: int, settings: BadPictureSettings, complaint: str) -> None:
-    """Check that no more than the allowed share of pictures is bad.
+    """Check that at most the allowed share of pictures is bad.
 
     Args:
         count: number of bad pictures, at least one.
         total: number of all pictures.
         settings: the data config.
-        complaint: the first one's name, and what is wrong with it.
+        complaint: name of the first bad picture, and what is wrong with it.
 
     Raises:
-        UserError: all are bad, or more than `max_bad_share` allows.
+        UserError: all pictures are bad, or more than `max_bad_share` allows.
     """
     if count == total:
         raise UserError(f"{settings.path} holds nothing usable: all {total} pictures are bad, first {complaint}")
@@ -59,15 +59,17 @@ def check_share(count: int, total: int, settings: BadPictureSettings, complaint:
 
 
 def check_bad_share(complaints: Sequence[str], total: int, settings: BadPictureSettings) -> None:
-    """Check that enough pictures can be read: most often a wrong folder or a broken copy is the cause of many.
+    """Check that at most the allowed share of pictures is bad, and log their number.
+
+    Many bad pictures usually mean a wrong folder or an incomplete copy.
 
     Args:
-        complaints: one for each bad picture.
+        complaints: for each bad picture its name, and what is wrong with it.
         total: number of all pictures.
         settings: the data config.
 
     Raises:
-        UserError: all are bad, or more than `max_bad_share` allows.
+        UserError: all pictures are bad, or more than `max_bad_share` allows.
     """
     if complaints:
         check_share(len(complaints), total, settings, complaints[0])

@@ -1,4 +1,7 @@
-"""Batches of pictures by (position, index) pairs; augmentation is a function of the position."""
+"""Training batches of pictures, requested by pairs of a position in training and an index in the picture set.
+
+The position counts all samples that training has seen; augmentation depends on the position alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +18,9 @@ class PictureBatches:
     """Training batches of a picture set, for a DataLoader that asks with `__getitems__`.
 
     Args:
-        pictures: the set.
-        seed: of the flips.
-        flip: whether pictures are mirrored at random.
+        pictures: the picture set.
+        seed: seed of the random mirroring.
+        flip: whether pictures are mirrored left to right at random.
     """
 
     pictures: PictureSet
@@ -26,44 +29,52 @@ class PictureBatches:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the pictures and their preprocessing."""
+        """Hash that identifies the training data: the pictures and their preprocessing."""
         return self.pictures.fingerprint
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, Tensor]:
-        """Return {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]} for (position, index) pairs."""
+        """Return the batch for B pairs of a position in training and a picture's index.
+
+        Returns:
+            {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]}.
+        """
         x = to_unit(self.pictures.pictures([index for _, index in samples]))
         position = torch.tensor([position for position, _ in samples])
         return {"x": flipped(x, self.seed, position) if self.flip else x, "position": position}
 
 
 def flips(seed: int, position: Tensor) -> Tensor:
-    """Return which positions [B] are mirrored, bool [B]: each with probability 1/2, by (seed, position) alone."""
+    """Return bool [B]: whether the picture at each training position [B] is mirrored.
+
+    The probability is 1/2; the choice is a function of (seed, position) alone.
+    """
     return rng.uniform(seed, "flip", position) < 0.5
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
-    """Mirror those pictures [B, C, H, W] left to right whose position `flips` selects."""
+    """Mirror pictures x [B, C, H, W] left to right where `flips` says so for their training positions [B]."""
     return torch.where(flips(seed, position).view(-1, 1, 1, 1), x.flip(3), x)
 
 
 def chunks(pictures: PictureSet, size: int) -> list[range]:
-    """Return index ranges of at most `size` that cover a set."""
+    """Divide the indices of a picture set into consecutive ranges of at most `size` indices."""
     return [range(i, min(i + size, len(pictures))) for i in range(0, len(pictures), size)]
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Return at most `count` indices, evenly spaced over a set of `total`, which is often sorted."""
+    """Return at most `count` indices, evenly spaced over 0 to total - 1, as data sets are often sorted by class."""
     count = min(total, count)
     return [i * total // count for i in range(count)]
 
 
 def chosen(total: int, most: int) -> Tensor:
-    """Return the indices of a set of `total` that are measured: all, or a fixed random choice of `most`, rising.
+    """Return the indices, out of 0 to total - 1, of the pictures to measure: all, or a fixed random choice of `most`.
 
-    An index is chosen by a hash of its own, so that the choice does not follow the set's order, which is often sorted.
+    They are in increasing order. The choice is by a hash of each index, so it does not follow the order of the set,
+    which is often sorted by class or name.
     """
     indices = torch.arange(total)
     if total <= most:

@@ -1,7 +1,6 @@
 """Caption files beside pictures: `0.txt` or `0.caption` beside `0.png`, as kohya's scripts and img2dataset write them.
 
-A class may lie beside a picture likewise (`0.cls`), and both in a JSON object (`0.json`), as in the samples of tar
-shards.
+The class of a picture may be in `0.cls`; caption and class may also be in a JSON object, `0.json`, as in tar shards.
 """
 
 import json
@@ -11,24 +10,24 @@ from typing import Any, NamedTuple
 
 TEXT_KINDS = ("caption", "txt")
 KINDS = frozenset({*TEXT_KINDS, "cls", "json"})
-LIMIT = 2**20  # bytes of a caption file
+LIMIT = 2**20  # most bytes of a caption file
 
 
 class Sidecar(NamedTuple):
-    """What lies beside a picture; "" and None where there is no caption or class."""
+    """Contents of the files beside a picture: caption ("" if there is none) and class (None if there is none)."""
 
     text: str = ""
     label: str | None = None
-    problem: str = ""  # why it cannot be read
+    problem: str = ""  # why the files cannot be read; "" if they can
 
 
 def read_sidecar(root: Path, stem: str, kinds: Sequence[str]) -> Sidecar:
-    """Read the files of the given kinds that have a picture's name.
+    """Read a picture's caption and class from the files beside it that share its name.
 
     Args:
         root: the data set's folder.
-        stem: the picture's path in it, without its suffix.
-        kinds: suffixes of the files, of `KINDS`.
+        stem: the picture's path relative to `root`, without its suffix.
+        kinds: suffixes, without dot, of the files to read; each is one of `KINDS` in upper or lower case.
     """
     try:
         contents = {kind.lower(): _read(root, f"{stem}.{kind}") for kind in kinds}

@@ -1,4 +1,4 @@
-"""Training batches for semantic models: latents together with their pictures, and semantic codes."""
+"""Training batches for semantic models: latents together with their pictures, or semantic codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from ldm_kit.data.records import names_of
 
 @dataclass(frozen=True, eq=False)
 class PicturedLatents:
-    """Batches of latents together with their pictures; a picture is mirrored where its latent is the mirrored view.
+    """Batches of latents together with their pictures; pictures are mirrored where their latents are.
 
     Args:
-        latents: cached latents of the pictures, in their order.
-        pictures: the set.
-        seed: of the flips.
+        latents: cached latents of the pictures, in the same order.
+        pictures: the picture set.
+        seed: seed of the random mirroring.
     """
 
     latents: Latents
@@ -35,7 +35,7 @@ class PicturedLatents:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of latents and pictures."""
+        """Hash that identifies the training data: latents and pictures."""
         return self._fingerprint
 
     @cached_property
@@ -46,7 +46,10 @@ class PicturedLatents:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch of `LatentBatches` with "picture": [B, C, R, R] in [-1, 1], for (position, index) pairs."""
+        """Return the batch for pairs of a position in training and a picture's index.
+
+        It has the entries of a `LatentBatches` batch, and "picture": [B, C, R, R] in [-1, 1].
+        """
         rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
         picture = to_unit(self.pictures.pictures(rows.tolist()))
         rows = sources(rows, replacements(self.pictures))  # broken since their latents were cached
@@ -59,17 +62,21 @@ class PicturedLatents:
 
 @dataclass(frozen=True, eq=False)
 class CodeBatches:
-    """Batches of normalised semantic codes with their conditions."""
+    """Training batches of normalised semantic codes with their conditions."""
 
-    codes: Tensor  # [N, D] float32
-    inputs: Mapping[str, Tensor]  # [N, ...] each: the conditioner's inputs
-    fingerprint: str  # hash of all that they depend on
+    codes: Tensor  # float32 [N, D]: N codes of D dimensions
+    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
+    fingerprint: str  # hash of all that codes and inputs depend on
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return {"z": [B, D], "inputs": {...}, "position": int64 [B]} for (position, index) pairs."""
+        """Return the batch for B pairs of a position in training and a code's index.
+
+        Returns:
+            {"z": codes [B, D], "inputs": {name: [B, ...]}, "position": int64 [B]}.
+        """
         position, index = torch.tensor(samples).unbind(1)
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return {"z": self.codes[index], "inputs": inputs, "position": position}

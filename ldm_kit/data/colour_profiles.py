@@ -1,7 +1,7 @@
-"""Colour profiles (ICC) of pictures: their pixels are converted to sRGB, which models and viewers expect.
+"""Colour profiles (ICC) of pictures: pixels are converted to sRGB, which models and viewers expect.
 
-Adobe RGB, Display P3 or ProPhoto read as if they were sRGB are wrong by 13 to 27 of 255 levels on average. A profile
-that says the same as sRGB changes no pixel.
+Pixels in Adobe RGB, Display P3 or ProPhoto that are read as if they were in sRGB are wrong by 13 to 27 of 255 levels on
+average. A profile that is equivalent to sRGB changes no pixel.
 """
 
 import io
@@ -19,33 +19,33 @@ from ldm_kit.data.left_out import listed
 from ldm_kit.data.matrix_profiles import named_profile
 
 _log = logging.getLogger("ldm_kit.data")
-_SAME = 3  # most levels of 255 by which an sRGB profile may differ from ours, in any colour
+_SAME = 3  # levels of 255: a profile that changes no colour by more counts as sRGB
 _UNUSABLE = (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError)  # ImportError: Pillow without littleCMS
-_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space in a profile -> Pillow's mode
-# Mode of a picture -> that of its colours, which a profile describes. A palette holds RGB.
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space in a profile -> Pillow's image mode
+# Pillow's mode of a picture -> mode of its colours, which a profile describes. The colours of a palette are RGB.
 _COLOUR_MODES = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK", "LAB": "LAB", "YCbCr": "RGB"}
 _COLOUR_MODES |= dict.fromkeys(["P", "PA", "RGB", "RGBA", "RGBX", "RGBa"], "RGB")
 
 
 class Profile(NamedTuple):
-    """What a picture's profile says: its name, and why it cannot be used ("" if it can)."""
+    """A picture's colour profile: its name, and the reason why it cannot be used ("" if it can)."""
 
     name: str
     problem: str = ""
 
 
 class Conversion(NamedTuple):
-    """How the colours of a picture become sRGB."""
+    """How the colours of a picture are converted to sRGB."""
 
-    profile: Profile | None  # None: they are in sRGB already, as far as the file says
-    mode: str = ""  # Pillow's, of the colours that the transform takes
-    transform: Any = None
+    profile: Profile | None  # None: the picture has no profile, or one equivalent to sRGB
+    mode: str = ""  # Pillow's image mode that the transform takes
+    transform: Any = None  # littleCMS's transform to sRGB; None: nothing is converted
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Convert a decoded picture of 8 bits a channel to sRGB; alpha stays.
+        """Return a decoded picture of 8 bits per channel converted to sRGB; alpha is kept.
 
-        A picture in sRGB, or whose profile cannot be used, is returned as it is; others become RGB, RGBA where there is
-        transparency.
+        A picture that is in sRGB, or whose profile cannot be used, is returned unchanged. Others become RGB, or RGBA if
+        they have transparency.
         """
         if self.transform is None:
             return image
@@ -61,13 +61,13 @@ class Conversion(NamedTuple):
 
 @dataclass
 class ProfileCounts:
-    """Counts pictures of a set whose colours are converted, or whose profiles cannot be used."""
+    """Counts of the pictures in a set whose colours are converted to sRGB, or whose profiles cannot be used."""
 
-    converted: Counter[str] = field(default_factory=Counter)  # profile's name -> pictures
-    unusable: list[str] = field(default_factory=list)  # complaints
+    converted: Counter[str] = field(default_factory=Counter)  # profile's name -> number of pictures
+    unusable: list[str] = field(default_factory=list)  # a complaint for each picture whose profile cannot be used
 
     def add(self, name: str, profile: Profile | None) -> None:
-        """Count a picture, given its name and profile; one without a profile, or in sRGB, is not counted."""
+        """Count a picture, given its name and its colour profile; one without a profile, or in sRGB, is not counted."""
         if profile is not None and profile.problem:
             self.unusable.append(f"{name}: {profile.problem}")
         elif profile is not None:
@@ -75,11 +75,11 @@ class ProfileCounts:
 
     @property
     def settings(self) -> list[str]:
-        """What the fingerprint of the set says beside its files: nothing where no pixel was converted."""
+        """Text for the picture set's fingerprint: "colours=srgb" if pictures were converted, else nothing."""
         return ["colours=srgb"] if self.converted else []
 
     def log(self, source: object, total: int) -> None:
-        """Log how many of a source's pictures are converted, and which have profiles that cannot be used."""
+        """Log how many of the `total` pictures in `source` are converted, and which have profiles that are unusable."""
         if self.converted:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.converted.most_common(5))
             count = self.converted.total()
@@ -92,14 +92,14 @@ class ProfileCounts:
 
 
 def describe(profile: Profile) -> str:
-    """Return in words what was done about one picture's profile."""
+    """Return a message that says what was done about a picture's colour profile."""
     if profile.problem:
         return f"{profile.problem}; its colours are read as sRGB"
     return f"its colours are converted from {profile.name} to sRGB"
 
 
 def conversion_of(image: Image.Image) -> Conversion:
-    """Return how the colours of an opened file become sRGB; nothing is decoded."""
+    """Return how the colours of an opened image file are converted to sRGB; no pixel is decoded."""
     mode = _colour_mode(image)
     if mode in ("", "LAB"):
         return _lab_conversion() if mode else Conversion(None)
@@ -114,13 +114,13 @@ def conversion_of(image: Image.Image) -> Conversion:
 
 
 def _colour_mode(image: Image.Image) -> str:
-    """Return the mode of a picture's colours; "" where no profile can describe them (floats)."""
+    """Return Pillow's mode of a picture's colours; "" where no profile can describe them (floats)."""
     return "L" if image.mode.startswith("I") else _COLOUR_MODES.get(image.mode, "")
 
 
 @lru_cache(maxsize=64)
 def _profile_conversion(icc: bytes, mode: str) -> Conversion:
-    """Return the conversion of colours of a mode (L, RGB, CMYK) from a profile to sRGB."""
+    """Return the conversion to sRGB of colours in Pillow's mode `mode` (L, RGB, CMYK) with the ICC profile `icc`."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         header: Any = profile.profile
@@ -151,7 +151,10 @@ def _lab_conversion() -> Conversion:
 
 
 def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
-    """Return littleCMS's transform to sRGB: relative colorimetric with black-point compensation, as Photoshop's."""
+    """Return littleCMS's transform from a profile to sRGB: relative colorimetric, with black-point compensation.
+
+    These are Photoshop's settings. `mode` is Pillow's mode of the colours to transform.
+    """
     return ImageCms.buildTransform(
         *(profile, ImageCms.createProfile("sRGB"), mode, "RGB"),
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
@@ -160,7 +163,7 @@ def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
 
 
 def _is_srgb(mode: str, transform: Any) -> bool:
-    """Return whether a transform changes no colour of a grid of them by more than `_SAME` levels."""
+    """Return whether a transform to sRGB changes no colour by more than `_SAME` levels, tried on a grid of colours."""
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":
         probe = levels[None]

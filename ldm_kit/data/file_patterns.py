@@ -1,4 +1,4 @@
-"""The files that a path names: those of a folder, of a pattern with braces, or a single one."""
+"""Find the files that a path names: all files of a folder, the files of a pattern with braces, or a single file."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,19 @@ from ldm_kit.data.image_files import BadPicture
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MAX_FILES = 100_000  # of one pattern
+_MAX_FILES = 100_000  # most files that one pattern may name
 
 
 def find_files(path: Path, suffix: str) -> dict[str, Path]:
-    """Return the files that a path names, by name and sorted.
+    """Return the files that a path names, sorted, as a dict from relative name to path.
 
     Args:
         path: a folder (with its sub-folders), a pattern such as `a-{00..12}.tar` or `{a,b}.tar`, or one file.
-        suffix: suffix of the files of a folder, such as `.tar`.
+        suffix: suffix, such as `.tar`, of the files to take from a folder.
 
     Raises:
-        UserError: there is no such file, one of a pattern is missing, a link leads out of the folder, or the pattern
-            is not valid.
+        UserError: there is no such file, a file of the pattern is missing, a link leads out of the folder, or the
+            pattern is not valid.
     """
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob(f"*{suffix}"))
@@ -50,7 +50,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Expand `{00..12}` and `{a,b}` in a pattern to all texts that it stands for."""
+    """Return all strings that a pattern stands for, with each `{00..12}` and `{a,b}` in it expanded."""
     texts = [pattern]
     while brace := _BRACES.search(texts[0]):
         span = _RANGE.fullmatch(brace[1])

@@ -1,11 +1,11 @@
-"""A folder of the user's own pictures: metadata.jsonl (Hugging Face's imagefolder), class folders, or plain images.
+"""Data source: a folder of pictures, with metadata.jsonl (Hugging Face's imagefolder), class folders or plain images.
 
-metadata.jsonl holds one object a line: file_name (relative to the folder), text, an optional label, and any further
-fields, kept as strings. Without it, sub-folders are classes (the caption is the folder's name), or the images lie in
-the folder itself; a caption file beside a picture (`0.txt`) has its caption. Folders named train, val and test are that
-split, and kohya's `10_name` are repeats. Every file is checked when the folder is loaded, and those of large folders
-once, for an index in the cache: bad ones are logged by name, counted and skipped, and too many of them stop the run.
-Small sets are held decoded in memory, larger ones decoded on demand.
+metadata.jsonl holds one JSON object per line: file_name (relative to the folder), text, an optional label, and further
+fields, kept as strings. Without this file, sub-folders are classes (the folder's name is the caption), or the images
+lie in the folder itself; a caption file beside a picture (`0.txt`) gives its caption. Folders named train, val and test
+are splits; kohya's `10_name` means 10 repeats. All pictures are checked when the folder is loaded (in large folders
+only once, with the result cached as an index): bad pictures are logged and skipped, and too many of them stop the run.
+Small sets are decoded into memory; pictures of larger sets are decoded on demand.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
 
-INDEXED = 2000  # files from which a folder is indexed
+INDEXED = 2000  # a folder of at least so many files is indexed
 
 
 class FolderConfig(Config):
-    """A folder of the user's own pictures."""
+    """Options of a data source that is a folder of the user's pictures."""
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
@@ -115,11 +115,11 @@ class _OnDemand:
 
 
 def load(config: FolderConfig) -> Split:
-    """Load the training and held-out pictures of a folder, split by its folders' names or a hash of each picture's.
+    """Load a folder's pictures, split into training and held-out ones by names of sub-folders or a hash of file names.
 
     Raises:
-        UserError: no such folder, invalid or mixed layout, nothing usable, more bad pictures than allowed, (with
-            on_bad: raise) the first bad one, or no picture left to train on.
+        UserError: no such folder, invalid or mixed layout, no usable picture, more bad pictures than allowed, a bad
+            picture at all (with on_bad: raise), or no picture left to train on.
     """
     pictures = _load(config, training=True)
     names = names_of(pictures.records)
@@ -131,7 +131,7 @@ def load(config: FolderConfig) -> Split:
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name: in memory, or on demand above `memory_limit` bytes.
+    """Load all usable pictures of a folder, sorted by name; more than `memory_limit` bytes are decoded on demand.
 
     Raises:
         UserError: as for `load`.
@@ -157,13 +157,13 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; for training without those that are neither trained on nor held out."""
+    """List a folder's pictures; for training, leave out those of an unused split (test pictures where there is val)."""
     entries = folder_entries(config.path, config.layout, config.captions)
     return training_entries(entries, config.path) if training else entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
-    """Load the pictures of a large folder by its index; those that fit in memory are mapped from the cache, decoded."""
+    """Load the pictures of a large folder by its cached index; if they fit in memory, the decoded pixels are cached."""
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)
@@ -184,7 +184,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
-    """Check one picture; return what it contains, or a complaint."""
+    """Check one picture, given its file name; return its contents, or a complaint if it is bad."""
     try:
         path = resolve_inside(config.path, name)
         stat = path.stat()  # before it is read: a change meanwhile is noticed later
@@ -206,7 +206,7 @@ def _decode_all(pictures: PictureSet) -> Tensor:
 
 
 def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, counts: ProfileCounts) -> list[_Usable]:
-    """Check every picture, and fill the first rows of `pixels` with the usable ones, in order."""
+    """Check and decode every picture into the first rows of `pixels`; return the usable ones, in order."""
     usable: list[_Usable] = []
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
@@ -228,7 +228,7 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, c
 
 
 def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
-    """Check a picture, and return its colour profile."""
+    """Check a picture's header, and with `decode` its pixels; return its colour profile."""
     profile = check_header(path, config.pixel_limit)
     if decode:
         _decode(path, config)
@@ -249,6 +249,6 @@ def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
-    """Hash settings, names and contents (sha256, or size where verify is off)."""
+    """Return the hash of settings and of each picture's name and contents (sha256, or size where verify is off)."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

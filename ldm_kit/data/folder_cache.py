@@ -1,4 +1,4 @@
-"""Index of a large folder in the cache: names, captions, classes and hashes of its pictures, as arrays to be mapped."""
+"""Cached index of a large folder: its pictures' names, captions, classes and hashes, as memory-mapped arrays."""
 
 import hashlib
 import json
@@ -16,44 +16,44 @@ from ldm_kit.data import atomic
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.records import BLOCK, Array, Labels, Records, Strings
 
-CODE_VERSION = "1"  # of the contents of an index; raise it whenever they change
+CODE_VERSION = "1"  # raise it whenever the contents of an index change
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
 _log = logging.getLogger("ldm_kit.data")
 
 
 class FolderIndex(NamedTuple):
-    """Usable pictures of a folder, sorted by name."""
+    """Index of the N usable pictures of a folder, sorted by name."""
 
     records: Records
     classes: Sequence[str]
-    files: Array  # int64 [N, 2]: size and time of change
-    hashes: Array  # uint8 [N, 32]
-    profile_ids: Array  # int32 [N], of the colour profile: from 1, 0 for none
+    files: Array  # int64 [N, 2]: size in bytes and time of change in nanoseconds of each file
+    hashes: Array  # uint8 [N, 32]: sha256 of each file, zeros if it was not read
+    profile_ids: Array  # int32 [N]: 1 + index into `profiles`, 0 for a picture without a profile
     profiles: Sequence[Profile]
     complaints: Sequence[str]  # one for each bad picture
-    stamp: str  # of all files of the folder; "" while the index is not complete
+    stamp: str  # `folder_stamp` of the folder; "" while the index is incomplete
 
     def profile_of(self, row: int) -> Profile | None:
-        """Return the colour profile of a picture; None if it has none, or one that says sRGB."""
+        """Return the colour profile of the picture in a row; None if it has none, or one equivalent to sRGB."""
         number = int(self.profile_ids[row])
         return self.profiles[number - 1] if number else None
 
     def profile_counts(self) -> ProfileCounts:
-        """Count the pictures of each profile."""
+        """Return how many pictures have each colour profile."""
         counts = ProfileCounts()
         for row in np.flatnonzero(self.profile_ids).tolist():
             counts.add(self.records.names[row], self.profile_of(row))
         return counts
 
     def contents_hashes(self) -> Iterator[str]:
-        """Yield the hash of each picture's file, in hex."""
+        """Yield the sha256 (hex) of each picture's file, in the order of the index."""
         for first in range(0, len(self.hashes), BLOCK):
             text = self.hashes[first : first + BLOCK].tobytes().hex()
             yield from (text[i : i + 64] for i in range(0, len(text), 64))
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
-    """Return a hash of the names, sizes and times of change of all files below a folder, and how many there are."""
+    """Return a hash of the names, sizes and times of change of all files below a folder, and the number of files."""
     state, count = hashlib.sha256(), 0
     for name, size, changed in _files(str(root)):
         count += 1
@@ -83,7 +83,7 @@ def _files(root: str) -> Iterator[tuple[str, int, int]]:
 
 
 def write(path: Path, index: FolderIndex) -> None:
-    """Write an index; raises OSError if it cannot be written."""
+    """Write an index to the file `path`; raises OSError if the file cannot be written."""
     records = index.records
     arrays = {
         "labels": records.labels.values,
@@ -104,7 +104,11 @@ def write(path: Path, index: FolderIndex) -> None:
 
 
 def read(path: Path) -> FolderIndex | None:
-    """Return a stored index, its arrays mapped; None if there is none, or (with a warning) if it is damaged."""
+    """Return the index stored in a file, with its arrays memory-mapped.
+
+    Returns:
+        None if there is no such file, or (with a warning) if the file is damaged.
+    """
     try:
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
@@ -127,7 +131,13 @@ def read(path: Path) -> FolderIndex | None:
 
 
 def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> Array:
-    """Map an array of a safetensors file, of which an entry in the header tells type, shape and place."""
+    """Memory-map an array of a safetensors file.
+
+    Args:
+        path: the file.
+        start: offset in bytes at which the file's data begin.
+        entry: the array's entry in the file's header: type, shape and offsets in the data.
+    """
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
     if 0 in shape:  # nothing to map
         return np.empty(shape, dtype)

@@ -1,8 +1,8 @@
-"""Check and hash of every picture of a large folder, once: the result is kept as an index in the cache.
+"""Check and hash every picture of a large folder once, and keep the result as an index in the cache.
 
-The first start checks and hashes every picture, in all threads of all processes on a machine. Later starts compare
-names, sizes and times of change of all files with those of the index, and map its arrays; only what has changed since
-is checked again. An index that is not complete yet is kept too, so that a start that was stopped goes on.
+The first start checks and hashes every picture, in all threads of all processes on a machine. Later starts compare the
+names, sizes and times of change of all files with those in the index, and check again only what has changed. An
+incomplete index is kept too, so that a start that was interrupted can be continued.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.images import class_names, digest
 from ldm_kit.data.records import UNLABELLED, Labels, Records, StringBuilder
 
-ROUND = 16384  # pictures that all processes check between two exchanges
-KEEP_EVERY = 60.0  # seconds between copies of an index that is not complete yet
+ROUND = 16384  # pictures that the processes check before they exchange results
+KEEP_EVERY = 60.0  # seconds between saves of an incomplete index
 _log = logging.getLogger("ldm_kit.data")
 
 
 class Contents(NamedTuple):
-    """What the check of a picture found: its file, the sha256 of its contents (zeros if not read), its profile."""
+    """What the check of a picture's file found: size, time of change, sha256 (zeros if not read), colour profile."""
 
-    size: int
-    changed: int  # nanoseconds
+    size: int  # bytes
+    changed: int  # time of the last change, in nanoseconds
     sha256: bytes
     profile: Profile | None
 
@@ -47,17 +47,19 @@ Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or
 def folder_index(
     root: Path, settings: Sequence[str], stamp: str, entries: Callable[[], Sequence[Entry]], check: Check
 ) -> FolderIndex:
-    """Return the index of a folder, from the cache if nothing has changed; processes on one machine make it together.
+    """Return the index of a folder: the cached one if no file has changed, else one that is made now.
+
+    The processes on one machine make an index together; files that have not changed are not checked again.
 
     Args:
         root: the folder.
-        settings: what checks depend on beside the files.
-        stamp: `folder_stamp` of the folder.
-        entries: lists the pictures, sorted by name.
-        check: checks one picture, given its name.
+        settings: settings that the result of a check depends on.
+        stamp: `folder_stamp` of the folder, which differs when any file has changed.
+        entries: function that lists the pictures, sorted by name.
+        check: function that checks one picture, given its name.
 
     Raises:
-        UserError: raised by `entries` or `check`, here or on another process.
+        UserError: `entries` or `check` has raised it, in this process or another.
     """
     group, key = peers.host(), digest([CODE_VERSION, str(root.resolve()), *settings])
     path = cache_dir() / "folders" / f"{key[:32]}.safetensors"
@@ -81,7 +83,7 @@ def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
 
 
 class _Builder:
-    """Gathers the index of a folder, on the first process of a machine."""
+    """Builder of a folder's index; only that of the first process on a machine is used."""
 
     def __init__(self, root: Path, stamp: str, path: Path, entries: Callable[[], Sequence[Entry]]) -> None:
         self.root, self.stamp, self.path, self.entries = root, stamp, path, entries
@@ -96,14 +98,14 @@ class _Builder:
         self.rounds, self.kept = self._rounds(), time.monotonic()
 
     def advance(self, results: list[Contents | str] | None) -> list[str] | None:
-        """Take the results of the names last returned, and return names to check next; None: there are no more."""
+        """Store the results for the names returned last, and return the names to check next; None if none are left."""
         try:
             return self.rounds.send(results)
         except StopIteration:
             return None
 
     def finish(self) -> FolderIndex | None:
-        """Write the index to the cache; return it only if that cannot be written to."""
+        """Write the complete index to the cache; return the index only if the cache cannot be written to."""
         index = self._index(self.stamp)
         try:
             write(self.path, index)
@@ -128,7 +130,7 @@ class _Builder:
                 self._keep()
 
     def _unchanged(self, name: str) -> Contents | None:
-        """Return the contents of a picture that has not changed since an index was made."""
+        """Return a picture's contents as an earlier index has them; None if it has none or the file has changed."""
         stored = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
         if not stored:
             return None
@@ -154,7 +156,7 @@ class _Builder:
         self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
-        """Write what there is, now and then, for a start after this one has been stopped."""
+        """Save the incomplete index every KEEP_EVERY seconds, so that an interrupted start can be continued."""
         if time.monotonic() - self.kept > KEEP_EVERY:
             with contextlib.suppress(OSError):
                 write(self.part, self._index(""))
@@ -173,14 +175,14 @@ class _Builder:
 
 
 class _Cursor:
-    """A place in an index, which moves on with the names that are looked up in rising order."""
+    """Reader that looks up names in an index in a single pass; names must be looked up in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return the contents of the picture of this name."""
+        """Return the stored contents of the picture named `name`; None if the index has no such picture."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

@@ -1,4 +1,7 @@
-"""Index of a folder of pictures: metadata.jsonl, or what folders and files beside pictures say; no image is opened."""
+"""List a folder's pictures with captions and classes, from metadata.jsonl or from sub-folders and caption files.
+
+No image is opened.
+"""
 
 import json
 import logging
@@ -23,19 +26,19 @@ _log = logging.getLogger("ldm_kit.data")
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture in a folder: relative posix path, caption, class name, further fields."""
+    """A picture in a folder: posix path relative to the folder, caption, class name, further fields."""
 
     name: str
     text: str = ""
     label: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
-    role: Role | None = None  # of the split that folders name
-    problem: str = ""  # why it cannot be used, known without opening it
+    role: Role | None = None  # split that the picture's folders name: train, val or test
+    problem: str = ""  # why the picture cannot be used, if that is known without opening it
 
 
 @dataclass
 class _Files:
-    """The files of a folder, as relative posix paths."""
+    """The files of a folder by kind, as posix paths relative to the folder."""
 
     pictures: list[str] = field(default_factory=list)  # and linked folders, ending in a slash
     tables: list[str] = field(default_factory=list)  # metadata.*
@@ -43,7 +46,7 @@ class _Files:
 
 
 def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
-    """Return all pictures of a folder, sorted by name; hidden files are skipped, others that are not read are logged.
+    """Return all pictures of a folder, sorted by name; log files that are not read, except hidden ones.
 
     Args:
         root: the folder.
@@ -73,7 +76,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return the pictures to train on or to hold out; held-out ones without the class that is not trained on.
+    """Return the pictures to train on or to hold out; a held-out picture loses a class that no training picture has.
 
     Args:
         entries: all pictures of a folder.
@@ -93,7 +96,7 @@ def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
 
 
 def resolve_inside(root: Path, name: str) -> Path:
-    """Return the path of a file named relative to a folder, with symlinks resolved.
+    """Return the path of the file `name`, which is relative to the folder `root`, with symlinks resolved.
 
     Raises:
         BadPicture: the name is absolute or contains "..", or a symlink leads outside the folder.
@@ -111,7 +114,7 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _sorted_out(names: Iterable[str]) -> _Files:
-    """Return a folder's pictures, tables and caption files among all its files; others are left out."""
+    """Sort a folder's files into pictures, metadata tables and caption files; other files are left out."""
     files = _Files()
     for name in filter(_is_used, names):
         stem, _, suffix = name.rpartition(".")
@@ -126,7 +129,7 @@ def _sorted_out(names: Iterable[str]) -> _Files:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield all files but hidden ones, and linked folders with a slash (reported later, never entered)."""
+    """Yield the relative paths of all files but hidden ones; linked folders end in a slash, and are not entered."""
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -137,7 +140,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _is_used(name: str) -> bool:
-    """Return whether a file decides on the set: a picture, a caption, a table or a linked folder."""
+    """Return whether a file matters to the data set: picture, caption file, metadata table or linked folder."""
     base = name.rpartition("/")[2]
     return (
         not base or is_picture(name) or base.startswith("metadata.") or PurePosixPath(name).suffix.lower()[1:] in KINDS
@@ -158,7 +161,7 @@ def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> l
 
 
 def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
-    """Return a picture with what its folders and the files beside it say; a caption file beats a folder's name."""
+    """Return a picture's entry; a caption file takes precedence over the caption that a folder's name gives."""
     beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
     label = meaning.label if beside.label is None else meaning.label or beside.label
     return Entry(
@@ -177,7 +180,7 @@ def _has_text(kinds: Sequence[str]) -> bool:
 def _report_captions(
     root: Path, entries: Sequence[Entry], captioned: int, sidecars: Mapping[str, Sequence[str]]
 ) -> None:
-    """Say which pictures lack the caption file that others have, and whether captions lie where they are not read."""
+    """Log how many pictures lack a caption file although others have one, and caption files that are not read."""
     if captioned and captioned < len(entries):
         _log.warning(
             "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
@@ -195,7 +198,7 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """Read the metadata.jsonl of each split's folder, as Hugging Face's imagefolder has them."""
+    """Read the metadata.jsonl in the folder of each split, a layout of Hugging Face's imagefolder."""
     folders = [table.rpartition("/")[0] for table in files.tables]
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]
@@ -211,7 +214,7 @@ def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]
 
 
 def _from_metadata(path: Path) -> list[Entry]:
-    """Read one entry a line; blank lines are skipped."""
+    """Return the entries of a metadata.jsonl file, one for each line that is not blank."""
     entries: dict[str, Entry] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -251,5 +254,5 @@ def _entry(line: str, where: str) -> Entry:
 
 
 def as_text(value: Any) -> str:
-    """Return a further value of a record as text: itself if it is a string, else as JSON."""
+    """Return the value of a further field as text: a string unchanged, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

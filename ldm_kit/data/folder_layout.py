@@ -10,34 +10,34 @@ from ldm_kit.config import UserError
 from ldm_kit.data.splits import Role, common_depth, folder_role, picture_roles
 
 Layout = Literal["auto", "classes", "repeats", "plain"]
-CLASSES = "say data.layout: classes"  # how to read folders of any names as classes
+CLASSES = "say data.layout: classes"  # advice in messages: how to read folders of any names as classes
 _REPEATS = re.compile(r"(\d+)_(.+)", re.DOTALL)
 _PLAIN = {"images", "image", "imgs", "img", "pictures", "photos", "data"}  # a lone folder of such a name is no class
 _log = logging.getLogger("ldm_kit.data")
 
 
 class FolderMeaning(NamedTuple):
-    """What a picture's folders say of it."""
+    """What a picture's folders say about it: split, class and caption."""
 
-    role: Role | None = None  # of a split that the folders name
-    label: str | None = None  # class
+    role: Role | None = None  # split that the folders name: train, val or test
+    label: str | None = None  # class name
     text: str = ""  # caption, unless a file beside the picture has another
 
 
 def folder_meanings(
     root: Path, names: Sequence[str], layout: Layout, captioned: frozenset[str] = frozenset()
 ) -> list[FolderMeaning]:
-    """Return what the folders of pictures mean, in the order of `names`.
+    """Return what the folders of each picture say about it, in the order of `names`.
 
     Args:
         root: the folder, for messages.
-        names: paths of the pictures within it; a linked folder ends in a slash.
-        layout: auto, or how all sub-folders are to be read.
+        names: paths of the pictures relative to the folder; a linked folder ends in a slash.
+        layout: what all sub-folders mean: classes, repeats or plain (nothing); auto: their names decide.
         captioned: names of the pictures with a caption file beside them.
 
     Raises:
-        UserError: pictures at the top beside sub-folders, splits beside other folders, or (layout: repeats) a folder
-            that is not named as kohya's are.
+        UserError: pictures lie beside sub-folders, folders named as splits lie beside others, or (layout: repeats) a
+            folder is not named N_name as kohya's are.
     """
     if layout == "plain":
         return [FolderMeaning()] * len(names)
@@ -54,7 +54,7 @@ def folder_meanings(
 
 
 def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> list[FolderMeaning]:
-    """Return what the folders below a split mean: classes, repeats or nothing."""
+    """Return what folders that name no splits say about each picture: its class, its class with repeats, or nothing."""
     if not any("/" in name for name in names):
         return [FolderMeaning()] * len(names)
     if plain := next((name for name in names if "/" not in name), None):
@@ -74,7 +74,11 @@ def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Seque
 
 
 def _class_level(names: Sequence[str]) -> int | None:
-    """Return the depth of the class folders: below what all pictures share, unless some lie there directly."""
+    """Return the position of the class folder in the pictures' paths; None if folders are no classes.
+
+    It is the first folder in which paths differ. If some pictures lie directly in the folder that all share, it is 0,
+    unless a single folder named as images or as a split holds all pictures.
+    """
     folders = {name.rpartition("/")[0] for name in names}
     paths = [folder.split("/") for folder in folders]
     depth = common_depth(paths)
@@ -85,10 +89,12 @@ def _class_level(names: Sequence[str]) -> int | None:
 
 
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
-    """Return whether folders are kohya's, N_name: all are, and they have captions or are no numbered list of classes.
+    """Return whether folders are kohya's: all are named N_name, for N repeats of their pictures.
+
+    With layout auto, folders that look like a numbered list of classes count only if pictures have caption files.
 
     Raises:
-        UserError: they are said to be and one is not.
+        UserError: the layout is repeats and a folder is not named so.
     """
     if layout == "classes":
         return False
@@ -121,7 +127,7 @@ def _repeated(folder: str) -> FolderMeaning:
 
 
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
-    """Say that folders within class folders mean nothing, if all classes have several of them and no picture beside."""
+    """Log that folders within class folders mean nothing, if every class has several and no picture beside them."""
     below: dict[str, set[str]] = {}
     for name in names:
         path = name.split("/")

@@ -1,4 +1,4 @@
-"""Pictures that a Python program passes to `ldm_kit.train`: what a run's config says of them."""
+"""Data source for pictures that a Python program passes to `ldm_kit.train`: the entry in the run's config."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from ldm_kit.data.images import Split
 
 
 class GivenConfig(Config):
-    """Pictures of a Python program; a config file cannot name them."""
+    """Config of pictures that a Python program passed; a config file cannot name such pictures."""
 
     source: Literal["given"] = "given"
     resolution: int = Field(ge=1, description="side in pixels")
@@ -17,7 +17,7 @@ class GivenConfig(Config):
 
 
 def load(config: GivenConfig) -> Split:
-    """Refuse to load: only the program that had the pictures can pass them again.
+    """Raise an error: the pictures came from a Python program, and only that program can pass them again.
 
     Raises:
         UserError: always.

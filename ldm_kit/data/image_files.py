@@ -1,6 +1,6 @@
-"""The reader of image files, pictures and masks alike: what a file says of its orientation and colours is applied.
+"""Reader of image files, for pictures and masks; the file's EXIF orientation and colour profile are applied.
 
-The header is checked before anything is decoded, and every mode becomes a square uint8 picture.
+A file's header is checked before pixels are decoded; pictures of any Pillow mode become square uint8 tensors.
 """
 
 import io
@@ -21,7 +21,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.colour_profiles import Profile, conversion_of
 from ldm_kit.data.image_kinds import FORMATS, formats_of
 
-PIXEL_LIMIT = 64_000_000  # that a header may promise, by default
+PIXEL_LIMIT = 64_000_000  # default for the most pixels that the header of an image file may promise
 _WHITE = (255, 255, 255)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -29,7 +29,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, Inde
 
 
 class Encoded(NamedTuple):
-    """The contents of an image file that lies in an archive or a table, with its name for messages."""
+    """The bytes of an image file that lies in an archive or a table, with the picture's name for messages."""
 
     name: str
     contents: bytes
@@ -39,15 +39,15 @@ class Encoded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A decoded image, turned by its EXIF orientation and in sRGB, with its mode and colour profile in the file."""
+    """A decoded image in sRGB, turned by its EXIF orientation, with the file's image mode and colour profile."""
 
-    image: Image.Image  # L, LA, RGB or RGBA
-    mode: str
-    profile: Profile | None  # None: no profile, or one that says sRGB
+    image: Image.Image  # of Pillow's mode L, LA, RGB or RGBA
+    mode: str  # Pillow's mode of the image in the file
+    profile: Profile | None  # None: no profile, or one equivalent to sRGB
 
 
 class BadPicture(UserError):
-    """A file cannot be used as a picture; `reason` is the message without the file's path."""
+    """Error that a file cannot be used as a picture; `reason` is the message without the file's path."""
 
     def __init__(self, path: Path | Encoded | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -55,7 +55,7 @@ class BadPicture(UserError):
 
 
 def colour(text: str) -> tuple[int, int, int]:
-    """Return a colour, given by name ("white") or as "#rrggbb", as (red, green, blue) in 0..255.
+    """Return the (red, green, blue) values, 0 to 255, of a colour given by name ("white") or as "#rrggbb".
 
     Raises:
         UserError: the text names no colour.
@@ -85,13 +85,14 @@ def load_image(
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
 ) -> Tensor:
-    """Read an image file, or the contents of one, as a square picture.
+    """Load an image file, or the bytes of one, as a square picture.
 
     The image is turned by its EXIF orientation, converted from its colour profile to sRGB, scaled (Lanczos,
-    antialiased) so that the shorter side fits, and cropped to the centre. Of an animation the first frame is used.
+    antialiased) so that its shorter side has `resolution` pixels, and cropped to the centre. Of an animation, the first
+    frame is used.
 
     Args:
-        path: the file, or its contents.
+        path: the file, or its bytes.
         resolution: pixels along each side.
         channels: 1 grey, 3 RGB, 4 RGBA.
         background: colour under transparent pixels (a name or #rrggbb), unless channels is 4.
@@ -112,7 +113,10 @@ def load_image(
 
 
 def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
-    """Return a decoded image as a square picture, uint8 [channels, resolution, resolution]; else as `load_image`."""
+    """Scale and crop a decoded image to a square picture, uint8 [channels, resolution, resolution].
+
+    The arguments are those of `load_image`, except that `background` is (red, green, blue) in 0..255.
+    """
     flat = _to_mode(image, channels, background)
     fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
     pixels = np.array(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
@@ -120,7 +124,7 @@ def square(image: Image.Image, resolution: int, channels: int, background: tuple
 
 
 def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
-    """Decode an image file, or the contents of one: turned by its EXIF orientation, 8 bits a channel, in sRGB.
+    """Decode an image file, or the bytes of one, to 8 bits per channel in sRGB, turned by its EXIF orientation.
 
     Raises:
         BadPicture: no such file, not an image, truncated, or a header over `pixel_limit`.
@@ -141,20 +145,20 @@ def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
 
 
 def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
-    """Check an image's header; nothing is decoded.
+    """Check the header of an image file without decoding pixels.
 
     Returns:
-        Its colour profile; None if it has none, or one that says sRGB.
+        The image's colour profile; None if it has none, or one equivalent to sRGB.
 
     Raises:
-        BadPicture: it is no image, or has more than `pixel_limit` pixels.
+        BadPicture: the file is no image, or has more than `pixel_limit` pixels.
     """
     with _open_checked(path, pixel_limit) as image:
         return conversion_of(image).profile
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:
-    """Open an image and check its size; the caller closes it."""
+    """Open an image file and check its number of pixels; the caller closes the image."""
     if isinstance(path, Path):
         _check_regular(path)
     image = _open(path, pixel_limit)
@@ -192,7 +196,7 @@ def _open(path: Path | Encoded, pixel_limit: int) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert an image L, LA, RGB or RGBA to one of L, RGB or RGBA."""
+    """Convert an image to 1 (L), 3 (RGB) or 4 (RGBA) channels; for 1 and 3, lay it over the background colour."""
     if not image.has_transparency_data:
         return image.convert("RGB").convert(_MODES[channels])
     layer = image.convert("RGBA")
@@ -204,7 +208,11 @@ def _to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey (modes I;16 and I) to L, scaled by 255 / 65535; return an image of 8 bits as it is."""
+    """Convert 16-bit grey (Pillow's modes I;16 and I) to 8 bits, scaled by 255 / 65535; return others unchanged.
+
+    Raises:
+        ValueError: pixels are floats, or lie outside 0..65535.
+    """
     if not image.mode.startswith("I") and image.mode != "F":
         return image
     values = np.asarray(image)
@@ -214,7 +222,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Convert palettes, CMYK and other modes to RGB, or RGBA where there is transparency."""
+    """Convert an image with a palette, in CMYK or another mode to RGB, or to RGBA if it has transparency."""
     if image.mode in ("L", "LA", "RGB", "RGBA"):
         return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -1,4 +1,4 @@
-"""Kinds of image files that are read: by Pillow itself, or by a plugin of it that is installed."""
+"""Kinds of image files that can be read: by Pillow itself, or by an installed plugin for Pillow."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 from PIL import Image
 
-# Formats that start other programs (EPS) or need a handler (WMF, HDF5) are left out, and so are those of one channel of
-# floats. A format is recognised by the first bytes of a file, TGA, which has no such mark, by the suffix.
+# Formats that start other programs (EPS) or need a handler (WMF, HDF5) are left out, and so are formats with a single
+# float channel. Pillow recognises a format by the first bytes of a file; TGA has no such mark and goes by its suffix.
 _SUFFIXES: Mapping[str, str] = {
     "PNG": ".png .apng",
     "JPEG": ".jpg .jpeg .jpe .jfif",
@@ -30,7 +30,7 @@ _SUFFIXES: Mapping[str, str] = {
     "SUN": ".ras",
 }
 _TGA = frozenset({".tga", ".icb", ".vda", ".vst"})
-# Formats that not every Pillow reads: their suffixes, and the module that reads them.
+# Formats that not every installation of Pillow reads: their suffixes, and the module that reads them.
 _OPTIONAL: Mapping[str, tuple[str, str]] = {
     "AVIF": (".avif .avifs", "PIL._avif"),
     "HEIF": (".heic .heif .hif", "pillow_heif"),
@@ -56,18 +56,18 @@ SUFFIXES = frozenset(" ".join([*_SUFFIXES.values(), *_installed.values()]).split
 
 
 def is_picture(name: str) -> bool:
-    """Return whether a file is read as a picture, by the suffix of its name in either case."""
+    """Return whether the suffix of a file's name, in upper or lower case, is that of a picture."""
     return PurePath(name).suffix.lower() in SUFFIXES
 
 
 def formats_of(name: str) -> tuple[str, ...]:
-    """Return Pillow's names of the formats that a file of this name may have; other content is refused."""
+    """Return Pillow's names of the formats that a file with this name may have; other formats are refused."""
     return (*_formats(), "TGA") if PurePath(name).suffix.lower() in _TGA else _formats()
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Register the plugins that are installed; return the names of all formats that can be read now."""
+    """Register the installed Pillow plugins, and return Pillow's names of all formats that can be read."""
     Image.init()
     if "HEIF" in _installed:
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -77,5 +77,5 @@ def _formats() -> tuple[str, ...]:
 
 
 def package_for(suffix: str) -> str | None:
-    """Return the package with which files of a suffix would be read, None where there is none."""
+    """Return the Python package that reads files with a suffix; None if the suffix needs no package or is unknown."""
     return next((_PACKAGES[kind] for kind, (suffixes, _) in _OPTIONAL.items() if suffix in suffixes.split()), None)

@@ -1,4 +1,4 @@
-"""Picture sets at one resolution: protocol, sets in memory, subsets, fixed splits, and pixel values as numbers."""
+"""Picture sets: protocol, sets in memory, subsets, fixed splits; conversion of pixels between bytes and floats."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from ldm_kit.data.records import Record as Record
 
 
 class PictureSet(Protocol):
-    """Pictures at one resolution, uint8 [C, R, R], in a fixed order."""
+    """A set of pictures of one resolution, uint8 [C, R, R], in a fixed order, with their records."""
 
     @property
     def records(self) -> Sequence[Record]:
-        """Records of the pictures, in the set's order."""
+        """Records (name, caption, class) of the pictures, in the set's order."""
         ...
 
     @property
@@ -30,27 +30,27 @@ class PictureSet(Protocol):
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """Pixels along each side of a picture, R."""
         ...
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 (hex) of the preprocessing settings and of every record's name and contents, in order."""
+        """Sha256 (hex) that identifies the set: of preprocessing settings and every picture's name and contents."""
         ...
 
     def __len__(self) -> int: ...
 
     def picture(self, index: int) -> Tensor:
-        """One picture, uint8 [C, R, R]."""
+        """Return the picture at an index, uint8 [C, R, R]."""
         ...
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Several pictures, uint8 [N, C, R, R]."""
+        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
         ...
 
 
@@ -65,23 +65,23 @@ class InMemory:
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """Pixels along each side of a picture, R."""
         return self.pixels.shape[-1]
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         return self.pixels.shape[1]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        """One picture, uint8 [C, R, R]."""
+        """Return the picture at an index, uint8 [C, R, R]."""
         return self.pixels[index]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Several pictures, uint8 [N, C, R, R]."""
+        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
         return self.pixels[torch.as_tensor(indices, dtype=torch.long)]
 
 
@@ -119,8 +119,9 @@ class Split(NamedTuple):
 
     Args:
         train: pictures that models are trained on.
-        heldout: pictures like these that training never sees, on which losses are measured.
-        compositional: held-out pictures of unseen pairs of seen attributes; None where the source has none.
+        heldout: pictures like the training pictures that training never sees; losses are measured on them.
+        compositional: further held-out pictures: each combines two attributes (role, skin tone) that training pictures
+            show, but never together; None where the data source has none.
     """
 
     train: PictureSet
@@ -129,14 +130,14 @@ class Split(NamedTuple):
 
 
 def subset(pictures: PictureSet, indices: Sequence[int] | np.ndarray[Any, Any]) -> PictureSet:
-    """Return a view of some pictures, with a fingerprint of its own; pixels are not copied.
+    """Return a view of some pictures of a set, with its own fingerprint; pixels are not copied.
 
     Args:
-        pictures: the set.
-        indices: which of its pictures, in the order of the view.
+        pictures: the picture set.
+        indices: indices of the pictures to take, in the order that they have in the view.
 
     Raises:
-        IndexError: an index outside 0..len - 1.
+        IndexError: an index is outside 0..len(pictures) - 1.
     """
     rows = np.fromiter((int(i) for i in indices), np.int64, len(indices))
     outside = rows[(rows < 0) | (rows >= len(pictures))]
@@ -149,24 +150,24 @@ def subset(pictures: PictureSet, indices: Sequence[int] | np.ndarray[Any, Any]) 
 
 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[int]]:
-    """Split records into training and held-out ones, by a hash of each one's name.
+    """Split records into training and held-out ones by a hash of each record's name.
 
-    A record's side does not depend on the order nor, but for two exceptions, on which other records exist: of more than
-    10 records at least one is held out if share > 0, and of every class at least one record stays in training.
+    Whether a record is held out depends neither on the order nor on the other records, with two exceptions: of more
+    than 10 records at least one is held out if share > 0, and of every class at least one record stays in training.
 
     Args:
-        records: the whole set's.
-        share: about which share to hold out, in [0, 1).
+        records: all records of the data set.
+        share: approximate share of records to hold out, in [0, 1).
 
     Returns:
-        Indices of training records and of held-out ones, both rising.
+        Indices of training records and indices of held-out records, both in increasing order.
     """
     held = _heldout_mask(records, share)
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
 def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, Any]:
-    """Return which records are held out, bool [N]."""
+    """Return bool [N]: whether each record is held out by the rule of `split_off`."""
     count = len(records)
     hashes = np.fromiter((unit_hash("heldout", name) for name in names_of(records)), np.float64, count)
     labels = np.fromiter((UNLABELLED if v is None else v for v in labels_of(records)), np.int64, count)
@@ -180,12 +181,12 @@ def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, An
 
 
 def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
-    """Split a set by `split_off` into training and held-out pictures; there are no compositional ones.
+    """Split a set into training and held-out pictures by a hash of their names, with the rule of `split_off`.
 
     Args:
-        pictures: the whole set.
-        share: about which share to hold out, in [0, 1).
-        source: what the message calls the set.
+        pictures: all pictures of the data set.
+        share: approximate share of pictures to hold out, in [0, 1).
+        source: name of the data set, for messages.
 
     Raises:
         UserError: no picture is left to train on.
@@ -198,18 +199,21 @@ def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
 
 
 def class_names(labels: Iterable[str | None]) -> list[str]:
-    """Return the distinct labels: in the order of numbers if all are numbers, else in alphabetical order."""
+    """Return the distinct class names in `labels`, sorted as numbers if all are numbers, else alphabetically."""
     names = {label for label in labels if label is not None}
     return sorted(names, key=int if all(name.isdecimal() for name in names) else str)
 
 
 def unit_hash(salt: str, name: str) -> float:
-    """Return a number in [0, 1) that depends on the two strings alone, on every machine and in every release."""
+    """Return a hash of two strings as a number in [0, 1); it is the same on every machine and in every release."""
     return int.from_bytes(hashlib.sha256(_utf8(f"{salt}:{name}")).digest()[:6]) / 2**48
 
 
 def digest(texts: Iterable[str]) -> str:
-    """Return the sha256 (hex) of a sequence of strings; their lengths are hashed too, so that joins differ."""
+    """Return the sha256 (hex) of a sequence of strings.
+
+    The length of each string is hashed too, so that ("ab", "c") and ("a", "bc") differ.
+    """
     state = hashlib.sha256()
     for text in texts:
         raw = _utf8(text)
@@ -218,7 +222,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    """Return a string as UTF-8: bytes of a file's name as they are, other lone surrogates (of JSON) as if valid."""
+    """Return a string as UTF-8 bytes; lone surrogates are kept, as bytes of a file name or (from JSON) encoded."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -226,10 +230,10 @@ def _utf8(text: str) -> bytes:
 
 
 def to_unit(pictures: Tensor) -> Tensor:
-    """Convert bytes 0..255 of any shape to float32 in [-1, 1]."""
+    """Convert uint8 pixels 0..255, of any shape, to float32 in [-1, 1]."""
     return pictures.to(torch.float32) / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Convert floats in [-1, 1] of any shape to uint8 0..255, rounded and clamped; NaN becomes 0."""
+    """Convert float pixels in [-1, 1], of any shape, to uint8 0..255, rounded and clamped; NaN becomes 0."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)

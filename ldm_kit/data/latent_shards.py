@@ -1,4 +1,4 @@
-"""Shards of a latent cache: safetensors files of posterior moments that carry a key and a checksum in their header."""
+"""Shards of a latent cache: safetensors files of posterior moments, with a key and a checksum in the file's header."""
 
 import contextlib
 import json
@@ -18,19 +18,21 @@ from ldm_kit.config import UserError
 from ldm_kit.data import atomic, peers
 from ldm_kit.data.tensor_store import locate
 
-Moments = tuple[Tensor, Tensor]  # mean and log-variance of a posterior, [N, V, Z, h, w] each
-VERIFIED = "verified.json"
-CHUNK = 2**22  # bytes read at once while checking
+# Mean and log-variance of the autoencoder's posterior, [N, V, Z, h, w] each: N pictures in V views (1: as they are;
+# 2: also mirrored), latents of Z channels, height h and width w.
+Moments = tuple[Tensor, Tensor]
+VERIFIED = "verified.json"  # file in the cache's folder that lists the shards already checked
+CHUNK = 2**22  # bytes of a shard read at once while checking
 
 
 def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, int] | None = None) -> None:
-    """Write a shard, complete or not at all.
+    """Write a shard of a latent cache; a failed write leaves no partial file.
 
     Args:
         path: the shard's file.
-        moments: mean and log-variance, [N, V, Z, h, w] each.
+        moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views.
         key: fingerprint of all that the moments depend on.
-        replaced: index of each broken picture and of the one whose moments it has instead.
+        replaced: for the index of each broken picture, the index of the picture that was encoded in its place.
 
     Raises:
         UserError: the cache's folder cannot be written to.
@@ -46,7 +48,7 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
 
 
 def check_key(path: Path, key: str) -> str:
-    """Return the checksum in a shard's header, after checking the key there.
+    """Check the key in a shard's header, and return the checksum in the header.
 
     Raises:
         UserError: the header is damaged, or has another key.
@@ -65,14 +67,18 @@ def check_key(path: Path, key: str) -> str:
 
 
 def read_replaced(path: Path) -> dict[int, int]:
-    """Return the broken pictures of a shard with their replacements, by index, from its header, which must be valid."""
+    """Return the replacements of a shard's broken pictures from its header, which must be valid.
+
+    Returns:
+        For the index of each broken picture, the index of the picture that was encoded in its place.
+    """
     with safe_open(path, framework="pt") as file:
         replaced = json.loads((file.metadata() or {}).get("replaced", "{}"))
     return {int(index): int(replacement) for index, replacement in replaced.items()}
 
 
 def read_shard(path: Path, key: str) -> Moments:
-    """Read a shard into memory, after checking its key and checksum.
+    """Load the posterior moments in a shard into memory, and check the shard's key and checksum.
 
     Raises:
         UserError: the shard is damaged, or has another key.
@@ -88,11 +94,10 @@ def read_shard(path: Path, key: str) -> Moments:
 
 
 def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
-    """Check every shard that has changed since it was last checked, reading a chunk at a time.
+    """Check the checksum of every shard whose file has changed since it was last checked.
 
-    Processes on one machine that share work check a part each.
-
-    Size, time of change and checksum of each checked shard are kept in the folder's verified.json.
+    Processes on one machine check a part each, reading shards chunk by chunk. The size, time of change and checksum of
+    each checked shard are kept in the file verified.json in `folder`.
 
     Raises:
         UserError: a shard is damaged, or has another key.
@@ -110,7 +115,10 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
 
 
 def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Compare checksums of shards, and return their names; each is remembered at once."""
+    """Compare the checksums of shards with those in their headers; return the names of the shards.
+
+    Each shard is recorded in verified.json as soon as it is checked.
+    """
     for path in tqdm(paths, "checking latents", leave=False, disable=None):
         _compare(path, stamps[path.name][2], streamed_checksum(path))
         _write_verified(folder, {**_read_verified(folder), path.name: stamps[path.name]})
@@ -118,7 +126,7 @@ def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[A
 
 
 def streamed_checksum(path: Path) -> str:
-    """Return the checksum of a shard's moments without holding them in memory.
+    """Return the checksum of the moments in a shard, without loading them into memory at once.
 
     Raises:
         UserError: the shard lacks a tensor.
@@ -138,7 +146,7 @@ def streamed_checksum(path: Path) -> str:
 
 
 def tensor_bytes(value: Tensor) -> bytes:
-    """Return a tensor's numbers as contiguous bytes."""
+    """Return the values of a tensor as bytes, in row-major order."""
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -1,9 +1,10 @@
-"""Cached latents: the posterior moments of every picture (and of its mirror image), encoded once before training.
+"""Cached latents: the posterior moments of every picture (and of its mirror image), computed once before training.
 
-A cache is a folder of safetensors shards. The header of each carries the fingerprint of what the latents depend on (the
-autoencoder, the pictures and their preprocessing) and a checksum; a cache with another fingerprint, or a damaged one,
-is refused. Caches of at most IN_MEMORY bytes are held in memory and checked whenever they are opened. Of larger ones
-only the rows of a batch are read; each shard is checked once, and again when its size or time of change differs.
+A cache is a folder of safetensors shards. The header of each shard has a checksum, and the fingerprint of all that the
+latents depend on (the autoencoder, the pictures and their preprocessing); a cache with another fingerprint, or a
+damaged one, is refused. Caches of at most IN_MEMORY bytes are loaded into memory, and checked whenever they are opened.
+Larger caches stay on disk, and only the rows of a batch are read; each of their shards is checked once, and again when
+the size or the time of change of its file differs.
 """
 
 import hashlib
@@ -35,45 +36,45 @@ from ldm_kit.memory import Batch, BatchSize
 
 Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] in [-1, 1] -> mean and log-variance, [B, Z, h, w] each
 SHARD = 16384  # pictures in a shard
-IN_MEMORY = 2 * 2**30  # bytes; a larger cache stays on disk
-PIXELS = 2**29  # bytes of decoded pictures; a larger set is decoded on demand
-FORMAT = "2"
+IN_MEMORY = 2 * 2**30  # most bytes of a cache that is loaded into memory; a larger one stays on disk
+PIXELS = 2**29  # most bytes of a set of pictures that is held decoded; a larger one is decoded on demand
+FORMAT = "2"  # version of the cache's format, part of the fingerprint
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Posterior moments of N pictures: mean and log-variance [N, V, Z, h, w] of V views (plain, mirrored).
+    """Posterior moments of N pictures: mean and log-variance, [N, V, Z, h, w] each, of V views (plain, mirrored).
 
-    They are tensors or, for large sets, tables that are indexed as tensors are and read from disk.
+    Both are tensors or, for large sets, tables that are read from disk and indexed like tensors.
     """
 
     mean: TensorTable
     logvar: TensorTable
-    fingerprint: str  # hash of all that they depend on
-    replaced: Mapping[int, int] = field(default_factory=dict)  # broken picture -> the one that its row shows
+    fingerprint: str  # hash of all that the moments depend on
+    replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
 
     def __len__(self) -> int:
         return len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (Z, h, w) of one latent."""
+        """Shape (channels, height, width) of one latent."""
         z, h, w = self.mean.shape[2:]
         return z, h, w
 
 
 @dataclass(frozen=True, eq=False)
 class LatentBatches:
-    """Training batches of cached latents with their conditions."""
+    """Training batches of cached latents, each with the conditioner's inputs for its captions or labels."""
 
     latents: Latents
-    inputs: Mapping[str, Tensor]  # [N, ...] each: the conditioner's inputs
-    raw: Sequence[str | int]  # [N]: the captions or labels that the inputs were made from
-    seed: int  # of the choice between views
+    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
+    raw: Sequence[str | int]  # the N captions or labels from which `inputs` were made
+    seed: int  # seed of the random choice between the plain and the mirrored view
 
     @property
     def fingerprint(self) -> str:
-        """Hash of latents and of captions or labels."""
+        """Hash that identifies the training data: latents, and captions or labels."""
         return self._fingerprint
 
     @cached_property
@@ -84,7 +85,9 @@ class LatentBatches:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for (position, index) pairs; a position selects the plain or the mirrored view at random.
+        """Return the batch for pairs of a position in training and a picture's index.
+
+        A hash of the position chooses between the plain and the mirrored view.
 
         Returns:
             {"mean", "logvar": [B, Z, h, w] float32, "inputs": {name: [B, ...]}, "position": int64 [B]}.
@@ -96,17 +99,21 @@ class LatentBatches:
         return {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
 
     def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the inputs [B, ...] of the pictures that rows [B] show; to be called after those were read."""
+        """Return the conditioner's inputs, {name: [B, ...]}, for pictures by index [B].
+
+        A broken picture has the inputs of its replacement, which is known only after the latents of these pictures were
+        read.
+        """
         shown = sources(index, self.latents.replaced)
         return {name: value[shown] for name, value in self.inputs.items()}
 
 
 def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
-    """Return the sha256 of all that latents depend on; it is the `key` of `cached`.
+    """Return the sha256 (hex) of all that cached latents depend on, for use as the `key` of `cached`.
 
     Args:
-        weights: the autoencoder.
-        pictures: what is encoded.
+        weights: the autoencoder, whose weights are hashed.
+        pictures: the pictures that are encoded.
         flip: whether mirrored views are encoded too.
         settings: further settings of the autoencoder, as text.
     """
@@ -114,7 +121,7 @@ def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: 
 
 
 def weights_digest(weights: nn.Module) -> str:
-    """Return the sha256, in hex, of all tensors of a module: names, types, shapes and numbers, on whatever device."""
+    """Return the sha256 (hex) of a module's state_dict: names, dtypes, shapes and values; devices do not matter."""
     state = hashlib.sha256()
     for name, value in sorted(weights.state_dict().items()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + tensor_bytes(value))
@@ -122,14 +129,16 @@ def weights_digest(weights: nn.Module) -> str:
 
 
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: Batch = 64) -> Latents:
-    """Return the latents in a cache folder, after encoding the shards that are missing, each process a part of them.
+    """Return the latents of pictures from a cache folder, after encoding the shards that are missing there.
+
+    The processes of a run encode a part of the missing shards each.
 
     Args:
-        folder: the cache's own folder.
-        pictures: what to encode.
+        folder: folder that holds this cache alone.
+        pictures: the pictures to encode.
         encode: maps pictures [B, C, R, R] in [-1, 1] to the moments of their posteriors, [B, Z, h, w] each; it is
-            called without gradient, once for each view.
-        key: `fingerprint` of the autoencoder that `encode` uses, these pictures and `flip`.
+            called without gradients, once for each view.
+        key: `fingerprint` of the autoencoder that `encode` uses, the pictures and `flip`.
         flip: whether mirrored views are encoded too.
         batch: most pictures in one call of `encode`; halved when memory runs out.
 
@@ -176,7 +185,7 @@ def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, s
 
 
 def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] = lambda count: None) -> Moments:
-    """Concatenate moments along their first dimension, reporting the length of each batch."""
+    """Concatenate batches of moments; call `progress` with the number of pictures in each batch."""
     means, logvars = [], []
     for mean, logvar in batches:
         means.append(mean)
@@ -186,16 +195,16 @@ def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] 
 
 
 def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most: int | None = None) -> Latents:
-    """Return pictures as their own latents, for diffusion in pixel space: mean x in [-1, 1], log-variance -30.
+    """Return pictures as their own latents, for diffusion in pixel space.
 
-    Pictures are held decoded, as bytes, where the set has at most PIXELS bytes and `most` pictures. Otherwise each
-    picture is decoded whenever it is read.
+    The mean is the picture in [-1, 1], the log-variance -30. A set is held decoded, as bytes, if it has at most PIXELS
+    bytes and at most `most` pictures. Pictures of a larger set are decoded on demand.
 
     Args:
-        pictures: the set.
+        pictures: the picture set.
         flip: whether mirrored views are included.
-        batch: pictures decoded at once.
-        most: pictures of which a set is held decoded; None: any number.
+        batch: number of pictures decoded at once.
+        most: largest number of pictures of a set that is held decoded; None: any number.
     """
     size = len(pictures) * pictures.channels * pictures.resolution**2
     held = pictures

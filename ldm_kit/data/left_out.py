@@ -1,4 +1,4 @@
-"""Messages on what a folder holds beside the pictures that are read from it."""
+"""Log messages about the files of a folder that are not read as pictures."""
 
 import logging
 from collections import Counter
@@ -13,17 +13,17 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names of many, and how many more there are."""
+    """Return a text that lists the first SHOWN names, and says how many more there are."""
     more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def log_unread(root: Path, names: Iterable[str]) -> None:
-    """Log how many files of a folder are of kinds that are not read, by suffix; texts, which are no pictures, aside.
+    """Log how many files of a folder are of kinds that are not read, by suffix; text files are not counted.
 
     Args:
         root: the folder.
-        names: all its files, hidden ones left out.
+        names: paths of all its files but hidden ones.
     """
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names if not is_picture(name))
     kinds = [(suffix, count) for suffix, count in suffixes.most_common() if suffix not in _TEXTS]
@@ -37,13 +37,13 @@ def log_unread(root: Path, names: Iterable[str]) -> None:
 
 
 def log_unlisted(root: Path, table: str, pictures: Iterable[str], entries: Iterable[str]) -> None:
-    """Log how many pictures lie in a folder and are not listed in its table.
+    """Log how many pictures of a folder are not listed in the folder's table, and which.
 
     Args:
         root: the folder.
         table: the table's file name.
         pictures: relative posix paths of all pictures in the folder.
-        entries: those that the table lists.
+        entries: relative posix paths of the pictures that the table lists.
     """
     if unlisted := sorted(set(pictures) - set(entries)):
         _log.warning(

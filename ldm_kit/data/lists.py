@@ -1,4 +1,4 @@
-"""Checks of lists that a program passes, for which a string must not be taken."""
+"""Check of arguments that must be lists: a string passed by mistake is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ from ldm_kit.config import UserError
 
 
 def check_lists(**lists: Any) -> None:
-    """Check that arguments are lists, and equally long: a string would be taken as a list of its letters.
+    """Check that all arguments are lists of one length; a string would be taken as a list of its letters.
 
     Args:
-        lists: values by name.
+        lists: the values to check, by the name that messages give them.
 
     Raises:
         UserError: a value that is a string or has no length, or lengths that differ.

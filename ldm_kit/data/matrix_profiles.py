@@ -1,4 +1,4 @@
-"""ICC profiles of colour spaces that a file names otherwise: by its primaries and gamma (PNG) or by a mark (EXIF)."""
+"""ICC profiles for colour spaces that a file names without a profile: by primaries and gamma (PNG) or a mark (EXIF)."""
 
 import struct
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-_D50 = np.array([0.9642, 1.0, 0.8249])  # white of ICC's connection space
+_D50 = np.array([0.9642, 1.0, 0.8249])  # white point of ICC's profile connection space
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white, red, green, blue: x and y of each
 _ADOBE = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 _ADOBE_GAMMA = 563 / 256
-_VIDEO_GAMMA = 0.45455  # by which programs mean the curve of sRGB
+_VIDEO_GAMMA = 0.45455  # PNG gamma that programs write when they mean the curve of sRGB
 _INTEROP_MARK, _ADOBE_MARK = 1, "R03"
 
 
 def named_profile(image: Image.Image) -> bytes | None:
-    """Return a profile for what an opened file says of its colours without a profile; None where it says nothing.
+    """Return an ICC profile for the colour space that an opened file names without a profile; None if it names none.
 
-    A JPEG of a camera that is set to Adobe RGB has the mark R03 in its EXIF (DCF 2.0). A PNG has gAMA and cHRM chunks,
-    which count where it has no sRGB chunk (PNG specification, 13.13).
+    A JPEG of a camera that is set to Adobe RGB has the mark R03 in its EXIF data (DCF 2.0). A PNG may have gAMA and
+    cHRM chunks, which count if it has no sRGB chunk (PNG specification, 13.13).
 
     Raises:
-        ValueError, ArithmeticError, struct.error: primaries or a gamma that mean no colours.
+        ValueError, ArithmeticError, struct.error: the primaries or the gamma define no colour space.
     """
     if image.format in ("JPEG", "MPO"):
         return _profile(_ADOBE, _ADOBE_GAMMA, "Adobe RGB (1998)") if _is_adobe(image) else None
@@ -42,7 +42,13 @@ def _is_adobe(image: Image.Image) -> bool:
 
 
 def _profile(points: Sequence[float], exponent: float | None, name: str) -> bytes:
-    """Return a display profile (ICC.1:2001-04) of white, red, green and blue, and of a gamma (None: sRGB's curve)."""
+    """Return the bytes of an ICC display profile (ICC.1:2001-04).
+
+    Args:
+        points: chromaticities x and y of white, red, green and blue, eight numbers.
+        exponent: gamma of the tone curve; None: the curve of sRGB.
+        name: description of the profile, ASCII.
+    """
     white, *primaries = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in zip(points[::2], points[1::2], strict=True))
     matrix = np.stack(primaries, axis=1)
     matrix = matrix * np.linalg.solve(matrix, white)  # white is the sum of the primaries
@@ -58,7 +64,7 @@ def _profile(points: Sequence[float], exponent: float | None, name: str) -> byte
 
 
 def _container(tags: dict[bytes, bytes]) -> bytes:
-    """Return the file of a profile: header, table of tags, and the tags at multiples of four bytes."""
+    """Return the bytes of an ICC profile with these tags: header, tag table, and tags aligned to four bytes."""
     table, body = struct.pack(">I", len(tags)), b""
     for key, value in tags.items():
         table += key + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
@@ -69,7 +75,7 @@ def _container(tags: dict[bytes, bytes]) -> bytes:
 
 
 def _curve(exponent: float | None) -> bytes:
-    """Return the curve from values in 0..1 to light, at 1024 points."""
+    """Return an ICC tag with the curve from pixel values to linear light, at 1024 points (None: the curve of sRGB)."""
     v = np.linspace(0, 1, 1024)
     light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4) if exponent is None else v**exponent
     return b"curv\0\0\0\0" + struct.pack(">I", len(v)) + np.round(light * 65535).astype(">u2").tobytes()

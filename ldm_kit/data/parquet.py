@@ -1,7 +1,7 @@
-"""Parquet tables of pictures, as data sets on the Hugging Face Hub have them.
+"""Parquet tables of pictures, in the layout of data sets on the Hugging Face Hub.
 
-The image column holds the bytes of a file, or a struct {bytes, path}, of which only the bytes are ever read: a path
-inside a table is never opened. Reading a picture reads its whole row group; one row group is held at a time.
+The image column holds the bytes of an image file, or a struct {bytes, path}. Only the bytes are used: a path in a table
+is never opened. Reading a picture reads its whole row group; the row group read last is kept in memory.
 """
 
 import importlib
@@ -23,13 +23,13 @@ from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.images import Split
 
 _log = logging.getLogger("ldm_kit.data")
-GROUP_LIMIT = 512 * 2**20  # bytes of the pictures in one row group, unpacked
-GROUP_SLOW = 32 * 2**20  # bytes above which a warning says that reading is slow
-SCAN_ROWS = 64  # rows read together while scanning
+GROUP_LIMIT = 512 * 2**20  # most bytes of the pictures in a row group, uncompressed
+GROUP_SLOW = 32 * 2**20  # bytes of the pictures in a row group above which a warning says that reading is slow
+SCAN_ROWS = 64  # rows read at once while scanning a table
 
 
 class ParquetConfig(ArchiveConfig):
-    """A parquet file, or a folder of them."""
+    """Options of a data source that is a parquet file or a folder of parquet files."""
 
     source: Literal["parquet"] = Field(default="parquet", description="which data: parquet tables")
     image_column: str = Field(default="image", description="column of the pictures: bytes, or a struct {bytes, path}")
@@ -39,23 +39,24 @@ class ParquetConfig(ArchiveConfig):
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reader of the samples of parquet files; the fields are names of columns."""
+    """Reader of the samples in parquet files; its attributes are names of columns."""
 
     image: str = "image"
-    text: str | None = None  # None: text or caption, if there is one
-    label: str | None = None  # None: label, if there is one
-    fields: Sequence[str] = ()
+    text: str | None = None  # column of captions; None: the column text or caption, if the table has one
+    label: str | None = None  # column of classes; None: the column label, if the table has one
+    fields: Sequence[str] = ()  # columns of further values to keep
 
     @property
     def key(self) -> Sequence[str]:
-        """Kind and settings that an index depends on."""
+        """The reader's kind and settings: all that an index depends on besides the file."""
         return ["parquet", self.image, str(self.text), str(self.label), *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every row in order, named by its number, and a complaint for each without a picture.
+        """Yield a sample for every row, in order and named by the row's number; for a bad row, yield a complaint.
 
         Raises:
-            UserError: no parquet file, a damaged one, a column missing or of another type, or too large row groups.
+            UserError: the file is not parquet or is damaged, a column is missing or of another type, or row groups are
+                too large.
         """
         try:
             with _parquet().ParquetFile(path) as file:
@@ -70,7 +71,7 @@ class ParquetReader:
             raise UserError(f"{path} is no parquet file, or damaged ({' '.join(str(error).split()):.200})") from None
 
     def _columns(self, schema: Any, path: Path) -> dict[str, str | None]:
-        """Return the names of the columns of text and label, None where there is none."""
+        """Return the names of the text column and the label column; None for a column that the table lacks."""
         configured = [name for name in (self.text, self.label, *self.fields) if name is not None]
         if missing := [name for name in configured if name not in schema.names]:
             raise UserError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(schema.names)}")
@@ -101,7 +102,7 @@ class ParquetReader:
         return ArchiveSample(Entry(name, text or "", None if label is None else str(label), fields), location, contents)
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the contents of the image file at (row group, row in it)."""
+        """Return the bytes of the image file at a location (row group, row within the row group)."""
         stat = path.stat()
         group, row = location
         image = _read_row_group(path, (stat.st_size, stat.st_mtime_ns), group, self.image)[row].as_py()
@@ -112,8 +113,8 @@ def load(config: ParquetConfig) -> Split:
     """Load the training and held-out pictures of parquet files.
 
     Raises:
-        UserError: pyarrow is missing, no files, a column missing, nothing usable, more bad pictures than allowed, or no
-            picture left to train on.
+        UserError: pyarrow is missing, there are no files, a column is missing, no picture is usable, more pictures are
+            bad than allowed, or no picture is left to train on.
     """
     _parquet()
     reader = ParquetReader(config.image_column, config.text_column, config.label_column, config.fields)
@@ -132,7 +133,7 @@ def _read_errors() -> tuple[type[Exception], ...]:
 
 
 def _bytes_column(schema: Any, image: str, path: Path) -> str:
-    """Return the dotted name of the image column's bytes."""
+    """Return the name of the column with the pictures' bytes: `image`, or `image.bytes` if that column is a struct."""
     arrow = importlib.import_module("pyarrow")
     if image not in schema.names:
         raise UserError(f"{path} has no column {image!r}; name another image_column of {', '.join(schema.names)}")
@@ -146,7 +147,7 @@ def _bytes_column(schema: Any, image: str, path: Path) -> str:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:
-    """Return the names of numbered classes, which `datasets` writes into a table's metadata, or an empty list."""
+    """Return the class names, by number, that Hugging Face's `datasets` stores in a table's metadata; [] if none."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -155,7 +156,11 @@ def _class_names(schema: Any, label: str | None) -> list[str]:
 
 
 def _check_row_groups(file: Any, image: str, path: Path) -> None:
-    """Check the size of row groups, one of which is read for each picture: large ones are slow or fill the memory."""
+    """Check the size of row groups: reading a picture reads its whole row group, so large ones are slow or fill memory.
+
+    Raises:
+        UserError: the pictures of a row group have more than GROUP_LIMIT bytes.
+    """
     largest = max((_size(file.metadata.row_group(i), image) for i in range(file.num_row_groups)), default=0)
     advice = "write the table anew with row groups of at most 100 rows (row_group_size=100), or as tar shards"
     if largest > GROUP_LIMIT:
@@ -180,7 +185,7 @@ def _rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[tuple[int, int], 
 
 @lru_cache(maxsize=1)
 def _read_row_group(path: Path, _stamp: tuple[int, int], group: int, image: str) -> Any:
-    """Return the image column of one row group; `_stamp`, size and time of change, is part of the cache's key."""
+    """Return the image column of a row group; `_stamp` (size and time of change of the file) serves as a cache key."""
     with _parquet().ParquetFile(path) as file:
         column = _bytes_column(file.schema_arrow, image, path)
         return file.read_row_group(group, columns=[column], use_threads=False).column(image)

@@ -1,7 +1,8 @@
-"""Shared work: the processes of a run make a cache together, each a part of it.
+"""Work shared by the processes of a run: each process makes a part of a cache.
 
-Data knows no process groups: a training run tells its groups by `shared_by`, and within that context every process
-must load the same data and build the same caches, in the same order. Elsewhere a process works alone.
+This package knows nothing of torch.distributed: a training run passes its process groups to `shared_by`. Within that
+context, every process must load the same data and build the same caches, in the same order. Outside the context, a
+process works alone.
 """
 
 import os
@@ -20,7 +21,7 @@ U = TypeVar("U")
 
 
 class Group(Protocol):
-    """Some processes of a run, of which this is one."""
+    """A group of processes of a run; this process is one of the group."""
 
     @property
     def rank(self) -> int:
@@ -29,23 +30,26 @@ class Group(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of processes."""
+        """Number of processes in the group."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value of every process, in the order of ranks; all must call it, and wait as long as it takes."""
+        """Return the values of all processes in the group, in order of rank.
+
+        Every process must call `gather`; a call waits for the others without a time limit.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """The group of a single process."""
+    """A group that consists of this process alone."""
 
     rank: int = 0
     size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the value."""
+        """Return a list of the one value."""
         return [value]
 
 
@@ -54,11 +58,11 @@ _groups: ContextVar[tuple[Group, Group]] = ContextVar("groups", default=(Alone()
 
 @contextmanager
 def shared_by(everyone: Group, host: Group) -> Iterator[None]:
-    """Share work among processes within this context.
+    """Share work among processes within this context manager.
 
     Args:
         everyone: all processes of the run.
-        host: those on this machine, which see the same files.
+        host: the processes on this machine, which see the same files.
     """
     token = _groups.set((everyone, host))
     try:
@@ -68,20 +72,20 @@ def shared_by(everyone: Group, host: Group) -> Iterator[None]:
 
 
 def everyone() -> Group:
-    """Return all processes that share work."""
+    """Return the group of all processes that share work; without `shared_by`, this process alone."""
     return _groups.get()[0]
 
 
 def host() -> Group:
-    """Return the processes on this machine that share work."""
+    """Return the group of processes on this machine that share work; without `shared_by`, this process alone."""
     return _groups.get()[1]
 
 
 def from_first(group: Group, make: Callable[[], T]) -> T:
-    """Return on every process of a group what the first one makes.
+    """Call `make` on the first process of a group, and return its result on every process of the group.
 
     Raises:
-        UserError: `make` has failed on another process.
+        UserError: `make` has failed on the first process, and this is another one.
     """
     return agreed(group, make if group.rank == 0 else _nothing)[0]
 
@@ -91,7 +95,9 @@ def _nothing() -> Any:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Return what `make` returns; the first process on a machine calls it before the others, and fills their cache.
+    """Call `make` on the first process of a machine, then on the others, and return each process's own result.
+
+    So the first process fills a cache, from which `make` reads on the others.
 
     Raises:
         UserError: `make` has failed on the first process.
@@ -102,10 +108,10 @@ def first_alone(make: Callable[[], T]) -> T:
 
 
 def agreed(group: Group, make: Callable[[], T]) -> list[T]:
-    """Call `make` on every process of a group, and return all results on each.
+    """Call `make` on every process of a group, and return the results of all processes, in order of rank.
 
     Raises:
-        UserError: `make` has failed on another process; the message is that of its error.
+        UserError: `make` has failed on another process; the message is that of the error there.
     """
     if group.size == 1:
         return [make()]
@@ -122,11 +128,14 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
 
 
 def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]) -> None:
-    """Make the missing parts of a cache: by all processes, then by those of a machine that does not see their files.
+    """Make the missing parts of a cache, divided among the processes of a run.
+
+    All processes of the run share the work first. Then the processes of each machine make the parts that are still
+    missing there, because the machine does not see the files of the others.
 
     Args:
-        missing: returns the parts that are not there yet, in a fixed order.
-        make: makes one of them.
+        missing: function that returns the parts that do not exist yet, in a fixed order.
+        make: function that makes one part.
 
     Raises:
         UserError: `make` has failed on another process.
@@ -142,7 +151,7 @@ def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
 
 
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-    """Yield `function` of each item, in order, computed in as many threads as this process has cores."""
+    """Yield `function(item)` for each item, in order; threads use this process's share of the machine's cores."""
     count = max(1, _cores() // host().size)
     with ThreadPoolExecutor(count) as pool:
         yield from pool.map(function, items)

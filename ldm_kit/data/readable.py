@@ -1,8 +1,8 @@
-"""Picture sets in which a picture that turns out to be broken while they are read is replaced by the next one.
+"""Picture sets in which a picture that turns out to be broken when it is read is replaced by the next readable one.
 
-Pictures that are decoded on demand may break after they were listed: `verify` is off, or a file changes. Which picture
-takes a broken one's place depends on the files alone, so that all processes, data loaders and resumed runs agree, and
-the set keeps its length, order and fingerprint.
+A picture that is decoded on demand may turn out to be broken late: `verify` was off, or its file has changed. Which
+picture replaces it depends on the files alone, so that all processes, data loaders and resumed runs agree. The set
+keeps its length, order and fingerprint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ _NONE: Mapping[int, int] = {}
 
 @dataclass(frozen=True, eq=False)
 class ReadablePictures:
-    """A picture set that is total: pictures that cannot be read are named, counted, and replaced by the next that can.
+    """Picture set that replaces broken pictures by the next readable ones, and logs and counts the broken ones.
 
-    Each process counts those that it has met.
+    Each process counts the broken pictures that it has tried to read itself.
     """
 
     base: PictureSet
@@ -32,41 +32,41 @@ class ReadablePictures:
 
     @property
     def records(self) -> Sequence[Record]:
-        """Records of the pictures, those of broken ones too."""
+        """Records of all pictures, including broken ones."""
         return self.base.records
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names that `Record.label` indexes."""
+        """Class names that `Record.label` indexes; empty if nothing is labelled."""
         return self.base.classes
 
     @property
     def resolution(self) -> int:
-        """R, pixels along each side."""
+        """Pixels along each side of a picture, R."""
         return self.base.resolution
 
     @property
     def channels(self) -> int:
-        """C: 1 grey, 3 RGB, 4 RGBA."""
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         return self.base.channels
 
     @property
     def fingerprint(self) -> str:
-        """The set's own: what breaks later does not change it."""
+        """Fingerprint of the underlying set; replacements of broken pictures do not change it."""
         return self.base.fingerprint
 
     def __len__(self) -> int:
         return len(self.base)
 
     def picture(self, index: int) -> Tensor:
-        """Return one picture, uint8 [C, R, R]."""
+        """Return the picture at an index, or its replacement, uint8 [C, R, R]."""
         return self.pictures([index])[0]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return several pictures, uint8 [N, C, R, R].
+        """Return the pictures at `indices`, or their replacements, uint8 [N, C, R, R].
 
         Raises:
-            UserError: more are broken than `max_bad_share` allows, or (with on_bad: raise) one is.
+            UserError: more pictures are broken than `max_bad_share` allows, or one is and `on_bad` is raise.
         """
         while True:
             rows = [self.replaced.get(int(i), int(i)) for i in indices]
@@ -95,16 +95,19 @@ class ReadablePictures:
 
 
 def readable(split: Split, settings: BadPictureSettings) -> Split:
-    """Return a split of pictures that are decoded on demand, in which broken ones are replaced within their part."""
+    """Return a split whose training and held-out sets replace a broken picture by another one of the same set."""
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)
 
 
 def replacements(pictures: PictureSet) -> Mapping[int, int]:
-    """Return the replacements of broken pictures met so far, by index; it grows as pictures are read."""
+    """Return a mapping from the index of each broken picture found so far to the index of its replacement.
+
+    The mapping grows as pictures are read; it is empty for a set that replaces no pictures.
+    """
     return pictures.replaced if isinstance(pictures, ReadablePictures) else _NONE
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return the indices [B] of the pictures that are read for indices [B]."""
+    """Return picture indices [B] in which each broken picture's index is exchanged for its replacement's."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

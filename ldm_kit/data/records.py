@@ -1,4 +1,4 @@
-"""Records of pictures, and many of them in a few arrays, in memory or mapped from a file: no Python object for each."""
+"""Records of pictures; many records are stored in a few arrays, in memory or mapped from a file, not as objects."""
 
 import json
 import operator
@@ -10,15 +10,15 @@ from typing import Any, Self, overload
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-UNLABELLED = -1
-BLOCK = 65536  # strings whose ends are converted at once
+UNLABELLED = -1  # class index, in arrays, of a picture without a class
+BLOCK = 65536  # values that an iterator converts to Python objects at once
 _ERRORS = "surrogatepass"  # file names and JSON may hold lone surrogates
 _NO_FIELDS: Mapping[str, str] = {}  # one object for all records
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's name, caption, class and further fields; all but its pixels."""
+    """Name, caption, class and further fields of one picture: all that is known of it but its pixels."""
 
     name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
     text: str  # caption, "" if none
@@ -27,39 +27,39 @@ class Record:
 
 
 class StringBuilder:
-    """Strings that are gathered one by one into a buffer."""
+    """Builder of `Strings`, to which strings are added one by one."""
 
     def __init__(self) -> None:
         self.buffer, self.ends = bytearray(), array("q")
 
     def add(self, text: str) -> None:
-        """Add a string."""
+        """Append a string."""
         self.buffer += text.encode("utf-8", _ERRORS)
         self.ends.append(len(self.buffer))
 
     def strings(self) -> "Strings":
-        """Return what was added."""
+        """Return all strings added so far, in order."""
         return Strings(np.array(self.buffer, np.uint8), np.array(self.ends, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
 class Strings(Sequence[str]):
-    """N strings as UTF-8 in one buffer, or a choice of them."""
+    """N strings stored as UTF-8 in one buffer, which may hold further strings that are not selected."""
 
-    buffer: Array  # uint8
-    ends: Array  # int64, of each string in the buffer
-    rows: Array | None = None  # int64 [N], into `ends`; None: all
+    buffer: Array  # uint8, the strings one after the other
+    ends: Array  # int64, the end of each string in the buffer
+    rows: Array | None = None  # int64 [N], the selected strings as indices into `ends`; None: all strings
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Strings":
-        """Store strings, which are read once."""
+        """Store strings; the iterable is consumed once."""
         builder = StringBuilder()
         for text in texts:
             builder.add(text)
         return builder.strings()
 
     def take(self, rows: Array) -> "Strings":
-        """Return the strings of some rows [M]; the buffer is not copied."""
+        """Return the strings at the indices `rows` [M]; the buffer is not copied."""
         return Strings(self.buffer, self.ends, rows if self.rows is None else self.rows[rows])
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Strings(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Labels(Sequence[int | None]):
-    """N class indices, None where there is none."""
+    """The class indices of N pictures, stored as an array; read as None for a picture without a class."""
 
     values: Array  # int32 [N], UNLABELLED for None
 
@@ -113,16 +113,16 @@ class Labels(Sequence[int | None]):
 
 @dataclass(frozen=True, eq=False)
 class Records(Sequence[Record]):
-    """Records of N pictures; a `Record` is made when one is asked for."""
+    """The records of N pictures, stored as arrays; a `Record` object is made only when it is read."""
 
     names: Strings
-    texts: Strings
+    texts: Strings  # captions
     labels: Labels
     fields: Strings  # JSON objects, "" for none
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
-        """Store records, which are read once."""
+        """Store records; the iterable is consumed once."""
         names, texts, fields, labels = StringBuilder(), StringBuilder(), StringBuilder(), array("i")
         for record in records:
             names.add(record.name)
@@ -133,7 +133,7 @@ class Records(Sequence[Record]):
         return cls(names.strings(), texts.strings(), numbers, fields.strings())
 
     def take(self, rows: Array) -> "Records":
-        """Return the records of some rows [M]; texts are not copied."""
+        """Return the records at the indices `rows` [M]; strings are not copied."""
         labels = Labels(self.labels.values[rows])
         return Records(self.names.take(rows), self.texts.take(rows), labels, self.fields.take(rows))
 
@@ -160,7 +160,7 @@ class Records(Sequence[Record]):
 
 @dataclass(frozen=True, eq=False)
 class Numbers(Sequence[int]):
-    """N integers."""
+    """N integers, stored as an array."""
 
     values: Array  # int64 [N]
 
@@ -180,22 +180,22 @@ class Numbers(Sequence[int]):
 
 
 def names_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the names of records, stored as the records are."""
+    """Return the names of records: as `Strings` if `records` is a `Records`, else as a list."""
     return records.names if isinstance(records, Records) else [record.name for record in records]
 
 
 def texts_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the captions of records, stored as the records are."""
+    """Return the captions of records: as `Strings` if `records` is a `Records`, else as a list."""
     return records.texts if isinstance(records, Records) else [record.text for record in records]
 
 
 def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
-    """Return the class indices of records, stored as the records are."""
+    """Return the class indices of records: as `Labels` if `records` is a `Records`, else as a list."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 
 def compact(values: Sequence[str | int]) -> Sequence[str | int]:
-    """Return captions, or class indices, in arrays."""
+    """Return captions as `Strings` or class indices as `Numbers`, which take less memory; a mix is returned as is."""
     if all(isinstance(value, str) for value in values):
         return Strings.of(str(value) for value in values)
     if all(isinstance(value, int) for value in values):

@@ -1,6 +1,6 @@
-"""Data sources: the union of their configs, distinguished by the key `source`, and the function that loads any of them.
+"""Data sources: the union of their config classes, distinguished by the key `source`, and a function that loads any.
 
-To add a source, write a module with a config class and a `load` function, and add its line to SOURCES.
+To add a source, write a module with a config class and a `load` function, and add a line for both to SOURCES.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
 if TYPE_CHECKING:
 
     class DataConfig(Protocol):
-        """The config of any source; a key `source` says which."""
+        """Config of any data source; the key `source` names the source."""
 
         @property
         def source(self) -> str: ...
@@ -43,10 +43,10 @@ else:
 
 
 def load(config: DataConfig) -> Split:
-    """Load the training, held-out and (where there are any) compositional pictures of a source.
+    """Load the pictures of a data source, split into training, held-out and (if any) compositional pictures.
 
     Args:
-        config: one of the classes in SOURCES.
+        config: instance of one of the classes in SOURCES.
 
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.

@@ -1,7 +1,7 @@
-"""Splits that a data set's folders and files name themselves: train, val and test, as other tools call them.
+"""Named splits: data sets whose folders or files are named train, val and test, or by common variants of these names.
 
-A set whose folders (or shards) are all named so is split by those names. Validation pictures are held out, or the test
-pictures where there are none; the test pictures are left out where there are both.
+A set whose folders (or shards) are all named so is split by these names. Validation pictures are held out; if there are
+none, test pictures are. If there are both, test pictures are left out.
 """
 
 import logging
@@ -25,18 +25,18 @@ _ROLES: dict[str, Role] = {
 _WORD = "|".join(_ROLES)
 _FOLDER = re.compile(rf"(?:(?:images?|imgs?)[-_. ]?)?({_WORD})(?:[-_. ]?(?:set|split|images?|imgs?|data|\d+))?", re.I)
 _FILE = re.compile(rf"(?:.*[-_.])?({_WORD})(?:[-_.\d].*)?", re.I)
-ONE_SET = "say data.named_splits: false"  # how to read archives of any names as one set
+ONE_SET = "say data.named_splits: false"  # advice in messages: how to read archives of any names as one set
 _log = logging.getLogger("ldm_kit.data")
 
 
 def folder_role(name: str) -> Role | None:
-    """Return the role in a split that a folder's name stands for, such as "val" for `val2017`; None if for none."""
+    """Return the split that a folder's name stands for, such as "val" for `val2017`; None if it stands for none."""
     match = _FOLDER.fullmatch(name)
     return _ROLES[match[1].lower()] if match else None
 
 
 def file_role(name: str) -> Role | None:
-    """Return the role that a shard has by one of its folders or by its name, as `data/test-00.tar`; None if none."""
+    """Return the split that a shard's folder or file name stands for ("test" for `data/test-00.tar`), None if none."""
     path = PurePosixPath(name)
     for folder in path.parts[:-1]:
         if (role := folder_role(folder)) is not None:
@@ -46,25 +46,25 @@ def file_role(name: str) -> Role | None:
 
 
 class PictureRoles(NamedTuple):
-    """The role of each of N pictures in a split, and its path without the folder that names it."""
+    """For each of N pictures the split that a folder names, and the picture's path without this folder."""
 
     roles: list[Role]
     names: list[str]
 
 
 def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureRoles | None:
-    """Return the roles of pictures by the folders that they lie in: `train/cat/0.png`, or `cat/train/0.png`.
+    """Return the split of each picture by the folders it lies in, such as `train/cat/0.png` or `cat/train/0.png`.
 
     Args:
         names: relative posix paths of the pictures.
-        source: what the message calls the set.
-        remedy: what the message says of how to read all of them otherwise.
+        source: name of the data set, for the message.
+        remedy: advice for the message: how to read all folders in another way.
 
     Returns:
-        None where the folders name no splits.
+        Splits and shortened paths, in the order of `names`; None where the folders name no splits.
 
     Raises:
-        UserError: some folders beside each other name splits and others do not.
+        UserError: of the folders at one level, some name splits and others do not.
     """
     folders = {name.rpartition("/")[0] for name in names}
     paths = [folder.split("/") if folder else [] for folder in folders]
@@ -82,7 +82,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
 
 
 def common_depth(folders: Sequence[list[str]]) -> int:
-    """Return how many folders all of some paths begin with."""
+    """Return how many leading folders all paths have in common; each path is a list of folder names."""
     low, high = min(folders, default=[]), max(folders, default=[])
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
@@ -100,7 +100,7 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error that a set's splits lie beside what belongs to none of them."""
+    """Return the error for a data set in which some folders or files (`words`) name splits and `others` do not."""
     return UserError(
         f"{source} holds splits ({', '.join(sorted(words))}) beside others ({_some(others)}); move those into a split, "
         f"or {remedy}"
@@ -108,10 +108,10 @@ def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: s
 
 
 def check_training_role(roles: Iterable[Role | None], source: object, remedy: str) -> None:
-    """Check that a set with named splits has pictures to train on.
+    """Check that a data set with named splits has a training split.
 
     Raises:
-        UserError: it has val or test pictures alone.
+        UserError: the data set has only val or test pictures.
     """
     present: set[Role] = {role for role in roles if role is not None}
     if present and "train" not in present:
@@ -122,10 +122,13 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
 
 
 def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
-    """Return the files to read, with the role in a split that each one's name stands for (None: of none).
+    """Return a dict from each file to read to the split that its name stands for, or to None if names give no splits.
+
+    Files of an unused split (test where there is val) are left out.
+
 
     Raises:
-        UserError: some are named as splits and others are not, or none holds training pictures.
+        UserError: some files are named as splits and others are not, or no file holds training pictures.
     """
     roles: dict[str, Role | None] = {name: file_role(name) for name in names}
     present: set[Role] = {role for role in roles.values() if role is not None}
@@ -139,7 +142,7 @@ def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
 
 
 def named_members(names: Sequence[str], source: object) -> list[Role | None]:
-    """Return the role of each sample of archives, by the folders that they have within those; None for all: no splits.
+    """Return the split of each sample in archives by the folders in its name; None for all if these name no splits.
 
     Raises:
         UserError: some folders are named as splits and others are not, or none holds training pictures.
@@ -153,7 +156,7 @@ def named_members(names: Sequence[str], source: object) -> list[Role | None]:
 
 
 def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
-    """Return the role that is neither trained on nor held out, and log a line on what the names were taken for."""
+    """Return the split that is not used (test where there is val), or None; log how the named splits are used."""
     present: set[Role] = {role for role in roles if role is not None}
     if present <= {"train"}:
         return None
@@ -169,16 +172,16 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 
 
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
-    """Split a set into training and held-out pictures by its named roles, or by `heldout_split` where it has none.
+    """Split a picture set into training and held-out pictures by named splits, or by `heldout_split` without these.
 
-    Held-out pictures of a class without training pictures are left out, and those without a label where all training
-    pictures have one: no model of the training pictures knows them.
+    If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
+    unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.
 
     Args:
-        pictures: the whole set.
-        roles: of each picture, those that are left out too; None for all where the set names no splits.
-        share: about which share to hold out where nothing else is, in [0, 1).
-        source: what messages call the set.
+        pictures: all pictures of the data set.
+        roles: the split of each picture, including pictures to leave out; None for all where splits are not named.
+        share: approximate share of pictures to hold out, in [0, 1), where named splits give no held-out pictures.
+        source: name of the data set, for messages.
 
     Raises:
         UserError: no picture is left to train on.
@@ -212,9 +215,9 @@ def _heldout_role(roles: Collection[Role | None]) -> Role:
 
 
 def repeated(split: Split) -> Split:
-    """Return a split whose training pictures come several times in an epoch if they lie in kohya's folders, N_class.
+    """Return a split with training pictures repeated N times if they lie in one of kohya's folders, named N_class.
 
-    Only the ratio of repeats matters to an epoch, which has no other meaning here: they are divided by what they share.
+    The numbers of repeats are divided by their greatest common divisor: only their ratio matters.
     """
     classes, records = split.train.classes, split.train.records
     pairs = zip(names_of(records), labels_of(records), strict=True)
@@ -226,7 +229,7 @@ def repeated(split: Split) -> Split:
 
 @lru_cache(maxsize=4096)
 def _folder_repeats(folder: str, label: str) -> int:
-    """Return N where one of a picture's folders is named N_label, else 1; `folder` is a relative path."""
+    """Return N if a folder in the relative path `folder` is named N_label, else 1."""
     numbers = [name.removesuffix(f"_{label}") for name in folder.split("/") if name.endswith(f"_{label}")]
     return next((max(1, int(number)) for number in numbers if number.isdecimal()), 1)
 

@@ -1,4 +1,4 @@
-"""Cache of computed tensors (encoded captions, semantic codes), in files named by a hash of all that they depend on."""
+"""Cache of computed tensors (encoded captions, semantic codes): files named by a hash of all that tensors depend on."""
 
 import hashlib
 import json
@@ -14,19 +14,19 @@ from ldm_kit.data import atomic, peers
 
 
 def key_of(*values: Any) -> str:
-    """Return the sha256, in hex, of plain values: numbers, strings, lists and mappings of them."""
+    """Return the sha256 (hex) of plain values (numbers, strings, lists, mappings), for use as a key of `cached`."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors stored under a key; if there are none, or the file is damaged, compute and store them.
+    """Return the tensors stored under `key`; if there are none, or their file is damaged, compute and store them.
 
-    Of the processes on a machine that share work, the first computes, and the others wait for it.
+    Of the processes of a run on one machine, the first computes the tensors, and the others wait and read them.
 
     Args:
         folder: the cache's folder.
-        key: `key_of` all that the tensors depend on.
-        compute: returns the tensors by name.
+        key: `key_of` of all that the tensors depend on.
+        compute: function that computes the tensors, and returns them by name.
     """
     path = folder / f"{key[:32]}.safetensors"
     return peers.first_alone(lambda: _load(path) or _store(path, compute()))

@@ -1,4 +1,4 @@
-"""Large tables of tensors, read row by row: from disk, or computed on demand; memory holds only a batch's rows."""
+"""Tables of tensors that are too large for memory: the rows of a batch are read from disk, or computed on demand."""
 
 import json
 from bisect import bisect_right
@@ -19,17 +19,17 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class TensorTable(Protocol):
-    """A table [N, V, ...] of N rows with V views each, indexed by row. A tensor is one."""
+    """A table [N, V, ...] of N rows with V views (plain, mirrored) each, indexed like a tensor; tensors qualify too."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """[N, V, ...]."""
+        """Shape [N, V, ...] of the table."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: RowIndex, /) -> Tensor:
-        """Return rows by number, slice or tensor; with a second index, one view of each."""
+        """Return the rows selected by a number, a slice or a tensor; a second index selects a view of each row."""
         ...
 
 
@@ -37,13 +37,13 @@ class StoredTensor(NamedTuple):
     """Location of one tensor in a safetensors file."""
 
     path: Path
-    offset: int  # of its first byte
+    offset: int  # of the tensor's first byte in the file
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 def locate(path: Path, name: str) -> StoredTensor:
-    """Return the location of a tensor in a safetensors file, whose header must be valid.
+    """Return the location of the tensor `name` in a safetensors file, whose header must be valid.
 
     Raises:
         KeyError: the file has no tensor of this name.
@@ -56,26 +56,26 @@ def locate(path: Path, name: str) -> StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class StoredTable:
-    """A table on disk: tensors in several files, joined along their first dimension, read with plain reads.
+    """A table on disk: tensors in several safetensors files, joined along their first dimension.
 
-    It holds no file open and nothing mapped, so it can be copied to data-loader processes, and memory stays constant
-    however many rows are read.
+    The table keeps no file open and maps none into memory. So it can be copied to data-loader processes, and its memory
+    stays constant however many rows are read.
     """
 
     tensors: Sequence[StoredTensor]
-    ends: Sequence[int] = field(init=False)  # number of the row after each tensor's last
+    ends: Sequence[int] = field(init=False)  # for each tensor, the table's row after the tensor's last row
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ends", list(accumulate(tensor.shape[0] for tensor in self.tensors)))
 
     @property
     def shape(self) -> Sequence[int]:
-        """[N, V, ...]."""
+        """Shape [N, V, ...] of the table."""
         return torch.Size((len(self), *self.tensors[0].shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the stored numbers."""
+        """Data type of the stored tensors."""
         return self.tensors[0].dtype
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class StoredTable:
         return _indexed(self._read, len(self), index)
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        """Return rows [B, V, ...], opening each file once."""
+        """Return the rows with these numbers, [B, V, ...]; each file is opened once."""
         values = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
         slots_by_tensor: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):
@@ -113,11 +113,11 @@ def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class PixelTable:
-    """Pictures as a table [N, V, C, R, R], float32 in [-1, 1], decoded on demand.
+    """Pictures as a table [N, V, C, R, R] of float32 in [-1, 1]; rows are decoded when they are read.
 
     Args:
-        pictures: the set.
-        flip: whether there are two views, plain and mirrored, or one.
+        pictures: the picture set.
+        flip: whether each picture has two views (V = 2), plain and mirrored, or only the plain view (V = 1).
     """
 
     pictures: PictureSet
@@ -125,7 +125,7 @@ class PixelTable:
 
     @property
     def shape(self) -> Sequence[int]:
-        """[N, V, C, R, R]."""
+        """Shape [N, V, C, R, R] of the table."""
         side = self.pictures.resolution
         return torch.Size((len(self), 1 + self.flip, self.pictures.channels, side, side))
 
@@ -145,7 +145,10 @@ class _ReadRows(Protocol):
 
 
 def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
-    """Index a table of `count` rows as a tensor would be: rows first, then perhaps the view of each."""
+    """Index a table of `count` rows as a tensor is indexed: by row and, optionally, by view.
+
+    `read` returns the rows with given numbers, [B, V, ...].
+    """
     rows, *view = index if isinstance(index, tuple) else (index,)
     numbers = _row_numbers(count, rows)
     values = read(numbers)
@@ -157,7 +160,7 @@ def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
 
 
 def _row_numbers(count: int, rows: int | slice | Tensor) -> Sequence[int]:
-    """Return the rows that an index means: of integers, or of a mask [N], as tensors take them.
+    """Return the numbers of the rows that an index selects: a number, a slice, integers, or a boolean mask [N].
 
     Raises:
         IndexError: a row is outside -count..count - 1.

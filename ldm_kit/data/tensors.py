@@ -1,4 +1,4 @@
-"""Images that a program holds as one tensor, as training data: `ldm_kit.train(config, data=from_tensor(images))`."""
+"""Training data from a tensor of images in memory: `ldm_kit.train(config, data=from_tensor(images))`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,22 +21,23 @@ def from_tensor(
     classes: Sequence[str] = (),
     heldout: float = 0.0,
 ) -> Split:
-    """Return training data made of a tensor of images, held in memory.
+    """Return training data made from a tensor of images; the images stay in memory.
 
     Args:
         images: uint8 [N, C, R, R] with values 0..255, or float [N, C, R, R] in [-1, 1], which is rounded to 256 levels;
             C is 1 (grey), 3 (RGB) or 4 (RGBA), and images are square.
         captions: N texts, for a text condition; None: empty captions.
         labels: N class indices, 0 <= label < K, for a class condition; None: unlabelled.
-        classes: K class names; left out: "0", "1", ... up to the largest label.
-        heldout: share of the images, 0 <= heldout < 1, that is measured on and never trained on. An image's part of
-            the split depends on its index alone.
+        classes: K class names; empty: "0", "1", ... up to the largest label.
+        heldout: approximate share of the images, 0 <= heldout < 1, that is never trained on and serves to measure
+            losses. A hash of an image's index decides whether it is held out.
 
     Returns:
         A `Split` of training and held-out images; `compositional` is None.
 
     Raises:
-        UserError: a shape, dtype or range other than the above, no image, or counts that differ from N.
+        UserError: the shape, dtype or range of an argument is not as above, there is no image, or the number of
+            captions or labels is not N.
     """
     for name, value in (("captions", captions), ("labels", labels), ("classes", classes)):
         if value is not None:
@@ -59,7 +60,7 @@ def from_tensor(
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Return the images as uint8 [N, C, R, R] on the CPU."""
+    """Check images and return them as uint8 [N, C, R, R] on the CPU; floats in [-1, 1] are rounded to 256 levels."""
     if images.ndim != 4 or images.shape[1] not in CHANNELS or images.shape[2] != images.shape[3] or not len(images):
         raise UserError(
             f"images have the shape {tuple(images.shape)}; expected [N, C, R, R] with N > 0 and C one of 1, 3, 4"
@@ -76,7 +77,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _labels(labels: Sequence[int] | Tensor | None, count: int, classes: Sequence[str]) -> list[int]:
-    """Return the labels as ints, or an empty list where there are none."""
+    """Check the labels of `count` images and return them as ints; return an empty list if `labels` is None."""
     if labels is None:
         return []
     numbers = [int(label) for label in labels]

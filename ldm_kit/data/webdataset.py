@@ -1,8 +1,8 @@
-"""Tar shards in the layout of webdataset: members that share a name up to its first dot are one sample.
+"""Tar shards in the layout of webdataset: files in a tar whose names are equal up to the first dot are one sample.
 
-A sample is a picture with, if there are any, a caption (.txt), a class (.cls) and a .json with text (or caption),
-label and further values. Nothing is ever extracted, and only regular files are read: members that are links or devices,
-have a path outside, are far too large or truncated are counted and logged as bad pictures are.
+A sample is a picture with an optional caption (.txt), class (.cls), and .json with text (or caption), label and further
+values. Nothing is ever extracted to disk, and only regular files are read. Members of a tar that are links or devices,
+whose path leads outside, or that are far too large or truncated, are logged and counted as bad pictures.
 """
 
 import io
@@ -24,36 +24,36 @@ from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
 
-PICTURE_LIMIT = 256 * 2**20  # bytes of a picture's file
-TEXT_LIMIT = 2**20  # bytes of a caption, class or .json
-MEMBER_LIMIT = 2_000_000  # members of one shard
-HEADER_LIMIT = 2**20  # bytes of a long name, or of another extended header
+PICTURE_LIMIT = 256 * 2**20  # most bytes of a picture's file
+TEXT_LIMIT = 2**20  # most bytes of a caption, class or .json file
+MEMBER_LIMIT = 2_000_000  # most members (files, folders, links) of one shard
+HEADER_LIMIT = 2**20  # most bytes of a long name, or of another extended header
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _IMAGE_KINDS = {suffix[1:] for suffix in SUFFIXES}
 
 Span = tuple[int, int]  # offset in the shard, number of bytes
-Samples = dict[str, dict[str, Span]]  # sample's key -> member's suffix -> its span
+Samples = dict[str, dict[str, Span]]  # name up to the first dot -> suffix of a file -> the file's span in the shard
 
 
 class WebDatasetConfig(ArchiveConfig):
-    """Tar shards of pictures."""
+    """Options of a data source that is a set of tar shards."""
 
     source: Literal["webdataset"] = Field(default="webdataset", description="which data: tar shards")
 
 
 @dataclass(frozen=True)
 class TarReader:
-    """Reader of the samples of uncompressed tar files."""
+    """Reader of the samples in uncompressed tar files."""
 
     fields: Sequence[str] = ()  # values of a sample's .json to keep
 
     @property
     def key(self) -> Sequence[str]:
-        """Kind and settings that an index depends on."""
+        """The reader's kind and settings: all that an index depends on besides the file."""
         return ["tar", *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every sample in the order of the shard, and a complaint for each member that cannot be used."""
+        """Yield a complaint for each member of the tar that cannot be used, and every sample in the shard's order."""
         samples, complaints = members(path)
         yield from complaints
         with path.open("rb") as file:
@@ -77,7 +77,7 @@ class TarReader:
         return Entry(name, text, None if label is None else str(label), fields)
 
     def read(self, path: Path, location: Span) -> bytes:
-        """Return the contents of the image file at a location that `scan` gave."""
+        """Return the bytes of the image file at a location that `scan` has returned."""
         with path.open("rb") as file:
             return _bytes(file, location)
 
@@ -86,14 +86,14 @@ def load(config: WebDatasetConfig) -> Split:
     """Load the training and held-out pictures of tar shards.
 
     Raises:
-        UserError: no shards, a file that is no uncompressed tar, nothing usable, more bad pictures than allowed, or no
-            picture left to train on.
+        UserError: there are no shards, a file is no uncompressed tar, no picture is usable, more pictures are bad than
+            allowed, or no picture is left to train on.
     """
     return archives.load(config, TarReader(config.fields), ".tar")
 
 
 def members(path: Path) -> tuple[Samples, list[str]]:
-    """Return the spans of a tar's members, by sample and suffix, and a complaint for each that cannot be used.
+    """Return the samples of a tar file with the span of each member, and a complaint for each unusable member.
 
     Raises:
         UserError: the file is no uncompressed tar, or has too many members.
@@ -120,7 +120,7 @@ def members(path: Path) -> tuple[Samples, list[str]]:
 
 
 class _LimitedReads(io.RawIOBase):
-    """A file that refuses large reads: only headers of a tar are read through it, whatever size they claim to have."""
+    """File wrapper that refuses reads of more than HEADER_LIMIT bytes, for headers of a tar that claim to be larger."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -138,10 +138,10 @@ class _LimitedReads(io.RawIOBase):
 
 
 def _walk(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar.
+    """Yield the header of each member of a tar file.
 
     Raises:
-        tarfile.TarError: it is damaged, or ends without its end mark.
+        tarfile.TarError: the tar is damaged, or has no end mark.
     """
     with tarfile.open(fileobj=_LimitedReads(file), mode="r:") as tar:
         yield from tar
@@ -152,7 +152,10 @@ def _walk(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | None:
-    """Add a member to its sample, or return a complaint; folders, hidden files and nameless ones are left out."""
+    """Add a member of a tar to its sample, or return a complaint; skip folders, hidden files, files without suffix.
+
+    `end` is the size of the shard in bytes.
+    """
     if complaint := _complaint(member, end):
         return complaint
     match = _NAME.fullmatch(member.name)
@@ -170,7 +173,7 @@ def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | No
 
 
 def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
-    """Return why a member must not be read, if so; `end` is the size of the shard in bytes."""
+    """Return why a member of a tar must not be read, or None; `end` is the size of the shard in bytes."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         return "leads outside; expected a relative name without .."
@@ -182,10 +185,10 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
 
 
 def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
-    """Return text, label and further values of a sample.
+    """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
 
     Raises:
-        ValueError: they are not valid UTF-8 or JSON.
+        ValueError: a file is not valid UTF-8 or JSON.
     """
     metadata = json.loads(_bytes(file, spans["json"])) if "json" in spans else {}
     if not isinstance(metadata, dict):

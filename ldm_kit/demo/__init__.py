@@ -1,1 +1,1 @@
-"""The demo: from nothing to pictures for prompts, on the built-in data set."""
+"""The demo: train a text-to-image model on the built-in data set, generate pictures for prompts, and measure them."""

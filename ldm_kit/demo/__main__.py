@@ -1,4 +1,7 @@
-"""Train both stages on OpenMoji with the real commands, then sample and measure: `python -m ldm_kit.demo`."""
+"""Train both stages of latent diffusion on OpenMoji with the training scripts, then sample and measure.
+
+Run it with `python -m ldm_kit.demo`.
+"""
 
 import json
 import subprocess
@@ -39,7 +42,7 @@ def main(
 
 
 def _train(script: str, config: str, run: Path, fresh: bool) -> None:
-    """Run a training script through accelerate; exits with its status where it fails."""
+    """Run a training script through accelerate; exit with the script's status if it fails."""
     import shutil
 
     if fresh and run.exists():

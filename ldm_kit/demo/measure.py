@@ -1,4 +1,4 @@
-"""Prompt fidelity of the demo's model, measured against every drawing of OpenMoji."""
+"""Prompt fidelity of the demo's model, measured with all drawings of OpenMoji as reference pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ Features = Callable[[Tensor], Tensor]  # pictures [B, C, R, R] in [-1, 1] -> [B,
 
 @dataclass(frozen=True, eq=False)
 class Drawings:
-    """All distinct drawings of a split.
+    """All distinct drawings of a data set, with their captions.
 
-    A tenth of OpenMoji's emoji share their drawing with another ("cook", "man cook"): it then has several captions,
-    since no model could tell them apart.
+    A tenth of OpenMoji's emoji share a drawing with another emoji ("cook", "man cook"). Such a drawing has several
+    captions and is right for each of them, since no model could distinguish these emoji.
     """
 
-    pixels: Tensor  # uint8 [D, C, R, R]
-    of: dict[str, int]  # caption -> its drawing
-    tones: list[str]  # skin tone of each drawing, "" for none
+    pixels: Tensor  # uint8 [D, C, R, R]: D drawings
+    of: dict[str, int]  # caption -> index of the drawing
+    tones: list[str]  # skin tone of each drawing, "" if it has none
 
     @classmethod
     def all(cls, split: Split) -> "Drawings":
-        """Collect every drawing of the train, heldout and compositional pictures."""
+        """Collect the distinct drawings among all training, held-out and compositional pictures."""
         sets = [pictures for pictures in (split.train, split.heldout, split.compositional) if pictures]
         pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
         records: list[Record] = [record for pictures in sets for record in pictures.records]
@@ -43,18 +43,18 @@ class Drawings:
 
 
 def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
-    """Return the pictures of a held-out set that equal no training picture pixel by pixel: only these are unseen."""
+    """Return the held-out pictures that are not pixel by pixel equal to a training picture: only these are unseen."""
     seen = {train.picture(i).numpy().tobytes() for i in range(len(train))}
     return subset(pictures, [i for i in range(len(pictures)) if pictures.picture(i).numpy().tobytes() not in seen])
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:
-    """Return `count` captions of a set, the same at every call: those whose hash comes first."""
+    """Return `count` captions of a picture set, chosen by hash of `name` and caption: the same at every call."""
     return sorted((record.text for record in pictures.records), key=lambda text: derive_seed(0, name, text))[:count]
 
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
-    """Sample one picture a prompt, uint8 [N, C, R, R], from seeds 0, 1, 2, ..."""
+    """Sample one picture for each of N prompts, uint8 [N, C, R, R], with seeds 0, 1, 2, ..."""
     batches: list[Tensor] = []
     with tqdm(total=len(prompts), desc="sampling", unit="picture", leave=False) as bar:
         for pictures in pipeline.generate(prompts, range(len(prompts)), options, batch):
@@ -64,14 +64,22 @@ def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: Sampling
 
 
 def reference_features(drawings: Drawings, features: Features) -> Tensor:
-    """Compute the features [D, ...] of all drawings, against which pictures are measured."""
+    """Compute the features of all drawings, with which those of generated pictures are compared; a row per drawing."""
     return embed(lambda x: features(to_unit(x)), drawings.pixels)
 
 
 def measure_fidelity(
     drawings: Drawings, references: Tensor, pictures: Tensor, prompts: Sequence[str], features: Features
 ) -> Fidelity:
-    """Measure prompt fidelity of pictures uint8 [N, C, R, R], each of one prompt, against `reference_features`."""
+    """Measure the prompt fidelity of pictures generated for prompts.
+
+    Args:
+        drawings: the reference pictures.
+        references: `reference_features` of the drawings.
+        pictures: uint8 [N, C, R, R], one for each prompt.
+        prompts: N captions of drawings.
+        features: function from pictures in [-1, 1] to features.
+    """
     generated = embed(lambda x: features(to_unit(x)), pictures)
     truth = torch.tensor([drawings.of[prompt] for prompt in prompts])
     return fidelity(generated, references, truth, drawings.tones)

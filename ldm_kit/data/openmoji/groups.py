@@ -1,10 +1,10 @@
-"""Groups of emoji: one of twelve, by the range that the first code point of an emoji falls in.
+"""The twelve groups of emoji; an emoji's first code point decides on its group.
 
-The ranges restate the groups of Unicode's emoji-test.txt (https://unicode.org/Public/emoji/), which no package here
-ships, with cuts of our own: its "People & Body" is people and body (hands, body parts, and the skin-tone and hair
-swatches), its "Animals & Nature" is animals and plants, and its "Travel & Places" gives sky and weather away to sky. A
-range may run over unassigned code points and those that are no emoji. Only the first code point counts, so a sequence
-follows its head: "eye in speech bubble" is body with the eye, "brown mushroom" is a plant with the mushroom.
+The ranges of code points restate the groups of Unicode's emoji-test.txt (https://unicode.org/Public/emoji/), which no
+package here ships, with three groups divided: "People & Body" into people and body (hands, body parts, skin-tone and
+hair swatches), "Animals & Nature" into animals and plants, "Travel & Places" into travel and sky (with weather). The
+ranges may include code points that are unassigned or no emoji. As only the first code point counts, a sequence belongs
+to the group of its first emoji: "eye in speech bubble" is in body like the eye, "brown mushroom" in plants.
 """
 
 from bisect import bisect_right
@@ -81,7 +81,7 @@ def group_of(emoji: str) -> str:
 
 @cache
 def _table() -> tuple[list[int], list[int], list[str]]:
-    """Return starts, ends (inclusive) and groups of all ranges, in rising order."""
+    """Return three lists: first code point, last code point and group of every range, in increasing order."""
     rows = []
     for group, text in _RANGES.items():
         for span in text.split():

@@ -17,7 +17,7 @@ _HAIR = re.compile(r"(man|woman|person) (red hair|curly hair|white hair|blond ha
 _GROUP = re.compile(r"(couple with heart|kiss|family) ((?:man|woman|person|boy|girl|adult|child)(?: .+)?)")
 _WHO = re.compile(r"(man|woman|person|men|women|people) (.+)")
 _GENDER = {"men": "man", "women": "woman", "people": "person"}
-_TITLES = {  # names that hold a gender without starting with it: (gender, role)
+_TITLES = {  # names whose gender does not follow from their first word: (gender, role)
     "man": ("man", "person"),
     "woman": ("woman", "person"),
     "person": ("person", "person"),
@@ -49,7 +49,7 @@ _THE = {"Bahamas", "Comoros", "Gambia", "Maldives", "Philippines"}
 
 
 class Description(NamedTuple):
-    """Caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
+    """An emoji's caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
 
     text: str
     gender: str
@@ -58,10 +58,13 @@ class Description(NamedTuple):
 
 
 def describe(name: str, emoji: str = "") -> Description:
-    """Describe an emoji; a swatch of a skin tone or of hair ("dark skin tone") has neither gender nor tone.
+    """Return the caption, gender, skin tone and role of an emoji.
+
+    A swatch of a skin tone or of hair (such as "dark skin tone") has neither gender nor skin tone.
+
 
     Args:
-        name: its CLDR short name, with or without colons and underscores.
+        name: the emoji's CLDR short name, with or without colons and underscores.
         emoji: the emoji itself, by which flags are recognised.
     """
     plain = readable(name)
@@ -77,7 +80,7 @@ def describe(name: str, emoji: str = "") -> Description:
 
 
 def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
-    """Set gender "person" for roles without one ("astronaut") that also occur with one ("woman astronaut")."""
+    """Set the gender "person" where a role has no gender ("astronaut") but also occurs with one ("woman astronaut")."""
     listed = list(descriptions)
     gendered = {d.role for d in listed if d.gender}
     return [d._replace(gender="person") if not d.gender and d.role in gendered else d for d in listed]
@@ -101,7 +104,7 @@ def _flag(country: str) -> str:
 
 
 def _parts(rest: str) -> tuple[str, str, str]:
-    """Return caption without tone, gender and role of a name without tones."""
+    """Return caption, gender and role for an emoji's name from which skin tones have been removed."""
     if rest in _TITLES:
         return rest, *_TITLES[rest]
     if hair := _HAIR.fullmatch(rest):
