@@ -11,7 +11,7 @@ from ldm_kit.convert.checkpoint_files import read_names
 from ldm_kit.models.directions import DirectionRecord, Directions, stack_directions
 from ldm_kit.models.linear_fit import Fit
 
-STRENGTH = 0.3  # of an edit in DiffAE's and PDAE's published code, in units of sqrt(D)
+STRENGTH = 0.3  # edit strength in DiffAE's and PDAE's published code, in units of sqrt(D)
 # fmt: off
 CELEBA = (  # in the order of the columns of CelebA's attribute list
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",

@@ -32,7 +32,7 @@ from ldm_kit.nets.mlp_skip import SkipMLP
 
 NOISE = ScheduleConfig(kind="linear")
 PRIOR_NOISE = ScheduleConfig(kind="constant")
-_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # in DiffAE's files; in PDAE's files and our own
+_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # names in DiffAE's files; names in PDAE's and ours
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -165,21 +165,21 @@ def resolve_statistics(
     classifier: AttributeClassifier | None,
     encoder: Encoder,
 ) -> Statistics:
-    """Return the mean and deviation of the training set's codes, which normalise them.
+    """Return the mean and deviation of the training set's codes, which normalise the codes.
 
-    They stand in the checkpoint; or in the file that `options` name; or are computed from the pictures in the folder
-    that `options` name; or else stand in the classifier's file.
+    The sources are, in this order: the checkpoint; the file of statistics, or the folder of training pictures, that
+    `options` name; the classifier's file.
 
     Args:
-        checkpoint: its path, for error messages.
+        checkpoint: path of the checkpoint, for error messages.
         own: the statistics in the checkpoint; None: it has none.
         options: --statistics FILE or --images DIR.
-        classifier: if its file holds statistics, they must be the same.
+        classifier: if the classifier's file holds statistics, they must equal the result.
         encoder: encodes the folder's pictures.
 
     Raises:
-        UserError: no source has statistics, two of the first three sources are there, the file holds none, or the
-            classifier was trained with other statistics.
+        UserError: there is no source, there are two of checkpoint, file and folder, the file holds no statistics, or
+            the classifier was trained with other statistics.
     """
     given = [options.statistics is not None, options.images is not None]
     if sum(given) > 1 or (any(given) and own is not None):

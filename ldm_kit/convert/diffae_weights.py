@@ -1,9 +1,9 @@
 """Conversion of weights of phizaz/diffae: pure functions from its state dict to ours and our constructor's settings.
 
-A `.ckpt` holds the weights twice, as `model.*` and averaged as `ema_model.*`; `strip_prefix(state_dict, "ema_model.")`
-takes one of them. In it `encoder.*` is the encoder and `latent_net.*` the network of the prior, if there is one. All
-other names are the U-Net's: ADM's names, with a second projection, of the code, in every block. Settings are inferred
-from the tensors' shapes.
+A `.ckpt` holds two copies of the weights, `model.*` and, averaged, `ema_model.*`; `strip_prefix(state_dict,
+"ema_model.")` takes the averaged copy. In a copy, `encoder.*` is the encoder and `latent_net.*` the network of the
+prior, if there is one. All other names are the U-Net's: ADM's names, with a second projection, of the code, in every
+block. Settings are inferred from the tensors' shapes.
 """
 
 import re

@@ -27,7 +27,7 @@ _NEW = ("shift_", "label_emb.")
 
 
 def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """Convert the base model in a PDAE's decoder, or a plain diffusion model of the same code.
+    """Convert the base model in a PDAE's decoder, or a plain diffusion model that was trained with PDAE's program.
 
     Args:
         state_dict: weights with original names; those of the gradient estimator are ignored.

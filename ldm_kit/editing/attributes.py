@@ -31,7 +31,7 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 
     Raises:
         UserError: an attribute without a direction, a file that is no picture, a model that is not semantic, or more
-            steps than the model's noise schedule has timesteps.
+            steps than the model's noise schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -76,7 +76,7 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
     Raises:
         UserError: a file that is no picture, a model that is not semantic, or more steps than the model's noise
-            schedule has timesteps.
+            schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -141,7 +141,7 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
 
     Raises:
         UserError: no file of this model's codes, a model that is not semantic, or more steps than the model's noise
-            schedule has timesteps.
+            schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)

@@ -59,7 +59,7 @@ class ModelContext(Config):
         return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
     def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
-        """Load the model as a model of prompts or classes, or an unconditional one, under autocast to `precision`.
+        """Load the model as a `Pipeline` of prompts, classes or no condition, which runs under autocast to `precision`.
 
         Raises:
             UserError: the results cannot be written, or there is no such model in the folder.
@@ -104,7 +104,7 @@ class EditContext(ModelContext):
         check_writable(self.out_folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
-        """Return the metadata of PNGs: the edit's settings, the model and the precision; None if they get none."""
+        """Return the metadata of PNGs: settings of the edit, model and precision; None if `metadata` is False."""
         return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 
@@ -121,7 +121,7 @@ class EditResult(NamedTuple):
 
 
 def chosen_out(options: Any) -> Path:
-    """Return `options.out` as the user gave it, or else a path like the default at which nothing is yet."""
+    """Return `options.out` if the user gave it; else its default or, if that is in use, a free path such as edits-2."""
     from ldm_kit.viz.png import unused_path
 
     return options.out if "out" in options.model_fields_set else unused_path(options.out)

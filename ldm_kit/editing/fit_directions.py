@@ -60,7 +60,9 @@ class _Split:
 def learn(
     z: Tensor, columns: Sequence[Column], names: Sequence[str], key: str, options: FitOptions | None = None
 ) -> Directions:
-    """Fit one direction to each binary attribute, to each value of another one, and to each two values with pairs.
+    """Fit one direction to each binary attribute, each value of other attributes, and each two values linked by pairs.
+
+    Pairs are pictures that differ in one attribute alone.
 
     Args:
         z: normalised codes [N, D] of N pictures.

@@ -77,7 +77,7 @@ def save_sheet(
         columns: number of columns of the sheet, which is multiplied where there are many pictures; None: one row of up
             to 16 pictures, or about as many columns as rows.
         seeds: one for each picture, for the file names; None: 0.
-        png_text: metadata of all PNGs; None: they get none.
+        png_text: metadata of all PNGs; None: no metadata.
     """
     out.mkdir(parents=True, exist_ok=True)
     for i, caption in enumerate(captions):

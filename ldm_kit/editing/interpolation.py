@@ -19,7 +19,7 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
 
     Raises:
         UserError: a file that is no picture, a model that is not semantic, more steps than the model's noise schedule
-            has timesteps, or mode `trajectory` with a model that is no PDAE.
+            allows, or mode `trajectory` with a model that is no PDAE.
     """
     if options.morph is not None:
         check_writable_file(options.morph)

@@ -55,7 +55,7 @@ class Table:
 
 @lru_cache(maxsize=65536)
 def clean_value(text: str) -> str | None:
-    """Return a value as one spelling of all that tools write: 1.0 becomes 1; nan, NA and empty text become None."""
+    """Return a value in a common spelling: 1.0 becomes 1; nan, NA and empty text become None."""
     text = text.strip()
     if text.lower() in _MISSING:
         return None

@@ -90,8 +90,8 @@ def from_file(
 ) -> list[Column]:
     """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
 
-    A column of more than 32 different numbers, such as an age, becomes the attribute of having more than the median. A
-    column of different whole numbers, such as an index, does so only if `columns` names it.
+    A column of more than 32 different numbers, such as an age, becomes a binary attribute: the number is above the
+    median. Whole numbers that are all different, such as an index, become one only if `columns` names the column.
 
     Args:
         path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
@@ -155,7 +155,7 @@ def _above_median(
 
 
 def _numbers(values: Collection[str]) -> dict[str, float]:
-    """Return the number that each value spells, by value; empty if a value spells no finite number."""
+    """Parse values as numbers; return each value's number, by value, or {} if a value is no finite number."""
     try:
         numbers = {value: float(value) for value in values}
     except ValueError:
@@ -196,7 +196,10 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
 
 
 def _matched(rows: Mapping[str, int], names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
-    """Return the row index of each picture, by name, whose key is the key of one row and of no other picture."""
+    """Return the row index of each picture, by name, whose key is the key of one row and of no other picture.
+
+    `key` returns the part of a name that is compared.
+    """
     keys, counts = Counter(map(key, rows)), Counter(map(key, names))
     by_key = {key(name): number for name, number in rows.items() if keys[key(name)] == 1}
     return {name: by_key[k] for name in names if counts[k := key(name)] == 1 and k in by_key}

@@ -30,7 +30,7 @@ def check_strength(strength: float) -> float:
 class ModelDefaults(Config):
     """Options of which some, where the user leaves them out, are the values that the model's run was evaluated with."""
 
-    SECTION: ClassVar[str] = "reconstruction"  # of the model's saved options, see `models.saved_sampling`
+    SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # field here -> name in that section
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that are numbers of steps over the model's noise schedule
 

@@ -64,7 +64,9 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
 
 
 def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult:
-    """Add noise to a picture up to the strength, and sample from there under a prompt (SDEdit, Meng et al. 2022).
+    """Add noise to a picture and sample from there under a prompt (SDEdit, Meng et al. 2022).
+
+    The noise level is that of a share `options.strength` of the training timesteps.
 
     Raises:
         UserError: a file that is no picture, a prompt that does not fit the model, or more steps than the model's noise

@@ -18,7 +18,7 @@ MAX_BLOCK = 256  # codes sampled at a time, shared by the pictures that have non
 
 @dataclass(frozen=True)
 class AttributeThreshold:
-    """When a code is accepted: the attribute's probability is above a threshold."""
+    """The condition under which a code is accepted: the probability of an attribute is above a threshold."""
 
     attribute: str
     threshold: float = 0.5
@@ -52,8 +52,8 @@ def sample_accepted(
     """Sample codes for each seed until one is accepted. The result for a seed does not depend on the other seeds.
 
     Args:
-        sample: K seeds to K codes [K, D], each code from its own seed.
-        logit: codes [K, D] to the log-odds [K] that they have the attribute.
+        sample: function from K seeds to K codes [K, D], each code from its own seed.
+        logit: function from codes [K, D] to the log-odds [K] that they have the attribute.
         seeds: one for each picture.
         acceptance: the attribute, the threshold of its probability, and the most tries for each seed.
 

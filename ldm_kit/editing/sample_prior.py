@@ -65,7 +65,10 @@ def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SampleP
 
 
 def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | None:
-    """Return when a code is accepted, by default at a probability above 0.5; None if the options name no attribute."""
+    """Return the condition under which codes are accepted; None if the options name no attribute.
+
+    The threshold of the attribute's probability is 0.5 if the options have none.
+    """
     if options.attribute is None:
         return None
     threshold = 0.5 if options.threshold is None else options.threshold
