@@ -1,7 +1,7 @@
 """ldm_kit: train, condition, sample and edit your own latent diffusion models.
 
-Every name below is imported when it is first used, so that `import ldm_kit` alone loads neither torch nor diffusers.
-What each is for: docs/api.md.
+Every public name is imported on its first use, so that `import ldm_kit` alone loads neither torch nor diffusers.
+docs/api.md says what each name is for.
 """
 
 from importlib import import_module
@@ -102,7 +102,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on its first use (PEP 562); raises AttributeError for any other name."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ldm_kit' has no attribute {name!r}; its public names are {', '.join(__all__)}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -111,5 +111,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, also those that are not imported yet."""
+    """Return the module's names, including the public names that are not imported yet."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Functions of the public API that belong to no single room: `from ldm_kit import load`."""
+"""Functions of the public API that belong to no single subpackage: `from ldm_kit import load`."""
 
 from pathlib import Path
 
@@ -17,21 +17,23 @@ def load(
 ) -> Pipeline | SemanticModel | NoisyClassifier:
     """Load whatever model a folder holds; its model_index.json says which kind.
 
+    Nothing in the folder is run as code.
+
     Args:
-        folder: a saved model, the folder of a finished run (which holds model/) or of a checkpoint (which is exported
-            to the cache, with averaged weights), or any diffusers folder of a VAE, a
-            U-Net, a scheduler and, optionally, a CLIP text encoder.
-        device: where the networks are put.
-        precision: torch.bfloat16 or torch.float16: sampling runs under autocast to it; None: float32. A noisy
-            classifier always computes in float32.
+        folder: a saved model; the folder of a finished run, which holds model/; the folder of a checkpoint, which is
+            exported to the cache, with averaged (EMA) weights; or any diffusers folder of a VAE, a U-Net, a scheduler
+            and, optionally, a CLIP text encoder.
+        device: device of the networks.
+        precision: dtype of autocast while sampling, torch.bfloat16 or torch.float16; None: everything is computed in
+            float32. A noisy classifier always computes in float32.
 
     Returns:
         A `Pipeline` (diffusion of latents or of pixels), a `SemanticModel` (DiffAE, PDAE) or a `NoisyClassifier`, in
         evaluation mode.
 
     Raises:
-        UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others. Nothing
-            in the folder is run as code.
+        UserError: there is no such folder, or a component of the model is missing, broken, unknown, or does not fit
+            the others.
     """
     folder = saved_model(folder)
     match ModelFolder.open(folder).class_name:

@@ -1,4 +1,4 @@
-"""The command line: `run_cli` and `cli_errors` for scripts, and `app`, the console script `ldm-kit`."""
+"""Command-line tools: `run_cli` and `cli_errors` for scripts, and `app`, the console script `ldm-kit`."""
 
 from ldm_kit.cli.commands import app
 from ldm_kit.cli.errors import cli_errors

@@ -1,4 +1,4 @@
-"""The console script `ldm-kit`: versions, likelihoods, checkpoints as models, and those of other projects."""
+"""The console script `ldm-kit` with its commands doctor, nll, export and convert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerato
 
 @app.command()
 def doctor() -> None:
-    """Print the versions and devices that there are."""
+    """Print the versions of Python and of the main packages, and torch's device, attention and number of threads."""
     import torch
 
     from ldm_kit.training.run_folder import versions
@@ -37,7 +37,7 @@ def nll(
     request: LikelihoodRequest,
     device: Device = None,
 ) -> None:
-    """Bound the negative log-likelihood, in bits per dimension, of a run's held-out pictures under its model."""
+    """Compute an upper bound, in bits per dimension, on the negative log-likelihood of a run's held-out pictures."""
     with cli_errors():
         from ldm_kit.inference.likelihood import evaluate_likelihood
 
@@ -54,7 +54,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,
 ) -> None:
-    """Write the model of a checkpoint, with averaged weights, as a finished run writes its own."""
+    """Save the model of a checkpoint, with averaged (EMA) weights, as a finished run saves its model."""
     with cli_errors():
         from ldm_kit.methods.export import export as export_model
 
@@ -96,7 +96,7 @@ def pdae(
     out: Out,
     options: PdaeOptions,
 ) -> None:
-    """Convert a PDAE of ckczzj/PDAE to two saved models: OUT/base, which is frozen, and OUT/model on it."""
+    """Convert a PDAE of ckczzj/PDAE to two saved models: OUT/base, the pretrained model, and OUT/model, its PDAE."""
     with cli_errors():
         from ldm_kit.convert.pdae import convert_pdae
 

@@ -1,4 +1,4 @@
-"""What every command shares: a user's mistake is one sentence on stderr and exit status 2, a warning is one line."""
+"""Error handling of all commands: a user's mistake is one sentence on stderr and exit status 2, a warning one line."""
 
 import contextlib
 import logging
@@ -15,9 +15,11 @@ from ldm_kit.config import OldNameWarning, UserError
 
 @contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a user's mistake into one sentence on stderr and exit status 2; let other errors through with their trace.
+    """Report a user's mistake as one sentence on stderr, with exit status 2; let other errors pass with a traceback.
 
-    A warning of an old config key becomes one line on stderr.
+    Mistakes are a `UserError`, an `OSError` about a file, options that fail validation, errors of `autoencoder` and
+    `conditioning`, and a model that does not fit into memory. A warning about an old config key becomes one line on
+    stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
@@ -57,7 +59,10 @@ def _old_names_in_one_line() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """Return the sentence of an error of our own packages, or of memory that ran out; raise any other error again."""
+    """Return the message to print for an `AutoencoderError`, a `ConditioningError` or memory that ran out.
+
+    Any other error is raised again.
+    """
     from autoencoder.base import AutoencoderError  # imported here: `--help` must not wait for torch
     from conditioning.base import ConditioningError
     from ldm_kit.memory import is_out_of_memory

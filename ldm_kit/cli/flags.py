@@ -1,12 +1,13 @@
-"""Command lines from functions: parameters are flags, and a parameter of a `Config` class is one flag for each field.
+"""Build command lines from functions: each parameter is a flag, and a parameter of a `Config` class one flag per field.
 
-A field gives its flag all that there is to know of it:
+A field of a `Config` class decides all about its flag:
 
-- its name is the flag (`--guidance_scale`), its description the help, its constraints the range in help and errors;
-- `validation_alias=AliasChoices("new", "old")`: `--old` is read for one more release, with a warning;
-- `json_schema_extra={"positional": True}`: an argument instead of a flag;
+- the field's name is the flag (`--guidance_scale`), its description the help, its constraints the range that help and
+  errors show;
+- `validation_alias=AliasChoices("new", "old")`: the flag `--old` is read for one more release, with a warning;
+- `json_schema_extra={"positional": True}`: the field is a positional argument instead of a flag;
 - `json_schema_extra={"flags": ["--class"]}`: further spellings of the flag;
-- `json_schema_extra={"own": True}`: where the flag is left out, the value is the model's own, else the default.
+- `json_schema_extra={"own": True}`: without the flag, the value is the one saved with the model, or else the default.
 """
 
 import functools
@@ -24,17 +25,18 @@ from pydantic.fields import FieldInfo
 from ldm_kit.cli.errors import cli_errors, warn
 from ldm_kit.config import Config, UserError
 
-_CONTEXT = "command_context"  # the wrapper's parameter for typer's context, which knows what the user has given
+_CONTEXT = "command_context"  # parameter by which a flattened command gets typer's context
 _RANGES = {"ge": "{} or more", "gt": "over {}", "le": "{} or less", "lt": "under {}"}
 
 
 def run_cli(
     main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """Run a function as a command: its parameters are the flags, its docstring the help.
+    """Run a function as a command-line program: its parameters are the flags, its docstring is the help.
 
     Args:
-        main: the command; of several functions each is a subcommand by its name, and the first name may be left out.
+        main: the function; or several functions, each of which is a subcommand with the function's name. The first of
+            several also runs where the command line names no subcommand.
         arguments: the command line without the program's name; None: that of this process.
 
     Raises:
@@ -61,7 +63,11 @@ def run_cli(
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command whose parameters of `Config` classes are replaced by one parameter for each field."""
+    """Return a command that has one parameter for each field of a `Config` class, instead of a parameter of that class.
+
+    The returned command builds the configs from the flags that the user gave, and calls `command` with them. A command
+    without parameters of `Config` classes is returned unchanged.
+    """
     hints = get_type_hints(command, include_extras=True)
     configs = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Config)}
     if not configs:
@@ -90,14 +96,14 @@ def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def build_config(kind: type[Config], values: Mapping[str, Any]) -> Any:
-    """Build a config from what the user has given on the command line.
+    """Build a config from the values that the user gave on the command line.
 
     Args:
         kind: the config's class.
-        values: by field name, or by a field's old name, which is warned of; others are ignored.
+        values: values by field name, or by a field's old name, which prints a warning; other names are ignored.
 
     Raises:
-        UserError: a value that the class refuses; names the flag, the value and the range.
+        UserError: a value that the class does not allow; the message names the flag, the value and the range.
     """
     chosen: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
@@ -117,7 +123,7 @@ def build_config(kind: type[Config], values: Mapping[str, Any]) -> Any:
 
 
 def value_range(field: FieldInfo) -> str:
-    """Return the values that a field allows, in words, such as `0 to 1`, `1 or more` or `a, b or c`; "" for any."""
+    """Return the values that a field allows, in words: `0 to 1`, `1 or more`, `a, b or c`; "" if it allows any."""
     *others, last = [str(value) for value in _choices(field)] or [""]
     if others or last:
         return f"{', '.join(others)} or {last}" if others else last
@@ -129,7 +135,7 @@ def value_range(field: FieldInfo) -> str:
 
 
 def _parameters(kind: type[Config]) -> Iterator[inspect.Parameter]:
-    """Yield the parameter of each field of a config, and hidden ones for its old names."""
+    """Yield one parameter for each field of a config class, and a hidden one for each old name of a field."""
     for name, field in kind.model_fields.items():
         annotation, old = _annotation(field), _names(name, field)[1:]
         default = field.get_default(call_default_factory=True)
@@ -168,7 +174,7 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> bool | str:
-    """Return what the help says of the default: its value, or that a model may have its own."""
+    """Return typer's `show_default`: True shows the default; a text says that the model's own value comes first."""
     if not _extra(field).get("own"):
         return True
     default = field.get_default(call_default_factory=True)
@@ -180,7 +186,10 @@ def _spellings(name: str, field: FieldInfo) -> list[str]:
 
 
 def _annotation(field: FieldInfo) -> Any:
-    """Return a field's type as typer takes it: without Literal, and with list for a tuple of any length."""
+    """Return a field's type in a form that typer takes.
+
+    A Literal becomes the type of its values; a Sequence, or a tuple of any length, becomes a list.
+    """
     kind, optional = _without_none(field.annotation)
     if get_origin(kind) is Literal:
         kind = type(get_args(kind)[0])
@@ -209,13 +218,13 @@ def _extra(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names by which pydantic reads a field: the present one, then those of older releases."""
+    """Return the names under which pydantic reads a field: the present name, then those of older releases."""
     aliases = field.validation_alias
     return [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return pydantic's complaint of one field, or of several together, in the words of the command line."""
+    """Return pydantic's error about one field, or about several together, as a sentence that names the flag."""
     text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
     fields = {alias: name for name, field in kind.model_fields.items() for alias in [name, *_names(name, field)]}
     name = next((fields[key] for key in fault["loc"] if key in fields), None)

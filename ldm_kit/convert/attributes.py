@@ -1,4 +1,4 @@
-"""Directions for editing from a published linear classifier of codes."""
+"""Attribute directions for `edit.py` from a published linear classifier of semantic codes."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from ldm_kit.convert.checkpoint_files import read_names
 from ldm_kit.models.directions import DirectionRecord, Directions, stack_directions
 from ldm_kit.models.linear_fit import Fit
 
-STRENGTH = 0.3  # that both papers' code uses
+STRENGTH = 0.3  # edit strength in DiffAE's and PDAE's published code, in units of sqrt(D)
 # fmt: off
-CELEBA = (  # in the order of the columns of CelebA's list of attributes
+CELEBA = (  # in the order of the columns of CelebA's attribute list
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
     "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses",
     "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache",
@@ -25,19 +25,20 @@ CELEBA = (  # in the order of the columns of CelebA's list of attributes
 
 
 def classifier_directions(weight: Tensor, bias: Tensor, names: Path | None, key: str) -> Directions:
-    """Return the directions of a linear classifier of normalised codes, as `edit.py` uses them.
+    """Return one attribute direction for each row of a linear classifier of normalised codes, as `edit.py` uses them.
 
-    The file does not hold the number of training pictures, nor the mean code with each attribute: the mean of all
-    codes, moved by the published strength, stands for the latter.
+    A classifier's file holds neither the number of training pictures, which is recorded as 0, nor the mean code of the
+    pictures with an attribute. The latter is approximated: the mean of all codes, moved along the direction by the
+    published edit strength.
 
     Args:
-        weight: [K, D], a row for each attribute.
-        bias: [K].
-        names: a text file, one name a line; None: the 40 attributes of CelebA.
-        key: `protocol.encoder_digest` of the model.
+        weight: the classifier's weights [K, D], one row for each of the K attributes.
+        bias: its biases [K].
+        names: a text file of the K attributes' names, one a line; None: the 40 attributes of CelebA.
+        key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
 
     Raises:
-        UserError: another number of names, a row of length 0, or numbers that are not finite.
+        UserError: another number of names than K, a row that is all zero, or numbers that are not finite.
     """
     attributes = _attribute_names(names, len(weight))
     lengths = weight.norm(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Checkpoint files read as data: safetensors, or torch's own format restricted to tensors, numbers and text.
+"""Reading of checkpoint files as data: safetensors, or torch's own format restricted to tensors, numbers and text.
 
-Pickled code in a file is never run. Checkpoints of a training hold more than weights; only their tensors are taken.
+Pickled code in a file is never run. A training checkpoint holds more than weights; only its tensors are returned.
 """
 
 import re
@@ -18,10 +18,10 @@ from ldm_kit.paths import check_writable
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors file, or from a file of `torch.save` that holds tensors alone.
+    """Read a state dict from a .safetensors file, or from a file of `torch.save` that holds nothing but named tensors.
 
     Raises:
-        UserError: it cannot be read, holds anything else, or would need pickled code to run.
+        UserError: the file cannot be read, holds anything else, or would need pickled code to run.
     """
     content = _read(path)
     if not (
@@ -32,16 +32,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, weights: str) -> dict[str, Tensor]:
-    """Read all tensors of a training's checkpoint: of its `state_dict`, or else of the dicts in it, named "a.b".
+    """Read the tensors in a training checkpoint's `state_dict` or, if there is no such entry, in the whole checkpoint.
+
+    The checkpoint may hold dicts of tensors: the tensor "b" of a dict "a" is returned under the name "a.b".
 
     Args:
         path: .safetensors, or a file of `torch.save`.
-        weights: Python that takes the weights out of the whole checkpoint `c`; a user may run it himself.
+        weights: a Python expression for the weights in a loaded checkpoint `c`. Where the file needs pickled code to
+            run, the error message shows a command with this expression, which extracts the weights.
 
     Raises:
-        UserError: it cannot be read, holds no tensors by name, or would need pickled code to run.
+        UserError: the file cannot be read, holds no named tensors, or would need pickled code to run.
     """
-    name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE"  # it is to be typed into a shell
+    name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE"  # for a shell command
     keep = f"c = torch.load({name!r}, map_location='cpu', weights_only=False); torch.save({weights}, 'weights.pt')"
     export = (
         f'; where you trust it, run python -c "import torch; {keep}" beside the code that wrote it, and convert that'
@@ -63,14 +66,14 @@ def _read(path: Path, export: str = "") -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file ({error})") from None
-    except Exception:  # of many unrelated classes: no archive, a broken one, or one that asks for code
+    except Exception:  # of many unrelated classes: no archive, a broken one, or one that needs pickled code
         raise UserError(
             f"{path} holds no plain tensors that torch can read; pickled code is never run{export}"
         ) from None
 
 
 def _flatten(tree: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a dict under their names, and those of dicts in it under both names."""
+    """Return a dict's tensors by name, and the tensors of each dict inside it as `outer.inner`; ignore the rest."""
     tensors: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):
@@ -81,16 +84,16 @@ def _flatten(tree: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def read_names(path: Path, count: int, what: str, things: str) -> list[str]:
-    """Read the lines of a text file, which must be `count` different names.
+    """Read a text file of exactly `count` different names, one a line.
 
     Args:
-        path: UTF-8 text, one name a line.
-        count: as many as the network knows.
-        what: one of the names, for error messages.
-        things: what the network knows, for error messages.
+        path: the file, in UTF-8; empty lines are ignored.
+        count: expected number of names: how many classes or attributes the network distinguishes.
+        what: a word for one name in error messages, such as "class name".
+        things: a word for what the network distinguishes in error messages, such as "classes".
 
     Raises:
-        UserError: it cannot be read, holds another number of names, or one name twice.
+        UserError: the file cannot be read, holds another number of names, or holds one name twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -105,7 +108,7 @@ def read_names(path: Path, count: int, what: str, things: str) -> list[str]:
 
 
 def check_unused(out: Path) -> None:
-    """Check that a folder is new or empty, and that it can be written; raises UserError."""
+    """Check that an output folder is new or empty and can be written; raises UserError if not."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; expected the name of a new folder")
     check_writable(out)

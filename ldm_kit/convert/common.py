@@ -1,4 +1,7 @@
-"""What DiffAE's and PDAE's checkpoints have in common: code statistics, a prior, and a classifier of attributes."""
+"""Conversion steps that DiffAE's and PDAE's checkpoints share.
+
+They read the statistics of codes, a prior over codes, and a classifier of attributes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,28 +32,28 @@ from ldm_kit.nets.mlp_skip import SkipMLP
 
 NOISE = ScheduleConfig(kind="linear")
 PRIOR_NOISE = ScheduleConfig(kind="constant")
-_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # names in DiffAE's files, and in PDAE's and our own
+_MEANS, _STDS = ("conds_mean", "mean"), ("conds_std", "std")  # names in DiffAE's files; names in PDAE's and ours
 N = TypeVar("N", bound=nn.Module)
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation of the training set's codes."""
+    """Mean and standard deviation of the training set's codes, in each of their D dimensions."""
 
     mean: Tensor  # [D]
     std: Tensor  # [D]
 
 
 class AttributeClassifier(NamedTuple):
-    """A linear classifier of K attributes on normalised codes."""
+    """A linear classifier of K attributes, which takes normalised codes [N, D]."""
 
     weight: Tensor  # [K, D]
     bias: Tensor  # [K]
-    statistics: Statistics | None  # of the codes that it was trained on, where its file holds them
+    statistics: Statistics | None  # of the codes that it was trained on; None: its file holds none
 
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Put a file's name before the message of any UserError."""
+    """Put a file's path before the message of any UserError that is raised in the `with` block."""
     try:
         yield
     except UserError as error:
@@ -58,15 +61,15 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 
 def load_network(build: Callable[[], N], weights: Mapping[str, Tensor], name: str) -> N:
-    """Build a network in evaluation mode with these weights, all of them.
+    """Build a network and load a complete state dict into it; return it in evaluation mode, without gradients.
 
     Args:
-        build: the network, with random weights.
-        weights: a state dict.
-        name: of the network, for error messages.
+        build: returns the network with random weights.
+        weights: the state dict.
+        name: what error messages call the network.
 
     Raises:
-        UserError: the network cannot be built, or has other weights.
+        UserError: the network cannot be built, or `weights` has other names or shapes than the network.
     """
     try:
         net = build()
@@ -82,10 +85,15 @@ def load_network(build: Callable[[], N], weights: Mapping[str, Tensor], name: st
 
 
 def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
-    """Return the side of the pictures, given by the user or inferred from the file.
+    """Return the side of a model's pictures in pixels, as given by the user or inferred from the checkpoint.
+
+    Args:
+        given: the user's --image_size; None: not given.
+        inferred: the side that the checkpoint shows; None: it shows none.
+        halvings: how often the network halves the side.
 
     Raises:
-        UserError: neither or both but different, or a side that cannot be halved so often.
+        UserError: both are None, both are there but differ, or the side is not divisible by 2**halvings.
     """
     if given is not None and inferred is not None and given != inferred:
         raise UserError(f"its pictures have the side {inferred}, not --image_size {given}; leave that out")
@@ -98,7 +106,11 @@ def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
 
 
 def build_prior(weights: Mapping[str, Tensor], width: int) -> CodePrior:
-    """Build the prior over codes [N, width] from a latent net's state dict; raises UserError for other weights."""
+    """Build the prior over codes [N, width] from the state dict of its network, which DiffAE calls the latent net.
+
+    Raises:
+        UserError: the weights are another network's, or are for codes of another width.
+    """
     state_dict, settings = diffae_weights.prior_from(weights)
     if settings["z_width"] != width:
         raise UserError(f"the prior is for codes of {settings['z_width']} numbers, the encoder's have {width}")
@@ -107,10 +119,15 @@ def build_prior(weights: Mapping[str, Tensor], width: int) -> CodePrior:
 
 
 def load_classifier(path: Path | None, width: int, weights: str) -> AttributeClassifier | None:
-    """Load the averaged weights of a classifier of codes with `width` numbers; None without a path.
+    """Load an attribute classifier of codes [N, width] with its averaged (EMA) weights; return None if `path` is None.
+
+    Args:
+        path: the classifier's checkpoint.
+        width: D, numbers in a code.
+        weights: the Python expression for error messages of `read_checkpoint`.
 
     Raises:
-        UserError: another kind of file, or a classifier of other codes.
+        UserError: another kind of file, or a classifier of codes of another width.
     """
     if path is None:
         return None
@@ -126,10 +143,10 @@ def load_classifier(path: Path | None, width: int, weights: str) -> AttributeCla
 
 
 def find_statistics(state_dict: Mapping[str, Tensor], width: int) -> Statistics | None:
-    """Find the statistics of codes with `width` numbers among a file's tensors; None where there are none.
+    """Return the mean and deviation of codes [N, width] among a file's named tensors; None if they are not there.
 
     Raises:
-        UserError: statistics of another width, not finite, or a deviation that is not positive.
+        UserError: the statistics have another width or are not finite, or a deviation is not positive.
     """
     mean = next((state_dict[name].flatten().float() for name in _MEANS if name in state_dict), None)
     std = next((state_dict[name].flatten().float() for name in _STDS if name in state_dict), None)
@@ -148,17 +165,21 @@ def resolve_statistics(
     classifier: AttributeClassifier | None,
     encoder: Encoder,
 ) -> Statistics:
-    """Return the codes' statistics: the checkpoint's own, of a file, of a folder's pictures, or the classifier's.
+    """Return the mean and deviation of the training set's codes, which normalise the codes.
+
+    The sources are, in this order: the checkpoint; the file of statistics, or the folder of training pictures, that
+    `options` name; the classifier's file.
 
     Args:
-        checkpoint: the file's name, for error messages.
-        own: the statistics in the checkpoint.
-        options: name the file or the folder.
-        classifier: must have been trained with the same statistics.
-        encoder: that encodes the folder's pictures.
+        checkpoint: path of the checkpoint, for error messages.
+        own: the statistics in the checkpoint; None: it has none.
+        options: --statistics FILE or --images DIR.
+        classifier: if the classifier's file holds statistics, they must equal the result.
+        encoder: encodes the folder's pictures.
 
     Raises:
-        UserError: there are none, two that differ, or a file that holds none.
+        UserError: there is no source, there are two of checkpoint, file and folder, the file holds no statistics, or
+            the classifier was trained with other statistics.
     """
     given = [options.statistics is not None, options.images is not None]
     if sum(given) > 1 or (any(given) and own is not None):
@@ -179,7 +200,7 @@ def resolve_statistics(
 
 
 def _given_statistics(options: SemanticCheckpointOptions, encoder: Encoder) -> Statistics | None:
-    """Return the statistics of the options' file, or of their folder's pictures."""
+    """Return the statistics in the file, or of the pictures in the folder, that the options name; else None."""
     width = encoder.config["z_width"]
     if options.statistics is not None:
         state_dict = read_checkpoint(options.statistics, "{k: c[k] for k in c if k.endswith(('mean', 'std'))}")
@@ -205,7 +226,13 @@ def _close(one: Statistics, other: Statistics) -> bool:
 def save_directions(
     folder: Path, model: SemanticModel, classifier: AttributeClassifier | None, names: Path | None
 ) -> Directions | None:
-    """Save the classifier's directions beside a saved model, for `edit.py --attribute`; raises UserError."""
+    """Save an attribute classifier's directions in a saved model's folder, for `edit.py --attribute`; return them.
+
+    Returns None without a classifier.
+
+    Raises:
+        UserError: `names` without a classifier, or names that do not fit the classifier.
+    """
     if classifier is None:
         if names is not None:
             raise UserError("--attributes names what a --classifier knows; give both, or leave it out")
@@ -217,7 +244,7 @@ def save_directions(
 
 
 def describe(model: SemanticModel, kind: str, directions: Directions | None) -> str:
-    """Describe a converted model in a phrase."""
+    """Return a phrase on a converted model: its kind, size of pictures, width of codes, prior and attributes."""
     phrases = [f"{kind} of {model.resolution} px pictures, codes of {model.z_width} numbers"]
     phrases += [] if model.prior is None else ["a prior to sample them from"]
     phrases += [] if directions is None else [f"{len(directions.names)} attributes to change"]

@@ -1,10 +1,10 @@
-"""Conversion of checkpoints of phizaz/diffae to folders of ours.
+"""Conversion of checkpoints of phizaz/diffae to saved models.
 
-Its published files, and the options that they need:
+The files that phizaz/diffae published, what they hold, and the options that they need or serve:
 
-    NAME_autoenc/last.ckpt         encoder and U-Net: --statistics NAME_autoenc/latent.pkl, or --images
-    NAME_autoenc_latent/last.ckpt  the prior and the statistics as well
-    NAME_autoenc_cls/last.ckpt     --classifier, of CelebA-HQ's attributes; it holds the statistics, too
+    NAME_autoenc/last.ckpt         encoder and U-Net; needs --statistics NAME_autoenc/latent.pkl, or --images
+    NAME_autoenc_latent/last.ckpt  encoder, U-Net, prior over codes, and statistics of codes
+    NAME_autoenc_cls/last.ckpt     for --classifier: a classifier of CelebA-HQ's attributes, and statistics of codes
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,13 @@ _PRIOR = "latent_net."
 
 
 def convert_diffae(checkpoint: Path, out: Path, options: SemanticCheckpointOptions) -> str:
-    """Convert a checkpoint to the folder `out`, for `SemanticModel.load` and edit.py; return its description.
+    """Convert a checkpoint of DiffAE to a saved model in the folder `out`; return a description of the model.
+
+    `SemanticModel.load(out)` and edit.py open the result.
 
     Raises:
-        UserError: a file cannot be read or is no such checkpoint, a file of the options does not fit it or is missing,
-            or `out` is in use.
+        UserError: a file cannot be read or is not DiffAE's, a file that `options` name does not fit the checkpoint or
+            is missing, or `out` is in use.
     """
     check_unused(out)
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
@@ -63,7 +65,7 @@ def convert_diffae(checkpoint: Path, out: Path, options: SemanticCheckpointOptio
 def _networks(
     state_dict: Mapping[str, Tensor], ema_state_dict: Mapping[str, Tensor], image_size: int | None
 ) -> tuple[SemanticEncoder, CodeDecoder, int]:
-    """Build both networks; return them with the side of the pictures."""
+    """Build the encoder and the decoder from the averaged weights; return both and the side of the pictures."""
     weights, settings = diffae_weights.encoder_from(ema_state_dict)
     encoder = load_network(lambda: SemanticEncoder(**settings), weights, "encoder")
     size = picture_size(image_size, _noise_size(state_dict), len(settings["widths"]) - 1)
@@ -77,6 +79,6 @@ def _networks(
 
 
 def _noise_size(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Return the side of the noise that their training stores to sample from; None where the file has none."""
+    """Return the side of `x_T`, the fixed noise that DiffAE samples from during training; None if it is not there."""
     noise = state_dict.get("x_T")
     return None if noise is None or noise.dim() != 4 else noise.shape[-1]

@@ -1,8 +1,9 @@
-"""Conversion of weights of phizaz/diffae: pure functions from a state dict to ours and the constructor's settings.
+"""Conversion of weights of phizaz/diffae: pure functions from its state dict to ours and our constructor's settings.
 
-A `.ckpt` holds `model.*` and `ema_model.*`: take one with `strip_prefix(state_dict, "ema_model.")`. In it the U-Net's
-names are ADM's with a second projection in every block, `encoder.*` is the encoder, and `latent_net.*` the prior, if
-there is one. Settings are inferred from the shapes.
+A `.ckpt` holds two copies of the weights, `model.*` and, averaged, `ema_model.*`; `strip_prefix(state_dict,
+"ema_model.")` takes the averaged copy. In a copy, `encoder.*` is the encoder and `latent_net.*` the network of the
+prior, if there is one. All other names are the U-Net's: ADM's names, with a second projection, of the code, in every
+block. Settings are inferred from the tensors' shapes.
 """
 
 import re
@@ -27,7 +28,7 @@ from ldm_kit.nets.semantic_unet import SemanticUNet
 
 Settings = dict[str, Any]
 Converted = tuple[dict[str, Tensor], Settings]
-_Position = tuple[str, int, int]  # (half, block, layer)
+_Position = tuple[str, int, int]  # (input_blocks or middle_block, block, layer in the block)
 ONE_HEAD = Heads(count=1)
 _SINGLE_CONV = {"in_layers.0": "norm", "in_layers.2": "conv", "skip_connection": "skip"}
 _ENDS = {"input_blocks.0.0": "conv_in", "out.0": "norm", "out.3": "out"}
@@ -36,7 +37,11 @@ _PRIOR = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": 
 
 
 def strip_prefix(state_dict: State, prefix: str) -> dict[str, Tensor]:
-    """Return the entries whose names have a prefix, such as `ema_model.`, without it; raises UserError for none."""
+    """Return the entries whose names begin with a prefix, such as `ema_model.`, with the prefix removed from the names.
+
+    Raises:
+        UserError: no name begins with the prefix.
+    """
     entries = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     if not entries:
         raise UserError(
@@ -46,14 +51,14 @@ def strip_prefix(state_dict: State, prefix: str) -> dict[str, Tensor]:
 
 
 def unet_from(state_dict: State, *, image_size: int) -> Converted:
-    """Convert an autoencoder's decoder; return its weights and settings, for `SemanticUNet(**settings)`.
+    """Convert the U-Net of DiffAE; return its state dict and the settings for `SemanticUNet(**settings)`.
 
     Args:
-        state_dict: `strip_prefix(checkpoint, "ema_model.")`; encoder and latent net in it are ignored.
-        image_size: side of the pictures that it was trained on.
+        state_dict: `strip_prefix(checkpoint, "ema_model.")`; the encoder and the latent net in it are ignored.
+        image_size: side of the training pictures in pixels.
 
     Raises:
-        UserError: these are other weights, or some are missing or too many.
+        UserError: the weights are another network's, or some are missing or too many.
     """
     own = {
         name.replace("time_embed.time_embed.", "time_embed.", 1): value
@@ -77,21 +82,28 @@ def unet_from(state_dict: State, *, image_size: int) -> Converted:
 
 
 def original_name_with_code(name: str, layout: Layout, projection: str) -> str:
-    """Return `original_name` in a network whose blocks also have a projection of a code, called `projection`."""
+    """Return the original name of a weight in a network whose blocks have a time projection and a code projection.
+
+    Args:
+        name: our name of the weight.
+        layout: the layout of the network.
+        projection: original name of a block's code projection, such as `cond_emb_layers`.
+    """
     plain = re.sub(r"time_emb_proj\.(time|semantic)", "time_emb_proj", name)
     original = original_name(plain, layout)
     return original.replace("emb_layers", projection) if ".semantic." in name else original
 
 
 def encoder_from(state_dict: State, *, layers: int = 2) -> Converted:
-    """Convert an encoder; return its weights and settings, for `conditioning.semantic.SemanticEncoder(**settings)`.
+    """Convert DiffAE's encoder; return its state dict and the settings for `SemanticEncoder(**settings)`.
 
     Args:
         state_dict: `strip_prefix(checkpoint, "ema_model.")`; other networks in it are ignored.
-        layers: blocks of each level, which no shape tells, as the blocks that downsample look like the others.
+        layers: residual blocks of each level. The shapes do not tell their number, as the blocks that downsample look
+            like the others.
 
     Raises:
-        UserError: these are other weights, or blocks that are no levels of so many layers.
+        UserError: the weights are another network's, or the number of blocks does not divide into levels of `layers`.
     """
     own = strip_prefix(state_dict, "encoder.")
     positions = sorted({position for position in map(_position, own) if position is not None})
@@ -107,22 +119,22 @@ def encoder_from(state_dict: State, *, layers: int = 2) -> Converted:
         "layers": layers,
     }
     positions.remove(("input_blocks", 0, 0))
-    modules = {position: f"body.{i}" for i, position in enumerate(positions)}  # in order: input blocks, then the middle
+    modules = {position: f"body.{i}" for i, position in enumerate(positions)}  # input blocks, then the middle
     tensors = [_encoder_tensors(name, value, modules) for name, value in own.items()]
     return {name: value for converted in tensors for name, value in converted.items()}, settings
 
 
 def prior_from(state_dict: State) -> Converted:
-    """Convert a latent net; return its weights and settings, for `SkipMLP(**settings)`.
+    """Convert the network of a prior (DiffAE's latent net); return its state dict and the settings for `SkipMLP`.
 
     Args:
-        state_dict: DiffAE's `strip_prefix(state_dict, "latent_net.")`, or PDAE's.
+        state_dict: the latent net's weights, with no prefix before their names; PDAE's latent nets have the same names.
 
     Raises:
-        UserError: these are other weights, or some are missing or too many.
+        UserError: the weights are another network's, or some are missing or too many.
     """
     last = max((int(m[1]) for m in (re.match(r"layers\.(\d+)\.", name) for name in state_dict) if m), default=0)
-    unused = (f"layers.{last}.linear_emb", f"layers.{last}.cond_layers")  # some versions make them, none uses them
+    unused = (f"layers.{last}.linear_emb", f"layers.{last}.cond_layers")  # in some versions; no version uses them
     own = {n: v for n, v in state_dict.items() if ".cond_layers." not in n and not n.startswith(unused)}
     settings = {
         "z_width": shape_of(own, "time_embed.2.weight")[0],
@@ -138,13 +150,13 @@ def prior_from(state_dict: State) -> Converted:
 def convert_state_dict(
     state_dict: State, build: Callable[[], nn.Module], source_of: Callable[[str], str], heads: Heads
 ) -> dict[str, Tensor]:
-    """Convert every weight of a network of ours from a state dict.
+    """Return the state dict of a network of ours, converted from the original network's state dict.
 
     Args:
         state_dict: the original weights.
-        build: the network of ours.
-        source_of: a name of ours to the original name.
-        heads: of its attention.
+        build: returns our network; called on the meta device, for its names and shapes alone.
+        source_of: returns the original name of the weight that has a name of ours.
+        heads: how attention is divided into heads.
 
     Raises:
         UserError: the network and `state_dict` do not have the same weights in the same shapes.
@@ -169,14 +181,21 @@ def convert_state_dict(
 
 
 def attention_tensors(prefix: str, layer: str, value: Tensor, heads: Heads) -> dict[str, Tensor]:
-    """Convert a weight of ADM's attention (`qkv.weight` and so on) to one or three of ours; none for other layers."""
+    """Convert one weight of ADM's attention to our one or three weights; return an empty dict for any other layer.
+
+    Args:
+        prefix: our name of the attention module.
+        layer: the weight's original name within the module, such as `qkv.weight`.
+        value: the weight.
+        heads: how attention is divided into heads.
+    """
     module, _, kind = layer.rpartition(".")
     names = [f"{prefix}.{own}.{kind}" for own, original in _ATTENTION.items() if original == module]
     return {name: convert_tensor(name, value, heads).float().contiguous() for name in names}
 
 
 def _encoder_tensors(name: str, value: Tensor, modules: Mapping[_Position, str]) -> dict[str, Tensor]:
-    """Convert one weight of an encoder to one or three of ours."""
+    """Convert one weight of the encoder, by its original name, to one weight of ours, or three for qkv of attention."""
     module, _, kind = name.rpartition(".")
     if module in _ENDS:
         return {f"{_ENDS[module]}.{kind}": value.float().flatten(1) if name == "out.3.weight" else value.float()}
@@ -192,7 +211,7 @@ def _encoder_tensors(name: str, value: Tensor, modules: Mapping[_Position, str])
 
 
 def _position(name: str) -> _Position | None:
-    """Return (half, block, layer) of a name; None for the head."""
+    """Return (half, block, layer) of an encoder weight by its original name; None for the layers after the blocks."""
     if match := re.match(r"input_blocks\.(\d+)\.(\d+)\.", name):
         return "input_blocks", int(match[1]), int(match[2])
     if match := re.match(r"middle_block\.(\d+)\.", name):
@@ -201,7 +220,7 @@ def _position(name: str) -> _Position | None:
 
 
 def _prior_name(name: str, last: int) -> str:
-    """Return the original name of a weight of `SkipMLP`."""
+    """Return DiffAE's name of a weight of our `SkipMLP`; `last` is the index of DiffAE's last layer."""
     module, kind = name.rsplit(".", 1)
     if module == "out":
         return f"layers.{last}.linear.{kind}"
@@ -211,6 +230,6 @@ def _prior_name(name: str, last: int) -> str:
 
 
 def _unet_name(name: str, layout: Layout) -> str:
-    """Return the original name of a weight of `SemanticUNet`."""
+    """Return DiffAE's name of a weight of our `SemanticUNet`."""
     plain = name.removeprefix("unet.").replace("time_embedding.embedding.", "time_embedding.")
     return original_name_with_code(plain, layout, "cond_emb_layers")

@@ -1,13 +1,13 @@
-"""Conversion of checkpoints of openai/guided-diffusion to folders of ours.
+"""Conversion of checkpoints of openai/guided-diffusion to saved models.
 
-The files that openai/guided-diffusion published need these options, as its README has it:
+The files that openai/guided-diffusion published need these options, according to the README there:
 
     64x64_diffusion.pt     --kind unet --image_size 64 --schedule cosine --new_attention_order
     128x128_diffusion.pt   --kind unet --image_size 128 --heads 4
-    256x256_diffusion.pt   --kind unet --image_size 256, and so its unconditional twin and lsun_*.pt
+    256x256_diffusion.pt   --kind unet --image_size 256; the unconditional 256 px model and lsun_*.pt need the same
     512x512_diffusion.pt   --kind unet --image_size 512
     64x64_classifier.pt    --kind classifier --image_size 64 --schedule cosine
-    NxN_classifier.pt      --kind classifier --image_size N
+    NxN_classifier.pt      --kind classifier --image_size N, for other N
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,13 @@ from ldm_kit.training.checkpoint import write
 
 
 def convert_guided_diffusion(checkpoint: Path, out: Path, options: GuidedDiffusionOptions) -> str:
-    """Convert a checkpoint to the folder `out`, for `Pipeline.load` or `NoisyClassifier.load`; return its description.
+    """Convert a checkpoint of openai/guided-diffusion to a saved model in the folder `out`; return a description of it.
+
+    `Pipeline.load(out)` opens a denoiser, `NoisyClassifier.load(out)` a classifier.
 
     Raises:
-        UserError: the file cannot be read or is no such checkpoint, the options do not fit it, or `out` is in use.
+        UserError: the file cannot be read or is not openai/guided-diffusion's, the options do not fit it, or `out` is
+            in use.
     """
     check_unused(out)
     state_dict = read_weights(checkpoint)
@@ -88,7 +91,11 @@ def _classifier(state_dict: dict[str, Tensor], options: GuidedDiffusionOptions) 
 
 
 def _class_names(names: Path | None, numbers: Sequence[str]) -> list[str]:
-    """Return the names in a file, one a line, or else the numbers; raises UserError unless there is one for each."""
+    """Return the class names in the file `names`, one a line; or, if `names` is None, `numbers` as names.
+
+    Raises:
+        UserError: the file does not hold one name for each of the numbers.
+    """
     return list(numbers) if names is None else read_names(names, len(numbers), "class name", "classes")
 
 

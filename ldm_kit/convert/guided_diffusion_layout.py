@@ -1,8 +1,8 @@
 """Layout of the checkpoints of openai/guided-diffusion: its parameter names, and settings inferred from shapes.
 
-Its networks are lists of blocks without names: `layers` blocks and one that downsamples in each level of the
-down path, one block more in each level of the up path, the last of which also upsamples. Our networks (diffusers') are
-nested by level.
+Its networks are lists of blocks without names. In the down path, a level is `layers` residual blocks and one block that
+downsamples; in the up path, `layers` + 1 blocks, the last of which also upsamples. The level with the smallest features
+does not downsample, the level with the largest does not upsample. Our networks, like diffusers', are nested by level.
 """
 
 import re
@@ -48,14 +48,18 @@ _POSITION = "pool.position"
 
 @dataclass(frozen=True)
 class Heads:
-    """How attention is divided into heads, which no shape tells: by channels of a head, or by number of heads."""
+    """How attention is divided into heads, which no shape tells: by the channels of a head, or by the heads' number."""
 
-    size: int = 64  # channels
-    count: int | None = None  # takes the place of `size`
-    new_order: bool = False  # qkv is [3, heads, channels] (use_new_attention_order), not [heads, 3, channels]
+    size: int = 64  # channels of a head
+    count: int | None = None  # number of heads; None: `size` decides it
+    new_order: bool = False  # qkv is [3, heads, channels] (use_new_attention_order); else [heads, 3, channels]
 
     def number(self, width: int) -> int:
-        """Return the number of heads of attention over a width; raises UserError where it cannot be divided."""
+        """Return the number of heads of an attention over `width` channels.
+
+        Raises:
+            UserError: the channels cannot be divided into these heads.
+        """
         if width % (self.size if self.count is None else self.count):
             cut = f"heads of {self.size} channels" if self.count is None else f"{self.count} heads"
             raise UserError(f"attention over {width} channels cannot be cut into {cut}; expected another number")
@@ -64,14 +68,14 @@ class Heads:
 
 @dataclass(frozen=True)
 class Layout:
-    """Settings of a network that the shapes of its checkpoint tell."""
+    """Settings of a network, inferred from the shapes in its checkpoint."""
 
-    widths: tuple[int, ...]  # of each level, the first at the picture's resolution
-    attention: tuple[bool, ...]  # at each level
-    layers: int  # residual blocks of each level of the down path
-    time: int  # channels of the sinusoids
-    scale_shift: bool  # the time embedding scales and shifts the norms; else it is added
-    resnet: bool  # residual blocks resample between levels; else convolutions
+    widths: tuple[int, ...]  # channels of each level, the first at the picture's resolution
+    attention: tuple[bool, ...]  # whether each level has attention
+    layers: int  # residual blocks of each level in the down path
+    time: int  # channels of the sinusoidal time embedding
+    scale_shift: bool  # the time embedding scales and shifts the norms; else it is added to the features
+    resnet: bool  # residual blocks change the resolution between levels; else plain convolutions do
 
     @property
     def factor(self) -> int:
@@ -79,24 +83,32 @@ class Layout:
         return 2 ** (len(self.widths) - 1)
 
     def head_sizes(self, heads: Heads) -> list[int]:
-        """Return the different numbers of channels of a head in the network; raises UserError as `Heads.number`."""
+        """Return the distinct numbers of channels of a head in the network's attentions, sorted.
+
+        Raises:
+            UserError: a level's channels cannot be divided into these heads.
+        """
         attended = (*compress(self.widths, self.attention), self.widths[-1])
         return sorted({width // heads.number(width) for width in attended})
 
 
 def denoiser_layout(state_dict: State) -> Layout:
-    """Infer the layout of a denoiser; raises UserError for other weights."""
+    """Infer the layout of a denoiser from its state dict; raises UserError for another network's weights."""
     levels = 1 + sum(bool(_DOUBLES.fullmatch(name)) for name in state_dict)
     return _layout(state_dict, "output_blocks", levels)
 
 
 def classifier_layout(state_dict: State, levels: int) -> Layout:
-    """Infer the layout of a classifier, which has a down path alone; raises UserError for other weights."""
+    """Infer the layout of a classifier, which has a down path alone, from its state dict and its number of levels.
+
+    Raises:
+        UserError: the weights are another network's, or do not have so many levels.
+    """
     return _layout(state_dict, "input_blocks", levels)
 
 
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
-    """Infer the layout from the list of blocks named `where`, of which each level has `layers` and one more."""
+    """Infer the layout from the list of blocks named `where`, which holds `layers` + 1 blocks for each level."""
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(
             "these are no weights of a guided-diffusion network: expected time_embed, input_blocks and middle_block"
@@ -118,14 +130,14 @@ def _layout(state_dict: State, where: str, levels: int) -> Layout:
 
 
 def shape_of(state_dict: State, name: str) -> tuple[int, ...]:
-    """Return the shape of a weight with two dimensions or more; raises UserError where there is none."""
+    """Return the shape of the weight `name`; raises UserError if it is missing or has fewer than two dimensions."""
     if name not in state_dict or state_dict[name].ndim < 2:
         raise UserError(f"the weights have no usable {name}; is the file whole?")
     return tuple(state_dict[name].shape)
 
 
 def original_name(name: str, layout: Layout) -> str:
-    """Return the name in their checkpoints of one of our weights."""
+    """Return the name that a weight of ours has in openai/guided-diffusion's checkpoints."""
     if name == _POSITION:
         return "out.2.positional_embedding"
     match = _BLOCK.fullmatch(name)
@@ -162,9 +174,10 @@ _BLOCK_NAMES: Mapping[str, Callable[[Layout, int, str, int], str]] = {
 
 
 def convert_tensor(name: str, value: Tensor, heads: Heads) -> Tensor:
-    """Convert one of their weights to our weight `name`.
+    """Return our weight `name`, converted from the original weight `value`.
 
-    Queries, keys and values are split, and convolutions over a sequence become linear maps.
+    For queries, keys or values, that is a third of the original qkv. A 1D convolution of kernel size 1 becomes a linear
+    map.
     """
     if name == _POSITION:
         return value.T

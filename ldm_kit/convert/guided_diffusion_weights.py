@@ -1,7 +1,7 @@
-"""Conversion of weights of openai/guided-diffusion (ADM): pure functions from a state dict to ours and settings.
+"""Conversion of weights of openai/guided-diffusion (ADM): pure functions from its state dict to ours and settings.
 
 Widths, layers, levels with attention, the kind of time embedding, the kind of resampling and a learned variance are
-inferred from the shapes. The attention heads and the side of the pictures are arguments, as no shape tells them.
+inferred from the shapes. No shape tells the attention heads and the side of the pictures, which are arguments.
 """
 
 import math
@@ -28,22 +28,23 @@ from ldm_kit.nets.half_unet import HalfUNet
 
 Settings = dict[str, Any]
 Converted = tuple[dict[str, Tensor], Settings]
-GROUPS, NUM_TIMESTEPS = 32, 1000  # of every norm, and in training
+GROUPS, NUM_TIMESTEPS = 32, 1000  # groups of every GroupNorm; timesteps in training
 _TABLE = "label_emb.weight"
 
 
 def unet_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """Convert a denoiser's weights; return them with the settings for `build_adm_unet`.
+    """Convert a denoiser's weights; return our state dict and the settings for `build_adm_unet`.
 
-    The table of classes is not among them (`class_table`).
+    The class embeddings are left out; `class_table` returns them.
 
     Args:
-        state_dict: as `torch.load` returns it, in any floating dtype; the result is float32.
-        image_size: side of the pictures that it was trained on.
-        heads: of every attention; None: heads of 64 channels.
+        state_dict: as `torch.load` returns it, in any floating dtype; the converted weights are float32.
+        image_size: side of the training pictures in pixels.
+        heads: how every attention is divided into heads; None: heads of 64 channels.
 
     Raises:
-        UserError: these are other weights, some are missing or too many, or the picture cannot be halved that often.
+        UserError: the weights are another network's, some are missing or too many, or the side of the pictures cannot
+            be halved as often as the network does.
     """
     heads = heads or Heads()
     layout = denoiser_layout(state_dict)
@@ -63,28 +64,32 @@ def unet_from(state_dict: State, *, image_size: int, heads: Heads | None = None)
 
 
 def build_adm_unet(settings: Settings) -> UNet2DModel:
-    """Build the network for weights of `unet_from`: diffusers' class where it has these settings, else `AdmUNet`."""
+    """Build the network for weights of `unet_from`: diffusers' `UNet2DModel`, or `AdmUNet` if `settings` has `heads`.
+
+    `AdmUNet` has the same number of heads at each level, where diffusers' class has heads of the same size.
+    """
     return AdmUNet(**settings) if "heads" in settings else UNet2DModel(**settings)
 
 
 def class_table(state_dict: State) -> Tensor | None:
-    """Return the vectors [K, D] that a class-conditional denoiser adds to its time embedding; None without classes."""
+    """Return a denoiser's class embeddings [K, D], which are added to its time embedding; None if it has no classes."""
     table = state_dict.get(_TABLE)
     return None if table is None else table.float()
 
 
 def classifier_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """Convert a noisy classifier's weights; return them with the settings for `HalfUNet`.
+    """Convert a noisy classifier's weights; return our state dict and the settings for `HalfUNet`.
 
     The classes are named "0", "1" and so on. The network must end in attention pooling, as the published ones do.
 
     Args:
-        state_dict: as `torch.load` returns it, in any floating dtype; the result is float32.
-        image_size: side of the pictures that it was trained on.
-        heads: of every attention; None: heads of 64 channels.
+        state_dict: as `torch.load` returns it, in any floating dtype; the converted weights are float32.
+        image_size: side of the training pictures in pixels.
+        heads: how every attention is divided into heads; None: heads of 64 channels.
 
     Raises:
-        UserError: these are other weights, some are missing or too many, or the picture cannot be halved that often.
+        UserError: the weights are another network's, some are missing or too many, or the side of the pictures cannot
+            be halved as often as the network does.
     """
     heads = heads or Heads()
     if "out.2.positional_embedding" not in state_dict:
@@ -144,11 +149,15 @@ def _settings(layout: Layout, heads: Heads) -> Settings:
 
 
 def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
-    """Return a learned time embedding that equals sinusoids wider or narrower than the first level.
+    """Return a learned time embedding that equals sinusoids with more or fewer channels than the first level.
 
-    diffusers has such sinusoids only as a table of all times. The table times its linear map equals the sinusoids times
-    the original linear map. The matrix [1000, D] of sinusoids has a numerical rank
-    below D / 2 for ADM's D = 256, so that nothing is lost where the first level is half as wide (its 512 px network).
+    The result is empty if the numbers of channels are equal. diffusers takes other sinusoids only as a table over all
+    timesteps. The table and its linear map are chosen so that their product equals the sinusoids times the original
+    linear map. The matrix [1000, D] of sinusoids has a numerical rank below D / 2 for ADM's D = 256, so that nothing is
+    lost where the first level has D / 2 channels (ADM's 512 px network).
+
+    Raises:
+        UserError: the first level has fewer channels than the rank.
     """
     if layout.time == layout.widths[0]:
         return {}
@@ -170,10 +179,10 @@ def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
 def _converted(
     state_dict: State, build: Callable[[], nn.Module], layout: Layout, heads: Heads, ready: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Convert every weight of the network from `state_dict`, but those in `ready`.
+    """Return our state dict of a network: the tensors in `ready` as they are, all others converted from `state_dict`.
 
     Raises:
-        UserError: the network and `state_dict` do not have the same weights.
+        UserError: the network and `state_dict` do not have the same weights, or not in the same sizes.
     """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in build().state_dict().items()}

@@ -1,4 +1,7 @@
-"""Options of `ldm-kit convert`: what a checkpoint does not hold itself. Every field is a flag. No torch here."""
+"""Options of `ldm-kit convert`: what a checkpoint itself does not say. Every field is a flag.
+
+No torch here, as `--help` must not wait for it.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +12,7 @@ from ldm_kit.config import Config
 
 
 class GuidedDiffusionOptions(Config):
-    """What a checkpoint of openai/guided-diffusion does not hold itself."""
+    """Settings of a model of openai/guided-diffusion that its checkpoint does not hold."""
 
     kind: Literal["unet", "classifier"] = Field(description="unet: the denoiser")
     image_size: int = Field(ge=1, description="side of the pictures it was trained on")
@@ -25,7 +28,7 @@ class GuidedDiffusionOptions(Config):
 
 
 class SemanticCheckpointOptions(Config):
-    """What a whole semantic model needs and the checkpoint of an autoencoder lacks."""
+    """Settings and files that an autoencoder's checkpoint lacks and a complete semantic model needs."""
 
     image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not hold it")
     statistics: Path | None = Field(
@@ -42,7 +45,7 @@ class SemanticCheckpointOptions(Config):
 
 
 class PdaeOptions(SemanticCheckpointOptions):
-    """What a whole PDAE needs and its autoencoder's checkpoint lacks."""
+    """Settings and files that a PDAE autoencoder's checkpoint lacks and a complete PDAE needs."""
 
     prior: Path | None = Field(default=None, description="a latent_denoise_fn's checkpoint.pt")
     heads: int = Field(default=1, ge=1, description="heads of the U-Net's attention")

@@ -1,11 +1,11 @@
-"""Conversion of checkpoints of ckczzj/PDAE to folders of ours: the base model `base/`, and `model/` trained on it.
+"""Conversion of checkpoints of ckczzj/PDAE to two saved models: `base/`, the pretrained model, and `model/`, the PDAE.
 
-Its published files, and the options that take them:
+The files that ckczzj/PDAE published, what they hold, and the options that take them:
 
-    trained-models/autoencoder/NAME/checkpoint.pt        both halves of the decoder, and the encoder
-    trained-models/latents/NAME.pt                       --statistics
-    trained-models/latent_denoise_fn/NAME/checkpoint.pt  --prior
-    trained-models/classifier/checkpoint.pt              --classifier, of CelebA-HQ's attributes
+    trained-models/autoencoder/NAME/checkpoint.pt        the encoder, the base model and the gradient estimator
+    trained-models/latents/NAME.pt                       --statistics: mean and deviation of codes
+    trained-models/latent_denoise_fn/NAME/checkpoint.pt  --prior: the network of a prior over codes
+    trained-models/classifier/checkpoint.pt              --classifier: a classifier of CelebA-HQ's attributes
 """
 
 import math
@@ -39,20 +39,21 @@ BASE, MODEL = "base", "model"
 class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
-    shift: Converted  # weights and settings of the gradient estimator on that base
+    shift: Converted  # state dict and settings of the gradient estimator on the base model
     statistics: Statistics
     prior: CodePrior | None
     classifier: AttributeClassifier | None
 
 
 def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
-    """Convert a checkpoint to `out`/base, a plain diffusion model, and `out`/model on it; return their description.
+    """Convert a checkpoint of PDAE to two saved models in the folder `out`; return a description of them.
 
-    `SemanticModel.load(out)` and edit.py open the result.
+    `out`/base is the pretrained diffusion model, `out`/model the PDAE on it. `SemanticModel.load(out)` and edit.py open
+    the result.
 
     Raises:
-        UserError: a file cannot be read or is no such checkpoint, a file of the options does not fit it or is missing,
-            or `out` is in use.
+        UserError: a file cannot be read or is not PDAE's, a file that `options` name does not fit the checkpoint or is
+            missing, or `out` is in use.
     """
     check_unused(out)
     components = _read(checkpoint, options)
@@ -74,7 +75,7 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
 
 
 def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
-    """Read the checkpoint and the files of the options, and build all networks but the gradient estimator."""
+    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator."""
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
     with name_in_errors(checkpoint):
         encoder = _encoder(strip_prefix(state_dict, "ema_encoder."), options.image_size, options.encoder_heads)
@@ -106,7 +107,7 @@ def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: in
 
 
 def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
-    """Build the base model; return it with the gradient estimator's weights and settings."""
+    """Build the base model; return it, and the state dict and settings of the gradient estimator."""
     weights, settings = pdae_weights.base_from(state_dict, image_size=size, heads=heads)
     unet = load_network(lambda: guided_diffusion_weights.build_adm_unet(settings), weights, "base U-Net")
     variance = "learned_range" if settings["out_channels"] > settings["in_channels"] else "small"

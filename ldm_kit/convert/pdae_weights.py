@@ -1,7 +1,8 @@
-"""Conversion of weights of ckczzj/PDAE: pure functions from a state dict to ours and the constructor's settings.
+"""Conversion of weights of ckczzj/PDAE: pure functions from its state dict to ours and our constructor's settings.
 
-A checkpoint holds `ema_encoder.*` and `ema_decoder.*`; the latter is the base model's U-Net in ADM's names, and the
-gradient estimator's new layers (`shift_*`, `label_emb`). Latent nets are DiffAE's: `diffae_weights.prior_from`.
+A checkpoint holds the averaged weights `ema_encoder.*` and `ema_decoder.*`. The decoder is the base model's U-Net, with
+ADM's names, together with the layers of the gradient estimator (`shift_*`, `label_emb`). The network of PDAE's prior is
+DiffAE's latent net: `diffae_weights.prior_from`.
 """
 
 import re
@@ -26,31 +27,32 @@ _NEW = ("shift_", "label_emb.")
 
 
 def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """Convert the base model of a decoder (or a plain DPM of the same code); return its weights and settings.
-
-    The settings are for `guided_diffusion_weights.build_adm_unet`.
+    """Convert the base model in a PDAE's decoder, or a plain diffusion model that was trained with PDAE's program.
 
     Args:
-        state_dict: with original names; the new layers in it are ignored.
-        image_size: side of the pictures that it was trained on.
-        heads: of its attention.
+        state_dict: weights with original names; those of the gradient estimator are ignored.
+        image_size: side of the training pictures in pixels.
+        heads: how the U-Net's attention is divided into heads.
+
+    Returns:
+        Our state dict, and the settings for `guided_diffusion_weights.build_adm_unet`.
 
     Raises:
-        UserError: these are other weights, or some are missing or too many.
+        UserError: the weights are another network's, or some are missing or too many.
     """
     return unet_from(_base(state_dict), image_size=image_size, heads=heads)
 
 
 def shift_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -> Converted:
-    """Convert the new half of a decoder; return its weights and settings, for `ShiftUNet(base=..., **settings)`.
+    """Convert a PDAE's gradient estimator; return its state dict and settings for `ShiftUNet(base=..., **settings)`.
 
     Args:
-        state_dict: with original names, of both halves.
-        image_size: side of the pictures that it was trained on.
-        heads: of its attention.
+        state_dict: the decoder's weights with original names, those of the base model among them.
+        image_size: side of the training pictures in pixels.
+        heads: how the U-Net's attention is divided into heads.
 
     Raises:
-        UserError: these are other weights, or some are missing or too many.
+        UserError: the weights are another network's, or some are missing or too many.
     """
     new = {name: value for name, value in state_dict.items() if name.startswith(_NEW)}
     if not new:
@@ -64,15 +66,15 @@ def shift_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -
 
 
 def encoder_from(state_dict: State, *, resolution: int, heads: int = 4) -> Converted:
-    """Convert an encoder; return its weights and settings, for `conditioning.semantic.StridedEncoder(**settings)`.
+    """Convert PDAE's encoder; return its state dict and the settings for `conditioning.semantic.StridedEncoder`.
 
     Args:
-        state_dict: `encoder.N.*`.
-        resolution: side of the pictures that it sees.
-        heads: of its attention, which no shape shows.
+        state_dict: weights named `encoder.N.*`.
+        resolution: side of the encoder's input pictures in pixels.
+        heads: number of heads of the encoder's attention, which no shape tells.
 
     Raises:
-        UserError: a name of another kind.
+        UserError: a weight is not named `encoder.N.*`, or the first or the last one is missing.
     """
     last = max((_index(name) for name in state_dict), default=0)
     tensors: dict[str, Tensor] = {}
@@ -93,19 +95,19 @@ def encoder_from(state_dict: State, *, resolution: int, heads: int = 4) -> Conve
 
 
 def _base(state_dict: State) -> State:
-    """Return the weights of the base model."""
+    """Return the weights of the base model, without those of the gradient estimator."""
     return {name: value for name, value in state_dict.items() if not name.startswith(_NEW)}
 
 
 def _shift_name(name: str, layout: Layout) -> str:
-    """Return the original name of a weight of `ShiftUNet`."""
+    """Return PDAE's name of a weight of our `ShiftUNet`."""
     if name.startswith("z_embedding."):
         return name.replace("z_embedding.", "label_emb.")
     return f"shift_{original_name_with_code(name, layout, 'emb_z_layers')}"
 
 
 def _index(name: str) -> int:
-    """Return N of a name encoder.N.*; raises UserError for another name."""
+    """Return N of a weight's name `encoder.N.*`; raises UserError for a name of another form."""
     match = re.match(r"encoder\.(\d+)\.\w", name)
     if match is None:
         raise UserError(f"unexpected weight {name!r}; expected encoder.N.weight and the like")

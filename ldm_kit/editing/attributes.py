@@ -27,10 +27,11 @@ from ldm_kit.paths import check_writable, check_writable_file
 
 
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
-    """Change all attributes of one picture at once, or write a strip of several strengths.
+    """Change all requested attributes of one picture at once or, with --strip, by several strengths side by side.
 
     Raises:
-        UserError: an unknown attribute, no picture, no semantic model, or more steps than it has training times.
+        UserError: an attribute without a direction, a file that is no picture, a model that is not semantic, or more
+            steps than the model's noise schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -47,7 +48,7 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 
 
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
-    """Return the changes and the caption of each picture to decode."""
+    """Return, for each picture to decode, the changes to make in it, and its caption."""
     if options.strip is not None:
         names = ", ".join(direction.name for direction in directions)
         edits = [[Change(direction, strength) for direction in directions] for strength in options.strip_strengths]
@@ -60,17 +61,22 @@ def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[lis
 
 
 def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> list[float]:
-    """Return one strength for each direction: as given, one for all, or the typical ones within the allowed range."""
+    """Return one strength for each direction.
+
+    `strengths` has one for each direction, one for all, or none: then the typical strengths are taken, clamped to the
+    allowed range.
+    """
     if not strengths:
         return [max(-MAX_STRENGTH, min(MAX_STRENGTH, direction.typical)) for direction in directions]
     return list(strengths) * len(directions) if len(strengths) == 1 else list(strengths)
 
 
 def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
-    """Combine what one picture shows with the stochastic details of another.
+    """Decode what one picture shows (its semantic code z) with the details of another (its stochastic code x_T).
 
     Raises:
-        UserError: no pictures, no semantic model, or more steps than it has training times.
+        UserError: a file that is no picture, a model that is not semantic, or more steps than the model's noise
+            schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -84,12 +90,14 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
-    """Return names and cosines of the pictures most similar to one, best first.
+    """Return the names and cosine similarities of the pictures whose codes are nearest to one picture's, best first.
 
-    The pictures of a folder are also written, with a sheet; those of an encoded file are not at hand.
+    If `options.among` is a folder of pictures, the nearest ones and a sheet of them are also written. If it is a code
+    file, which holds no pictures, nothing is written.
 
     Raises:
-        UserError: no picture, no semantic model, or neither a folder nor a file of its codes.
+        UserError: a file that is no picture, a model that is not semantic, or neither a folder nor a file of the
+            model's codes.
     """
     if options.among.is_dir():
         check_writable(options.out)
@@ -109,10 +117,12 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
 
 
 def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
-    """Encode a folder's pictures into one file; return a sentence of how many, where, and what the model decided.
+    """Encode the pictures of a folder into one code file; return a message for the user.
+
+    The message says how many pictures were encoded, to which file, and which settings the saved model decided.
 
     Raises:
-        UserError: no such folder, or no semantic model.
+        UserError: there is no such folder, or the model is not semantic.
     """
     check_writable_file(options.out)
     model = context.load_semantic_model(options.precision)
@@ -127,10 +137,11 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
 
 
 def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
-    """Decode the pictures of an encoded file; an x_T that it lacks is random, from seeds that count up.
+    """Decode the pictures of a code file. If the file has no x_T, picture i gets a random one from `options.seed` + i.
 
     Raises:
-        UserError: no file of this model's codes, no semantic model, or more steps than it has training times.
+        UserError: no file of this model's codes, a model that is not semantic, or more steps than the model's noise
+            schedule allows.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)

@@ -1,4 +1,4 @@
-"""Code files: the codes of named pictures in one safetensors file, with a checksum over all."""
+"""Code files: the codes of named pictures in one safetensors file, with a checksum over names and codes."""
 
 import json
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ FORMAT = "ldm_kit codes 1"
 
 @dataclass(frozen=True, eq=False)
 class CodeFile:
-    """Codes of N named pictures of one model."""
+    """The codes of N named pictures, encoded by one model."""
 
     names: tuple[str, ...]
-    z: Tensor  # [N, D], as the encoder returns them
-    x_T: Tensor | None  # [N, Z, h, w]
-    key: str  # `protocol.encoder_digest` of the model
+    z: Tensor  # semantic codes [N, D], as the encoder returns them, not normalised
+    x_T: Tensor | None  # stochastic codes [N, Z, h, w]; None if they were not saved
+    key: str  # `protocol.encoder_digest` of the model that encoded the pictures
 
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
+        """Write the code file to `path` atomically: at every moment it is absent or complete."""
         tensors = {"z": self.z} if self.x_T is None else {"z": self.z, "x_T": self.x_T}
         tensors = {name: value.float().contiguous() for name, value in tensors.items()}
         names = json.dumps(self.names, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
@@ -40,7 +40,11 @@ class CodeFile:
 
     @classmethod
     def load(cls, path: Path, key: str) -> "CodeFile":
-        """Load what `save` wrote with the model whose `encoder_digest` is `key`.
+        """Load a code file that `save` wrote.
+
+        Args:
+            path: the file.
+            key: `protocol.encoder_digest` of the model that will decode the codes; the file's key must be the same.
 
         Raises:
             UserError: no such file, another kind of file, a damaged one, or codes of another model.
@@ -70,7 +74,14 @@ def _checksum(tensors: dict[str, Tensor], names: str, key: str) -> str:
 
 
 def encode(model: Semantic, pictures: PictureSet, steps: int | None = 250, batch: Batch = 32) -> CodeFile:
-    """Encode a set of pictures a batch at a time; `steps` of inversion give x_T, None leaves it out."""
+    """Encode a set of pictures, a batch at a time, with a progress bar.
+
+    Args:
+        model: encodes and inverts the pictures.
+        pictures: the N pictures.
+        steps: DDIM steps of the inversion to the stochastic codes x_T; None: the file has no x_T.
+        batch: pictures at a time.
+    """
     size = BatchSize.of(batch)
 
     def codes(indices: range) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The commands of `edit.py`: each takes a context and its options, and returns what is to be printed.
+"""The commands of `edit.py`: each takes a context and its options, and returns the text to print.
 
 No torch at import, as `--help` must not wait for it.
 """
@@ -29,7 +29,7 @@ def change(context: EditContext, options: ChangeOptions) -> str:
 
 
 def learn(context: ModelContext, options: TrainingExamples) -> str:
-    """Learn attributes from labels, from OpenMoji or from a dozen examples, and save them with the model."""
+    """Learn directions of attributes from labels, OpenMoji or a dozen examples; save them with the model."""
     from ldm_kit.editing.learn import describe_directions, learn_attributes
 
     directions = learn_attributes(context, options)
@@ -38,35 +38,35 @@ def learn(context: ModelContext, options: TrainingExamples) -> str:
 
 
 def interpolate(context: EditContext, options: InterpolationOptions) -> str:
-    """Interpolate two pictures (semantic model)."""
+    """Interpolate between two pictures (semantic model)."""
     from ldm_kit.editing.interpolation import interpolate_pictures
 
     return str(interpolate_pictures(context, options))
 
 
 def mix(context: EditContext, options: MixOptions) -> str:
-    """Combine what one picture shows with another's details (semantic model)."""
+    """Combine the content of one picture with the details of another (semantic model)."""
     from ldm_kit.editing.attributes import mix_pictures
 
     return str(mix_pictures(context, options))
 
 
 def neighbours(context: ModelContext, options: NeighboursOptions) -> str:
-    """List the pictures that are most similar to one, by their codes (semantic model)."""
+    """List the pictures whose codes are most similar to the code of one picture (semantic model)."""
     from ldm_kit.editing.attributes import find_neighbours
 
     return "\n".join(f"{cosine:6.3f} {name}" for name, cosine in find_neighbours(context, options))
 
 
 def encode(context: ModelContext, options: EncodeOptions) -> str:
-    """Encode a folder's pictures into one file (semantic model)."""
+    """Encode the pictures of a folder into one file of codes (semantic model)."""
     from ldm_kit.editing.attributes import encode_folder
 
     return encode_folder(context, options)
 
 
 def decode(context: EditContext, options: DecodeOptions) -> str:
-    """Decode the pictures of a file that encode wrote (semantic model)."""
+    """Decode pictures from a file of codes that encode wrote (semantic model)."""
     from ldm_kit.editing.attributes import decode_file
 
     return str(decode_file(context, options))
@@ -86,7 +86,7 @@ def draw(context: EditContext, options: SamplePriorOptions) -> str:
 
 
 def reprompt(context: EditContext, options: RepromptOptions) -> str:
-    """Invert a picture and sample it under another prompt or class (model of text or classes)."""
+    """Invert a picture and sample it under another prompt or class (model of prompts or classes)."""
     from ldm_kit.editing.prompt_edits import reprompt_picture
 
     result, reconstruction = reprompt_picture(context, options)
@@ -94,14 +94,14 @@ def reprompt(context: EditContext, options: RepromptOptions) -> str:
 
 
 def img2img(context: EditContext, options: Img2ImgOptions) -> str:
-    """Sample a picture again from a noisy version of itself (any model but semantic ones)."""
+    """Add noise to a picture and sample it again from there (any model but semantic ones)."""
     from ldm_kit.editing.prompt_edits import img2img_picture
 
     return str(img2img_picture(context, options))
 
 
 def inpaint(context: EditContext, options: InpaintOptions) -> str:
-    """Sample a masked part of a picture again (any model but semantic ones)."""
+    """Sample the masked part of a picture again (any model but semantic ones)."""
     from ldm_kit.editing.prompt_edits import inpaint_picture
 
     return str(inpaint_picture(context, options))

@@ -1,4 +1,4 @@
-"""What every command of `edit.py` is given beside its own options: the model, and where its results go.
+"""Settings that every command of `edit.py` takes beside its own options: the model, and the folder for results.
 
 No torch at import, as `--help` must not wait for it.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ModelContext(Config):
-    """Which model is used, and on which device."""
+    """Settings of a command that uses a model: the model's folder and the device."""
 
     model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
     checkpoint: str | None = Field(default=None, description="of a run: best, last, or a checkpoint's name or step")
@@ -26,7 +26,7 @@ class ModelContext(Config):
 
     @property
     def folder(self) -> Path:
-        """The model's own folder; that of a checkpoint is made when it is first asked for."""
+        """The folder of the saved model. A checkpoint is first exported to a saved model in the cache, once."""
         from ldm_kit.methods.export import saved_model
         from ldm_kit.models.folder import model_folder
 
@@ -34,16 +34,23 @@ class ModelContext(Config):
 
     @property
     def directions(self) -> Path:
-        """The folder of the model's directions."""
+        """The folder of the model's attribute directions."""
         from ldm_kit.models.directions import FILE
 
         return self.folder / FILE
 
     def check_out(self) -> None:
-        """Check, before the model is loaded, that what a command writes can be written; raises UserError."""
+        """Check, before the model is loaded, that the command's results can be written; raises UserError.
+
+        This class has no output folder and checks nothing; `EditContext` does.
+        """
 
     def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
-        """Load the semantic model, to decode under autocast to a precision; raises UserError where there is none."""
+        """Load the model as a semantic model, whose decoder runs under autocast to `precision` ("no": in float32).
+
+        Raises:
+            UserError: the results cannot be written, or there is no semantic model in the folder.
+        """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
 
@@ -52,7 +59,11 @@ class ModelContext(Config):
         return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
     def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
-        """Load a model of prompts, classes or nothing; raises UserError where there is none."""
+        """Load the model as a `Pipeline` of prompts, classes or no condition, which runs under autocast to `precision`.
+
+        Raises:
+            UserError: the results cannot be written, or there is no such model in the folder.
+        """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
 
@@ -61,7 +72,7 @@ class ModelContext(Config):
         return Pipeline.load(self.folder, device, autocast_dtype(precision, device))
 
     def provenance(self, precision: Precision = "no") -> dict[str, str]:
-        """Return the text for PNGs that says which model made them, in which precision."""
+        """Return metadata for PNGs: the release of ldm_kit, the model's hash, and the precision."""
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.provenance import provenance
 
@@ -69,7 +80,7 @@ class ModelContext(Config):
 
 
 class EditContext(ModelContext):
-    """Which model is used, how it computes, and where the pictures go."""
+    """Settings of a command that writes pictures: the model, the device, the precision, and the output folder."""
 
     out: Path = Field(
         default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
@@ -81,28 +92,28 @@ class EditContext(ModelContext):
 
     @property
     def out_folder(self) -> Path:
-        """The folder for the pictures; where none was given, a new one, so that no earlier edit is overwritten."""
+        """The folder for the pictures: the user's or else a new one, so that no earlier edit is overwritten."""
         if self._out_folder is None:
             self._out_folder = chosen_out(self)
         return self._out_folder
 
     def check_out(self) -> None:
-        """Check, before the model is loaded, that pictures can be written; raises UserError."""
+        """Check, before the model is loaded, that pictures can be written to the output folder; raises UserError."""
         from ldm_kit.paths import check_writable
 
         check_writable(self.out_folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
-        """Return the text that PNGs record, or None where they are to record nothing."""
+        """Return the metadata of PNGs: settings of the edit, model and precision; None if `metadata` is False."""
         return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 
 class EditResult(NamedTuple):
-    """How many pictures were written, the sheet that shows them all, and which settings the model decided."""
+    """The result of an edit, as a command prints it."""
 
-    pictures: int
-    sheet: Path
-    note: str = ""
+    pictures: int  # number of pictures written
+    sheet: Path  # a PNG that shows them all
+    note: str = ""  # a sentence on the settings that the saved model decided
 
     def __str__(self) -> str:
         text = f"{self.pictures} pictures in {self.sheet.parent}, all of them in {self.sheet}"
@@ -110,12 +121,12 @@ class EditResult(NamedTuple):
 
 
 def chosen_out(options: Any) -> Path:
-    """Return the `out` of options as given; where it was left out, a path at which nothing is yet."""
+    """Return `options.out` if the user gave it; else its default or, if that is in use, a free path such as edits-2."""
     from ldm_kit.viz.png import unused_path
 
     return options.out if "out" in options.model_fields_set else unused_path(options.out)
 
 
 def png_settings(**settings: Any) -> dict[str, str]:
-    """Return the text that PNGs record of an edit; the settings must hold no path and no name of a file."""
+    """Return the settings of an edit as metadata for PNGs. The settings must hold no path and no name of a file."""
     return {"edit": json.dumps(settings, ensure_ascii=False)}

@@ -1,10 +1,12 @@
-"""Fitting directions to labelled codes, with a held-out share of the pictures that measures how well each classifies.
+"""Fitting of attribute directions to labelled codes; held-out pictures measure how well each direction classifies.
 
-The default estimator is the classifier, DiffAE's: on held-out drawings it classifies an attribute better than a
-difference of means, and correlated attributes turn it less. The direction from one value of an attribute to another
-("skin tone: light > dark") is the step between pairs where there are any, at each picture that of the most similar
-pairs; else it is the difference of the means. On OpenMoji the pairs' step ends nearer to the true picture
-(docs/results/semantic.md).
+The default estimator is DiffAE's, a linear classifier. On held-out drawings it classifies an attribute better than a
+difference of means does, and correlated attributes turn its direction less.
+
+A direction from one value of an attribute to another ("skin tone: light > dark") is the mean step between pairs, which
+are pictures that differ in the attribute alone; at a given picture, the steps of the most similar pairs count most.
+Without pairs, it is the difference of the two values' mean codes. On OpenMoji the pairs' step ends nearer to the true
+picture (docs/results/semantic.md).
 """
 
 import logging
@@ -28,11 +30,11 @@ from ldm_kit.models.pairs import PairDirections, pair_directions
 
 MIN_EXAMPLES, FEW_SHOT_BELOW, MIN_PAIRS = 2, 20, 4
 _log = logging.getLogger("ldm_kit.editing")
-_Fitted = tuple[DirectionRecord, Fit, Tensor]  # and the mean code with the attribute
+_Fitted = tuple[DirectionRecord, Fit, Tensor]  # record, classifier, mean code [D] with the attribute
 
 
 class FitOptions(Config):
-    """How directions are fitted to labels."""
+    """How attribute directions are fitted to labelled codes."""
 
     estimator: Literal["classifier", "means"] = Field(
         default="classifier", description="means: the difference of the means of pictures with and without"
@@ -43,12 +45,12 @@ class FitOptions(Config):
 
 @dataclass(frozen=True)
 class _Split:
-    """The pictures of one attribute value: fitted with it, fitted without it, held out [N]; and which have it [N]."""
+    """Masks, bool [N], of the N pictures for one value of an attribute."""
 
-    positive: Tensor
-    negative: Tensor
-    heldout: Tensor
-    labels: Tensor
+    positive: Tensor  # pictures to fit that have the value
+    negative: Tensor  # pictures to fit that have another value
+    heldout: Tensor  # labelled pictures that only measure the fit
+    labels: Tensor  # all pictures that have the value
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,17 +60,20 @@ class _Split:
 def learn(
     z: Tensor, columns: Sequence[Column], names: Sequence[str], key: str, options: FitOptions | None = None
 ) -> Directions:
-    """Fit a direction to each binary attribute and each value of the others, and the steps between pairs.
+    """Fit one direction to each binary attribute, each value of other attributes, and each two values linked by pairs.
+
+    Pairs are pictures that differ in one attribute alone.
 
     Args:
-        z: normalised codes [N, D].
-        columns: the attributes of the N pictures.
-        names: whose hash decides which pictures are held out; pictures with equal names stay together.
-        key: `protocol.encoder_digest` of the model.
-        options: estimator, decay and held-out share.
+        z: normalised codes [N, D] of N pictures.
+        columns: the attributes of the pictures.
+        names: of the pictures, or of groups of them. Their hash decides which pictures are held out, so that pictures
+            with equal names are held out together or not at all.
+        key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
+        options: estimator, weight decay and held-out share; None: the defaults.
 
     Raises:
-        UserError: no attribute has enough pictures with and without it.
+        UserError: no attribute has enough pictures with it and enough without it.
     """
     options = options or FitOptions()
     heldout = torch.tensor([unit_hash("probe", name) < options.heldout for name in names])
@@ -87,16 +92,16 @@ def learn(
 
 
 def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directions:
-    """Fit one direction to about a dozen examples' normalised codes [N, D].
+    """Fit one direction to about a dozen pictures with an attribute.
 
     Args:
-        z: examples with the attribute.
-        others: normalised codes [M, D] of other pictures; None: the whole training set.
+        z: normalised codes [N, D] of pictures with the attribute.
+        others: normalised codes [M, D] of other pictures; None: the whole training set stands for them.
         name: of the attribute.
-        key: `protocol.encoder_digest` of the model.
+        key: `protocol.encoder_digest` of the model, which says whose codes the direction is for.
 
     Raises:
-        UserError: fewer than two examples, or examples that do not differ from the others.
+        UserError: fewer than two pictures of either kind, or pictures that do not differ from the others.
     """
     count = min(len(z), len(z if others is None else others))
     if count < MIN_EXAMPLES:
@@ -133,7 +138,16 @@ def _fit_values(z: Tensor, column: Column, heldout: Tensor, options: FitOptions)
 
 
 def _split(positive: Tensor, labelled: Tensor, heldout: Tensor) -> _Split:
-    """Split the labelled pictures; none are held out where too few would be left to fit but there are enough in all."""
+    """Split the labelled pictures into pictures to fit and held-out ones.
+
+    No picture is held out if the rest would have fewer than `MIN_EXAMPLES` pictures with or without the value, but all
+    labelled pictures together have enough.
+
+    Args:
+        positive: bool [N], the picture has the value.
+        labelled: bool [N], the picture's value is known.
+        heldout: bool [N], the picture is to be held out.
+    """
     sides = (positive, labelled & ~positive)
     if min(int((side & ~heldout).sum()) for side in sides) < MIN_EXAMPLES <= min(int(side.sum()) for side in sides):
         heldout = torch.zeros_like(heldout)
@@ -158,7 +172,10 @@ def _estimate(z: Tensor, split: _Split, options: FitOptions) -> tuple[Fit, Liter
 
 
 def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, PairDirections]) -> list[_Fitted]:
-    """Fit the steps between each two values that have enough pairs, and put the pairs into `pairs`."""
+    """Fit the mean step between each two values of an attribute that are linked by `MIN_PAIRS` pairs or more.
+
+    The pairs are also put into `pairs`, under the name of the direction.
+    """
     if column.pairs is None or column.binary:
         return []
     fitted: list[_Fitted] = []
@@ -174,7 +191,14 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
 
 
 def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: float) -> _Fitted:
-    """Fit the mean step to pairs of row indices [P, 2], and score it on held-out ones [Q, 2]."""
+    """Fit the mean step of pairs of pictures, and score it on held-out pairs.
+
+    Args:
+        z: normalised codes [N, D].
+        name: of the direction.
+        rows: indices into z of the P pairs to fit [P, 2] and of the Q held-out pairs [Q, 2].
+        temperature: of the softmax that weights the pairs at a given picture, which is recorded.
+    """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]
     fit = mean_difference(before, after)
@@ -186,9 +210,9 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
 
 def paired_indices(column: Column, before: str, after: str) -> Tensor:
-    """Return the row indices [P, 2] of pictures that differ in the one value or the other alone.
+    """Return the row indices [P, 2] of P pairs: pictures with equal pair names, the first `before`, the second `after`.
 
-    Of several pictures with the same value and the same pair name the first is taken.
+    Of several pictures with the same value and the same pair name, the first is taken.
     """
     rows = column.paired_rows.get((before, after), [])
     return torch.tensor(rows, dtype=torch.long).view(-1, 2)

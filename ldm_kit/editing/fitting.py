@@ -1,7 +1,7 @@
-"""Estimators of linear directions in the space of normalised codes: logistic regression, and shrunk discriminants.
+"""Estimators of attribute directions in the space of normalised codes: logistic regression and linear discriminants.
 
-Codes z are [N, D] with mean 0 and deviation 1 in each dimension over the training set. All is computed in float64 and
-without random numbers.
+Codes z are [N, D], with mean 0 and standard deviation 1 in each dimension over the training set. Everything is computed
+in float64 and without random numbers.
 """
 
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from ldm_kit.models.linear_fit import Fit, linear_discriminant
 
 DECAY = 1e-2  # weight decay of the classifier: enough for separable classes, negligible against the data elsewhere
-FOLDS = 20  # at most, of each class in cross-validation
+FOLDS = 20  # most folds of each class in cross-validation
 
 
 class Score(NamedTuple):
-    """AUROC (chance is 0.5) and average precision (chance is the share of positives), both 0 to 1.
+    """How well a direction classifies: AUROC (chance is 0.5) and average precision (chance is the share of positives).
 
-    None: there are too few examples of one class to measure.
+    Both are 0 to 1, or None if there are too few examples of one class to measure.
     """
 
     auroc: float | None = None
@@ -27,10 +27,15 @@ class Score(NamedTuple):
 
 
 def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
-    """Fit a logistic regression of codes [N, D] on labels [N] bool, with penalty decay / 2 |weight|^2, by L-BFGS.
+    """Fit a logistic regression of labels on codes by L-BFGS; the loss is mean cross-entropy plus decay / 2 |weight|^2.
 
-    Its weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). Attributes that are correlated with the
+    The weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). Attributes that are correlated with the
     label turn it less than they turn a difference of means, as they help little to classify.
+
+    Args:
+        z: normalised codes [N, D].
+        positive: labels, bool [N].
+        decay: strength of the penalty on the weight.
 
     Raises:
         ValueError: all labels are equal.
@@ -55,15 +60,17 @@ def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
 
 
 def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
-    """Fit a shrunk linear discriminant to about a dozen examples [N, D] against negatives or unlabelled pictures.
+    """Fit a linear discriminant with a shrunk covariance to about a dozen pictures with an attribute, against others.
 
-    Unlabelled pictures serve as well as negatives: positives among them shorten the difference of the means and do not
-    turn it. The covariance is shared by both classes and shrunk to a multiple of the identity (Chen et al. 2010,
-    eq. 23), completely where there are few examples: the direction is then the difference of the means.
+    The others may be pictures without the attribute, or unlabelled ones: those of them that have the attribute shorten
+    the difference of the means and do not turn it. Both classes share one covariance, shrunk towards a multiple of the
+    identity (Chen et al. 2010, eq. 23). With few examples it is shrunk completely: the direction is the difference of
+    the means.
 
     Args:
-        positives: examples with the attribute.
-        others: codes [M, D] of other pictures; None: the training set, whose normalised codes have mean 0, deviation 1.
+        positives: normalised codes [N, D] of pictures with the attribute.
+        others: normalised codes [M, D] of other pictures; None: the training set, with mean 0 and the identity as
+            covariance.
     """
     positives = positives.double()
     if others is None:
@@ -74,7 +81,10 @@ def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:
-    """Estimate the covariance [D, D] of centred rows [N, D], shrunk towards the identity (Chen et al. 2010, OAS)."""
+    """Estimate the covariance [D, D] of centred rows [N, D], shrunk towards a multiple of the identity.
+
+    This is the estimator OAS (Chen et al. 2010, eq. 23).
+    """
     n, d = centred.shape
     sample = centred.T @ centred / n
     trace, squares = float(sample.trace()), float(sample.square().sum())
@@ -85,14 +95,15 @@ def shrunk_covariance(centred: Tensor) -> Tensor:
 
 
 def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
-    """Score a fit on held-out codes [N, D] with labels [N] bool."""
+    """Score a direction's fit on held-out codes z [N, D], normalised, with labels `positive`, bool [N]."""
     return _score_logits(fit.logit(z), positive)
 
 
 def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
-    """Score `few_shot` by cross-validation, for sets that are too small to hold a share out.
+    """Score `few_shot` by cross-validation, for sets of codes that are too small to hold a share out.
 
-    One example is left out at a time, or a twentieth of a class that has more than twenty.
+    Each class is split into as many folds as it has examples, at most twenty. One fold of one class is left out at a
+    time.
     """
     if min(len(positives), len(negatives)) < 2:
         return Score()
@@ -103,7 +114,7 @@ def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
 
 
 def _folds(z: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return each fold of the codes with the rest."""
+    """Return pairs of codes: each fold, and all codes that are not in the fold."""
     fold = torch.arange(len(z)) % min(len(z), FOLDS)
     return [(z[fold == i], z[fold != i]) for i in range(min(len(z), FOLDS))]
 

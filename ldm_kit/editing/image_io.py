@@ -1,4 +1,4 @@
-"""Pictures in and out: a user's picture at a model's size, sheets of results, and animations."""
+"""Reading and writing of pictures: a user's picture at a model's size, sheets of results, and animations."""
 
 import io
 import logging
@@ -18,17 +18,19 @@ from ldm_kit.models.protocol import Semantic
 from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
 from ldm_kit.viz.png import file_name, save_png, write_atomic
 
-MAX_ASPECT_RATIO = 4.0  # longer side by shorter, above which the centre crop would show a detail only
+MAX_ASPECT_RATIO = 4.0  # longer side / shorter side; above it, the centre crop would show only a detail
 _MODE_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGB": 3, "RGBA": 4}
 _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
-    """Read a user's picture as uint8 [C, R, R]; log what had to be changed.
+    """Read a user's picture as uint8 [C, R, R], with C = `channels` and R = `resolution`.
+
+    Scaling, cropping, and changes of colour profile or colour mode (grey, RGB, RGBA) are logged as warnings.
 
     Raises:
-        BadPicture: no picture, or one that is so long that a centre crop would leave most of it out.
+        BadPicture: the file is no picture, or the picture is so long that a centre crop would leave most of it out.
     """
     image, mode, profile = decode(path)
     width, height = image.size
@@ -48,12 +50,12 @@ def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
 
 
 def read_model_picture(model: Semantic, path: Path) -> Tensor:
-    """Read a user's picture at the model's size, uint8 [1, C, R, R]; raises UserError where it is none."""
+    """Read a user's picture at a model's size, uint8 [1, C, R, R]; raises UserError for a file that is no picture."""
     return read_picture(path, model.resolution, model.channels)[None]
 
 
 def folder_config(model: Semantic, path: Path) -> FolderConfig:
-    """Return the config of a folder of pictures at the model's size."""
+    """Return the config that loads a folder's pictures with a model's resolution and channels."""
     return FolderConfig.model_validate({"path": path, "resolution": model.resolution, "channels": model.channels})
 
 
@@ -69,12 +71,13 @@ def save_sheet(
     """Write pictures uint8 [N, C, R, R], each to its own file, and all of them to sheet.png; return the sheet's path.
 
     Args:
-        pictures: to write.
-        captions: one for each picture.
+        pictures: the N pictures.
+        captions: one for each picture; they stand on the sheet and in the file names.
         out: a folder, which is made if it does not exist.
-        columns: of the sheet, or a divisor of them where there are many pictures; left out: one row of up to 16.
-        seeds: one for each picture, for the file names.
-        png_text: recorded in all PNGs; None: none.
+        columns: number of columns of the sheet, which is multiplied where there are many pictures; None: one row of up
+            to 16 pictures, or about as many columns as rows.
+        seeds: one for each picture, for the file names; None: 0.
+        png_text: metadata of all PNGs; None: no metadata.
     """
     out.mkdir(parents=True, exist_ok=True)
     for i, caption in enumerate(captions):
@@ -95,23 +98,32 @@ def save_result(
     seeds: Sequence[int] | None = None,
     **settings: Any,
 ) -> EditResult:
-    """Write pictures uint8 [N, C, R, R] and their sheet to the context's folder, with the settings in the PNGs."""
+    """Write pictures uint8 [N, C, R, R] and their sheet to the context's output folder.
+
+    Args:
+        context: the output folder, and whether PNGs record metadata.
+        pictures: the N pictures.
+        captions: one for each picture.
+        columns: as for `save_sheet`.
+        seeds: as for `save_sheet`.
+        settings: of the edit, for the PNGs' metadata.
+    """
     png_text = context.png_text(**settings)
     sheet = save_sheet(pictures, captions, context.out_folder, columns=columns, seeds=seeds, png_text=png_text)
     return EditResult(len(pictures), sheet)
 
 
 def save_animation(frames: Tensor, path: Path, duration: int = 80, *, back: bool = True) -> int:
-    """Write frames uint8 [N, C, R, R] as an endless GIF (.gif) or APNG (.png, .apng); return the number of frames.
+    """Write frames uint8 [N, C, R, R] as an endless GIF (.gif) or APNG (.png, .apng); return the number written.
 
     Args:
         frames: in order.
         path: its ending decides the format.
-        duration: of a frame in milliseconds; a GIF counts in tens.
-        back: append the frames in reverse order, without repeating the two ends.
+        duration: of each frame in milliseconds; a GIF stores it in units of 10.
+        back: append the frames in reverse order, without repeating the first and the last.
 
     Raises:
-        UserError: another ending, or a duration that viewers do not honour.
+        UserError: another ending, or a duration that is too short for viewers to honour.
     """
     if (kind := ANIMATION_FORMATS.get(path.suffix.lower())) is None:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .gif, .png or .apng")

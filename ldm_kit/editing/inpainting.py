@@ -1,4 +1,7 @@
-"""Inpainting with any diffusion model (RePaint, Lugmayr et al. 2022); pixels outside the mask stay bit for bit."""
+"""Inpainting with any diffusion model (RePaint, Lugmayr et al. 2022).
+
+Pixels outside the mask keep their exact values.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -14,7 +17,10 @@ from ldm_kit.diffusion.samplers import State, ddim
 
 
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the mask bool [1, 1, h, w] for latents of a size: a latent is masked if any of its pixels [R, R] is."""
+    """Scale a mask of pixels, bool [R, R], to latents of a size (h, w); return bool [1, 1, h, w].
+
+    A latent is masked if any of its pixels is.
+    """
     return adaptive_max_pool2d(mask.float()[None, None], size) > 0
 
 
@@ -29,22 +35,23 @@ def inpaint_latents(
     seeds: Sequence[int],
     resample: int = 1,
 ) -> Iterator[State]:
-    """Sample x_0 [B, ...] again where the mask is set; elsewhere x_t is x_0 with noise, at every level.
+    """Sample x_0 [B, ...] again where the mask is True; elsewhere x_t stays x_0 with noise of the level of t.
 
-    Each step is DDPM's and is repeated `resample` times, with noise added in between, so that the new part fits the
-    known one (Lugmayr et al. 2022, algorithm 1). A picture depends on its seed alone.
+    Each step is an ancestral (DDPM) step and is taken `resample` times, with noise added in between, so that the
+    sampled part fits the known one (Lugmayr et al. 2022, algorithm 1). The last step, to clean data, is taken once. The
+    noise of each sample depends on its own seed alone.
 
     Args:
-        denoiser: of any schedule.
+        denoiser: with a noise schedule of any kind.
         x_0: clean pictures or latents.
         mask: bool, [1, 1, h, w] or like x_0.
-        times: falling, from (nearly) pure noise to -1.
-        cond: as the denoiser takes it.
-        seeds: one for each picture.
-        resample: how often each step is taken; 1 is once.
+        times: falling timesteps, from (nearly) pure noise to -1, which is clean data.
+        cond: condition, as the denoiser takes it.
+        seeds: one for each of the B samples.
+        resample: how often each step is taken, 1 or more.
 
     Yields:
-        The state after each step.
+        The state after each step has been taken for the last time.
     """
     noise = _NoiseStream(seeds, x_0)
     x = noise.next()
@@ -61,21 +68,27 @@ def inpaint_latents(
 
 
 class _NoiseStream:
-    """A stream of standard normal batches, each picture's from its own seed."""
+    """A stream of batches of standard normal noise; each sample's noise is drawn from the sample's own seed."""
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
         self.seeds, self.like, self.count = seeds, like, 0
 
     def __call__(self, step: int, shape: Sequence[int]) -> Tensor:
-        """Return the next batch, with the arguments that a sampler passes."""
+        """Return the next batch; the arguments, which samplers pass, are ignored."""
         return self.next()
 
     def next(self) -> Tensor:
-        """Return the next batch, shaped like the pictures."""
+        """Return the next batch, of the shape, dtype and device of the samples."""
         self.count += 1
         return step_noise(self.seeds, self.count, self.like.shape[1:]).to(self.like)
 
 
 def composite(picture: Tensor, inpainted: Tensor, mask: Tensor) -> Tensor:
-    """Combine inpainted pictures uint8 [N, C, R, R] within a mask bool [R, R] with one picture [C, R, R] outside."""
+    """Return inpainted pictures uint8 [N, C, R, R] within a mask, and the original picture outside.
+
+    Args:
+        picture: the original, uint8 [C, R, R].
+        inpainted: the N inpainted pictures.
+        mask: bool [R, R], True where the inpainted pictures are taken.
+    """
     return torch.where(mask, inpainted, picture)

@@ -1,4 +1,4 @@
-"""`edit.py interpolate`: pictures between two, by their codes or along PDAE's trajectories."""
+"""`edit.py interpolate`: pictures between two pictures, by interpolating their codes or PDAE's trajectories."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from ldm_kit.paths import check_writable_file
 
 
 def interpolate_pictures(context: EditContext, options: InterpolationOptions) -> EditResult:
-    """Interpolate two pictures, and write an animation as well where one is asked for.
+    """Interpolate between two pictures and write the results; with `options.morph`, write an animation as well.
 
     Raises:
-        UserError: no picture, no semantic model, more steps than it has training times, or a mode that it lacks.
+        UserError: a file that is no picture, a model that is not semantic, more steps than the model's noise schedule
+            allows, or mode `trajectory` with a model that is no PDAE.
     """
     if options.morph is not None:
         check_writable_file(options.morph)
@@ -36,10 +37,16 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
 
 
 def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -> Tensor:
-    """Decode pictures uint8 [count, C, R, R] from the first of two codes to the second.
+    """Decode `options.count` pictures, uint8 [count, C, R, R], which lead from the first code to the last.
 
-    In the mode `latent` z is interpolated linearly and x_T spherically. In the mode `trajectory` z is that of the first
-    picture, and every step mixes PDAE's gradients under both pictures' codes (Zhang et al. 2022).
+    In both modes x_T is interpolated spherically. In the mode `latent`, z is interpolated linearly. In the mode
+    `trajectory`, z is the first picture's, and every decoding step mixes PDAE's gradients under the z of both pictures
+    (Zhang et al. 2022).
+
+    Args:
+        model: decodes the codes.
+        ends: the codes of the two pictures.
+        options: number of pictures, mode and steps.
     """
     first, last = ends.take([0]), ends.take([1])
     code = operations.interpolate(first, last, options.count)
@@ -51,7 +58,7 @@ def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -
 
 
 def _check_mode(model: SemanticModel, options: InterpolationOptions) -> None:
-    """Check that a model has gradients where trajectories are asked for; raises UserError."""
+    """Check that the model is a PDAE if the mode is `trajectory`; raises UserError."""
     if options.mode == "trajectory" and not model.decoder.stops:
         raise UserError(
             "--mode trajectory mixes the gradients that a PDAE adds to its base model, and this model has none; "

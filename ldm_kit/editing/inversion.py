@@ -1,7 +1,8 @@
 """DDIM inversion of pictures with a model of prompts or classes, and the noised start of img2img.
 
-Inversion and sampling use the same times, and the level of time 0 stands for the picture itself (`pdae_grid`), so that
-sampling reverses the inversion but for an error of order 1/N, which is measured and reported.
+Inversion and sampling use the same timesteps, and the noise level of timestep 0 stands for the clean picture
+(`pdae_grid`). Sampling therefore reverses the inversion, but for an error of order 1/N in N steps, which is measured
+and reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,12 +28,18 @@ from ldm_kit.models.pipeline import Pipeline
 
 
 def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float = 1.0) -> list[int]:
-    """Return the rising times of an inversion, the steps spread from 0 up to a share (0, 1] of the training times.
+    """Return the rising timesteps of an inversion, from 0 up to a share `strength` of the T training timesteps.
 
-    There are fewer steps where that share has fewer times; and steps that were left out are as many as can be.
+    There are `options.steps` steps, or fewer if the share has fewer timesteps. If the user gave no number of steps, the
+    default is reduced to T - 1 where it is larger.
+
+    Args:
+        pipeline: the model.
+        options: number of steps.
+        strength: share (0, 1] of the training timesteps.
 
     Raises:
-        UserError: more steps than training times.
+        UserError: the user gave more than T - 1 steps.
     """
     total, steps = pipeline.schedule_config.num_train_timesteps, options.steps
     if "steps" not in options.model_fields_set:
@@ -46,9 +53,15 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
 
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
-    """Return falling times, the steps spread from a share (0, 1] of the training times to -1.
+    """Return the falling timesteps of sampling, from a share `strength` of the training timesteps to -1 (clean data).
 
-    There are fewer steps where that share has fewer times.
+    There are `options.steps` steps, or fewer if the share has fewer timesteps. At a strength below 1, a spacing other
+    than trailing, leading and linspace is replaced by trailing.
+
+    Args:
+        pipeline: the model.
+        options: timesteps at strength 1; number of steps and spacing otherwise.
+        strength: share (0, 1] of the training timesteps.
     """
     if strength == 1:
         return list(options.timesteps)
@@ -58,7 +71,7 @@ def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float
 
 
 def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
-    """Return (channels, resolution) of the pictures that a model samples."""
+    """Return (channels, pixels along each side) of the pictures that a model samples."""
     channels, side, _ = pipeline.latent_shape
     if pipeline.vae is None:
         return channels, side
@@ -67,7 +80,10 @@ def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
 
 @torch.no_grad()
 def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
-    """Encode pictures uint8 [N, C, R, R] as the mean latents [N, Z, h, w], or as pixels for a model without VAE."""
+    """Encode pictures uint8 [N, C, R, R] as the means of their latents' distributions [N, Z, h, w].
+
+    For a model without VAE the latents are the pixels, scaled to [-1, 1].
+    """
     return encode_pictures(pipeline.vae, pictures.to(pipeline.device))
 
 
@@ -75,10 +91,17 @@ def encode_image(pipeline: Pipeline, pictures: Tensor) -> Tensor:
 def invert_latents(
     denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: object, refine: int = 0
 ) -> Iterator[State]:
-    """Invert x [B, ...] by DDIM over rising times, and refine each step towards the inverse of the sampling step.
+    """Invert x [B, ...] by DDIM over rising timesteps; `refine` brings each step closer to the inverse of sampling.
 
-    A sampling step from x_u evaluates the network at x_u, the inversion step at the level below. `refine` evaluations
-    at x_u solve for the x_u that the sampling step takes to x_t, by fixed-point iteration (Pan et al. 2023).
+    A sampling step from x_u to the less noisy x_t evaluates the network at x_u; a plain inversion step evaluates it at
+    x_t. The refinement finds the x_u that the sampling step takes to x_t, by fixed-point iteration (Pan et al. 2023).
+
+    Args:
+        denoiser: predicts x_0 and eps.
+        x: clean pictures or latents.
+        times: rising timesteps.
+        cond: condition, as the denoiser takes it.
+        refine: iterations in each step, each an evaluation of the network at x_u; 0 is plain DDIM inversion.
 
     Yields:
         The state after each step.
@@ -95,17 +118,17 @@ def invert_latents(
 
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
-    """Add noise of a time's level to latents x_0 [B, ...], each from its own seed."""
+    """Return latents x_0 [B, ...] with noise of the level of timestep `time`, each sample's noise from its own seed."""
     eps = initial_noise(seeds, x_0.shape[1:]).to(x_0)
     return pipeline.schedule.add_noise(x_0, eps, times_like(x_0, time))
 
 
 @dataclass(frozen=True)
 class ReconstructionError:
-    """Mean squared errors of pixels in 0..1 between inverted pictures and their reconstructions."""
+    """Mean squared errors between pictures, with pixels in 0..1, and their reconstructions after inversion."""
 
     total: float
-    autoencoder: float | None  # of the autoencoder alone; None for a model of pixels
+    autoencoder: float | None  # error of the autoencoder alone; None for a model of pixels
 
     def __str__(self) -> str:
         text = f"reconstruction error {self.total:.2e} (mean squared, of pixels in 0 to 1)"
@@ -116,7 +139,14 @@ class ReconstructionError:
 def reconstruction_error(
     pipeline: Pipeline, pictures: Tensor, latents: Tensor, reconstructed: Tensor
 ) -> ReconstructionError:
-    """Measure the error of pictures uint8 [N, C, R, R] whose latents were inverted and reconstructed."""
+    """Measure the error of pictures that were inverted and sampled back.
+
+    Args:
+        pipeline: the model.
+        pictures: the original pictures, uint8 [N, C, R, R].
+        latents: of the original pictures, as `encode_image` returns them.
+        reconstructed: latents that were sampled back from the inverted ones.
+    """
     autoencoder = None
     if pipeline.vae is not None:
         autoencoder = mean_squared(pictures, decode_pictures(pipeline.vae, latents))
@@ -124,5 +154,5 @@ def reconstruction_error(
 
 
 def mean_squared(one: Tensor, other: Tensor) -> float:
-    """Return the mean squared difference of pictures uint8, in units of a pixel's range."""
+    """Return the mean squared difference of uint8 pictures, with pixels scaled to 0..1."""
     return float((one.float() - other.float()).div(255).square().mean())

@@ -1,7 +1,7 @@
-"""Tables of pictures' attributes as other tools write them: CSV of pandas or Excel, JSONL, CelebA's list.
+"""Tables of pictures' attributes in the forms that other tools write: CSV of pandas or Excel, JSONL, CelebA's list.
 
-A missing value may be empty, NaN or NA, and a whole number may be written 1.0. The column of names may have any of
-`NAME_COLUMNS`, or be a pandas index without a header.
+A missing value may be empty, NaN or NA, and a whole number may be written 1.0. The column with the pictures' names has
+one of the headers `NAME_COLUMNS`, or is a pandas index, whose header is empty.
 """
 
 import csv
@@ -19,20 +19,27 @@ from ldm_kit.data.folder_index import as_text
 
 NAME_COLUMNS = ("file_name", "filename", "image_id", "image", "image_name", "image_path", "img", "file", "path")
 _MISSING = {"", "nan", "na", "n/a", "<na>", "null"}
-_INDEX = re.compile(r"|Unnamed: \d+")  # pandas' index, as it writes and as it reads it
+_INDEX = re.compile(r"|Unnamed: \d+")  # the header of pandas' index: as pandas writes it, as it reads it
 _WHOLE = re.compile(r"([-+]?\d+)\.0*")
-_Row = tuple[int, Mapping[str, str]]  # number of its line, values by column
+_Row = tuple[int, Mapping[str, str]]  # line number in the file, values by column
 
 
 @dataclass
 class Table:
-    """A table, column by column; None where a value is missing."""
+    """A table of pictures' attributes, column by column; a missing value is None."""
 
-    rows: dict[str, int] = field(default_factory=dict)  # picture's name -> number of its row
+    rows: dict[str, int] = field(default_factory=dict)  # picture's name -> index of its row
     columns: dict[str, list[str | None]] = field(default_factory=dict)
 
     def add(self, name: str, values: Mapping[str, str]) -> None:
-        """Add a row; columns that it lacks are padded when they have a value again, or by `pad`."""
+        """Add the row of one picture.
+
+        Columns without a value in the row stay shorter; a later value or `pad` fills the gap with None.
+
+        Args:
+            name: of the picture.
+            values: of the row, by column.
+        """
         number = len(self.rows)
         self.rows[name] = number
         for key, text in values.items():
@@ -41,14 +48,14 @@ class Table:
             column.append(clean_value(text))
 
     def pad(self) -> None:
-        """Give all columns as many values as there are rows."""
+        """Lengthen all columns with None to the number of rows."""
         for column in self.columns.values():
             column.extend([None] * (len(self.rows) - len(column)))
 
 
 @lru_cache(maxsize=65536)
 def clean_value(text: str) -> str | None:
-    """Return a value without the marks of the tool that wrote it: 1.0 as 1, nan and NA as None."""
+    """Return a value in a common spelling: 1.0 becomes 1; nan, NA and empty text become None."""
     text = text.strip()
     if text.lower() in _MISSING:
         return None
@@ -58,10 +65,11 @@ def clean_value(text: str) -> str | None:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table of attributes (.csv, .tsv, .jsonl, or CelebA's .txt), in one pass.
+    """Read a table of pictures' attributes in one pass: .csv, .tsv, .jsonl, or a .txt in the form of CelebA's list.
 
     Raises:
-        UserError: it cannot be read, is of another kind, has a broken row, or names a picture twice or none.
+        UserError: the file cannot be read, has another form or a broken row, or a row names no picture or the picture
+            of an earlier row.
     """
     table = Table()
     for number, row in _numbered_rows(path, _read(path)):
@@ -132,7 +140,11 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _list_rows(path: Path, text: str) -> Iterator[_Row]:
-    """Yield the rows of a list such as CelebA's: their number, the attributes' names, then name and values a line."""
+    """Yield the rows of a list in CelebA's form.
+
+    Its first line is the number of rows, the second the attributes' names; each further line is a picture's name and
+    values.
+    """
     lines = text.splitlines()
     header = lines[1].split() if len(lines) > 1 else []
     header = header if header and header[0] in NAME_COLUMNS else ["file_name", *header]

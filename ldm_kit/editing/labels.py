@@ -1,4 +1,4 @@
-"""Labels of pictures by attribute, from a table or from OpenMoji's own fields."""
+"""Labels of pictures, attribute by attribute, from a table or from OpenMoji's own fields."""
 
 import logging
 import math
@@ -14,27 +14,30 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet
 from ldm_kit.editing.label_tables import read_table
 
-MAX_VALUES = 32  # of an attribute; a column with more holds captions, numbers or names
+MAX_VALUES = 32  # most values of an attribute; a column with more holds captions, numbers or names
 _YES, _NO = {"1", "true", "yes", "y", "t"}, {"0", "-1", "false", "no", "n", "f"}
 _log = logging.getLogger("ldm_kit.editing")
 
 
 @dataclass(frozen=True)
 class Column:
-    """An attribute of N pictures; its value is None where it is not known or does not apply."""
+    """The values of one attribute of N pictures; a value is None where it is not known or does not apply."""
 
     name: str
     values: tuple[str | None, ...]
-    pairs: tuple[str | None, ...] | None = None  # pictures with equal names differ in the attribute alone
+    pairs: tuple[str | None, ...] | None = None  # pair names: pictures with equal ones differ in this attribute alone
 
     @cached_property
     def binary(self) -> bool:
-        """Whether all values are yes or no, in any spelling."""
+        """Whether all known values are yes or no, in any of their spellings."""
         return {value.lower() for value in {*self.values} if value is not None} <= _YES | _NO
 
     @cached_property
     def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """The rows of pictures with equal pair names, by their two values, in the order of the first of the two."""
+        """Row indices (i, j) of pictures with equal pair names, by their values (value of i, value of j).
+
+        The pairs of two values are sorted by the smaller index.
+        """
         first: dict[str, dict[str, int]] = {}
         for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
             if pair is not None and value is not None:
@@ -46,20 +49,25 @@ class Column:
         return {values: sorted(indices, key=min) for values, indices in rows.items()}
 
     def positive(self, value: str) -> list[bool | None]:
-        """Return for each picture whether it has a value ("yes" for a binary attribute); None where it is not known."""
+        """Return for each picture whether its value is `value`; None where the value is not known.
+
+        For a binary attribute, whatever `value` is, it is whether the picture's value is yes.
+        """
         spellings = _YES if self.binary else {value.lower()}
         return [None if own is None else own.lower() in spellings for own in self.values]
 
     @property
     def kinds(self) -> list[str]:
-        """The values that occur, sorted; "yes" alone for a binary attribute."""
+        """The different values that occur, sorted; "yes" alone for a binary attribute."""
         return ["yes"] if self.binary else sorted({value for value in self.values if value is not None})
 
 
 def from_openmoji(pictures: PictureSet) -> list[Column]:
-    """Return gender, skin tone and group of OpenMoji pictures; pairs have the same role and differ in one of the two.
+    """Return three attributes of OpenMoji pictures: gender, skin tone and group.
 
-    A yellow drawing has the skin tone "none" where its role is drawn in skin tones as well; things have neither.
+    Pictures with the same role (the caption without gender and skin tone) and the same skin tone are pairs for gender;
+    with the same role and the same gender, for skin tone. A yellow drawing has the skin tone "none" if its role is also
+    drawn in skin tones. Things have neither gender nor skin tone.
     """
     fields = [record.fields for record in pictures.records]
     toned_roles = {field["role"] for field in fields if field["skin_tone"]}
@@ -73,7 +81,7 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 
 
 def _pair_names(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | None, ...]:
-    """Return equal names for drawings that differ in one attribute alone; None where the other attribute is mixed."""
+    """Return a pair name for each drawing: its role and its value of `other`; None where that value is mixed."""
     return tuple(None if field[other] == "mixed" else f"{field['role']}/{field[other]}" for field in fields)
 
 
@@ -82,14 +90,15 @@ def from_file(
 ) -> list[Column]:
     """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
 
-    A column of more than 32 numbers, such as an age, is the attribute of having more than the median.
+    A column of more than 32 different numbers, such as an age, becomes a binary attribute: the number is above the
+    median. Whole numbers that are all different, such as an index, become one only if `columns` names the column.
 
     Args:
-        path: has a row for each picture: file_name and the attributes; an empty value is not known.
-        names: of the pictures, relative to the folder; attributes of a picture without a row are not known, and rows
-            of other pictures are passed over.
-        columns: the attributes to read; none: all that have at most 32 values, or numbers.
-        pair: the column that is equal for pictures that differ in one attribute alone.
+        path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
+        names: of the pictures, relative to the folder. The attributes of a picture without a row are not known; rows of
+            other pictures are ignored.
+        columns: the attributes to read; empty: all columns that have 2 to 32 values, or numbers.
+        pair: the column that has equal values for pictures that differ in one attribute alone.
 
     Raises:
         UserError: no such file or column, a broken row, or no row of a picture of the folder.
@@ -117,7 +126,14 @@ def from_file(
 def _column(
     name: str, values: tuple[str | None, ...], pairs: tuple[str | None, ...] | None, named: bool
 ) -> Column | None:
-    """Return an attribute, or None if a column is none and was not asked for by name."""
+    """Return a column of a table as an attribute; None if it is not one.
+
+    Args:
+        name: of the column.
+        values: one for each picture.
+        pairs: pair name of each picture; None: there are no pairs.
+        named: whether the user asked for the column by its name, so that it may have any number of values.
+    """
     distinct = {value for value in values if value is not None}
     if len(distinct) > MAX_VALUES and (numbers := _numbers(distinct)):
         is_count = len(distinct) == sum(value is not None for value in values) and all(map(str.isdecimal, distinct))
@@ -139,7 +155,7 @@ def _above_median(
 
 
 def _numbers(values: Collection[str]) -> dict[str, float]:
-    """Return the values as finite numbers; empty if one is none."""
+    """Parse values as numbers; return each value's number, by value, or {} if a value is no finite number."""
     try:
         numbers = {value: float(value) for value in values}
     except ValueError:
@@ -148,10 +164,15 @@ def _numbers(values: Collection[str]) -> dict[str, float]:
 
 
 def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[int | None]:
-    """Return the number of each picture's row, and say how many rows and pictures have no counterpart.
+    """Return the row index of each picture, None without a row; log how many rows and pictures have no counterpart.
 
-    A row belongs to the picture of its path, or else of its file's name, with or without suffix: published tables name
-    the file alone, and .jpg where a converted folder has .png.
+    Pictures and rows are matched by path; if no path matches, by file name; if no file name matches, by file name
+    without suffix. Published tables name the file alone, and .jpg where a converted folder has .png.
+
+    Args:
+        path: of the table, for messages.
+        rows: row index by the picture's name in the table.
+        names: of the folder's pictures.
 
     Raises:
         UserError: no row is of a picture of the folder.
@@ -175,7 +196,10 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
 
 
 def _matched(rows: Mapping[str, int], names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
-    """Return the row of each picture whose key is that of one row, and of no other picture."""
+    """Return the row index of each picture, by name, whose key is the key of one row and of no other picture.
+
+    `key` returns the part of a name that is compared.
+    """
     keys, counts = Counter(map(key, rows)), Counter(map(key, names))
     by_key = {key(name): number for name, number in rows.items() if keys[key(name)] == 1}
     return {name: by_key[k] for name in names if counts[k := key(name)] == 1 and k in by_key}

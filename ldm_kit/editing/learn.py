@@ -21,11 +21,11 @@ from ldm_kit.paths import check_writable
 
 
 def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Directions:
-    """Learn directions, save them with the model's earlier ones, and return the new ones.
+    """Learn attribute directions, add them to the directions saved with the model, and return the new ones.
 
     Raises:
-        UserError: labels that do not match, too few pictures, or no semantic model, or one whose
-            folder cannot be written to.
+        UserError: labels that do not match the pictures, too few pictures, a model that is not semantic, or a model's
+            folder that cannot be written to.
     """
     check_writable(context.directions)
     model = context.load_semantic_model()
@@ -45,7 +45,10 @@ def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Direc
 
 
 def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load OpenMoji's training part; all drawings of a role are held out together, or none."""
+    """Load OpenMoji's training part; return its pictures, their attributes, and a group name of each picture.
+
+    The group name is the role, such as "astronaut". All drawings of a group are held out together, or none.
+    """
     if model.channels != 3:
         raise UserError(f"OpenMoji is in colour, but this model's pictures have {model.channels} channels")
     pictures = openmoji.load(OpenMojiConfig(resolution=model.resolution)).train
@@ -53,7 +56,10 @@ def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
 
 
 def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load a folder and its labels; pictures of a pair are held out together, or none."""
+    """Load a folder and its labels; return its pictures, their attributes, and a group name of each picture.
+
+    The group name is the pair name, or else the picture's own. Pictures of a group are held out together, or none.
+    """
     assert examples.images is not None
     assert examples.labels is not None
     pictures = load_all(folder_config(model, examples.images))
@@ -76,7 +82,7 @@ def _from_examples(model: Semantic, examples: TrainingExamples, key: str) -> Dir
 
 
 def describe_directions(directions: Directions) -> list[str]:
-    """Describe each direction in a line: name, held-out scores, estimator, pictures, and typical strength."""
+    """Return a line on each direction: name, held-out scores, estimator, pictures, and typical strength."""
     lines: list[str] = []
     for record in directions.records:
         scores = "not measured"

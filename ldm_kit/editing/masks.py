@@ -1,4 +1,7 @@
-"""Masks of inpainting: read as pictures are, and scaled so that a pixel is new if any of the mask's pixels in it is."""
+"""Masks of inpainting, read as pictures are, and scaled to the model's resolution.
+
+A pixel of the scaled mask is to be sampled again ("new") if any of the mask's pixels in it is.
+"""
 
 import logging
 from pathlib import Path
@@ -12,21 +15,27 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.data.image_files import decode
 
-_HALF = 128  # from which grey or alpha on a pixel is new
-_VARIES = 32  # levels by which the colours of a picture differ at least, and those of a painted layer do not
-_LIKE = 8  # mean difference in levels below which the mask's colours are the picture's
+_HALF = 128  # a pixel of this grey or alpha or more is new
+_VARIES = 32  # least range, of 255, of a channel in a picture; a painted layer has less
+_LIKE = 8  # mean difference, of 255, below which the mask's colours are the picture's
 _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """Read the mask of what is to be sampled again, bool [R, R], scaled and cropped as the picture.
+    """Read the mask of the pixels that are to be sampled again, bool [R, R]; scale and crop it as the picture.
 
-    A mask without transparency is new where it is white. One with transparency is new where it is opaque, whatever its
-    colours; if it is the picture itself with a part erased, where it is transparent. A message says which. A pixel of
-    the result is new if any pixel of the mask in it is, so that no line is too thin.
+    In a mask without transparency these pixels are white. In a mask with transparency they are opaque, whatever their
+    colours; but if the mask is the picture itself with a part erased, they are transparent. A warning says which of the
+    last two. A pixel of the result is True if any pixel of the mask in it is to be sampled again, so that no line is
+    too thin.
+
+    Args:
+        path: the mask.
+        resolution: R, pixels along each side of the result.
+        picture: the file of the picture that is inpainted.
 
     Raises:
-        BadPicture: no picture.
+        BadPicture: a file is no picture.
         UserError: a mask that leaves nothing to sample or nothing to keep.
     """
     image, original = decode(path).image, decode(picture).image
@@ -45,7 +54,7 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
 
 
 def _new_pixels(image: Image.Image, picture: Image.Image, path: Path) -> NDArray[np.bool_]:
-    """Return which pixels of a decoded mask are new, at its own size."""
+    """Return which pixels of a decoded mask are to be sampled again, bool [h, w] at the mask's own size."""
     alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     if alpha.min() == 255:
         return np.asarray(image.convert("L")) >= _HALF
@@ -58,7 +67,7 @@ def _new_pixels(image: Image.Image, picture: Image.Image, path: Path) -> NDArray
 
 
 def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) -> bool:
-    """Return whether the opaque part of an image is that of a picture, and no layer of one colour."""
+    """Return whether the opaque part of an image is a part of `picture`, rather than a layer of one colour."""
     if not opaque.any():
         return False
     colours = np.asarray(image.convert("RGB"), dtype=np.float32)[opaque]
@@ -68,7 +77,7 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Return a mask [h, w] of a picture of a size (width, height) as [R, R], cropped to the centre as the picture is.
+    """Scale a mask [h, w] to [R, R], and crop it to the centre as its picture of a size (width, height) is cropped.
 
     A box filter weighs all pixels in a cell alike, so that the cell is above 0 if and only if one of them is new.
     """

@@ -1,4 +1,4 @@
-"""Operations on the codes of pictures: attribute edits, interpolation, mixing, and nearest neighbours."""
+"""Operations on pictures' codes z and x_T: attribute edits, interpolation, mixing, and nearest neighbours."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -18,14 +18,14 @@ S = TypeVar("S", bound=ModelDefaults)
 
 
 class Change(NamedTuple):
-    """A direction, and how far to move along it, in units of sqrt(D)."""
+    """A direction, and the distance to move along it, in units of sqrt(D), the length of a typical normalised code."""
 
     direction: Direction
     strength: float
 
 
 def encode(model: Semantic, pictures: Tensor, steps: int = 250) -> Code:
-    """Encode pictures uint8 [N, C, R, R], with `steps` of inversion; return both codes on the CPU."""
+    """Encode pictures uint8 [N, C, R, R] as z and, by DDIM inversion in `steps` steps, x_T; return both on the CPU."""
     z = model.encode(pictures)
     with step_bar("inverting") as progress:
         x_T = model.invert(pictures, z, steps=steps, progress=progress)
@@ -41,18 +41,27 @@ def decode(
     stop: float = 0.0,
     trajectory: TrajectoryTarget | None = None,
 ) -> Tensor:
-    """Decode codes as pictures uint8 [N, C, R, R], with a progress bar; `stop` and `trajectory` are for a PDAE."""
+    """Decode codes as pictures uint8 [N, C, R, R], with a progress bar.
+
+    Args:
+        model: decodes the codes.
+        code: z and x_T of the N pictures.
+        steps: DDIM steps.
+        batch: pictures at a time.
+        stop: of a PDAE, the share of the steps, the last ones, that use the base model without the gradient estimator.
+        trajectory: of a PDAE, the codes towards which every step is interpolated.
+    """
     with step_bar("decoding") as progress:
         return model.decode(code.z, code.x_T, steps, batch, stop, trajectory=trajectory, progress=progress)
 
 
 def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
-    """Return options with the model's own where they were left out, and a note of which; check that it can follow.
+    """Return options with the model's saved values for those that the user left out, and a note on these values.
 
-    Numbers of steps that were left out are never more than the noise schedule has times.
+    A number of steps that the user left out is reduced to the most that the model's noise schedule allows.
 
     Raises:
-        UserError: more steps than training times, or a `stop` without a base model; names the flag.
+        UserError: the user asks for more steps than that, or for `stop` with a model that is no PDAE; names the flag.
     """
     given = options.model_fields_set
     options, note = model.saved.fill(options, options.SECTION, options.SAVED)
@@ -72,13 +81,16 @@ def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
 
 
 def check_not_idle(changes: Sequence[Change]) -> None:
-    """Check that some change has a strength other than 0; raises UserError."""
+    """Check that at least one change has a strength other than 0; raises UserError if none has."""
     if all(change.strength == 0 for change in changes):
         raise UserError(f"--strength 0 changes nothing; expected another number, {STRENGTHS}")
 
 
 def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Move codes [N, D] along all directions, whose order does not matter (Preechakul et al. 2022)."""
+    """Move codes z [N, D] along the directions of all changes (Preechakul et al. 2022).
+
+    The order of the changes does not matter.
+    """
     mean, std = statistics(model)
     for direction, strength in changes:
         z = shift_codes(z, direction.vector, strength, mean, std)
@@ -86,13 +98,13 @@ def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def apply_edits(model: Semantic, code: Code, edits: Sequence[Sequence[Change]]) -> Code:
-    """Apply K edits to one picture's code [1, D]; return z [K, D] beside the same x_T K times."""
+    """Apply K edits, each a list of changes, to one picture's z [1, D]; return z [K, D] with its x_T K times."""
     z = torch.cat([move_codes(model, code.z, changes) for changes in edits])
     return Code(z, code.x_T.expand(len(z), *code.x_T.shape[1:]))
 
 
 def interpolate(first: Code, last: Code, count: int) -> Code:
-    """Interpolate two codes in `count` steps, both ends among them: z linearly, x_T spherically."""
+    """Interpolate two codes at `count` points, both ends among them: z linearly, x_T spherically."""
     weights = torch.linspace(0, 1, count)
     z = torch.lerp(first.z.expand(count, -1), last.z.expand(count, -1), weights[:, None])
     shape = (count, *first.x_T.shape[1:])
@@ -105,9 +117,9 @@ def mix_codes(content: Code, details: Code) -> Code:
 
 
 def nearest(model: Semantic, query: Tensor, z: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Return the indices of the `count` codes z [N, D] nearest to a query [D], and their cosines, best first.
+    """Return the indices of the `count` codes z [N, D] that are most similar to a code `query` [D], and their cosines.
 
-    Codes are normalised first, so that no dimension outweighs the others.
+    The best come first. All codes are normalised before, so that no dimension outweighs the others.
     """
     mean, std = statistics(model)
     cosines = torch.cosine_similarity(((query - mean) / std)[None], (z - mean) / std, dim=1)

@@ -12,31 +12,31 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 from ldm_kit.config import Config, Precision
 from ldm_kit.models.sampler_options import OWN, Seed
 
-MAX_STRENGTH = 1.0  # as far from the picture as a typical picture is from the mean of all
+MAX_STRENGTH = 1.0  # moves a code as far as a typical code is from the mean of all codes
 STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensible, 0.3 is typical"
 ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
-MIN_DURATION = 20  # milliseconds of a frame that viewers still honour
+MIN_DURATION = 20  # shortest frame, in milliseconds, that viewers honour
 _IMAGE = "the picture; scaled and cropped to the model's size"
 BATCH_SIZE = "pictures at once; changes a picture by rounding alone"
 
 
 def check_strength(strength: float) -> float:
-    """Return a strength that is a sensible edit; raise ValueError for one that is too large."""
+    """Return the strength of an edit; raise ValueError if its absolute value is above `MAX_STRENGTH`."""
     if not abs(strength) <= MAX_STRENGTH:
         raise ValueError(f"expected {STRENGTHS}")
     return strength
 
 
 class ModelDefaults(Config):
-    """Options of which some are the model's own where they are left out: those that its run was judged with."""
+    """Options of which some, where the user leaves them out, are the values that the model's run was evaluated with."""
 
-    SECTION: ClassVar[str] = "reconstruction"  # of the saved options, see `models.saved_sampling`
-    SAVED: ClassVar[Mapping[str, str]] = {}  # field -> its name there
+    SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
+    SAVED: ClassVar[Mapping[str, str]] = {}  # field here -> name in that section
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that are numbers of steps over the model's noise schedule
 
     @property
     def step_counts(self) -> dict[str, int]:
-        """The numbers of steps by the names of their fields."""
+        """The values of `STEP_FIELDS`, by field name."""
         return {name: getattr(self, name) for name in self.STEP_FIELDS}
 
 
@@ -49,7 +49,7 @@ class StepOptions(ModelDefaults):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a PNG records of how its picture was decoded."""
+        """The decoding's settings that are recorded in the PNGs' metadata."""
         return self.step_counts | ({"stop": self.stop} if self.stop else {})
 
 
@@ -57,7 +57,7 @@ _INVERT_STEPS = Field(ge=1, description="DDIM steps of the inversion to a stocha
 
 
 class DecodeSteps(StepOptions):
-    """How codes are decoded as pictures, by DDIM."""
+    """The number of DDIM steps in which codes are decoded as pictures."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"steps": "decode_steps"}
@@ -66,7 +66,7 @@ class DecodeSteps(StepOptions):
 
 
 class RoundTripSteps(DecodeSteps):
-    """How a picture is inverted to its stochastic code and decoded again, both by DDIM."""
+    """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps", "steps": "decode_steps"}
@@ -75,7 +75,7 @@ class RoundTripSteps(DecodeSteps):
 
 
 class ChangeOptions(RoundTripSteps):
-    """Which attributes of a picture are changed, and how far."""
+    """Options of `edit.py change`: the picture, the attributes to change, and how far."""
 
     image: Path = Field(description=_IMAGE)
     attribute: tuple[str, ...] = Field(description='"glasses", "skin tone: dark", "skin tone: light > dark"')
@@ -118,12 +118,12 @@ class ChangeOptions(RoundTripSteps):
 
     @property
     def strip_strengths(self) -> list[float]:
-        """The strengths of a strip; none without --strip."""
+        """The strengths in --strip; empty without it."""
         return _numbers(self.strip)
 
 
 class TrainingExamples(Config):
-    """What directions are learned from: a folder with a table of labels, OpenMoji, or a folder of examples."""
+    """Options of `edit.py learn`: a folder of pictures with a table of labels, OpenMoji, or a folder of examples."""
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")
@@ -157,7 +157,7 @@ class TrainingExamples(Config):
 
 
 class InterpolationOptions(RoundTripSteps):
-    """How two pictures are interpolated."""
+    """Options of `edit.py interpolate`: the two pictures, and how to interpolate between them."""
 
     image: tuple[Path, ...] = Field(description="the two pictures, each by its own --image")
     count: int = Field(default=8, ge=2, description="pictures, both ends among them")
@@ -185,14 +185,14 @@ class InterpolationOptions(RoundTripSteps):
 
 
 class MixOptions(RoundTripSteps):
-    """The two pictures whose codes are mixed."""
+    """Options of `edit.py mix`: the two pictures whose codes are mixed."""
 
     content: Path = Field(description="the picture whose semantic code is taken")
     details: Path = Field(description="the picture whose stochastic code is taken")
 
 
 class NeighboursOptions(Config):
-    """The picture whose nearest neighbours are searched, and among which pictures."""
+    """Options of `edit.py neighbours`: a picture, and the pictures among which to find similar ones."""
 
     image: Path = Field(description=_IMAGE)
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
@@ -203,7 +203,7 @@ class NeighboursOptions(Config):
 
 
 class EncodeOptions(ModelDefaults):
-    """Which folder is encoded, to which file."""
+    """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}
@@ -224,7 +224,7 @@ class EncodeOptions(ModelDefaults):
 
 
 class DecodeOptions(DecodeSteps):
-    """Which encoded pictures are decoded."""
+    """Options of `edit.py decode`: the code file whose pictures are decoded."""
 
     codes: Path = Field(description="a file that encode wrote")
     seed: Seed = Field(default=0, description="of the first picture, where the file has no x_T; the next counts up")

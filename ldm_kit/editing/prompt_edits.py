@@ -1,4 +1,4 @@
-"""Commands of `edit.py` on a model without a semantic encoder: another prompt, img2img, and inpainting."""
+"""Commands of `edit.py` on a model without a semantic encoder: reprompt, img2img and inpaint."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,14 +32,17 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.solvers.samplers import sample
 
-_OF_SOLVER = ("solver", "spacing", "eta")  # without meaning for commands with a sampler and times of their own
+_OF_SOLVER = ("solver", "spacing", "eta")  # without meaning where the command fixes sampler and timesteps
 
 
 def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[EditResult, ReconstructionError]:
-    """Invert a picture under its own prompt, without guidance, and sample it under another prompt.
+    """Invert a picture under its own prompt, without guidance, and sample it under another prompt, with guidance.
+
+    The picture is also sampled back under its own prompt; the error of this reconstruction is returned as well.
 
     Raises:
-        UserError: no picture, a model without prompts, or more steps than it has training times.
+        UserError: a file that is no picture, a model without prompts, or more steps than the model's noise schedule
+            allows.
     """
     pipeline = context.load_pipeline(context.precision)
     if pipeline.conditioner.null is None:
@@ -61,10 +64,13 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
 
 
 def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult:
-    """Add noise to a picture up to the strength, and sample it from there (SDEdit, Meng et al. 2022).
+    """Add noise to a picture and sample from there under a prompt (SDEdit, Meng et al. 2022).
+
+    The noise level is that of a share `options.strength` of the training timesteps.
 
     Raises:
-        UserError: no picture, a prompt that does not fit the model, or more steps than it has training times.
+        UserError: a file that is no picture, a prompt that does not fit the model, or more steps than the model's noise
+            schedule allows.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -81,11 +87,11 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
 
 
 def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult:
-    """Sample a picture again where the mask is white; all other pixels stay bit for bit.
+    """Sample a picture again where the mask is white; all other pixels keep their exact values.
 
     Raises:
-        UserError: no picture, an empty or full mask, a prompt that does not fit the model, or more steps than it has
-            training times.
+        UserError: a file that is no picture, an empty or full mask, a prompt that does not fit the model, or more steps
+            than the model's noise schedule allows.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -111,21 +117,32 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
 def _settings(
     options: GuidedOptions, sampling: ResolvedOptions, times: Sequence[int], left_out: set[str]
 ) -> dict[str, Any]:
-    """Return what the PNGs record of what was done: no path, and no numbers that stand in the file names."""
+    """Return the settings of an edit for the PNGs' metadata.
+
+    Args:
+        options: of the command.
+        sampling: the same options as the model resolved them.
+        times: timesteps that were visited.
+        left_out: names of options that are not recorded: paths, numbers in the file names, options without effect.
+    """
     sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields})
     done = {**options.model_dump(mode="json", exclude=left_out), **sampled, "steps": len(times) - 1}
     return {name: value for name, value in done.items() if name not in left_out}
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Read a picture uint8 [1, C, R, R], and encode it as latents."""
+    """Read a picture; return it as uint8 [1, C, R, R], and its latents."""
     channels, side = picture_shape(pipeline)
     picture = read_picture(path, side, channels)[None]
     return picture, encode_image(pipeline, picture)
 
 
 def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
-    """Return the condition of all pictures; raises UserError where the prompt does not fit the model."""
+    """Return the condition of all `options.count` pictures.
+
+    Raises:
+        UserError: a prompt for an unconditional model, or none for a conditional one.
+    """
     if pipeline.conditioner.null is None:
         if options.prompt is not None:
             raise UserError(f"this model is unconditional and takes no prompt, got {options.prompt!r:.80}")
@@ -136,7 +153,7 @@ def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
 
 
 def _last(pipeline: Pipeline, states: Iterator[State], steps: int, description: str) -> Tensor:
-    """Run a sampler to its end, with a progress bar; return the last x. Raises NonFiniteError."""
+    """Run a sampler to its end, with a progress bar; return x of its last state. Raises NonFiniteError."""
     *_, last = tqdm(pipeline.finite.states(states, description), description, total=steps, unit="step")
     return last.x
 

@@ -1,6 +1,6 @@
-"""Rejection sampling: codes from a prior until a direction's classifier finds the attribute in them.
+"""Rejection sampling: codes are sampled from a prior until the classifier of an attribute accepts one.
 
-Preechakul et al. 2022 (section 5.3) condition their generator so on an attribute learned from a few examples.
+Preechakul et al. 2022 (section 5.3) condition their generator in this way on an attribute learned from a few examples.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,33 +13,33 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 
-MAX_BLOCK = 256  # codes sampled at a time for a single picture
+MAX_BLOCK = 256  # codes sampled at a time, shared by the pictures that have none accepted yet
 
 
 @dataclass(frozen=True)
 class AttributeThreshold:
-    """An attribute, the probability that it must exceed, and the number of codes tried for each picture."""
+    """The condition under which a code is accepted: the probability of an attribute is above a threshold."""
 
     attribute: str
     threshold: float = 0.5
-    tries: int = 1000
+    tries: int = 1000  # most codes that are tried for each picture
 
 
 class AcceptedCodes(NamedTuple):
-    """N accepted codes, their probabilities, and the number of codes that were sampled for them."""
+    """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
     z: Tensor  # [N, D]
     probability: Tensor  # [N]
-    tried: int  # summed over the seeds, for each seed up to its accepted code
+    tried: int  # sum over the pictures; each picture counts its codes up to the accepted one
 
     @property
     def rate(self) -> float:
-        """The share of sampled codes that was accepted."""
+        """The share of the tried codes that was accepted."""
         return len(self.z) / self.tried
 
 
 def try_seed(seed: int, number: int) -> int:
-    """Return the seed of a picture's try 0, 1, ...; the first is the picture's own seed."""
+    """Return the seed of try `number` for a picture; try 0 has the picture's own seed, `seed`."""
     return seed if number == 0 else rng.derive_seed(seed, "try", number)
 
 
@@ -49,16 +49,16 @@ def sample_accepted(
     seeds: Sequence[int],
     acceptance: AttributeThreshold,
 ) -> AcceptedCodes:
-    """Sample codes for each seed until the first is accepted, independently of the other seeds.
+    """Sample codes for each seed until one is accepted. The result for a seed does not depend on the other seeds.
 
     Args:
-        sample: seeds to codes [K, D], each code from its own seed.
-        logit: codes [K, D] to log-odds [K] that they have the attribute.
+        sample: function from K seeds to K codes [K, D], each code from its own seed.
+        logit: function from codes [K, D] to the log-odds [K] that they have the attribute.
         seeds: one for each picture.
-        acceptance: attribute, least probability, and most tries of each seed.
+        acceptance: the attribute, the threshold of its probability, and the most tries for each seed.
 
     Raises:
-        UserError: a seed of whose tries none is accepted.
+        UserError: for one of the seeds, no code was accepted within the tries.
     """
     waiting, finished = list(range(len(seeds))), 0
     accepted: dict[int, tuple[Tensor, Tensor, int]] = {}  # index of the seed -> code, probability, tries

@@ -18,13 +18,13 @@ from ldm_kit.solvers.table import DIFFUSERS_PREFIX, sampler_names
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
-_SAMPLING = SamplingOptions.model_fields  # flags that mean the same here: range, help and error text
+_SAMPLING = SamplingOptions.model_fields  # fields that are flags here as well, with the same range and help
 _IMAGE = "the picture; scaled and cropped to the model's size"
 _STRENGTH = "share of the way to pure noise; less keeps more, 0.5 to 0.8 is usual"
 
 
 class SeedOptions(Config):
-    """Which pictures are sampled: of a prompt, how many, and their seeds."""
+    """How many pictures are sampled, under which prompt, and from which seeds."""
 
     prompt: str | None = Field(default=None, description="a prompt or a class; none for unconditional models")
     count: int = Field(default=1, ge=1, description="pictures")
@@ -37,7 +37,7 @@ class SeedOptions(Config):
 
     @property
     def seeds(self) -> list[int]:
-        """One seed for each picture."""
+        """One seed for each picture: `seed`, and those that follow it."""
         return list(range(self.seed, self.seed + self.count))
 
     @property
@@ -47,9 +47,12 @@ class SeedOptions(Config):
 
 
 class GuidedOptions(Config):
-    """How a picture is sampled again: steps and classifier-free guidance; what is left out is the model's own."""
+    """Steps and classifier-free guidance with which a picture is sampled again.
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without options of their own
+    An option that the user leaves out is the one saved with the model, if there is one.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without saved options
 
     steps: Annotated[int, _SAMPLING["steps"]] = 50
     guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 3.0
@@ -62,10 +65,10 @@ class GuidedOptions(Config):
         return self
 
     def resolve(self, pipeline: "Pipeline", **fixed: Any) -> ResolvedOptions:
-        """Return the sampling options that these are for a model.
+        """Return complete sampling options for a model: these options, and the model's own where the user left one out.
 
         Args:
-            pipeline: the model, whose own options take the place of those that were left out.
+            pipeline: the model.
             fixed: options by name that the command itself decides.
 
         Raises:
@@ -78,7 +81,7 @@ class GuidedOptions(Config):
 
 
 class RepromptOptions(GuidedOptions):
-    """A picture, what it shows, and what it is to show instead."""
+    """Options of `edit.py reprompt`: a picture, the prompt that describes it, and the new prompt."""
 
     steps: int = Field(default=50, ge=1, description="DDIM steps of the inversion, and as many of sampling")
     image: Path = Field(description=_IMAGE)
@@ -91,7 +94,7 @@ class RepromptOptions(GuidedOptions):
 
 
 class Img2ImgOptions(GuidedOptions, SeedOptions):
-    """A picture, and how far it is noised before it is sampled again."""
+    """Options of `edit.py img2img`: a picture, and how far it is noised before it is sampled again."""
 
     image: Path = Field(description=_IMAGE)
     strength: float = Field(default=0.6, gt=0, le=1, description=_STRENGTH)
@@ -106,7 +109,7 @@ class Img2ImgOptions(GuidedOptions, SeedOptions):
 
 
 class InpaintOptions(GuidedOptions, SeedOptions):
-    """A picture, and the part of it that is sampled again."""
+    """Options of `edit.py inpaint`: a picture, and the mask of the part that is sampled again."""
 
     image: Path = Field(description=_IMAGE)
     mask: Path = Field(description="a picture: white is sampled again, black stays")
@@ -114,7 +117,7 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 
 
 class SamplePriorOptions(StepOptions, SeedOptions):
-    """How new pictures are sampled from a prior over codes."""
+    """Options of `edit.py sample`: how codes are sampled from a prior, and decoded as new pictures."""
 
     SECTION: ClassVar[str] = "prior"
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("decode_steps",)

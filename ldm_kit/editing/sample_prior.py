@@ -17,21 +17,23 @@ from ldm_kit.models.semantic import SemanticModel
 
 
 class SamplePriorResult(NamedTuple):
-    """The pictures written, and a sentence of how many codes were accepted, where an attribute was asked for."""
+    """The result of `sample_prior`, as the command prints it."""
 
     result: EditResult
-    acceptance: str | None
+    acceptance: str | None  # a sentence on the share of accepted codes; None: no attribute was asked for
 
     def __str__(self) -> str:
         return f"{self.result}" if self.acceptance is None else f"{self.acceptance}\n{self.result}"
 
 
 def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePriorResult:
-    """Sample new pictures, each from its own seed; with an attribute, from codes that have it.
+    """Sample new pictures, each from its own seed: a code from the model's prior, decoded with a random x_T.
+
+    If the options name an attribute, only codes that have it are accepted.
 
     Raises:
-        UserError: no prior, a class or prompt that does not fit it, an unknown attribute, no accepted code, or more
-            steps than training times.
+        UserError: a model without a prior, a class or prompt that does not fit it, an unknown attribute, no accepted
+            code, or more steps than training timesteps.
     """
     model = context.load_semantic_model(context.precision)
     options, note = _resolve(model, options)
@@ -44,10 +46,11 @@ def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePri
 
 
 def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SamplePriorOptions, str]:
-    """Return options with the model's own where they were left out, and a note of which.
+    """Return options with the model's saved values for those that the user left out, and a note on these values.
 
     Raises:
-        UserError: no prior, more steps than training times, or guidance away from an untrained null condition.
+        UserError: no prior, more steps than training timesteps, or guidance with a null condition that was never
+            trained.
     """
     if model.prior is None:
         raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
@@ -62,7 +65,10 @@ def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SampleP
 
 
 def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | None:
-    """Return what codes must pass, by default a probability of 0.5; None where no attribute is asked for."""
+    """Return the condition under which codes are accepted; None if the options name no attribute.
+
+    The threshold of the attribute's probability is 0.5 if the options have none.
+    """
     if options.attribute is None:
         return None
     threshold = 0.5 if options.threshold is None else options.threshold
@@ -70,7 +76,7 @@ def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | Non
 
 
 def _settings(options: SamplePriorOptions) -> dict[str, object]:
-    """Return what the PNGs record: always the prompt and the numbers, and other options where they are used."""
+    """Return the settings for the PNGs' metadata: always the prompt and the steps, others where they are used."""
     criterion = attribute_threshold(options)
     threshold = {} if criterion is None else {"attribute": criterion.attribute, "threshold": criterion.threshold}
     numbers = {"steps": options.steps, "guidance_scale": options.guidance_scale}
@@ -81,7 +87,7 @@ def _settings(options: SamplePriorOptions) -> dict[str, object]:
 def _sample_codes(
     context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Return codes [N, D], their captions, and a sentence of how many were accepted."""
+    """Return codes z [N, D], a caption for each, and a sentence on the share that was accepted."""
 
     def sample(seeds: Sequence[int]) -> Tensor:
         prompts = None if options.prompt is None else [options.prompt] * len(seeds)
