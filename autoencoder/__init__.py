@@ -1,13 +1,13 @@
-"""Stage 1 of latent diffusion: pictures to latents and back (Rombach et al. 2022, section 3.1).
+"""Stage 1 of latent diffusion: autoencoders of pictures (Rombach et al. 2022, section 3.1).
 
 Usage:
     vae = build(KLConfig(preset="tiny32-f2"))        # a plain diffusers AutoencoderKL or VQModel
-    moments = encode(vae, pictures)                  # normalised latents' mean and log-variance
+    moments = encode(vae, pictures)                  # mean and log-variance of the normalised latents
     pictures = decode(vae, sample(moments, noise))
     vae = load("runs/ae")                            # what train_ae.py or diffusers saved
 
-`two_player` with an `AutoencoderLoss` is its training step; `measure` and `fold` normalise the latents of a trained
-one. Names are imported when they are first used, so that `import autoencoder` itself needs neither torch nor diffusers.
+`two_player` with an `AutoencoderLoss` is one training step; `measure` and `fold` normalise the latents of a trained
+autoencoder. Names are imported when first used, so that `import autoencoder` itself needs neither torch nor diffusers.
 """
 
 from importlib import import_module
@@ -94,7 +94,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
+    """Import a public name, when it is first used, from the module that defines it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Adversarial training step: one pass of the autoencoder feeds its loss and the discriminator's (Esser et al. 2021)."""
+"""Adversarial training step: one autoencoder pass serves its own and the discriminator's loss (Esser et al. 2021)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from autoencoder.loss import AdversarialConfig, AutoencoderLoss, LossTerms
 
 Player = Literal["autoencoder", "discriminator"]
 Logs = dict[str, Tensor]
-GRADIENT_SCALE = 2.0**16  # a power of two, which changes no digit
+GRADIENT_SCALE = 2.0**16  # a power of two: scaling by it is exact
 
 
 def two_player(
@@ -33,26 +33,31 @@ def two_player(
     judged: Tensor | None = None,
     ratio: Tensor | None = None,
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
-    """Yield the autoencoder's loss, then (in steps in which it learns) the discriminator's; call backward in between.
+    """Yield the autoencoder's loss, then, in steps that train the discriminator, the discriminator's loss.
 
-    Consume the generator to its end: `codebook` takes in the latents when it resumes after the autoencoder's turn, and
-    the caller calls `codebook.after_step` once the step is accepted.
+    Call backward on each loss before asking for the next, and consume the generator to its end: `codebook` records the
+    latents when the generator resumes after the autoencoder's loss. Once the step is accepted, the caller calls
+    `codebook.after_step`.
 
     Args:
         x: pictures [B, C, H, W] in [-1, 1].
-        made: the wrapped autoencoder's output for x; keep no reference to it, or its graph outlives the backward pass.
+        made: the output of the DDP-wrapped `Autoencode` for x; keep no other reference to it, or its graph outlives the
+            backward pass.
         step: number of the optimiser step, from 0.
-        loss: the autoencoder's loss, with the adversarial settings in its config.
-        last_layer: the weight on which the adaptive weight is measured (`Autoencode.last_layer`).
-        discriminate: the discriminator as DDP wraps it.
-        raw_discriminator: the unwrapped one, frozen until the autoencoder's backward pass is over.
-        average: mean of a tensor over ranks.
-        codebook: of a VQ model, where it has running statistics.
-        judged: [B] bool, the pictures that the perceptual distance is computed on; None: all.
-        ratio: the adaptive weight of the whole batch, `whole_batch_weight`, of which x is a part; None: x is all.
+        loss: the autoencoder's loss; its config has the adversarial settings.
+        last_layer: the weight at which the adaptive weight is measured (`Autoencode.last_layer`).
+        discriminate: the DDP-wrapped discriminator, for its own loss.
+        raw_discriminator: the discriminator without DDP, for the autoencoder's loss; frozen until the backward pass of
+            that loss is over.
+        average: function that averages a tensor over ranks.
+        codebook: moving averages of a VQ model's codebook; None: there are none.
+        judged: bool [B], the pictures on which the perceptual distance is computed; None: all.
+        ratio: adaptive weight of the whole batch (`whole_batch_weight`), if x is only a part of the batch; None: x is
+            the whole batch.
 
     Yields:
-        Module name, scalar loss, and logs of detached tensors; lambda is 0 before the adversarial loss starts.
+        Name of the trained module, its scalar loss, and logs of detached tensors. In the logs, "lambda" is the weight
+        of the adversarial loss, which is 0 before `start`.
 
     Raises:
         AutoencoderError: the config has an adversarial loss, but no discriminator is given.
@@ -83,10 +88,11 @@ def two_player(
 
 
 def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, average: Map = itself) -> Tensor:
-    """Return lambda = |d nll / d L| / (|d g / d L| + 1e-4), at most `maximum`, detached (Esser et al. 2021, eq. 7).
+    """Return the adversarial weight lambda = |d nll / d L| / (|d g / d L| + 1e-4) (Esser et al. 2021, eq. 7).
 
-    Both gradients are averaged over ranks before their norms are taken, so lambda does not depend on how many ranks
-    share a batch.
+    It gives the autoencoder's adversarial loss g as large a gradient at the last layer L as the likelihood loss nll
+    has. The gradients are averaged over ranks before their norms are taken, so that lambda does not depend on the
+    number of ranks that share a batch. Lambda is at most `maximum`, and detached.
     """
     return whole_batch_weight([(nll, g)], last_layer, maximum, average)
 
@@ -94,28 +100,34 @@ def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, 
 def whole_batch_weight(
     losses: Iterable[tuple[Tensor, Tensor]], last_layer: Tensor, maximum: float, average: Map = itself
 ) -> Tensor:
-    """Return the adaptive weight of a batch that comes in micro-batches of one size, of which it is not the mean.
+    """Return the `adaptive_weight` of a batch that comes in micro-batches of one size.
+
+    Gradients are averaged over micro-batches first, because lambda of a batch is not the mean of its micro-batches'
+    lambdas.
 
     Args:
-        losses: (nll, g) of each micro-batch, with their graphs, of which one at a time is held.
+        losses: (nll, g) of each micro-batch, with their graphs; one graph at a time is held.
         last_layer: the weight L.
-        maximum: bound of lambda.
-        average: mean of a tensor over ranks.
+        maximum: upper bound of lambda.
+        average: function that averages a tensor over ranks.
     """
-    parts = starmap(partial(_last_layer_gradients, last_layer), losses)  # which keeps no graph while the next is made
+    parts = starmap(partial(_last_layer_gradients, last_layer), losses)  # frees each graph before the next is built
     of_nll, of_g = (average(torch.stack(gradients).mean(0)).norm() for gradients in zip(*parts, strict=True))
     return (of_nll / (of_g + 1e-4)).clamp(0, maximum).detach()
 
 
 def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Tensor]:
-    """Return both losses' gradients in float32; those of means over many pixels would be 0 in float16, unscaled."""
+    """Return the gradients of `nll` and `g` with respect to `last_layer`, in float32.
+
+    Without loss scaling, gradients of means over many pixels would underflow to 0 in float16.
+    """
     gradients = [torch.autograd.grad(f * GRADIENT_SCALE, last_layer, retain_graph=True)[0] for f in (nll, g)]
     return [gradient.float() / GRADIENT_SCALE for gradient in gradients]
 
 
 @contextmanager
 def frozen(module: nn.Module | None) -> Iterator[None]:
-    """Turn off gradients of the module's parameters, and restore each afterwards."""
+    """Turn off gradients of a module's parameters within the context; None: do nothing."""
     trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
     try:
         for p in trained:
@@ -161,7 +173,7 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 
 
 def _usage(made: Reconstruction) -> Logs:
-    """Return the perplexity of this batch alone, biased low by its size; `CodeUsage` measures a whole set."""
+    """Return the codebook perplexity of one batch, which is biased low; `CodeUsage` measures a data set."""
     if made.indices is None:
         return {}
     return {"perplexity": perplexity(torch.bincount(made.indices.flatten()))}

@@ -1,4 +1,4 @@
-"""The encoder and decoder shape that KL and VQ models share (Rombach et al. 2022, appendix; Esser et al. 2021)."""
+"""Encoder and decoder settings that KL and VQ models share (Rombach et al. 2022, appendix; Esser et al. 2021)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 
 class Architecture(BaseModel):
-    """Sizes of the convolutional encoder and its mirror; level 0 has the picture's resolution, each next one half."""
+    """Settings of a convolutional encoder and the decoder that mirrors it.
+
+    Level 0 works at the picture's resolution; each further level halves it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,16 +46,16 @@ class Architecture(BaseModel):
 
     @property
     def factor(self) -> int:
-        """Downsampling factor from a picture's side to its latent's."""
+        """Downsampling factor, the ratio of a picture's side to its latent's."""
         return 2 ** (len(self.widths) - 1)
 
     @property
     def side(self) -> int:
-        """Side of a training picture's latent."""
+        """Side of the latent of a training picture."""
         return self.resolution // self.factor
 
     def diffusers(self) -> dict[str, Any]:
-        """Return the arguments that AutoencoderKL and VQModel have in common."""
+        """Return the constructor arguments that AutoencoderKL and VQModel have in common."""
         attention = [n in self.attention_levels for n in range(len(self.widths))]
         return {
             "in_channels": self.channels,
@@ -71,7 +74,11 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the given fields over those of the preset that they name; raises ValueError for an unknown name."""
+    """Return the given fields, completed by those of the preset that `given` names in its field "preset".
+
+    Raises:
+        ValueError: there is no such preset.
+    """
     if not isinstance(given, Mapping) or given.get("preset") is None:
         return given
     if (name := given["preset"]) not in presets:
@@ -82,7 +89,10 @@ def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
 def published(
     *multiples: int, latent_channels: int, attention_levels: tuple[int, ...] = (), **more: Any
 ) -> dict[str, Any]:
-    """Return a configuration of the LDM model zoo: 128 base channels, two blocks per level, trained at 256 px."""
+    """Return the settings of an autoencoder of LDM's model zoo, trained at 256 px.
+
+    Its widths are 128 times `multiples`, with two residual blocks per level.
+    """
     shape = {
         "resolution": 256,
         "widths": tuple(128 * m for m in multiples),

@@ -1,4 +1,7 @@
-"""Pretrained feature backbones of the perceptual loss, and where their weights may come from. Never random weights."""
+"""Pretrained networks whose features the perceptual loss compares, and the sources of their weights.
+
+Missing weights are an error: random weights never stand in for them.
+"""
 
 import importlib.util
 import socket
@@ -19,7 +22,12 @@ CONNECT_SECONDS = 10.0  # timeout for the Hub and torchvision
 
 
 class LpipsBackbone(nn.Module):
-    """VGG16 or AlexNet with the LPIPS heads that ship in the lpips wheel (Zhang et al. 2018)."""
+    """Features of VGG16 or AlexNet, with the learned LPIPS heads that the lpips wheel contains (Zhang et al. 2018).
+
+    Args:
+        net: "vgg" or "alex".
+        weights: file or "package:<name>" with ImageNet weights of the network; None: torchvision's.
+    """
 
     def __init__(self, net: str, weights: str | None) -> None:
         super().__init__()
@@ -33,16 +41,27 @@ class LpipsBackbone(nn.Module):
         _fill_lpips(model, state, weights or f"torchvision's {net}")
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
+        """Return the feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
         return list(self.model.net(self.model.scaling_layer(x)))
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Weigh the squared difference [B, C_l, H, W] of unit-length features by the learned head: [B, H, W]."""
+        """Return the sum [B, H_l, W_l] over channels, weighted by the learned head of the stage.
+
+        Args:
+            stage: index l of the stage.
+            difference: squared differences [B, C_l, H_l, W_l] of unit-length features.
+        """
         return self.model.lins[stage](difference).squeeze(1)
 
 
 class TimmBackbone(nn.Module):
-    """Any timm model that has `forward_intermediates`; all channels of a stage have equal weight."""
+    """Features of any timm model that has `forward_intermediates`; all channels of a stage have equal weight.
+
+    Args:
+        name: timm's name of the model.
+        weights: file or "package:<name>" with its weights; None: the Hub's.
+        stages: indices of the stages to compare; None: all.
+    """
 
     mean: Tensor
     std: Tensor
@@ -62,17 +81,17 @@ class TimmBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps as `LpipsBackbone.maps` does, of pictures normalised as the model's config says."""
+        """Return feature maps as `LpipsBackbone.maps` does; pictures are normalised by the model's mean and std."""
         x = ((x + 1) / 2 - self.mean) / self.std
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Sum the squared difference [B, C_l, H, W] of unit-length features over channels: [B, H, W]."""
+        """Return the sum over channels, with equal weights; see `LpipsBackbone.judge`."""
         return difference.sum(1)
 
 
 def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `features.N.*` into lpips' sliced network, where the same layer is called `sliceM.N.*`."""
+    """Copy torchvision's weights `features.N.*` into lpips' network, which names the same layers `sliceM.N.*`."""
     with torch.no_grad():
         for key, value in model.get_submodule("net").state_dict().items():
             name = "features." + key.split(".", 1)[1]
@@ -82,7 +101,7 @@ def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def _torchvision(net: str) -> Mapping[str, Tensor]:
-    """Load ImageNet weights from torch's cache, or download them."""
+    """Return torchvision's ImageNet weights of a network, from torch's cache or by download."""
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1.url
@@ -98,7 +117,7 @@ def _torchvision(net: str) -> Mapping[str, Tensor]:
 
 
 def _timm(name: str, weights: str | None) -> Any:
-    """Build a timm model with weights from a file or a package, else from the Hub or its cache."""
+    """Build a timm model with weights from a file or a package, or else from the Hub or its local cache."""
     import timm
 
     if name not in timm.list_models():
@@ -119,7 +138,10 @@ def _timm(name: str, weights: str | None) -> Any:
 
 
 def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
-    """Load by name, or in order where another port of the same network has other names; only a head may be missing."""
+    """Load weights into a timm model; only those of its classification head may be missing.
+
+    Tensors match by name. If no name matches, as in another port of the same network, they match in order.
+    """
     own = model.state_dict()
     if not own.keys() & state.keys():
         state = _renamed(own, state, source)
@@ -134,7 +156,7 @@ def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename the tensors of `state` as in `own`, if both lists agree one by one in role and shape."""
+    """Return `state` under the names of `own`; both must have the same roles (weight, bias) and shapes, one by one."""
     expected, given = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
     if expected != given:
         raise AutoencoderError(f"The weights {source} belong to another network: their names and shapes do not fit.")
@@ -142,7 +164,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file, or from the one such file in `package:<name>`."""
+    """Read a state dict from a .safetensors or .pth file; `package:<name>` means the only such file in a package."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
@@ -170,7 +192,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold the frozen batch norms of an EfficientNet into its convolutions: the same function, half the time."""
+    """Fold an EfficientNet's frozen batch norms into its convolutions: the same function, in half the time."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):
@@ -194,7 +216,7 @@ def _absorb(conv: nn.Conv2d, norm: Any) -> None:
 
 @contextmanager
 def _short_timeout() -> Iterator[None]:
-    """Limit the wait for a server that does not answer to `CONNECT_SECONDS`."""
+    """Limit the wait for a server that does not answer to `CONNECT_SECONDS`, within the context."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)
     try:
@@ -205,7 +227,10 @@ def _short_timeout() -> Iterator[None]:
 
 @contextmanager
 def _cache_only_unless_reachable() -> Iterator[None]:
-    """Use the Hub's cache alone if the Hub does not answer once: huggingface_hub would retry for most of a minute."""
+    """Use only the Hub's local cache if the Hub does not answer a request, within the context.
+
+    huggingface_hub itself would retry for most of a minute.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -1,7 +1,8 @@
-"""Encoding pictures to latents and decoding them, with a KL or a VQ autoencoder of diffusers alike.
+"""Encode pictures to latents and decode them, with a diffusers AutoencoderKL or VQModel alike.
 
-A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` use the *normalised*
-latent that the U-Net is trained on; `posterior` and `Autoencode` the raw one, on which the KL term is defined.
+A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` use *normalised* latents,
+which the U-Net is trained on; `posterior`, `reconstruct` and `Autoencode` use raw ones, which the KL term is defined
+on.
 """
 
 import math
@@ -20,25 +21,28 @@ LOGVAR_FLOOR, LOGVAR_CEILING = -30.0, 20.0
 
 
 class AutoencoderError(ValueError):
-    """A mistake of the user about the autoencoder; its message is one sentence with what was expected."""
+    """A user's mistake that concerns the autoencoder; the message is one sentence that says what was expected."""
 
 
 class Moments(NamedTuple):
-    """Diagonal Gaussian over latents; a VQ latent is exact, with logvar at -30, so that both kinds are stored alike."""
+    """Mean and log-variance of a diagonal Gaussian over latents.
+
+    A VQ latent is deterministic; its logvar is -30, so that latents of both kinds are stored alike.
+    """
 
     mean: Tensor  # [B, Z, h, w]
     logvar: Tensor  # [B, Z, h, w], clamped to [-30, 20]
 
 
 class Affine(NamedTuple):
-    """Normalisation of latents, normalised = (raw - shift) * scale; both broadcast against [B, Z, h, w]."""
+    """Normalisation of latents: normalised = (raw - shift) * scale. Both tensors broadcast against [B, Z, h, w]."""
 
     shift: Tensor
     scale: Tensor
 
 
 class Reconstruction(NamedTuple):
-    """Result of one training pass of an autoencoder."""
+    """Result of one training pass through `Autoencode`."""
 
     picture: Tensor  # [B, C, H, W], not clamped
     moments: Moments  # raw, not normalised
@@ -53,7 +57,7 @@ def sample(moments: Moments, noise: Tensor) -> Tensor:
 
 
 def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Encode pictures [B, C, H, W] in [-1, 1] to raw moments, in float32 or better."""
+    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of their raw latents, in float32 or better."""
     model: Any = _check_class(vae)
     given = model.encode(x.to(vae.dtype))
     if isinstance(vae, AutoencoderKL):
@@ -71,9 +75,10 @@ def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
 
 
 def affine(vae: AutoencoderKL | VQModel) -> Affine:
-    """Return the normalisation of the model's config: scaling_factor, with shift_factor or latents_mean and _std.
+    """Return the normalisation that a model's config states.
 
-    It is float64 on the CPU, as a device may have no float64.
+    The config has scaling_factor, with shift_factor or with latents_mean and latents_std. The tensors are float64 on
+    the CPU, because some devices have no float64.
     """
     config: Any = _check_class(vae).config
     mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -84,10 +89,12 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
 
 
 def check_config(vae: Vae, where: str) -> Vae:
-    """Return an autoencoder whose config holds a normalisation that can be undone, and whole numbers of channels.
+    """Check the normalisation and the channels that an autoencoder's config states; return the autoencoder.
+
+    The normalisation must be invertible, and the channels must be whole numbers of 1 or more.
 
     Raises:
-        AutoencoderError: names `where` and the key.
+        AutoencoderError: a value is invalid; the message names `where`, the origin of the config, and the key.
     """
     config: Any = _check_class(vae).config
     channels = config.latent_channels
@@ -113,7 +120,7 @@ def _is_number(value: object) -> bool:
 
 
 def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Encode pictures to the normalised moments that a latent cache stores.
+    """Encode pictures to the moments of their normalised latents, which latent caches store.
 
     Args:
         vae: any diffusers AutoencoderKL or VQModel.
@@ -123,7 +130,7 @@ def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
         Mean and log-variance [B, Z, h, w] in float32 or better.
 
     Raises:
-        AutoencoderError: a model of another class.
+        AutoencoderError: the model is of another class.
     """
     raw, (shift, scale) = posterior(vae, x), affine(vae)
     mean = (raw.mean - _like(shift, raw.mean)) * _like(scale, raw.mean)
@@ -134,12 +141,13 @@ def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
 
 
 def decode(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
-    """Decode normalised latents [B, Z, h, w] to pictures [B, C, H, W], about [-1, 1] and not clamped.
+    """Decode normalised latents [B, Z, h, w] to pictures [B, C, H, W], in about [-1, 1], not clamped.
 
-    A VQ model quantises the unscaled latent first (Rombach et al. 2022: the quantiser belongs to the decoder).
+    The normalisation is undone first. A VQ model then quantises the latent (Rombach et al. 2022: the quantiser belongs
+    to the decoder).
 
     Raises:
-        AutoencoderError: a model of another class.
+        AutoencoderError: the model is of another class.
     """
     shift, scale = affine(vae)
     return reconstruct(vae, z / _like(scale, z) + _like(shift, z))
@@ -151,8 +159,8 @@ class Autoencode(nn.Module):
     Args:
         vae: a diffusers AutoencoderKL or VQModel.
         beta: weight of a VQ model's commitment loss.
-        learned_scale: add the scalar log scale s of a learned Laplace or Gauss likelihood; it is here and not in the
-            loss because DDP averages gradients of what it wraps alone.
+        learned_scale: add a trained scalar s, the log scale of a Laplace or Gaussian likelihood. It is a parameter of
+            this module and not of the loss, because DDP averages only gradients of the module that it wraps.
     """
 
     def __init__(self, vae: AutoencoderKL | VQModel, *, beta: float = 0.25, learned_scale: bool = False) -> None:
@@ -162,9 +170,12 @@ class Autoencode(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
 
     def forward(self, x: Tensor, noise: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> Reconstruction:
-        """Encode x [B, C, H, W], sample a latent with `noise` [B, Z, h, w] (unused by VQ), decode it.
+        """Encode pictures, sample latents (a VQ model quantises them instead) and decode them.
 
-        `move` transforms the latent before it is decoded (`equivariance.Move`); a VQ model ignores it.
+        Args:
+            x: pictures [B, C, H, W] in [-1, 1].
+            noise: standard normal noise [B, Z, h, w] of the samples; unused by a VQ model.
+            move: transform of the latents before they are decoded (`equivariance.Move`); ignored by a VQ model.
         """
         scale = None if self.log_scale is None else self.log_scale.clone()
         moments = posterior(self.vae, x)
@@ -177,26 +188,26 @@ class Autoencode(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight [C, W, 3, 3] on which the adaptive GAN weight is measured."""
+        """Weight [C, W, 3, 3] of the decoder's last convolution, at which `adaptive_weight` is measured."""
         return self.vae.decoder.conv_out.weight
 
 
 def reduction(vae: AutoencoderKL | VQModel) -> int:
-    """Return the downsampling factor from a picture's side to its latent's."""
+    """Return the downsampling factor, the ratio of a picture's side to its latent's."""
     config: Any = _check_class(vae).config
     return 2 ** (len(config.block_out_channels) - 1)
 
 
 def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple[int, int, int]:
-    """Return the shape (Z, h, w) of a picture's latent.
+    """Return the shape (Z, h, w) of the latent of a picture.
 
     Args:
         vae: the autoencoder.
-        height: of the picture, in pixels; a multiple of the autoencoder's downsampling factor.
-        width: of the picture, in pixels, a multiple of the same factor.
+        height: height of the picture in pixels; a multiple of the autoencoder's downsampling factor.
+        width: width of the picture in pixels; a multiple of the same factor.
 
     Raises:
-        AutoencoderError: a side is no multiple of the downsampling factor.
+        AutoencoderError: height or width is no multiple of the downsampling factor.
     """
     config: Any = _check_class(vae).config
     factor = reduction(vae)
@@ -209,14 +220,14 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
 
 
 def _render(vae: Any, latents: Tensor) -> Tensor:
-    """Decode quantised latents past VQModel's own quantiser, whose distance matrix is not chunked."""
+    """Decode quantised latents without VQModel's own quantiser, which would hold all distances in memory."""
     latents = latents.to(vae.dtype)
     spatial = latents if vae.config.norm_type == "spatial" else None
     return _full(vae.decoder(vae.post_quant_conv(latents), spatial))
 
 
 def float64(x: Tensor) -> Tensor:
-    """Return numbers as float64, on the CPU where their device has none such."""
+    """Return a tensor as float64; it moves to the CPU if its device does not support float64."""
     try:
         return x.double()
     except (TypeError, RuntimeError):

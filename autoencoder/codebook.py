@@ -1,4 +1,4 @@
-"""Codebook training beside gradients: moving averages, revival of unused codes, and usage statistics."""
+"""Training of a codebook other than by gradients: moving averages, revival of unused codes, and usage statistics."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,16 +10,16 @@ from autoencoder.base import AutoencoderError, float64
 from autoencoder.quantiser import flatten
 
 Map = Callable[[Tensor], Tensor]
-LEAST = 1e-3  # running count below which a code is not moved
+LEAST = 1e-3  # a code with a lower running count is not moved
 
 
 def itself(x: Tensor) -> Tensor:
-    """Return x: any collective operation on a single rank."""
+    """Return x; stands for a collective operation (sum, mean, broadcast) where there is a single rank."""
     return x
 
 
 class CodebookSettings(Protocol):
-    """The fields of `VQConfig` that a `Codebook` reads."""
+    """Protocol of the fields of `VQConfig` that a `Codebook` reads."""
 
     @property
     def ema(self) -> bool: ...
@@ -34,18 +34,20 @@ class CodebookSettings(Protocol):
 
 
 class Codebook:
-    """Running counts N_k and sums M_k of a codebook's codes, whose means e_k are written into a plain nn.Embedding.
+    """Moving averages of a codebook: for each code e_k, the count N_k and the sum M_k of the latents assigned to it.
 
-    N_k <- d N_k + (1 - d) n_k,  M_k <- d M_k + (1 - d) sum of the z assigned to k,  e_k = M_k / smoothed N_k
-    (van den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e. A code
-    with a count near 0 is not moved: the smoothing would pull it to the origin. With `settings.ema` the embedding gets
-    no gradient, so build this before DDP wraps the model.
+    N_k <- d N_k + (1 - d) n_k,  M_k <- d M_k + (1 - d) m_k,  e_k = M_k / smoothed N_k
+
+    Here n_k is the number and m_k the sum of the latents assigned to code k in one step, and d is `settings.decay` (van
+    den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e. With
+    `settings.ema` the codes e_k are written into the embedding, which gets no gradient; so build this object before DDP
+    wraps the model. A code with a count near 0 is not moved, because the smoothing would pull it to the origin.
 
     Args:
-        embedding: the codes e [K, d].
+        embedding: the codes e, [K, d].
         settings: the model's `VQConfig`.
-        reduce: sum of a tensor over ranks.
-        share: broadcast of a tensor from rank 0.
+        reduce: function that sums a tensor over ranks.
+        share: function that broadcasts a tensor from rank 0.
     """
 
     def __init__(
@@ -59,16 +61,23 @@ class Codebook:
 
     @torch.no_grad()
     def see(self, z: Tensor, indices: Tensor) -> None:
-        """Collect raw latents z [B, d, h, w] and their codes [B, h, w] of a micro-batch; no code moves yet."""
+        """Record a micro-batch for `after_step`: its raw latents z [B, d, h, w] and their code indices [B, h, w]."""
         self.seen.append((flatten(z.float()), indices.flatten()))
 
     def discard_step(self) -> None:
-        """Discard what was collected since the last accepted step."""
+        """Discard the latents that were recorded since the last `after_step`."""
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def after_step(self, step: int) -> Tensor:
-        """Update counts, sums and codes by an accepted step's micro-batches; return the mask [K] of revived codes."""
+        """Update counts, sums and codes by the latents recorded in an accepted step, and revive unused codes.
+
+        Args:
+            step: number of the optimiser step, from 0.
+
+        Returns:
+            Bool [K], True for the codes that were revived.
+        """
         vectors, chosen = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
         self.discard_step()
         self._to(vectors.device)
@@ -84,18 +93,25 @@ class Codebook:
         return self._revive(vectors, step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return counts and sums for a checkpoint; the codes themselves are part of the model."""
+        """Return the running counts and sums for a checkpoint; the codes themselves are saved with the model."""
         return {"counts": self.counts, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; raises AutoencoderError if it is from a codebook of another size."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            AutoencoderError: the state is of a codebook of another size.
+        """
         if state["sums"].shape != self.sums.shape:
             given, expected = tuple(state["sums"].shape), tuple(self.sums.shape)
             raise AutoencoderError(f"The codebook state has shape {given}, but the model's codebook is {expected}.")
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Every `revive_every` steps, replace codes of less than `revive_below` of the mean count by random latents."""
+        """Replace rarely used codes by random latents, every `revive_every` steps; return the mask [K] of those codes.
+
+        A code is rarely used if its running count is less than `revive_below` times the mean count.
+        """
         every, until = self.settings.revive_every, self.settings.revive_until
         dead = self.counts < self.settings.revive_below * self.counts.mean()
         if every == 0 or step == 0 or step % every or (until is not None and step > until):
@@ -117,18 +133,29 @@ class Codebook:
 
 
 class CodeUsage:
-    """Counts of codes over a whole data set; one batch is too small to measure how many are in use."""
+    """Counts how often each code is used over a whole data set.
+
+    One batch is too small to measure how many codes are in use.
+
+    Args:
+        codes: K, the size of the codebook.
+        reduce: function that sums a tensor over ranks.
+    """
 
     def __init__(self, codes: int, reduce: Map = itself) -> None:
         self.counts, self.reduce = torch.zeros(codes, dtype=torch.int64), reduce
 
     def add(self, indices: Tensor) -> None:
-        """Count the codes [...] of a batch."""
+        """Add the code indices of a batch, a tensor of any shape, to the counts."""
         counts = torch.bincount(indices.flatten(), minlength=len(self.counts))
         self.counts = self.counts.to(counts.device) + counts
 
     def summary(self) -> dict[str, float]:
-        """Return, over all ranks, `usage` (share of codes hit), `perplexity` and `perplexity_share` (of K)."""
+        """Return statistics of the counts, summed over ranks.
+
+        `usage` is the share of codes that occur, `perplexity` see the function of this name, `perplexity_share` is the
+        perplexity divided by K.
+        """
         counts = self.reduce(self.counts).cpu()  # float64 follows, which not every device has
         value = perplexity(counts).item()
         used = (counts > 0).double().mean().item()
@@ -136,20 +163,26 @@ class CodeUsage:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Return exp(entropy) of the frequencies `counts` [K]: K when all codes are equally frequent."""
+    """Return exp(entropy) of the code frequencies that `counts` [K] give; K if all codes are equally frequent."""
     n = float64(counts)
     value = torch.special.entr(n / n.sum().clamp_min(1)).sum().exp()
     return value if value.device == counts.device else value.float().to(counts.device)
 
 
 def smoothed(counts: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Return Laplace-smoothed counts [K] with the same total, so that no sum is divided by zero."""
+    """Return Laplace-smoothed `counts` [K] with the same total; none is 0, so that sums can be divided by them."""
     total = counts.sum()
     return (counts + epsilon) / (total + len(counts) * epsilon) * total
 
 
 def forget(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor) -> None:
-    """Zero the moments that Adam holds for `rows` [K] (a mask) of a codebook whose codes were just revived."""
+    """Zero Adam's moment estimates of the codes that were just revived.
+
+    Args:
+        optimizer: the optimiser of the codes.
+        parameter: the codebook [K, d].
+        rows: bool [K], True for revived codes.
+    """
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value[rows] = 0

@@ -1,4 +1,4 @@
-"""The config of either kind of autoencoder, discriminated by `kind`."""
+"""Config of an autoencoder of either kind, KL or VQ; the field `kind` says which."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ AutoencoderConfig = Annotated[KLConfig | VQConfig, Field(discriminator="kind")]
 
 
 def build(config: KLConfig | VQConfig) -> AutoencoderKL | VQModel:
-    """Build a randomly initialised diffusers AutoencoderKL or VQModel."""
+    """Build the diffusers AutoencoderKL or VQModel that a config describes, with random weights."""
     match config:
         case KLConfig():
             return build_kl(config)

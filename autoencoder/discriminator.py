@@ -14,7 +14,7 @@ from autoencoder.base import AutoencoderError
 
 
 class DiscriminatorConfig(BaseModel):
-    """Size and normalisation of the PatchGAN."""
+    """Settings of the PatchGAN discriminator: its size and normalisation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -38,7 +38,7 @@ class DiscriminatorConfig(BaseModel):
 
 
 class Discriminator(nn.Module):
-    """A network from pictures [B, C, H, W] in [-1, 1] to logits [B, 1, h, w], positive for real ones."""
+    """PatchGAN: pictures [B, C, H, W] in [-1, 1] to logits [B, 1, h, w], one per patch, positive for real pictures."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -53,7 +53,11 @@ class Discriminator(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Discriminator":
-        """Set the mode of all but the spectral norm, whose power iteration belongs to steps and not to passes."""
+        """Set the mode of all modules except spectral norms.
+
+        Spectral norms stay in evaluation mode, because `after_step` runs their power iteration once per step, not in
+        each pass.
+        """
         super().train(mode)
         for module in self._parametrised():
             module.parametrizations.eval()
@@ -61,7 +65,7 @@ class Discriminator(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Iterate the spectral norm's power method once, whatever number of micro-batches a step has."""
+        """Run one power iteration of each spectral norm; call it once per step, for any number of micro-batches."""
         for module in self._parametrised():
             module.parametrizations.train()
             _ = module.weight  # computing it is what iterates
@@ -71,7 +75,11 @@ class Discriminator(nn.Module):
         return (module for module in self.modules() if is_parametrized(module))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return one logit per overlapping patch; raises AutoencoderError if the picture is too small."""
+        """Return logits [B, 1, h, w], one per overlapping patch of the pictures x.
+
+        Raises:
+            AutoencoderError: the pictures are too small.
+        """
         if min(x.shape[-2:]) < (least := 3 * 2**self.config.layers):
             size, layers = f"{x.shape[-2]}x{x.shape[-1]}", self.config.layers
             raise AutoencoderError(

@@ -1,7 +1,8 @@
-"""Equivariance regularisation of latents, which a diffusion model then learns sooner (Kouzelis et al. 2025, "EQ-VAE").
+"""Equivariance regularisation of latents, after which diffusion models learn faster (Kouzelis et al. 2025, "EQ-VAE").
 
-In a share of the steps the latent is scaled down and rotated before it is decoded, and the loss compares with the
-picture scaled and rotated in the same way. Some of the other steps train on pictures that are scaled down beforehand.
+In a share of the steps the latent is scaled down and rotated before it is decoded, and the loss compares the result
+with the picture scaled and rotated in the same way. Some of the other steps train on pictures that are scaled down
+before they are encoded.
 """
 
 import math
@@ -14,18 +15,18 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-DRAWS = 4  # random numbers per step
+DRAWS = 4  # random numbers that a step needs
 
 
 class Move(NamedTuple):
-    """A transform of square maps: resize the side from `of` to `side`, then rotate by `turns` quarter turns."""
+    """A transform of latents or pictures: scale both sides by `side` / `of`, then rotate by `turns` quarter turns."""
 
     side: int
     of: int
     turns: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Transform latents or pictures [B, C, H, W], whose sides are multiples of `of`, in float32 or better."""
+        """Transform latents or pictures [B, C, H, W], in float32 or better; H and W must be multiples of `of`."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.side != self.of:
             rows, columns = (_resized(length, length * self.side // self.of).to(x) for length in x.shape[-2:])
@@ -36,15 +37,15 @@ class Move(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _resized(old: int, new: int) -> Tensor:
-    """Return the matrix [new, old] of antialiased bilinear resizing.
+    """Return the matrix [new, old] that resizes a line of `old` pixels to `new` by antialiased bilinear interpolation.
 
-    Matrix products have a deterministic gradient on every device, which F.interpolate has not.
+    A matrix product has a deterministic gradient on every device; F.interpolate has not.
     """
     return F.interpolate(torch.eye(old)[None, None], size=(new, old), mode="bilinear", antialias=True)[0, 0]
 
 
 class EquivarianceConfig(BaseModel):
-    """How often and how far latents are transformed in training."""
+    """Settings of the regularisation: how often and how strongly training transforms latents."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,14 +56,14 @@ class EquivarianceConfig(BaseModel):
     least: float = Field(default=0.25, gt=0, lt=1, description="Smallest scale.")
 
     def smallest(self, side: int) -> int:
-        """Return the smallest side that a latent of this side may be scaled to."""
+        """Return the smallest side to which latents of side `side` may be scaled."""
         return math.ceil(self.least * side)
 
     def drawn(self, u: Sequence[float], side: int) -> tuple[Move | None, Move | None]:
-        """Return the transforms of a step: of its pictures, and of its latents before they are decoded; None: none.
+        """Return a step's transforms (of pictures before encoding, of latents before decoding); None: no transform.
 
         Args:
-            u: `DRAWS` random numbers in [0, 1) that belong to the step.
+            u: `DRAWS` random numbers in [0, 1) of the step.
             side: side of the latents [B, Z, side, side].
         """
         low = self.smallest(side)

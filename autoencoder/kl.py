@@ -23,7 +23,7 @@ KL_PRESETS = MappingProxyType(
 
 
 class KLConfig(Architecture):
-    """A KL autoencoder; `preset` may be any of KL_PRESETS."""
+    """Settings of a KL-regularised autoencoder; `preset` is a key of KL_PRESETS or None."""
 
     kind: Literal["kl"] = Field(default="kl", description="A KL autoencoder.")
 
@@ -34,5 +34,5 @@ class KLConfig(Architecture):
 
 
 def build_kl(config: KLConfig) -> AutoencoderKL:
-    """Build a diffusers AutoencoderKL with the two 1x1 convolutions into which latent statistics are folded."""
+    """Build a diffusers AutoencoderKL with quant_conv and post_quant_conv, into which `statistics.fold` folds."""
     return AutoencoderKL(**config.diffusers(), use_quant_conv=True, use_post_quant_conv=True)

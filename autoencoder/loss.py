@@ -19,7 +19,7 @@ BALANCES = MappingProxyType(
 
 
 class AdversarialConfig(BaseModel):
-    """When and how strongly the adversarial loss counts, in steps of the autoencoder's optimiser."""
+    """Schedule and weight of the adversarial loss; all steps count those of the autoencoder's optimiser."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,19 +45,20 @@ class AdversarialConfig(BaseModel):
         return self
 
     def factor(self, step: int) -> float:
-        """Return the ramp factor: 0 before `start`, then linear up to 1 over `ramp` steps."""
+        """Return the factor of the adversarial weight: 0 before `start`, then linear up to 1 over `ramp` steps."""
         return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
 
     def discriminates(self, step: int) -> bool:
-        """Return whether the discriminator is trained at this step."""
+        """Return whether the discriminator is trained at a step."""
         return step >= (self.start if self.discriminator_start is None else self.discriminator_start)
 
 
 class LossConfig(BaseModel):
     """Weights of an autoencoder's loss.
 
-    A KL weight means something only together with the scale s of the likelihood, so both come from `balance`: `ldm`
-    (s = 0, weight 1e-6: hardly a prior) or `elbo` (s learned, weight 1: a far stronger one). `custom` wants all three.
+    A KL weight has a meaning only together with the log scale s of the likelihood. So `balance` sets both, and the
+    perceptual weight: "ldm": s = 0 and KL weight 1e-6, which is hardly a prior; "elbo": s learned and KL weight 1, a
+    far stronger prior; "custom": kl_weight, perceptual_weight and learned_scale must all be given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -104,11 +105,11 @@ class LossTerms(NamedTuple):
     """Scalar losses of one batch; `total` is what the autoencoder minimises, without the adversarial term.
 
     Args:
-        total: nll plus weighted kl and codebook; differentiable.
-        nll: mean negative log-likelihood, per picture element.
-        pixel: mean absolute or squared error of pixels in [-1, 1], before the learned scale.
-        perceptual: mean perceptual distance, before its weight; 0 without one.
-        kl: mean KL divergence to N(0, I), in nats per picture element; 0 for a VQ model.
+        total: nll + kl_weight * kl + codebook_weight * codebook; differentiable.
+        nll: mean negative log-likelihood per picture element.
+        pixel: mean absolute or squared error of pixels in [-1, 1], not divided by the learned scale.
+        perceptual: mean perceptual distance, not weighted; 0 without a perceptual network.
+        kl: mean KL divergence from the posterior to N(0, I), in nats per picture element; 0 for a VQ model.
         codebook: codebook and commitment loss; 0 for a KL model.
     """
 
@@ -123,7 +124,7 @@ class LossTerms(NamedTuple):
 class AutoencoderLoss(nn.Module):
     """The loss mean nll + w (N_latent / N_pixel) mean KL + codebook loss, of equal size at every resolution.
 
-    See `loss_terms` for the units. It has no trained parameters: the learned scale is one of `Autoencode`.
+    `loss_terms` explains the units. This module has no trained parameters: the learned scale is one of `Autoencode`.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:
@@ -132,15 +133,16 @@ class AutoencoderLoss(nn.Module):
         self.perceptual = perceptual
 
     def judged(self, offset: Tensor, count: int, start: float) -> Tensor | None:
-        """Return which samples of a batch the perceptual distance is computed on, bool [B]; None: all.
+        """Return on which samples the perceptual distance is computed, bool [B]; None: on all.
 
-        They are one in `perceptual_every` of the whole batch, neighbours from a random place on: processes, which take
-        every R-th sample, then all have as many of them (but one), whatever R is.
+        One in `perceptual_every` samples of the whole batch is chosen: consecutive ones, from a random position on
+        (cyclically). Each of R ranks takes every R-th sample, so all ranks have the same number of chosen samples, up
+        to one, for any R.
 
         Args:
-            offset: places of the samples in the whole batch, int64 [B].
-            count: samples in the whole batch.
-            start: a number in [0, 1), drawn for each step, so that each sample is as likely as any.
+            offset: index of each sample in the whole batch, int64 [B].
+            count: samples in the whole batch, over all ranks and micro-batches.
+            start: random number in [0, 1) of the step, which sets the position; each sample is chosen equally often.
         """
         if (every := self.config.perceptual_every) == 1:
             return None
@@ -148,15 +150,15 @@ class AutoencoderLoss(nn.Module):
         return (moved * every < count).to(offset.device)
 
     def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
-        """Compute the terms.
+        """Return the loss terms of a batch.
 
         Args:
             x: pictures [B, C, H, W] in [-1, 1].
-            made: their reconstruction.
-            judged: [B] bool, the pictures that the perceptual distance is computed on; None: all.
+            made: the reconstruction of x that `Autoencode` returned.
+            judged: bool [B], the pictures on which the perceptual distance is computed; None: all.
 
         Raises:
-            AutoencoderError: the config has a learned scale and `made` has none, or the other way round.
+            AutoencoderError: only one of the config and `made` has a learned scale.
         """
         if self.config.learned_scale != (made.log_scale is not None):
             raise AutoencoderError(

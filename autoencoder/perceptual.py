@@ -1,7 +1,9 @@
-"""Perceptual distance: how far apart two pictures lie in the features of a frozen, pretrained network.
+"""Perceptual distance of two pictures, between the features of a frozen, pretrained network.
 
-d(x, y) = sum or mean over stages l of mean over positions of  w_l . (f_l(x)/|f_l(x)| - f_l(y)/|f_l(y)|)^2,
-with the learned w_l of LPIPS (Zhang et al. 2018, eq. 1), or all ones for a timm backbone.
+d(x, y) = sum or mean over stages l of mean over positions of  w_l . (f_l(x)/|f_l(x)| - f_l(y)/|f_l(y)|)^2
+
+Here f_l is the feature vector of stage l at a position, and w_l has a weight for each channel: learned in LPIPS (Zhang
+et al. 2018, eq. 1), all ones for a timm backbone.
 """
 
 from typing import Literal
@@ -16,7 +18,7 @@ from autoencoder.base import AutoencoderError
 
 
 class PerceptualConfig(BaseModel):
-    """Which network's features are compared, and where its weights come from."""
+    """Settings of the perceptual distance: which network's features are compared, and where its weights come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -46,15 +48,16 @@ class PerceptualConfig(BaseModel):
 
 
 class Perceptual(nn.Module):
-    """Perceptual distance with frozen weights, differentiable in both pictures; with spec 'none' it is 0.
+    """Perceptual distance with frozen weights, differentiable in both pictures; with spec "none" it is 0.
 
     Attributes:
-        precision: dtype to which the backbone autocasts; None: that of an autocast around it, if any. Distances are
-            float32. Measured with Lite0 on pictures of 64 px: distances differ from float32's by up to 1.3 % in
-            bfloat16 and 0.3 % in float16; a layer's gradient over two pictures by 6 to 15 % and 5 to 6 %.
+        precision: dtype of the backbone's autocast; None: that of an enclosing autocast, if there is one. Distances are
+            float32. With EfficientNet-Lite0 and pictures of 64 px, distances differ from those of a float32 backbone by
+            up to 1.3 % in bfloat16 and 0.3 % in float16, and a layer's gradient over two pictures by 6 to 15 % and 5 to
+            6 %.
 
     Raises:
-        AutoencoderError: the weights cannot be loaded; names every way to provide them.
+        AutoencoderError: the weights cannot be loaded; the message names every way to provide them.
     """
 
     def __init__(self, config: PerceptualConfig) -> None:
@@ -66,13 +69,14 @@ class Perceptual(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Perceptual":
-        """Stay in evaluation mode, also when a module around this one is put into training mode."""
+        """Stay in evaluation mode, even when the enclosing module is put into training mode."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the distance [B] of pictures [B, C, H, W] in [-1, 1], C of 1 or 3 (of 4, alpha is ignored).
+        """Return the distances [B] between pictures x and y, each [B, C, H, W] in [-1, 1].
 
-        A side that needs no gradient costs no backward graph.
+        C is 1, 3, or 4 with an alpha channel, which is ignored. No backward graph is built for that of x and y which
+        requires no gradient.
         """
         if self.backbone is None:
             return x.new_zeros(len(x))
@@ -83,7 +87,11 @@ class Perceptual(nn.Module):
         return sum(stages[1:], stages[0]) / (len(stages) if mean else 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the deepest stage averaged over positions, [B, D], for nearest-neighbour search."""
+        """Return the deepest feature map of pictures, averaged over positions: [B, D], for nearest-neighbour search.
+
+        Raises:
+            AutoencoderError: spec is "none".
+        """
         if self.backbone is None:
             raise AutoencoderError(
                 "perceptual.spec is 'none', which has no features: choose 'lpips' or 'timm:<model name>'."
@@ -110,7 +118,7 @@ class Perceptual(nn.Module):
 
 
 def enlarged(x: Tensor, minimum: int) -> Tensor:
-    """Enlarge pictures [B, C, H, W] bilinearly so that the shorter side has `minimum` pixels; larger ones stay."""
+    """Enlarge pictures [B, C, H, W] bilinearly to a shorter side of `minimum` pixels; larger pictures stay."""
     height, width = x.shape[-2:]
     if (short := min(height, width)) >= minimum:
         return x
@@ -139,5 +147,5 @@ def _rgb(x: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Scale each position's feature vector to length 1; the constant keeps the gradient finite at 0."""
+    """Scale the feature vector of each position to length 1; the constant keeps the gradient finite at 0."""
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

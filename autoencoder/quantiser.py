@@ -1,4 +1,4 @@
-"""Vector quantisation: nearest codes, straight-through gradients, the two losses (van den Oord 2017)."""
+"""Vector quantisation: nearest codes, straight-through gradients, and losses (van den Oord et al. 2017)."""
 
 from typing import NamedTuple
 
@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 2**24  # distances held at once: 64 MiB in float32
+CHUNK = 2**24  # most distances in memory at once: 64 MiB in float32
 
 
 class Quantised(NamedTuple):
-    """Result of quantising latents."""
+    """Quantised latents, the indices of their codes, and the quantisation loss."""
 
-    latents: Tensor  # [B, d, h, w]; its gradient goes straight through to the encoder
+    latents: Tensor  # [B, d, h, w], codes; gradients pass straight through to the latents before quantisation
     indices: Tensor  # [B, h, w] int64
     loss: Tensor  # scalar
 
 
 def nearest(vectors: Tensor, codes: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Return the index [N] of the nearest of `codes` [K, d] to `vectors` [N, d], in float32 also under autocast.
+    """Return for each of `vectors` [N, d] the index of the nearest of `codes` [K, d]: int64 [N].
 
-    Works through rows so that at most `chunk` distances exist at once: 8 pictures of 64x64 latents against 8192 codes
-    would need 1 GiB.
+    Computes in float32, also under autocast. Works through blocks of vectors, so that at most `chunk` distances are in
+    memory at once (at least K): all distances between 8 latents of 64x64 and 8192 codes would need 1 GiB.
     """
     with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
         vectors, codes = vectors.float(), codes.float()
@@ -31,16 +31,17 @@ def nearest(vectors: Tensor, codes: Tensor, chunk: int = CHUNK) -> Tensor:
 
 
 def flatten(z: Tensor) -> Tensor:
-    """Flatten latents [B, d, h, w] to vectors [B*h*w, d]."""
+    """Flatten latents [B, d, h, w] to one vector per position, [B*h*w, d]."""
     return z.movedim(1, -1).flatten(0, -2)
 
 
 def quantise(z: Tensor, codes: Tensor, beta: float = 0.25) -> Quantised:
-    """Replace each latent of `z` [B, d, h, w] by its nearest code of `codes` [K, d].
+    """Replace the vector at each position of the latents `z` [B, d, h, w] by the nearest of `codes` [K, d].
 
-    loss = beta * |sg(e) - z|^2 + |e - sg(z)|^2, means over elements (van den Oord et al. 2017, eq. 3): beta weighs the
-    commitment, which moves the encoder. The second term moves the codes and is left out when they are not trained by
-    gradients (an EMA codebook). The published LDM models had beta on the other term, by accident.
+    loss = beta * |sg(e) - z|^2 + |e - sg(z)|^2, means over elements, where e is the nearest code and sg stops the
+    gradient (van den Oord et al. 2017, eq. 3). The first term, the commitment loss, moves the encoder. The second moves
+    the codes; it is left out if `codes` require no gradient, as in a codebook that moving averages train. The published
+    LDM models had beta on the second term, by accident.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z.to(torch.promote_types(z.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Loading autoencoders that `train_ae.py` or diffusers wrote. Only safetensors, only local files."""
+"""Load autoencoders that `train_ae.py` or diffusers saved, from local safetensors files only."""
 
 import json
 from pathlib import Path
@@ -10,21 +10,25 @@ from diffusers.models.autoencoders.vq_model import VQModel
 
 from autoencoder.base import AutoencoderError, check_config
 
-_NAMES = ("vae", "vqvae")  # of the component in a whole model
+_NAMES = ("vae", "vqvae")  # names of the autoencoder's folder inside a diffusers pipeline's
 CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
 
 
 def load(folder: Path | str) -> AutoencoderKL | VQModel:
-    """Load a frozen autoencoder from its own folder, or from the folder of a run or of a whole model.
+    """Load an autoencoder, frozen and in evaluation mode.
+
+    Args:
+        folder: the autoencoder's own folder, or that of a training run or of a latent diffusion model that contains it.
 
     Raises:
-        AutoencoderError: there is none, it is of another class, or its weights cannot be read or are incomplete.
+        AutoencoderError: `folder` has no autoencoder, or one of another class, or its weights are unreadable or
+            incomplete.
     """
     return _open(find(Path(folder)))
 
 
 def find(folder: Path) -> Path:
-    """Return the folder that holds an autoencoder's config and weights, as `load` takes it.
+    """Return the folder, at or below `folder`, that has the config.json of the autoencoder; see `load`.
 
     Raises:
         AutoencoderError: there is none.

@@ -1,7 +1,8 @@
-"""Mean and standard deviation of latents, measured over a data set and folded into the weights.
+"""Measure the mean and standard deviation of latents over a data set, and fold them into an autoencoder.
 
-Diffusion expects latents of mean 0 and deviation 1. Most diffusers pipelines know only `scaling_factor`, so for a KL
-model the whole affine map, per channel, goes into its 1x1 convolutions, and every pipeline is exact with factor 1.
+Diffusion expects latents of mean 0 and standard deviation 1. Most diffusers pipelines read only `scaling_factor`. For a
+KL model the whole normalisation (a shift and a scale per channel) therefore goes into its 1x1 convolutions, and
+scaling_factor becomes 1: every pipeline then normalises exactly.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from autoencoder.base import AutoencoderError, affine, encode, float64
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """Mean and deviation of *sampled* latents in the model's present normalisation, per channel."""
+    """Mean and standard deviation per channel of *sampled* latents, in the normalisation of the measured model."""
 
     mean: Tensor  # [Z] float64
     std: Tensor  # [Z] float64
@@ -26,7 +27,7 @@ class LatentStatistics:
 
     @property
     def overall(self) -> float:
-        """Deviation over all elements, channel means included; LDM's scale factor is one over it."""
+        """Standard deviation over all channels, about their common mean; LDM's scale factor is its inverse."""
         square = (self.std.square() + self.mean.square()).mean()
         return (square - self.mean.mean().square()).sqrt().item()
 
@@ -35,26 +36,28 @@ class LatentStatistics:
 def measure(
     vae: AutoencoderKL | VQModel, batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None
 ) -> LatentStatistics:
-    """Measure latents over batches of pictures, exactly in float64 from the posterior: no noise is drawn.
+    """Measure the mean and standard deviation of the latents of a data set.
+
+    They are exact, in float64: no noise is drawn, the posterior's variance is added instead.
 
     Args:
         vae: the autoencoder.
-        batches: pictures [B, C, H, W] in [-1, 1].
-        reduce: sum of a tensor over ranks; None: one rank.
+        batches: batches of pictures [B, C, H, W] in [-1, 1].
+        reduce: function that sums a tensor over ranks; None: there is one rank.
 
     Raises:
-        AutoencoderError: there are no pictures, or a channel is constant or not finite.
+        AutoencoderError: there are no pictures, or a latent channel is constant or not finite.
     """
     return from_sums((latent_sums(vae, x) for x in batches), reduce)
 
 
 @torch.no_grad()
 def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
-    """Sum the moments of the latents of pictures x [B, C, H, W] in [-1, 1], as `from_sums` adds them up.
+    """Sum the first and second moments of the latents of pictures x [B, C, H, W] in [-1, 1], for `from_sums`.
 
     Returns:
-        Float64 [4, Z] on the CPU: sums of z and of z^2 over posteriors and positions, how many elements, how many
-        pictures.
+        Float64 [4, Z], on the CPU if the model's device has no float64. Rows: the expected sums of z and of z^2 over
+        the batch and all positions, the number of elements per channel, and the number of pictures.
     """
     mean, logvar = (float64(m) for m in encode(vae, x))
     sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
@@ -63,7 +66,11 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
 
 
 def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:
-    """Return the statistics of what `latent_sums` summed over batches; raises AutoencoderError as `measure`."""
+    """Return latent statistics from the sums that `latent_sums` returned for each batch; see `measure`.
+
+    Raises:
+        AutoencoderError: there are no sums, or a latent channel is constant or not finite.
+    """
     total: Tensor | None = None
     for batch in sums:
         total = batch if total is None else total + batch
@@ -77,14 +84,15 @@ def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None 
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
-    """Make `encode` return latents of mean 0 and deviation 1, in place; reconstructions stay the same.
+    """Fold a normalisation by measured statistics into a model, in place; reconstructions stay the same.
 
-    KL: per channel, into quant_conv and post_quant_conv (made, as the identity, where the model has none); the config
-    then says scaling_factor 1. VQ: one factor for all channels in the config, because a scale per channel would change
-    which code is nearest; means stay.
+    KL: `encode` then returns latents of mean 0 and standard deviation 1 in each channel. The shift and scale per
+    channel go into quant_conv and post_quant_conv (added as identities where the model has none), and scaling_factor
+    becomes 1. VQ: latents get an overall standard deviation of 1 by one scaling_factor for all channels, because a
+    scale per channel would change which code is nearest; means stay.
 
     Raises:
-        AutoencoderError: a deviation is near 0 or not finite.
+        AutoencoderError: a standard deviation is near 0, or a statistic is not finite.
     """
     _check(statistics)
     if isinstance(vae, VQModel):
@@ -100,7 +108,7 @@ def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
 
 
 def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Normalise the outputs: rows of the mean become (row - mean) / std, those of logvar lose 2 ln std."""
+    """Make `conv` return moments of normalised latents: (mean - `mean`) / `std` and logvar - 2 ln `std`."""
     assert conv.bias is not None
     channels = len(mean)
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
@@ -112,7 +120,7 @@ def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Undo the normalisation before the decoder: W (std z + mean) + b."""
+    """Make `conv` take normalised latents, by undoing the normalisation: W z + b becomes W (std z + mean) + b."""
     assert conv.bias is not None
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)
@@ -120,7 +128,10 @@ def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _ensure_convolutions(model: Any) -> None:
-    """Add missing 1x1 convolutions; folding into 3x3 ones would be wrong at borders, which have zero padding."""
+    """Add quant_conv and post_quant_conv, as identities, to a model that lacks them.
+
+    Folding a shift into the neighbouring 3x3 convolutions would be wrong at borders, which have zero padding.
+    """
     channels = model.config.latent_channels
     for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
         if getattr(model, name) is None:

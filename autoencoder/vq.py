@@ -1,7 +1,8 @@
 """The vector-quantised autoencoder (van den Oord et al. 2017; Esser et al. 2021; Rombach et al. 2022).
 
-A saved model is a vanilla diffusers VQModel. What only training needs (beta, moving averages, revival) is in the
-config and in `codebook.Codebook`. VQModel.encode gives latents *before* quantisation, as LDM's diffusion wants them.
+A saved model is a plain diffusers VQModel. What only training needs (beta, moving averages, revival of unused codes) is
+in the config and in `codebook.Codebook`. VQModel.encode returns latents *before* quantisation, which LDM's diffusion
+model is trained on.
 """
 
 from types import MappingProxyType
@@ -26,7 +27,7 @@ VQ_PRESETS = MappingProxyType(
 
 
 class VQConfig(Architecture):
-    """A VQ autoencoder; `preset` may be any of VQ_PRESETS."""
+    """Settings of a VQ autoencoder; `preset` is a key of VQ_PRESETS or None."""
 
     kind: Literal["vq"] = Field(default="vq", description="A VQ autoencoder.")
     codes: int = Field(default=512, ge=2, description="Size K of the codebook.")
@@ -47,7 +48,10 @@ class VQConfig(Architecture):
 
 
 def build_vq(config: VQConfig) -> VQModel:
-    """Build a diffusers VQModel whose own loss also has beta on the commitment (its default has it on the codes)."""
+    """Build a diffusers VQModel whose own loss weighs the commitment term by beta.
+
+    By default, VQModel weighs the other term by beta, the one that moves the codes.
+    """
     vae = VQModel(**config.diffusers(), num_vq_embeddings=config.codes, vq_embed_dim=config.code_dim)
     vae.quantize.legacy, vae.quantize.beta = False, config.beta
     vae.quantize.embedding.weight.requires_grad_(not config.ema)

@@ -1,12 +1,12 @@
-"""Conditioners: captions, class labels or pictures to what a denoiser is conditioned on (Rombach et al. 2022, 3.3).
+"""Conditioners turn captions, class labels or pictures into a denoiser's condition (Rombach et al. 2022, 3.3).
 
 Usage:
     conditioner = build(config, captions=captions, classes=classes)
     inputs = conditioner.prepare(captions)           # once, on the CPU; what a data cache stores
     condition = conditioner(**inputs)                # every step, differentiable
-    null = conditioner.null_inputs()                 # what `drop` puts in, and what guidance compares with
+    null = conditioner.null_inputs()                 # inputs of the null condition, for `drop` and for guidance
 
-Names are imported when they are first used, so that `import conditioning` itself needs neither torch nor diffusers.
+Names are imported when first used, so that `import conditioning` itself needs neither torch nor diffusers.
 """
 
 from importlib import import_module
@@ -75,7 +75,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
+    """Import a public name, when it is first used, from the module that defines it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The interface between data and denoiser: the `Conditioner` that makes a `Condition`, and `drop` for guidance."""
+"""Interface between data and denoiser: a `Conditioner` makes a `Condition`; `drop` is for classifier-free guidance."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,43 +13,43 @@ from torch import Tensor, nn
 from conditioning.condition import Condition, ConditioningError, pad_length
 
 Inputs = dict[str, Tensor]
-"""Per-sample tensors [N, ...] by name, which a data cache stores: token ids, label ids, or states and their mask."""
+"""Prepared inputs of a conditioner, which a data cache stores: tensors [N, ...] by name, such as token or label ids."""
 
 Progress = Callable[[int, int], None]
-"""A callback that `Conditioner.prepare` calls with (done, total)."""
+"""A callback that `Conditioner.prepare` calls with (number of samples done, number of samples)."""
 
 InBatches = Callable[[int, Callable[[range], Any]], Iterator[Any]]
-"""A function of how many samples there are and of what is computed for the indices of a batch; yields the results."""
+"""A function of (number of samples, function from the indices of a batch to its result) that yields the results."""
 
 Components = Mapping[str, tuple[str, tuple[str, ...]]]
-"""Component folder of a saved model -> library and the classes that model_index.json may name for it."""
+"""Component folder of a saved model -> (library, classes that model_index.json may name for this folder)."""
 
 
 def in_batches(count: int, compute: Callable[[range], Any]) -> Iterator[Any]:
-    """Yield what `compute` returns for the indices of each batch of 64."""
+    """Yield `compute(indices)` for consecutive batches of 64 of the indices 0 to `count` - 1."""
     return (compute(range(start, min(start + 64, count))) for start in range(0, count, 64))
 
 
 class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
-    """The `condition:` section of a run's config; a conditioner's own fields are added by its subclass.
+    """Base of the `condition:` section of a run's config; each conditioner's subclass adds its own fields.
 
-    A subclass narrows `kind` to a Literal with a default, by which a config names it.
+    A subclass narrows `kind` to a Literal with a default; a run's config selects the conditioner by this value.
     """
 
     kind: str
 
     unconditional: ClassVar[bool] = False
-    """Whether the model has no condition, so that guidance and prompts make no sense."""
+    """Whether the model is unconditional, so that guidance and prompts make no sense."""
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
-        """Return what `Conditioner.prepare` takes for pictures: their captions, unless a subclass uses labels.
+        """Return what `Conditioner.prepare` takes for a data set: captions, unless a subclass returns labels.
 
         Args:
-            captions: N captions, "" where there is none.
-            labels: N class indices, None where there is none.
+            captions: captions of N pictures, "" where a picture has none.
+            labels: class indices of N pictures, None where a picture has none.
 
         Raises:
-            ConditioningError: what the condition needs is missing from the data.
+            ConditioningError: the data set lacks captions or labels that the condition needs.
         """
         if captions and not any(captions):
             raise ConditioningError(
@@ -60,33 +60,34 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
 
 
 class Conditioner(nn.Module, ABC):
-    """Turn raw captions or labels into cached inputs, and inputs into a `Condition`.
+    """Base of conditioners: turn captions or labels into prepared inputs (`prepare`), and these into a `Condition`.
 
-    Its parameters are the part that is trained jointly with the denoiser. A subclass is all that a new kind of
-    condition needs: it states its config, the folders it saves, and how it is loaded. It is made known by a line in
-    `conditioning.factory.BUILT_IN`, or by an entry point of the group `ldm_kit.conditioners` in another package.
+    Prepared inputs can be cached; `forward` makes the condition from them in every step. The parameters of a
+    conditioner are trained jointly with the denoiser. A new kind of condition needs only a subclass, which states its
+    config, the folders that it saves, and how it is loaded. Register the subclass by a line in
+    `conditioning.factory.BUILT_IN`, or, in another package, by an entry point of the group `ldm_kit.conditioners`.
     """
 
     Config: ClassVar[type[ConditionerConfig]]
-    """The config that builds it."""
+    """Class of the config that `build` takes."""
 
     modality: ClassVar[str]
-    """What it is conditioned on, as messages call it: "text", "classes", "no condition"."""
+    """What the model is conditioned on, as messages call it: "text", "classes", "no condition"."""
 
     marker: ClassVar[str | None]
-    """File or folder by which a saved model is known to have this conditioner; None for no condition."""
+    """File or folder that only saved models with this conditioner have; None for no condition."""
 
     components: ClassVar[Components] = MappingProxyType({})
-    """Component folders that `save` writes, with library and classes that may be loaded from them."""
+    """Component folders that `save` writes -> (library, classes that may be loaded from the folder)."""
 
     null: str | None
-    """The raw value of the unconditional case: "" for text and labels, None where there is no condition."""
+    """Raw value (caption or class) of the null condition: "" for text and classes, None for no condition."""
 
     width: int | None
-    """D of the tokens [B, L, D], which the denoiser's cross-attention must have; None without tokens."""
+    """D of the tokens [B, L, D], the width of the denoiser's cross-attention; None: there are no tokens."""
 
     vector_width: int | None = None
-    """D of the vector [B, D] that is added to the denoiser's time embedding; None without one."""
+    """D of the vector [B, D] that is added to the denoiser's time embedding; None: there is no vector."""
 
     in_batches: InBatches = staticmethod(in_batches)
     """How `prepare` goes through many captions with a frozen encoder; callers may set one that survives a lack of
@@ -94,39 +95,40 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def pooled_width(self) -> int | None:
-        """D of `Condition.pooled`; None where there is nothing to pool."""
+        """D of `Condition.pooled`; None if there is nothing to pool."""
         return self.width if self.vector_width is None else self.vector_width
 
     @property
     def cache_key(self) -> tuple[Any, ...] | None:
-        """What `prepare` depends on beside its input (JSON values), where its result is worth a cache on disk."""
+        """What `prepare`'s result depends on besides its input, as JSON values; None: not worth a cache on disk."""
         return None
 
     @property
     def encoder_digest(self) -> str | None:
-        """Hash of a frozen encoder and its tokenizer, wherever they lie; None: `prepare` uses neither."""
+        """Hash of the files of the frozen encoder and its tokenizer, in any folder; None: `prepare` uses neither."""
         return None
 
     @property
     @abstractmethod
     def trainable(self) -> dict[str, nn.Module]:
-        """Component folder -> network that is trained jointly; empty for frozen encoders."""
+        """Component folder -> network that is trained jointly with the denoiser; empty for frozen encoders."""
 
     @classmethod
     @abstractmethod
     def build(
         cls, config: Any, *, captions: Sequence[str] = (), classes: Sequence[str] = (), time_width: int | None = None
     ) -> Self:
-        """Build a fresh conditioner.
+        """Build a new conditioner for a new model.
 
         Args:
-            config: its `Config`.
+            config: an instance of the class `Config`.
             captions: training captions, for instance to train a tokenizer on.
             classes: class names, in the order of labels.
             time_width: channels of the denoiser's time embedding, to which a vector is added.
 
         Raises:
-            ConditioningError: what it needs is missing, or a pretrained encoder cannot be loaded.
+            ConditioningError: an argument that the conditioner needs is missing, or a pretrained encoder cannot be
+                loaded.
         """
 
     @classmethod
@@ -135,53 +137,54 @@ class Conditioner(nn.Module, ABC):
         """Load the conditioner that `save` wrote into `folder`.
 
         Raises:
-            ConditioningError: weights are missing, or a referenced encoder is missing or has changed.
+            ConditioningError: weights are missing, or the pretrained encoder that the folder refers to is missing or
+                has changed.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write component folders into `folder`; return their entries (library, class) for model_index.json."""
+        """Write component folders into `folder`; return (library, class) of each for model_index.json."""
 
     @abstractmethod
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn N captions or labels into tensors [N, ...] on the CPU; frozen encoders run here, without gradient.
+        """Turn N captions or labels into tensors [N, ...] on the CPU; frozen encoders run here, without gradients.
 
         Raises:
-            ConditioningError: a value that is no caption or no known class.
+            ConditioningError: a value is no caption or no known class.
         """
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Condition:
-        """Turn the prepared inputs of a batch, given by name, into a condition; differentiable, called every step."""
+        """Return the condition of a batch from its prepared inputs by name; differentiable, called every step."""
 
     @abstractmethod
     def release(self) -> None:
-        """Free what only `prepare` needs (a frozen encoder); the next call of `prepare` loads it again."""
+        """Free what only `prepare` needs, such as a frozen encoder; the next call of `prepare` loads it again."""
 
     def null_inputs(self, count: int = 1) -> Inputs:
-        """Return `prepare([null] * count)`, the inputs of the null condition in training and sampling alike."""
+        """Return the prepared inputs of `count` null conditions; they are the same in training and sampling."""
         return self.prepare([] if self.null is None else [self.null] * count)
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the class name that each prompt stands for; None where prompts of this kind name no class."""
+        """Return the class name that each prompt stands for; None if prompts of this conditioner name no class."""
         return None
 
 
 def drop(inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
-    """Replace *all* inputs of the dropped samples by the null, for classifier-free guidance.
+    """Replace *all* inputs of the dropped samples by those of the null condition, for classifier-free guidance.
 
     Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", algorithm 1.
 
     Args:
-        inputs: prepared inputs, [B, ...] each; masked sequences are padded where the null's are longer.
-        null: `Conditioner.null_inputs()`, of one row or B.
+        inputs: prepared inputs, [B, ...] each. Sequences with a mask are padded to the null's length if that is longer.
+        null: `Conditioner.null_inputs()`, of one row or B rows.
         dropped: [B] bool, True where the condition is dropped.
 
     Returns:
         Inputs of the same names, [B, ...] each.
 
     Raises:
-        ConditioningError: unequal names or shapes.
+        ConditioningError: `inputs` and `null` have different names or shapes.
     """
     if inputs.keys() != null.keys():
         raise ConditioningError(f"inputs {sorted(inputs)} and null inputs {sorted(null)} must have the same keys")
@@ -192,17 +195,17 @@ def check_raw(raw: Sequence[str | int]) -> None:
     """Check that captions or labels are a list: a single string would be taken as a list of its letters.
 
     Raises:
-        ConditioningError: it is a string.
+        ConditioningError: `raw` is a string.
     """
     if isinstance(raw, str):
         raise ConditioningError(f"expected a list of captions or classes, got the single {raw!r:.80}; put it in a list")
 
 
 def texts(raw: Sequence[str | int]) -> list[str]:
-    """Return `raw` as captions that tokenizers take, each lone surrogate as U+FFFD.
+    """Return captions as tokenizers accept them: lone surrogates, which no encoding has, become U+FFFD.
 
     Raises:
-        ConditioningError: a value that is not a string; names the first.
+        ConditioningError: a value is not a string; the message names the first such value.
     """
     check_raw(raw)
     for value in raw:

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SMALLEST_VOCABULARY = 2 * 256 + 2
-"""Every byte, every byte at the end of a word, start and end: no caption ever meets an unknown token."""
+"""Every byte, every byte that ends a word, start and end: with these, no caption has an unknown token."""
 
 logger = logging.getLogger("conditioning")
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "CLIPTokenizer":
-    """Train a `CLIPTokenizer` on captions; it depends on their multiset, not on their order.
+    """Train a `CLIPTokenizer` on captions; the order of the captions does not matter.
 
     Args:
         captions: training captions.
-        vocabulary: most tokens it may have, at least 514.
+        vocabulary: most tokens that the tokenizer may have, at least 514.
         length: tokens of a padded caption (`model_max_length`).
 
     Ids are as in CLIP: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Padding is the end token.
@@ -36,7 +36,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
 
 
 def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
-    """Write tokenizer.json (transformers 5) and vocab.json with merges.txt (transformers 4 and others)."""
+    """Write tokenizer.json (for transformers 5), and vocab.json with merges.txt (for transformers 4 and others)."""
     tokenizer.backend_tokenizer.no_padding()  # settings of the last call are no part of the tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
@@ -44,7 +44,7 @@ def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> "CLIPTokenizer":
-    """Load the tokenizer of `folder`, without network."""
+    """Load the tokenizer that `save_tokenizer` wrote into `folder`, without network access."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -54,12 +54,12 @@ def load_tokenizer(folder: Path) -> "CLIPTokenizer":
 
 
 def overflowing(batch: Any) -> int:
-    """Return how many captions of a tokenized batch (transformers' BatchEncoding) were cut."""
+    """Return the number of captions in a tokenized batch (transformers' BatchEncoding) that were cut."""
     return sum(bool(encoding.overflowing) for encoding in batch.encodings or [])
 
 
 def report_truncated(cut: int, total: int, length: int) -> None:
-    """Log one line if any caption was cut."""
+    """Log one line if any captions were cut: `cut` of `total`, to `length` tokens."""
     if cut:
         logger.warning("%d of %d captions are longer than %d tokens; their ends are cut", cut, total, length)
 

@@ -1,4 +1,4 @@
-"""What a denoiser is conditioned on: `Condition`, a batch of tokens, vectors or maps, and its error."""
+"""What a denoiser is conditioned on: `Condition`, a batch of tokens, vectors or maps, and `ConditioningError`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class ConditioningError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a denoiser is conditioned on, for a batch of B samples; `Condition()` is no condition, of length 0.
+    """Tensors that a denoiser is conditioned on, for B samples. `Condition()`, without tensors, means unconditional.
 
     Raises:
-        ConditioningError: fields of different batch sizes, or a mask that does not fit the tokens.
+        ConditioningError: the tensors have different batch sizes, or the mask does not fit the tokens.
     """
 
     tokens: Tensor | None = None  # [B, L, D] cross-attention context
@@ -33,7 +33,7 @@ class Condition:
             raise ConditioningError(f"a mask must be [B, L] over tokens, got {tuple(self.mask.shape)} over {shape}")
 
     def __len__(self) -> int:
-        """Return the batch size; 0 without a condition."""
+        """Return the batch size B; 0 if there are no tensors."""
         return next((len(value) for value in self._fields() if value is not None), 0)
 
     @property
@@ -50,7 +50,7 @@ class Condition:
         return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
     def __getitem__(self, index: slice) -> "Condition":
-        """Return a slice of the batch."""
+        """Return the condition of the samples in a slice of the batch."""
         return self._map(lambda value: value[index])
 
     def take(self, indices: Tensor | Sequence[int]) -> "Condition":
@@ -59,24 +59,24 @@ class Condition:
         return self._map(lambda value: value.index_select(0, indices.to(value.device)))
 
     def repeat(self, times: int) -> "Condition":
-        """Repeat each sample `times` times, copies adjacent, as diffusers does for several images per prompt."""
+        """Return a batch with each sample `times` times in a row, as diffusers does for several images per prompt."""
         return self._map(lambda value: value.repeat_interleave(times, dim=0))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Condition":
-        """Move to a device, and cast floating-point tensors to `dtype`; the mask stays bool."""
+        """Return the condition on `device`, with floating-point tensors cast to `dtype`; the mask stays bool."""
         return self._map(lambda value: value.to(device, dtype if value.is_floating_point() else None))
 
     def detach(self) -> "Condition":
-        """Return the same condition without gradient."""
+        """Return the condition with its tensors detached from the autograd graph."""
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return this condition followed by `other` as one batch if both have one size, else None."""
+        """Return this condition and then `other` as one batch; None if their batch sizes differ."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
-        """Join conditions along the batch; shorter token sequences are padded with masked zeros.
+        """Concatenate conditions along the batch; shorter token sequences are padded with zeros, which are masked.
 
         Raises:
             ConditioningError: one condition has a tensor (say, a vector) that another lacks.
@@ -95,7 +95,7 @@ class Condition:
 
 
 def pad_length(value: Tensor, length: int) -> Tensor:
-    """Pad [B, L, ...] to [B, length, ...] with zeros (False) at the end; return it unchanged if it is long enough."""
+    """Pad `value` [B, L, ...] at the end of dimension 1 to [B, length, ...] with zeros (False); a longer one stays."""
     if value.shape[1] >= length:
         return value
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], dim=1)

@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions -> token states and mask. They are no part of the trained model."""
+"""Frozen text encoders: captions to token states and masks. They are not saved with the trained model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ class Encoded(NamedTuple):
     """Token states of a batch of captions, on the CPU."""
 
     states: Tensor  # [B, L, D] float32
-    mask: Tensor  # [B, L] bool, the real tokens
-    cut: int  # captions that were longer than the encoder's length
+    mask: Tensor  # [B, L] bool, False for padding
+    cut: int  # number of captions that were longer than the encoder's `length` and were cut
 
 
 class Encoder(Protocol):
-    """A frozen encoder; equal captions have equal states up to rounding, in any batch."""
+    """Protocol of a frozen text encoder; a caption's states do not depend on its batch, up to rounding."""
 
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Encode captions as states padded to the longest of this batch."""
+        """Encode captions as token states, padded to the longest caption of the batch."""
         ...
 
 
@@ -33,13 +33,14 @@ def load_encoder(source: Source, length: int, layer: int, device: torch.device) 
     """Load a frozen text encoder in float32.
 
     Args:
-        source: where its weights are.
-        length: most tokens of a caption.
-        layer: -1 is the last state after the final norm, -2 the one before, without it.
-        device: where it runs.
+        source: the encoder's files.
+        length: most tokens of a caption; longer captions are cut.
+        layer: which hidden state to return: -1 is the last, after the final norm; -2 is the one before, without the
+            norm.
+        device: where the encoder runs.
 
     Raises:
-        ConditioningError: it cannot be opened, has fewer positions than `length`, or no such layer.
+        ConditioningError: the encoder cannot be opened, takes fewer than `length` tokens, or has no such layer.
     """
     with opening(source.folder):
         if source.architecture is None:
@@ -60,7 +61,7 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Encode captions as states padded to the longest of this batch."""
+        """Encode captions as token states, padded to the longest caption of the batch."""
         batch = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.length, padding_side="right"
         )
@@ -75,7 +76,7 @@ class TransformersEncoder:
 
 @dataclass(frozen=True, eq=False)
 class OpenClipEncoder:
-    """The text tower of an open_clip model: all tokens after `ln_final`."""
+    """The text tower of an open_clip model; the states are those of all tokens after `ln_final`."""
 
     model: Any
     tokenizer: Any
@@ -85,7 +86,10 @@ class OpenClipEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Encoded:
-        """Encode captions at all positions of the tower, which is causal, and cut the states to the longest caption."""
+        """Encode captions as token states, padded to the longest caption of the batch.
+
+        The tower is causal and needs input at all its positions; states after the longest caption are cut off.
+        """
         ids = self.tokenizer(list(captions), context_length=self.length)
         cut = sum(len(self.tokenizer.encode(caption)) + 2 > self.length for caption in captions)
         padded = nn.functional.pad(ids, (0, self.positions - self.length))

@@ -1,7 +1,7 @@
-"""Look up conditioners: config -> conditioner, and conditioner <-> component folders of a saved model.
+"""Registry of conditioners: build one from a config, save it into a model's component folders, load it from them.
 
-A new conditioner is one file and one line in `BUILT_IN`; a package of its own names it in the entry-point group
-`ldm_kit.conditioners`, whose values are subclasses of `Conditioner`.
+A new conditioner needs one file and one line in `BUILT_IN`. Another package registers its subclasses of `Conditioner`
+as values of the entry-point group `ldm_kit.conditioners`.
 """
 
 import warnings
@@ -23,12 +23,12 @@ BUILT_IN: tuple[type[Conditioner], ...] = (NoCondition, ClassConditioner, TextCo
 
 
 def kind_of(conditioner: type[Conditioner]) -> str:
-    """Return the name by which a config chooses a conditioner, the default of its config's `kind`."""
+    """Return the name by which a config selects a conditioner: the default of `kind` in its config class."""
     return conditioner.Config.model_fields["kind"].default
 
 
 def _installed() -> list[type[Conditioner]]:
-    """Import the conditioners of installed packages; one that cannot be used is skipped with a warning."""
+    """Return the conditioners that installed packages register; skip those that cannot be used, with a warning."""
     conditioners: list[type[Conditioner]] = []
     kinds = {kind_of(conditioner) for conditioner in BUILT_IN}
     for entry in entry_points(group=ENTRY_POINTS):
@@ -47,7 +47,7 @@ def _installed() -> list[type[Conditioner]]:
 
 
 CONDITIONERS: tuple[type[Conditioner], ...] = (*BUILT_IN, *_installed())
-"""Every known conditioner: ours, then those of installed packages."""
+"""All conditioners: the built-in ones, then those of installed packages."""
 
 if TYPE_CHECKING:
     ConditioningConfig = ConditionerConfig
@@ -65,38 +65,39 @@ def build(
     classes: Sequence[str] = (),
     time_width: int | None = None,
 ) -> Conditioner:
-    """Build the fresh conditioner of a config.
+    """Build the new conditioner that a config describes.
 
     Args:
         config: the `condition:` section of a run's config.
-        captions: what a text tokenizer is trained on.
+        captions: training captions, on which a text tokenizer is trained.
         classes: class names, in the order of labels.
         time_width: channels of the denoiser's time embedding, to which a vector is added.
 
     Raises:
-        ConditioningError: what the kind needs is missing, or a pretrained encoder cannot be loaded.
+        ConditioningError: an argument that the conditioner needs is missing, or a pretrained encoder cannot be loaded.
     """
     conditioner = next(kind for kind in CONDITIONERS if kind.Config is type(config))
     return conditioner.build(config, captions=captions, classes=classes, time_width=time_width)
 
 
 def components() -> Components:
-    """Return every component folder that a conditioner may write: folder -> library and allowed classes."""
+    """Return the component folders of all conditioners: folder -> (library, classes that may be loaded from it)."""
     return {name: entry for conditioner in CONDITIONERS for name, entry in conditioner.components.items()}
 
 
 def save(conditioner: Conditioner, folder: Path | str) -> dict[str, tuple[str, str]]:
-    """Write component folders into `folder`; return their entries (library, class) for model_index.json."""
+    """Write a conditioner's component folders into `folder`; return (library, class) of each for model_index.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return conditioner.save(folder)
 
 
 def load(folder: Path | str) -> Conditioner:
-    """Load the conditioner whose components are in `folder`; `NoCondition` when there is none.
+    """Load the conditioner that `save` wrote into `folder`; `NoCondition` if there is none.
 
     Raises:
-        ConditioningError: there are several, weights are missing, or a referenced encoder is missing or has changed.
+        ConditioningError: there are several conditioners, weights are missing, or the pretrained encoder that the
+            folder refers to is missing or has changed.
     """
     folder = Path(folder)
     present = {

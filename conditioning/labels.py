@@ -1,7 +1,7 @@
-"""Class labels as one learned embedding.
+"""Condition on class labels, by one learned embedding per class.
 
-Either a cross-attention token (Rombach et al. 2022, appendix E.2; the model cin256-v2), or a vector that is added to
-the time embedding (ADM: Dhariwal & Nichol 2021).
+The embedding is either a cross-attention token (Rombach et al. 2022, appendix E.2; the model cin256-v2), or a vector
+that is added to the time embedding (ADM: Dhariwal & Nichol 2021).
 """
 
 import operator
@@ -23,7 +23,7 @@ FOLDER = "class_encoder"
 
 
 class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
-    """A learned embedding per class."""
+    """Config of a conditioner with a learned embedding per class."""
 
     kind: Literal["class"] = Field("class", description="one learned embedding per class, and one for no class")
     form: Literal["token", "vector"] = Field(
@@ -43,14 +43,14 @@ class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
 
 
 class ClassEmbedder(ModelMixin, ConfigMixin):
-    """Embedding table of K classes: labels [B] -> [B, D]; row K is the learned null. Its config has the class names.
+    """Embedding table of K classes: labels [B] to embeddings [B, D]; row K is the learned null class.
 
     Args:
-        classes: K class names, in the order of labels.
+        classes: K class names, in the order of labels; the network's config.json keeps them.
         width: D.
         form: how a denoiser takes the embedding, "token" or "vector".
-        null: whether there is a null class; False for models trained on classes alone (the published ones of ADM),
-            whose table ends at row K - 1.
+        null: whether there is a null class; False for models that were trained on classes alone (the published ones of
+            ADM), whose table ends at row K - 1.
     """
 
     @register_to_config
@@ -64,7 +64,7 @@ class ClassEmbedder(ModelMixin, ConfigMixin):
 
 
 class ClassConditioner(Conditioner):
-    """Class names or indices -> one cross-attention token, or a vector; "" (or index K) is the learned null."""
+    """Turn a class name or index into a cross-attention token or a vector; "" or index K is the learned null class."""
 
     Config = ClassConfig
     modality = "classes"
@@ -86,10 +86,10 @@ class ClassConditioner(Conditioner):
     def build(
         cls, config: ClassConfig, *, classes: Sequence[str] = (), time_width: int | None = None, **data: Any
     ) -> "ClassConditioner":
-        """Build a fresh table for `classes`; a vector without a width of its own is as wide as the time embedding.
+        """Build a new embedding table for `classes`; by default a vector is as wide as the time embedding.
 
         Raises:
-            ConditioningError: no class, a repeated or an empty name, or a vector whose width is unknown.
+            ConditioningError: there is no class, a name is repeated or empty, or the width of a vector is unknown.
         """
         _check_names(classes)
         width = config.width or (512 if config.form == "token" else time_width)
@@ -99,7 +99,11 @@ class ClassConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "ClassConditioner":
-        """Load `folder`/class_encoder; raises ConditioningError for names or a form that `build` would refuse."""
+        """Load the embedding table from `folder`/class_encoder.
+
+        Raises:
+            ConditioningError: the saved class names or form are invalid.
+        """
         encoder = ClassEmbedder.from_pretrained(folder / FOLDER, use_safetensors=True, local_files_only=True)
         classes, form = encoder.config["classes"], encoder.config["form"]
         if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
@@ -111,20 +115,20 @@ class ClassConditioner(Conditioner):
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """The embedding table."""
+        """The embedding table, by its folder."""
         return {FOLDER: self.class_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn names or indices into {"labels": [N] int64}.
+        """Turn class names or indices into {"labels": [N] int64}.
 
         Raises:
-            ConditioningError: an unknown class; names the nearest ones.
+            ConditioningError: a class is unknown; the message names the nearest ones.
         """
         check_raw(raw)
         return {"labels": torch.tensor([self.index(value) for value in raw], dtype=torch.long)}
 
     def forward(self, labels: Tensor) -> Condition:
-        """Embed labels [B] as tokens [B, 1, D], or as a vector [B, D]."""
+        """Return the embeddings of labels [B] as tokens [B, 1, D], or as a vector [B, D]."""
         rows = self.class_encoder(labels)
         return Condition(tokens=rows[:, None]) if self.form == "token" else Condition(vector=rows)
 
@@ -132,12 +136,16 @@ class ClassConditioner(Conditioner):
         """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write `folder`/class_encoder (config.json with the class names, and safetensors)."""
+        """Write the embedding table into `folder`/class_encoder: config.json with the class names, and safetensors."""
         self.class_encoder.save_pretrained(folder / FOLDER, safe_serialization=True)
         return {FOLDER: ("conditioning.labels", "ClassEmbedder")}
 
     def index(self, value: str | int) -> int:
-        """Return the table row of a class name or index; the null is row K. Raises ConditioningError if unknown."""
+        """Return the table row of a class name or index; "" and K are the null class.
+
+        Raises:
+            ConditioningError: the class is unknown, or it is the null class and the model has none.
+        """
         if isinstance(value, str):
             index = self._index[value] if value in self._index else self._unknown(value)
         else:
@@ -152,7 +160,7 @@ class ClassConditioner(Conditioner):
         return index
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return names as they are, and the names of indices."""
+        """Return the class name of each prompt: a name as it is, an index as the name of its class."""
         return [prompt if isinstance(prompt, str) else self.classes[prompt] for prompt in prompts]
 
     def _unknown(self, name: str) -> int:

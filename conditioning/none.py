@@ -1,4 +1,4 @@
-"""No condition: the unconditional model, so that every config names a conditioner."""
+"""The conditioner of unconditional models, so that every config names a conditioner."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from conditioning.base import Condition, Conditioner, ConditionerConfig, Inputs,
 
 
 class NoConfig(ConditionerConfig, frozen=True, extra="forbid"):
-    """An unconditional model."""
+    """Config of an unconditional model."""
 
     kind: Literal["none"] = Field(default="none", description="no condition")
 
@@ -33,12 +33,12 @@ class NoCondition(Conditioner):
 
     @classmethod
     def build(cls, config: NoConfig, **data: Any) -> "NoCondition":
-        """Build it; there is nothing to choose."""
+        """Return a new instance; all arguments are ignored."""
         return cls()
 
     @classmethod
     def load(cls, folder: Path) -> "NoCondition":
-        """Return a new one; nothing is read."""
+        """Return a new instance; nothing is read from `folder`."""
         return cls()
 
     @property
@@ -51,7 +51,7 @@ class NoCondition(Conditioner):
         return {}
 
     def forward(self, **inputs: Tensor) -> Condition:
-        """Return the empty condition."""
+        """Return `Condition()`, a condition without tensors."""
         return Condition()
 
     def release(self) -> None:

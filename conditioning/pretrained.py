@@ -1,6 +1,6 @@
-"""Encode captions once with a frozen, pretrained text encoder (Saharia et al. 2022, section 2.1).
+"""Condition on captions, by a frozen, pretrained text encoder that runs once (Saharia et al. 2022, section 2.1).
 
-The encoder is no part of the model: it is neither trained nor averaged, and a saved model refers to it by name and by
+The encoder is neither trained nor averaged (EMA) nor saved with the model: a saved model refers to it by its name and
 the hash of its weights.
 """
 
@@ -33,7 +33,7 @@ REFERENCE = "text_reference.json"
 
 
 class PretrainedTextConfig(ConditionerConfig, frozen=True, extra="forbid"):
-    """A frozen text encoder that somebody else trained."""
+    """Config of a frozen, pretrained text encoder."""
 
     kind: Literal["pretrained"] = Field("pretrained", description="a frozen, pretrained text encoder")
     model: str = Field(description="folder, Hub name, 'package:NAME' or 'open_clip:ARCHITECTURE/WEIGHTS'")
@@ -50,10 +50,10 @@ class PretrainedTextConfig(ConditionerConfig, frozen=True, extra="forbid"):
 
 
 class PretrainedConditioner(Conditioner):
-    """Captions -> frozen states [N, L, D] with mask [N, L]; the null is the encoded empty caption.
+    """Turn captions into frozen token states [N, L, D] with a mask [N, L]; the null condition is the empty caption.
 
     Args:
-        config: which encoder, and how its states are stored.
+        config: which encoder to use, and how its states are stored.
         device: where the encoder runs; by default the GPU if there is one.
 
     Raises:
@@ -77,7 +77,7 @@ class PretrainedConditioner(Conditioner):
 
     @classmethod
     def build(cls, config: PretrainedTextConfig, **data: Any) -> "PretrainedConditioner":
-        """Build it; the encoder is found now and opened by the first `prepare`.
+        """Build the conditioner; its encoder is located now and opened by the first call of `prepare`.
 
         Raises:
             ConditioningError: the encoder cannot be found.
@@ -86,7 +86,11 @@ class PretrainedConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "PretrainedConditioner":
-        """Load `folder`/text_reference.json; raises ConditioningError if the encoder now has other weights."""
+        """Load the conditioner that `folder`/text_reference.json describes.
+
+        Raises:
+            ConditioningError: the file is invalid, or the encoder is missing or now has other weights.
+        """
         match json.loads((folder / REFERENCE).read_text(encoding="utf-8")):
             case {"config": dict(config), "sha256": str(expected)}:
                 conditioner = cls(PretrainedTextConfig(**config))
@@ -106,18 +110,19 @@ class PretrainedConditioner(Conditioner):
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
-        """The config (without `pool`, which `forward` alone uses), the encoder's weights, and its tokenizer."""
+        """The config (without `pool`, which only `forward` uses), the hashes of the encoder's weights and settings."""
         return self.config.model_dump(exclude={"pool"}), self.source.sha256(), self.source.settings_sha256()
 
     @property
     def encoder_digest(self) -> str:
-        """The sha256 of the encoder's weights, and of its config and tokenizer."""
+        """The sha256 of the encoder's weights, and that of its config and tokenizer."""
         return f"{self.source.sha256()} {self.source.settings_sha256()}"
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Encode captions as {"states": [N, L, D], "mask": [N, L]}, L the longest caption's tokens.
+        """Encode captions as {"states": [N, L, D], "mask": [N, L]}, where L is the longest caption's number of tokens.
 
-        Equal captions are encoded once, and the empty one always alone, so that its bits are the same in every call.
+        Equal captions are encoded once. The empty caption is encoded in a batch of its own, so that its states are
+        equal bit for bit in every call.
         """
         captions = texts(raw)
         unique = sorted({*captions} - {""}, key=lambda caption: (len(caption), caption))
@@ -134,7 +139,8 @@ class PretrainedConditioner(Conditioner):
     def forward(self, states: Tensor, mask: Tensor) -> Condition:
         """Return states [B, L, D] of any floating type and mask [B, L] as a condition in float32.
 
-        With `pool` it also has a vector: the mean of the tokens' states, scaled to a root mean square of 1.
+        If `config.pool` is set, the condition also has a vector: the mean of the tokens' states, scaled to a root mean
+        square of 1.
         """
         condition = Condition(tokens=states.float(), mask=mask)
         if not self.config.pool:
@@ -144,11 +150,11 @@ class PretrainedConditioner(Conditioner):
         return replace(condition, vector=F.normalize(mean, dim=1) * mean.shape[1] ** 0.5)
 
     def release(self) -> None:
-        """Free the encoder; the null stays, and `prepare` loads the encoder again when it needs it."""
+        """Free the encoder, which `prepare` loads again when needed; the states of the empty caption are kept."""
         self._encoder = None
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write `folder`/text_reference.json: the config, and the sha256 of the weights. No component of diffusers."""
+        """Write `folder`/text_reference.json with the config and the hash of the encoder's weights; return {}."""
         reference = {"config": self.config.model_dump(), "width": self.width, "sha256": self.source.sha256()}
         (folder / REFERENCE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
         return {}
@@ -168,13 +174,13 @@ class PretrainedConditioner(Conditioner):
 
 
 def _store(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Clamp to the range of `dtype`, then cast: the states of a T5 do not fit float16."""
+    """Clamp states to the range of `dtype`, then cast them: a T5's states do not fit float16."""
     limit = torch.finfo(dtype).max
     return states.clamp(-limit, limit).to(dtype)
 
 
 def _rows(unique: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Return the row [N] of each caption in the table [empty, *unique]."""
+    """Return the row [N] of each of `captions` in a table of states whose rows are "" and then `unique`."""
     row = {caption: index for index, caption in enumerate(["", *unique])}
     return torch.tensor([row[caption] for caption in captions], dtype=torch.long)
 

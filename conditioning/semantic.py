@@ -1,7 +1,7 @@
-"""Semantic encoders of pictures [B, C, R, R] in [-1, 1] to codes z [B, Z], trained jointly with a decoder.
+"""Semantic encoders: pictures [B, C, R, R] in [-1, 1] to codes z [B, Z], trained jointly with a decoder.
 
-DiffAE's (Preechakul et al. 2022) is ADM's downward half, in the released code with one convolution a block; PDAE's
-(Zhang et al. 2022) is a short stack of strided convolutions.
+DiffAE's encoder (Preechakul et al. 2022) is the downward half of ADM's U-Net, whose blocks have a single convolution in
+the released code. PDAE's (Zhang et al. 2022) is a short stack of strided convolutions.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_n
 
 
 class SemanticEncoder(ModelMixin, ConfigMixin):
-    """DiffAE's encoder of pictures [B, C, R, R] to z [B, Z], for any R that halves often enough; z is unbounded."""
+    """DiffAE's encoder: pictures [B, C, R, R] to unbounded codes z [B, Z], for any R that every level can halve."""
 
     _supports_gradient_checkpointing = False
 
@@ -42,11 +42,12 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
         Args:
             channels: C of the pictures.
             z_width: Z, numbers in a code.
-            widths: feature channels of each level; level 0 has the picture's resolution, each next one half.
-            attention: whether each level has attention; as many as `widths`.
-            blocks: single: one convolution a block, as the released models have; double: full residual blocks.
-            layers: blocks of each level.
-            groups: of every GroupNorm; must divide every width.
+            widths: feature channels of each level. Level 0 works at the picture's resolution; each further level halves
+                it.
+            attention: for each level, whether it has attention.
+            blocks: "single": blocks of one convolution, as in the released models; "double": full residual blocks.
+            layers: blocks per level.
+            groups: groups of every GroupNorm; must divide every width.
         """
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -55,13 +56,13 @@ class SemanticEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1], z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Encode pictures in [-1, 1], in the weights' dtype."""
+        """Return codes z [B, Z] of pictures in [-1, 1], computed in the weights' dtype."""
         h = self.body(self.conv_in(pictures.to(self.conv_in.weight.dtype)))
         return self.out(silu(self.norm(h)).mean(dim=(2, 3)))
 
 
 class StridedEncoder(ModelMixin, ConfigMixin):
-    """PDAE's encoder of pictures [B, C, R, R] to z [B, Z], for one R: the last features are flattened."""
+    """PDAE's encoder: pictures [B, C, R, R] to codes z [B, Z]; R is fixed, because the last features are flattened."""
 
     @register_to_config
     def __init__(
@@ -81,10 +82,11 @@ class StridedEncoder(ModelMixin, ConfigMixin):
             resolution: R, pixels along each side of a picture.
             channels: C of the pictures.
             z_width: Z, numbers in a code.
-            widths: channels of each convolution; each halves the side.
-            attention: after how many convolutions there is attention, 1 to the number of widths; None: nowhere.
-            heads: of attention; must divide the width there.
-            groups: of every GroupNorm; must divide every width.
+            widths: output channels of each convolution; each convolution halves the side.
+            attention: number of convolutions after which attention follows, 1 to the number of widths; None: no
+                attention.
+            heads: attention heads; must divide the width at the attention.
+            groups: groups of every GroupNorm; must divide every width.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -97,7 +99,11 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1] * side * side, z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Encode pictures in [-1, 1], in the weights' dtype; raises ConditioningError on another size."""
+        """Return codes z [B, Z] of pictures in [-1, 1], computed in the weights' dtype.
+
+        Raises:
+            ConditioningError: the pictures are not of the size `resolution`.
+        """
         side = self.config["resolution"]
         if pictures.shape[-2:] != (side, side):
             raise ConditioningError(f"this encoder takes pictures of side {side}, got {tuple(pictures.shape[-2:])}")
@@ -105,10 +111,10 @@ class StridedEncoder(ModelMixin, ConfigMixin):
 
 
 def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3) -> SemanticEncoder | StridedEncoder:
-    """Build the encoder of a config for pictures [B, channels, resolution, resolution].
+    """Build the encoder that a config describes, for pictures [B, channels, resolution, resolution].
 
     Raises:
-        ConditioningError: they cannot be halved that often.
+        ConditioningError: `resolution` cannot be halved as often as the encoder does.
     """
     match config:
         case SemanticEncoderConfig():
@@ -126,12 +132,12 @@ def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3
 
 
 def condition_of(z: Tensor) -> Condition:
-    """Return codes [B, Z] as the vector of a condition."""
+    """Return a condition whose vector is the codes z [B, Z]."""
     return Condition(vector=z)
 
 
 class SingleBlock(nn.Module):
-    """The block skip(x) + conv(SiLU(norm(x))): ADM's without time embedding, as in DiffAE's released code."""
+    """Residual block with one convolution, as in DiffAE's released code: skip(x) + conv(SiLU(norm(x)))."""
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class SingleBlock(nn.Module):
         self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, before, h, w] to [B, after, h, w], or half of h and w: averaged between SiLU and convolution."""
+        """Map x [B, before, h, w] to [B, after, h, w]; with `down`, average pooling halves h and w."""
         h = silu(self.norm(x))
         if self.down:
             h, x = avg_pool2d(h, 2), avg_pool2d(x, 2)
@@ -147,7 +153,7 @@ class SingleBlock(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """diffusers' residual block without a time embedding; its second convolution starts at zero, as ADM's."""
+    """diffusers' residual block without a time embedding; as in ADM, its second convolution starts at zero."""
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
         super().__init__()
@@ -162,14 +168,14 @@ class DoubleBlock(nn.Module):
         _zero(self.block.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, before, h, w] to [B, after, h, w], or half of h and w."""
+        """Map x [B, before, h, w] to [B, after, h, w]; with `down`, h and w are halved."""
         return self.block(x, None)
 
 
 def _levels(
     widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
 ) -> list[nn.Module]:
-    """Return the layers between the first convolution and the head, in the order of the released code."""
+    """Return the layers between the first convolution and the last norm, in the order of DiffAE's released code."""
     block = SingleBlock if blocks == "single" else DoubleBlock
     modules: list[nn.Module] = []
     width, last = widths[0], widths[-1]
@@ -183,7 +189,7 @@ def _levels(
 
 
 def _attention(width: int, heads: int, groups: int) -> Attention:
-    """Build self-attention over all positions, added to its input; it starts as the identity."""
+    """Build self-attention over all positions with a residual connection; the layer starts as the identity."""
     shape = {"heads": heads, "dim_head": width // heads, "norm_num_groups": groups, "eps": 1e-5}
     attention = Attention(width, **shape, residual_connection=True, bias=True, _from_deprecated_attn_block=True)
     _zero(attention.to_out[0])  # pyright: ignore[reportOptionalSubscript]

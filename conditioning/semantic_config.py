@@ -1,4 +1,4 @@
-"""Configs of the semantic encoders, the `encoder:` section of a run's config."""
+"""Configs of the semantic encoders: the `encoder:` section of a run's config."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ Blocks = Literal["single", "double"]
 
 
 class SemanticEncoderConfig(BaseModel):
-    """DiffAE's encoder; level 0 has the picture's resolution, each next one half."""
+    """Settings of DiffAE's semantic encoder. Level 0 works at the picture's resolution; each next level halves it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -49,7 +49,7 @@ class SemanticEncoderConfig(BaseModel):
 
 
 class StridedEncoderConfig(BaseModel):
-    """PDAE's encoder; its defaults are those for 128 pixels."""
+    """Settings of PDAE's semantic encoder; the defaults are the paper's for pictures of 128 pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

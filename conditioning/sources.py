@@ -1,6 +1,6 @@
-"""Locating the weights of a frozen text encoder: in a folder, the Hub's cache, an installed package, or open_clip.
+"""Locate the weights of a frozen text encoder: in a folder, the Hub's cache, an installed package, or open_clip.
 
-Only safetensors are read, no code that comes with a model is run, and the local copy is tried before the network.
+Only safetensors are read, no code that comes with a model is run, and a local copy is tried before the network.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ WAYS = (
 )
 PACKAGE, OPEN_CLIP = "package:", "open_clip:"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SETTINGS = ("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")  # files that states depend on
+SETTINGS = ("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")  # files that token states depend on
 HUB_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 
 logger = logging.getLogger("conditioning")
@@ -32,23 +32,26 @@ logger = logging.getLogger("conditioning")
 
 @dataclass(frozen=True)
 class Source:
-    """A local encoder: a transformers folder, or an open_clip architecture with its weights."""
+    """Files of a frozen text encoder: a transformers folder, or an open_clip architecture with its weights."""
 
     weights: tuple[Path, ...]
-    architecture: str | None = None  # of open_clip; None for a transformers folder
-    quick_gelu: bool = False  # of open_clip: how these weights were trained
+    architecture: str | None = None  # name of the open_clip architecture; None for a transformers folder
+    quick_gelu: bool = False  # whether these open_clip weights were trained with quick_gelu
 
     @property
     def folder(self) -> Path:
-        """The folder of weights, config and tokenizer."""
+        """The folder of the weights; for transformers, also of config and tokenizer."""
         return self.weights[0].parent
 
     def sha256(self) -> str:
-        """Return the hex digest over the weight files in order of name."""
+        """Return the hex digest of the weight files, in the order of their names."""
         return _sha256(self.weights)
 
     def settings_sha256(self) -> str:
-        """Return the hex digest over what else states depend on: the config's and the tokenizer's files, or a name."""
+        """Return the hex digest of what token states depend on besides the weights.
+
+        These are the files of config and tokenizer, or the name of the open_clip architecture.
+        """
         if self.architecture is not None:  # whose tokenizer is open_clip's own
             return hashlib.sha256(f"{self.architecture} {self.quick_gelu}".encode()).hexdigest()
         return _sha256(sorted({path for pattern in SETTINGS for path in self.folder.glob(pattern)}))
@@ -61,7 +64,7 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=8)
 def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
-    """Return the digest of files; weights of gigabytes are read once, until size or time of change (`stats`) differ."""
+    """Return the hex digest of files; they are read again only if `stats`, sizes and times of change, differ."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -71,7 +74,14 @@ def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> s
 
 
 def find(model: str) -> Source:
-    """Find the source that `model` names; raises ConditioningError with every way to name one."""
+    """Find the encoder that `model` names.
+
+    Args:
+        model: folder, Hub name, "package:NAME" or "open_clip:ARCHITECTURE/WEIGHTS".
+
+    Raises:
+        ConditioningError: there is no such encoder; the message lists all ways to name one.
+    """
     if model.startswith(PACKAGE):
         return _in_package(model.removeprefix(PACKAGE))
     if model.startswith(OPEN_CLIP):
@@ -126,10 +136,10 @@ def snapshot(
     """Return the local copy of a Hub repository if it is complete, else a download of the named files, else None.
 
     Args:
-        repository: its name on the Hub.
-        files: patterns of the names of files.
-        complete: whether a folder has all that is needed.
-        ignored: a pattern of files that are not downloaded; by default all folders.
+        repository: name of the repository on the Hub.
+        files: patterns of the file names to download.
+        complete: function that tells whether a folder has all that is needed.
+        ignored: pattern of files that are not downloaded; by default those in sub-folders.
         revision: branch, tag or commit; None: main.
     """
     from huggingface_hub import snapshot_download
@@ -178,7 +188,7 @@ def _open_clip_tag(architecture: str, tag: str) -> Source:
 
 
 def hidden_width(source: Source) -> int:
-    """Read the channels of the token states from the config alone."""
+    """Return the channels D of the encoder's token states; reads only the config."""
     config: Any
     if source.architecture is not None:
         import open_clip
@@ -194,7 +204,7 @@ def hidden_width(source: Source) -> int:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Turn any error in reading a folder into a ConditioningError of one sentence."""
+    """Turn any error in reading an encoder's folder, within the context, into a ConditioningError of one sentence."""
     try:
         yield
     except ConditioningError:

@@ -1,7 +1,7 @@
-"""Encode captions with a small CLIP text model trained with the denoiser (Rombach et al. 2022, section 3.3).
+"""Condition on captions, by a small CLIP text model trained with the denoiser (Rombach et al. 2022, section 3.3).
 
-The states are those that plain diffusers' `StableDiffusionPipeline.encode_prompt` computes from the saved folder:
-padded to `length`, causal, final LayerNorm included, padding attended.
+The token states equal those that diffusers' `StableDiffusionPipeline.encode_prompt` computes from the saved folder:
+captions are padded to `length` tokens, attention is causal, the final LayerNorm is included, padding is attended to.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ CHUNK = 4096
 
 
 class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
-    """A text encoder that is trained from scratch."""
+    """Config of a text encoder that is trained from scratch."""
 
     kind: Literal["text"] = Field("text", description="a small CLIP text model, trained with the denoiser")
     width: int = Field(128, ge=1, description="channels of the tokens, the denoiser's cross-attention width")
@@ -58,7 +58,7 @@ class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
 
 
 class TextConditioner(Conditioner):
-    """Captions -> token ids [N, L] -> states [B, L, D]; the null is the empty caption."""
+    """Turn captions into token ids [N, L], and ids into states [B, L, D]; the null condition is the empty caption."""
 
     Config = TextConfig
     modality = "text"
@@ -80,7 +80,7 @@ class TextConditioner(Conditioner):
 
     @classmethod
     def build(cls, config: TextConfig, *, captions: Sequence[str] = (), **data: Any) -> "TextConditioner":
-        """Train the tokenizer on `captions` and initialise the encoder at random (torch's global generator).
+        """Train a tokenizer on `captions`, and initialise the text encoder at random (from torch's global generator).
 
         Raises:
             ConditioningError: there are no captions.
@@ -92,7 +92,7 @@ class TextConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path) -> "TextConditioner":
-        """Load `folder`/text_encoder and `folder`/tokenizer: ours, or those of any Stable Diffusion 1 model.
+        """Load `folder`/text_encoder and `folder`/tokenizer, as `save` or any Stable Diffusion 1 model has them.
 
         Raises:
             ConditioningError: the weights lack tensors.
@@ -120,7 +120,7 @@ class TextConditioner(Conditioner):
         return {ENCODER: self.text_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn captions into {"ids": [N, L] int64}, cut or padded to L; one log line says how many were cut."""
+        """Turn captions into {"ids": [N, L] int64}, cut or padded to L tokens; one log line says how many were cut."""
         captions, cut = texts(raw), 0
         ids = torch.empty(len(captions), self.length, dtype=torch.long)
         for start in range(0, len(captions), CHUNK):
@@ -134,14 +134,14 @@ class TextConditioner(Conditioner):
         return {"ids": ids}
 
     def forward(self, ids: Tensor) -> Condition:
-        """Encode ids [B, L] as tokens [B, L, D], without a mask: padding is attended, as in Stable Diffusion."""
+        """Encode ids [B, L] as tokens [B, L, D], without a mask: as in Stable Diffusion, padding is attended to."""
         return Condition(tokens=self.text_encoder(ids).last_hidden_state)
 
     def release(self) -> None:
         """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write `folder`/text_encoder and `folder`/tokenizer, which plain transformers and diffusers open."""
+        """Write `folder`/text_encoder and `folder`/tokenizer, which transformers and diffusers can open."""
         _save_encoder(self.text_encoder, folder / ENCODER)
         save_tokenizer(self.tokenizer, folder / TOKENIZER)
         return {ENCODER: ("transformers", "CLIPTextModel"), TOKENIZER: ("transformers", "CLIPTokenizer")}
@@ -149,7 +149,7 @@ class TextConditioner(Conditioner):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Turn off transformers' progress bars and its reports on weights, which `load` checks itself."""
+    """Turn off transformers' progress bars and its reports on missing weights within the context."""
     from transformers.utils import logging
 
     enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -183,7 +183,7 @@ def _fresh_encoder(config: TextConfig, tokenizer: Any) -> "CLIPTextModel":
 
 
 def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
-    """Write the format of every published Stable Diffusion: transformers 5 reads it, and 4 reads no other."""
+    """Write the format of all published Stable Diffusion models; transformers 5 reads it, and 4 reads no other."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

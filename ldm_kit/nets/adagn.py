@@ -1,11 +1,13 @@
-"""Adaptive group normalisation by time and semantic code, in diffusers' residual blocks.
+"""Adaptive group normalisation (AdaGN) by time and semantic code, in diffusers' residual blocks.
 
-A block with `time_embedding_norm="scale_shift"` computes h = norm2(h) (1 + scale) + shift, with scale and shift from
-`time_emb_proj(SiLU(temb))`. Both papers apply a code's scale (and shift) after those of the time:
+A block with `time_embedding_norm="scale_shift"` computes h = n (1 + scale) + shift, where n = norm2(h) and scale and
+shift come from `time_emb_proj(SiLU(temb))`. DiffAE and PDAE apply the time's scale t_s and shift t_b first, then the
+code's scale z_s (in PDAE also a shift z_b):
 
-    (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + [(1 + z_s) (1 + t_s) - 1]) + [(1 + z_s) t_b + z_b],
+    (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + [(1 + z_s) (1 + t_s) - 1]) + [(1 + z_s) t_b + z_b].
 
-so a block whose input is temb = [time ; code] needs no other change than its projection.
+The two brackets are the scale and shift of one block. To condition a block on a code, it is therefore enough to give it
+temb = [time ; code] and to replace its projection `time_emb_proj` by a `SemanticProjection`.
 """
 
 from typing import Any
@@ -19,14 +21,16 @@ from ldm_kit.config import UserError
 
 
 class SemanticProjection(nn.Module):
-    """Projection of [time ; code] [B, T + Z] to [scale ; shift] [B, 2C] of a residual block, in float32 under autocast.
+    """Linear maps of a time embedding and a semantic code to the scale and shift of one residual block.
+
+    Input: [time ; code] [B, T + Z]. Output: [scale ; shift] [B, 2C]. Computed in float32, also under autocast.
 
     Args:
-        time_width: T.
-        z_width: Z.
-        channels: C.
-        z_shift: False: the code scales (DiffAE, Preechakul et al. 2022, section 3.1); True: it also shifts (PDAE).
-        made: device and dtype of the weights.
+        time_width: T, channels of the time embedding.
+        z_width: Z, channels of the code.
+        channels: C, output channels of the block.
+        z_shift: False: the code only scales (DiffAE, Preechakul et al. 2022, section 3.1); True: it also shifts (PDAE).
+        made: `device` and `dtype` of the weights.
     """
 
     def __init__(self, time_width: int, z_width: int, channels: int, *, z_shift: bool = False, **made: Any) -> None:
@@ -36,7 +40,7 @@ class SemanticProjection(nn.Module):
         self.semantic = nn.Linear(z_width, (2 if z_shift else 1) * channels, **made)
 
     def forward(self, both: Tensor) -> Tensor:
-        """Project both halves, to which the block has applied SiLU; return the dtype of the weights."""
+        """Return [scale ; shift] [B, 2C], in the weights' dtype, for `both` = SiLU([time ; code]) [B, T + Z]."""
         time, z = both.split(self.widths, dim=1)
         with torch.autocast(both.device.type, enabled=False):  # the -1 here and the block's +1 lose digits in bfloat16
             scale, shift = _exact(self.time, time).chunk(2, dim=1)
@@ -51,18 +55,22 @@ def _exact(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = False, keep_time: bool = False) -> None:
-    """Make every `ResnetBlock2D` in `module` take temb = [time ; code] [B, T + Z], in place.
+    """Make every `ResnetBlock2D` in `module` take a semantic code beside the time, in place: temb = [time ; code].
+
+    Each block's `time_emb_proj` is replaced by a `SemanticProjection`, which expects temb of shape [B, T + Z].
 
     Args:
-        module: a U-Net or a part of one; its blocks may add the time (`default`) or scale by it (`scale_shift`).
-        time_width: T.
-        z_width: Z.
-        z_shift: whether the code also shifts (PDAE).
-        keep_time: the blocks' own projections of time stay and the code's start at zero, so that nothing changes yet.
-            A block that only adds the time has no scale to keep and gets a fresh projection.
+        module: a U-Net or a part of one. Its blocks may use either `time_embedding_norm`: "default", which adds the
+            time, or "scale_shift".
+        time_width: T, channels of the time embedding.
+        z_width: Z, channels of the code.
+        z_shift: False: the code only scales (DiffAE); True: it also shifts (PDAE).
+        keep_time: keep the blocks' weights for the time and start those for the code at zero, so that the blocks'
+            outputs do not change yet. A block that only adds the time has no scale to keep: its weights for the time
+            are new.
 
     Raises:
-        UserError: there is no such block, or one that takes no time.
+        UserError: `module` has no `ResnetBlock2D`, or has one without a time embedding.
     """
     blocks = [block for block in module.modules() if isinstance(block, ResnetBlock2D)]
     if not blocks:

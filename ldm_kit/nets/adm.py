@@ -1,6 +1,7 @@
-"""diffusers' U-Net with as many heads at every level, which its own settings cannot say (they fix a head's channels).
+"""diffusers' `UNet2DModel` with the same number of attention heads at every level.
 
-ADM's network for ImageNet at 128 px has four heads at each of 512, 768 and 1024 channels.
+The arguments of `UNet2DModel` fix the channels of a head, not the number of heads. ADM's network for ImageNet at 128 px
+has four heads at each of 512, 768 and 1024 channels.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 
 class AdmUNet(UNet2DModel):
-    """`UNet2DModel` with `heads` in every attention; the other settings are its own."""
+    """`UNet2DModel` with `heads` heads in every attention layer; the other arguments are those of `UNet2DModel`."""
 
     @register_to_config
     def __init__(

@@ -1,4 +1,7 @@
-"""Call either of diffusers' U-Net classes; `partial(apply_unet, unet)` is the network of a `NetworkDenoiser`."""
+"""Call a diffusers U-Net of either class with a condition.
+
+`partial(apply_unet, unet)` is the network that a `NetworkDenoiser` takes.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,43 +14,43 @@ from ldm_kit.nets.unet import UNet
 
 
 class ConditionLike(Protocol):
-    """The tensors of a condition that a U-Net uses; `conditioning.Condition` is one."""
+    """Protocol of a condition: the tensors that a U-Net may use. `conditioning.Condition` satisfies it."""
 
     @property
     def tokens(self) -> Tensor | None:
-        """Cross-attention context [B, L, D]."""
+        """Cross-attention context [B, L, D]; None: no cross-attention."""
         ...
 
     @property
     def mask(self) -> Tensor | None:
-        """[B, L] bool, True = attend; None: attend to all."""
+        """Attention mask of `tokens`, [B, L] bool, True = attend; None: attend to all tokens."""
         ...
 
     @property
     def vector(self) -> Tensor | None:
-        """[B, D] added to the time embedding."""
+        """Vector [B, D] that is added to the time embedding; None: nothing is added."""
         ...
 
     @property
     def concat(self) -> Tensor | None:
-        """[B, C, h, w] concatenated to the input."""
+        """Maps [B, C, h, w] that are concatenated to the U-Net's input along the channels; None: no maps."""
         ...
 
 
 def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None = None) -> Tensor:
-    """Apply either U-Net in the dtype of its weights (or of an autocast around it).
+    """Return a U-Net's output for a noisy input, computed in the dtype of its weights (or of an enclosing autocast).
 
     Args:
-        unet: the network.
+        unet: a network of either U-Net class.
         x: noisy latents or pictures [B, C, h, w].
         t: integer times [B].
-        condition: of B rows, or of one row for the whole batch; None: unconditional.
+        condition: a condition with B rows, or with one row for the whole batch; None: unconditional.
 
     Returns:
         The network's output [B, C', h, w].
 
     Raises:
-        ValueError: the condition lacks a tensor that the network needs, or has one that it cannot use.
+        ValueError: the condition lacks a tensor that the network needs, or has one that the network cannot use.
     """
     dtype = unet.conv_in.weight.dtype
     tensors = _expanded(condition, len(x), dtype)
@@ -61,7 +64,7 @@ def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None
 
 
 def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Return the condition's tensors with B rows each, floating ones in `dtype`."""
+    """Return the condition's tensors by name, expanded to `batch` rows; all but the mask are cast to `dtype`."""
     tensors: dict[str, Tensor | None] = {}
     for name in ("tokens", "mask", "vector", "concat"):
         value: Tensor | None = getattr(condition, name, None)

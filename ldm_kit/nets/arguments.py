@@ -1,4 +1,7 @@
-"""Argument names of our networks, which saved folders (config.json) keep while a run's config has diffusers' names."""
+"""Constructor arguments of the networks that this package defines.
+
+A run's config names them as diffusers does. The constructors, and so config.json of saved folders, keep older names.
+"""
 
 from typing import Any
 
@@ -8,5 +11,5 @@ SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_nu
 
 
 def network_arguments(config: BaseModel) -> dict[str, Any]:
-    """Return the arguments of a network's class: a config's fields, under the names that saved folders have."""
+    """Return a network's constructor arguments: the fields of its config, renamed by `SAVED` where it has an entry."""
     return {SAVED.get(name, name): value for name, value in config.model_dump().items()}

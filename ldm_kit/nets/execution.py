@@ -1,8 +1,8 @@
-"""How a network computes: attention kernel, memory layout, compiled blocks, activation checkpointing.
+"""How a network is executed: attention kernel, memory layout, compiled blocks, activation checkpointing.
 
 Every network that is trained goes through `configure_network`, every network that is loaded through `prepare_loaded`.
-Nothing here changes what a network computes, but sums are taken in another order, so that equal bits are promised
-within one memory layout and one attention kernel alone.
+These settings change results only by rounding, because sums are taken in another order. Results are equal bit for bit
+only with the same memory layout and the same attention kernel.
 """
 
 import importlib
@@ -25,34 +25,34 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 
 AttentionKind = Literal["auto", "sdpa", "math", "xformers"]
 DTYPES = {"no": torch.float32, "auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RECOMPILE_LIMIT = 64  # compiled variants of a block; torch gives up after 8, and a U-Net has a dozen block shapes
+RECOMPILE_LIMIT = 64  # most compiled variants of a block; torch's default is 8, a U-Net has a dozen block shapes
 LAYOUT_VARIABLE = "LDM_KIT_CHANNELS_LAST"
-ALIGNMENT = 64  # bytes; torch's own allocations are aligned so
+ALIGNMENT = 64  # bytes; torch aligns its own allocations to this
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class ExecutionConfig(Protocol):
-    """The fields of a run's config that say how its networks compute; `train:` of a run's config is one."""
+    """Protocol of the settings that say how a network is executed; the `train:` section of a run's config has them."""
 
     @property
     def precision(self) -> str:
-        """Autocast precision, a key of `DTYPES`."""
+        """Autocast precision: a key of `DTYPES`."""
         ...
 
     @property
     def attention(self) -> AttentionKind:
-        """Attention kernel, see `set_attention`."""
+        """Attention kernel: a `kind` of `set_attention`."""
         ...
 
     @property
     def channels_last(self) -> bool | None:
-        """Memory layout; None: that of `default_layout`."""
+        """Whether tensors are channels-last in memory; None: `default_layout` decides."""
         ...
 
     @property
     def compile(self) -> bool:
-        """Whether blocks are compiled."""
+        """Whether residual and transformer blocks are compiled by torch.compile."""
         ...
 
     @property
@@ -62,14 +62,14 @@ class ExecutionConfig(Protocol):
 
 
 def configure_network(net: nn.Module, device: torch.device | str, config: ExecutionConfig) -> None:
-    """Make a network that is about to be trained compute as its run's config says, in place.
+    """Apply the execution settings of a run to a network that is about to be trained, in place.
 
-    Call it before an optimiser or DDP takes the parameters. Calling it twice changes nothing. Checkpointing reaches
-    the networks made of diffusers' blocks inside `net`; others keep their activations.
+    Call it before an optimiser or DDP takes the parameters. Calling it twice changes nothing. Activation checkpointing
+    is turned on in the diffusers models inside `net` that support it; other modules keep their activations.
 
     Args:
         net: any module; it may hold several networks.
-        device: where it will be trained.
+        device: where the network will be trained.
         config: the `train:` section of a run's config.
     """
     set_attention(net, device, config.attention, DTYPES[config.precision])
@@ -82,15 +82,15 @@ def configure_network(net: nn.Module, device: torch.device | str, config: Execut
 
 
 def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionConfig | None = None) -> Network:
-    """Make a network that was just loaded compute as a trained one does on `device`, in place; return it.
+    """Prepare a network that was just loaded to run on `device` without gradients, in place; return the network.
 
-    Sets attention kernel and memory layout, turns evaluation mode on and gradients off. It moves no weights: call
+    Sets attention kernel and memory layout, turns evaluation mode on and gradients off. Does not move the weights: call
     `net.to(device)` before or after.
 
     Args:
         net: the network.
-        device: where it will run.
-        config: the `train:` section of the run that it serves; None: kernel "auto" and `default_layout`.
+        device: where the network will run.
+        config: the `train:` section of the run that uses the network; None: kernel "auto" and layout `default_layout`.
     """
     _align(net)
     if config is None:
@@ -102,13 +102,14 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
 
 
 def default_layout(device: torch.device | str) -> torch.memory_format:
-    """Return the memory layout that networks have on `device` unless a run's config sets `train.channels_last`.
+    """Return the memory layout of networks on `device` where a run's config does not set `train.channels_last`.
 
-    It is channels-last on accelerators and on CPUs with AMX, where it is fast, and contiguous on other CPUs. The
-    environment variable `LDM_KIT_CHANNELS_LAST` (0 or 1) overrides this for training and loading alike.
+    It is channels-last where that is fast, on accelerators and on CPUs with AMX, and contiguous on other CPUs. The
+    environment variable `LDM_KIT_CHANNELS_LAST` (1: channels-last, 0: contiguous) overrides this, for training and
+    loading alike.
 
     Raises:
-        UserError: the variable is neither empty, 0 nor 1.
+        UserError: the variable is set to something other than 0 or 1.
     """
     value = os.environ.get(LAYOUT_VARIABLE, "")
     if value not in ("", "0", "1"):
@@ -118,17 +119,18 @@ def default_layout(device: torch.device | str) -> torch.memory_format:
 
 
 def layout_for(device: torch.device | str, channels_last: bool | None) -> torch.memory_format:
-    """Return the layout that a config asks for; None: that of `default_layout`."""
+    """Return channels-last for True, contiguous for False, and `default_layout(device)` for None."""
     if channels_last is None:
         return default_layout(device)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def set_layout(net: nn.Module, layout: torch.memory_format) -> None:
-    """Lay out weights, and with them activations, as [B, C, h, w] or (channels-last) [B, h, w, C] in memory, in place.
+    """Store a network's weights contiguous or channels-last ([B, h, w, C] in memory), in place.
 
-    diffusers undoes channels-last after transformers with linear projections and before up-sampling of 64 pictures or
-    more; hooks restore it there. The frozen U-Net of a `ShiftUNet`, which is no child of it, is laid out alike.
+    Activations follow the weights' layout, except that diffusers makes them contiguous after transformers with linear
+    projections and before up-sampling of 64 or more samples; forward hooks restore channels-last there. The frozen
+    U-Net of a `ShiftUNet` gets the same layout, although it is no submodule.
     """
     net.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     for module in [*net.modules()]:
@@ -154,10 +156,10 @@ def _restore_channels_last(
 
 
 def _align(net: nn.Module) -> None:
-    """Copy weights that lie anywhere in a mapped safetensors file into memory of their own, aligned as torch's is.
+    """Copy weights that a mapped safetensors file holds at unaligned addresses into new, aligned memory.
 
-    Matrix products of MKL round differently for operands that are aligned differently (2e-7 between two networks of
-    equal weights, on a Xeon with AMX).
+    MKL's matrix products round differently for operands of different alignment (2e-7 between two networks of equal
+    weights, on a Xeon with AMX).
     """
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.data_ptr() % ALIGNMENT:
@@ -165,7 +167,7 @@ def _align(net: nn.Module) -> None:
 
 
 def _checkpointed(net: nn.Module) -> Iterator[ModelMixin]:
-    """Yield the outermost networks in `net` that can recompute their activations."""
+    """Yield the outermost diffusers models in `net` that support activation checkpointing."""
     if isinstance(net, ModelMixin) and net._supports_gradient_checkpointing:
         yield net
         return
@@ -174,7 +176,10 @@ def _checkpointed(net: nn.Module) -> Iterator[ModelMixin]:
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Have torch compile residual and transformer blocks, each shape at its first call; names and weights stay."""
+    """Compile residual and transformer blocks by torch.compile, in place; parameter names and weights stay.
+
+    Each block is compiled when it is first called with a new input shape.
+    """
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for module in net.modules():
         if isinstance(module, ResnetBlock2D | BasicTransformerBlock):
@@ -184,15 +189,15 @@ def compile_blocks(net: nn.Module) -> None:
 def set_attention(
     net: nn.Module, device: torch.device | str, kind: AttentionKind = "auto", dtype: torch.dtype = torch.float32
 ) -> None:
-    """Set the kernel of every attention layer, in place.
+    """Set the kernel of every diffusers `Attention` layer in `net`, in place.
 
     Args:
-        net: any module with diffusers' `Attention` layers.
-        device: where it will run.
-        kind: "sdpa", torch's fused kernel; "math", plain matrix products; "xformers", which is tried first, with
-            "auto" and a warning where it fails or computes something else; "auto", math on a CPU, where the backward
-            pass of the fused kernel is slow in bfloat16 (a quarter of a training step), and sdpa elsewhere.
-        dtype: in which xformers is tried.
+        net: any module.
+        device: where the module will run.
+        kind: "math": plain matrix products. "sdpa": torch's fused kernel. "auto": "math" on a CPU, where the fused
+            kernel's backward pass is slow in bfloat16 (a quarter of a training step), else "sdpa". "xformers":
+            xformers' kernel, if a trial shows that it works and agrees with "sdpa"; if not, a warning and "auto".
+        dtype: dtype of the trial of xformers.
     """
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
     if kind == "xformers":
@@ -209,7 +214,7 @@ def set_attention(
 
 
 def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, None where it can."""
+    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, or None if it can."""
     try:
         importlib.import_module("xformers.ops")
         results, expected = (
@@ -223,7 +228,7 @@ def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -
 
 
 def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
-    """Return output and parameter gradients of one small masked cross-attention, float32."""
+    """Return the output and the parameters' gradients, in float32, of one small cross-attention layer with a mask."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = Attention(16, cross_attention_dim=16, heads=2, dim_head=head_size)
@@ -237,9 +242,10 @@ def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: 
 
 
 def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear maps and convolutions to `dtype`, in place, for sampling under autocast to it.
+    """Cast the weights of linear layers and convolutions to `dtype`, in place, for sampling under autocast to `dtype`.
 
-    Autocast rounds the same weights to the same values, but in every call: a tenth of its time.
+    The values are those that autocast computes, but autocast casts again in every call, which takes a tenth of a call's
+    time.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,7 +1,7 @@
-"""A classifier of noisy pictures: the ADM U-Net's encoder and middle block, then attention pooling.
+"""A classifier of noisy pictures: the encoder and middle block of ADM's U-Net, then attention pooling.
 
 Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 4 and appendix G. The blocks are
-diffusers': scale-shift norms, residual blocks that halve, plain attention.
+diffusers': residual blocks with scale-shift norms, which also downsample, and plain self-attention.
 """
 
 import math
@@ -24,7 +24,7 @@ from ldm_kit.nets.unet import zero_init_like_adm
 
 
 class HalfUNetConfig(LevelsConfig):
-    """A noisy classifier's network; level 0 has the latent's resolution, each next one half."""
+    """Settings of a noisy classifier's network. Level 0 works at the input's resolution; each next level halves it."""
 
     widths: tuple[int, ...] = Field(default=(128, 256, 512), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
@@ -47,7 +47,16 @@ class HalfUNetConfig(LevelsConfig):
 
 
 class AttentionPool2d(nn.Module):
-    """Attention pooling of features [B, C, h, w] to [B, K]: the query is their mean (CLIP, Radford et al. 2021)."""
+    """Attention pooling of features [B, C, h, w] to logits [B, K] (CLIP, Radford et al. 2021).
+
+    The only query is the mean of the features over positions.
+
+    Args:
+        side: h = w.
+        width: C.
+        out: K.
+        head_size: channels of an attention head; None: one head.
+    """
 
     def __init__(self, side: int, width: int, out: int, head_size: int | None) -> None:
         super().__init__()
@@ -57,7 +66,7 @@ class AttentionPool2d(nn.Module):
         self.to_out = nn.Linear(width, out)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Pool h [B, C, h, w] to [B, K]; only the mean's query is computed."""
+        """Return logits [B, K] of h [B, C, h, w]: the mean over positions attends to itself and to all positions."""
         positions = h.flatten(2).transpose(1, 2)
         tokens = torch.cat([positions.mean(1, keepdim=True), positions], dim=1) + self.position
         q, k, v = self.to_q(tokens[:, :1]), self.to_k(tokens), self.to_v(tokens)
@@ -70,21 +79,23 @@ class AttentionPool2d(nn.Module):
 
 
 class HalfUNet(ModelMixin, ConfigMixin):
-    """A network from noisy pictures or latents x_t [B, C, h, w] at integer times t [B] to logits [B, K] of classes.
+    """A classifier of noisy pictures or latents x_t [B, C, h, w] at integer times t [B]; returns logits [B, K].
 
-    It is initialised as ADM is: the last convolution of every residual block and every attention's projection are zero.
+    As in ADM, the last convolution of every residual block and the output projection of every attention layer start at
+    zero.
 
     Args:
-        sample_size: h = w, which the pooling's learned positions fix.
+        sample_size: h = w, which is fixed because the pooling has learned positions.
         in_channels: C of the input.
         classes: K class names, in the order of the logits.
         widths: channels of each level.
         attention: for each level, whether its residual blocks are followed by attention.
-        layers: residual blocks of a level.
+        layers: residual blocks per level.
         head_size: channels of an attention head; None: one head as wide as its level.
         groups: groups of every GroupNorm.
-        dropout: inside residual blocks.
-        time_width: channels of the sinusoidal time embedding, a quarter of the learned one's; None: the first width.
+        dropout: dropout in residual blocks.
+        time_width: channels of the sinusoidal time embedding; the learned time embedding has 4 times as many. None: the
+            first of `widths`.
     """
 
     _supports_gradient_checkpointing = True
@@ -131,7 +142,7 @@ class HalfUNet(ModelMixin, ConfigMixin):
         zero_init_like_adm(self)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return logits [B, K], in the dtype of the weights (or of an autocast around it)."""
+        """Return logits [B, K] of x_t at times t, computed in the weights' dtype (or that of an enclosing autocast)."""
         dtype = self.conv_in.weight.dtype
         time: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
         h: Tensor = self.conv_in(x.to(dtype))
@@ -145,7 +156,7 @@ def build_half_unet(config: HalfUNetConfig, *, sample_size: int, channels: int, 
     """Build the classifier of x_t [B, channels, sample_size, sample_size] into the given classes.
 
     Raises:
-        UserError: the input cannot be halved that often.
+        UserError: `sample_size` cannot be halved once for every level after the first.
     """
     factor = 2 ** (len(config.widths) - 1)
     if sample_size % factor:

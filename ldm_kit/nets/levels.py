@@ -1,4 +1,4 @@
-"""The fields that every U-Net shaped network's config has: widths, attention and blocks of each level."""
+"""Config fields that all U-Net-shaped networks share: widths, attention and residual blocks of each level."""
 
 from itertools import compress
 from typing import Self
@@ -9,7 +9,7 @@ from ldm_kit.config import Config
 
 
 class LevelsConfig(Config):
-    """The levels of a network: level 0 has the resolution of its input, each next one half."""
+    """Base config of U-Net-shaped networks. Level 0 works at the input's resolution; each next level halves it."""
 
     widths: tuple[int, ...] = Field(min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
@@ -33,17 +33,25 @@ class LevelsConfig(Config):
                 f"attention_levels has {len(self.attention_levels)} levels and widths {len(self.widths)}; "
                 "expected one each"
             )
-        # the channels of a skip, a sum of two widths, are then a multiple as well
+        # a decoder block's input, two widths concatenated, is then divisible as well
         if bad := [w for w in self.widths if w < 1 or w % self.norm_num_groups]:
             raise ValueError(f"widths {bad} are not positive multiples of the {self.norm_num_groups} groups of a norm")
         return self
 
     @property
     def attended(self) -> list[int]:
-        """Widths with attention: those of the levels that have it, and the middle block's."""
+        """Widths of all attention layers: of the levels with attention, and of the middle block (the last width)."""
         return [*compress(self.widths, self.attention_levels), self.widths[-1]]
 
     def check_heads(self, divisor: int, setting: str) -> None:
-        """Raise ValueError where a width with attention is no multiple of a divisor; the sentence names the setting."""
+        """Check that the width of every attention layer can be divided into heads.
+
+        Args:
+            divisor: number of heads, or channels of a head.
+            setting: the setting as the message names it, such as "heads 4".
+
+        Raises:
+            ValueError: a width is not divisible by `divisor`.
+        """
         if bad := [w for w in self.attended if w % divisor]:
             raise ValueError(f"widths {bad} with attention cannot be cut by {setting}")

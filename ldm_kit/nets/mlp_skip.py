@@ -1,7 +1,7 @@
-"""DiffAE's prior over semantic codes: an MLP with a skip connection from the noisy code to every layer.
+"""Network of DiffAE's prior over semantic codes: an MLP that feeds the noisy code to every layer by skip connections.
 
-Preechakul et al. 2022, section 3.4 and appendix A.1; PDAE has the same. Codes are normalised per dimension before they
-are diffused, betas are constant (0.008), and the loss is L1.
+Preechakul et al. 2022, section 3.4 and appendix A.1; PDAE uses the same network. Both papers normalise codes per
+dimension before diffusing them, use constant betas (0.008) and the L1 loss.
 """
 
 import torch
@@ -16,7 +16,10 @@ from ldm_kit.config import Config
 
 
 class SkipMLPConfig(Config):
-    """The network of a prior over codes; its defaults are the papers' for faces (20 layers for LSUN)."""
+    """Settings of the network of a prior over codes.
+
+    The defaults are DiffAE's and PDAE's for faces; for LSUN they use 20 layers.
+    """
 
     hidden: int = Field(default=2048, ge=1, description="channels between the layers")
     layers: int = Field(
@@ -27,7 +30,7 @@ class SkipMLPConfig(Config):
 
 
 class SkipMLP(ModelMixin, ConfigMixin):
-    """A network from z_t [B, Z] at times t [B], and optionally a condition [B, D], to [B, Z]."""
+    """The prior's denoiser: noisy codes z_t [B, Z], times t [B] and optionally conditions [B, D] to outputs [B, Z]."""
 
     @register_to_config
     def __init__(
@@ -43,9 +46,10 @@ class SkipMLP(ModelMixin, ConfigMixin):
         """Build the network from the fields of `SkipMLPConfig` and the widths of the data.
 
         Args:
-            z_width: Z.
-            condition_width: D of a condition (a class, a pooled text); its map starts at zero. None: unconditional.
-            hidden: see `SkipMLPConfig`, as for those that follow.
+            z_width: Z, numbers in a code.
+            condition_width: D of a condition (a class embedding, a pooled text), whose linear map starts at zero; None:
+                unconditional.
+            hidden: this and the following arguments are fields of `SkipMLPConfig`.
         """
         super().__init__()
         self.time_proj = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -58,10 +62,12 @@ class SkipMLP(ModelMixin, ConfigMixin):
         self.out = nn.Linear(hidden + z_width, z_width)
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Compute the output [B, Z] in the weights' dtype; no condition is one of zeros (the null of guidance).
+        """Return the output [B, Z] for noisy codes `z` at times `t`, computed in the weights' dtype.
+
+        A `condition` of None equals a condition of zeros, the null condition of classifier-free guidance.
 
         Raises:
-            ValueError: a condition that the network was not built for.
+            ValueError: a condition is given, but the network was built without one.
         """
         dtype = self.out.weight.dtype
         z, h = z.to(dtype), z.to(dtype)
@@ -76,7 +82,7 @@ class SkipMLP(ModelMixin, ConfigMixin):
 
 
 class ScaledLayer(nn.Module):
-    """The layer SiLU(LayerNorm(W h (1 + V SiLU(c)))): time scales before the norm, and there is no shift."""
+    """Hidden layer dropout(SiLU(LayerNorm(W h (1 + V SiLU(c))))): the embedded time c scales, but does not shift."""
 
     def __init__(self, width: int, hidden: int, time_width: int, dropout: float) -> None:
         super().__init__()
@@ -86,5 +92,5 @@ class ScaledLayer(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(hidden), nn.Dropout(dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Compute [B, hidden] from h [B, width] and the embedded time c [B, Z]."""
+        """Return features [B, hidden] from features h [B, width] and the embedded time c [B, Z]."""
         return self.dropout(silu(self.norm(self.linear(h) * (1 + self.scale(silu(c))))))

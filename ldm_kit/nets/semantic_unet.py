@@ -1,7 +1,8 @@
-"""DiffAE's conditional U-Net: diffusers' `UNet2DModel` whose residual blocks are scaled by a semantic code as well.
+"""DiffAE's conditional U-Net: diffusers' `UNet2DModel` whose residual blocks are also scaled by a semantic code.
 
-It has no cross-attention: the code is its only condition. ADM's blocks resample (average pooling, nearest neighbour),
-attention has one head, and time and code are embedded separately (Preechakul et al. 2022, appendix A).
+The code is the only condition; there is no cross-attention. As in the paper (Preechakul et al. 2022, appendix A), ADM's
+residual blocks resample (average pooling, nearest neighbour), attention has one head by default, and time and code are
+embedded separately.
 """
 
 import math
@@ -27,7 +28,10 @@ from ldm_kit.nets.unet import zero_init_like_adm
 
 
 class SemanticUNetConfig(LevelsConfig):
-    """A U-Net that decodes a semantic code; level 0 has the picture's resolution, each next one half."""
+    """Settings of a U-Net that decodes a semantic code.
+
+    Level 0 works at the picture's resolution; each further level halves it.
+    """
 
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
@@ -52,7 +56,10 @@ class SemanticUNetConfig(LevelsConfig):
 
 
 class SemanticUNet(ModelMixin, ConfigMixin):
-    """A network from x_t [B, C, h, w], times t [B] and codes z [B, Z] to [B, C', h, w]; it starts at 0 as ADM's."""
+    """A denoiser conditioned on semantic codes: x_t [B, C, h, w], times t [B], codes z [B, Z] to outputs [B, C', h, w].
+
+    As in ADM, the output is 0 before training.
+    """
 
     _supports_gradient_checkpointing = True
 
@@ -77,9 +84,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         Args:
             sample_size: side of a training picture (or latent).
             channels: C.
-            out_channels: C'; C when left out.
-            z_width: Z.
-            widths: see `SemanticUNetConfig`, as for those that follow.
+            out_channels: C'; None: C.
+            z_width: Z, numbers in a code.
+            widths: this and the following arguments are fields of `SemanticUNetConfig`, some renamed by
+                `arguments.SAVED`.
         """
         super().__init__()
         shape: dict[str, Any] = {"sample_size": sample_size, "in_channels": channels}
@@ -103,7 +111,11 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         zero_init_like_adm(self.unet)
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """Compute the output in the weights' dtype; raises ValueError unless z is [B, Z] or [1, Z]."""
+        """Return the output [B, C', h, w], computed in the weights' dtype.
+
+        Raises:
+            ValueError: z is neither [B, Z] nor [1, Z] (one code for the whole batch).
+        """
         width = self.config["z_width"]
         if z.dim() != 2 or z.shape[1] != width or len(z) not in (1, len(x)):
             raise ValueError(f"expected codes [{len(x)}, {width}], got {list(z.shape)}")
@@ -113,43 +125,46 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
 
 class TimeHalf(nn.Module):
-    """Embedding of time features [B, F] as [time ; 0] [B, T + Z]: its sum with `CodeHalf` is a concatenation."""
+    """Embedding of sinusoidal time features [B, F] as [time ; 0] [B, T + Z].
+
+    diffusers' U-Net adds this to the [0 ; z] of `CodeHalf`; the sum is the concatenation [time ; z].
+    """
 
     def __init__(self, features: int, time_width: int, z_width: int) -> None:
         super().__init__()
         self.embedding, self.z_width = TimestepEmbedding(features, time_width), z_width
 
     def forward(self, features: Tensor) -> Tensor:
-        """Apply two linear maps with a SiLU between, then append zeros."""
+        """Apply two linear maps with a SiLU between them, then append Z zeros."""
         return pad(self.embedding(features), (0, self.z_width))
 
 
 class CodeHalf(nn.Module):
-    """Padding of a code z [B, Z] to [0 ; z] [B, T + Z]."""
+    """Padding of codes z [B, Z] to [0 ; z] [B, T + Z]; see `TimeHalf`."""
 
     def __init__(self, time_width: int) -> None:
         super().__init__()
         self.time_width = time_width
 
     def forward(self, z: Tensor) -> Tensor:
-        """Prepend zeros; nothing is learned here, as each block has its own map of z."""
+        """Prepend T zeros. Nothing is learned here, because each residual block has its own linear map of z."""
         return pad(z, (self.time_width, 0))
 
 
 def build_semantic_unet(
     config: SemanticUNetConfig, *, sample_size: int, channels: int, z_width: int, out_channels: int | None = None
 ) -> SemanticUNet:
-    """Build the U-Net of a config.
+    """Build the U-Net that a config describes, with random weights.
 
     Args:
         config: widths, attention and so on.
         sample_size: side of a training picture (or latent).
-        channels: of its input.
+        channels: channels of the input.
         z_width: numbers in a code.
-        out_channels: of its output; those of the input when left out.
+        out_channels: channels of the output; None: as many as the input has.
 
     Raises:
-        UserError: the picture cannot be halved that often.
+        UserError: `sample_size` cannot be halved once for every level after the first.
     """
     factor = 2 ** (len(config.widths) - 1)
     if sample_size % factor:
@@ -162,10 +177,12 @@ def build_semantic_unet(
 
 
 def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
-    """Apply the U-Net with the code z that is the condition's vector, as a `NetworkDenoiser` calls a network.
+    """Return the U-Net's output for the code z = `condition.vector`.
+
+    `partial(apply_semantic, unet)` is the network that a `NetworkDenoiser` takes.
 
     Raises:
-        ValueError: a condition without a vector.
+        ValueError: the condition has no vector.
     """
     if condition.vector is None:
         raise ValueError("a semantic U-Net needs a condition's vector, the code z; got a condition without")
@@ -180,7 +197,10 @@ def _blocks(attention: Sequence[bool]) -> dict[str, Any]:
 
 
 def _head_size(widths: Sequence[int], attention: Sequence[bool], heads: int) -> int | None:
-    """Return one head size for all levels, as `UNet2DModel` has it; None: a single head as wide as its level."""
+    """Return the channels of a head, one number for all levels, as `UNet2DModel` takes it.
+
+    None means one head, which is as wide as its level.
+    """
     if heads == 1:
         return None
     return math.gcd(*compress(widths, attention), widths[-1]) // heads

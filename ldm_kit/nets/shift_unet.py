@@ -1,8 +1,9 @@
 """PDAE's gradient estimator: a second decoder on a frozen U-Net's features, conditioned on the semantic code.
 
-The frozen U-Net runs unchanged; hooks record the inputs of its middle and upper blocks, and our own blocks get the same
-inputs, with a code beside the time (Zhang et al. 2022, section 4.1 and appendix). This works for every U-Net of
-diffusers' usual blocks, with classes, tokens or neither, and the frozen output is bit for bit that of the base alone.
+The frozen U-Net runs unchanged, and hooks record the inputs of its middle block and decoder blocks. The new decoder's
+blocks take the same features and skip connections, with the semantic code beside the time embedding (Zhang et al. 2022,
+section 4.1 and appendix). This works for every U-Net of diffusers' usual blocks, with class labels, tokens or neither.
+The frozen U-Net's output is bit for bit what it returns without the second decoder.
 """
 
 import hashlib
@@ -33,10 +34,11 @@ UpBlock = UpBlock2D | AttnUpBlock2D | CrossAttnUpBlock2D | ResnetUpsampleBlock2D
 
 
 class ShiftUNet(ModelMixin, ConfigMixin):
-    """A network from x_t [B, C, h, w], t [B] and z [B, Z] to (the frozen U-Net's output, G [B, C, h, w]).
+    """PDAE's gradient estimator: x_t [B, C, h, w], times t [B], codes z [B, Z] to (frozen U-Net's output, gradient G).
 
-    G is 0 before training. Parameters, states and saved folders hold nothing of the frozen U-Net, which
-    `ShiftUNet.from_pretrained(folder, base=unet)` needs again. Moving or casting this module does the same to it.
+    G [B, C, h, w] is the learned gradient by which z shifts the frozen model's prediction; it is 0 before training.
+    Parameters, state dicts and saved folders leave out the frozen U-Net: `ShiftUNet.from_pretrained(folder, base=unet)`
+    takes it as an argument. Moving or casting this module moves or casts the frozen U-Net as well.
     """
 
     _supports_gradient_checkpointing = True
@@ -50,18 +52,19 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         learned_range: bool = False,
         base_digest: str | None = None,
     ) -> None:
-        """Freeze `base`, in place, and build blocks like those of its middle and decoder.
+        """Freeze `base`, in place, and build a second decoder of blocks like those of its middle and decoder.
 
         Args:
-            base: any U-Net of diffusers whose upper blocks are made of `ResnetBlock2D`.
-            z_width: Z.
-            copied: start from the frozen weights, not (as the paper does) from random ones; only the projections of z
-                and the last convolution start at zero. A base whose blocks add the time gets fresh projections of it.
-            learned_range: the base's output has 2C channels, the second half its variance.
-            base_digest: `digest` of the base that it was trained on; set by loading, else computed.
+            base: any U-Net of diffusers whose up blocks are made of `ResnetBlock2D`.
+            z_width: Z, numbers in a code.
+            copied: True: start from the weights of `base`, with the blocks' projections of z and the last convolution
+                at zero; if the blocks of `base` only add the time, their projections of the time are new. False: start
+                from random weights, as the paper does.
+            learned_range: whether `base` has 2C output channels, of which the second half is a learned variance.
+            base_digest: `digest` of the U-Net that a saved estimator was trained on; None for a new estimator.
 
         Raises:
-            UserError: a base of other blocks, or one that is not the base it was trained on.
+            UserError: `base` has other blocks, or its weights differ from those of the U-Net that `base_digest` names.
         """
         super().__init__()
         _check_blocks(base)
@@ -96,13 +99,14 @@ class ShiftUNet(ModelMixin, ConfigMixin):
     def forward(
         self, x: Tensor, t: Tensor, z: Tensor, condition: ConditionLike | Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the frozen output and G, both [B, C, h, w]; only the new blocks and z get a gradient.
+        """Return the frozen U-Net's output and G [B, C, h, w]; only the new blocks and z get gradients.
 
         Args:
             x: x_t [B, C, h, w].
             t: times [B].
             z: codes [B, Z], or [1, Z] for the whole batch.
-            condition: the base's: a `Condition`, or keyword arguments of its own `forward` (`class_labels`).
+            condition: the frozen U-Net's condition: a `Condition`, or keyword arguments of its `forward`
+                (`class_labels`).
         """
         base = self.base
         if base.training:  # another owner of it may have called train()
@@ -120,20 +124,21 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         return out, self.conv_out(self.conv_act(self.conv_norm_out(h)))
 
     def train(self, mode: bool = True) -> "ShiftUNet":
-        """Set the mode of the new blocks; the frozen U-Net stays in evaluation mode."""
+        """Set training or evaluation mode of the new blocks; the frozen U-Net stays in evaluation mode."""
         self.base.eval()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShiftUNet":
-        """Apply a move or cast of this module to the frozen U-Net as well."""
+        """Apply `fn`, which moves or casts a tensor, to the tensors of this module and of the frozen U-Net."""
         self.base._apply(fn)
         return super()._apply(fn, recurse)
 
 
 def digest(unet: nn.Module) -> str | None:
-    """Return a hash of all weights, None on the meta device.
+    """Return a hash of a U-Net's weights, by which a saved estimator recognises its frozen U-Net.
 
-    They are rounded to bfloat16, so that a model that is loaded in half precision has the same hash.
+    Returns None on the meta device. Weights are rounded to bfloat16 first, so that the U-Net has the same hash when it
+    is loaded in bfloat16.
     """
     digest_of_all = hashlib.blake2b(digest_size=16)
     for name, value in sorted(unet.state_dict().items()):
@@ -159,7 +164,7 @@ def _check_blocks(base: UNet) -> None:
 
 
 def _ends(base: UNet) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return the middle block, and the last norm and activation."""
+    """Return the middle block, the last norm and the last activation of a U-Net."""
     if base.mid_block is None or base.conv_norm_out is None or base.conv_act is None:
         raise UserError("a U-Net without a middle block or a last norm cannot be given a second decoder")
     return base.mid_block, base.conv_norm_out, base.conv_act
@@ -181,7 +186,7 @@ def _head(conv: nn.Conv2d, learned_range: bool, **made: Any) -> nn.Conv2d:
 
 
 def _reset(module: nn.Module) -> None:
-    """Initialise a module as torch does by default."""
+    """Initialise a layer as torch does by default; other modules stay."""
     match module:
         case nn.Linear() | nn.Conv2d() | nn.GroupNorm() | nn.LayerNorm():
             module.reset_parameters()
@@ -189,7 +194,7 @@ def _reset(module: nn.Module) -> None:
 
 @contextmanager
 def _recorded_inputs(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Record every block's arguments by name, in the order of the calls."""
+    """Record the arguments, by parameter name, of each call of one of the blocks, in the order of the calls."""
     recorded: list[dict[str, Any]] = []
 
     def record(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:

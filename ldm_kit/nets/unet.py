@@ -1,7 +1,8 @@
-"""Building a diffusers U-Net from a config.
+"""Build a diffusers U-Net from a config.
 
-With tokens to attend to it is `UNet2DConditionModel` (Stable Diffusion's pipelines open it), without it is
-`UNet2DModel` (`LDMPipeline` opens it), or `AdmUNet` for ADM's heads at 128 px, which that class cannot say.
+With cross-attention tokens it is a `UNet2DConditionModel`, which Stable Diffusion's pipelines open. Without tokens it
+is a `UNet2DModel`, which `LDMPipeline` opens, or an `AdmUNet` where all levels need the same number of heads (ADM at
+128 px), which `UNet2DModel` cannot express.
 """
 
 import math
@@ -26,7 +27,10 @@ UNet = UNet2DConditionModel | UNet2DModel
 
 
 class UNetConfig(LevelsConfig):
-    """A denoising U-Net; level 0 has the latent's resolution, each next one half. The defaults are `nano`."""
+    """Settings of a denoising U-Net; the defaults are the preset `nano`.
+
+    Level 0 works at the latent's resolution; each further level halves it.
+    """
 
     preset: str | None = Field(default=None, description="a published name that fills every field left out")
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
@@ -75,7 +79,7 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Put the given fields over those of the preset; either of `heads` and `head_size` replaces the other."""
+        """Complete the given fields by the preset's; a given `heads` or `head_size` replaces both of the preset's."""
         if not isinstance(given, Mapping):
             return given
         name = given.get("preset")
@@ -99,12 +103,12 @@ class UNetConfig(LevelsConfig):
 
     @property
     def time_width(self) -> int:
-        """Channels of the time embedding, to which a vector is added."""
+        """Channels of the time embedding, to which a condition's vector is added."""
         return self.time_channels or 4 * self.widths[0]
 
     @property
     def factor(self) -> int:
-        """Downsampling factor from the latent's side to the middle block's."""
+        """Ratio of the latent's side to the side of the middle block's features."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -112,13 +116,16 @@ class UNetConfig(LevelsConfig):
         return f"heads {self.heads}" if self.heads else f"head_size {self.head_size}"
 
     def heads_by_level(self) -> tuple[int, ...]:
-        """Return the number of heads at every level, which `UNet2DConditionModel` calls attention_head_dim."""
+        """Return the number of attention heads of each level; `UNet2DConditionModel` calls it `attention_head_dim`."""
         if self.heads is not None:
             return (self.heads,) * len(self.widths)
         return tuple(max(1, width // (self.head_size or 1)) for width in self.widths)
 
     def common_head_size(self) -> int | None:
-        """Return the channels of a head at every level, as `UNet2DModel` has it; None: one head a level."""
+        """Return the channels of a head, one number for all levels, as `UNet2DModel` takes it.
+
+        None means one head at every level.
+        """
         if self.heads is None or self.heads == 1:
             return self.head_size
         return math.gcd(*self.attended) // self.heads
@@ -133,19 +140,19 @@ def build_unet(
     out_channels: int | None = None,
     vector_width: int | None = None,
 ) -> UNet:
-    """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], randomly initialised as diffusers does.
+    """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], with diffusers' random initialisation.
 
     Args:
         config: widths, attention and so on.
         sample_size: side of a training latent.
-        channels: channels of its input, those of a condition's `concat` included.
-        cross_width: D of the tokens [B, L, D] it attends to; None: there are none.
-        out_channels: channels of its output; those of the input when left out.
-        vector_width: D of a condition's `vector` [B, D], added to the time embedding; None: there is none.
+        channels: input channels, including those of a condition's `concat`.
+        cross_width: D of the tokens [B, L, D] that the network attends to; None: no cross-attention.
+        out_channels: output channels; None: as many as the input has.
+        vector_width: D of a condition's `vector` [B, D], which is added to the time embedding; None: no vector.
 
     Raises:
-        UserError: the latent cannot be halved that often, a vector has another width than is needed, or the network has
-            tokens and resamples by residual blocks.
+        UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
+            `vector_width` is not the time embedding's; or, with tokens, `config.resample` is "resnet".
     """
     if sample_size % config.factor:
         raise UserError(
@@ -211,17 +218,17 @@ def _blocks(config: UNetConfig, kind: str) -> dict[str, tuple[str, ...]]:
 
 
 def _block(kind: str, bare: str, way: str, attention: bool) -> str:
-    """Return the name of diffusers' block; those without attention are named by how they resample."""
+    """Return the name of a diffusers block class; blocks without attention are named by how they resample."""
     sample = f"{way}sample" if bare else way
     return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
 
 
 @torch.no_grad()
 def zero_init_like_adm(unet: nn.Module) -> None:
-    """Zero what ends a residual branch, and the last convolution, as ADM and LDM do and diffusers does not.
+    """Zero the last layer of every residual branch and `conv_out`, in place, as ADM and LDM do but diffusers does not.
 
-    These are each residual block's second convolution, each transformer's (or plain attention's) output projection,
-    and `conv_out`; every block then starts as the identity and the network's first output is zero.
+    The last layers are the second convolution of each residual block and the output projection of each transformer or
+    plain attention layer. Each branch then starts as the identity, and the network's first output is zero.
     """
     for module in unet.modules():
         match module:
