@@ -56,13 +56,13 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     """Sum the first and second moments of the latents of pictures x [B, C, H, W] in [-1, 1], for `from_sums`.
 
     Returns:
-        Float64 [4, Z], on the CPU if the model's device has no float64. Rows: the expected sums of z and of z^2 over
+        Float64 [4, Z] on the CPU. Rows: the expected sums of z and of z^2 over
         the batch and all positions, the number of elements per channel, and the number of pictures.
     """
     mean, logvar = (float64(m) for m in encode(vae, x))
     sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
     elements = torch.full_like(sums[:1], mean[:, 0].numel())
-    return torch.cat([sums, elements, torch.full_like(elements, len(x))])
+    return torch.cat([sums, elements, torch.full_like(elements, len(x))]).cpu()
 
 
 def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:

@@ -28,6 +28,7 @@ from ldm_kit.methods.latent import Latent, LatentRun
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.classifier import NoisyClassifier
+from ldm_kit.models.folder import autocast_dtype
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
@@ -37,6 +38,7 @@ from ldm_kit.training.session import session
 from ldm_kit.training.task import BatchSource
 
 RUNS = Path("runs/benchmarks")
+NATIVE = autocast_dtype("auto", torch.device("cpu"))  # bf16 where this processor computes it natively
 AE, LDM = Path("configs/demo/ae.yaml"), Path("configs/demo/ldm.yaml")
 PIXELS = Path("configs/pixels/openmoji32_uncond.yaml")
 SIDE, CHANNELS = 8, 4  # of the demo's latents
@@ -74,7 +76,7 @@ class Training:
         """Provide the model of a latent run with its averaged weights."""
         module: Any = self.opened.task.module
         with self.trainer.ema.applied(), eval_mode(module):
-            yield _pipeline(self.config, self.opened.vae, module.unet, module.conditioner, torch.bfloat16)
+            yield _pipeline(self.config, self.opened.vae, module.unet, module.conditioner, NATIVE)
 
 
 @contextmanager
@@ -202,7 +204,7 @@ def sampling(
 
 def load_pipeline(
     folder: Path,
-    precision: torch.dtype | None = torch.bfloat16,
+    precision: torch.dtype | None = NATIVE,
     classifier: Path | None = None,
     guide: Path | None = None,
 ) -> Pipeline:
@@ -216,7 +218,7 @@ def load_pipeline(
 
 def load_semantic(folder: Path) -> SemanticModel:
     """Load a semantic model in bf16."""
-    return SemanticModel.load(folder, precision=torch.bfloat16)
+    return SemanticModel.load(folder, precision=NATIVE)
 
 
 def generate(

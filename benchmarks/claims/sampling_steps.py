@@ -19,7 +19,7 @@ class Row:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_scale: float = 2.0
     autoguidance_scale: float | None = None
-    precision: torch.dtype | None = torch.bfloat16
+    precision: torch.dtype | None = kit.NATIVE
 
     @property
     def options(self) -> kit.SamplingOptions:

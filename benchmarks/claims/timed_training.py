@@ -131,7 +131,7 @@ def _averaged_pipeline(module: peers.PreparedModule, space: Workspace, recipe: R
     assert module.ema is not None
     module.ema.copy_to(module.net.parameters())
     config = space.stage2(*recipe.overrides)
-    return kit.build_pipeline(config, space.autoencoder, module.net.eval(), torch.bfloat16)
+    return kit.build_pipeline(config, space.autoencoder, module.net.eval(), kit.NATIVE)
 
 
 def guide_model(setting: Setting, recipe: Recipe, steps: int) -> Path:

@@ -38,7 +38,7 @@ class _Note(NamedTuple):
         time = "" if self.t is None else f" (time {int(self.t.flatten()[0])})"
         return (
             f"{self.component} gives numbers that are not finite (NaN or infinity){where}{time}; expected weights that "
-            "are whole, and a guidance scale and a precision that stay in range. Nothing was written"
+            "are whole, and a guidance scale and a precision that stay in range. Of this batch nothing was written"
         )
 
 

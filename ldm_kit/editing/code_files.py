@@ -57,7 +57,7 @@ class CodeFile:
             raise UserError(f"{path}: no such file; expected codes that edit.py encode wrote") from None
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as codes ({str(error).splitlines()[0]:.100})") from None
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT or "z" not in tensors or not {"sha256", "names", "key"} <= metadata.keys():
             raise UserError(f"{path} holds no codes; expected a file that edit.py encode wrote")
         if metadata["sha256"] != _checksum(tensors, metadata["names"], metadata["key"]):
             raise UserError(f"{path} is damaged: its checksum does not fit; encode the folder again")

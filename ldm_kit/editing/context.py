@@ -76,7 +76,7 @@ class ModelContext(Config):
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.provenance import provenance
 
-        return provenance(self.model, autocast_dtype(precision, device_named(self.device)))
+        return provenance(self.folder, autocast_dtype(precision, device_named(self.device)))
 
 
 class EditContext(ModelContext):

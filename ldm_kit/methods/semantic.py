@@ -1,11 +1,13 @@
 """Base of DiffAE and PDAE: an encoder sees the picture; a decoder sees the noised latent and the code."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from ldm_kit.config import Config
 from ldm_kit.data.batches import spread
 from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import Split
+from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
@@ -30,6 +33,7 @@ from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
+_log = logging.getLogger("ldm_kit.evaluation")
 _RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # decoded from inferred or random x_T
 
 
@@ -129,24 +133,34 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return the held-out loss and the error of reconstructions from inferred and random x_T; write a grid."""
-        model, config = self.model(), self.config.sample
+        """Return the held-out loss and the error of reconstructions from inferred and random x_T; write a grid.
+
+        A NaN or an infinity in the reconstructions costs the grid and their errors, with a warning.
+        """
+        with eval_mode(self.module), autocast(self.device, self.precision):
+            self.metrics = self.heldout_metrics()
+            try:
+                image = self._reconstruct()
+            except NonFiniteError as error:
+                _log.warning("no reconstructions of step %d: %s", step, error)
+                return self.metrics
+        self.write_grid(Grid(image, "decoded"), step, folder)
+        return self.metrics
+
+    def _reconstruct(self) -> Image:
+        """Return a grid of pictures with reconstructions from inferred and random x_T; add their errors to metrics."""
+        model, config, size = self.model(), self.config.sample, self.eval_batch
         shown = self.data.heldout if len(self.data.heldout) else self.data.train
         pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
-        size = self.eval_batch
-        with eval_mode(self.module), autocast(self.device, self.precision):
-            z = model.encode(pictures, size)
-            inferred = model.decode(z, model.invert(pictures, z, config.encode_steps, size), config.decode_steps, size)
-            random = model.decode(z, None, config.decode_steps, size)
-            self.metrics = self.heldout_metrics()
+        z = model.encode(pictures, size)
+        inferred = model.decode(z, model.invert(pictures, z, config.encode_steps, size), config.decode_steps, size)
+        random = model.decode(z, None, config.decode_steps, size)
         if self.metrics:
             errors = [_mse(decoded, pictures) for decoded in (inferred, random)]
             self.metrics |= dict(zip(_RECONSTRUCTION, errors, strict=True))
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
-        image = grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions)
-        self.write_grid(Grid(image, "decoded"), step, folder)
-        return self.metrics
+        return grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions)
 
     @classmethod
     def figures(cls, config: R, data: Split | None) -> list[str]:

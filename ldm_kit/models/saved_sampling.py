@@ -106,7 +106,8 @@ class SavedSampling:
         if scale is not None and scale != 1 and not trained:
             raise UserError(f"--guidance_scale {UNTRAINED_NULL}")
         own = prior.get("guidance_scale", 1.0) if conditioned and trained else 1.0
-        return steps or min(prior.get("steps", 100), most), own if scale is None else scale
+        count = min(prior.get("steps", 100), most) if steps is None else steps
+        return count, own if scale is None else scale
 
     def fill(self, options: C, section: str, names: Mapping[str, str]) -> tuple[C, str]:
         """Fill in options that were not given with those saved with the model.

@@ -1,11 +1,14 @@
 import pytest
 import torch
+from torch import nn
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.timesteps import sample_timesteps
+from ldm_kit.methods.base import eval_mode
 from ldm_kit.models.codes import encode_set
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
@@ -184,3 +187,24 @@ def test_a_finished_run_leaves_a_whole_model_with_statistics_of_plain_pictures(
     assert (model.resolution, model.channels, model.z_width) == (8, 3, 8)
     with pytest.raises(UserError, match="holds a semantic model, which samples from codes"):
         Pipeline.load(run / "model")
+
+
+def test_reconstructions_that_are_not_finite_cost_their_grid_alone(pictures, tmp_path, monkeypatch, caplog):
+    method = method_of(pictures, tmp_path)
+
+    def fail(*arguments):
+        raise NonFiniteError("the U-Net gives numbers that are not finite")
+
+    monkeypatch.setattr(SemanticModel, "decode", fail)
+    metrics = method.evaluate(3, tmp_path / "run")
+    assert set(metrics) == {"heldout_loss"}
+    assert "no reconstructions of step 3: the U-Net gives" in caplog.text
+    assert not [*(tmp_path / "run").rglob("*.png")]
+
+
+def test_evaluation_mode_is_left_as_it_was_in_every_part():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    net[1].eval()
+    with eval_mode(net):
+        assert not any(part.training for part in net.modules())
+    assert [part.training for part in net.modules()] == [True, True, False, False]
