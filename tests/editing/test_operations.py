@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record
@@ -157,6 +158,9 @@ def test_wrong_codes(pictures, tmp_path):
     spoilt[-3] ^= 1
     path.write_bytes(spoilt)
     with pytest.raises(UserError, match="checksum does not fit"):
+        CodeFile.load(path, key)
+    save_file({"z": torch.zeros(1, 2)}, path, {"format": code_files.FORMAT})
+    with pytest.raises(UserError, match="holds no codes"):
         CodeFile.load(path, key)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="cannot be read as codes"):
