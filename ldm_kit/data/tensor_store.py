@@ -153,7 +153,7 @@ def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
     numbers = _row_numbers(count, rows)
     values = read(numbers)
     if isinstance(rows, int) or (isinstance(rows, Tensor) and rows.ndim == 0):
-        return values[0]
+        return values[0][view[0]] if view else values[0]
     if not view:
         return values
     return values[torch.arange(len(values)), view[0]] if isinstance(view[0], Tensor) else values[:, view[0]]

@@ -28,11 +28,11 @@ def millions(*modules: nn.Module) -> str:
 @contextlib.contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
     """Hold modules in evaluation mode within this context; then restore the mode of each."""
-    were = [(part, part.training) for module in modules for part in module.modules()]
+    were = [(child, child.training) for module in modules for child in module.modules()]
     try:
         for module in modules:
             module.eval()
         yield
     finally:
-        for part, training in were:
-            part.training = training
+        for child, training in were:
+            child.training = training

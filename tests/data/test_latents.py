@@ -351,3 +351,11 @@ def test_an_index_costs_its_rows_and_not_the_table():
     for outside in (torch.tensor([0, count]), -count - 1):
         with pytest.raises(IndexError, match="is outside a table"):
             _indexed(read, count, outside)
+
+
+def test_one_view_of_one_picture_is_indexed_as_in_a_tensor():
+    table = pixels(PICTURES, flip=True).mean
+    whole = table[:]
+    for view in (0, 1, -1):
+        assert torch.equal(table[5, view], whole[5, view])
+        assert torch.equal(table[torch.tensor(5), view], whole[5, view])
