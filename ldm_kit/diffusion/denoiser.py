@@ -32,7 +32,7 @@ class Denoiser(Protocol):
 
 
 class Gradient(Protocol):
-    """For classifier guidance: the gradient of a log-probability with respect to x_t, times the guidance scale."""
+    """Classifier guidance's gradient: grad_x log p(label | x_t), times the guidance scale."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the gradient at noisy data x [B, ...] and integer timesteps t [B]; its shape is that of x."""

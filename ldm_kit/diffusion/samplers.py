@@ -126,12 +126,11 @@ def euler_maruyama(
 ) -> Iterator[State]:
     """Sample by the Euler-Maruyama method on the reverse-time SDE (Song et al. 2021, "Score-based", eq. 6).
 
-    For x_t = a_t x_0 + s_t eps, the SDE is dx = (f x + g^2 eps / s) dt + g dW, where f = d log a / dt and g^2 = ds^2 /
-    dt - 2 f s^2 are the drift and diffusion coefficients of the forward SDE. Variance-preserving schedules have g^2 =
-    beta and f = -beta / 2 (the VP-SDE); flow, with t = s, has g^2 = 2 s / a and f = -1 / a. For the integrals of g^2
-    and of -2 f over a step, the method takes `Posterior.beta` and 1 - `Posterior.alpha_ratio`^2. These agree with the
-    integrals to first order in the step, and are finite even from pure noise. The step to clean data returns the
-    predicted x_0.
+    For x_t = a_t x_0 + s_t eps, the SDE is dx = (f x + g^2 eps / s) dt + g dW. The drift and diffusion coefficients of
+    the forward SDE are f = d log a / dt and g^2 = ds^2 / dt - 2 f s^2: for variance-preserving schedules g^2 = beta and
+    f = -beta / 2 (the VP-SDE); for flow, with t = s, g^2 = 2 s / a and f = -1 / a. For the integrals of g^2 and of -2 f
+    over a step, the method takes `Posterior.beta` and 1 - `Posterior.alpha_ratio`^2. These agree with the integrals to
+    first order in the step, and are finite even from pure noise. The step to clean data returns the predicted x_0.
 
     Args:
         denoiser: predicts x_0 and eps.

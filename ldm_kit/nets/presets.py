@@ -22,7 +22,8 @@ def _unet(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **m
 def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
     """Return the fields of a `UNetConfig` as `_unet` does, with ADM's blocks.
 
-    The time embedding scales and shifts norms, residual blocks resample, and heads have 64 channels unless `heads` is given.
+    The time embedding scales and shifts norms, residual blocks resample, and attention heads have 64 channels unless
+    `heads` is given.
     """
     heads = {} if "heads" in more else {"head_size": 64}
     return _unet(base, multiples, attention, **{"time": "scale_shift", "resample": "resnet", **heads, **more})

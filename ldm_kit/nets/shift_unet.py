@@ -53,7 +53,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         learned_range: bool = False,
         base_digest: str | None = None,
     ) -> None:
-        """Freeze `base`, in place, and build a second decoder with a copy of its middle block and up blocks.
+        """Freeze `base`, in place, and build a second decoder with blocks like the middle and up blocks of `base`.
 
         Args:
             base: the pretrained U-Net; its up blocks must be made of `ResnetBlock2D`.
@@ -62,10 +62,12 @@ class ShiftUNet(ModelMixin, ConfigMixin):
                 the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
                 it are new. False: it starts from random weights, as in the paper.
             learned_range: whether `base` has 2C output channels, of which the second half is a learned variance.
-            base_digest: `digest` of the U-Net that a saved estimator was trained on; None for a new estimator.
+            base_digest: hash (`digest`) of the U-Net's weights that a saved estimator was trained on; None for a new
+                estimator.
 
         Raises:
-            UserError: `base` has up blocks of another kind, or its weights do not have the digest `base_digest`.
+            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights do not have
+                the digest `base_digest`.
         """
         super().__init__()
         _check_blocks(base)
@@ -138,7 +140,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
 
 
 def digest(unet: nn.Module) -> str | None:
-    """Return a hash of a U-Net's weights, by which a saved estimator recognises its frozen U-Net.
+    """Return a hash of a U-Net's weights, by which a saved gradient estimator (`ShiftUNet`) checks its frozen U-Net.
 
     Returns None on the meta device. Weights are rounded to bfloat16 first, so that the U-Net has the same hash when it
     is loaded in bfloat16.

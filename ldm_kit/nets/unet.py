@@ -108,7 +108,7 @@ class UNetConfig(LevelsConfig):
 
     @property
     def factor(self) -> int:
-        """Ratio of the latent's side to the side of the middle block's features: 2 for each level after the first."""
+        """Ratio of the latent's side to the side of the middle block's features, 2 ** (levels - 1)."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -148,7 +148,8 @@ def build_unet(
         channels: input channels, including those of the maps that a condition concatenates to the input.
         cross_width: channels D of the tokens [B, L, D] that the network attends to; None: no cross-attention.
         out_channels: output channels; None: as many as the input has.
-        vector_width: channels D of a condition's `vector` [B, D], which is added to the time embedding; None: none.
+        vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
+            network takes no vector.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
