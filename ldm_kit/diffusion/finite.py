@@ -63,7 +63,7 @@ class FiniteCheck:
 
         Raises:
             NonFiniteError: this or an earlier result is not finite; on an accelerator it is raised late, as the records
-            are read only when there are `POLL` of them.
+                are read only when there are `POLL` of them.
         """
         self._notes.append(_Note(component, self._run, self._step, t, value.detach().isfinite().all()))
         if value.device.type == "cpu" or len(self._notes) >= POLL:

@@ -163,7 +163,9 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Autoguidance:
-    """A denoiser with autoguidance (Karras et al. 2024, eq. 4): x_0 and eps are guide + scale (model - guide).
+    """A denoiser with autoguidance (Karras et al. 2024, eq. 4).
+
+    The guided x_0 and eps are guide + scale (model - guide), where `model` and `guide` are the two models' predictions.
 
     Args:
         denoiser: the model that is guided.

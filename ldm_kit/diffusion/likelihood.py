@@ -23,7 +23,12 @@ _EDGE = 0.999  # the only level above it is the brightest, 1; the only level bel
 
 
 class Term(NamedTuple):
-    """The term of the variational bound at timestep t [B] of each picture, in bits per dimension [B]."""
+    """Terms of the variational bound, one for each of B pictures.
+
+    Attributes:
+        t: timestep of each term, [B].
+        bits: each term in bits per dimension, [B].
+    """
 
     t: Tensor
     bits: Tensor

@@ -16,9 +16,9 @@ from ldm_kit.config import Config
 
 
 class SkipMLPConfig(Config):
-    """Settings of the network of a prior over codes.
+    """Settings of `SkipMLP`, the network of a prior over semantic codes.
 
-    The defaults are DiffAE's and PDAE's for faces; for LSUN they use 20 layers.
+    The defaults are those of DiffAE and PDAE for faces; for LSUN the papers use 20 layers.
     """
 
     hidden: int = Field(default=2048, ge=1, description="channels between the layers")

@@ -30,7 +30,7 @@ def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **mo
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # own: 6.6 M parameters (tokens 64 wide), 39.5 M and 24.2 M (tokens 128 wide); 8 channels per norm group
+    # ldm_kit's own: 6.6 M parameters (tokens 64 wide), 39.5 M and 24.2 M (tokens 128 wide); 8 channels per norm group
     "nano": _unet(64, (1, 2, 2), (1, 2), heads=4, layers_per_block=1, norm_num_groups=8),
     "micro": _unet(128, (1, 2, 2), (1, 2), heads=4, norm_num_groups=16),
     "pixel32": _unet(64, (1, 2, 4), (1, 2), heads=4, norm_num_groups=8),

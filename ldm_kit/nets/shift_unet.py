@@ -61,7 +61,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
             copied: True: the second decoder starts from the weights of `base`, with the blocks' projections of z and
                 the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
                 it are new. False: it starts from random weights, as in the paper.
-            learned_range: whether `base` has 2C output channels, of which the second half is a learned variance.
+            learned_range: whether `base` learns its variance, in the second half of its output channels.
             base_digest: hash (`digest`) of the U-Net's weights that a saved estimator was trained on; None for a new
                 estimator.
 
