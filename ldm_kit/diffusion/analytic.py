@@ -15,7 +15,7 @@ class Gaussian:
     """The exact denoiser of data x_0 ~ N(m, s^2): E[x_0 | x_t] and E[eps | x_t] in closed form, without conditions.
 
     Args:
-        schedule: noise schedule of x_t.
+        schedule: noise schedule, which gives a_t and s_t of x_t = a_t x_0 + s_t eps.
         m: mean of the data, a number or a tensor in the shape of one sample.
         s: standard deviation of the data, 0 or more.
     """
@@ -25,7 +25,11 @@ class Gaussian:
     s: float
 
     def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Prediction:
-        """Predict x_0 and eps from x [B, ...] at timesteps t [B]; a_t may be 0, and s_t may be 0 if s > 0."""
+        """Predict x_0 and eps from noisy data x [B, ...] at timesteps t [B].
+
+        Pure noise (a_t = 0) is allowed, and clean data (s_t = 0) if the data's standard deviation `s` is above 0.
+        `cond` is ignored.
+        """
         a, s = (expand_like(c, x) for c in self.schedule.alpha_sigma(t))
         centred = (x - a * self.m) / ((a * self.s).square() + s.square())
         return Prediction(self.m + a * self.s**2 * centred, s * centred)
@@ -54,7 +58,7 @@ class Mixture:
     weights: Tensor
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | int | None = None) -> Prediction:
-        """Predict x_0 and eps from x [B, ...] at timesteps t [B].
+        """Predict x_0 and eps from noisy data x [B, ...] at timesteps t [B].
 
         `cond` is None for the mixture, the index of a component, or an index for each sample, [B].
         """
@@ -82,6 +86,9 @@ class Mixture:
         return (logs + self.weights.to(x).log()).log_softmax(dim=1)
 
     def given(self, likelihood: Tensor) -> "Mixture":
-        """Return the mixture given evidence: weights are multiplied by its likelihoods [K] and normalised (Bayes)."""
+        """Return the mixture given evidence, with weights updated by Bayes' rule.
+
+        `likelihood` [K] holds the probability of the evidence under each component.
+        """
         weights = self.weights * likelihood.to(self.weights)
         return replace(self, weights=weights / weights.sum())

@@ -32,7 +32,7 @@ class Denoiser(Protocol):
 
 
 class Gradient(Protocol):
-    """For classifier guidance: the gradient of a log-probability with respect to x_t, times the guidance scale."""
+    """Classifier guidance's gradient: grad_x log p(label | x_t), times the guidance scale."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the gradient at noisy data x [B, ...] and integer timesteps t [B]; its shape is that of x."""
@@ -46,9 +46,10 @@ class NetworkDenoiser:
     Args:
         network: function of x_t [B, C, ...], t [B] and condition to an output in the shape of x_t.
         schedule: the noise schedule that the network was trained on.
-        prediction_type: what the network predicts.
-        learned_range: whether the network learns the variance. The output then has 2 C channels, of which the second
-            half is v = 2 fraction - 1 (Nichol & Dhariwal 2021, eq. 15; see `Prediction.fraction`).
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
+        learned_range: whether the network learns the variance of the reverse step. The output then has 2 C channels.
+            The second half interpolates the log variance: -1 gives the posterior's variance, 1 gives beta (Nichol &
+            Dhariwal 2021, eq. 15).
     """
 
     network: Callable[[Tensor, Tensor, Any], Tensor]

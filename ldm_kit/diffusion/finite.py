@@ -44,7 +44,10 @@ class _Note(NamedTuple):
 
 @dataclass(eq=False)
 class FiniteCheck:
-    """Records, in the order of computation, of which results of a model are finite. A model's networks share one."""
+    """Checks that the results of a model's networks and samplers are finite; all networks of a model share one.
+
+    Whether a result is finite is recorded at once, in the order of computation, but read later (see the module).
+    """
 
     _notes: list[_Note] = field(default_factory=list[_Note])
     _run: str = ""
@@ -55,11 +58,12 @@ class FiniteCheck:
 
         Args:
             component: what computed the result, as the subject of the error's sentence, such as "the U-Net".
-            value: the result.
+            value: the result, a tensor of any shape.
             t: timesteps [B] at which the result was computed; None: it belongs to no timestep.
 
         Raises:
-            NonFiniteError: this or an earlier result is not finite; on an accelerator only every `POLL` records.
+            NonFiniteError: this or an earlier result is not finite; on an accelerator it is raised late, as the records
+                are read only when there are `POLL` of them.
         """
         self._notes.append(_Note(component, self._run, self._step, t, value.detach().isfinite().all()))
         if value.device.type == "cpu" or len(self._notes) >= POLL:
@@ -86,7 +90,7 @@ class FiniteCheck:
 
         Args:
             states: states of a sampler whose denoiser is wrapped by this object.
-            run: what the steps belong to, for the error's message.
+            run: what the steps belong to, for the error's message ("at step 3 of sampling").
 
         Raises:
             NonFiniteError: a result in a step is not finite; on an accelerator this may be raised steps later, at the
@@ -115,7 +119,13 @@ class FiniteCheck:
 
 @dataclass(frozen=True, eq=False)
 class CheckedDenoiser:
-    """A denoiser whose predictions are checked by a `FiniteCheck` and named `component` in its errors."""
+    """A denoiser whose predictions are checked to be finite.
+
+    Args:
+        inner: the denoiser.
+        check: checks the predictions.
+        component: name of the denoiser in error messages, such as "the U-Net".
+    """
 
     inner: Denoiser
     check: FiniteCheck
@@ -134,10 +144,14 @@ class CheckedDenoiser:
 
 
 def check_finite(component: str, value: Tensor) -> Tensor:
-    """Check that a component's result is finite, waiting for the accelerator if it is there; return it unchanged.
+    """Check that a result is finite, waiting for the accelerator if the result is there; return it unchanged.
+
+    Args:
+        component: what computed the result, as the subject of the error's sentence, such as "the U-Net".
+        value: the result, a tensor of any shape.
 
     Raises:
-        NonFiniteError: `value` is not finite; the message names `component`.
+        NonFiniteError: the result is not finite.
     """
     check = FiniteCheck()
     check.note(component, value)

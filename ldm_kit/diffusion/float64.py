@@ -25,10 +25,10 @@ def exact(tensor: Tensor) -> Tensor:
 
 
 def move_back(values: Tensor, like: Tensor) -> Tensor:
-    """Return values, computed after `exact` moved their indices to the CPU, on the device of the original indices.
+    """Move values that were computed from `exact(like)` to the device of `like`.
 
     Args:
-        values: float64, on the device of the indices or on the CPU; if they must be moved, they are cast to float32.
-        like: the original indices, such as timesteps.
+        values: float64, on the device of `like` or on the CPU. If they must be moved, they are cast to float32.
+        like: the indices of which the values are a function, such as timesteps.
     """
     return values if values.device == like.device else values.float().to(like.device)

@@ -1,8 +1,8 @@
 """Guidance as wrappers of a denoiser. Wrappers are themselves denoisers: they nest, and samplers need no guidance code.
 
 At guidance scale 1, classifier-free guidance and autoguidance return the model's conditional prediction, and classifier
-guidance samples from the exact posterior given the label. Guidance does not change the learned variance: a guided
-prediction has the `fraction` of the model's conditional prediction.
+guidance samples from the exact posterior given the label. Guidance does not change the learned variance
+(`Prediction.fraction`): it is that of the model's conditional prediction.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,12 @@ from ldm_kit.diffusion.schedule import Schedule
 class ClassifierFree:
     """A denoiser with classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
-    Its x_0 and eps are null + scale (conditional - null), from the predictions under the condition and the null one.
+    The guided x_0 and eps are null + scale (conditional - null), where `conditional` is the model's prediction under
+    the condition and `null` its prediction under the null condition.
 
     Args:
         denoiser: the model, which is evaluated under the condition and under the null condition.
-        null: the null condition, or the condition of a negative prompt.
+        null: the null condition, which replaces dropped conditions in training; or the condition of a negative prompt.
         scale: guidance scale as in diffusers; at 1, no guidance, the null condition is not evaluated.
         join: function that concatenates a condition and the null condition, so that the denoiser is called once with a
             batch of 2 B. If `join` is None or returns None, the denoiser is called twice.
@@ -47,7 +48,13 @@ class ClassifierFree:
         return self.extrapolate(*self.predictions(x, t, cond))
 
     def predictions(self, x: Tensor, t: Tensor, cond: Any) -> tuple[Prediction, Prediction]:
-        """Return the predictions from noisy data x [B, ...] at timesteps t [B]: under `cond`, and under `null`."""
+        """Return the model's predictions under the condition `cond` and under the null condition.
+
+        Args:
+            x: noisy data x_t [B, ...].
+            t: timesteps [B].
+            cond: condition in the form that the denoiser takes.
+        """
         joined = None if self.join is None else self.join(cond, self.null)
         if joined is None:
             return self.denoiser(x, t, cond), self.denoiser(x, t, self.null)
@@ -57,7 +64,10 @@ class ClassifierFree:
         return Prediction(*conditional), Prediction(*null)
 
     def extrapolate(self, conditional: Prediction, null: Prediction) -> Prediction:
-        """Return the guided prediction, null + scale (conditional - null); `fraction` is the conditional one's."""
+        """Return the guided prediction, null + scale (conditional - null), from the two that `predictions` returns.
+
+        The learned variance (`Prediction.fraction`) is that of `conditional`.
+        """
         return _extrapolate(null, conditional, self.scale)
 
 
@@ -65,16 +75,17 @@ class ClassifierFree:
 class Rescaled:
     """Classifier-free guidance, rescaled to the conditional output's standard deviation (Lin et al. 2024, eq. 15, 16).
 
-    Each sample's guided output becomes out (1 + phi (std(conditional) / std(out) - 1)). Outputs are in the network's
-    `prediction_type`: rescaling eps would do nothing for a v or x_0 network in pure noise, where eps is x_t with and
-    without guidance. x_0 and eps are then computed from the rescaled output.
+    Each sample's guided output `out` becomes out (1 + phi (std(conditional) / std(out) - 1)), where `conditional` is
+    the output under the condition alone and std is taken over the sample. Outputs are of the network's prediction type:
+    rescaling eps would do nothing for a v or x_0 network in pure noise, where eps is x_t with and without guidance. x_0
+    and eps are then computed from the rescaled output.
 
     Nothing is rescaled at guidance scale 1, or where std(out) is 0, as for a zero-initialised network.
 
     Args:
         guided: the classifier-free guidance.
         phi: strength of the rescaling, from 0 (none) to 1 (the standard deviation of the conditional output).
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
 
     Raises:
         ValueError: `phi` is outside 0 to 1.
@@ -152,7 +163,9 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Autoguidance:
-    """A denoiser with autoguidance: guide + scale (model - guide) for x_0 and eps (Karras et al. 2024, eq. 4).
+    """A denoiser with autoguidance (Karras et al. 2024, eq. 4).
+
+    The guided x_0 and eps are guide + scale (model - guide), where `model` and `guide` are the two models' predictions.
 
     Args:
         denoiser: the model that is guided.
@@ -215,8 +228,9 @@ class ClassifierGradient:
 class ClassifierGuided:
     """A denoiser with classifier guidance for every sampler (Dhariwal & Nichol 2021, algorithm 2).
 
-    Its eps is eps - s_t gradient, and its x_0 is computed from that eps. In pure noise (a_t = 0) eps does not determine
-    x_0, and x_0 stays as predicted. If `denoiser` clips x_0, it does so before the shift only, as in the paper's code.
+    The guided eps is the predicted eps minus s_t times the gradient, where x_t = a_t x_0 + s_t eps; the guided x_0 is
+    computed from the guided eps. In pure noise (a_t = 0) eps does not determine x_0, and x_0 stays as predicted. If
+    `denoiser` clips x_0, it does so before guidance only, as in the paper's code.
 
     Args:
         denoiser: the denoiser that is guided, for a network of any prediction type.

@@ -23,7 +23,12 @@ _EDGE = 0.999  # the only level above it is the brightest, 1; the only level bel
 
 
 class Term(NamedTuple):
-    """The term of the variational bound at timestep t [B] of each picture, in bits per dimension [B]."""
+    """Terms of the variational bound, one for each of B pictures.
+
+    Attributes:
+        t: timestep of each term, [B].
+        bits: each term in bits per dimension, [B].
+    """
 
     t: Tensor
     bits: Tensor
@@ -56,11 +61,11 @@ def term(
     instead, where v is the small variance at t = 0: never negative, and 0 only if p has mean x_0 and variance v.
 
     Args:
-        p: predictions [B, ...] from x_t, with `fraction` if the variance is learned.
+        p: predictions x_0 and eps [B, ...] from x_t, with `Prediction.fraction` if the variance is learned.
         x_0: true clean data [B, ...], in -1..1 if `levels` is True.
         t: timesteps [B].
         schedule: variance-preserving noise schedule.
-        variance: variance of the reverse step p(x_{t-1} | x_t), see `posterior.log_variance`.
+        variance: variance of the reverse step p(x_{t-1} | x_t): small (the posterior's), large (beta) or learned_range.
         levels: whether the data are 8-bit levels k / 127.5 - 1, as pixels are; False for latents.
 
     Returns:
@@ -168,7 +173,7 @@ def nll(
         noise: function of timesteps [B] to standard normal noise in the shape of x_0.
         times: timesteps [B] for each term to yield; None: all timesteps, from T-1 to 0.
         cond: condition in the form that the denoiser takes.
-        variance: variance of the model's reverse step, see `posterior.log_variance`.
+        variance: variance of the model's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
         ValueError: as `term`.
@@ -181,10 +186,11 @@ def nll(
 
 
 def sparse_density(total: int) -> Tensor:
-    """Return a density over T = `total` timesteps, proportional to 1 / (t + 1), to estimate the bound from few terms.
+    """Return a density over T = `total` timesteps, proportional to 1 / (t + 1), to estimate the variational bound.
 
-    The bound's terms of a trained model fall about as 1 / (t + 1). For timesteps drawn from this density, the mean of
-    term / density estimates the sum of all terms without bias and, as the density follows the terms, with low variance.
+    The bound is a sum of one term per timestep, and a trained model's terms fall about as 1 / (t + 1). For timesteps
+    drawn from this density, the mean of term / density estimates the sum of all terms without bias and, as the density
+    follows the terms, with low variance.
 
     Returns:
         Probabilities, float64 [T], with sum 1.

@@ -36,7 +36,7 @@ def error(
         eps: true noise, in the shape of `out`.
         t: timesteps [B].
         schedule: noise schedule of x_t.
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
 
     Returns:
         Mean squared error of each sample, float32 [B].
@@ -49,12 +49,13 @@ def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamm
     """Return min-SNR weights for the squared error of a network's output (Hang et al. 2023, section 3.4).
 
     For every prediction type, weight times squared error equals min(SNR, gamma) times the squared error of x_0. The
-    squared error of x_0 is that of the output times (s/a)^2 for eps, 1 for x_0, and s^2 for v and flow.
+    squared error of x_0 is that of the output times (s/a)^2 for eps, 1 for x_0, and s^2 for v and flow. Here
+    x_t = a x_0 + s eps, and the signal-to-noise ratio SNR is (a/s)^2.
 
     Args:
         t: timesteps [B].
         schedule: noise schedule of x_t.
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
         gamma: upper limit of the weight of x_0's error; 5 in the paper.
 
     Returns:
@@ -73,9 +74,12 @@ def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamm
 
 
 class Errors(NamedTuple):
-    """Errors of each sample, [B]: `simple`, the mean squared error; `bits`, the variational bound's term.
+    """Errors of a network's output for each sample, of which `Objective.combined` makes the training loss.
 
-    `bits` is in bits per dimension, and None if the training loss does not contain the bound.
+    Attributes:
+        simple: mean squared error of the output, [B].
+        bits: the variational bound's term at the sample's timestep in bits per dimension, [B]; None if the training
+            loss does not contain the bound.
     """
 
     simple: Tensor
@@ -87,12 +91,12 @@ class Objective:
     """A training loss and its settings.
 
     Args:
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
         loss: simple: the squared error; vlb: the variational bound; hybrid: the sum of both, where the bound trains
             only the learned variance (Nichol & Dhariwal 2021, section 3.1).
-        variance: variance of the reverse step in the bound. learned_range: the network learns it, in an output with
-            twice the channels.
-        vb_weight: weight of the bound, summed over all timesteps, in the hybrid loss.
+        variance: variance of the reverse step in the bound: small (the posterior's), large (beta) or learned_range
+            (the network learns it, in an output with twice the channels).
+        vb_weight: weight in the hybrid loss of the bound, which is summed over all timesteps.
         min_snr: gamma of the min-SNR weighting of the squared error; None: no weighting.
         levels: whether the data are 8-bit levels, as pixels are; False for latents.
     """
@@ -143,7 +147,7 @@ class Objective:
         return errors.bits if self.loss == "vlb" else errors.simple + self.vb_weight * steps * errors.bits
 
     def weighted(self, errors: Errors, t: Tensor, schedule: Schedule) -> Errors:
-        """Return `errors`, with the squared error times the min-SNR weight at timesteps t [B] if `min_snr` is set."""
+        """Return `errors` with `simple` multiplied by the min-SNR weight at timesteps t [B], if `min_snr` is set."""
         if self.min_snr is None:
             return errors
         weights = min_snr(t, schedule, self.prediction_type, self.min_snr)

@@ -2,7 +2,7 @@
 
 DiffAE (Preechakul et al. 2022) decodes a semantic code z by `samplers.ddim` with z as the condition, and encodes a
 picture to the noise it decodes from by `stochastic_code`. PDAE (Zhang et al. 2022) keeps a pretrained model and shifts
-its eps by a learned gradient G of the semantic code.
+its eps by a learned gradient G, which stands for grad_x log p(z | x_t). Here x_t = a_t x_0 + s_t eps.
 """
 
 import math
@@ -20,20 +20,20 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import Schedule
 
 Estimator = Callable[[Tensor, Tensor, Any], tuple[Prediction, Tensor]]
-"""Function of x_t [B, ...], t [B] and condition to the pretrained model's prediction and the gradient G [B, ...]."""
+"""Function of x_t [B, ...], t [B] and condition to the pretrained model's prediction and PDAE's gradient [B, ...]."""
 
 
 def pdae_weight(t: Tensor, schedule: Schedule, gamma: float = 0.1) -> Tensor:
-    """Return PDAE's loss weights SNR^gamma / (1 + SNR) at timesteps t [B], small at both ends of 0..T-1."""
+    """Return PDAE's loss weights SNR^gamma / (1 + SNR) [B] at timesteps t [B]; SNR is `schedule.snr(t)`."""
     snr = schedule.snr(exact(t))
     return snr.pow(gamma) / (1 + snr)
 
 
 def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
-    """Return the c_t for which eps + c_t G shifts the posterior's mean by its variance times G (Zhang et al. 2022).
+    """Return PDAE's factor c_t = -(a_t / a_{t-1}) s_{t-1}^2 / s_t of its learned gradient G (Zhang et al. 2022).
 
-    c_t = -(a_t / a_{t-1}) s_{t-1}^2 / s_t, which is 0 at t = 0. Training and ancestral sampling use c_t; DDIM uses -s_t
-    instead (`ShiftedDenoiser`), which differs from c_t on purpose.
+    Replacing eps by eps + c_t G shifts the mean of q(x_{t-1} | x_t, x_0) by its variance times G; x_t = a_t x_0 + s_t
+    eps. Training uses c_t, which is 0 at t = 0. DDIM sampling (`ShiftedDenoiser`) uses -s_t instead, on purpose.
 
     Args:
         t: timesteps [B].
@@ -47,17 +47,17 @@ def pdae_coefficient(t: Tensor, schedule: Schedule) -> Tensor:
 
 
 def pdae_loss(eps_hat: Tensor, gap: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Return the mean squared error between eps_hat + c_t G and eps, without PDAE's weights (Zhang et al. 2022).
+    """Return the mean squared error between eps_hat + c_t gap and eps, where c_t is `pdae_coefficient`.
 
     Args:
         eps_hat: noise that the pretrained model predicts, [B, ...].
-        gap: the learned gradient G, in the shape of `eps_hat`.
+        gap: PDAE's learned gradient G, in the shape of `eps_hat`.
         eps: true noise, in the shape of `eps_hat`.
         t: timesteps [B].
         schedule: variance-preserving noise schedule.
 
     Returns:
-        Mean squared error of each sample, float32 [B].
+        Mean squared error of each sample, float32 [B], not multiplied by `pdae_weight`.
     """
     shifted = eps_hat.float() + expand_like(pdae_coefficient(t, schedule), gap.float()) * gap.float()
     return (shifted - eps.float()).square().flatten(1).mean(1)
@@ -65,10 +65,10 @@ def pdae_loss(eps_hat: Tensor, gap: Tensor, eps: Tensor, t: Tensor, schedule: Sc
 
 @dataclass(frozen=True, eq=False)
 class NetworkEstimator:
-    """A network as an estimator of the pretrained model's prediction and the gradient G.
+    """A network as an estimator of the pretrained model's prediction and PDAE's gradient G = grad_x log p(z | x_t).
 
     Args:
-        network: function of x_t [B, C, ...], t [B] and condition to the pretrained model's output and G.
+        network: function of x_t [B, C, ...], t [B] and condition to the pretrained model's output and G [B, C, ...].
         schedule: noise schedule of the pretrained model.
         prediction_type: what the pretrained model predicts.
         learned_range: whether the pretrained model learns its variance, in 2 C output channels (`NetworkDenoiser`).
@@ -87,12 +87,12 @@ class NetworkEstimator:
 
 @dataclass(frozen=True, eq=False)
 class ShiftedDenoiser:
-    """PDAE's denoiser: eps - s_t G, from a pretrained model's eps, as in classifier guidance (Zhang et al. 2022).
+    """PDAE's denoiser: it predicts eps - s_t G, as in classifier guidance (Zhang et al. 2022).
 
     Args:
-        estimator: function to the pretrained model's prediction and G.
+        estimator: function of x_t, t, condition to a pretrained model's prediction (x_0, eps) and a learned gradient G.
         schedule: noise schedule of the pretrained model.
-        strength: factor of G; 0 is the pretrained model itself.
+        strength: factor of s_t G; 0 is the pretrained model itself. s_t is the schedule's noise level.
     """
 
     estimator: Estimator
@@ -112,8 +112,8 @@ class ShiftedDenoiser:
 class InterpolatedDenoiser:
     """A denoiser that interpolates linearly between the predictions (x_0 and eps) under two conditions.
 
-    With `ShiftedDenoiser` this is PDAE's trajectory interpolation, G = (1 - w) G(z_1) + w G(z_2). To clip x_0, put
-    `Clipped` around this denoiser, not inside it.
+    With `ShiftedDenoiser` this interpolates PDAE's gradients of two semantic codes, (1 - w) G(z_1) + w G(z_2). To clip
+    x_0, put `Clipped` around this denoiser, not inside it.
 
     Args:
         denoiser: denoiser that is evaluated under both conditions.
@@ -176,7 +176,7 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Encode data x [B, ...] into a stochastic code, by DDIM over `times` from `pdae_grid` (Zhang et al. 2022).
+    """Encode data x [B, ...] into a stochastic code, by DDIM over the timesteps of `pdae_grid` (Zhang et al. 2022).
 
     Yields one state for each step; the last state's x is the stochastic code, at timestep T-1.
     """
@@ -200,7 +200,7 @@ def pdae_decode(
         times: the rising timesteps of `pdae_grid`.
         cond: condition in the form that the denoiser takes.
         stop: fraction of the steps, at the end, that use `frozen`: 0.3 for semantic codes that a prior sampled.
-        frozen: denoiser of the pretrained model without the shift, in the same wrappers; needed for `stop` above 0.
+        frozen: the pretrained model's denoiser without shift, in the wrappers of `denoiser`; needed for `stop` above 0.
 
     Yields:
         One state for each step; the last state's x, at timestep 0, is the decoded data.

@@ -32,7 +32,10 @@ class Level(NamedTuple):
 
 
 def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
-    """Return a_t and s_t at each of the timesteps as Python numbers; timestep -1 is clean data (a = 1, s = 0)."""
+    """Return the signal level a_t and the noise level s_t at each of the timesteps `times`, as Python numbers.
+
+    Timestep -1 is clean data (a = 1, s = 0).
+    """
     coefficients = zip(*schedule.alpha_sigma(torch.tensor(times)), strict=True)
     return [Level(t, float(a), float(s)) for t, (a, s) in zip(times, coefficients, strict=True)]
 
@@ -40,7 +43,7 @@ def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
 class Posterior(NamedTuple):
     """The posterior of one sampling step t -> t_next: q(x_next | x_t, x_0) = N(coef_x x_t + coef_x0 x_0, variance).
 
-    All are Python numbers, computed in float64.
+    All fields are Python numbers, computed in float64. Noisy data are x_t = a_t x_0 + s_t eps.
 
     Args:
         t: timestep before the step.
@@ -73,7 +76,8 @@ class Posterior(NamedTuple):
         Args:
             kind: small: the posterior's variance; large: beta, or `variance_floor` in the step to clean data;
                 learned_range: the learned variance; auto: the learned variance if `fraction` is given, else small.
-            fraction: what the network learned of the variance, `Prediction.fraction` [B, ...]; None: nothing.
+            fraction: the network's interpolation weight between log `variance_floor` (0) and log `beta` (1), which is
+                `Prediction.fraction` [B, ...]; None: the network does not learn the variance.
 
         Returns:
             A number or, for a learned variance, a tensor in the shape of `fraction`.
@@ -106,7 +110,8 @@ def learned_log_variance(fraction: Tensor, low: float | Tensor, spread: float | 
     """Return the log variance that a network learns, low + fraction spread (Nichol & Dhariwal 2021, eq. 15).
 
     Args:
-        fraction: `Prediction.fraction` [B, ...], not clamped.
+        fraction: the network's interpolation weight, 0 for `low`, 1 for log beta: `Prediction.fraction` [B, ...]. It
+            may lie outside 0 to 1.
         low: log variance of the posterior, a number or a tensor that broadcasts to `fraction`. With 0, the result is
             the difference to the posterior's log variance.
         spread: log beta minus `low`, a number or such a tensor. Subtract in float64: the two may be nearly equal.
@@ -118,7 +123,7 @@ def chain(schedule: Schedule, times: Sequence[int]) -> list[Posterior]:
     """Return the posterior of each step of a sampler that visits the given timesteps.
 
     Args:
-        schedule: noise schedule of any kind. From a timestep with s_t = 0, clean data, the posterior is x_0 itself.
+        schedule: noise schedule of any kind. From a timestep without noise (s_t = 0) the posterior is x_0 itself.
         times: N + 1 falling timesteps; -1 is clean data.
 
     Returns:
@@ -146,7 +151,8 @@ def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", 
     Args:
         schedule: noise schedule of two timesteps or more; for a respaced chain, the respaced schedule.
         t: timesteps [B].
-        kind: small: the posterior's variance; large: beta; a tensor: `Prediction.fraction` [B, ...] of a learned one.
+        kind: small: the posterior's variance; large: beta; a tensor: the learned variance with this
+            `Prediction.fraction` [B, ...].
 
     Returns:
         float64 [B], on the CPU if the device of `t` has no float64; for a learned variance, in the fraction's shape.

@@ -54,40 +54,47 @@ def cast_like(c: Tensor, x: Tensor) -> Tensor:
 
 
 def split_variance(out: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the output of a network that learns its variance into its prediction and the variance's fraction.
+    """Split the output of a network that learns its variance into its prediction and `Prediction.fraction`.
 
     Args:
-        out: [B, 2 C, ...]; the second half of the channels is v = 2 fraction - 1 (Nichol & Dhariwal 2021, eq. 15).
+        out: [B, 2 C, ...]; the second half of the channels is 2 fraction - 1, where fraction 0 stands for the
+            posterior's log variance and 1 for log beta (Nichol & Dhariwal 2021, eq. 15).
 
     Returns:
-        The first half of the channels (eps, x_0, v or velocity), and `Prediction.fraction`, each [B, C, ...].
+        The first half of the channels (eps, x_0, v or velocity) and the fraction, each [B, C, ...].
     """
     out, v = out.chunk(2, dim=1)
     return out, (v + 1) / 2
 
 
 def from_eps(eps: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from eps and x = x_t: x_0 = (x - s eps) / a, undefined for a = 0 (Ho et al. 2020)."""
+    """Return the prediction from eps and noisy data x = a x_0 + s eps (Ho et al. 2020).
+
+    x_0 = (x - s eps) / a, undefined for a = 0. `a` and `s` must broadcast to x.
+    """
     return Prediction((x - s * eps) / a, eps)
 
 
 def from_x0(x_0: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from x_0 and x = x_t: eps = (x - a x_0) / s, undefined for s = 0."""
+    """Return the prediction from x_0 and noisy data x = a x_0 + s eps.
+
+    eps = (x - a x_0) / s, undefined for s = 0. `a` and `s` must broadcast to x.
+    """
     return Prediction(x_0, (x - a * x_0) / s)
 
 
 def from_v(v: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from v = a eps - s x_0 and x = x_t (Salimans & Ho 2022, appendix D).
+    """Return the prediction from v = a eps - s x_0 and noisy data x = a x_0 + s eps (Salimans & Ho 2022, appendix D).
 
-    x_0 = a x - s v and eps = s x + a v, for schedules with a^2 + s^2 = 1.
+    x_0 = a x - s v and eps = s x + a v, for schedules with a^2 + s^2 = 1. `a` and `s` must broadcast to x.
     """
     return Prediction(a * x - s * v, s * x + a * v)
 
 
 def from_flow(u: Tensor, x: Tensor, a: Tensor, s: Tensor) -> Prediction:
-    """Return the prediction from flow's velocity u = eps - x_0 and x = x_t (Liu et al. 2023).
+    """Return the prediction from flow's velocity u = eps - x_0 and noisy data x = a x_0 + s eps (Liu et al. 2023).
 
-    x_0 = x - s u and eps = x + a u, for schedules with a + s = 1.
+    x_0 = x - s u and eps = x + a u, for schedules with a + s = 1. `a` and `s` must broadcast to x.
     """
     return Prediction(x - s * u, x + a * u)
 
@@ -96,9 +103,9 @@ def to_prediction(prediction_type: PredictionType, out: Tensor, x: Tensor, a: Te
     """Convert a network's output to x_0 and eps.
 
     Args:
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
         out: the network's output, in the shape of x.
-        x: noisy data x_t [B, ...].
+        x: noisy data x_t = a_t x_0 + s_t eps, [B, ...].
         a: signal level a_t [B].
         s: noise level s_t [B].
     """
@@ -110,9 +117,9 @@ def from_prediction(prediction_type: PredictionType, p: Prediction, a: Tensor, s
     """Convert x_0 and eps to the network's output; from the true x_0 and eps this gives the training target.
 
     Args:
-        prediction_type: what the network predicts.
+        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
         p: x_0 and eps, [B, ...] each.
-        a: signal level a_t [B].
+        a: signal level a_t [B] in x_t = a_t x_0 + s_t eps.
         s: noise level s_t [B].
     """
     match prediction_type:

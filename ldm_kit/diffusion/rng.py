@@ -21,7 +21,10 @@ _MUL2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_seed(seed: int, *address: str | int) -> int:
-    """Return a 63-bit seed hashed from a seed and what it is for, such as derive_seed(seed, "order", epoch)."""
+    """Return a 63-bit seed hashed from `seed` and an address, which says what the new seed is for.
+
+    For example, derive_seed(seed, "order", epoch) is the seed of an epoch's order of the training samples.
+    """
     text = "/".join([str(seed), *map(str, address)])
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
@@ -33,9 +36,16 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
-    """Return `count` random 64-bit integers for each of the positions [B], int64 [B, count].
+    """Return `count` random 64-bit integers for each position; they are a function of seed, name and position.
 
-    They are a function of seed, name and position; the name says what they are for and makes them independent.
+    Args:
+        seed: seed of the run.
+        name: what the integers are for, such as "noise"; integers of different names are independent.
+        positions: index of each sample in the run, int64 [B].
+        count: number of integers for each position.
+
+    Returns:
+        int64 [B, count] on the device of `positions`.
     """
     key = _mix(positions * _GAMMA + derive_seed(seed, name))
     counter = torch.arange(1, count + 1, device=positions.device) * _GAMMA
@@ -43,10 +53,16 @@ def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
 
 
 def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
-    """Return a uniform random number in [0, 1) for each of the positions, int64 [B]: float64 [B] with 53 random bits.
+    """Return a uniform random number in [0, 1) for each position.
 
-    On a device without float64 the numbers are float32, with the first 24 of these bits. For the same numbers on every
-    device, pass `exact(positions)`. Numbers of another seed or another name (what they are for) are independent.
+    Args:
+        seed: seed of the run.
+        name: what the numbers are for, such as "time"; numbers of different names are independent.
+        positions: index of each sample in the run, int64 [B].
+
+    Returns:
+        float64 [B] with 53 random bits; on a device without float64, float32 [B] with the first 24 of these bits. For
+        the same numbers on every device, pass `exact(positions)`.
     """
     raw, count = bits(seed, name, positions, 1)[:, 0], 53 if has_float64(positions.device) else 24
     top = (raw >> (64 - count)) & ((1 << count) - 1)

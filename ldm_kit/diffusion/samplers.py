@@ -45,7 +45,8 @@ def ddim(
 ) -> Iterator[State]:
     """Sample by DDIM (Song et al. 2021, eq. 12) over falling timesteps; encode data to noise over rising timesteps.
 
-    With eta 0, DDIM is Euler's method on the probability-flow ODE d(x/a) = eps d(s/a) (eq. 14 of the paper).
+    With eta 0, DDIM is Euler's method on the probability-flow ODE d(x/a) = eps d(s/a) (eq. 14 of the paper), where a
+    and s are the levels of signal and noise, x_t = a_t x_0 + s_t eps.
 
     Args:
         denoiser: predicts x_0 and eps.
@@ -54,7 +55,7 @@ def ddim(
         cond: condition in the form that the denoiser takes.
         eta: standard deviation of the noise added at each step, relative to DDPM's: 0 is deterministic, 1 is DDPM with
             the small variance.
-        noise: gives the noise that is added at each step if eta > 0.
+        noise: function of the step's index and the shape of one sample to standard normal noise; needed if eta > 0.
 
     Yields:
         One state for each step.
@@ -94,8 +95,9 @@ def ddpm(
         x: standard normal noise [B, ...] at timestep times[0].
         times: falling timesteps; -1 is clean data.
         cond: condition in the form that the denoiser takes.
-        noise: gives the noise that is added at each step.
-        variance: variance of the reverse step, see `Posterior.reverse_variance`.
+        noise: function of the step's index and the shape of one sample to standard normal noise.
+        variance: variance of the reverse step: small (the posterior's), large (beta), learned_range, or auto (learned
+            if the denoiser predicts it, else small).
         gradient: for classifier guidance; shifts the mean of each step, the last one too, by the step's variance times
             this gradient (Dhariwal & Nichol 2021, algorithm 1). The small variance of the last step is 0: no shift.
 
@@ -124,18 +126,18 @@ def euler_maruyama(
 ) -> Iterator[State]:
     """Sample by the Euler-Maruyama method on the reverse-time SDE (Song et al. 2021, "Score-based", eq. 6).
 
-    The SDE is dx = (f x + g^2 eps / s) dt + g dW, where f = d log a / dt and g^2 = ds^2 / dt - 2 f s^2 are the drift
-    and diffusion coefficients of the forward SDE. Variance-preserving schedules have g^2 = beta and f = -beta / 2 (the
-    VP-SDE); flow, with t = s, has g^2 = 2 s / a and f = -1 / a. For the integrals of g^2 and of -2 f over a step, the
-    method takes `Posterior.beta` and 1 - `Posterior.alpha_ratio`^2. These agree with them to first order in the step,
-    and are finite even from pure noise. The step to clean data returns the predicted x_0.
+    For x_t = a_t x_0 + s_t eps, the SDE is dx = (f x + g^2 eps / s) dt + g dW. The drift and diffusion coefficients of
+    the forward SDE are f = d log a / dt and g^2 = ds^2 / dt - 2 f s^2: for variance-preserving schedules g^2 = beta and
+    f = -beta / 2 (the VP-SDE); for flow, with t = s, g^2 = 2 s / a and f = -1 / a. For the integrals of g^2 and of -2 f
+    over a step, the method takes `Posterior.beta` and 1 - `Posterior.alpha_ratio`^2. These agree with the integrals to
+    first order in the step, and are finite even from pure noise. The step to clean data returns the predicted x_0.
 
     Args:
         denoiser: predicts x_0 and eps.
         x: standard normal noise [B, ...] at timestep times[0].
         times: falling timesteps; -1 is clean data.
         cond: condition in the form that the denoiser takes.
-        noise: gives the noise that is added at each step.
+        noise: function of the step's index and the shape of one sample to standard normal noise.
 
     Yields:
         One state for each step.
@@ -155,9 +157,9 @@ def euler_maruyama(
 def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
     """Sample by Heun's method (Karras et al. 2022, algorithm 1) over falling timesteps; encode over rising timesteps.
 
-    It solves dy/du = eps - x_0, the probability-flow ODE in the coordinates y = x / (a + s) and u = s / (a + s). In
-    them every schedule is rectified flow, and pure noise is at u = 1. A step evaluates the denoiser twice, the step to
-    clean data once.
+    It solves the probability-flow ODE of x_t = a_t x_0 + s_t eps in the coordinates y = x / (a + s), u = s / (a + s),
+    where it is dy/du = eps - x_0. In them every schedule is rectified flow, and pure noise is at u = 1. A step
+    evaluates the denoiser twice, the step to clean data once.
 
     Args:
         denoiser: predicts x_0 and eps.
@@ -184,11 +186,14 @@ class SchedulerLike(Protocol):
     timesteps: Tensor
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        """Return the network's input x_t from the scheduler's sample, which some schedulers scale differently."""
+        """Return the network's input x_t at a timestep from the scheduler's sample, which may be a multiple of x_t."""
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Return the sample after one step, as the first item of a tuple if `return_dict` is False."""
+        """Return the next sample from the network's output for `sample` at a timestep.
+
+        If the keyword argument `return_dict` is False, it is the first item of a tuple.
+        """
         ...
 
 
@@ -209,7 +214,7 @@ def run_scheduler(
         denoiser: predicts x_0 and eps.
         x: standard normal noise [B, ...], already multiplied by the scheduler's `init_noise_sigma`.
         cond: condition in the form that the denoiser takes.
-        prediction_type: the prediction type that the scheduler is configured for.
+        prediction_type: the prediction type that the scheduler is configured for: eps, x_0, v or flow's velocity.
         step_options: further keyword arguments of the scheduler's `step`, such as `generator`.
 
     Yields:

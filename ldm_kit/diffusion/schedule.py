@@ -130,7 +130,8 @@ def constant(steps: int = 1000, start: float = CONSTANT) -> Schedule:
 def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Schedule:
     """Return the cosine schedule of T = `steps` timesteps (Nichol & Dhariwal 2021, eq. 17).
 
-    `offset` is s of the paper, which keeps beta from being too small near t = 0; betas are clipped to `largest`.
+    `offset` is the paper's constant 0.008, which keeps beta from being too small near t = 0. Betas are clipped to
+    `largest`.
     """
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha_bar = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()

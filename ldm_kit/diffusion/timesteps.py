@@ -111,7 +111,7 @@ class LossHistory:
         return (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / total
 
     def add(self, t: Tensor, losses: Tensor) -> None:
-        """Store losses [N] at timesteps t [N], first to last; in a full buffer, the oldest losses are overwritten."""
+        """Store the losses [N] of N samples at timesteps t [N], in this order; a full buffer drops its oldest loss."""
         t, order = t.sort(stable=True)
         count = torch.bincount(t, minlength=len(self.seen))
         rank = torch.arange(len(t)) - (count.cumsum(0) - count)[t]  # 0, 1, ... among the losses of the same timestep
@@ -140,7 +140,7 @@ class TimestepSampler:
     global_batch: int
     total: int
     history: LossHistory | None = field(init=False)  # None: the density does not depend on losses
-    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])  # recorded since the last `after_step`
+    met: list[_Recorded] = field(init=False, default_factory=list[_Recorded])  # micro-batches since last `after_step`
 
     def __post_init__(self) -> None:
         aware = self.config.density == "loss_second_moment"
@@ -165,9 +165,12 @@ class TimestepSampler:
         return t.to(positions.device), 1 / (self.total * p[t])
 
     def meet(self, positions: Tensor, t: Tensor, losses: Tensor) -> None:
-        """Record the losses [B] of a micro-batch, not multiplied by importance weights, for `after_step`.
+        """Record the losses of a micro-batch, by which `after_step` updates the density.
 
-        `positions` [B] and `t` [B] are what `draw` was given and returned for these samples.
+        Args:
+            positions: the samples' positions [B], as given to `draw`.
+            t: the samples' timesteps [B], as `draw` returned them.
+            losses: the samples' losses [B], not multiplied by importance weights.
         """
         if self.history is not None:
             self.met.append((positions, t, losses.detach()))
@@ -193,7 +196,10 @@ class TimestepSampler:
         self.discard_step()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sampler's tensors for a checkpoint, between two optimiser steps; empty for a fixed density."""
+        """Return the sampler's tensors for a checkpoint, between two optimiser steps.
+
+        They are the stored losses of each timestep; for a density that does not depend on losses there are none.
+        """
         if self.history is None:
             return {}
         return {"times.losses": self.history.losses.clone(), "times.seen": self.history.seen.clone()}

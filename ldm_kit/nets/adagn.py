@@ -1,13 +1,14 @@
 """Adaptive group normalisation (AdaGN) by time and semantic code, in diffusers' residual blocks.
 
-A block with `time_embedding_norm="scale_shift"` computes h = n (1 + scale) + shift, where n = norm2(h) and scale and
-shift come from `time_emb_proj(SiLU(temb))`. DiffAE and PDAE apply the time's scale t_s and shift t_b first, then the
-code's scale z_s (in PDAE also a shift z_b):
+A block with `time_embedding_norm="scale_shift"` computes n (1 + scale) + shift, where n are the features after its
+second norm, and scale and shift come from `time_emb_proj(SiLU(temb))`; temb is the time embedding. DiffAE and PDAE
+apply the time's scale t_s and shift t_b first, then the code's scale z_s (in PDAE also a shift z_b):
 
-    (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + [(1 + z_s) (1 + t_s) - 1]) + [(1 + z_s) t_b + z_b].
+    (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + scale) + shift,
+    scale = (1 + z_s) (1 + t_s) - 1,  shift = (1 + z_s) t_b + z_b.
 
-The two brackets are the scale and shift of one block. To condition a block on a code, it is therefore enough to give it
-temb = [time ; code] and to replace its projection `time_emb_proj` by a `SemanticProjection`.
+To condition a block on a code, it is therefore enough to give it the concatenated embeddings of time and code as temb
+and to replace its projection `time_emb_proj` by a `SemanticProjection`.
 """
 
 from typing import Any
@@ -23,7 +24,8 @@ from ldm_kit.config import UserError
 class SemanticProjection(nn.Module):
     """Linear maps of a time embedding and a semantic code to the scale and shift of one residual block.
 
-    Input: [time ; code] [B, T + Z]. Output: [scale ; shift] [B, 2C]. Computed in float32, also under autocast.
+    The block computes n (1 + scale) + shift from its normalised features n, as for the time alone. Scale and shift are
+    computed in float32, also under autocast.
 
     Args:
         time_width: T, channels of the time embedding.
@@ -40,7 +42,14 @@ class SemanticProjection(nn.Module):
         self.semantic = nn.Linear(z_width, (2 if z_shift else 1) * channels, **made)
 
     def forward(self, both: Tensor) -> Tensor:
-        """Return [scale ; shift] [B, 2C], in the weights' dtype, for `both` = SiLU([time ; code]) [B, T + Z]."""
+        """Return the scale [B, C] and shift [B, C] of the block's C channels, concatenated: [B, 2C].
+
+        Args:
+            both: SiLU of the time embedding [B, T] and the code [B, Z], concatenated: [B, T + Z].
+
+        Returns:
+            A tensor in the weights' dtype.
+        """
         time, z = both.split(self.widths, dim=1)
         with torch.autocast(both.device.type, enabled=False):  # the -1 here and the block's +1 lose digits in bfloat16
             scale, shift = _exact(self.time, time).chunk(2, dim=1)
@@ -55,9 +64,10 @@ def _exact(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = False, keep_time: bool = False) -> None:
-    """Make every `ResnetBlock2D` in `module` take a semantic code beside the time, in place: temb = [time ; code].
+    """Make every `ResnetBlock2D` in `module` take a semantic code beside the time embedding, in place.
 
-    Each block's `time_emb_proj` is replaced by a `SemanticProjection`, which expects temb of shape [B, T + Z].
+    Each block's `time_emb_proj` is replaced by a `SemanticProjection`. The block's argument `temb` must then be the
+    time embedding [B, T] and the code [B, Z], concatenated: [B, T + Z].
 
     Args:
         module: a U-Net or a part of one. Its blocks may use either `time_embedding_norm`: "default", which adds the

@@ -12,7 +12,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 
 class AdmUNet(UNet2DModel):
-    """`UNet2DModel` with `heads` heads in every attention layer; the other arguments are those of `UNet2DModel`."""
+    """`UNet2DModel` with `heads` attention heads in every attention layer, at every level.
+
+    The other arguments are those of `UNet2DModel`.
+    """
 
     @register_to_config
     def __init__(

@@ -1,4 +1,4 @@
-"""Call a diffusers U-Net of either class with a condition.
+"""Call a diffusers U-Net, a `UNet2DConditionModel` or a `UNet2DModel`, with a condition.
 
 `partial(apply_unet, unet)` is the network that a `NetworkDenoiser` takes.
 """
@@ -18,7 +18,7 @@ class ConditionLike(Protocol):
 
     @property
     def tokens(self) -> Tensor | None:
-        """Cross-attention context [B, L, D]; None: no cross-attention."""
+        """Cross-attention context [B, L, D], L tokens of D channels, such as an encoded prompt; None: no tokens."""
         ...
 
     @property
@@ -28,7 +28,7 @@ class ConditionLike(Protocol):
 
     @property
     def vector(self) -> Tensor | None:
-        """Vector [B, D] that is added to the time embedding; None: nothing is added."""
+        """Vector [B, D], such as a class embedding, that is added to the time embedding; None: nothing is added."""
         ...
 
     @property
@@ -41,9 +41,9 @@ def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None
     """Return a U-Net's output for a noisy input, computed in the dtype of its weights (or of an enclosing autocast).
 
     Args:
-        unet: a network of either U-Net class.
+        unet: a `UNet2DConditionModel` (with cross-attention) or a `UNet2DModel` (without).
         x: noisy latents or pictures [B, C, h, w].
-        t: integer times [B].
+        t: integer timesteps [B].
         condition: a condition with B rows, or with one row for the whole batch; None: unconditional.
 
     Returns:

@@ -1,6 +1,7 @@
 """Constructor arguments of the networks that this package defines.
 
-A run's config names them as diffusers does. The constructors, and so config.json of saved folders, keep older names.
+The fields of a run's config have diffusers' names. The constructors, and so config.json of saved models, keep older
+names; `SAVED` maps a field's name to the constructor's.
 """
 
 from typing import Any
@@ -11,5 +12,5 @@ SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_nu
 
 
 def network_arguments(config: BaseModel) -> dict[str, Any]:
-    """Return a network's constructor arguments: the fields of its config, renamed by `SAVED` where it has an entry."""
+    """Return a network's constructor arguments: the fields of its config, some under the older names of `SAVED`."""
     return {SAVED.get(name, name): value for name, value in config.model_dump().items()}

@@ -37,12 +37,12 @@ class ExecutionConfig(Protocol):
 
     @property
     def precision(self) -> str:
-        """Autocast precision: a key of `DTYPES`."""
+        """Autocast precision: no, auto, bf16 or fp16 (the keys of `DTYPES`)."""
         ...
 
     @property
     def attention(self) -> AttentionKind:
-        """Attention kernel: a `kind` of `set_attention`."""
+        """Attention kernel: auto, sdpa, math or xformers (see `set_attention`)."""
         ...
 
     @property
@@ -197,7 +197,7 @@ def set_attention(
         kind: "math": plain matrix products. "sdpa": torch's fused kernel. "auto": "math" on a CPU, where the fused
             kernel's backward pass is slow in bfloat16 (a quarter of a training step), else "sdpa". "xformers":
             xformers' kernel, if a trial shows that it works and agrees with "sdpa"; if not, a warning and "auto".
-        dtype: dtype of the trial of xformers.
+        dtype: dtype in which xformers' kernel is tried: the one of the network under autocast.
     """
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
     if kind == "xformers":

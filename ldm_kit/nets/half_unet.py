@@ -52,9 +52,9 @@ class AttentionPool2d(nn.Module):
     The only query is the mean of the features over positions.
 
     Args:
-        side: h = w.
-        width: C.
-        out: K.
+        side: height h and width w of the features.
+        width: channels C of the features.
+        out: number of logits K.
         head_size: channels of an attention head; None: one head.
     """
 
@@ -79,15 +79,15 @@ class AttentionPool2d(nn.Module):
 
 
 class HalfUNet(ModelMixin, ConfigMixin):
-    """A classifier of noisy pictures or latents x_t [B, C, h, w] at integer times t [B]; returns logits [B, K].
+    """A classifier of noisy pictures or latents x_t [B, C, h, w] at integer timesteps t [B]; returns logits [B, K].
 
     As in ADM, the last convolution of every residual block and the output projection of every attention layer start at
     zero.
 
     Args:
-        sample_size: h = w, which is fixed because the pooling has learned positions.
-        in_channels: C of the input.
-        classes: K class names, in the order of the logits.
+        sample_size: height h and width w of x_t, which are fixed because the pooling has learned positions.
+        in_channels: channels C of x_t.
+        classes: names of the K classes, in the order of the logits.
         widths: channels of each level.
         attention: for each level, whether its residual blocks are followed by attention.
         layers: residual blocks per level.
@@ -142,7 +142,10 @@ class HalfUNet(ModelMixin, ConfigMixin):
         zero_init_like_adm(self)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return logits [B, K] of x_t at times t, computed in the weights' dtype (or that of an enclosing autocast)."""
+        """Return logits [B, K] of noisy data x [B, C, h, w] at timesteps t [B].
+
+        They are computed in the weights' dtype, or in that of an enclosing autocast.
+        """
         dtype = self.conv_in.weight.dtype
         time: Tensor = self.time_embedding(self.time_proj(t).to(dtype))
         h: Tensor = self.conv_in(x.to(dtype))
@@ -153,7 +156,13 @@ class HalfUNet(ModelMixin, ConfigMixin):
 
 
 def build_half_unet(config: HalfUNetConfig, *, sample_size: int, channels: int, classes: Sequence[str]) -> HalfUNet:
-    """Build the classifier of x_t [B, channels, sample_size, sample_size] into the given classes.
+    """Build a classifier of noisy data x_t [B, channels, sample_size, sample_size], with random weights.
+
+    Args:
+        config: widths, attention and so on.
+        sample_size: side of a training picture or latent.
+        channels: channels of x_t.
+        classes: names of the classes, in the order of the logits.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first.

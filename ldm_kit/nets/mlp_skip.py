@@ -16,9 +16,9 @@ from ldm_kit.config import Config
 
 
 class SkipMLPConfig(Config):
-    """Settings of the network of a prior over codes.
+    """Settings of `SkipMLP`, the network of a prior over semantic codes.
 
-    The defaults are DiffAE's and PDAE's for faces; for LSUN they use 20 layers.
+    The defaults are those of DiffAE and PDAE for faces; for LSUN the papers use 20 layers.
     """
 
     hidden: int = Field(default=2048, ge=1, description="channels between the layers")
@@ -30,7 +30,10 @@ class SkipMLPConfig(Config):
 
 
 class SkipMLP(ModelMixin, ConfigMixin):
-    """The prior's denoiser: noisy codes z_t [B, Z], times t [B] and optionally conditions [B, D] to outputs [B, Z]."""
+    """Denoising network of a prior over semantic codes.
+
+    It maps noisy codes z_t [B, Z], timesteps t [B] and optionally conditions [B, D] to outputs [B, Z].
+    """
 
     @register_to_config
     def __init__(
@@ -46,9 +49,9 @@ class SkipMLP(ModelMixin, ConfigMixin):
         """Build the network from the fields of `SkipMLPConfig` and the widths of the data.
 
         Args:
-            z_width: Z, numbers in a code.
-            condition_width: D of a condition (a class embedding, a pooled text), whose linear map starts at zero; None:
-                unconditional.
+            z_width: Z, dimensions of a code.
+            condition_width: D, channels of a condition (a class embedding, a pooled text). The condition's linear map
+                starts at zero. None: unconditional.
             hidden: this and the following arguments are fields of `SkipMLPConfig`.
         """
         super().__init__()
@@ -62,9 +65,13 @@ class SkipMLP(ModelMixin, ConfigMixin):
         self.out = nn.Linear(hidden + z_width, z_width)
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the output [B, Z] for noisy codes `z` at times `t`, computed in the weights' dtype.
+        """Return the output [B, Z], computed in the weights' dtype.
 
-        A `condition` of None equals a condition of zeros, the null condition of classifier-free guidance.
+        Args:
+            z: noisy codes [B, Z].
+            t: timesteps [B], or one for the whole batch.
+            condition: conditions [B, D]. None equals a condition of zeros, the null condition of classifier-free
+                guidance.
 
         Raises:
             ValueError: a condition is given, but the network was built without one.
@@ -82,7 +89,17 @@ class SkipMLP(ModelMixin, ConfigMixin):
 
 
 class ScaledLayer(nn.Module):
-    """Hidden layer dropout(SiLU(LayerNorm(W h (1 + V SiLU(c))))): the embedded time c scales, but does not shift."""
+    """Hidden layer of `SkipMLP`: dropout(SiLU(LayerNorm(W h (1 + V SiLU(c))))).
+
+    h are the layer's input features, c is the time embedding (plus the embedded condition), and W and V are linear
+    maps. So c scales features, but does not shift them.
+
+    Args:
+        width: channels of h.
+        hidden: channels of the output.
+        time_width: channels of c.
+        dropout: probability that an output is set to 0 in training.
+    """
 
     def __init__(self, width: int, hidden: int, time_width: int, dropout: float) -> None:
         super().__init__()
@@ -92,5 +109,5 @@ class ScaledLayer(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(hidden), nn.Dropout(dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Return features [B, hidden] from features h [B, width] and the embedded time c [B, Z]."""
+        """Return features [B, hidden] from input features h [B, width] and the time embedding c [B, time_width]."""
         return self.dropout(silu(self.norm(self.linear(h) * (1 + self.scale(silu(c))))))

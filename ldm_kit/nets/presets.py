@@ -11,22 +11,26 @@ from typing import Any
 
 
 def _unet(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """Return a U-Net config with widths `base` * `multiples` and attention at the levels that `attention` lists."""
+    """Return the fields of a `UNetConfig` with widths `base` * `multiples` and attention at the levels `attention`.
+
+    Level 0 works at the input's resolution. `more` are further fields.
+    """
     shape = {"widths": tuple(base * m for m in multiples), "layers_per_block": 2, "norm_num_groups": 32}
     return {**shape, "attention_levels": tuple(level in attention for level in range(len(multiples))), **more}
 
 
 def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """Return a U-Net config as `_unet` does, with ADM's blocks.
+    """Return the fields of a `UNetConfig` as `_unet` does, with ADM's blocks.
 
-    The time scales and shifts norms, residual blocks resample, and heads have 64 channels unless `heads` is given.
+    The time embedding scales and shifts norms, residual blocks resample, and attention heads have 64 channels unless
+    `heads` is given.
     """
     heads = {} if "heads" in more else {"head_size": 64}
     return _unet(base, multiples, attention, **{"time": "scale_shift", "resample": "resnet", **heads, **more})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # own: 6.6 M parameters (tokens 64 wide), 39.5 M and 24.2 M (tokens 128 wide); 8 channels per norm group
+    # ldm_kit's own: 6.6 M parameters (tokens 64 wide), 39.5 M and 24.2 M (tokens 128 wide); 8 channels per norm group
     "nano": _unet(64, (1, 2, 2), (1, 2), heads=4, layers_per_block=1, norm_num_groups=8),
     "micro": _unet(128, (1, 2, 2), (1, 2), heads=4, norm_num_groups=16),
     "pixel32": _unet(64, (1, 2, 4), (1, 2), heads=4, norm_num_groups=8),

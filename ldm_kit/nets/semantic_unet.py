@@ -56,7 +56,7 @@ class SemanticUNetConfig(LevelsConfig):
 
 
 class SemanticUNet(ModelMixin, ConfigMixin):
-    """A denoiser conditioned on semantic codes: x_t [B, C, h, w], times t [B], codes z [B, Z] to outputs [B, C', h, w].
+    """DiffAE's U-Net: a map of x_t [B, C, h, w], timesteps t [B] and semantic codes z [B, Z] to outputs [B, C', h, w].
 
     As in ADM, the output is 0 before training.
     """
@@ -83,9 +83,9 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
         Args:
             sample_size: side of a training picture (or latent).
-            channels: C.
-            out_channels: C'; None: C.
-            z_width: Z, numbers in a code.
+            channels: channels C of the input x_t.
+            out_channels: channels C' of the output; None: C.
+            z_width: Z, dimensions of a semantic code.
             widths: this and the following arguments are fields of `SemanticUNetConfig`, some renamed by
                 `arguments.SAVED`.
         """
@@ -113,6 +113,11 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Return the output [B, C', h, w], computed in the weights' dtype.
 
+        Args:
+            x: noisy data x_t [B, C, h, w].
+            t: timesteps [B].
+            z: semantic codes [B, Z], or one code [1, Z] for the whole batch.
+
         Raises:
             ValueError: z is neither [B, Z] nor [1, Z] (one code for the whole batch).
         """
@@ -125,9 +130,15 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
 
 class TimeHalf(nn.Module):
-    """Embedding of sinusoidal time features [B, F] as [time ; 0] [B, T + Z].
+    """Embedding of sinusoidal time features [B, F] as T channels, followed by Z zeros: [B, T + Z].
 
-    diffusers' U-Net adds this to the [0 ; z] of `CodeHalf`; the sum is the concatenation [time ; z].
+    diffusers' U-Net adds this to the output of `CodeHalf`, T zeros followed by the semantic code z. The sum is the
+    concatenation of the time embedding [B, T] and z [B, Z].
+
+    Args:
+        features: F, number of sinusoidal features.
+        time_width: T, channels of the time embedding.
+        z_width: Z, dimensions of a code.
     """
 
     def __init__(self, features: int, time_width: int, z_width: int) -> None:
@@ -135,19 +146,23 @@ class TimeHalf(nn.Module):
         self.embedding, self.z_width = TimestepEmbedding(features, time_width), z_width
 
     def forward(self, features: Tensor) -> Tensor:
-        """Apply two linear maps with a SiLU between them, then append Z zeros."""
+        """Apply two linear maps with a SiLU between them to features [B, F], then append Z zeros: [B, T + Z]."""
         return pad(self.embedding(features), (0, self.z_width))
 
 
 class CodeHalf(nn.Module):
-    """Padding of codes z [B, Z] to [0 ; z] [B, T + Z]; see `TimeHalf`."""
+    """Padding of semantic codes [B, Z] by T zeros in front: [B, T + Z]; see `TimeHalf`.
+
+    Args:
+        time_width: T, channels of the time embedding.
+    """
 
     def __init__(self, time_width: int) -> None:
         super().__init__()
         self.time_width = time_width
 
     def forward(self, z: Tensor) -> Tensor:
-        """Prepend T zeros. Nothing is learned here, because each residual block has its own linear map of z."""
+        """Prepend T zeros to z [B, Z]. Nothing is learned: each residual block has its own linear map of z."""
         return pad(z, (self.time_width, 0))
 
 
@@ -160,7 +175,7 @@ def build_semantic_unet(
         config: widths, attention and so on.
         sample_size: side of a training picture (or latent).
         channels: channels of the input.
-        z_width: numbers in a code.
+        z_width: dimensions of a semantic code.
         out_channels: channels of the output; None: as many as the input has.
 
     Raises:
@@ -177,9 +192,18 @@ def build_semantic_unet(
 
 
 def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
-    """Return the U-Net's output for the code z = `condition.vector`.
+    """Return the U-Net's output for a condition that holds a semantic code.
 
     `partial(apply_semantic, unet)` is the network that a `NetworkDenoiser` takes.
+
+    Args:
+        unet: the network.
+        x: noisy data x_t [B, C, h, w].
+        t: timesteps [B].
+        condition: its `vector` is the semantic code, [B, Z] or [1, Z]; its other tensors are ignored.
+
+    Returns:
+        The network's output [B, C', h, w].
 
     Raises:
         ValueError: the condition has no vector.

@@ -34,9 +34,10 @@ UpBlock = UpBlock2D | AttnUpBlock2D | CrossAttnUpBlock2D | ResnetUpsampleBlock2D
 
 
 class ShiftUNet(ModelMixin, ConfigMixin):
-    """PDAE's gradient estimator: x_t [B, C, h, w], times t [B], codes z [B, Z] to (frozen U-Net's output, gradient G).
+    """PDAE's gradient estimator: a frozen, pretrained U-Net and a second decoder, conditioned on a semantic code z.
 
-    G [B, C, h, w] is the learned gradient by which z shifts the frozen model's prediction; it is 0 before training.
+    From x_t [B, C, h, w], timesteps t [B] and codes z [B, Z] it computes the frozen U-Net's output and G [B, C, h, w],
+    the learned gradient grad_x log p(z | x_t) by which z shifts the frozen model's eps. G is 0 before training.
     Parameters, state dicts and saved folders leave out the frozen U-Net: `ShiftUNet.from_pretrained(folder, base=unet)`
     takes it as an argument. Moving or casting this module moves or casts the frozen U-Net as well.
     """
@@ -52,19 +53,21 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         learned_range: bool = False,
         base_digest: str | None = None,
     ) -> None:
-        """Freeze `base`, in place, and build a second decoder of blocks like those of its middle and decoder.
+        """Freeze `base`, in place, and build a second decoder with blocks like the middle and up blocks of `base`.
 
         Args:
-            base: any U-Net of diffusers whose up blocks are made of `ResnetBlock2D`.
-            z_width: Z, numbers in a code.
-            copied: True: start from the weights of `base`, with the blocks' projections of z and the last convolution
-                at zero; if the blocks of `base` only add the time, their projections of the time are new. False: start
-                from random weights, as the paper does.
-            learned_range: whether `base` has 2C output channels, of which the second half is a learned variance.
-            base_digest: `digest` of the U-Net that a saved estimator was trained on; None for a new estimator.
+            base: the pretrained U-Net; its up blocks must be made of `ResnetBlock2D`.
+            z_width: Z, dimensions of a semantic code.
+            copied: True: the second decoder starts from the weights of `base`, with the blocks' projections of z and
+                the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
+                it are new. False: it starts from random weights, as in the paper.
+            learned_range: whether `base` learns its variance, in the second half of its output channels.
+            base_digest: hash (`digest`) of the U-Net's weights that a saved estimator was trained on; None for a new
+                estimator.
 
         Raises:
-            UserError: `base` has other blocks, or its weights differ from those of the U-Net that `base_digest` names.
+            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights do not have
+                the digest `base_digest`.
         """
         super().__init__()
         _check_blocks(base)
@@ -99,14 +102,16 @@ class ShiftUNet(ModelMixin, ConfigMixin):
     def forward(
         self, x: Tensor, t: Tensor, z: Tensor, condition: ConditionLike | Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the frozen U-Net's output and G [B, C, h, w]; only the new blocks and z get gradients.
+        """Return the frozen U-Net's output and PDAE's learned gradient G [B, C, h, w].
+
+        In the backward pass only the second decoder and z get gradients.
 
         Args:
-            x: x_t [B, C, h, w].
-            t: times [B].
-            z: codes [B, Z], or [1, Z] for the whole batch.
-            condition: the frozen U-Net's condition: a `Condition`, or keyword arguments of its `forward`
-                (`class_labels`).
+            x: noisy data x_t [B, C, h, w].
+            t: timesteps [B].
+            z: semantic codes [B, Z], or one code [1, Z] for the whole batch.
+            condition: the frozen U-Net's condition: a `Condition`, or keyword arguments of the U-Net's `forward`, such
+                as `class_labels`.
         """
         base = self.base
         if base.training:  # another owner of it may have called train()
@@ -124,7 +129,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         return out, self.conv_out(self.conv_act(self.conv_norm_out(h)))
 
     def train(self, mode: bool = True) -> "ShiftUNet":
-        """Set training or evaluation mode of the new blocks; the frozen U-Net stays in evaluation mode."""
+        """Set training or evaluation mode of the second decoder; the frozen U-Net stays in evaluation mode."""
         self.base.eval()
         return super().train(mode)
 
@@ -135,7 +140,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
 
 
 def digest(unet: nn.Module) -> str | None:
-    """Return a hash of a U-Net's weights, by which a saved estimator recognises its frozen U-Net.
+    """Return a hash of a U-Net's weights, by which a saved gradient estimator (`ShiftUNet`) checks its frozen U-Net.
 
     Returns None on the meta device. Weights are rounded to bfloat16 first, so that the U-Net has the same hash when it
     is loaded in bfloat16.

@@ -108,7 +108,7 @@ class UNetConfig(LevelsConfig):
 
     @property
     def factor(self) -> int:
-        """Ratio of the latent's side to the side of the middle block's features."""
+        """Ratio of the latent's side to the side of the middle block's features, 2 ** (levels - 1)."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -145,14 +145,15 @@ def build_unet(
     Args:
         config: widths, attention and so on.
         sample_size: side of a training latent.
-        channels: input channels, including those of a condition's `concat`.
-        cross_width: D of the tokens [B, L, D] that the network attends to; None: no cross-attention.
+        channels: input channels, including those of the maps that a condition concatenates to the input.
+        cross_width: channels D of the tokens [B, L, D] that the network attends to; None: no cross-attention.
         out_channels: output channels; None: as many as the input has.
-        vector_width: D of a condition's `vector` [B, D], which is added to the time embedding; None: no vector.
+        vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
+            network takes no vector.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
-            `vector_width` is not the time embedding's; or, with tokens, `config.resample` is "resnet".
+            `vector_width` is not the width of the time embedding; or, with tokens, `config.resample` is "resnet".
     """
     if sample_size % config.factor:
         raise UserError(

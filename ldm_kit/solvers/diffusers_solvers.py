@@ -15,7 +15,7 @@ from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.diffusion.samplers import SchedulerLike, State, run_scheduler
 from ldm_kit.diffusion.schedule import Schedule
 
-SMALLEST_A = 2.0**-12  # replaces a = 0 (pure noise), as in diffusers: a solver would divide by zero
+SMALLEST_A = 2.0**-12  # replaces signal level a = 0 (pure noise), as in diffusers: a solver would divide by zero
 
 
 def run_multistep(
@@ -28,7 +28,7 @@ def run_multistep(
         noise: standard normal noise [B, ...].
         times: falling timesteps, the last one -1.
         cond: condition in the form that the denoiser takes.
-        scheduler: class name of the solver, see `multistep`.
+        scheduler: class name, DPMSolverMultistepScheduler or UniPCMultistepScheduler.
 
     Returns:
         The sampler's states, one for each step.
@@ -38,13 +38,14 @@ def run_multistep(
 
 
 def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> SchedulerLike:
-    """Return a diffusers multistep scheduler on exactly the given timesteps, for `run_scheduler` with type x0.
+    """Return a diffusers multistep scheduler on exactly the given timesteps; its prediction type is x_0.
 
-    The timesteps are set from outside because the scheduler's own would differ from those of our samplers: by rounding,
-    for flow by up to 1e-3 in s, and sometimes in their number by one.
+    The timesteps are set from outside because the scheduler's own would differ from those that ldm_kit's samplers
+    visit: by rounding, for flow by up to 1e-3 in the noise level, and sometimes in their number by one.
 
     Args:
-        scheduler: DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al. 2023).
+        scheduler: class name, DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al.
+            2023).
         schedule: noise schedule of any kind.
         times: falling timesteps, the last one -1.
     """
@@ -104,7 +105,12 @@ def run_diffusers_scheduler(
 
 
 def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int]) -> Any:
-    """Return a diffusers scheduler with the tables of a noise schedule, its timesteps set to `len(times)` - 1 steps.
+    """Return a diffusers scheduler with the betas (for flow, the sigmas) of a noise schedule, ready to sample.
+
+    Args:
+        name: class name of the scheduler, such as LMSDiscreteScheduler.
+        schedule: variance-preserving noise schedule, or rectified flow's.
+        times: only the number of steps, `len(times)` - 1, is used; the scheduler sets its own trailing timesteps.
 
     Raises:
         ValueError: diffusers has no scheduler class `name`, or the class cannot represent the noise schedule or does

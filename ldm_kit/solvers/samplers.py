@@ -38,7 +38,8 @@ def sample(
         cond: condition in the form that the denoiser takes.
         seeds: a seed for each sample, for samplers that add noise.
         eta: for ddim: standard deviation of the noise added at each step, relative to ddpm's, 0 to 1.
-        gradient: for ddpm and ddpm-large: shifts the mean of each step (Dhariwal & Nichol 2021, algorithm 1).
+        gradient: for ddpm and ddpm-large: classifier guidance's gradient, which shifts the mean of each step (Dhariwal
+            & Nichol 2021, algorithm 1).
         variance: for ddpm: variance of the reverse step; auto: the learned variance, if there is one, else small.
 
     Returns:
@@ -66,7 +67,12 @@ def sample(
 
 
 def _options(record: NamedSampler, **given: Any) -> dict[str, Any]:
-    """Return the keyword arguments for a sampler's function: the record's options, and those given that it takes."""
+    """Return the keyword arguments for a sampler's function: the record's fixed options, and those given that it takes.
+
+    Args:
+        record: the sampler's row in the table of samplers.
+        given: keyword arguments by name; those that the function does not take are left out.
+    """
     takes = {
         "eta": record.takes_eta,
         "gradient": record.shifts_mean,

@@ -86,7 +86,7 @@ def to_scheduler(
     """Return the diffusers scheduler that corresponds to a sampler, for saved and exported models.
 
     Args:
-        name: name of a sampler that has a diffusers scheduler, see `NamedSampler.scheduler`.
+        name: name of a sampler, such as ddim, that has a diffusers scheduler (`NamedSampler.scheduler`).
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
         learned_range: whether the network learns its variance.
@@ -147,7 +147,7 @@ def saved_scheduler(
     Args:
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
-        variance: variance of ddpm's reverse step.
+        variance: variance of ddpm's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
         UserError: the schedule does not allow the prediction type, or no scheduler of diffusers supports the two.
@@ -158,15 +158,15 @@ def saved_scheduler(
 
 
 def learns_variance(config: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler_config.json is for a network that learns its variance, in twice the channels."""
+    """Return whether a parsed scheduler_config.json is for a network that learns its variance (twice the channels)."""
     return config.get("variance_type") == "learned_range"
 
 
 def read_variance(config: Mapping[str, Any]) -> VarianceType:
-    """Return the variance of ddpm's reverse step from a scheduler_config.json.
+    """Return the variance of ddpm's reverse step (small, large or learned_range) from a parsed scheduler_config.json.
 
     Raises:
-        UserError: a variance that we do not have, such as diffusers' "learned".
+        UserError: a variance that ldm_kit does not support, such as diffusers' "learned".
     """
     match read_scheduler_file(config).variance_type:
         case None | "fixed_small" | "fixed_small_log":
@@ -192,7 +192,7 @@ def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, Pr
         config: the parsed file.
 
     Raises:
-        UserError: betas, a prediction type or a variance that we do not have, or a value of the wrong type.
+        UserError: betas, a prediction type or a variance that ldm_kit does not support, or a value of the wrong type.
     """
     name, file = scheduler_name(config), read_scheduler_file(config)
     steps = file.num_train_timesteps

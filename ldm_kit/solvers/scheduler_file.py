@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldm_kit.config import UserError, check
 
-MAX_TIMESTEPS = 1_000_000  # of a schedule that is read from a file: its tables must fit into memory
+MAX_TIMESTEPS = 1_000_000  # most training timesteps of a schedule read from a file: its tables must fit into memory
 
 
 class SchedulerFile(BaseModel):

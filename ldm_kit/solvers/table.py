@@ -1,7 +1,7 @@
 """The table of samplers by name, with the properties and the help text of each; it does not import torch.
 
-A sampler is a function and a record (`NamedSampler`) in this table. Installed packages add samplers by the entry-point
-group `ldm_kit.samplers`; an entry is a record, or a function that takes no options:
+A sampler is a function, which its record in this table (a `NamedSampler`) describes. Installed packages add samplers by
+the entry-point group `ldm_kit.samplers`. An entry point names a `NamedSampler`, or a function that takes no options:
 
     [project.entry-points."ldm_kit.samplers"]
     toy = "my_package.toy:RECORD"
@@ -21,7 +21,7 @@ ENTRY_POINTS = "ldm_kit.samplers"
 
 @dataclass(frozen=True)
 class NamedSampler:
-    """A sampler's record in the table: its function, the keyword arguments that it takes, and its diffusers scheduler.
+    """Description of a sampler: its function, the keyword arguments that it takes, and its diffusers scheduler.
 
     Args:
         run: the function, or its name "module:function", which is imported at first use. It is called as
@@ -35,7 +35,7 @@ class NamedSampler:
             2021, algorithm 1), or None.
         options: further keyword arguments of the function, always the same.
         scheduler: name of the diffusers class that corresponds to the sampler, for saved models; None: there is none.
-        scheduler_options: keyword arguments of the diffusers class.
+        scheduler_options: keyword arguments of the diffusers class, in addition to those that `scheduler_config` gives.
         scheduler_takes_flow: whether diffusers' pipelines can sample flow models with the diffusers class.
         scheduler_takes_pure_noise: whether the diffusers class can start from pure noise, a_t = 0 (zero_terminal).
         scheduler_takes_x0: whether the diffusers class takes networks that predict x_0.
@@ -129,15 +129,15 @@ def sampler_names() -> tuple[str, ...]:
 
 
 def names_where(condition: Callable[[NamedSampler], bool]) -> list[str]:
-    """Return the names of the samplers in the table whose record meets a condition."""
+    """Return the names of the samplers in the table for whose `NamedSampler` the function `condition` is true."""
     return [name for name, record in SAMPLERS.items() if condition(record)]
 
 
 def find_sampler(name: str) -> NamedSampler:
-    """Return the record of the sampler of a name, from the table or from an installed package's entry point.
+    """Return the `NamedSampler` of a name such as ddim, from the table or from an installed package's entry point.
 
     Raises:
-        ValueError: an unknown name, or an entry point that is neither a record nor a function.
+        ValueError: an unknown name, or an entry point that is neither a `NamedSampler` nor a function.
     """
     if name not in SAMPLERS:
         entries = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]

@@ -51,7 +51,15 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def draw(lines: list[str], width: int) -> Image.Image:
-    """Draw a caption's lines, centred, in black on white: an RGB image of `width` x 14 `len(lines)` pixels."""
+    """Draw a caption, centred, in black on white.
+
+    Args:
+        lines: the caption's lines, as `wrap` returns them.
+        width: width of the image in pixels.
+
+    Returns:
+        An RGB image, 14 pixels high for each line.
+    """
     image = Image.new("RGB", (width, LINE_HEIGHT * len(lines)), "white")
     pen = ImageDraw.Draw(image)
     for number, line in enumerate(lines):

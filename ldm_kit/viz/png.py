@@ -70,11 +70,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def file_name(seed: int, index: int, prompt: str) -> str:
-    """Return the file name of a generated picture: `{seed:08d}-{index:05d}-{slug}.png`, where the slug is the prompt's.
+    """Return the file name of a generated picture: `{seed:08d}-{index:05d}-{slug}.png`.
 
-    The slug has at most 60 characters of a-z, 0-9 and dashes. Accents are dropped ("Curaçao" gives "curacao"), each
-    sequence of other characters becomes one dash, and a prompt without letters or digits gives "picture". So no prompt
-    leads to a file outside the folder, to a hidden file, or to a name that a file system does not allow.
+    `index` is the number of the picture among those of one command. The slug is made of the prompt; it has at most 60
+    characters of a-z, 0-9 and dashes. Accents are dropped ("Curaçao" gives "curacao"), each sequence of other
+    characters becomes one dash, and a prompt without letters or digits gives "picture". So no prompt leads to a file
+    outside the folder, to a hidden file, or to a name that a file system does not allow.
 
     Raises:
         ValueError: seed or index outside 0..2^64 - 1.
