@@ -62,5 +62,5 @@ class NoCondition(Conditioner):
         return {}
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the prompts: an unconditional model ignores them, so they may name a classifier's classes."""
+        """Return the prompts as text: they are not used here, but may name the classes of a classifier."""
         return [str(prompt) for prompt in prompts]

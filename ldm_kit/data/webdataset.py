@@ -49,7 +49,7 @@ class TarReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The reader's kind and settings: all that an index depends on besides the file."""
+        """The word "tar" and the names in `fields`; a shard's cached index is made anew when they differ."""
         return ["tar", *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
