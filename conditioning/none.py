@@ -62,5 +62,8 @@ class NoCondition(Conditioner):
         return {}
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the prompts as text: they are not used here, but may name the classes of a classifier."""
+        """Return the prompts as text.
+
+        An unconditional model does not use them, but a classifier that guides it takes them as names of its classes.
+        """
         return [str(prompt) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""List a folder's pictures with captions and classes, by metadata.jsonl or sub-folders and caption files, unopened."""
+"""List a folder's pictures with captions and classes, which metadata.jsonl, sub-folders and caption files give."""
 
 import json
 import logging

@@ -1,7 +1,7 @@
 """What the sub-folders of a folder of pictures mean, if it has no metadata.jsonl: splits, classes, or nothing.
 
-A class folder may be named as in kohya's training scripts: in `10_dog`, each picture is of class dog and is trained on
-10 times.
+A class folder may be named as in kohya's training scripts: in `10_dog`, each picture is of class dog and counts 10
+times in training.
 """
 
 import logging
@@ -105,7 +105,7 @@ def _class_level(names: Sequence[str]) -> int | None:
 
 
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
-    """Return whether all class folders are named as kohya's, such as `10_dog`: class dog, each picture used 10 times.
+    """Return whether all class folders are named as kohya's, such as `10_dog`: class dog, each picture counted 10 times.
 
     With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) count only if some picture has
     a caption file. `folders` and `captioned` hold, for each picture, its class folder and whether it has such a file.
