@@ -105,7 +105,7 @@ def _class_level(names: Sequence[str]) -> int | None:
 
 
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
-    """Return whether all class folders are named as kohya's, such as `10_dog`: class dog, each picture counted 10 times.
+    """Return whether all class folders are named as kohya's: `10_dog`: class dog, each picture counted 10 times.
 
     With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) count only if some picture has
     a caption file. `folders` and `captioned` hold, for each picture, its class folder and whether it has such a file.
