@@ -57,7 +57,7 @@ def two_player(
 
     Yields:
         Name of the trained module, its scalar loss, and logs of detached tensors. In the logs, "lambda" is the weight
-        of the adversarial loss, which is 0 before `start`.
+        of the adversarial loss, which is 0 before the adversarial config's step `start`.
 
     Raises:
         AutoencoderError: the config has an adversarial loss, but no discriminator is given.
@@ -90,9 +90,10 @@ def two_player(
 def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, average: Map = itself) -> Tensor:
     """Return the adversarial weight lambda = |d nll / d L| / (|d g / d L| + 1e-4) (Esser et al. 2021, eq. 7).
 
-    It gives the autoencoder's adversarial loss g as large a gradient at the last layer L as the likelihood loss nll
-    has. The gradients are averaged over ranks before their norms are taken, so that lambda does not depend on the
-    number of ranks that share a batch. Lambda is at most `maximum`, and detached.
+    L is `last_layer`, the weight of the decoder's last layer. Lambda gives the autoencoder's adversarial loss g as
+    large a gradient at L as the negative log-likelihood nll has. The gradients are averaged over ranks (by `average`)
+    before their norms are taken, so that lambda does not depend on the number of ranks that share a batch. Lambda is at
+    most `maximum`, and detached.
     """
     return whole_batch_weight([(nll, g)], last_layer, maximum, average)
 

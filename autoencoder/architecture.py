@@ -91,7 +91,8 @@ def published(
 ) -> dict[str, Any]:
     """Return the settings of an autoencoder of LDM's model zoo, trained at 256 px.
 
-    Its widths are 128 times `multiples`, with two residual blocks per level.
+    The channels of its levels are 128 times `multiples`, with two residual blocks per level; `more` holds further
+    fields of the config.
     """
     shape = {
         "resolution": 256,

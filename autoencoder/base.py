@@ -25,7 +25,7 @@ class AutoencoderError(ValueError):
 
 
 class Moments(NamedTuple):
-    """Mean and log-variance of a diagonal Gaussian over latents.
+    """Mean and log-variance of a diagonal Gaussian over latents of Z channels.
 
     A VQ latent is deterministic; its logvar is -30, so that latents of both kinds are stored alike.
     """
@@ -188,7 +188,7 @@ class Autoencode(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight [C, W, 3, 3] of the decoder's last convolution, at which `adaptive_weight` is measured."""
+        """Weight of the decoder's last convolution, for `adaptive_weight`: its output is the picture's C channels."""
         return self.vae.decoder.conv_out.weight
 
 

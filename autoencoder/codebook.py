@@ -36,15 +36,15 @@ class CodebookSettings(Protocol):
 class Codebook:
     """Moving averages of a codebook: for each code e_k, the count N_k and the sum M_k of the latents assigned to it.
 
-    N_k <- d N_k + (1 - d) n_k,  M_k <- d M_k + (1 - d) m_k,  e_k = M_k / smoothed N_k
+    N_k <- a N_k + (1 - a) n_k,  M_k <- a M_k + (1 - a) m_k,  e_k = M_k / smoothed N_k
 
-    Here n_k is the number and m_k the sum of the latents assigned to code k in one step, and d is `settings.decay` (van
+    Here n_k is the number and m_k the sum of the latents assigned to code k in one step, and a is `settings.decay` (van
     den Oord et al. 2017, appendix A; Laplace smoothing as in Razavi et al. 2019). N starts at 1 and M at e. With
     `settings.ema` the codes e_k are written into the embedding, which gets no gradient; so build this object before DDP
     wraps the model. A code with a count near 0 is not moved, because the smoothing would pull it to the origin.
 
     Args:
-        embedding: the codes e, [K, d].
+        embedding: the codes e, [K, d]: K codes of d dimensions.
         settings: the model's `VQConfig`.
         reduce: function that sums a tensor over ranks.
         share: function that broadcasts a tensor from rank 0.
@@ -170,7 +170,10 @@ def perplexity(counts: Tensor) -> Tensor:
 
 
 def smoothed(counts: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Return Laplace-smoothed `counts` [K] with the same total; none is 0, so that sums can be divided by them."""
+    """Return Laplace-smoothed `counts` [K] with the same total; none is 0, so that sums can be divided by them.
+
+    `epsilon` is added to each count before the counts are scaled to their old total.
+    """
     total = counts.sum()
     return (counts + epsilon) / (total + len(counts) * epsilon) * total
 

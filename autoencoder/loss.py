@@ -108,7 +108,7 @@ class LossTerms(NamedTuple):
         total: nll + kl_weight * kl + codebook_weight * codebook; differentiable.
         nll: mean negative log-likelihood per picture element.
         pixel: mean absolute or squared error of pixels in [-1, 1], not divided by the learned scale.
-        perceptual: mean perceptual distance, not weighted; 0 without a perceptual network.
+        perceptual: mean perceptual distance, without its weight `perceptual_weight`; 0 without a perceptual network.
         kl: mean KL divergence from the posterior to N(0, I), in nats per picture element; 0 for a VQ model.
         codebook: codebook and commitment loss; 0 for a KL model.
     """
@@ -124,7 +124,8 @@ class LossTerms(NamedTuple):
 class AutoencoderLoss(nn.Module):
     """The loss mean nll + w (N_latent / N_pixel) mean KL + codebook loss, of equal size at every resolution.
 
-    `loss_terms` explains the units. This module has no trained parameters: the learned scale is one of `Autoencode`.
+    w is the KL weight; N_latent and N_pixel are the numbers of elements of a latent and of a picture. The module
+    `loss_terms` explains the units. This class has no trained parameters: the learned scale is one of `Autoencode`.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:

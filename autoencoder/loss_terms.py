@@ -29,7 +29,10 @@ def kl_divergence(moments: Moments) -> Tensor:
 
 
 def kl_per_pixel(moments: Moments, picture: Tensor) -> Tensor:
-    """Return the KL [B] divided by the number of elements of a picture, in nats; `nll` has the same unit."""
+    """Return each latent's KL [B] in nats, divided by the number of elements of a picture: the unit of `nll`.
+
+    Only the shape [B, C, H, W] of `picture` is used.
+    """
     return kl_divergence(moments) / picture[0].numel()
 
 

@@ -48,7 +48,7 @@ class PerceptualConfig(BaseModel):
 
 
 class Perceptual(nn.Module):
-    """Perceptual distance with frozen weights, differentiable in both pictures; with spec "none" it is 0.
+    """Perceptual distance with frozen weights, differentiable in both pictures; 0 if `config.spec` is "none".
 
     Attributes:
         precision: dtype of the backbone's autocast; None: that of an enclosing autocast, if there is one. Distances are

@@ -90,17 +90,17 @@ class Conditioner(nn.Module, ABC):
     """D of the vector [B, D] that is added to the denoiser's time embedding; None: there is no vector."""
 
     in_batches: InBatches = staticmethod(in_batches)
-    """How `prepare` goes through many captions with a frozen encoder; callers may set one that survives a lack of
-    memory."""
+    """Function by which `prepare` encodes many captions in batches; callers may set one that halves the batches when
+    memory runs out."""
 
     @property
     def pooled_width(self) -> int | None:
-        """D of `Condition.pooled`; None if there is nothing to pool."""
+        """D of the vector [B, D] `Condition.pooled`; None if the condition has neither tokens nor a vector."""
         return self.width if self.vector_width is None else self.vector_width
 
     @property
     def cache_key(self) -> tuple[Any, ...] | None:
-        """What `prepare`'s result depends on besides its input, as JSON values; None: not worth a cache on disk."""
+        """JSON values on which `prepare`'s result depends besides `raw`; None: the result is not cached on disk."""
         return None
 
     @property
@@ -149,6 +149,10 @@ class Conditioner(nn.Module, ABC):
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
         """Turn N captions or labels into tensors [N, ...] on the CPU; frozen encoders run here, without gradients.
 
+        Args:
+            raw: the N captions, or class names or indices.
+            progress: called now and then with the number of samples done and their total.
+
         Raises:
             ConditioningError: a value is no caption or no known class.
         """
@@ -166,7 +170,10 @@ class Conditioner(nn.Module, ABC):
         return self.prepare([] if self.null is None else [self.null] * count)
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the class name that each prompt stands for; None if prompts of this conditioner name no class."""
+        """Return the class name of each prompt; None if prompts are captions, which name no class.
+
+        `prompts` are raw values as `prepare` takes them: here captions; class names or indices in a subclass.
+        """
         return None
 
 

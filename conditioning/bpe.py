@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 SMALLEST_VOCABULARY = 2 * 256 + 2
-"""Every byte, every byte that ends a word, start and end: with these, no caption has an unknown token."""
+"""Least number of tokens: 256 bytes, 256 bytes at a word's end, start and end; they can write every caption."""
 
 logger = logging.getLogger("conditioning")
 
@@ -24,7 +24,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
         vocabulary: most tokens that the tokenizer may have, at least 514.
         length: tokens of a padded caption (`model_max_length`).
 
-    Ids are as in CLIP: 256 bytes, 256 bytes that end a word, merges by rank, start, end. Padding is the end token.
+    Token ids are in CLIP's order: 256 bytes, 256 bytes at a word's end, merges by rank, start, end. Captions are padded
+    with the end token.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 

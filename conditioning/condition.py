@@ -15,6 +15,8 @@ class ConditioningError(ValueError):
 class Condition:
     """Tensors that a denoiser is conditioned on, for B samples. `Condition()`, without tensors, means unconditional.
 
+    Shapes: L tokens of D channels; `concat` has the size h x w of the denoiser's input.
+
     Raises:
         ConditioningError: the tensors have different batch sizes, or the mask does not fit the tokens.
     """
@@ -71,7 +73,7 @@ class Condition:
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return this condition and then `other` as one batch; None if their batch sizes differ."""
+        """Return a batch of this condition's B samples and then the B of `other`; None if their batch sizes differ."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod

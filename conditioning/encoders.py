@@ -14,7 +14,7 @@ from conditioning.text import quiet
 
 
 class Encoded(NamedTuple):
-    """Token states of a batch of captions, on the CPU."""
+    """Token states of B captions, on the CPU; the longest caption has L tokens, each state D channels."""
 
     states: Tensor  # [B, L, D] float32
     mask: Tensor  # [B, L] bool, False for padding
@@ -35,8 +35,8 @@ def load_encoder(source: Source, length: int, layer: int, device: torch.device) 
     Args:
         source: the encoder's files.
         length: most tokens of a caption; longer captions are cut.
-        layer: which hidden state to return: -1 is the last, after the final norm; -2 is the one before, without the
-            norm.
+        layer: which layer's hidden states to return, from the end: -1 is the last layer, after the final norm; -2 is
+            the layer before it, without the norm.
         device: where the encoder runs.
 
     Raises:
@@ -52,7 +52,15 @@ def load_encoder(source: Source, length: int, layer: int, device: torch.device) 
 
 @dataclass(frozen=True, eq=False)
 class TransformersEncoder:
-    """A text encoder of transformers: CLIPTextModel, a T5 encoder, or any AutoModel with a last hidden state."""
+    """Text encoder of the library transformers: maps captions to the hidden states of their tokens, `Encoded`.
+
+    Attributes:
+        model: CLIPTextModel, a T5 encoder, or any other model whose output has last_hidden_state [B, L, D].
+        tokenizer: the model's tokenizer.
+        length: most tokens of a caption, special tokens included; longer captions are cut.
+        layer: layer whose hidden states are returned, from the end: -1 for last_hidden_state, else the index in the
+            model's hidden_states.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -76,7 +84,15 @@ class TransformersEncoder:
 
 @dataclass(frozen=True, eq=False)
 class OpenClipEncoder:
-    """The text tower of an open_clip model; the states are those of all tokens after `ln_final`."""
+    """Text encoder of an open_clip model: maps captions to the output of `ln_final` for all their tokens, `Encoded`.
+
+    Attributes:
+        model: the open_clip model, without its image tower.
+        tokenizer: the model's tokenizer.
+        norm: the model's `ln_final`.
+        positions: tokens of the model's input, to which captions are padded.
+        length: most tokens of a caption, special tokens included; longer captions are cut.
+    """
 
     model: Any
     tokenizer: Any
@@ -88,7 +104,7 @@ class OpenClipEncoder:
     def __call__(self, captions: Sequence[str]) -> Encoded:
         """Encode captions as token states, padded to the longest caption of the batch.
 
-        The tower is causal and needs input at all its positions; states after the longest caption are cut off.
+        The model is causal and takes exactly `positions` tokens; the states after the longest caption are cut off.
         """
         ids = self.tokenizer(list(captions), context_length=self.length)
         cut = sum(len(self.tokenizer.encode(caption)) + 2 > self.length for caption in captions)

@@ -47,7 +47,7 @@ class ClassEmbedder(ModelMixin, ConfigMixin):
 
     Args:
         classes: K class names, in the order of labels; the network's config.json keeps them.
-        width: D.
+        width: D, the channels of an embedding.
         form: how a denoiser takes the embedding, "token" or "vector".
         null: whether there is a null class; False for models that were trained on classes alone (the published ones of
             ADM), whose table ends at row K - 1.
@@ -160,7 +160,7 @@ class ClassConditioner(Conditioner):
         return index
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the class name of each prompt: a name as it is, an index as the name of its class."""
+        """Return the class name of each of `prompts`, which are class names (returned as they are) or class indices."""
         return [prompt if isinstance(prompt, str) else self.classes[prompt] for prompt in prompts]
 
     def _unknown(self, name: str) -> int:

@@ -62,5 +62,8 @@ class NoCondition(Conditioner):
         return {}
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the prompts: an unconditional model ignores them, so they may name a classifier's classes."""
+        """Return the prompts as text.
+
+        An unconditional model does not use them, but a classifier that guides it takes them as names of its classes.
+        """
         return [str(prompt) for prompt in prompts]

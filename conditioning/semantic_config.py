@@ -9,7 +9,7 @@ Blocks = Literal["single", "double"]
 
 
 class SemanticEncoderConfig(BaseModel):
-    """Settings of DiffAE's semantic encoder. Level 0 works at the picture's resolution; each next level halves it."""
+    """Settings of DiffAE's semantic encoder. Level 0 has the picture's resolution; each further level halves it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -34,7 +34,7 @@ logger = logging.getLogger("conditioning")
 class Source:
     """Files of a frozen text encoder: a transformers folder, or an open_clip architecture with its weights."""
 
-    weights: tuple[Path, ...]
+    weights: tuple[Path, ...]  # the safetensors files, one or more
     architecture: str | None = None  # name of the open_clip architecture; None for a transformers folder
     quick_gelu: bool = False  # whether these open_clip weights were trained with quick_gelu
 

@@ -58,7 +58,12 @@ class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
 
 
 class TextConditioner(Conditioner):
-    """Turn captions into token ids [N, L], and ids into states [B, L, D]; the null condition is the empty caption."""
+    """Turn captions into token ids [N, L], and ids into states [B, L, D]; the null condition is the empty caption.
+
+    Args:
+        text_encoder: CLIP's text model, of width D.
+        tokenizer: pads and cuts captions to its `model_max_length` of L tokens.
+    """
 
     Config = TextConfig
     modality = "text"
@@ -183,7 +188,7 @@ def _fresh_encoder(config: TextConfig, tokenizer: Any) -> "CLIPTextModel":
 
 
 def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
-    """Write the format of all published Stable Diffusion models; transformers 5 reads it, and 4 reads no other."""
+    """Write the encoder in the format of published Stable Diffusion models, which both transformers 4 and 5 read."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,13 @@ def _names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return pydantic's error about one field, or about several together, as a sentence that names the flag."""
+    """Return pydantic's error about one field, or about several together, as a sentence that names the flag.
+
+    Args:
+        kind: the config's class.
+        fault: one of `ValidationError.errors()`.
+        values: the values that were validated, by field name.
+    """
     text = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
     fields = {alias: name for name, field in kind.model_fields.items() for alias in [name, *_names(name, field)]}
     name = next((fields[key] for key in fault["loc"] if key in fields), None)

@@ -25,7 +25,7 @@ CELEBA = (  # in the order of the columns of CelebA's attribute list
 
 
 def classifier_directions(weight: Tensor, bias: Tensor, names: Path | None, key: str) -> Directions:
-    """Return one attribute direction for each row of a linear classifier of normalised codes, as `edit.py` uses them.
+    """Return one attribute direction for each row of a linear classifier of normalised codes, for use in `edit.py`.
 
     A classifier's file holds neither the number of training pictures, which is recorded as 0, nor the mean code of the
     pictures with an attribute. The latter is approximated: the mean of all codes, moved along the direction by the

@@ -175,7 +175,7 @@ def resolve_statistics(
         own: the statistics in the checkpoint; None: it has none.
         options: --statistics FILE or --images DIR.
         classifier: if the classifier's file holds statistics, they must equal the result.
-        encoder: encodes the folder's pictures.
+        encoder: the semantic encoder, which encodes the folder's pictures.
 
     Raises:
         UserError: there is no source, there are two of checkpoint, file and folder, the file holds no statistics, or

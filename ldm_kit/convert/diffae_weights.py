@@ -2,8 +2,8 @@
 
 A `.ckpt` holds two copies of the weights, `model.*` and, averaged, `ema_model.*`; `strip_prefix(state_dict,
 "ema_model.")` takes the averaged copy. In a copy, `encoder.*` is the encoder and `latent_net.*` the network of the
-prior, if there is one. All other names are the U-Net's: ADM's names, with a second projection, of the code, in every
-block. Settings are inferred from the tensors' shapes.
+prior, if there is one. All other names are the U-Net's: ADM's names, but every residual block has a second
+projection, that of the code, beside that of the time embedding. Settings are inferred from the tensors' shapes.
 """
 
 import re
@@ -86,7 +86,7 @@ def original_name_with_code(name: str, layout: Layout, projection: str) -> str:
 
     Args:
         name: our name of the weight.
-        layout: the layout of the network.
+        layout: settings of the network, inferred from its checkpoint.
         projection: original name of a block's code projection, such as `cond_emb_layers`.
     """
     plain = re.sub(r"time_emb_proj\.(time|semantic)", "time_emb_proj", name)

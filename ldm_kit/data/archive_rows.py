@@ -1,4 +1,8 @@
-"""Samples of archives, and an archive's index: its rows are stored in a few arrays, and become tuples when read."""
+"""The index of an archive (a tar shard or a parquet file of pictures), and the protocol of archive readers.
+
+An index has a row for each picture: where it lies in the archive, its caption, class and further values. The rows are
+stored in a few arrays, and become tuples when they are read.
+"""
 
 import json
 from array import array
@@ -12,7 +16,8 @@ import numpy as np
 from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
 
-# One sample of an archive: name in the archive, caption, class, further fields, location in the archive, sha256 (hex).
+# A picture of an archive: name in the archive, caption, class name (None: no class), further values by name, location
+# in the archive (two numbers, see `ArchiveReader.read`), sha256 (hex) of the image file.
 Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 
 
@@ -20,17 +25,17 @@ Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 class Rows(Sequence[Row]):
     """The N rows of an archive's index, one for each picture."""
 
-    names: Strings  # of the samples in the archive
+    names: Strings  # of the pictures in the archive
     texts: Strings  # captions
-    fields: Strings  # JSON objects, "" for none
-    classes: Sequence[str]
+    fields: Strings  # each picture's further values as a JSON object, "" for none
+    classes: Sequence[str]  # class names
     labels: Array  # int32 [N], indices into `classes`; UNLABELLED where there is no class
     locations: Array  # int64 [N, 2], where `ArchiveReader.read` finds each picture
     hashes: Array  # uint8 [N, 32], sha256 of each picture's file
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Store rows of an index; the iterable is consumed once."""
+        """Return the tuples `rows`, each of one picture, stored as arrays; the iterable is consumed once."""
         names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
         classes: dict[str, int] = {}
         labels, locations, hashes = array("i"), array("q"), bytearray()
@@ -67,11 +72,11 @@ class Rows(Sequence[Row]):
 
 
 class ArchiveSample(NamedTuple):
-    """A sample of an archive: name and metadata, location in the archive, and the contents of the image file."""
+    """A picture that `ArchiveReader.scan` found in an archive."""
 
-    entry: Entry
-    location: tuple[int, int]
-    contents: bytes
+    entry: Entry  # name in the archive, caption, class and further values
+    location: tuple[int, int]  # argument of `ArchiveReader.read`, such as the file's offset and size in a tar
+    contents: bytes  # of the image file
 
 
 class ArchiveReader(Protocol):
@@ -79,11 +84,11 @@ class ArchiveReader(Protocol):
 
     @property
     def key(self) -> Sequence[str]:
-        """The reader's kind and settings: all that an index depends on besides the archive file."""
+        """Kind of archive, column names and the like: a cached index of an archive is made anew when they differ."""
         ...
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield every sample in the archive's order; for a sample that cannot be used, yield a complaint instead."""
+        """Yield each picture in the archive's order; for one that cannot be used, yield a message that says why."""
         ...
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:

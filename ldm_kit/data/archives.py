@@ -86,12 +86,12 @@ class _Index(NamedTuple):
 class ArchivedPictures:
     """Picture set whose pictures are read from archives and decoded on demand."""
 
-    records: Sequence[Record]
-    classes: Sequence[str]
-    fingerprint: str
-    files: Sequence[Path]
+    records: Sequence[Record]  # name, caption, class and further values of each of the N pictures
+    classes: Sequence[str]  # class names that `Record.label` indexes
+    fingerprint: str  # sha256 (hex) of preprocessing settings, and of every picture's name and contents
+    files: Sequence[Path]  # the archives
     locations: Tensor  # int64 [N, 3]: index into `files`, and the location in that file (two numbers)
-    reader: ArchiveReader
+    reader: ArchiveReader  # reads pictures from this kind of archive
     config: ArchiveConfig
 
     @property
@@ -128,7 +128,9 @@ class ArchivedPictures:
 
 
 def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
-    """Load the pictures of all archives at `config.path` with a suffix such as `.tar`: training and held-out ones.
+    """Load the training and held-out pictures of all archives at `config.path`.
+
+    `reader` reads this kind of archive; `suffix`, such as `.tar`, is that of the archives' file names.
 
     Raises:
         UserError: no such files, files of another kind, no usable picture, more bad pictures than allowed, a bad

@@ -38,6 +38,8 @@ class PictureBatches:
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, Tensor]:
         """Return the batch for B pairs of a position in training and a picture's index.
 
+        The position is the number of samples that training has seen before this one.
+
         Returns:
             {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]}.
         """
@@ -49,7 +51,8 @@ class PictureBatches:
 def flips(seed: int, position: Tensor) -> Tensor:
     """Return bool [B]: whether the picture at each training position [B] is mirrored.
 
-    The probability is 1/2; the choice is a function of (seed, position) alone.
+    The probability is 1/2; the choice is a function of (seed, position) alone. A picture's position is the number of
+    samples that training has seen before it.
     """
     return rng.uniform(seed, "flip", position) < 0.5
 

@@ -16,10 +16,10 @@ from ldm_kit.data.records import names_of
 
 @dataclass(frozen=True, eq=False)
 class PicturedLatents:
-    """Batches of latents together with their pictures; pictures are mirrored where their latents are.
+    """Training batches of latents together with their pictures; pictures are mirrored where their latents are.
 
     Args:
-        latents: cached latents of the pictures, in the same order.
+        latents: cached posterior moments of the pictures' latents, in the same order.
         pictures: the picture set.
         seed: seed of the random mirroring.
     """
@@ -27,7 +27,7 @@ class PicturedLatents:
     latents: Latents
     pictures: PictureSet
     seed: int
-    plain: LatentBatches = field(init=False)
+    plain: LatentBatches = field(init=False)  # batches of the latents alone
 
     def __post_init__(self) -> None:
         names = names_of(self.pictures.records)
@@ -46,9 +46,12 @@ class PicturedLatents:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for pairs of a position in training and a picture's index.
+        """Return the batch for B pairs of a position in training and a picture's index.
 
-        It has the entries of a `LatentBatches` batch, and "picture": [B, C, R, R] in [-1, 1].
+        The position is the number of samples that training has seen before this one.
+
+        Returns:
+            What `LatentBatches.__getitems__` returns, and "picture": [B, C, R, R] in [-1, 1].
         """
         rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
         picture = to_unit(self.pictures.pictures(rows.tolist()))
@@ -62,7 +65,7 @@ class PicturedLatents:
 
 @dataclass(frozen=True, eq=False)
 class CodeBatches:
-    """Training batches of normalised semantic codes with their conditions."""
+    """Training batches of normalised semantic codes with the inputs of their conditions, for a prior over codes."""
 
     codes: Tensor  # float32 [N, D]: N codes of D dimensions
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
@@ -73,6 +76,8 @@ class CodeBatches:
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
         """Return the batch for B pairs of a position in training and a code's index.
+
+        The position is the number of samples that training has seen before this one.
 
         Returns:
             {"z": codes [B, D], "inputs": {name: [B, ...]}, "position": int64 [B]}.

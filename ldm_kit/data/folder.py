@@ -3,8 +3,9 @@
 metadata.jsonl holds one JSON object per line: file_name (relative to the folder), text, an optional label, and further
 fields, kept as strings. Without this file, sub-folders are classes (the folder's name is the caption), or the images
 lie in the folder itself; a caption file beside a picture (`0.txt`) gives its caption. Folders named train, val and test
-are splits; kohya's `10_name` means 10 repeats. All pictures are checked when the folder is loaded (in large folders
-only once, with the result cached as an index): bad pictures are logged and skipped, and too many of them stop the run.
+are splits; in kohya's folder `10_dog`, each picture is of class dog and counts 10 times in training. All pictures are
+checked when the folder is loaded (in large folders only once, with the result cached): bad pictures are logged and
+skipped, and too many of them stop the run.
 Small sets are decoded into memory; pictures of larger sets are decoded on demand.
 """
 
@@ -163,7 +164,10 @@ def _entries(config: FolderConfig, training: bool) -> list[Entry]:
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
-    """Load the pictures of a large folder by its cached index; if they fit in memory, the decoded pixels are cached."""
+    """Load the pictures of a large folder by the cached list of its usable pictures (`FolderIndex`).
+
+    `stamp` is the folder's `folder_stamp`. If the pictures fit in memory (`fits`), their decoded pixels are cached too.
+    """
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)

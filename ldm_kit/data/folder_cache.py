@@ -24,13 +24,13 @@ _log = logging.getLogger("ldm_kit.data")
 class FolderIndex(NamedTuple):
     """Index of the N usable pictures of a folder, sorted by name."""
 
-    records: Records
-    classes: Sequence[str]
+    records: Records  # name, caption, class and further values of each picture
+    classes: Sequence[str]  # class names that `Record.label` indexes
     files: Array  # int64 [N, 2]: size in bytes and time of change in nanoseconds of each file
     hashes: Array  # uint8 [N, 32]: sha256 of each file, zeros if it was not read
     profile_ids: Array  # int32 [N]: 1 + index into `profiles`, 0 for a picture without a profile
     profiles: Sequence[Profile]
-    complaints: Sequence[str]  # one for each bad picture
+    complaints: Sequence[str]  # for each picture that cannot be used, its name and why
     stamp: str  # `folder_stamp` of the folder; "" while the index is incomplete
 
     def profile_of(self, row: int) -> Profile | None:

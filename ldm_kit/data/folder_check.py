@@ -41,13 +41,13 @@ class Contents(NamedTuple):
     profile: Profile | None
 
 
-Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a complaint
+Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a message that says why it is bad
 
 
 def folder_index(
     root: Path, settings: Sequence[str], stamp: str, entries: Callable[[], Sequence[Entry]], check: Check
 ) -> FolderIndex:
-    """Return the index of a folder: the cached one if no file has changed, else one that is made now.
+    """Return the index of a folder's usable pictures: the cached one if no file has changed, else a new one.
 
     The processes on one machine make an index together; files that have not changed are not checked again.
 
@@ -83,7 +83,7 @@ def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
 
 
 class _Builder:
-    """Builder of a folder's index; only that of the first process on a machine is used."""
+    """Builder of a folder's index; only the first process on a machine uses its builder."""
 
     def __init__(self, root: Path, stamp: str, path: Path, entries: Callable[[], Sequence[Entry]]) -> None:
         self.root, self.stamp, self.path, self.entries = root, stamp, path, entries
@@ -98,7 +98,10 @@ class _Builder:
         self.rounds, self.kept = self._rounds(), time.monotonic()
 
     def advance(self, results: list[Contents | str] | None) -> list[str] | None:
-        """Store the results for the names returned last, and return the names to check next; None if none are left."""
+        """Return the names of the pictures to check next; None if none are left.
+
+        `results` are those of the check of the names that the last call returned; None in the first call.
+        """
         try:
             return self.rounds.send(results)
         except StopIteration:
@@ -175,7 +178,7 @@ class _Builder:
 
 
 class _Cursor:
-    """Reader that looks up names in an index in a single pass; names must be looked up in increasing order."""
+    """Finder of pictures by name in a `FolderIndex`, in a single pass: names must be asked for in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1

@@ -1,7 +1,4 @@
-"""List a folder's pictures with captions and classes, from metadata.jsonl or from sub-folders and caption files.
-
-No image is opened.
-"""
+"""List a folder's pictures with captions and classes, which metadata.jsonl, sub-folders and caption files give."""
 
 import json
 import logging
@@ -26,12 +23,12 @@ _log = logging.getLogger("ldm_kit.data")
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture in a folder: posix path relative to the folder, caption, class name, further fields."""
+    """A picture in a folder or an archive, with its metadata; the image itself has not been opened."""
 
-    name: str
-    text: str = ""
-    label: str | None = None
-    fields: dict[str, str] = field(default_factory=dict)
+    name: str  # posix path relative to the folder, or name in the archive
+    text: str = ""  # caption
+    label: str | None = None  # class name
+    fields: dict[str, str] = field(default_factory=dict)  # further values by name
     role: Role | None = None  # split that the picture's folders name: train, val or test
     problem: str = ""  # why the picture cannot be used, if that is known without opening it
 
@@ -50,7 +47,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
     Args:
         root: the folder.
-        layout: what its sub-folders mean.
+        layout: what its sub-folders mean, as in `folder_meanings`.
         captions: whether caption files beside pictures are read.
 
     Raises:
@@ -140,7 +137,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _is_used(name: str) -> bool:
-    """Return whether a file matters to the data set: picture, caption file, metadata table or linked folder."""
+    """Return whether a path is that of a picture, caption file, metadata table or (ending in a slash) linked folder."""
     base = name.rpartition("/")[2]
     return (
         not base or is_picture(name) or base.startswith("metadata.") or PurePosixPath(name).suffix.lower()[1:] in KINDS
@@ -161,7 +158,10 @@ def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> l
 
 
 def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
-    """Return a picture's entry; a caption file takes precedence over the caption that a folder's name gives."""
+    """Return the picture `name` as an `Entry`, by its caption files (with suffixes `kinds`) and its folders' meaning.
+
+    A caption file takes precedence over the caption that a folder's name gives; a folder's class over a file's.
+    """
     beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
     label = meaning.label if beside.label is None else meaning.label or beside.label
     return Entry(
@@ -214,7 +214,7 @@ def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]
 
 
 def _from_metadata(path: Path) -> list[Entry]:
-    """Return the entries of a metadata.jsonl file, one for each line that is not blank."""
+    """Return the pictures that a metadata.jsonl file lists, one for each line that is not blank."""
     entries: dict[str, Entry] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -254,5 +254,5 @@ def _entry(line: str, where: str) -> Entry:
 
 
 def as_text(value: Any) -> str:
-    """Return the value of a further field as text: a string unchanged, any other value as JSON."""
+    """Return a metadata value as text: a string unchanged, any other value (number, list, ...) as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,8 @@
-"""What the sub-folders of a folder without metadata.jsonl mean: splits, kohya's repeats, classes, or nothing."""
+"""What the sub-folders of a folder of pictures mean, if it has no metadata.jsonl: splits, classes, or nothing.
+
+A class folder may be named as in kohya's training scripts: in `10_dog`, each picture is of class dog and counts 10
+times in training.
+"""
 
 import logging
 import re
@@ -32,8 +36,9 @@ def folder_meanings(
     Args:
         root: the folder, for messages.
         names: paths of the pictures relative to the folder; a linked folder ends in a slash.
-        layout: what all sub-folders mean: classes, repeats or plain (nothing); auto: their names decide.
-        captioned: names of the pictures with a caption file beside them.
+        layout: what sub-folders mean. classes: a folder is a class; repeats: kohya's folders, such as `10_dog`; plain:
+            nothing; auto: their names decide.
+        captioned: those of `names` whose picture has a caption file beside it.
 
     Raises:
         UserError: pictures lie beside sub-folders, folders named as splits lie beside others, or (layout: repeats) a
@@ -54,7 +59,17 @@ def folder_meanings(
 
 
 def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> list[FolderMeaning]:
-    """Return what folders that name no splits say about each picture: its class, its class with repeats, or nothing."""
+    """Return class and caption of each picture by its class folder; both are empty where folders are no classes.
+
+    Args:
+        root: the folder, for messages.
+        names: paths of the pictures relative to the folder, without a folder that names their split (train, val, test).
+        layout: as in `folder_meanings`; with repeats, or auto and such names, kohya's `10_dog` gives the class dog.
+        captioned: for each of `names`, whether the picture has a caption file beside it.
+
+    Raises:
+        UserError: as in `folder_meanings`.
+    """
     if not any("/" in name for name in names):
         return [FolderMeaning()] * len(names)
     if plain := next((name for name in names if "/" not in name), None):
@@ -74,10 +89,11 @@ def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Seque
 
 
 def _class_level(names: Sequence[str]) -> int | None:
-    """Return the position of the class folder in the pictures' paths; None if folders are no classes.
+    """Return the position (from 0) of the class folder in the pictures' paths; None if folders are no classes.
 
-    It is the first folder in which paths differ. If some pictures lie directly in the folder that all share, it is 0,
-    unless a single folder named as images or as a split holds all pictures.
+    The class folder is the first folder in which paths differ. If some pictures lie directly in the folder that all
+    share, it is the folder at position 0. If one folder holds all pictures, and its name is such as `images` or that of
+    a split, it is no class.
     """
     folders = {name.rpartition("/")[0] for name in names}
     paths = [folder.split("/") for folder in folders]
@@ -89,9 +105,10 @@ def _class_level(names: Sequence[str]) -> int | None:
 
 
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
-    """Return whether folders are kohya's: all are named N_name, for N repeats of their pictures.
+    """Return whether all class folders are named as kohya's: `10_dog`: class dog, each picture counted 10 times.
 
-    With layout auto, folders that look like a numbered list of classes count only if pictures have caption files.
+    With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) count only if some picture has
+    a caption file. `folders` and `captioned` hold, for each picture, its class folder and whether it has such a file.
 
     Raises:
         UserError: the layout is repeats and a folder is not named so.

@@ -1,4 +1,4 @@
-"""Data source for pictures that a Python program passes to `ldm_kit.train`: the entry in the run's config."""
+"""The data config that a run records if a Python program passed its pictures to `ldm_kit.train`."""
 
 from typing import Literal
 

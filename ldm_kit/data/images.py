@@ -56,7 +56,7 @@ class PictureSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """A picture set held as one tensor, uint8 [N, C, R, R]."""
+    """A `PictureSet` held in memory as one tensor `pixels`, uint8 [N, C, R, R]."""
 
     records: Sequence[Record]
     classes: Sequence[str]

@@ -1,4 +1,7 @@
-"""Shards of a latent cache: safetensors files of posterior moments, with a key and a checksum in the file's header."""
+"""Shards of a latent cache: safetensors files of posterior moments.
+
+The header of each file has a checksum of the moments and a key: the fingerprint of all that they depend on.
+"""
 
 import contextlib
 import json
@@ -48,7 +51,7 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
 
 
 def check_key(path: Path, key: str) -> str:
-    """Check the key in a shard's header, and return the checksum in the header.
+    """Check that the header of a shard has the fingerprint `key`, and return the checksum in the header.
 
     Raises:
         UserError: the header is damaged, or has another key.
@@ -78,7 +81,7 @@ def read_replaced(path: Path) -> dict[int, int]:
 
 
 def read_shard(path: Path, key: str) -> Moments:
-    """Load the posterior moments in a shard into memory, and check the shard's key and checksum.
+    """Load the posterior moments in a shard into memory; check their checksum, and that their fingerprint is `key`.
 
     Raises:
         UserError: the shard is damaged, or has another key.
@@ -99,6 +102,11 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
     Processes on one machine check a part each, reading shards chunk by chunk. The size, time of change and checksum of
     each checked shard are kept in the file verified.json in `folder`.
 
+    Args:
+        folder: the cache's folder.
+        paths: the shards.
+        key: fingerprint that every shard must have in its header.
+
     Raises:
         UserError: a shard is damaged, or has another key.
     """
@@ -117,7 +125,8 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
 def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[Any]]) -> list[str]:
     """Compare the checksums of shards with those in their headers; return the names of the shards.
 
-    Each shard is recorded in verified.json as soon as it is checked.
+    `stamps` holds size, time of change and expected checksum by name of a shard. They are written to verified.json as
+    soon as the shard is checked.
     """
     for path in tqdm(paths, "checking latents", leave=False, disable=None):
         _compare(path, stamps[path.name][2], streamed_checksum(path))

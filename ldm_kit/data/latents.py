@@ -85,9 +85,10 @@ class LatentBatches:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for pairs of a position in training and a picture's index.
+        """Return the batch for B pairs of a position in training and a picture's index.
 
-        A hash of the position chooses between the plain and the mirrored view.
+        The position is the number of samples that training has seen before this one; a hash of it chooses between the
+        plain and the mirrored view.
 
         Returns:
             {"mean", "logvar": [B, Z, h, w] float32, "inputs": {name: [B, ...]}, "position": int64 [B]}.

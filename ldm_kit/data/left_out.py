@@ -41,7 +41,7 @@ def log_unlisted(root: Path, table: str, pictures: Iterable[str], entries: Itera
 
     Args:
         root: the folder.
-        table: the table's file name.
+        table: the table's file name, metadata.jsonl.
         pictures: relative posix paths of all pictures in the folder.
         entries: relative posix paths of the pictures that the table lists.
     """

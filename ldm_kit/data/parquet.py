@@ -41,14 +41,14 @@ class ParquetConfig(ArchiveConfig):
 class ParquetReader:
     """Reader of the samples in parquet files; its attributes are names of columns."""
 
-    image: str = "image"
+    image: str = "image"  # column of pictures
     text: str | None = None  # column of captions; None: the column text or caption, if the table has one
     label: str | None = None  # column of classes; None: the column label, if the table has one
     fields: Sequence[str] = ()  # columns of further values to keep
 
     @property
     def key(self) -> Sequence[str]:
-        """The reader's kind and settings: all that an index depends on besides the file."""
+        """The word "parquet" and the column names; a file's cached index is made anew when they differ."""
         return ["parquet", self.image, str(self.text), str(self.label), *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:

@@ -26,8 +26,8 @@ class ReadablePictures:
     Each process counts the broken pictures that it has tried to read itself.
     """
 
-    base: PictureSet
-    settings: BadPictureSettings
+    base: PictureSet  # the same pictures, without replacements
+    settings: BadPictureSettings  # the data config: what to do about broken pictures
     replaced: dict[int, int] = field(default_factory=dict)  # index of a broken picture -> index of its replacement
 
     @property
@@ -95,7 +95,10 @@ class ReadablePictures:
 
 
 def readable(split: Split, settings: BadPictureSettings) -> Split:
-    """Return a split whose training and held-out sets replace a broken picture by another one of the same set."""
+    """Return a split whose training and held-out sets replace a broken picture by another one of the same set.
+
+    `settings` is the data config, which says how many pictures may be broken.
+    """
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)
 
@@ -109,5 +112,5 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return picture indices [B] in which each broken picture's index is exchanged for its replacement's."""
+    """Return `index` [B], with the index of each broken picture exchanged for its replacement's (by `replaced`)."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

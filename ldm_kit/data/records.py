@@ -23,7 +23,7 @@ class Record:
     name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
     text: str  # caption, "" if none
     label: int | None  # index into PictureSet.classes, None if unlabelled
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)  # further values by name, such as skin_tone
 
 
 class StringBuilder:
@@ -118,7 +118,7 @@ class Records(Sequence[Record]):
     names: Strings
     texts: Strings  # captions
     labels: Labels
-    fields: Strings  # JSON objects, "" for none
+    fields: Strings  # each picture's further values as a JSON object, "" for none
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":

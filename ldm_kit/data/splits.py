@@ -61,7 +61,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
         remedy: advice for the message: how to read all folders in another way.
 
     Returns:
-        Splits and shortened paths, in the order of `names`; None where the folders name no splits.
+        Splits and shortened paths, in the order of `names`; None if the folders name fewer than two splits.
 
     Raises:
         UserError: of the folders at one level, some name splits and others do not.
@@ -100,7 +100,10 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error for a data set in which some folders or files (`words`) name splits and `others` do not."""
+    """Return the error for a data set `source` where some folders or files (`words`) name splits and `others` do not.
+
+    `remedy` is advice for the message: how to read the data set without named splits.
+    """
     return UserError(
         f"{source} holds splits ({', '.join(sorted(words))}) beside others ({_some(others)}); move those into a split, "
         f"or {remedy}"
@@ -109,6 +112,11 @@ def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: s
 
 def check_training_role(roles: Iterable[Role | None], source: object, remedy: str) -> None:
     """Check that a data set with named splits has a training split.
+
+    Args:
+        roles: the split of each picture or file; None where no split is named.
+        source: name of the data set, for the message.
+        remedy: advice for the message: how to read the data set without named splits.
 
     Raises:
         UserError: the data set has only val or test pictures.
@@ -122,10 +130,10 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
 
 
 def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
-    """Return a dict from each file to read to the split that its name stands for, or to None if names give no splits.
+    """Return a dict from each shard to read to the split that its name stands for.
 
-    Files of an unused split (test where there is val) are left out.
-
+    All splits are None if the names stand for fewer than two splits. Shards of an unused split (test where there is
+    val) are left out. `source` is the name of the data set, for messages.
 
     Raises:
         UserError: some files are named as splits and others are not, or no file holds training pictures.
@@ -156,7 +164,10 @@ def named_members(names: Sequence[str], source: object) -> list[Role | None]:
 
 
 def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
-    """Return the split that is not used (test where there is val), or None; log how the named splits are used."""
+    """Return the split that is left out ("test" if there is also "val"), or None; log how the named splits are used.
+
+    `roles` holds the split of each picture or file; None where no split is named.
+    """
     present: set[Role] = {role for role in roles if role is not None}
     if present <= {"train"}:
         return None
@@ -215,9 +226,10 @@ def _heldout_role(roles: Collection[Role | None]) -> Role:
 
 
 def repeated(split: Split) -> Split:
-    """Return a split with training pictures repeated N times if they lie in one of kohya's folders, named N_class.
+    """Return a split in which the training pictures in kohya's folders are repeated: those in `10_dog` 10 times.
 
-    The numbers of repeats are divided by their greatest common divisor: only their ratio matters.
+    A picture of class dog in another folder counts once. The numbers of repeats are divided by their greatest common
+    divisor, because only their ratio matters.
     """
     classes, records = split.train.classes, split.train.records
     pairs = zip(names_of(records), labels_of(records), strict=True)
@@ -229,7 +241,7 @@ def repeated(split: Split) -> Split:
 
 @lru_cache(maxsize=4096)
 def _folder_repeats(folder: str, label: str) -> int:
-    """Return N if a folder in the relative path `folder` is named N_label, else 1."""
+    """Return N (at least 1) if a folder in the path `folder` is named N_LABEL, where LABEL is the class; else 1."""
     numbers = [name.removesuffix(f"_{label}") for name in folder.split("/") if name.endswith(f"_{label}")]
     return next((max(1, int(number)) for number in numbers if number.isdecimal()), 1)
 

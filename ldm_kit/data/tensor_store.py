@@ -62,7 +62,7 @@ class StoredTable:
     stays constant however many rows are read.
     """
 
-    tensors: Sequence[StoredTensor]
+    tensors: Sequence[StoredTensor]  # in the order of rows
     ends: Sequence[int] = field(init=False)  # for each tensor, the table's row after the tensor's last row
 
     def __post_init__(self) -> None:

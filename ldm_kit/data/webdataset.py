@@ -49,11 +49,11 @@ class TarReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The reader's kind and settings: all that an index depends on besides the file."""
+        """The word "tar" and the names in `fields`; a shard's cached index is made anew when they differ."""
         return ["tar", *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a complaint for each member of the tar that cannot be used, and every sample in the shard's order."""
+        """Yield a message for each member of the tar that cannot be used, then every sample in the shard's order."""
         samples, complaints = members(path)
         yield from complaints
         with path.open("rb") as file:
@@ -93,7 +93,9 @@ def load(config: WebDatasetConfig) -> Split:
 
 
 def members(path: Path) -> tuple[Samples, list[str]]:
-    """Return the samples of a tar file with the span of each member, and a complaint for each unusable member.
+    """Return the samples of a tar file, and a message for each member of the tar that cannot be used.
+
+    A sample consists of the members whose names are equal up to the first dot; offset and size of each are returned.
 
     Raises:
         UserError: the file is no uncompressed tar, or has too many members.
@@ -186,6 +188,8 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
 
 def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
     """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
+
+    `spans` holds the offset and size in the shard of each of the sample's files, by suffix.
 
     Raises:
         ValueError: a file is not valid UTF-8 or JSON.

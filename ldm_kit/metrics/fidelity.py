@@ -52,6 +52,8 @@ class Frechet(NamedTuple):
 def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch = 64) -> Tensor:
     """Return the features of pictures [N, ...] as float64 [N, D] on the CPU, computed for `batch` pictures at a time.
 
+    `features` maps pictures [B, ...] to D features each, [B, D].
+
     Raises:
         ValueError: there are no pictures, or `features` does not return [B, D].
     """
@@ -144,7 +146,7 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
 
 
 def table(rows: Mapping[str, Fidelity]) -> str:
-    """Return a markdown table with a row for each named result: shares in per cent with their 95 % intervals."""
+    """Return a markdown table of named results, one row each: shares in per cent with their 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         shares = [_percent(row.rank1, row.count), _percent(row.rank5, row.count), _percent(row.tone, row.tone_count)]
@@ -163,7 +165,7 @@ def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
 
     It is |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for means m_a, m_b and covariances A, B (divided by N - 1),
     in float64. It is biased upwards by about 1 / N, so values are comparable only at equal N. The warning says so if a
-    set has fewer than 10 D samples; with D samples or fewer, it says that the covariance is singular.
+    set has fewer than 10 D samples of D features; with D samples or fewer, it says that the covariance is singular.
 
     Raises:
         ValueError: features are not [N, D] and [M, D] with at least 2 samples each, or are not finite.

@@ -73,7 +73,8 @@ class LinearProbe:
 def balanced_accuracy(predictions: Tensor, labels: Tensor) -> Accuracy:
     """Return the balanced accuracy of predictions [N]: the share of correct ones in each class, averaged over classes.
 
-    Its interval is Wilson's for a share of N predictions, which holds if all classes are equally frequent.
+    `labels` [N] are the true classes. The accuracy's interval is Wilson's for a share of N predictions, which holds if
+    all classes are equally frequent.
     """
     right = (predictions == labels).double()
     share = torch.stack([right[labels == k].mean() for k in labels.unique()]).mean().item()

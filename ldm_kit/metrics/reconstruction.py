@@ -1,9 +1,9 @@
 """Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1], and their means over a set.
 
 Over a set, a metric is accumulated as a sum and a count (`RunningMean`), not as a mean of batch means, because the last
-batch may be smaller. The PSNR of a set is usually the mean of its pictures' PSNRs. The PSNR of the mean squared error
-over the set, `decibels(errors.mean())`, is never larger, and is dominated by the worst pictures; reports must say which
-of the two they give.
+batch may be smaller. The PSNR of a set is usually the mean of its pictures' PSNRs. The other usage, `decibels` of the
+mean of its pictures' `mse`, is never larger, and is dominated by the worst pictures; reports must say which of the two
+they give.
 """
 
 import math

@@ -188,7 +188,10 @@ def _key(config: OpenMojiConfig) -> str:
 
 
 def _read_cache(stem: Path, key: str) -> InMemory | None:
-    """Return the cached picture set; None if there is none, or (with a warning) if its files are damaged."""
+    """Return the cached picture set; None if there is none, or (with a warning) if its files are damaged.
+
+    `stem` is the path of the cache's files without their suffixes; `key` becomes part of the set's fingerprint.
+    """
     try:
         stored = json.loads(_records_file(stem).read_text(encoding="utf-8"))
         pixels = safetensors.torch.load_file(_pixels_file(stem))["pixels"]
