@@ -107,7 +107,7 @@ def _encode(encoder: Encoder, pictures: Tensor) -> Tensor:
 
 
 def open_semantic(path: Path | str) -> ModelFolder:
-    """Open the folder of a semantic model: `path` itself, or the finished model in a run's folder.
+    """Open the folder of a semantic model (a DiffAE or PDAE): `path` itself, or the finished model in a run's folder.
 
     Raises:
         UserError: no such folder, or the model in it is no semantic model.
@@ -125,7 +125,7 @@ def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Enc
     """Load the encoder of a semantic model's folder to a device, in evaluation mode and without gradients.
 
     Raises:
-        UserError: the encoder is missing, broken or of an unknown class.
+        UserError: the encoder is missing, broken or of a class other than `ENCODERS`.
     """
     kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
     return folder.component("encoder", kind, ENCODERS, device)

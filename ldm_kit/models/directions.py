@@ -60,7 +60,7 @@ class Direction(NamedTuple):
     typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
     scale: float
     bias: float
-    pairs: PairDirections | None = None  # pairs from which the direction was learned, if it was
+    pairs: PairDirections | None = None  # picture pairs from which the direction was learned; None: learned otherwise
 
     def at_code(self, z: Tensor) -> "Direction":
         """Return the direction to take from one normalised code z [D].
@@ -140,7 +140,7 @@ class Directions:
         return Directions(records, **tensors, key=self.key, pairs={**pairs, **new.pairs})
 
     def save(self, folder: Path) -> None:
-        """Write directions.safetensors and directions.json, each atomically, and enter them into the model's manifest.
+        """Write directions.safetensors and directions.json, each atomically, and add both to the model's manifest.json.
 
         Args:
             folder: `directions/` in a saved model's folder.
@@ -209,12 +209,13 @@ def _load_pairs(
 def stack_directions(
     fitted: Sequence[tuple[DirectionRecord, Fit, Tensor]], key: str, pairs: Mapping[str, PairDirections] | None = None
 ) -> Directions:
-    """Combine the results of fitting K attributes into one `Directions`.
+    """Combine K fitted attribute directions into one `Directions`.
 
     Args:
-        fitted: for each attribute its record, its linear classifier, and the mean code [D] of pictures with it.
-        key: `protocol.encoder_digest` of the model.
-        pairs: name of a direction learned from pairs -> its pairs.
+        fitted: for each direction its record, the linear classifier whose weight it is, and the mean normalised code
+            [D] of pictures with the attribute.
+        key: `protocol.encoder_digest` of the model whose codes were fitted.
+        pairs: name of a direction learned from pairs -> codes of the pairs; None: no direction was learned from pairs.
     """
     lengths = torch.stack([fit.weight.norm() for _, fit, _ in fitted])
     vectors = torch.stack([fit.weight for _, fit, _ in fitted]) / lengths[:, None]

@@ -1,4 +1,6 @@
-"""Options of sampling without guides: those with which a run's samples are evaluated, and which its model stores.
+"""Options of sampling without a noisy classifier or a guide model.
+
+A run evaluates its samples with these options, and its saved model stores them.
 
 This module imports no heavy library, so that `--help` answers at once.
 """
@@ -41,7 +43,10 @@ _ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that t
 
 
 class SamplerOptions(Config):
-    """How pictures are sampled without guides. A run evaluates its samples with these options and saves them."""
+    """How pictures are sampled, apart from guidance by a noisy classifier or a guide model.
+
+    A training run evaluates its samples with these options, and saves them with its model.
+    """
 
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
     solver: str = Field(

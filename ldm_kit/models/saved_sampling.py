@@ -83,6 +83,8 @@ class SavedSampling:
     def steps(self, key: str, most: int) -> int:
         """Return the number of DDIM steps to encode or decode a picture: as saved, or else that of the DiffAE paper.
 
+        The paper encodes in 250 steps and decodes in 100.
+
         Args:
             key: "encode_steps" or "decode_steps".
             most: most steps that the model's noise schedule allows, to which the result is limited.
@@ -110,11 +112,11 @@ class SavedSampling:
         return count, own if scale is None else scale
 
     def fill(self, options: C, section: str, names: Mapping[str, str]) -> tuple[C, str]:
-        """Fill in options that were not given with those saved with the model.
+        """Return a command's options in which those that the user left out have the values saved with the model.
 
         Args:
-            options: a command's options; fields that were given stay.
-            section: the section from which saved options are taken.
+            options: the command's options; fields that the user gave stay.
+            section: the section of the file from which saved options are taken, such as "reconstruction".
             names: field of `options` -> name of the saved option.
 
         Returns:

@@ -50,7 +50,7 @@ def scheduler_to_save(
 ) -> Any:
     """Return the diffusers scheduler that is saved with a model.
 
-    With it plain diffusers clips the predicted x_0 as we do: to [-1, 1] in pixel models, and not in latent ones.
+    With this scheduler diffusers clips the predicted x_0 as ldm_kit does: to [-1, 1], in pixel models alone.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -106,8 +106,12 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Write model_index.json to a folder whose components are all saved, and clean their configs (`strip_paths`).
 
-    A manifest of what the folder held before is removed, because the new files would not match it. The index states the
-    diffusers release, without which diffusers' inpainting pipeline raises a KeyError.
+    A manifest.json that an earlier model left in the folder is removed, because the new files would not match it. The
+    diffusers release is also written, without which diffusers' inpainting pipeline raises a KeyError.
+
+    Args:
+        folder: the model's folder.
+        index: entries of model_index.json: the model's `_class_name`, and library and class of each component.
     """
     entries = {"_diffusers_version": diffusers.__version__, **index}
     (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -185,9 +185,10 @@ class SemanticModel:
         guidance_scale: float | None = None,
         clip: Clip = "none",
     ) -> Tensor:
-        """Sample new codes z [N, D], not normalised, from the prior; for the arguments see `CodePrior.sample`.
+        """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
-        Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
+        `conditions` are N classes or prompts (None: no condition); for all arguments see `CodePrior.sample`. Where
+        `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
 
         Raises:
             UserError: the model has no prior, or arguments do not fit the prior.
