@@ -66,9 +66,9 @@ def learn(
 
     Args:
         z: normalised codes [N, D] of N pictures.
-        columns: the attributes of the pictures.
-        names: of the pictures, or of groups of them. Their hash decides which pictures are held out, so that pictures
-            with equal names are held out together or not at all.
+        columns: attributes, each with the values of all N pictures.
+        names: N names of pictures, or of groups of pictures. Their hash decides which pictures are held out, so that
+            pictures with equal names are held out together or not at all.
         key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
         options: estimator, weight decay and held-out share; None: the defaults.
 
@@ -97,11 +97,11 @@ def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directio
     Args:
         z: normalised codes [N, D] of pictures with the attribute.
         others: normalised codes [M, D] of other pictures; None: the whole training set stands for them.
-        name: of the attribute.
+        name: the attribute's name.
         key: `protocol.encoder_digest` of the model, which says whose codes the direction is for.
 
     Raises:
-        UserError: fewer than two pictures of either kind, or pictures that do not differ from the others.
+        UserError: fewer than two pictures in `z` or in `others`, or pictures that do not differ from the others.
     """
     count = min(len(z), len(z if others is None else others))
     if count < MIN_EXAMPLES:
@@ -195,9 +195,9 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
     Args:
         z: normalised codes [N, D].
-        name: of the direction.
+        name: the direction's name.
         rows: indices into z of the P pairs to fit [P, 2] and of the Q held-out pairs [Q, 2].
-        temperature: of the softmax that weights the pairs at a given picture, which is recorded.
+        temperature: softmax temperature that weights the pairs at a given picture; it is only recorded here.
     """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]

@@ -23,8 +23,8 @@ _log = logging.getLogger("ldm_kit.editing")
 class Column:
     """The values of one attribute of N pictures; a value is None where it is not known or does not apply."""
 
-    name: str
-    values: tuple[str | None, ...]
+    name: str  # the attribute's name
+    values: tuple[str | None, ...]  # value of each picture
     pairs: tuple[str | None, ...] | None = None  # pair names: pictures with equal ones differ in this attribute alone
 
     @cached_property
@@ -63,7 +63,7 @@ class Column:
 
 
 def from_openmoji(pictures: PictureSet) -> list[Column]:
-    """Return three attributes of OpenMoji pictures: gender, skin tone and group.
+    """Return three attributes of OpenMoji pictures (a set of `data.openmoji`): gender, skin tone and group.
 
     Pictures with the same role (the caption without gender and skin tone) and the same skin tone are pairs for gender;
     with the same role and the same gender, for skin tone. A yellow drawing has the skin tone "none" if its role is also
@@ -95,8 +95,8 @@ def from_file(
 
     Args:
         path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
-        names: of the pictures, relative to the folder. The attributes of a picture without a row are not known; rows of
-            other pictures are ignored.
+        names: the pictures' paths relative to the folder. The attributes of a picture without a row are not known;
+            rows of other pictures are ignored.
         columns: the attributes to read; empty: all columns that have 2 to 32 values, or numbers.
         pair: the column that has equal values for pictures that differ in one attribute alone.
 
@@ -129,8 +129,8 @@ def _column(
     """Return a column of a table as an attribute; None if it is not one.
 
     Args:
-        name: of the column.
-        values: one for each picture.
+        name: the column's name.
+        values: the value of each picture; None: not known.
         pairs: pair name of each picture; None: there are no pairs.
         named: whether the user asked for the column by its name, so that it may have any number of values.
     """
@@ -170,9 +170,9 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
     without suffix. Published tables name the file alone, and .jpg where a converted folder has .png.
 
     Args:
-        path: of the table, for messages.
+        path: the table's path, for messages.
         rows: row index by the picture's name in the table.
-        names: of the folder's pictures.
+        names: names of the folder's pictures.
 
     Raises:
         UserError: no row is of a picture of the folder.

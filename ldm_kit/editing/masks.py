@@ -22,7 +22,7 @@ _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """Read the mask of the pixels that are to be sampled again, bool [R, R]; scale and crop it as the picture.
+    """Read the mask of the pixels that are to be sampled again, bool [R, R], scaled and cropped as the picture is.
 
     In a mask without transparency these pixels are white. In a mask with transparency they are opaque, whatever their
     colours; but if the mask is the picture itself with a part erased, they are transparent. A warning says which of the

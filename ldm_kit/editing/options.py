@@ -28,10 +28,10 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Options of which some, where the user leaves them out, are the values that the model's run was evaluated with."""
+    """Base of options that default to values saved with the model: those with which its training run was evaluated."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
-    SAVED: ClassVar[Mapping[str, str]] = {}  # field here -> name in that section
+    SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that are numbers of steps over the model's noise schedule
 
     @property

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
 
 @dataclass(eq=False)
 class BaseModel:
-    """The frozen base model of a PDAE: networks in evaluation mode, without gradients; null condition; noise schedule."""
+    """The frozen base model of a PDAE: networks in evaluation mode without gradients, null condition, schedule."""
 
     folder: Path  # the model's folder; for a model from the Hub, the folder of its local copy
     vae: AutoencoderKL | VQModel | None  # None: a pixel model

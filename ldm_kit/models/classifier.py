@@ -120,7 +120,7 @@ def first_stage_of(vae: nn.Module | None) -> str | None:
 
 
 def _first_stage(folder: ModelFolder) -> str | None:
-    """Check that model_index.json is a noisy classifier's; return its `first_stage`, an autoencoder's sha256 or None."""
+    """Check that a folder holds a noisy classifier; return the autoencoder's sha256 in its index (None: pixels)."""
     if folder.class_name != CLASSIFIER:
         what = "a diffusion model" if "unet" in folder else "no noisy classifier"
         raise UserError(f"{folder} holds {what} ({folder.class_name}); expected what `method: classifier` trains")
