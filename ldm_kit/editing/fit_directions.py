@@ -174,7 +174,11 @@ def _estimate(z: Tensor, split: _Split, options: FitOptions) -> tuple[Fit, Liter
 def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, PairDirections]) -> list[_Fitted]:
     """Fit the mean step between each two values of an attribute that are linked by `MIN_PAIRS` pairs or more.
 
-    The pairs are also put into `pairs`, under the name of the direction.
+    Args:
+        z: normalised codes [N, D].
+        column: the attribute.
+        heldout: bool [N], the picture is only measured; a pair of which one picture is held out is held out too.
+        pairs: filled with the fitted pairs' codes, under the name of the direction.
     """
     if column.pairs is None or column.binary:
         return []
@@ -210,9 +214,10 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
 
 def paired_indices(column: Column, before: str, after: str) -> Tensor:
-    """Return the row indices [P, 2] of P pairs: pictures with equal pair names, the first `before`, the second `after`.
+    """Return the row indices [P, 2] of P pairs of pictures that differ in one attribute alone.
 
-    Of several pictures with the same value and the same pair name, the first is taken.
+    The first picture of each pair has the value `before` of the attribute, the second the value `after`; both have the
+    same pair name (`Column.pairs`). Of several pictures with the same value and pair name, the first is taken.
     """
     rows = column.paired_rows.get((before, after), [])
     return torch.tensor(rows, dtype=torch.long).view(-1, 2)

@@ -127,7 +127,7 @@ def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
 
 
 def _folds(z: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return pairs of codes: each fold, and all codes that are not in the fold."""
+    """Split codes z [N, D] into folds; return for each fold its codes, and all codes that are not in it."""
     fold = torch.arange(len(z)) % min(len(z), FOLDS)
     return [(z[fold == i], z[fold != i]) for i in range(min(len(z), FOLDS))]
 

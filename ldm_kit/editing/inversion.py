@@ -118,7 +118,10 @@ def invert_latents(
 
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
-    """Return latents x_0 [B, ...] with noise of the level of timestep `time`, each sample's noise from its own seed."""
+    """Return latents x_0 [B, ...] with noise of the level of timestep `time`.
+
+    `seeds` has a seed for each of the B samples, from which the sample's noise is drawn.
+    """
     eps = initial_noise(seeds, x_0.shape[1:]).to(x_0)
     return pipeline.schedule.add_noise(x_0, eps, times_like(x_0, time))
 

@@ -140,10 +140,10 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _list_rows(path: Path, text: str) -> Iterator[_Row]:
-    """Yield the rows of a list in CelebA's form.
+    """Yield line number and values by column of each row of a list in CelebA's form.
 
-    Its first line is the number of rows, the second the attributes' names; each further line is a picture's name and
-    values.
+    The first line of `text` is the number of rows, the second the attributes' names; each further line is a picture's
+    name and values.
     """
     lines = text.splitlines()
     header = lines[1].split() if len(lines) > 1 else []

@@ -81,7 +81,10 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 
 
 def _pair_names(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | None, ...]:
-    """Return a pair name for each drawing: its role and its value of `other`; None where that value is mixed."""
+    """Return a pair name for each drawing: its role and its value of the field `other`; None where that is "mixed".
+
+    `fields` has the values of each drawing's OpenMoji record by the field's name.
+    """
     return tuple(None if field[other] == "mixed" else f"{field['role']}/{field[other]}" for field in fields)
 
 
@@ -91,7 +94,7 @@ def from_file(
     """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
 
     A column of more than 32 different numbers, such as an age, becomes a binary attribute: the number is above the
-    median. Whole numbers that are all different, such as an index, become one only if `columns` names the column.
+    median. Whole numbers that are all different, such as serial numbers, do so only if `columns` names their column.
 
     Args:
         path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
@@ -196,9 +199,15 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
 
 
 def _matched(rows: Mapping[str, int], names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
-    """Return the row index of each picture, by name, whose key is the key of one row and of no other picture.
+    """Match pictures to rows of a table by a part of their names.
 
-    `key` returns the part of a name that is compared.
+    Args:
+        rows: row index by the picture's name in the table.
+        names: names of the folder's pictures.
+        key: returns the part of a name that is compared, such as the file name without its folder.
+
+    Returns:
+        Row index by the picture's name, for each picture whose key is the key of one row and of no other picture.
     """
     keys, counts = Counter(map(key, rows)), Counter(map(key, names))
     by_key = {key(name): number for name, number in rows.items() if keys[key(name)] == 1}

@@ -86,7 +86,7 @@ def _from_examples(model: Semantic, examples: TrainingExamples, key: str) -> Dir
 
 
 def describe_directions(directions: Directions) -> list[str]:
-    """Return a line on each direction: name, held-out scores, estimator, pictures, and typical strength."""
+    """Return a line of text on each direction: name, held-out scores, estimator, numbers of pictures, strength."""
     lines: list[str] = []
     for record in directions.records:
         scores = "not measured"

@@ -99,7 +99,10 @@ def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def apply_edits(model: Semantic, code: Code, edits: Sequence[Sequence[Change]]) -> Code:
-    """Apply K edits, each a list of changes, to one picture's z [1, D]; return z [K, D] with its x_T K times."""
+    """Apply K edits, each a list of changes, to one picture's code, and return the K edited codes.
+
+    `code` has z [1, D] and x_T [1, Z, h, w]. The result has z [K, D] and the unchanged x_T K times, [K, Z, h, w].
+    """
     z = torch.cat([move_codes(model, code.z, changes) for changes in edits])
     return Code(z, code.x_T.expand(len(z), *code.x_T.shape[1:]))
 

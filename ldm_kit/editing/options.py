@@ -41,7 +41,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded as pictures: numbers of steps over the model's noise schedule, and PDAE's `stop`."""
+    """How codes are decoded as pictures: numbers of steps and, for a PDAE, the share left to the base model."""
 
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"

@@ -168,7 +168,7 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function of timesteps [B] to noise [B, C, R, R], and the timesteps [B] to measure (None: all).
+    """Return a function of timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] to measure (None: all).
 
     Both depend on the pictures' indices [B] in the held-out set, not on the batch. `steps` is the number of timesteps.
     """

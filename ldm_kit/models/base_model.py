@@ -186,7 +186,8 @@ def _beside(folder: Path, path: str) -> Path:
 def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
     """Return a base model's folder, and its origin on the Hub (None for a local folder).
 
-    If `base` is both the path of a folder and a name on the Hub, the folder is meant.
+    If `base` is both the path of a folder and a name on the Hub, the folder is meant. `revision` is a branch, tag or
+    commit on the Hub; None: main.
     """
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):

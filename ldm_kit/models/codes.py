@@ -93,7 +93,11 @@ def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of N pictures, read and encoded at most `batch` at once, to codes float32 [N, D] on the CPU."""
+    """Encode a set of N pictures, read and encoded at most `batch` at once, by a semantic encoder.
+
+    Returns:
+        Codes, not normalised, float32 [N, D] on the CPU.
+    """
     size = BatchSize.of(batch)
     codes = size.batches(len(pictures), lambda indices: _encode(encoder, pictures.pictures(indices)))
     return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])

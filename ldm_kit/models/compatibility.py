@@ -121,6 +121,10 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
     """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
 
+    Args:
+        of_guide: the guide model's conditioner.
+        of_model: the guided model's conditioner.
+
     Raises:
         UserError: they are conditioned on different things.
     """

@@ -22,7 +22,7 @@ UNET: Mapping[str, Any] = {
     "UNet2DModel": UNet2DModel,
     "AdmUNet": AdmUNet,
 }
-OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> our module that has it, not diffusers
+OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> module that defines it, if not diffusers
 COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name -> (library, classes)
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
@@ -33,7 +33,7 @@ _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder") 
 
 
 class Components(NamedTuple):
-    """The components of a diffusion model, in evaluation mode and without gradients."""
+    """The components of a diffusion model; its networks are in evaluation mode and without gradients."""
 
     vae: Any  # AutoencoderKL or VQModel; None: a pixel model
     unet: Any  # UNet2DConditionModel, UNet2DModel or AdmUNet

@@ -32,7 +32,7 @@ _DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # number of 
 
 
 class DirectionRecord(Config):
-    """What directions.json holds about one direction: its name, how it was fitted, and how well it classifies."""
+    """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
@@ -65,9 +65,9 @@ class Direction(NamedTuple):
     def at_code(self, z: Tensor) -> "Direction":
         """Return the direction to take from one normalised code z [D].
 
-        A direction learned from pairs has a step for each code, `PairDirections.step(z)`: its unit vector becomes
-        `vector`, and its length / sqrt(D) becomes `typical`. Any other direction is returned as it is. Scale and bias
-        do not belong to the new vector, so call `logit` of the original direction.
+        A direction learned from pairs has a step for each code, `PairDirections.step(z)`. The result has the
+        step scaled to length 1 as `vector`, and the step's length / sqrt(D) as `typical`. Any other direction is
+        returned as it is. Scale and bias do not belong to the new vector, so call `logit` of the original direction.
         """
         if self.pairs is None:
             return self
@@ -195,7 +195,10 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return the pairs in a file's tensors, by direction name; None if some are missing or their shapes are wrong."""
+    """Return, by direction name, the pairs' codes among the tensors of directions.safetensors.
+
+    The result is None if the codes of a direction of `records` are missing or have wrong shapes.
+    """
     pairs: dict[str, PairDirections] = {}
     for record in records:
         if record.temperature is not None:

@@ -28,7 +28,7 @@ from ldm_kit.training.precision import resolve_precision
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # _class_name in the index of a noisy classifier
 SEMANTIC = "ldm_kit.SemanticModel"  # _class_name in the index of a semantic model
-_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys from which we take shapes
+_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that give shapes
 
 
 class Noise(NamedTuple):
@@ -103,7 +103,7 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder of a component, such as a prior, that has components itself but no model_index.json."""
+        """Return the sub-folder `name` of a component that has components itself but no index, such as a prior's."""
         return ModelFolder(self.path / name, {})
 
     @property
@@ -239,7 +239,7 @@ def read_json(path: Path, subject: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence diffusers' log messages within the context, as our own errors report faults of weights."""
+    """Silence diffusers' log messages within the context, as errors of ldm_kit report faults of weights."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

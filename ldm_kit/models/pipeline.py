@@ -147,7 +147,7 @@ class Pipeline:
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's label of each prompt, [B]; None without a classifier; UserError: unknown class."""
+        """Return the classifier's labels [B] of B prompts; None without one. UserError: a class that it lacks."""
         if self.classifier is None:
             return None
         name = options.classifier_class

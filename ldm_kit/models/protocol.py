@@ -49,7 +49,7 @@ class Semantic(Protocol):
         ...
 
     def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
-        """Encode pictures uint8 [N, C, R, R] as codes z, float32 [N, D], not normalised."""
+        """Encode pictures uint8 [N, C, R, R], at most `batch` at once, as codes z, float32 [N, D], not normalised."""
         ...
 
     def invert(
@@ -108,7 +108,7 @@ def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Return codes [N, D] normalised by mean and standard deviation of the training pictures' codes, on the CPU."""
+    """Return codes z [N, D] normalised by mean and deviation of the model's training pictures' codes, on the CPU."""
     return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 
@@ -135,7 +135,7 @@ def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) ->
 
 @contextmanager
 def step_bar(description: str) -> Iterator[Progress]:
-    """Show a progress bar over steps.
+    """Show a progress bar over steps, labelled `description`, within the context.
 
     Yields:
         The function to call with the finished and the total number of steps; it updates the bar.

@@ -25,7 +25,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class SavedSampling:
-    """The options saved in a model's `sampling.json`."""
+    """The options with which a model's training run was evaluated, as saved in `sampling.json`."""
 
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """JSON values by section ("sampling", "reconstruction", "prior") and by option name."""
@@ -34,7 +34,7 @@ class SavedSampling:
 
     @classmethod
     def of(cls, name: str, options: Config, condition_dropout: float | None = None) -> "SavedSampling":
-        """Return an object with one section, which holds the options of a run.
+        """Return a `SavedSampling` with one section, which holds the options of a training run.
 
         Args:
             name: the section, "sampling", "reconstruction" or "prior".

@@ -2,7 +2,7 @@
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
 training pictures' codes), `model_index.json`, optionally `prior/`. DiffAE adds `unet/`, `scheduler/` and, if latent,
-`vae/`. PDAE adds `shift/`; its index refers to the base model by a relative path or a Hub commit, and a sha256.
+`vae/`. PDAE adds `shift/`; model_index.json refers to the base model by a relative path or a Hub commit, and a sha256.
 """
 
 from collections.abc import Iterator, Sequence
