@@ -34,7 +34,7 @@ class ModelContext(Config):
 
     @property
     def directions(self) -> Path:
-        """The folder of the model's attribute directions."""
+        """The folder `directions/` in the model's folder, with the attribute directions learned for the model."""
         from ldm_kit.models.directions import FILE
 
         return self.folder / FILE

@@ -45,7 +45,7 @@ class FitOptions(Config):
 
 @dataclass(frozen=True)
 class _Split:
-    """Masks, bool [N], of the N pictures for one value of an attribute."""
+    """Which of N pictures fit the direction of one value of an attribute, and which measure it: masks, bool [N]."""
 
     positive: Tensor  # pictures to fit that have the value
     negative: Tensor  # pictures to fit that have another value

@@ -34,9 +34,9 @@ class Column:
 
     @cached_property
     def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Row indices (i, j) of pictures with equal pair names, by their values (value of i, value of j).
+        """Row indices (i, j) of all pairs of pictures with equal pair names, by their values (value of i, value of j).
 
-        The pairs of two values are sorted by the smaller index.
+        A pair occurs under both orders of its values; the pairs of one key are sorted by the smaller index.
         """
         first: dict[str, dict[str, int]] = {}
         for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
@@ -58,7 +58,7 @@ class Column:
 
     @property
     def kinds(self) -> list[str]:
-        """The different values that occur, sorted; "yes" alone for a binary attribute."""
+        """The different values that the attribute has in the pictures, sorted; "yes" alone for a binary attribute."""
         return ["yes"] if self.binary else sorted({value for value in self.values if value is not None})
 
 

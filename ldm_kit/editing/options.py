@@ -123,7 +123,7 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: a folder of pictures with a table of labels, OpenMoji, or a folder of examples."""
+    """Options of `edit.py learn`: the training pictures: a folder with a table of labels, OpenMoji, or examples."""
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")

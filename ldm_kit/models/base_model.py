@@ -228,9 +228,12 @@ def _config_text(schedule: ScheduleConfig) -> str:
 
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
-    """Check that a_t^2 + s_t^2 = 1 and a_t > 0 at all timesteps t, as PDAE's formulas require; x_t = a_t x_0 + s_t eps.
+    """Check that a noise schedule has a_t^2 + s_t^2 = 1 and a_t > 0 at all timesteps t, as PDAE's formulas require.
 
-    Raises UserError, whose message names `folder`.
+    Here x_t = a_t x_0 + s_t eps.
+
+    Raises:
+        UserError: it has not; the message names `folder`, the model's.
     """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
