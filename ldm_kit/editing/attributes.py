@@ -29,6 +29,10 @@ from ldm_kit.paths import check_writable, check_writable_file
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
     """Change all requested attributes of one picture at once or, with --strip, by several strengths side by side.
 
+    Args:
+        context: the model, its attribute directions, and the output folder.
+        options: the picture, the attributes' names, and how far each is changed.
+
     Raises:
         UserError: an attribute without a direction, a file that is no picture, a model that is not semantic, or more
             steps than the model's noise schedule allows.
@@ -48,7 +52,7 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 
 
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
-    """Return, for each picture to decode, the changes to make in it, and its caption."""
+    """Return, for each picture to decode, the list of changes to make in its code, and its caption."""
     if options.strip is not None:
         names = ", ".join(direction.name for direction in directions)
         edits = [[Change(direction, strength) for direction in directions] for strength in options.strip_strengths]
@@ -63,8 +67,10 @@ def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[lis
 def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> list[float]:
     """Return one strength for each direction.
 
-    `strengths` has one for each direction, one for all, or none: then the typical strengths are taken, clamped to the
-    allowed range.
+    Args:
+        strengths: one number for each direction, or one for all; empty: each direction's typical strength, clamped to
+            the allowed range, -`MAX_STRENGTH` to `MAX_STRENGTH`.
+        directions: the directions of the attributes to change.
     """
     if not strengths:
         return [max(-MAX_STRENGTH, min(MAX_STRENGTH, direction.typical)) for direction in directions]
@@ -73,6 +79,10 @@ def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> l
 
 def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
     """Decode what one picture shows (its semantic code z) with the details of another (its stochastic code x_T).
+
+    Args:
+        context: the model and the output folder, to which both pictures and the mixed one are written.
+        options: the files of the two pictures, and the numbers of steps.
 
     Raises:
         UserError: a file that is no picture, a model that is not semantic, or more steps than the model's noise
@@ -92,12 +102,15 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
     """Return the names and cosine similarities of the pictures whose codes are nearest to one picture's, best first.
 
-    If `options.among` is a folder of pictures, the nearest ones and a sheet of them are also written. If it is a code
-    file, which holds no pictures, nothing is written.
+    Args:
+        context: the model.
+        options: the picture, the number of neighbours, and `among`, where to search. If `among` is a folder of
+            pictures, the nearest ones and a sheet of them are also written. If it is a code file, which holds no
+            pictures, nothing is written.
 
     Raises:
-        UserError: a file that is no picture, a model that is not semantic, or neither a folder nor a file of the
-            model's codes.
+        UserError: a file that is no picture, a model that is not semantic, or an `among` that is neither a folder nor a
+            file of the model's codes.
     """
     if options.among.is_dir():
         check_writable(options.out)
@@ -119,7 +132,11 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
 def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
     """Encode the pictures of a folder into one code file; return a message for the user.
 
-    The message says how many pictures were encoded, to which file, and which settings the saved model decided.
+    The message says how many pictures were encoded, to which file, and which settings were those saved with the model.
+
+    Args:
+        context: the model.
+        options: the folder of pictures, the file to write, and whether x_T is saved beside z.
 
     Raises:
         UserError: there is no such folder, or the model is not semantic.
@@ -138,6 +155,10 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
 
 def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
     """Decode the pictures of a code file. If the file has no x_T, picture i gets a random one from `options.seed` + i.
+
+    Args:
+        context: the model and the output folder.
+        options: the code file, the first seed, and the number of steps.
 
     Raises:
         UserError: no file of this model's codes, a model that is not semantic, or more steps than the model's noise

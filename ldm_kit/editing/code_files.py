@@ -1,4 +1,4 @@
-"""Code files: the codes of named pictures in one safetensors file, with a checksum over names and codes."""
+"""Code files: semantic and stochastic codes of named pictures in one safetensors file, with a checksum over both."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FORMAT = "ldm_kit codes 1"
 class CodeFile:
     """The codes of N named pictures, encoded by one model."""
 
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # N names, such as paths within the pictures' folder
     z: Tensor  # semantic codes [N, D], as the encoder returns them, not normalised
     x_T: Tensor | None  # stochastic codes [N, Z, h, w]; None if they were not saved
     key: str  # `protocol.encoder_digest` of the model that encoded the pictures
@@ -77,10 +77,10 @@ def encode(model: Semantic, pictures: PictureSet, steps: int | None = 250, batch
     """Encode a set of pictures, a batch at a time, with a progress bar.
 
     Args:
-        model: encodes and inverts the pictures.
+        model: encodes the pictures to semantic codes z, and inverts them to stochastic codes x_T.
         pictures: the N pictures.
-        steps: DDIM steps of the inversion to the stochastic codes x_T; None: the file has no x_T.
-        batch: pictures at a time.
+        steps: DDIM steps of the inversion; None: the file has no x_T.
+        batch: most pictures at a time; halved when memory runs out.
     """
     size = BatchSize.of(batch)
 

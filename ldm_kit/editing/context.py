@@ -34,7 +34,7 @@ class ModelContext(Config):
 
     @property
     def directions(self) -> Path:
-        """The folder of the model's attribute directions."""
+        """The folder `directions/` in the model's folder, with the attribute directions learned for the model."""
         from ldm_kit.models.directions import FILE
 
         return self.folder / FILE
@@ -109,11 +109,11 @@ class EditContext(ModelContext):
 
 
 class EditResult(NamedTuple):
-    """The result of an edit, as a command prints it."""
+    """What a command reports of an edit; `str(result)` is the text that it prints."""
 
     pictures: int  # number of pictures written
     sheet: Path  # a PNG that shows them all
-    note: str = ""  # a sentence on the settings that the saved model decided
+    note: str = ""  # a sentence on the options whose values were saved with the model; empty if none were
 
     def __str__(self) -> str:
         text = f"{self.pictures} pictures in {self.sheet.parent}, all of them in {self.sheet}"
@@ -121,12 +121,18 @@ class EditResult(NamedTuple):
 
 
 def chosen_out(options: Any) -> Path:
-    """Return `options.out` if the user gave it; else its default or, if that is in use, a free path such as edits-2."""
+    """Return the output path of a command: `options.out` as the user gave it, or else its default.
+
+    A default that is in use is replaced by a free path, such as edits-2. `options` are any options with a field `out`.
+    """
     from ldm_kit.viz.png import unused_path
 
     return options.out if "out" in options.model_fields_set else unused_path(options.out)
 
 
 def png_settings(**settings: Any) -> dict[str, str]:
-    """Return the settings of an edit as metadata for PNGs. The settings must hold no path and no name of a file."""
+    """Return metadata for PNGs: the settings of an edit as JSON under the key "edit".
+
+    The settings, values that JSON can hold, must contain no path and no name of a file.
+    """
     return {"edit": json.dumps(settings, ensure_ascii=False)}

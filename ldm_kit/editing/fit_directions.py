@@ -45,7 +45,7 @@ class FitOptions(Config):
 
 @dataclass(frozen=True)
 class _Split:
-    """Masks, bool [N], of the N pictures for one value of an attribute."""
+    """Which of N pictures fit the direction of one value of an attribute, and which measure it: masks, bool [N]."""
 
     positive: Tensor  # pictures to fit that have the value
     negative: Tensor  # pictures to fit that have another value
@@ -66,9 +66,9 @@ def learn(
 
     Args:
         z: normalised codes [N, D] of N pictures.
-        columns: the attributes of the pictures.
-        names: of the pictures, or of groups of them. Their hash decides which pictures are held out, so that pictures
-            with equal names are held out together or not at all.
+        columns: attributes, each with the values of all N pictures.
+        names: N names of pictures, or of groups of pictures. Their hash decides which pictures are held out, so that
+            pictures with equal names are held out together or not at all.
         key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
         options: estimator, weight decay and held-out share; None: the defaults.
 
@@ -97,11 +97,11 @@ def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directio
     Args:
         z: normalised codes [N, D] of pictures with the attribute.
         others: normalised codes [M, D] of other pictures; None: the whole training set stands for them.
-        name: of the attribute.
+        name: the attribute's name.
         key: `protocol.encoder_digest` of the model, which says whose codes the direction is for.
 
     Raises:
-        UserError: fewer than two pictures of either kind, or pictures that do not differ from the others.
+        UserError: fewer than two pictures in `z` or in `others`, or pictures that do not differ from the others.
     """
     count = min(len(z), len(z if others is None else others))
     if count < MIN_EXAMPLES:
@@ -174,7 +174,11 @@ def _estimate(z: Tensor, split: _Split, options: FitOptions) -> tuple[Fit, Liter
 def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, PairDirections]) -> list[_Fitted]:
     """Fit the mean step between each two values of an attribute that are linked by `MIN_PAIRS` pairs or more.
 
-    The pairs are also put into `pairs`, under the name of the direction.
+    Args:
+        z: normalised codes [N, D].
+        column: the attribute.
+        heldout: bool [N], the picture is only measured; a pair of which one picture is held out is held out too.
+        pairs: filled with the fitted pairs' codes, under the name of the direction.
     """
     if column.pairs is None or column.binary:
         return []
@@ -195,9 +199,9 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
     Args:
         z: normalised codes [N, D].
-        name: of the direction.
+        name: the direction's name.
         rows: indices into z of the P pairs to fit [P, 2] and of the Q held-out pairs [Q, 2].
-        temperature: of the softmax that weights the pairs at a given picture, which is recorded.
+        temperature: softmax temperature that weights the pairs at a given picture; it is only recorded here.
     """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]
@@ -210,9 +214,10 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
 
 def paired_indices(column: Column, before: str, after: str) -> Tensor:
-    """Return the row indices [P, 2] of P pairs: pictures with equal pair names, the first `before`, the second `after`.
+    """Return the row indices [P, 2] of P pairs of pictures that differ in one attribute alone.
 
-    Of several pictures with the same value and the same pair name, the first is taken.
+    The first picture of each pair has the value `before` of the attribute, the second the value `after`; both have the
+    same pair name (`Column.pairs`). Of several pictures with the same value and pair name, the first is taken.
     """
     rows = column.paired_rows.get((before, after), [])
     return torch.tensor(rows, dtype=torch.long).view(-1, 2)

@@ -81,9 +81,12 @@ def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
 
 
 def shrunk_covariance(centred: Tensor) -> Tensor:
-    """Estimate the covariance [D, D] of centred rows [N, D], shrunk towards a multiple of the identity.
+    """Estimate the covariance [D, D] of codes, shrunk towards a multiple of the identity.
 
     This is the estimator OAS (Chen et al. 2010, eq. 23).
+
+    Args:
+        centred: codes [N, D] minus the mean of their class.
     """
     n, d = centred.shape
     sample = centred.T @ centred / n
@@ -95,7 +98,13 @@ def shrunk_covariance(centred: Tensor) -> Tensor:
 
 
 def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
-    """Score a direction's fit on held-out codes z [N, D], normalised, with labels `positive`, bool [N]."""
+    """Score a linear classifier of an attribute on held-out pictures.
+
+    Args:
+        fit: the classifier.
+        z: normalised codes [N, D] of the held-out pictures.
+        positive: bool [N], the picture has the attribute.
+    """
     return _score_logits(fit.logit(z), positive)
 
 
@@ -104,6 +113,10 @@ def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
 
     Each class is split into as many folds as it has examples, at most twenty. One fold of one class is left out at a
     time.
+
+    Args:
+        positives: normalised codes [N, D] of pictures with the attribute.
+        negatives: normalised codes [M, D] of other pictures.
     """
     if min(len(positives), len(negatives)) < 2:
         return Score()
@@ -114,7 +127,7 @@ def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
 
 
 def _folds(z: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return pairs of codes: each fold, and all codes that are not in the fold."""
+    """Split codes z [N, D] into folds; return for each fold its codes, and all codes that are not in it."""
     fold = torch.arange(len(z)) % min(len(z), FOLDS)
     return [(z[fold == i], z[fold != i]) for i in range(min(len(z), FOLDS))]
 

@@ -103,10 +103,10 @@ def save_result(
     Args:
         context: the output folder, and whether PNGs record metadata.
         pictures: the N pictures.
-        captions: one for each picture.
-        columns: as for `save_sheet`.
-        seeds: as for `save_sheet`.
-        settings: of the edit, for the PNGs' metadata.
+        captions: one for each picture; they stand on the sheet and in the file names.
+        columns: number of columns of the sheet; None: chosen by `save_sheet`.
+        seeds: one for each picture, for the file names; None: 0.
+        settings: settings of the edit by name, for the PNGs' metadata; JSON values.
     """
     png_text = context.png_text(**settings)
     sheet = save_sheet(pictures, captions, context.out_folder, columns=columns, seeds=seeds, png_text=png_text)
@@ -117,9 +117,9 @@ def save_animation(frames: Tensor, path: Path, duration: int = 80, *, back: bool
     """Write frames uint8 [N, C, R, R] as an endless GIF (.gif) or APNG (.png, .apng); return the number written.
 
     Args:
-        frames: in order.
-        path: its ending decides the format.
-        duration: of each frame in milliseconds; a GIF stores it in units of 10.
+        frames: the N frames in order.
+        path: the file to write; its ending decides the format.
+        duration: milliseconds for which each frame is shown; a GIF stores them in units of 10.
         back: append the frames in reverse order, without repeating the first and the last.
 
     Raises:

@@ -35,18 +35,18 @@ def inpaint_latents(
     seeds: Sequence[int],
     resample: int = 1,
 ) -> Iterator[State]:
-    """Sample x_0 [B, ...] again where the mask is True; elsewhere x_t stays x_0 with noise of the level of t.
+    """Sample pictures or latents again where the mask is True; elsewhere x_t is x_0 noised to the level of timestep t.
 
     Each step is an ancestral (DDPM) step and is taken `resample` times, with noise added in between, so that the
     sampled part fits the known one (Lugmayr et al. 2022, algorithm 1). The last step, to clean data, is taken once. The
     noise of each sample depends on its own seed alone.
 
     Args:
-        denoiser: with a noise schedule of any kind.
-        x_0: clean pictures or latents.
-        mask: bool, [1, 1, h, w] or like x_0.
+        denoiser: the model, with a noise schedule of any kind.
+        x_0: clean pictures or latents [B, C, h, w].
+        mask: bool [1, 1, h, w] or of the shape of x_0, True where x_0 is sampled again.
         times: falling timesteps, from (nearly) pure noise to -1, which is clean data.
-        cond: condition, as the denoiser takes it.
+        cond: condition in the form that the denoiser takes; None: no condition.
         seeds: one for each of the B samples.
         resample: how often each step is taken, 1 or more.
 

@@ -17,6 +17,10 @@ from ldm_kit.paths import check_writable_file
 def interpolate_pictures(context: EditContext, options: InterpolationOptions) -> EditResult:
     """Interpolate between two pictures and write the results; with `options.morph`, write an animation as well.
 
+    Args:
+        context: the model and the output folder.
+        options: the two pictures, the number of pictures to decode, the mode, and the animation's file.
+
     Raises:
         UserError: a file that is no picture, a model that is not semantic, more steps than the model's noise schedule
             allows, or mode `trajectory` with a model that is no PDAE.
@@ -44,8 +48,8 @@ def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -
     (Zhang et al. 2022).
 
     Args:
-        model: decodes the codes.
-        ends: the codes of the two pictures.
+        model: decodes the codes; a PDAE in the mode `trajectory`.
+        ends: z [2, D] and x_T [2, Z, h, w] of the first and the last picture.
         options: number of pictures, mode and steps.
     """
     first, last = ends.take([0]), ends.take([1])

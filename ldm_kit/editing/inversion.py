@@ -34,9 +34,9 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
     default is reduced to T - 1 where it is larger.
 
     Args:
-        pipeline: the model.
-        options: number of steps.
-        strength: share (0, 1] of the training timesteps.
+        pipeline: the model, whose number of training timesteps is T.
+        options: their `steps` is the number of steps.
+        strength: share of the training timesteps, above 0 and at most 1.
 
     Raises:
         UserError: the user gave more than T - 1 steps.
@@ -60,8 +60,8 @@ def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float
 
     Args:
         pipeline: the model.
-        options: timesteps at strength 1; number of steps and spacing otherwise.
-        strength: share (0, 1] of the training timesteps.
+        options: resolved options, whose `timesteps` are returned at strength 1; at others, `steps` and `spacing` count.
+        strength: share of the training timesteps, above 0 and at most 1.
     """
     if strength == 1:
         return list(options.timesteps)
@@ -98,13 +98,13 @@ def invert_latents(
 
     Args:
         denoiser: predicts x_0 and eps.
-        x: clean pictures or latents.
-        times: rising timesteps.
-        cond: condition, as the denoiser takes it.
+        x: clean pictures or latents [B, ...], which stand at the first timestep.
+        times: rising timesteps, such as `inversion_times` returns.
+        cond: condition in the form that the denoiser takes.
         refine: iterations in each step, each an evaluation of the network at x_u; 0 is plain DDIM inversion.
 
     Yields:
-        The state after each step.
+        The state after each step; x of the last state is the inverted x, at the last timestep.
     """
     for level, next_level in pairwise(levels(denoiser.schedule, times)):
         *_, state = ddim(denoiser, x, [level.t, next_level.t], cond)
@@ -118,7 +118,10 @@ def invert_latents(
 
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
-    """Return latents x_0 [B, ...] with noise of the level of timestep `time`, each sample's noise from its own seed."""
+    """Return latents x_0 [B, ...] with noise of the level of timestep `time`.
+
+    `seeds` has a seed for each of the B samples, from which the sample's noise is drawn.
+    """
     eps = initial_noise(seeds, x_0.shape[1:]).to(x_0)
     return pipeline.schedule.add_noise(x_0, eps, times_like(x_0, time))
 
@@ -144,8 +147,8 @@ def reconstruction_error(
     Args:
         pipeline: the model.
         pictures: the original pictures, uint8 [N, C, R, R].
-        latents: of the original pictures, as `encode_image` returns them.
-        reconstructed: latents that were sampled back from the inverted ones.
+        latents: latents [N, Z, h, w] of the original pictures, as `encode_image` returns them.
+        reconstructed: latents [N, Z, h, w] that were sampled back from the inverted ones.
     """
     autoencoder = None
     if pipeline.vae is not None:
@@ -154,5 +157,5 @@ def reconstruction_error(
 
 
 def mean_squared(one: Tensor, other: Tensor) -> float:
-    """Return the mean squared difference of uint8 pictures, with pixels scaled to 0..1."""
+    """Return the mean squared difference of two uint8 tensors of pictures of one shape, with pixels scaled to 0..1."""
     return float((one.float() - other.float()).div(255).square().mean())

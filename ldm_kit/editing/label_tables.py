@@ -29,7 +29,7 @@ class Table:
     """A table of pictures' attributes, column by column; a missing value is None."""
 
     rows: dict[str, int] = field(default_factory=dict)  # picture's name -> index of its row
-    columns: dict[str, list[str | None]] = field(default_factory=dict)
+    columns: dict[str, list[str | None]] = field(default_factory=dict)  # attribute's name -> value of each row
 
     def add(self, name: str, values: Mapping[str, str]) -> None:
         """Add the row of one picture.
@@ -37,8 +37,8 @@ class Table:
         Columns without a value in the row stay shorter; a later value or `pad` fills the gap with None.
 
         Args:
-            name: of the picture.
-            values: of the row, by column.
+            name: the picture's name.
+            values: the row's values by the column's name.
         """
         number = len(self.rows)
         self.rows[name] = number
@@ -68,8 +68,8 @@ def read_table(path: Path) -> Table:
     """Read a table of pictures' attributes in one pass: .csv, .tsv, .jsonl, or a .txt in the form of CelebA's list.
 
     Raises:
-        UserError: the file cannot be read, has another form or a broken row, or a row names no picture or the picture
-            of an earlier row.
+        UserError: the file cannot be read, has none of these forms, or has a broken row, one without a picture's name,
+            or one with the picture of an earlier row.
     """
     table = Table()
     for number, row in _numbered_rows(path, _read(path)):
@@ -140,10 +140,10 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _list_rows(path: Path, text: str) -> Iterator[_Row]:
-    """Yield the rows of a list in CelebA's form.
+    """Yield line number and values by column of each row of a list in CelebA's form.
 
-    Its first line is the number of rows, the second the attributes' names; each further line is a picture's name and
-    values.
+    The first line of `text` is the number of rows, the second the attributes' names; each further line is a picture's
+    name and values.
     """
     lines = text.splitlines()
     header = lines[1].split() if len(lines) > 1 else []

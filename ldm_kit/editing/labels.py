@@ -23,8 +23,8 @@ _log = logging.getLogger("ldm_kit.editing")
 class Column:
     """The values of one attribute of N pictures; a value is None where it is not known or does not apply."""
 
-    name: str
-    values: tuple[str | None, ...]
+    name: str  # the attribute's name
+    values: tuple[str | None, ...]  # value of each picture
     pairs: tuple[str | None, ...] | None = None  # pair names: pictures with equal ones differ in this attribute alone
 
     @cached_property
@@ -34,9 +34,9 @@ class Column:
 
     @cached_property
     def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Row indices (i, j) of pictures with equal pair names, by their values (value of i, value of j).
+        """Row indices (i, j) of all pairs of pictures with equal pair names, by their values (value of i, value of j).
 
-        The pairs of two values are sorted by the smaller index.
+        A pair occurs under both orders of its values; the pairs of one key are sorted by the smaller index.
         """
         first: dict[str, dict[str, int]] = {}
         for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
@@ -58,12 +58,12 @@ class Column:
 
     @property
     def kinds(self) -> list[str]:
-        """The different values that occur, sorted; "yes" alone for a binary attribute."""
+        """The different values that the attribute has in the pictures, sorted; "yes" alone for a binary attribute."""
         return ["yes"] if self.binary else sorted({value for value in self.values if value is not None})
 
 
 def from_openmoji(pictures: PictureSet) -> list[Column]:
-    """Return three attributes of OpenMoji pictures: gender, skin tone and group.
+    """Return three attributes of OpenMoji pictures (a set of `data.openmoji`): gender, skin tone and group.
 
     Pictures with the same role (the caption without gender and skin tone) and the same skin tone are pairs for gender;
     with the same role and the same gender, for skin tone. A yellow drawing has the skin tone "none" if its role is also
@@ -81,7 +81,10 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 
 
 def _pair_names(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | None, ...]:
-    """Return a pair name for each drawing: its role and its value of `other`; None where that value is mixed."""
+    """Return a pair name for each drawing: its role and its value of the field `other`; None where that is "mixed".
+
+    `fields` has the values of each drawing's OpenMoji record by the field's name.
+    """
     return tuple(None if field[other] == "mixed" else f"{field['role']}/{field[other]}" for field in fields)
 
 
@@ -91,12 +94,12 @@ def from_file(
     """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
 
     A column of more than 32 different numbers, such as an age, becomes a binary attribute: the number is above the
-    median. Whole numbers that are all different, such as an index, become one only if `columns` names the column.
+    median. Whole numbers that are all different, such as serial numbers, do so only if `columns` names their column.
 
     Args:
         path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
-        names: of the pictures, relative to the folder. The attributes of a picture without a row are not known; rows of
-            other pictures are ignored.
+        names: the pictures' paths relative to the folder. The attributes of a picture without a row are not known;
+            rows of other pictures are ignored.
         columns: the attributes to read; empty: all columns that have 2 to 32 values, or numbers.
         pair: the column that has equal values for pictures that differ in one attribute alone.
 
@@ -129,8 +132,8 @@ def _column(
     """Return a column of a table as an attribute; None if it is not one.
 
     Args:
-        name: of the column.
-        values: one for each picture.
+        name: the column's name.
+        values: the value of each picture; None: not known.
         pairs: pair name of each picture; None: there are no pairs.
         named: whether the user asked for the column by its name, so that it may have any number of values.
     """
@@ -170,9 +173,9 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
     without suffix. Published tables name the file alone, and .jpg where a converted folder has .png.
 
     Args:
-        path: of the table, for messages.
+        path: the table's path, for messages.
         rows: row index by the picture's name in the table.
-        names: of the folder's pictures.
+        names: names of the folder's pictures.
 
     Raises:
         UserError: no row is of a picture of the folder.
@@ -196,9 +199,15 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
 
 
 def _matched(rows: Mapping[str, int], names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
-    """Return the row index of each picture, by name, whose key is the key of one row and of no other picture.
+    """Match pictures to rows of a table by a part of their names.
 
-    `key` returns the part of a name that is compared.
+    Args:
+        rows: row index by the picture's name in the table.
+        names: names of the folder's pictures.
+        key: returns the part of a name that is compared, such as the file name without its folder.
+
+    Returns:
+        Row index by the picture's name, for each picture whose key is the key of one row and of no other picture.
     """
     keys, counts = Counter(map(key, rows)), Counter(map(key, names))
     by_key = {key(name): number for name, number in rows.items() if keys[key(name)] == 1}

@@ -23,6 +23,10 @@ from ldm_kit.paths import check_writable
 def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Directions:
     """Learn attribute directions, add them to the directions saved with the model, and return the new ones.
 
+    Args:
+        context: the model.
+        examples: the pictures to learn from: a folder with a table of labels, OpenMoji, or a folder of examples.
+
     Raises:
         UserError: labels that do not match the pictures, too few pictures, a model that is not semantic, or a model's
             folder that cannot be written to.
@@ -82,7 +86,7 @@ def _from_examples(model: Semantic, examples: TrainingExamples, key: str) -> Dir
 
 
 def describe_directions(directions: Directions) -> list[str]:
-    """Return a line on each direction: name, held-out scores, estimator, pictures, and typical strength."""
+    """Return a line of text on each direction: name, held-out scores, estimator, numbers of pictures, strength."""
     lines: list[str] = []
     for record in directions.records:
         scores = "not measured"

@@ -22,7 +22,7 @@ _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """Read the mask of the pixels that are to be sampled again, bool [R, R]; scale and crop it as the picture.
+    """Read the mask of the pixels that are to be sampled again, bool [R, R], scaled and cropped as the picture is.
 
     In a mask without transparency these pixels are white. In a mask with transparency they are opaque, whatever their
     colours; but if the mask is the picture itself with a part erased, they are transparent. A warning says which of the
@@ -54,7 +54,13 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
 
 
 def _new_pixels(image: Image.Image, picture: Image.Image, path: Path) -> NDArray[np.bool_]:
-    """Return which pixels of a decoded mask are to be sampled again, bool [h, w] at the mask's own size."""
+    """Return which pixels of a mask are to be sampled again, bool [h, w] at the mask's own size.
+
+    Args:
+        image: the decoded mask.
+        picture: the decoded picture, to tell whether the mask is that picture with a part erased.
+        path: the mask's file, for warnings.
+    """
     alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     if alpha.min() == 255:
         return np.asarray(image.convert("L")) >= _HALF
@@ -77,7 +83,9 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Scale a mask [h, w] to [R, R], and crop it to the centre as its picture of a size (width, height) is cropped.
+    """Scale a mask [h, w] to [R, R], R = `resolution`, and crop it to the centre as its picture is cropped.
+
+    `size` is the picture's (width, height), which may differ from the mask's.
 
     A box filter weighs all pixels in a cell alike, so that the cell is above 0 if and only if one of them is new.
     """

@@ -45,11 +45,11 @@ def decode(
 
     Args:
         model: decodes the codes.
-        code: z and x_T of the N pictures.
-        steps: DDIM steps.
-        batch: pictures at a time.
-        stop: of a PDAE, the share of the steps, the last ones, that use the base model without the gradient estimator.
-        trajectory: of a PDAE, the codes towards which every step is interpolated.
+        code: z [N, D] and x_T [N, Z, h, w] of the N pictures.
+        steps: number of DDIM steps.
+        batch: most pictures at a time.
+        stop: PDAE only: share of the steps, the last ones, that use the base model without the gradient estimator.
+        trajectory: PDAE only: second codes and weights, N each; every step mixes the gradients under both codes.
     """
     with step_bar("decoding") as progress:
         return model.decode(code.z, code.x_T, steps, batch, stop, trajectory=trajectory, progress=progress)
@@ -61,7 +61,8 @@ def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
     A number of steps that the user left out is reduced to the most that the model's noise schedule allows.
 
     Raises:
-        UserError: the user asks for more steps than that, or for `stop` with a model that is no PDAE; names the flag.
+        UserError: the user asks for more steps than that, or for `stop` with a model that is no PDAE; the message names
+            the flag.
     """
     given = options.model_fields_set
     options, note = model.saved.fill(options, options.SECTION, options.SAVED)
@@ -87,9 +88,9 @@ def check_not_idle(changes: Sequence[Change]) -> None:
 
 
 def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Move codes z [N, D] along the directions of all changes (Preechakul et al. 2022).
+    """Move codes z [N, D], not normalised, along the directions of all changes (Preechakul et al. 2022).
 
-    The order of the changes does not matter.
+    The order of the changes does not matter. `model` gives the mean and deviation with which codes are normalised.
     """
     mean, std = statistics(model)
     for direction, strength in changes:
@@ -98,13 +99,25 @@ def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def apply_edits(model: Semantic, code: Code, edits: Sequence[Sequence[Change]]) -> Code:
-    """Apply K edits, each a list of changes, to one picture's z [1, D]; return z [K, D] with its x_T K times."""
+    """Apply K edits, each a list of changes, to one picture's code, and return the K edited codes.
+
+    `code` has z [1, D] and x_T [1, Z, h, w]. The result has z [K, D] and the unchanged x_T K times, [K, Z, h, w].
+    """
     z = torch.cat([move_codes(model, code.z, changes) for changes in edits])
     return Code(z, code.x_T.expand(len(z), *code.x_T.shape[1:]))
 
 
 def interpolate(first: Code, last: Code, count: int) -> Code:
-    """Interpolate two codes at `count` points, both ends among them: z linearly, x_T spherically."""
+    """Interpolate the codes of two pictures at `count` points, both ends among them: z linearly, x_T spherically.
+
+    Args:
+        first: z [1, D] and x_T [1, Z, h, w] of the first picture.
+        last: z and x_T of the last picture, in the same shapes.
+        count: number of points.
+
+    Returns:
+        z [count, D] and x_T [count, Z, h, w].
+    """
     weights = torch.linspace(0, 1, count)
     z = torch.lerp(first.z.expand(count, -1), last.z.expand(count, -1), weights[:, None])
     shape = (count, *first.x_T.shape[1:])
@@ -112,7 +125,7 @@ def interpolate(first: Code, last: Code, count: int) -> Code:
 
 
 def mix_codes(content: Code, details: Code) -> Code:
-    """Combine the semantic code z of one picture with the stochastic code x_T of another."""
+    """Return the semantic code z of `content` with the stochastic code x_T of `details`."""
     return Code(content.z, details.x_T)
 
 

@@ -28,10 +28,10 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Options of which some, where the user leaves them out, are the values that the model's run was evaluated with."""
+    """Base of options that default to values saved with the model: those with which its training run was evaluated."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
-    SAVED: ClassVar[Mapping[str, str]] = {}  # field here -> name in that section
+    SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that are numbers of steps over the model's noise schedule
 
     @property
@@ -41,7 +41,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded as pictures: numbers of steps over the model's noise schedule, and PDAE's `stop`."""
+    """How codes are decoded as pictures: numbers of steps and, for a PDAE, the share left to the base model."""
 
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
@@ -123,7 +123,7 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: a folder of pictures with a table of labels, OpenMoji, or a folder of examples."""
+    """Options of `edit.py learn`: the training pictures: a folder with a table of labels, OpenMoji, or examples."""
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")

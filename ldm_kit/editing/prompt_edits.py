@@ -40,6 +40,10 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
 
     The picture is also sampled back under its own prompt; the error of this reconstruction is returned as well.
 
+    Args:
+        context: the model and the output folder.
+        options: the picture, its own and the other prompt, and how the picture is inverted and sampled.
+
     Raises:
         UserError: a file that is no picture, a model without prompts, or more steps than the model's noise schedule
             allows.
@@ -66,7 +70,10 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
 def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult:
     """Add noise to a picture and sample from there under a prompt (SDEdit, Meng et al. 2022).
 
-    The noise level is that of a share `options.strength` of the training timesteps.
+    Args:
+        context: the model and the output folder.
+        options: the picture, the prompt, the seeds, and `strength`, the share of the training timesteps whose noise
+            level is added.
 
     Raises:
         UserError: a file that is no picture, a prompt that does not fit the model, or more steps than the model's noise
@@ -88,6 +95,10 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
 
 def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult:
     """Sample a picture again where the mask is white; all other pixels keep their exact values.
+
+    Args:
+        context: the model and the output folder.
+        options: the files of picture and mask, the prompt, the seeds, and how often each step is repeated.
 
     Raises:
         UserError: a file that is no picture, an empty or full mask, a prompt that does not fit the model, or more steps
@@ -120,9 +131,9 @@ def _settings(
     """Return the settings of an edit for the PNGs' metadata.
 
     Args:
-        options: of the command.
-        sampling: the same options as the model resolved them.
-        times: timesteps that were visited.
+        options: the command's options.
+        sampling: the same options, completed with the values saved with the model.
+        times: timesteps that were visited, the first and the last among them.
         left_out: names of options that are not recorded: paths, numbers in the file names, options without effect.
     """
     sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields})
@@ -131,17 +142,21 @@ def _settings(
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Read a picture; return it as uint8 [1, C, R, R], and its latents."""
+    """Read a picture at the model's size; return it as uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
     channels, side = picture_shape(pipeline)
     picture = read_picture(path, side, channels)[None]
     return picture, encode_image(pipeline, picture)
 
 
 def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
-    """Return the condition of all `options.count` pictures.
+    """Encode the user's prompt to a condition with one row for each picture to sample.
+
+    Args:
+        pipeline: the model, which encodes the prompt.
+        options: `prompt`, None for an unconditional model, and `count`, the number of pictures.
 
     Raises:
-        UserError: a prompt for an unconditional model, or none for a conditional one.
+        UserError: a prompt for an unconditional model, or no prompt for a conditional one.
     """
     if pipeline.conditioner.null is None:
         if options.prompt is not None:
@@ -153,7 +168,17 @@ def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
 
 
 def _last(pipeline: Pipeline, states: Iterator[State], steps: int, description: str) -> Tensor:
-    """Run a sampler to its end, with a progress bar; return x of its last state. Raises NonFiniteError."""
+    """Run a sampler to its end, with a progress bar; return x of its last state.
+
+    Args:
+        pipeline: the model, which checks that all states are finite.
+        states: the sampler's states, one for each step.
+        steps: number of states.
+        description: name of the process, such as "sampling", for the progress bar and for errors.
+
+    Raises:
+        NonFiniteError: NaN or infinity was computed.
+    """
     *_, last = tqdm(pipeline.finite.states(states, description), description, total=steps, unit="step")
     return last.x
 

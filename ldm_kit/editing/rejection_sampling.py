@@ -20,8 +20,8 @@ MAX_BLOCK = 256  # codes sampled at a time, shared by the pictures that have non
 class AttributeThreshold:
     """The condition under which a code is accepted: the probability of an attribute is above a threshold."""
 
-    attribute: str
-    threshold: float = 0.5
+    attribute: str  # name of the attribute
+    threshold: float = 0.5  # that the probability must exceed, 0 to 1
     tries: int = 1000  # most codes that are tried for each picture
 
 

@@ -17,7 +17,7 @@ from ldm_kit.models.semantic import SemanticModel
 
 
 class SamplePriorResult(NamedTuple):
-    """The result of `sample_prior`, as the command prints it."""
+    """What the command reports of `sample_prior`; `str(result)` is the text that it prints."""
 
     result: EditResult
     acceptance: str | None  # a sentence on the share of accepted codes; None: no attribute was asked for
@@ -29,7 +29,9 @@ class SamplePriorResult(NamedTuple):
 def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePriorResult:
     """Sample new pictures, each from its own seed: a code from the model's prior, decoded with a random x_T.
 
-    If the options name an attribute, only codes that have it are accepted.
+    Args:
+        context: the model and the output folder.
+        options: class or prompt, seeds, and steps. If they name an attribute, only codes that have it are accepted.
 
     Raises:
         UserError: a model without a prior, a class or prompt that does not fit it, an unknown attribute, no accepted
@@ -87,7 +89,10 @@ def _settings(options: SamplePriorOptions) -> dict[str, object]:
 def _sample_codes(
     context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Return codes z [N, D], a caption for each, and a sentence on the share that was accepted."""
+    """Return codes z [N, D], not normalised, a caption for each, and a sentence on the share that was accepted.
+
+    The sentence is None if the options name no attribute, as all codes are then taken.
+    """
 
     def sample(seeds: Sequence[int]) -> Tensor:
         prompts = None if options.prompt is None else [options.prompt] * len(seeds)

@@ -97,7 +97,14 @@ def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions
 def _save_pictures(
     pictures: Iterator[Tensor], jobs: Sequence[_Job], out: Path, metadata: Mapping[str, str] | None
 ) -> list[Tensor]:
-    """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures."""
+    """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures.
+
+    Args:
+        pictures: yields the pictures, uint8 [C, R, R], in the order of `jobs`.
+        jobs: prompt and seed of each picture.
+        out: the folder.
+        metadata: metadata of every PNG, to which prompt and seed are added; None: no metadata at all.
+    """
     first: list[Tensor] = []
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
@@ -116,7 +123,7 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 
 
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Check that the prompts fit the model and its guides; return the prompts to sample with."""
+    """Check that the user's prompts `texts` fit the model and its guides; return the prompts to sample with."""
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
@@ -129,7 +136,13 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
 
 
 def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Return the prompts for an unconditional model: the class names for its classifier, or else one empty prompt."""
+    """Return the prompts for an unconditional model.
+
+    They are `texts`, class names for the classifier that guides the model, or else one empty prompt.
+
+    Raises:
+        UserError: no class for the classifier, or a prompt that nothing uses.
+    """
     classes = pipeline.classifier is not None and options.classifier_class is None
     if classes and not texts:
         raise UserError("a classifier needs a class; give class names as prompts, or --classifier_class NAME")

@@ -1,6 +1,7 @@
 """Measure the variational bound on the negative log-likelihood of held-out pictures under a pixel model, in bits/dim.
 
-The bound is the sum of a prior and one term for each timestep; the term of t = 0 is the reconstruction.
+The bound is a prior term, the KL divergence of fully noised pictures from normal noise, plus a term for each timestep.
+The term of t = 0 is that of the reconstruction.
 """
 
 import io
@@ -167,7 +168,7 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function of timesteps [B] to noise [B, C, R, R], and the timesteps [B] to measure (None: all).
+    """Return a function of timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] to measure (None: all).
 
     Both depend on the pictures' indices [B] in the held-out set, not on the batch. `steps` is the number of timesteps.
     """
@@ -199,7 +200,7 @@ def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterato
 
 @dataclass(eq=False)
 class _Sums:
-    """Running sums of measured terms.
+    """Running sums of the measured terms of the variational bound, in bits/dim, over T timesteps.
 
     A term at one of K random timesteps, drawn with density p, has weight 1 / (K p): the expected weighted sum of the K
     terms is then the sum of the terms of all timesteps.
@@ -207,7 +208,7 @@ class _Sums:
 
     weights: Tensor  # weight of a term at each timestep, [T]; 1 where all timesteps are measured
     times: int  # number of timesteps measured of each picture, K
-    sums: Tensor  # sum of the unweighted terms at each timestep, [T]
+    sums: Tensor  # sum of the measured terms at each timestep, without the weights, [T]
     counts: Tensor  # number of terms measured at each timestep, [T]
     batches: list[Tensor]  # for each batch [3, B]: prior, weighted sum of terms, weighted sum of terms at t = 0
 

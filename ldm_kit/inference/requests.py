@@ -14,7 +14,7 @@ DEVICE = "cpu, cuda, ...; the accelerator if there is one"  # help text of a dev
 
 
 class GenerationRequest(Config):
-    """Which pictures to generate: `count` of each prompt, with the seeds `seed`, `seed + 1`, ..."""
+    """Which pictures to generate: `count` of each prompt; those of a prompt have the seeds `seed`, `seed + 1`, ..."""
 
     prompts: tuple[str, ...] = Field(
         default=(),

@@ -1,7 +1,8 @@
-"""The base model of a PDAE: a frozen diffusion model of pixels or latents, saved by us or by diffusers.
+"""The base model of a PDAE: a frozen diffusion model of pixels or latents, saved by ldm_kit or by diffusers.
 
-PDAE never changes its base model and saves no copy of it. A saved PDAE refers to the base model's folder, or to its
-commit on the Hugging Face Hub, and checks it by a sha256 over its weights and its noise schedule.
+A PDAE (Zhang et al. 2022) adds a semantic code to a trained diffusion model. It never changes this base model and saves
+no copy of it. A saved PDAE refers to the base model's folder, or to its commit on the Hugging Face Hub, and checks it
+by a sha256 over the base model's weights and noise schedule.
 """
 
 import os
@@ -51,17 +52,17 @@ class Origin(NamedTuple):
 
 @dataclass(eq=False)
 class BaseModel:
-    """A frozen base model: networks in evaluation mode without gradients, null condition and noise schedule."""
+    """The frozen base model of a PDAE: networks in evaluation mode without gradients, null condition, schedule."""
 
-    folder: Path
+    folder: Path  # the model's folder; for a model from the Hub, the folder of its local copy
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
     unet: UNet
-    null: Condition  # null condition for one sample; empty for an unconditional model
+    null: Condition  # condition that stands for no prompt and no class, one row; empty for an unconditional model
     schedule_config: ScheduleConfig
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
-    sha256: str  # identifies the model: of its weights, prediction type, variance and table of a_t
-    former_sha256: str  # the digest of releases 0.1 and 0.2, which hashed the schedule's config, not the table of a_t
+    sha256: str  # identifies the model: digest of its weights, prediction type, variance type and signal levels a_t
+    former_sha256: str  # digest of releases 0.1 and 0.2, which hashed the noise schedule's config in place of the a_t
     origin: Origin | None = None  # repository on the Hub; None: opened from a folder
 
     @classmethod
@@ -69,13 +70,14 @@ class BaseModel:
         """Open a base model from a folder or from the Hugging Face Hub (its local copy, or else a download).
 
         Args:
-            base: a model's folder, a run's folder, or `owner/name` on the Hub.
+            base: a saved model's folder, a run's folder with a finished model, or `owner/name` on the Hub.
             device: where the networks are put.
             revision: branch, tag or commit on the Hub; None: main.
 
         Raises:
-            UserError: no diffusion model, a model without a trained null condition, a noise schedule to which PDAE's
-                formulas do not apply, or a model on the Hub that is neither in the cache nor can be downloaded.
+            UserError: no diffusion model, a conditional model whose null condition was never trained, a noise schedule
+                without a_t^2 + s_t^2 = 1 and a_t > 0 (where x_t = a_t x_0 + s_t eps), or a model on the Hub that is
+                neither in the cache nor can be downloaded.
         """
         copy, origin = _locate(base, revision)
         folder = ModelFolder.open(copy)
@@ -126,9 +128,13 @@ class BaseModel:
         return self
 
     def reference(self, folder: Path) -> dict[str, str]:
-        """Return the entry by which a PDAE saved in `folder` refers to this base model in its index.
+        """Return the entry `base` of a PDAE's model_index.json, by which the PDAE refers to this base model.
 
-        It holds the sha256 and either `path`, relative to `folder`, or `hub` and `revision` (the commit).
+        Args:
+            folder: the folder in which the PDAE is saved.
+
+        Returns:
+            `sha256`, and either `path`, relative to `folder`, or `hub` (owner/name) and `revision` (the commit).
         """
         if self.origin is not None:
             return {"hub": self.origin.name, "revision": self.origin.commit, "sha256": self.sha256}
@@ -140,11 +146,12 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
 
     Args:
         folder: the PDAE's folder, to which `path` is relative.
-        reference: the index's entry `base`, {path, sha256} or {hub, revision, sha256}, see `BaseModel.reference`.
+        reference: entry `base` of the PDAE's model_index.json: a dictionary with the keys path and sha256, or hub,
+            revision and sha256, see `BaseModel.reference`.
         device: where the networks are put.
 
     Raises:
-        UserError: the entry has another form, or the base model is not there or has changed since.
+        UserError: the entry has another form, or the base model is not there or has changed since the training.
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
@@ -177,7 +184,11 @@ def _beside(folder: Path, path: str) -> Path:
 
 
 def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
-    """Return a base model's folder, and its origin on the Hub; a name for which a folder exists means that folder."""
+    """Return a base model's folder, and its origin on the Hub (None for a local folder).
+
+    If `base` is both the path of a folder and a name on the Hub, the folder is meant. `revision` is a branch, tag or
+    commit on the Hub; None: main.
+    """
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):
         if revision is not None:
@@ -194,24 +205,36 @@ def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None
 
 
 def _complete(folder: Path) -> bool:
-    """Return whether the local copy of a Hub model has an index, and weights in each component's folder."""
+    """Return whether the local copy of a Hub model has model_index.json, and weights in each component's folder."""
     components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
     return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
 def _table_text(schedule: Schedule) -> str:
-    """Return a_t of all timesteps as text to be hashed, to 7 digits, as further digits may differ between machines."""
+    """Return the signal levels a_t of all timesteps as text to be hashed; x_t = a_t x_0 + s_t eps.
+
+    They have 7 digits, as further digits may differ between machines.
+    """
     return " ".join(f"{a:.6e}" for a in schedule.a.tolist())
 
 
 def _config_text(schedule: ScheduleConfig) -> str:
-    """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed; `steps` is num_train_timesteps."""
+    """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed.
+
+    They called num_train_timesteps `steps`.
+    """
     old = {"num_train_timesteps": "steps"}
     return str({old.get(key, key): getattr(schedule, key) for key in _SCHEDULE_KEYS})
 
 
 def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
-    """Check that a_t^2 + s_t^2 = 1 and a_t > 0 at all timesteps t, as PDAE's formulas require."""
+    """Check that a noise schedule has a_t^2 + s_t^2 = 1 and a_t > 0 at all timesteps t, as PDAE's formulas require.
+
+    Here x_t = a_t x_0 + s_t eps.
+
+    Raises:
+        UserError: it has not; the message names `folder`, the model's.
+    """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
         what = "ends in pure noise (zero_terminal)" if preserving else "is a flow"

@@ -1,7 +1,7 @@
 """Load, save and evaluate a noisy classifier p(y | x_t, t), which guides sampling.
 
-Its folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise schedule of its training)
-and `model_index.json`, which also holds the sha256 of the autoencoder whose latents it classifies.
+A classifier's folder has the diffusers layout with safetensors: `classifier/`, `scheduler/` (the noise schedule of the
+training) and `model_index.json`, which also holds the sha256 of the autoencoder whose latents are classified.
 """
 
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class NoisyClassifier:
     """Classifier of noised pictures or latents x_t, whose gradient guides sampling (Dhariwal & Nichol 2021).
 
     Args:
-        net: the network in evaluation mode: x_t [B, Z, h, w] and times [B] to logits [B, K].
+        net: the network in evaluation mode. It maps x_t [B, Z, h, w] of Z channels and timesteps [B] to logits [B, K].
         classes: K class names, in the order of the network's outputs.
-        schedule_config: noise schedule of its training, which must be that of the model it guides.
-        first_stage: sha256 of the autoencoder whose latents it classifies (`first_stage_of`); None: it classifies
-            pixels.
+        schedule_config: noise schedule of the classifier's training, which must be that of the model it guides.
+        first_stage: sha256 of the autoencoder whose latents the network classifies (`first_stage_of`); None: it
+            classifies pixels.
     """
 
     net: HalfUNet
@@ -86,12 +86,12 @@ class NoisyClassifier:
         """Load a noisy classifier. No pickled or remote code is run.
 
         Args:
-            folder: a saved classifier's folder, or a run's folder with a finished one.
+            folder: a saved classifier's folder, or a run's folder with a finished classifier.
             device: where the network is put.
 
         Raises:
-            UserError: no such folder, a model that is no classifier, or a component that is missing, broken or
-                unknown.
+            UserError: no such folder, a model that is no classifier, or a component that is missing, broken or of
+                another class than a classifier's.
         """
         opened = ModelFolder.open(folder, "classifier")
         first_stage = _first_stage(opened)
@@ -104,20 +104,23 @@ class NoisyClassifier:
 
 
 def any_target(schedule: ScheduleConfig) -> PredictionType:
-    """Return a prediction type that is valid under a schedule.
+    """Return a prediction type that is valid under a noise schedule, for the scheduler's config of a saved classifier.
 
-    A classifier predicts no such quantity, but the scheduler that is saved with it has to state one.
+    A classifier predicts neither x_0 nor eps, but the config has to state a prediction type.
     """
     return "flow" if schedule.kind == "flow" else "v"
 
 
 def first_stage_of(vae: nn.Module | None) -> str | None:
-    """Return the sha256 (hex) of an autoencoder's weights, which says whose latents a model takes; None for pixels."""
+    """Return the sha256 (hex) of an autoencoder's weights, which identifies the latents that a model takes.
+
+    `vae` is None for a pixel model, which has no autoencoder; the result is then None.
+    """
     return None if vae is None else weights_digest(vae)
 
 
 def _first_stage(folder: ModelFolder) -> str | None:
-    """Check that a folder's index is a noisy classifier's; return the sha256 of the autoencoder that it names."""
+    """Check that a folder holds a noisy classifier; return the autoencoder's sha256 in its index (None: pixels)."""
     if folder.class_name != CLASSIFIER:
         what = "a diffusion model" if "unet" in folder else "no noisy classifier"
         raise UserError(f"{folder} holds {what} ({folder.class_name}); expected what `method: classifier` trains")

@@ -93,7 +93,11 @@ def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of N pictures, read and encoded at most `batch` at once, to codes float32 [N, D] on the CPU."""
+    """Encode a set of N pictures, read and encoded at most `batch` at once, by a semantic encoder.
+
+    Returns:
+        Codes, not normalised, float32 [N, D] on the CPU.
+    """
     size = BatchSize.of(batch)
     codes = size.batches(len(pictures), lambda indices: _encode(encoder, pictures.pictures(indices)))
     return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
@@ -107,7 +111,7 @@ def _encode(encoder: Encoder, pictures: Tensor) -> Tensor:
 
 
 def open_semantic(path: Path | str) -> ModelFolder:
-    """Open the folder of a semantic model: `path` itself, or the finished model in a run's folder.
+    """Open the folder of a semantic model (a DiffAE or PDAE): `path` itself, or the finished model in a run's folder.
 
     Raises:
         UserError: no such folder, or the model in it is no semantic model.
@@ -125,7 +129,7 @@ def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Enc
     """Load the encoder of a semantic model's folder to a device, in evaluation mode and without gradients.
 
     Raises:
-        UserError: the encoder is missing, broken or of an unknown class.
+        UserError: the encoder is missing, broken or of a class other than `ENCODERS`.
     """
     kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
     return folder.component("encoder", kind, ENCODERS, device)

@@ -87,11 +87,11 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 class FixedCondition:
     """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
 
-    It wraps a guide model, which needs the prompts as its own conditioner encodes them.
+    It wraps a guide model, which needs the prompts as the guide's own conditioner encodes them.
     """
 
     denoiser: Denoiser
-    cond: Any
+    cond: Any  # condition in the form that `denoiser` takes
 
     @property
     def schedule(self) -> Schedule:
@@ -106,7 +106,7 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     """Return the class name that each prompt stands for.
 
     Args:
-        conditioner: that of an unconditional or a class-conditional model.
+        conditioner: the conditioner of an unconditional or a class-conditional model.
         prompts: class names or numbers.
 
     Raises:
@@ -120,6 +120,10 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
     """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
+
+    Args:
+        of_guide: the guide model's conditioner.
+        of_model: the guided model's conditioner.
 
     Raises:
         UserError: they are conditioned on different things.

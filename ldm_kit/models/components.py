@@ -1,4 +1,7 @@
-"""Load the components of a plain diffusion model: known classes only, and checked to fit together."""
+"""Load the components of a plain diffusion model (autoencoder, U-Net, conditioner), and check that they fit together.
+
+Plain means neither a noisy classifier nor a semantic model. Only components of the classes in `COMPONENTS` are loaded.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,31 +22,31 @@ UNET: Mapping[str, Any] = {
     "UNet2DModel": UNet2DModel,
     "AdmUNet": AdmUNet,
 }
-OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> our module that has it, not diffusers
-COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name -> (library, known classes)
+OUR_LIBRARIES: Mapping[str, str] = {"AdmUNet": "ldm_kit.nets.adm"}  # class -> module that defines it, if not diffusers
+COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name -> (library, classes)
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
     **conditioners.components(),
 }
-_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # not built; `noise` reads a config
+_UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # components that are not loaded
 
 
 class Components(NamedTuple):
-    """The components of a diffusion model, in evaluation mode and without gradients."""
+    """The components of a diffusion model; its networks are in evaluation mode and without gradients."""
 
     vae: Any  # AutoencoderKL or VQModel; None: a pixel model
-    unet: Any
-    conditioner: Conditioner
-    noise: Noise  # what the scheduler's config says
+    unet: Any  # UNet2DConditionModel, UNet2DModel or AdmUNet
+    conditioner: Conditioner  # encodes prompts or classes
+    noise: Noise  # noise schedule, prediction type and variance type, from the scheduler's config
 
 
 def load_components(folder: ModelFolder, device: torch.device | str) -> Components:
     """Load all components of a diffusion model to a device.
 
     Raises:
-        UserError: the folder holds no plain diffusion model, or a component is missing, broken, unknown, or does not
-            fit the others.
+        UserError: the folder holds a noisy classifier or a semantic model, or a component is missing, broken, of a
+            class other than `COMPONENTS`, or does not fit the others.
     """
     classes = component_classes(folder)
     noise = folder.noise()
@@ -65,8 +68,8 @@ def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.de
         device: where the autoencoder is put.
 
     Raises:
-        UserError: its files are missing, broken or of another class, or its normalisation cannot be undone (a
-            scaling factor of 0).
+        UserError: the autoencoder's files are missing, broken or of another class, or its normalisation of latents
+            cannot be undone (a scaling factor of 0).
     """
     vae = folder.component(name, kind, FIRST_STAGE, device)
     try:
@@ -76,10 +79,11 @@ def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.de
 
 
 def component_classes(folder: ModelFolder) -> dict[str, str]:
-    """Return the class name of each component that a diffusion model's index names, by the component's name.
+    """Return, by component name, the class name of each component that a diffusion model's model_index.json names.
 
     Raises:
-        UserError: the folder holds no plain diffusion model, or a component is missing, unknown or needs its own code.
+        UserError: the folder holds a noisy classifier or a semantic model, or a component is missing, of a class other
+            than `COMPONENTS`, or asks for Python code of its own (`auto_map`).
     """
     if folder.class_name == CLASSIFIER:
         raise UserError(

@@ -20,7 +20,8 @@ def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
     """Load the decoder of a semantic model's folder to a device, in evaluation mode.
 
     Raises:
-        UserError: a component is missing, broken or unknown, or PDAE's base model is not there or has changed.
+        UserError: a component is missing, broken or of an unsupported class, or PDAE's base model is not there or has
+            changed.
     """
     decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
     return decoder.to(device)
@@ -53,9 +54,9 @@ def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder
 
 @dataclass(frozen=True)
 class _WithBase:
-    """`ShiftUNet.from_pretrained` with the base model's U-Net filled in.
+    """Stands for the class `ShiftUNet` in a call of `ModelFolder.component`, and loads it with its base model's U-Net.
 
-    `ModelFolder.component` takes an instance in place of a class, and calls `from_pretrained` without a base model.
+    `ModelFolder.component` calls `from_pretrained` of a class without a base model, which a `ShiftUNet` needs.
     """
 
     base: BaseModel

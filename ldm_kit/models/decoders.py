@@ -86,7 +86,7 @@ class CodeDecoder:
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return DiffAE's timesteps in rising order: those of `prior.strided`, without the -1 for clean data."""
+        """Return DiffAE's `steps` timesteps in rising order: those of `prior.strided` but -1, which is clean data."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
@@ -102,13 +102,20 @@ class CodeDecoder:
     def down(
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
-        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM in `steps` steps.
+        """Decode noise x [B, ...] with codes z [B, D] to latents by DDIM.
+
+        Args:
+            x: noise x_T [B, ...].
+            z: codes [B, D].
+            steps: number of DDIM steps.
+            stop: 0, as only PDAE has a base model that could take the last steps.
+            trajectory: None, as only PDAE has gradients to interpolate.
 
         Yields:
             The state after each step; x of the last state is the latents.
 
         Raises:
-            UserError: `stop` is not 0, or a trajectory is given; both need PDAE's base model.
+            UserError: `stop` is not 0, or a trajectory is given.
         """
         if stop:
             raise UserError(f"stop is {stop}, but this model has no frozen one to leave steps to; expected 0")
@@ -125,7 +132,7 @@ class CodeDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `unet/`, `scheduler/` and `vae/` to a model's folder; return their entries for its index."""
+        """Write `unet/`, `scheduler/` and `vae/` to a model's folder; return their entries for model_index.json."""
         scheduler = scheduler_to_save(self.schedule_config, self.target, "small", pixels=self.vae is None)
         scheduler.save_pretrained(folder / "scheduler")
         self.unet.save_pretrained(folder / "unet")
@@ -138,10 +145,10 @@ class CodeDecoder:
 
 @dataclass(eq=False)
 class ShiftDecoder:
-    """PDAE's decoder: a frozen base model whose eps is shifted by a learned gradient G(x_t, t, z) of the code z."""
+    """PDAE's decoder: a frozen base model whose predicted eps is shifted by a learned gradient G(x_t, t, z)."""
 
-    shift: ShiftUNet  # estimates G
-    base: BaseModel
+    shift: ShiftUNet  # estimates G, for noised latents x_t at timestep t and a semantic code z
+    base: BaseModel  # the frozen diffusion model
     precision: torch.dtype | None = None  # dtype of autocast; None: no autocast
     stops: bool = field(init=False, default=True)  # whether `down` can leave its last steps to the base model
     schedule: Schedule = field(init=False)  # the base model's noise schedule
@@ -235,7 +242,7 @@ class ShiftDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `shift/` to a model's folder; return its entry for the index, and the reference to the base model."""
+        """Write `shift/` to a model's folder; return its entry for model_index.json, and that of the base model."""
         self.shift.save_pretrained(folder / "shift")
         return {"shift": SHIFT, "base": self.base.reference(folder)}
 

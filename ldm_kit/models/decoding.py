@@ -28,7 +28,7 @@ def encode_pictures(vae: AutoencoderKL | VQModel | None, pictures: Tensor) -> Te
         pictures: uint8 [N, C, R, R] on the device of `vae`.
 
     Returns:
-        Latents, float32 [N, Z, h, w].
+        Latents of Z channels, float32 [N, Z, h, w].
 
     Raises:
         NonFiniteError: the encoder gives NaN or infinity.
@@ -100,7 +100,7 @@ def last_states(
         count: number of samples in all.
         batch: most samples at once; halved when memory runs out.
         steps: number of states that `run` yields for a batch.
-        check: the check to which the networks in `run` report their results.
+        check: raises NonFiniteError if a network's result or a state in `run` has NaN or infinity.
         name: name of the process ("decoding"), for the error about a result that is not finite.
         progress: called with the finished and the total number of steps of all batches; None: not called.
     """
@@ -128,7 +128,7 @@ def check_pictures(pictures: Tensor, shape: tuple[int, int, int]) -> None:
 
 
 def check_codes(z: Tensor, count: int, width: int) -> None:
-    """Check that z is [count, width] and finite; raise UserError if it is not."""
+    """Check that z holds `count` codes of `width` numbers each, [count, width], all finite; raise UserError if not."""
     if tuple(z.shape) != (count, width):
         raise UserError(f"expected {count} codes of {width} numbers each, got {[*z.shape]}")
     check_finite("the file or encoder of the codes", z)

@@ -32,7 +32,7 @@ _DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # number of 
 
 
 class DirectionRecord(Config):
-    """What directions.json holds about one direction: its name, how it was fitted, and how well it classifies."""
+    """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
@@ -60,14 +60,14 @@ class Direction(NamedTuple):
     typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
     scale: float
     bias: float
-    pairs: PairDirections | None = None  # pairs from which the direction was learned, if it was
+    pairs: PairDirections | None = None  # picture pairs from which the direction was learned; None: learned otherwise
 
     def at_code(self, z: Tensor) -> "Direction":
         """Return the direction to take from one normalised code z [D].
 
-        A direction learned from pairs has a step for each code, `PairDirections.step(z)`: its unit vector becomes
-        `vector`, and its length / sqrt(D) becomes `typical`. Any other direction is returned as it is. Scale and bias
-        do not belong to the new vector, so call `logit` of the original direction.
+        A direction learned from pairs has a step for each code, `PairDirections.step(z)`. The result has the
+        step scaled to length 1 as `vector`, and the step's length / sqrt(D) as `typical`. Any other direction is
+        returned as it is. Scale and bias do not belong to the new vector, so call `logit` of the original direction.
         """
         if self.pairs is None:
             return self
@@ -140,7 +140,7 @@ class Directions:
         return Directions(records, **tensors, key=self.key, pairs={**pairs, **new.pairs})
 
     def save(self, folder: Path) -> None:
-        """Write directions.safetensors and directions.json, each atomically, and enter them into the model's manifest.
+        """Write directions.safetensors and directions.json, each atomically, and add both to the model's manifest.json.
 
         Args:
             folder: `directions/` in a saved model's folder.
@@ -195,7 +195,10 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return the pairs in a file's tensors, by direction name; None if some are missing or their shapes are wrong."""
+    """Return, by direction name, the pairs' codes among the tensors of directions.safetensors.
+
+    The result is None if the codes of a direction of `records` are missing or have wrong shapes.
+    """
     pairs: dict[str, PairDirections] = {}
     for record in records:
         if record.temperature is not None:
@@ -209,12 +212,13 @@ def _load_pairs(
 def stack_directions(
     fitted: Sequence[tuple[DirectionRecord, Fit, Tensor]], key: str, pairs: Mapping[str, PairDirections] | None = None
 ) -> Directions:
-    """Combine the results of fitting K attributes into one `Directions`.
+    """Combine K fitted attribute directions into one `Directions`.
 
     Args:
-        fitted: for each attribute its record, its linear classifier, and the mean code [D] of pictures with it.
-        key: `protocol.encoder_digest` of the model.
-        pairs: name of a direction learned from pairs -> its pairs.
+        fitted: for each direction its record, the linear classifier whose weight it is, and the mean normalised code
+            [D] of pictures with the attribute.
+        key: `protocol.encoder_digest` of the model whose codes were fitted.
+        pairs: name of a direction learned from pairs -> codes of the pairs; None: no direction was learned from pairs.
     """
     lengths = torch.stack([fit.weight.norm() for _, fit, _ in fitted])
     vectors = torch.stack([fit.weight for _, fit, _ in fitted]) / lengths[:, None]

@@ -1,6 +1,6 @@
 """Open a saved model's folder, and load its components, noise schedule and conditioner.
 
-A folder is read as data alone: known classes, safetensors and JSON. Other classes, and code, are refused.
+Only safetensors and JSON are read. A component must be of a class that the caller lists; no code in a folder is run.
 """
 
 import json
@@ -28,15 +28,15 @@ from ldm_kit.training.precision import resolve_precision
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # _class_name in the index of a noisy classifier
 SEMANTIC = "ldm_kit.SemanticModel"  # _class_name in the index of a semantic model
-_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys from which we take shapes
+_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that give shapes
 
 
 class Noise(NamedTuple):
-    """What the scheduler's config in a model's folder says."""
+    """Noise schedule, prediction type and variance type, as the scheduler's config in a model's folder states them."""
 
     schedule: ScheduleConfig
     prediction_type: PredictionType  # what the network predicts
-    variance: VarianceType  # of ddpm's steps
+    variance: VarianceType  # type of the variance of ddpm's steps
 
 
 def model_folder(path: Path) -> Path:
@@ -70,21 +70,24 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A saved model's folder with its index, or the sub-folder of a component (a prior) that has components itself."""
+    """A saved model's folder with its model_index.json, or the sub-folder of a component that has components itself.
+
+    A prior is such a component.
+    """
 
     path: Path
     index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
 
     @classmethod
     def open(cls, path: Path | str, kind: str = "model") -> "ModelFolder":
-        """Verify the files of a saved model against its manifest, and read its index.
+        """Verify a saved model's files by the sha256 in manifest.json, if there is one, and read model_index.json.
 
         Args:
             path: the model's folder, or a run's folder with a finished model.
             kind: the kind of model that the caller expects, for the error message: "is no saved {kind}".
 
         Raises:
-            UserError: no such folder, its index is missing or no JSON object, or a file has changed since it was saved.
+            UserError: no such folder, no model_index.json that is a JSON object, or a file that has changed since.
         """
         folder = model_folder(Path(path))
         verify_folder(folder)
@@ -100,23 +103,23 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder of a component, such as a prior, that has components itself but no model_index.json."""
+        """Return the sub-folder `name` of a component that has components itself but no index, such as a prior's."""
         return ModelFolder(self.path / name, {})
 
     @property
     def class_name(self) -> str | None:
-        """Class name of the whole model, as its index says; None if the index does not say."""
+        """Class name of the whole model, as model_index.json says; None if it does not say."""
         return self.index.get("_class_name")
 
     def entry(self, name: str, classes: Mapping[str, str]) -> str:
-        """Return the class name of a component, as the index says, if it is one of `classes`.
+        """Return the class name of a component that model_index.json states, if it is one of `classes`.
 
         Args:
-            name: the component's name in the index.
-            classes: allowed class name -> name of its library.
+            name: the component's name in model_index.json, such as "unet".
+            classes: allowed class name -> name of its library, such as "diffusers".
 
         Raises:
-            UserError: the index names another class or library, or lacks the component.
+            UserError: model_index.json names another class or library, or lacks the component.
         """
         stated = self.index.get(name)
         for kind, library in classes.items():
@@ -157,11 +160,11 @@ class ModelFolder:
     def noise(self) -> Noise:
         """Read the noise schedule, the prediction type and the variance of ddpm's steps from the scheduler's config.
 
-        Keys that the config lacks have the defaults of the scheduler class that the index names.
+        Keys that the config lacks have the defaults of the scheduler class that model_index.json names.
 
         Raises:
-            UserError: there is no scheduler_config.json, or our schedules cannot express it, or its combination of
-                schedule, prediction type and variance is refused, as in training.
+            UserError: there is no scheduler_config.json, `ScheduleConfig` cannot express it, or it combines schedule,
+                prediction type and variance in a way that training does not allow either.
         """
         path = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(path, str(path))
@@ -192,7 +195,7 @@ class ModelFolder:
 
 
 def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
-    """Return the library and the class name that an index states for the component `name`.
+    """Return the library and the class name that model_index.json states for the component `name`.
 
     Raises:
         UserError: the entry is missing or is not a list of two strings.
@@ -205,7 +208,7 @@ def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 
 
 def _check_sizes(module: Any, where: str) -> None:
-    """Check that the sizes in a network's config are positive integers; first set a sample_size of [32, 32] to 32.
+    """Check that a network's config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
 
     Raises:
         UserError: a size is anything else (out_channels may be None); the message begins with `where`.
@@ -236,7 +239,7 @@ def read_json(path: Path, subject: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence diffusers' log messages within the context, as our own errors report faults of weights."""
+    """Silence diffusers' log messages within the context, as errors of ldm_kit report faults of weights."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

@@ -46,6 +46,7 @@ def clipped(denoiser: Denoiser, clip: str) -> Denoiser:
 def step_variance(variance: VarianceType) -> Literal["large", "auto"]:
     """Return the `variance` argument of the ddpm sampler for a model's variance type.
 
-    "auto" takes the variance that the network predicts, or, where it predicts none, the small one (the posterior's).
+    "large" is the variance beta. "auto" is the variance that the network predicts, or the posterior's if it predicts
+    none.
     """
     return "large" if variance == "large" else "auto"

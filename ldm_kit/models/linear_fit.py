@@ -1,4 +1,4 @@
-"""Linear classifiers of an attribute, on normalised codes z: log-odds weight . z + bias."""
+"""Linear classifiers of an attribute of pictures, on normalised semantic codes z: log-odds weight . z + bias."""
 
 from typing import NamedTuple
 

@@ -33,7 +33,7 @@ class _Manifest(BaseModel):
 
 
 class _Stamp(NamedTuple):
-    """What the cache remembers of a verified file; a file with the same stamp is not hashed again."""
+    """What the cache remembers of a verified file; while all four values stay the same, it is not hashed again."""
 
     sha256: str  # as the manifest says
     size: int  # bytes

@@ -109,9 +109,9 @@ class SamplingOptions(SamplerOptions):
         return {"guidance_scale": 1.0} if no_null or guided else {}
 
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
-        """Return the number of sampling steps: as given, or else that of `values` or the default.
+        """Return the number of sampling steps: as the user gave it, or else `values["steps"]`, or else the default.
 
-        A number that was not given is limited to the number of training timesteps.
+        A number that the user did not give is limited to the number of training timesteps.
         """
         steps = values.get("steps", SamplerOptions.model_fields["steps"].default)
         return steps if "steps" in self.model_fields_set else min(steps, model.schedule_config.num_train_timesteps)

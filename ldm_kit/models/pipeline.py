@@ -1,4 +1,4 @@
-"""Load, save and sample a whole diffusion model. `Pipeline.load(folder)` opens our folders and plain diffusers' alike.
+"""Load, save and sample a diffusion model. `Pipeline.load(folder)` opens folders that ldm_kit or diffusers saved.
 
 A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/`, the conditioner's components,
 `scheduler/`, `model_index.json`. Plain diffusers opens a KL autoencoder with CLIP text as StableDiffusionPipeline, an
@@ -147,7 +147,7 @@ class Pipeline:
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's label of each prompt, [B]; None without a classifier; UserError: unknown class."""
+        """Return the classifier's labels [B] of B prompts; None without one. UserError: a class that it lacks."""
         if self.classifier is None:
             return None
         name = options.classifier_class
@@ -243,15 +243,15 @@ class Pipeline:
     def load(
         cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
     ) -> "Pipeline":
-        """Load a model that we or diffusers saved, with components that we know. No pickled or remote code is run.
+        """Load a diffusion model that ldm_kit or diffusers saved. No pickled or remote code is run.
 
         Args:
-            folder: a saved model's folder, or a run's folder with a finished model.
+            folder: a model's folder in the diffusers layout, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: dtype of autocast while sampling, to which the U-Net's weights are cast once; None: no autocast.
+            precision: dtype of autocast in sampling, such as torch.bfloat16; casts the U-Net's weights. None: neither.
 
         Raises:
-            UserError: no such folder, or a component that is missing, broken, unknown, or does not fit the others.
+            UserError: no such folder, or a component that is missing, broken, misfit, or no class of `COMPONENTS`.
         """
         opened = ModelFolder.open(folder)
         (vae, unet, conditioner, noise), saved = load_components(opened, device), SavedSampling.read(opened.path)

@@ -62,8 +62,14 @@ def strided(total: int, steps: int) -> list[int]:
 def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
     """Return the prior network's output [B, D] for noised codes z [B, D] at timesteps t [B].
 
-    `partial(apply_mlp, mlp)` is a network as `NetworkDenoiser` takes it. The network gets the condition pooled to one
-    vector; None: no condition.
+    `partial(apply_mlp, mlp)` is a network as `NetworkDenoiser` takes it.
+
+    Args:
+        mlp: the prior's network.
+        z: noised normalised codes [B, D].
+        t: timesteps [B].
+        condition: encoded classes or prompts, which the network gets pooled to one vector for each code; None: no
+            condition.
     """
     return mlp(z, t, None if condition is None else condition.pooled)
 

@@ -49,13 +49,21 @@ class Semantic(Protocol):
         ...
 
     def encode(self, pictures: Tensor, batch: Batch = 64) -> Tensor:
-        """Encode pictures uint8 [N, C, R, R] as codes z, float32 [N, D], not normalised."""
+        """Encode pictures uint8 [N, C, R, R], at most `batch` at once, as codes z, float32 [N, D], not normalised."""
         ...
 
     def invert(
         self, pictures: Tensor, z: Tensor, steps: int = 250, batch: Batch = 32, *, progress: Progress | None = None
     ) -> Tensor:
-        """Invert pictures uint8 [N, C, R, R], given their codes z [N, D], to the noise x_T [N, Z, h, w] by DDIM."""
+        """Invert pictures to the noise x_T [N, Z, h, w] from which `decode` gives them back, by DDIM.
+
+        Args:
+            pictures: uint8 [N, C, R, R].
+            z: the pictures' codes [N, D], not normalised.
+            steps: number of DDIM steps.
+            batch: most pictures at once.
+            progress: called with the finished and the total number of steps; None: not called.
+        """
         ...
 
     def decode(
@@ -69,7 +77,17 @@ class Semantic(Protocol):
         trajectory: TrajectoryTarget | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Decode codes z [N, D] and noise x_T [N, Z, h, w] to pictures, uint8 [N, C, R, R], by DDIM."""
+        """Decode codes and noise to pictures, uint8 [N, C, R, R], by DDIM.
+
+        Args:
+            z: semantic codes [N, D], not normalised.
+            x_T: noise [N, Z, h, w].
+            steps: number of DDIM steps.
+            batch: most pictures at once.
+            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
+            progress: called with the finished and the total number of steps; None: not called.
+        """
         ...
 
 
@@ -90,14 +108,14 @@ def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Return codes [N, D] normalised by mean and standard deviation of the training pictures' codes, on the CPU."""
+    """Return codes z [N, D] normalised by mean and deviation of the model's training pictures' codes, on the CPU."""
     return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 
 def encoder_digest(model: Semantic) -> str:
     """Return the sha256 (hex) of the mean and deviation of a model's codes.
 
-    Directions and code files store it, so that a model with other codes refuses them.
+    Saved attribute directions and code files store this digest, so that they are not used with a model of other codes.
     """
     digest = hashlib.sha256()
     for value in statistics(model):
@@ -117,7 +135,7 @@ def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) ->
 
 @contextmanager
 def step_bar(description: str) -> Iterator[Progress]:
-    """Show a progress bar over steps.
+    """Show a progress bar over steps, labelled `description`, within the context.
 
     Yields:
         The function to call with the finished and the total number of steps; it updates the bar.

@@ -1,4 +1,6 @@
-"""Options of sampling without guides: those with which a run's samples are evaluated, and which its model stores.
+"""Options of sampling without a noisy classifier or a guide model.
+
+A run evaluates its samples with these options, and its saved model stores them.
 
 This module imports no heavy library, so that `--help` answers at once.
 """
@@ -41,7 +43,10 @@ _ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that t
 
 
 class SamplerOptions(Config):
-    """How pictures are sampled without guides. A run evaluates its samples with these options and saves them."""
+    """How pictures are sampled, apart from guidance by a noisy classifier or a guide model.
+
+    A training run evaluates its samples with these options, and saves them with its model.
+    """
 
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
     solver: str = Field(
@@ -117,7 +122,7 @@ class SamplerOptions(Config):
         return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     def _given(self, names: tuple[str, ...]) -> str | None:
-        """Return the first of the named options that differs from its default; None if none does."""
+        """Return the first of the options called `names` whose value is not its default; None: all have defaults."""
         defaults = type(self).model_fields
         return next((name for name in names if getattr(self, name) != defaults[name].default), None)
 

@@ -25,7 +25,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class SavedSampling:
-    """The options saved in a model's `sampling.json`."""
+    """The options with which a model's training run was evaluated, as saved in `sampling.json`."""
 
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """JSON values by section ("sampling", "reconstruction", "prior") and by option name."""
@@ -34,7 +34,7 @@ class SavedSampling:
 
     @classmethod
     def of(cls, name: str, options: Config, condition_dropout: float | None = None) -> "SavedSampling":
-        """Return an object with one section, which holds the options of a run.
+        """Return a `SavedSampling` with one section, which holds the options of a training run.
 
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
@@ -83,6 +83,8 @@ class SavedSampling:
     def steps(self, key: str, most: int) -> int:
         """Return the number of DDIM steps to encode or decode a picture: as saved, or else that of the DiffAE paper.
 
+        The paper encodes in 250 steps and decodes in 100.
+
         Args:
             key: "encode_steps" or "decode_steps".
             most: most steps that the model's noise schedule allows, to which the result is limited.
@@ -110,11 +112,11 @@ class SavedSampling:
         return count, own if scale is None else scale
 
     def fill(self, options: C, section: str, names: Mapping[str, str]) -> tuple[C, str]:
-        """Fill in options that were not given with those saved with the model.
+        """Return a command's options in which those that the user left out have the values saved with the model.
 
         Args:
-            options: a command's options; fields that were given stay.
-            section: the section from which saved options are taken.
+            options: the command's options; fields that the user gave stay.
+            section: the section of the file from which saved options are taken, such as "reconstruction".
             names: field of `options` -> name of the saved option.
 
         Returns:

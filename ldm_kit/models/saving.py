@@ -21,7 +21,10 @@ from ldm_kit.training.checkpoint import MANIFEST
 
 
 def save_components(folder: Path, components: Components) -> None:
-    """Write a diffusion model's components and model_index.json to `folder`, in the diffusers layout."""
+    """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
+
+    The folder has the diffusers layout, so that diffusers can open it where `pipeline_class` names one of its classes.
+    """
     vae, unet, conditioner, noise = components
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None)
@@ -50,7 +53,7 @@ def scheduler_to_save(
 ) -> Any:
     """Return the diffusers scheduler that is saved with a model.
 
-    With it plain diffusers clips the predicted x_0 as we do: to [-1, 1] in pixel models, and not in latent ones.
+    With this scheduler diffusers clips the predicted x_0 as ldm_kit does: to [-1, 1], in pixel models alone.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -83,13 +86,14 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 
     A U-Net that predicts its variance has twice as many output channels. Among diffusers' schedulers only DDPM's
     accepts that, but users may put any scheduler into a latent pipeline and would then get an error about shapes. A
-    latent model with a learned variance is therefore left to our own pipeline.
+    latent model with a learned variance is therefore left to `ldm_kit.Pipeline`.
 
     Args:
         vae: the autoencoder; None: a pixel model.
         unet: the U-Net.
         scheduler: the diffusers scheduler that is saved.
-        entries: the conditioner's entries in model_index.json, by component name.
+        entries: (library, class) of each of the conditioner's components, by component name. A frozen encoder
+            of text has none, and neither has an unconditional model.
     """
     if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
         return "ldm_kit.Pipeline"
@@ -106,8 +110,12 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Write model_index.json to a folder whose components are all saved, and clean their configs (`strip_paths`).
 
-    A manifest of what the folder held before is removed, because the new files would not match it. The index states the
-    diffusers release, without which diffusers' inpainting pipeline raises a KeyError.
+    A manifest.json that an earlier model left in the folder is removed, because the new files would not match it. The
+    diffusers release is also written, without which diffusers' inpainting pipeline raises a KeyError.
+
+    Args:
+        folder: the model's folder.
+        index: entries of model_index.json: the model's `_class_name`, and library and class of each component.
     """
     entries = {"_diffusers_version": diffusers.__version__, **index}
     (folder / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
@@ -116,10 +124,14 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def check_uncast(unet: nn.Module, folder: Path) -> None:
-    """Check that all weights of a U-Net have one dtype.
+    """Check that all weights of a U-Net have one dtype, before it is saved.
+
+    Args:
+        unet: the U-Net.
+        folder: the folder to which it is to be saved, for the message.
 
     Raises:
-        UserError: `cast_weights` has cast some to a lower precision, in which `folder` must not be written.
+        UserError: `cast_weights` has cast some of the weights to a lower precision for sampling.
     """
     if len(types := {str(weight.dtype) for weight in unet.parameters()}) > 1:
         raise UserError(

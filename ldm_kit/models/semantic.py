@@ -2,7 +2,7 @@
 
 A folder has the diffusers layout with safetensors: `encoder/`, `statistics.safetensors` (mean and deviation of the
 training pictures' codes), `model_index.json`, optionally `prior/`. DiffAE adds `unet/`, `scheduler/` and, if latent,
-`vae/`. PDAE adds `shift/`; its index refers to the base model by a relative path or a Hub commit, and a sha256.
+`vae/`. PDAE adds `shift/`; model_index.json refers to the base model by a relative path or a Hub commit, and a sha256.
 """
 
 from collections.abc import Iterator, Sequence
@@ -185,9 +185,10 @@ class SemanticModel:
         guidance_scale: float | None = None,
         clip: Clip = "none",
     ) -> Tensor:
-        """Sample new codes z [N, D], not normalised, from the prior; for the arguments see `CodePrior.sample`.
+        """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
-        Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
+        `conditions` are N classes or prompts (None: no condition); for all arguments see `CodePrior.sample`. Where
+        `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
 
         Raises:
             UserError: the model has no prior, or arguments do not fit the prior.
