@@ -62,16 +62,19 @@ class DiffusionAutoencoder(CodedNetwork):
         self.encoder, self.unet = encoder, unet
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> Tensor:
-        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and pictures [B, C, R, R]."""
+        """Return the U-Net's output [B, Z, h, w] for noisy latents x of that shape, timesteps t [B] and clean pictures.
+
+        Pictures are [B, C, R, R] in [-1, 1].
+        """
         return self.unet(x, t, self.encoder(picture))
 
 
 class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
-    """Training method of DiffAE: the loss is the unweighted squared error of the predicted eps or v."""
+    """Training method of DiffAE: the loss is the mean squared error of predicted eps or v, alike at all timesteps."""
 
     Config = DiffAERun
 
-    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+    vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are diffused
 
     @classmethod
     def build(cls, config: DiffAERun, data: Split, device: torch.device) -> "DiffAE":
