@@ -69,7 +69,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks and the training batches; the trainer moves the networks to the device."""
+        """Build the networks, and training batches of `data`; the trainer moves the networks to the device."""
         method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
@@ -83,7 +83,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the modules by name (DDP's wrappers if used); move the perceptual network to their device."""
+        """Store `wrapped`, the modules by name (DDP's wrappers if used); move the perceptual network there."""
         super().set_ddp_modules(wrapped)
         self.perceptual.to(self.device).precision = self.precision
 
@@ -165,7 +165,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw a step's transforms of pictures and of latents (`side` wide) for equivariance, one for the global batch."""
+        """Draw a step's equivariance transforms, of pictures and of latents (`side` wide), for the global batch."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -249,7 +249,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return f"{len(self.data.train)} training pictures of {self.config.data.resolution} px"
 
     def describe_model(self) -> str:
-        """Return a phrase on the network (class, number of parameters) for `describe`, the text logged at the start."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the run's first log line."""
         described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
         if self.discriminator is None or self.config.discriminator.norm != "batch":
             return described

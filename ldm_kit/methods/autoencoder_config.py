@@ -58,7 +58,7 @@ class AutoencoderRun(RunConfig):
         return self
 
     def cautions(self) -> list[str]:
-        """Return a warning for each setting without effect, such as an adversarial loss that starts after the end."""
+        """Return a warning for each setting without effect, such as an adversarial loss that starts after the run."""
         adversarial, steps = self.loss.adversarial, self.train.steps
         if adversarial is None or adversarial.start < steps:
             return super().cautions()

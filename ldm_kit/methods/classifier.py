@@ -82,7 +82,7 @@ class Classifying(Method[ClassifierRun]):
 
     @classmethod
     def build(cls, config: ClassifierRun, data: Split, device: torch.device) -> "Classifying":
-        """Open the autoencoder, cache latents, and build the network.
+        """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build the network.
 
         Raises:
             UserError: pictures without labels, fewer than two classes, latents that are not normalised, or a latent
@@ -158,7 +158,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of one noise level."""
+        """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of a noise level."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
         logits = self.guess(samples, indices, position, u)
@@ -167,7 +167,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return CPU logits [B, K] of unmirrored samples `indices` [B] at t / T = `u` [B]; `position` [B] fixes noise."""
+        """Return CPU logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -235,7 +235,7 @@ class Classifying(Method[ClassifierRun]):
         return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the network (class, number of parameters) for `describe`, the text logged at the start."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the run's first log line."""
         return f"noisy classifier with {millions(self.net)} parameters"
 
 

@@ -78,7 +78,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
 
     @classmethod
     def build(cls, config: DiffAERun, data: Split, device: torch.device) -> "DiffAE":
-        """Open the autoencoder, cache latents, and build encoder and U-Net.
+        """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build encoder and U-Net.
 
         Raises:
             UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
@@ -95,7 +95,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Return the mean squared errors [B] of the U-Net's output against its training target, eps or v."""
+        """Return the mean squared error [B] of each sample: the U-Net's output against its target, eps or v."""
         x_0, eps, _, t = batch
         return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
 

@@ -49,7 +49,7 @@ class FirstStage:
 
     @classmethod
     def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
-        """Open the autoencoder that a config names.
+        """Open the autoencoder that a config names on `device`, and check that it fits the pictures.
 
         Raises:
             UserError: the autoencoder does not fit the pictures, or its files have changed since they were saved.
@@ -145,7 +145,7 @@ class Conditions:
 
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
-        """Collect the captions or labels that a config needs; raises ConditioningError if pictures lack them."""
+        """Collect captions or labels of `data`, as the config needs; raises ConditioningError if pictures lack them."""
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
@@ -160,7 +160,7 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: nothing is held out)."""
+        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: no such set)."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
@@ -179,7 +179,7 @@ class Conditions:
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, as the condition needs, of the training set and of the held-out set.
+    """Return the captions or labels, whichever the condition needs, of the training set and of the held-out set.
 
     The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
     few pictures may all happen to lack a caption.
@@ -226,7 +226,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
 
 
 def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
-    """Draw whether each sample trains on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1).
+    """Draw, with `probability`, which samples train on the null condition: bool [B] (Ho & Salimans 2022, alg. 1).
 
     `seed` and a sample's position [B] in the run fix the draw.
     """
@@ -234,7 +234,7 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, with those of the null condition (`null`) where `drop_mask` is True."""
+    """Return a batch's conditioner inputs, replaced by `null`, the null condition's, with `probability` per sample."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 

@@ -94,7 +94,7 @@ class Latent(Method[LatentRun]):
 
     @classmethod
     def build(cls, config: LatentRun, data: Split, device: torch.device) -> "Latent":
-        """Open the autoencoder, cache latents and conditions, and build the networks.
+        """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
 
         Raises:
             UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
@@ -182,7 +182,13 @@ class Latent(Method[LatentRun]):
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return the loss [B] of each sample at timesteps t [B], without min-SNR weights and condition dropout."""
+        """Return the loss [B] of each held-out sample, without min-SNR weights and without condition dropout.
+
+        Args:
+            batch: a batch from `LatentBatches`: moments of the latents, positions, and the conditioner's inputs.
+            t: timesteps [B] to which the latents are noised.
+            seed: seed of the noise.
+        """
         errors = self.errors(batch, t, seed, batch["inputs"], self.module)
         return self.objective.combined(errors, len(self.schedule))
 
@@ -224,13 +230,13 @@ class Latent(Method[LatentRun]):
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (classes, parameters) for `describe`, the text logged at the start."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the run's first log line."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 
 
 def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check sample prompts before training, so that a bad one does not fail hours later; raises UserError."""
+    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
     try:
         conditioner.prepare(prompts)
     except ConditioningError as error:
