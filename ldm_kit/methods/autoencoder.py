@@ -83,7 +83,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the modules by name (DDP's wrappers if used); move the perceptual network there."""
+        """Store `wrapped`, the modules by name (or DDP's wrappers); move the perceptual network to their device."""
         super().set_ddp_modules(wrapped)
         self.perceptual.to(self.device).precision = self.precision
 
@@ -245,11 +245,11 @@ class Autoencoding(Method[AutoencoderRun]):
         return f"autoencoder in {model}: {metrics}; {folded}"
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures, of what) for `describe`, the run's first log line."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures of {self.config.data.resolution} px"
 
     def describe_model(self) -> str:
-        """Return a phrase on the network (class, number of parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
         described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
         if self.discriminator is None or self.config.discriminator.norm != "batch":
             return described

@@ -155,7 +155,7 @@ class Method(ABC, Generic[C]):
 
     @torch.no_grad()
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
-        """Return the mean loss of held-out samples, `batch_size` (None: `eval_batch`) at a time; None without samples.
+        """Return the mean loss of held-out samples (None: there are none), in batches of `batch_size` or `eval_batch`.
 
         Sample i of N is noised to timestep floor((i + 1/2) T / N), so that timesteps are evenly spaced over 0..T-1. Of
         a larger held-out set, a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and

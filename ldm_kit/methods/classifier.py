@@ -106,7 +106,7 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Store `wrapped`, the module by name (DDP's wrapper if it is used); move the noise schedule to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and quartile shares to its device."""
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
@@ -167,7 +167,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return CPU logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes noise."""
+        """Return logits [B, K] of samples `indices` [B], unmirrored, at t / T = u [B]; `position` [B] fixes the noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -230,12 +230,12 @@ class Classifying(Method[ClassifierRun]):
         return f"noisy classifier in {model}: {accuracy} (by quartile of noise, from least: {quartiles})"
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures, of what) for `describe`, the run's first log line."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         pictures = self.data.train
         return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the network (class, number of parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
         return f"noisy classifier with {millions(self.net)} parameters"
 
 

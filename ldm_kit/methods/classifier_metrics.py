@@ -45,7 +45,10 @@ def figure_names(top: bool) -> list[str]:
 
 
 def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
-    """Return float32 [B]: 1 where the true class label [B] is among the `count` classes of highest logits [B, K]."""
+    """Return 1 where the true class `label` [B] is among the `count` classes of highest logits [B, K], else 0.
+
+    The result is float32 [B].
+    """
     likeliest = logits.topk(min(count, logits.shape[1]), dim=1).indices
     return (likeliest == label[:, None]).any(1).float()
 

@@ -17,7 +17,7 @@ def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
 
 
 def _moved(side: int, most: int, u: Tensor) -> Tensor:
-    """Return, for each row (or column) of the shifted pictures, the index of its source row, int64 [B, side].
+    """Return, for each of `side` rows (or columns) of B shifted pictures, the index of its source row, int64 [B, side].
 
     The shift is -most..most pixels, by the random numbers u [B] in [0, 1).
     """

@@ -70,7 +70,10 @@ class DiffusionAutoencoder(CodedNetwork):
 
 
 class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
-    """Training method of DiffAE: the loss is the mean squared error of predicted eps or v, alike at all timesteps."""
+    """Training method of DiffAE: the loss is the mean squared error of the predicted eps or v.
+
+    All timesteps have the same weight.
+    """
 
     Config = DiffAERun
 

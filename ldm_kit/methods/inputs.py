@@ -234,7 +234,7 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, replaced by `null`, the null condition's, with `probability` per sample."""
+    """Return a batch's conditioner inputs; samples that `drop_mask` draws get `null`, the null condition's inputs."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 

@@ -129,7 +129,7 @@ class Latent(Method[LatentRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (DDP's wrapper if used); move schedule and null condition there."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -150,8 +150,9 @@ class Latent(Method[LatentRun]):
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the loss of a batch from `LatentBatches`; if it has the variational bound, the bound is logged as `vb`.
+        """Yield a batch's loss; if it uses the variational bound, the mean of the bound's terms is logged as `vb`.
 
+        `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
         position = batch["position"]
@@ -226,11 +227,11 @@ class Latent(Method[LatentRun]):
         return f"model in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures, of what) for `describe`, the run's first log line."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (classes, parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 

@@ -124,7 +124,10 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return pdae_loss(frozen.eps, gap, batch.eps, batch.t, self.schedule)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the loss weights SNR^gamma / (1 + SNR) of timesteps t [B]; SNR is x_t's signal-to-noise ratio."""
+        """Return the loss weights SNR^gamma / (1 + SNR) of timesteps t [B].
+
+        SNR = a_t^2 / s_t^2 is the signal-to-noise ratio of x_t = a_t x_0 + s_t eps.
+        """
         return pdae_weight(t, self.schedule, gamma=self.config.gamma)
 
     def decoder(self) -> ShiftDecoder:
@@ -132,7 +135,7 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return ShiftDecoder(self.module.shift, self.base)
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (classes, parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"{super().describe_model()} on the frozen {type(self.base.unet).__name__} of {self.base.name}"
 
 

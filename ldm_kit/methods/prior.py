@@ -114,7 +114,7 @@ class Prior(Method[PriorRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (DDP's wrapper if used); move schedule and null condition there."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -181,12 +181,12 @@ class Prior(Method[PriorRun]):
         return f"semantic model with prior in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (codes, width, encoder) for `describe`, the run's first log line."""
+        """Return a phrase on the training set (codes, width, encoder) for `describe`, the log's opening text."""
         count, width = len(self.batches), len(self.mean)
         return f"codes of {count} training pictures, {width} numbers each, by the encoder of {self.config.model}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (classes, parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 

@@ -194,11 +194,11 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return f"semantic model in {model}: {metrics}"
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures, of what) for `describe`, the run's first log line."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (classes, parameters) for `describe`, the run's first log line."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, width = type(self.module.network).__name__, self.config.encoder.z_width
         return f"codes of {width} numbers, encoder and {name} with {millions(self.module)} trained parameters"
 

@@ -154,7 +154,7 @@ class Trainer:
         return {name: optim.grad_norm(module) for name, module in modules.items()}
 
     def check_finite(self, data: BatchSource, stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-        """Return whether all losses in `stats` and gradient norms are finite on all ranks; `data` serves the report.
+        """Return whether losses (`stats`) and gradient norms are finite on all ranks; a report reads inputs in `data`.
 
         Raises:
             NonFiniteError: one is not; under fp16, only after `train.max_skips` such steps in a row.

@@ -54,8 +54,8 @@ def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
 def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the weights of a module that Muon can update.
 
-    They are trainable matrices and convolutions, no embeddings, with both sides of the matrix at least MIN_SIDE, whose
-    memory can be viewed as that matrix without a copy.
+    They are trainable matrices and convolutions, no embeddings, with both sides of the matrix at least 64, whose memory
+    can be viewed as that matrix without a copy.
     """
     embeddings = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
     for weight in module.parameters():
