@@ -167,7 +167,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K] of samples `indices` [B], unmirrored, at t / T = u [B]; `position` [B] fixes the noise."""
+        """Return logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes the noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
