@@ -65,11 +65,11 @@ class Autoencoding(Method[AutoencoderRun]):
             embedding = self.vae.quantize.embedding
             self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
         self.statistics: LatentStatistics | None = None  # of the latents; measured by `save`
-        self.ratio: tuple[int, Tensor] | None = None  # a step, and the adaptive weight of its whole batch
+        self.ratio: tuple[int, Tensor] | None = None  # a step, and the adversarial loss's adaptive weight in it
 
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks and the training batches; the trainer moves the networks to the device."""
+        """Build the networks, and training batches of `data`; the trainer moves the networks to the device."""
         method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
@@ -83,7 +83,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store the modules, wrapped by DDP if it is used; move the perceptual backbone to their device."""
+        """Store `wrapped`, the modules by name (or DDP's wrappers); move the perceptual network to their device."""
         super().set_ddp_modules(wrapped)
         self.perceptual.to(self.device).precision = self.precision
 
@@ -97,7 +97,10 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.load_state_dict(dict(state))
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update the codebook's moving averages and replace dead codes, for which optimiser moments are reset."""
+        """Update spectral norms and the codebook's moving averages; replace dead codes and reset their Adam moments.
+
+        `step` is the number of steps completed before this one; `optimisers`, by name, have made their update.
+        """
         if self.discriminator is not None:
             self.discriminator.after_step()
         if self.codebook is None:
@@ -107,12 +110,12 @@ class Autoencoding(Method[AutoencoderRun]):
             forget(optimiser, codes, revived)
 
     def discard_step(self) -> None:
-        """Discard the latents that the codebook collected in a failed attempt at a step."""
+        """Discard the latents that the codebook collected during a step that failed and will be repeated."""
         if self.codebook is not None:
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield the autoencoder's loss, then the discriminator's in steps that train the discriminator."""
+        """Yield the autoencoder's loss on the batch's pictures, then the discriminator's if this step trains it."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -131,7 +134,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return target pictures, reconstructions, and the mask [B] of pictures with a perceptual loss (None: all)."""
+        """Return target pictures, reconstructions, and which pictures get a perceptual loss, bool [B] (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -141,12 +144,12 @@ class Autoencoding(Method[AutoencoderRun]):
         return x if move is None else move(x), autoencode(x, noise, move), judged
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether a step uses the adaptive weight, which is not the mean of the micro-batches' weights."""
+        """Return whether a step uses the adversarial loss's adaptive weight, computed over all micro-batches."""
         game = self.config.loss.adversarial
         return game is not None and game.adaptive and game.factor(step) > 0
 
     def see_whole_batch(self, batches: Iterable[Mapping[str, Tensor]], step: int) -> None:
-        """Measure the adaptive weight over all micro-batches of a step, in a pass before the step trains."""
+        """Measure the adversarial loss's adaptive weight over all micro-batches of a step, before the step trains."""
         game, discriminator = self.config.loss.adversarial, self.discriminator
         assert game is not None
         assert discriminator is not None
@@ -162,7 +165,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw a step's equivariance transforms of pictures and of latents, the same for the whole global batch."""
+        """Draw a step's equivariance transforms, of pictures and of latents (`side` wide), for the global batch."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -187,7 +190,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None."""
+        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None (not loaded)."""
         codebook = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")
         names = ("psnr", "ssim", "perceptual", *(codebook if isinstance(config.autoencoder, VQConfig) else ()))
         heldout = [f"heldout_{name}" for name in names]
@@ -242,11 +245,11 @@ class Autoencoding(Method[AutoencoderRun]):
         return f"autoencoder in {model}: {metrics}; {folded}"
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures of {self.config.data.resolution} px"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the network."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
         described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
         if self.discriminator is None or self.config.discriminator.norm != "batch":
             return described

@@ -27,7 +27,7 @@ def evaluate(
         perceptual: distance between pictures and reconstructions.
         pictures: the set that the measured pictures belong to.
         rows: indices [N] of the measured pictures in the set.
-        size: pictures per batch.
+        size: most pictures in a batch.
 
     Returns:
         Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.
@@ -59,5 +59,5 @@ def reconstruct(vae: Any, x: Tensor) -> Tensor:
 
 
 def of_training(figure: str) -> str:
-    """Return the name that a held-out metric has when it is measured on training pictures: train_* for heldout_*."""
+    """Return a held-out metric's name as it is when measured on training pictures: train_psnr for heldout_psnr."""
     return figure.replace("heldout_", "train_", 1)

@@ -90,7 +90,7 @@ class Method(ABC, Generic[C]):
     @classmethod
     @abstractmethod
     def build(cls, config: C, data: Split, device: torch.device) -> Self:
-        """Build the method: networks, caches and batches of `data`; frozen networks run on `device`.
+        """Build the method: its networks, and batches of the pictures `data`; frozen networks run on `device`.
 
         Raises:
             UserError: the config does not fit the pictures, or names a model or folder that cannot be opened.
@@ -100,8 +100,9 @@ class Method(ABC, Generic[C]):
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
         """Yield, for each network to train, (name in `modules`, mean loss over the batch, scalars to log).
 
-        The loop runs the backward pass of a term before it asks for the next term. It may repeat an attempt at a step,
-        so this may change nothing but gradients and buffers; `after_step` changes all else.
+        `batch` is a micro-batch from `batches`, on the device; `step` is the number of steps completed before this one.
+        The loop runs the backward pass of a term before it asks for the next term. It may repeat a failed step, so this
+        method may change nothing but gradients and buffers; `after_step` changes all else.
         """
 
     @abstractmethod
@@ -113,7 +114,10 @@ class Method(ABC, Generic[C]):
         return None
 
     def heldout_losses(self, batch: Any, t: Tensor, seed: int) -> Tensor:
-        """Return unweighted losses [B] of a held-out batch at timesteps t [B], with noise drawn from `seed`."""
+        """Return the loss [B] of each sample at timesteps t [B], without the weights that training gives to timesteps.
+
+        `batch` is a batch from `heldout`, on the device; `seed` fixes the noise.
+        """
         raise NotImplementedError(f"{type(self).__name__} computes no held-out losses")
 
     @property
@@ -132,7 +136,7 @@ class Method(ABC, Generic[C]):
         return next(next(iter(self.modules.values())).parameters()).device
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store the modules, wrapped by DDP if it is used, and move the schedule to their device."""
+        """Store `wrapped`, the modules by name (DDP's wrappers if used); move the noise schedule to their device."""
         self.ddp_modules = wrapped
         self.schedule = self.schedule.to(self.device)
 
@@ -144,14 +148,14 @@ class Method(ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update state that gradients do not train, such as running statistics, after the optimisers' update."""
+        """Update state that gradients do not train, such as running statistics, after the update by `optimisers`."""
 
     def discard_step(self) -> None:
-        """Discard what `losses` collected in a failed attempt at a step."""
+        """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""
 
     @torch.no_grad()
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
-        """Return the mean loss over held-out samples, in evaluation mode; None if nothing is held out.
+        """Return the mean loss of held-out samples (None: there are none), in batches of `batch_size` or `eval_batch`.
 
         Sample i of N is noised to timestep floor((i + 1/2) T / N), so that timesteps are evenly spaced over 0..T-1. Of
         a larger held-out set, a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and
@@ -193,7 +197,7 @@ class Method(ABC, Generic[C]):
         return ["heldout_loss"] if data is None or len(data.heldout) else []
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return metrics of held-out samples, and write a grid of samples into the run's folder."""
+        """Return metrics of held-out samples after step `step`, and write a grid of samples into the run's `folder`."""
         with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()
             grid = self._finite_samples(step)
@@ -248,9 +252,9 @@ class Method(ABC, Generic[C]):
         return "\n".join([paragraph, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (how many pictures) for `describe`."""
         return f"{len(self.data.train)} training pictures"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the networks."""
+        """Return a phrase on the networks (names, trained parameters) for `describe`."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"

@@ -41,7 +41,7 @@ GUESS_TIME = 0.05  # t / T at which the pictures of the sample grid are classifi
 
 
 class ClassifierRun(NoisedRun):
-    """Config of a run that trains a classifier of noised latents (or pixels)."""
+    """Config of a run that trains a classifier of noised latents or, without an autoencoder, of noised pixels."""
 
     method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
     net: HalfUNetConfig = HalfUNetConfig()
@@ -65,12 +65,12 @@ class ClassifierRun(NoisedRun):
 
 
 class Classifying(Method[ClassifierRun]):
-    """Training method of a classifier of noised latents (or pixels)."""
+    """Training method of a classifier of noised latents or, if the run has no autoencoder, of noised pixels."""
 
     Config = ClassifierRun
     heldout_seed: ClassVar[int] = 20210511
 
-    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+    vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are classified
     latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
     shown: LatentBatches  # held-out samples, or training samples if nothing is held out
     accuracy: HeldoutAccuracy | None = None  # of the last evaluation
@@ -82,7 +82,7 @@ class Classifying(Method[ClassifierRun]):
 
     @classmethod
     def build(cls, config: ClassifierRun, data: Split, device: torch.device) -> "Classifying":
-        """Open the autoencoder, cache latents, and build the network.
+        """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build the network.
 
         Raises:
             UserError: pictures without labels, fewer than two classes, latents that are not normalised, or a latent
@@ -106,12 +106,12 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Store the module, wrapped by DDP if it is used; move noise schedule and quartile shares to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and quartile shares to its device."""
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the cross-entropy, and accuracies to log.
+        """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log.
 
         The run's seed and a sample's position in the run determine its timestep, noise and shift.
         """
@@ -127,13 +127,16 @@ class Classifying(Method[ClassifierRun]):
     def logits(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, network: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Return `network`'s float32 logits [B, K] of K classes at timesteps t [B], with noise drawn from `seed`."""
+        """Return `network`'s float32 logits [B, K] of K classes for a batch that is noised to timesteps t [B].
+
+        `batch` has mean and logvar [B, Z, h, w] of the latents, and position [B], which fixes the noise with `seed`.
+        """
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Return the share of samples that are classified correctly: of all, and of each quartile of timesteps.
 
-        The hits of a quartile are divided by the number of samples that it gets on average. So the mean over
+        The correct samples of a quartile are divided by the number of samples that it gets on average. So the mean over
         micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
         step may exceed 1.
         """
@@ -147,7 +150,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Classify at most `MAX_HELDOUT` and `log.max_heldout` samples, at `LEVELS` noise levels with fixed noise."""
+        """Return loss and accuracy at LEVELS noise levels, of at most MAX_HELDOUT and `log.max_heldout` samples."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
@@ -155,7 +158,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and top-5 accuracy at a noise level; samples differ in timestep within it."""
+        """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of a noise level."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
         logits = self.guess(samples, indices, position, u)
@@ -164,7 +167,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K], on the CPU, of unmirrored samples at t / T = u [B]; `position` [B] fixes the noise."""
+        """Return logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes the noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -182,7 +185,7 @@ class Classifying(Method[ClassifierRun]):
 
     @classmethod
     def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None."""
+        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None (not loaded)."""
         if data is not None and not len(data.heldout):
             return []
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
@@ -227,12 +230,12 @@ class Classifying(Method[ClassifierRun]):
         return f"noisy classifier in {model}: {accuracy} (by quartile of noise, from least: {quartiles})"
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         pictures = self.data.train
         return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the network."""
+        """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
         return f"noisy classifier with {millions(self.net)} parameters"
 
 

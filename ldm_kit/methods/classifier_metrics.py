@@ -19,9 +19,9 @@ TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies over held-out pictures at each noise level, from least to most noise."""
+    """Mean loss and accuracies of held-out pictures: one value for each of LEVELS noise levels, from least noise on."""
 
-    losses: tuple[float, ...]
+    losses: tuple[float, ...]  # mean cross-entropy
     first: tuple[float, ...]  # top-1 accuracy
     top: tuple[float, ...] | None  # top-5 accuracy; None: there are at most five classes
 
@@ -39,19 +39,27 @@ class HeldoutAccuracy:
 
 
 def figure_names(top: bool) -> list[str]:
-    """Return the names of the metrics of `HeldoutAccuracy.metrics`, with top-5 accuracy if `top`."""
+    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: with top-5 accuracy."""
     none = (0.0,) * LEVELS
     return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 
 
 def hits(logits: Tensor, label: Tensor, count: int) -> Tensor:
-    """Return 1 where label [B] is among the `count` most likely classes by logits [B, K], else 0: float32 [B]."""
+    """Return 1 where the true class `label` [B] is among the `count` classes of highest logits [B, K], else 0.
+
+    The result is float32 [B].
+    """
     likeliest = logits.topk(min(count, logits.shape[1]), dim=1).indices
     return (likeliest == label[:, None]).any(1).float()
 
 
 def scores(logits: Tensor, label: Tensor) -> Tensor:
-    """Return cross-entropy, top-1 hit and top-5 hit (0 or 1) of each sample, float32 [3, B], from logits [B, K]."""
+    """Return cross-entropy, top-1 hit and top-5 hit (0 or 1) of each sample, stacked: float32 [3, B].
+
+    Args:
+        logits: logits of K classes [B, K].
+        label: index of the true class, int64 [B].
+    """
     return torch.stack(
         [cross_entropy(logits, label, reduction="none"), hits(logits, label, 1), hits(logits, label, TOP)]
     )
@@ -77,7 +85,10 @@ def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
 
 
 def quartile_shares(sampling: TimestepSamplingConfig, times: int) -> Tensor:
-    """Return the share [4] of training timesteps in each quartile of 0..`times` - 1, from a stratified sample."""
+    """Return the share of training timesteps that fall into each quarter of 0..`times` - 1, float [4].
+
+    The shares are counted in 4096 timesteps drawn from the density `sampling`, stratified.
+    """
     count, even = 4096, sampling.model_copy(update={"stratified": True})
     t = sample_timesteps(even, 0, torch.arange(count), count, times)
     return (t * QUARTILES // times).bincount(minlength=QUARTILES) / count

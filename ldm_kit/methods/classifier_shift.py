@@ -17,6 +17,9 @@ def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
 
 
 def _moved(side: int, most: int, u: Tensor) -> Tensor:
-    """Return, for each line of a shifted picture, the index of the source line: [B, side], from uniform u [B]."""
+    """Return, for each of `side` rows (or columns) of B shifted pictures, the index of its source row, int64 [B, side].
+
+    The shift is -most..most pixels, by the random numbers u [B] in [0, 1).
+    """
     offset = (u * (2 * most + 1)).long() - most
     return (torch.arange(side, device=u.device) + offset[:, None]).clamp(0, side - 1)

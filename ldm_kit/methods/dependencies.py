@@ -1,4 +1,4 @@
-"""Digests of what a run depends on beside its pictures; a resumed run must have the same digests."""
+"""Digests of the text encoder, or of token and class ids, that a run depends on; a resumed run must have the same."""
 
 import hashlib
 
@@ -9,10 +9,14 @@ from ldm_kit.data.images import digest
 
 
 def condition_dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return a digest of how captions or classes are prepared, under the name that messages call it by.
+    """Return {name: digest} of how captions or classes become inputs of the conditioner; error messages use the name.
 
-    It is the digest of the frozen text encoder or, without one, of the prepared token and class ids. Floating-point
-    inputs are left out: they are the output of an encoder, and rounding may change them.
+    The digest is that of the frozen text encoder or, without one, of the token and class ids in `inputs`; without such
+    ids there is none. Floating-point inputs are left out: an encoder computes them, and rounding may change them.
+
+    Args:
+        conditioner: the run's conditioner.
+        inputs: what the conditioner prepared from the captions or classes of the training set.
     """
     if (encoder := conditioner.encoder_digest) is not None:
         return {"condition.model": encoder}

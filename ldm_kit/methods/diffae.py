@@ -62,20 +62,26 @@ class DiffusionAutoencoder(CodedNetwork):
         self.encoder, self.unet = encoder, unet
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> Tensor:
-        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and pictures [B, C, R, R]."""
+        """Return the U-Net's output [B, Z, h, w] for noisy latents x of that shape, timesteps t [B] and clean pictures.
+
+        Pictures are [B, C, R, R] in [-1, 1].
+        """
         return self.unet(x, t, self.encoder(picture))
 
 
 class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
-    """Training method of DiffAE: the loss is the unweighted squared error of the predicted eps or v."""
+    """Training method of DiffAE: the loss is the mean squared error of the predicted eps or v.
+
+    All timesteps have the same weight.
+    """
 
     Config = DiffAERun
 
-    vae: AutoencoderKL | VQModel | None = None  # None: pixels
+    vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are diffused
 
     @classmethod
     def build(cls, config: DiffAERun, data: Split, device: torch.device) -> "DiffAE":
-        """Open the autoencoder, cache latents, and build encoder and U-Net.
+        """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build encoder and U-Net.
 
         Raises:
             UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
@@ -92,7 +98,7 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Return the mean squared errors [B] of the U-Net's output against its training target, eps or v."""
+        """Return the mean squared error [B] of each sample: the U-Net's output against its target, eps or v."""
         x_0, eps, _, t = batch
         return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
 

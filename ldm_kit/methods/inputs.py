@@ -37,11 +37,11 @@ from ldm_kit.paths import check_writable
 
 @dataclass(eq=False)
 class FirstStage:
-    """The frozen autoencoder of a run, or none if the run diffuses pixels, and the cache of its latents."""
+    """The frozen autoencoder of a run (none if the run diffuses pixels), and the cache of its latents."""
 
-    config: NoisedRun
+    config: NoisedRun  # the run's config
     vae: AutoencoderKL | VQModel | None  # None: pixels are diffused, as if they were latents
-    device: torch.device
+    device: torch.device  # device that the autoencoder encodes on
     batch_size: BatchSize = field(init=False)  # pictures that are encoded at once
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class FirstStage:
 
     @classmethod
     def open(cls, config: NoisedRun, pictures: PictureSet, device: torch.device) -> "FirstStage":
-        """Open the autoencoder that a config names.
+        """Open the autoencoder that a config names on `device`, and check that it fits the pictures.
 
         Raises:
             UserError: the autoencoder does not fit the pictures, or its files have changed since they were saved.
@@ -136,8 +136,8 @@ def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
 class Conditions:
     """The conditioner of a run, and the captions or labels of the run's pictures."""
 
-    config: ConditioningConfig
-    data: Split
+    config: ConditioningConfig  # the config section `condition`
+    data: Split  # training and held-out pictures
     train: Sequence[str | int]  # captions or labels of the training set
     heldout: Sequence[str | int]  # captions or labels of the held-out set
     conditioner: Conditioner = field(init=False)
@@ -145,7 +145,7 @@ class Conditions:
 
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
-        """Collect the captions or labels that a config needs; raises ConditioningError if pictures lack them."""
+        """Collect captions or labels of `data`, as the config needs; raises ConditioningError if pictures lack them."""
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
@@ -160,7 +160,7 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Return the prepared conditions [N, ...] of training and held-out set (None: nothing is held out)."""
+        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: no such set)."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
@@ -179,7 +179,7 @@ class Conditions:
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, as the condition needs, of the training set and of the held-out set.
+    """Return the captions or labels, whichever the condition needs, of the training set and of the held-out set.
 
     The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
     few pictures may all happen to lack a caption.
@@ -200,7 +200,9 @@ def _raw_values(config: ConditioningConfig, *records: Sequence[Record]) -> list[
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
-    """Return prepared captions or labels, tensors [N, ...] by name; a frozen text encoder's states are cached on disk.
+    """Return the conditioner's inputs, tensors [N, ...] by name, for N captions or labels `raw`.
+
+    Hidden states of a frozen text encoder are cached on disk.
 
     Raises:
         ConditioningError: a class is unknown, or a text encoder cannot be loaded.
@@ -224,7 +226,7 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
 
 
 def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
-    """Draw the samples that train on the null condition, bool [B] (Ho & Salimans 2022, algorithm 1).
+    """Draw, with `probability`, which samples train on the null condition: bool [B] (Ho & Salimans 2022, alg. 1).
 
     `seed` and a sample's position [B] in the run fix the draw.
     """
@@ -232,12 +234,12 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditions, replaced by the null condition for the samples that `drop_mask` draws."""
+    """Return a batch's conditioner inputs; samples that `drop_mask` draws get `null`, the null condition's inputs."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
 class NoisedBatch(NamedTuple):
-    """A batch of latents (or pixels), each noised to its own timestep."""
+    """A batch of latents (or pixels) with Z channels, each noised to its own timestep."""
 
     x_0: Tensor  # clean, [B, Z, h, w]
     eps: Tensor  # noise, like x_0

@@ -45,19 +45,34 @@ class LatentDiffusion(nn.Module):
         self.unet, self.conditioner = unet, conditioner
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and prepared conditions."""
+        """Return the U-Net's output.
+
+        Args:
+            x: noisy latents [B, Z, h, w].
+            t: timesteps [B].
+            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids.
+        """
         return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
 
 
 class Latent(Method[LatentRun]):
-    """Training method of latent diffusion: a U-Net denoises latents (or pixels), with or without a condition."""
+    """Training method of latent diffusion: a U-Net denoises the latents of a frozen autoencoder.
+
+    Without an autoencoder it denoises pixels. A condition (text or class) is optional.
+
+    Attributes:
+        vae: the frozen autoencoder; None: pixels are diffused.
+        latent_shape: shape (channels, height, width) of one latent, or of a picture if pixels are diffused.
+        conditions: the captions or labels of the run's pictures.
+        prompts: captions, or classes by index or name; each evaluation samples one picture of its grid for each.
+    """
 
     Config = LatentRun
 
-    vae: AutoencoderKL | VQModel | None = None  # None: pixels
-    latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
+    vae: AutoencoderKL | VQModel | None = None
+    latent_shape: tuple[int, ...]
     conditions: Conditions
-    prompts: list[str | int]  # captions or classes from which the sample grid is sampled
+    prompts: list[str | int]
 
     def __init__(
         self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, data: TrainingData | None = None
@@ -79,7 +94,7 @@ class Latent(Method[LatentRun]):
 
     @classmethod
     def build(cls, config: LatentRun, data: Split, device: torch.device) -> "Latent":
-        """Open the autoencoder, cache latents and conditions, and build the networks.
+        """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
 
         Raises:
             UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
@@ -114,12 +129,12 @@ class Latent(Method[LatentRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store the module, wrapped by DDP if it is used; move schedule and null condition to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the loss history of the timestep density loss_second_moment; empty for other densities."""
+        """Return the recent losses by timestep, for the timestep density loss_second_moment; {} for other densities."""
         return self.times.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -127,16 +142,17 @@ class Latent(Method[LatentRun]):
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Add the step's losses, of all processes, to the history of a loss-aware timestep density."""
+        """Add the step's losses, of all processes, to those by which the density loss_second_moment draws timesteps."""
         self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:
-        """Discard the losses that were collected in a failed attempt at a step."""
+        """Discard the losses that were collected in a step that failed and will be repeated."""
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the configured loss; if it uses the variational bound, the bound's terms are logged as `vb`.
+        """Yield a batch's loss; if it uses the variational bound, the mean of the bound's terms is logged as `vb`.
 
+        `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
         position = batch["position"]
@@ -152,15 +168,28 @@ class Latent(Method[LatentRun]):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Return the unweighted errors of `network` on a batch at timesteps t [B].
+        """Return the errors of the network's predictions for a batch that is noised to timesteps t [B].
 
-        `seed` and a sample's position in the run determine its noise.
+        Each error is that of one sample, without min-SNR weights and the importance weights of sampled timesteps.
+
+        Args:
+            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B] in the run.
+            t: timesteps [B].
+            seed: seed that, with the position, determines a sample's noise.
+            inputs: the conditioner's inputs by name, [B, ...] each.
+            network: a `LatentDiffusion`, or its DDP wrapper.
         """
         x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return unweighted losses [B] of a held-out batch at timesteps t [B]; no condition is dropped."""
+        """Return the loss [B] of each held-out sample, without min-SNR weights and without condition dropout.
+
+        Args:
+            batch: a batch from `LatentBatches`: moments of the latents, positions, and the conditioner's inputs.
+            t: timesteps [B] to which the latents are noised.
+            seed: seed of the noise.
+        """
         errors = self.errors(batch, t, seed, batch["inputs"], self.module)
         return self.objective.combined(errors, len(self.schedule))
 
@@ -198,17 +227,17 @@ class Latent(Method[LatentRun]):
         return f"model in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the networks."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
 
 
 def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check sample prompts before training, so that a bad one does not fail hours later; raises UserError."""
+    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
     try:
         conditioner.prepare(prompts)
     except ConditioningError as error:

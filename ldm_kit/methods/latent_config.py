@@ -24,7 +24,7 @@ class SampleConfig(SamplerOptions):
 
 
 class LatentRun(NoisedRun):
-    """Config of a run that trains a denoiser of latents (or pixels), with or without a condition."""
+    """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     condition: ConditioningConfig = NoConfig()

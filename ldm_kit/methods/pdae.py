@@ -69,12 +69,21 @@ class ShiftedDiffusion(CodedNetwork):
         self._base = (base,)  # in a tuple: nothing of it is registered
 
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (base model's output, G) for noisy latents x [B, Z, h, w], timesteps t [B], pictures [B, C, R, R]."""
+        """Return the base model's output and the estimated gradient G, for noisy latents x [B, Z, h, w].
+
+        Args:
+            x: noisy latents [B, Z, h, w].
+            t: timesteps [B].
+            picture: clean pictures [B, C, R, R] in [-1, 1], which are encoded to codes.
+        """
         return self.shift(x, t, self.encoder(picture), self._base[0].null.to(x.device))
 
 
 class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
-    """Training method of PDAE: the loss is the weighted error of a frozen model's eps, shifted by the gradient."""
+    """Training method of PDAE: the loss is the weighted squared error of the frozen model's eps, shifted by G.
+
+    G(x_t, t, z) is the learned gradient, where z is the picture's code; `weight` has the weights of timesteps.
+    """
 
     Config = PDAERun
 
@@ -86,7 +95,7 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
 
     @classmethod
     def build(cls, config: PDAERun, data: Split, device: torch.device) -> "PDAE":
-        """Open the base model, cache its latents, and build encoder and gradient estimator.
+        """Open the base model on `device`, cache its latents of `data`, and build encoder and gradient estimator.
 
         Raises:
             UserError: the base model does not fit the pictures or cannot be opened, latents are not normalised, or a
@@ -105,14 +114,20 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Return the mean squared errors [B] of the base model's eps, shifted by the gradient, against the true eps."""
+        """Return the mean squared error [B] between the true eps and the base model's eps, shifted by the gradient G.
+
+        `output` is what `ShiftedDiffusion` returned for `batch`.
+        """
         base = self.base
         estimator = NetworkEstimator(lambda _x, _t, _cond: output, self.schedule, base.target, base.learned_range)
         frozen, gap = estimator(batch.x_t, batch.t, None)
         return pdae_loss(frozen.eps, gap, batch.eps, batch.t, self.schedule)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the loss weights SNR^gamma / (1 + SNR) of timesteps t [B]."""
+        """Return the loss weights SNR^gamma / (1 + SNR) of timesteps t [B].
+
+        SNR = a_t^2 / s_t^2 is the signal-to-noise ratio of x_t = a_t x_0 + s_t eps.
+        """
         return pdae_weight(t, self.schedule, gamma=self.config.gamma)
 
     def decoder(self) -> ShiftDecoder:
@@ -120,7 +135,7 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         return ShiftDecoder(self.module.shift, self.base)
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the networks."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"{super().describe_model()} on the frozen {type(self.base.unet).__name__} of {self.base.name}"
 
 

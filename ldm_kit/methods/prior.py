@@ -51,7 +51,13 @@ class ConditionedMLP(nn.Module):
         self.mlp, self.conditioner = mlp, conditioner
 
     def forward(self, z: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the predicted eps [B, D] for noised normalised codes z [B, D], timesteps t [B] and conditions."""
+        """Return the predicted noise eps [B, D].
+
+        Args:
+            z: normalised codes of D dimensions, noised, [B, D].
+            t: timesteps [B].
+            inputs: the conditioner's inputs by name, [B, ...] each.
+        """
         return apply_mlp(self.mlp, z, t, self.conditioner(**inputs))
 
 
@@ -59,9 +65,9 @@ class Prior(Method[PriorRun]):
     """Training method of a prior: an MLP denoises the normalised codes of a trained semantic model."""
 
     Config = PriorRun
-    conditions: Conditions
+    conditions: Conditions  # captions or labels of the run's pictures
     source: SemanticModel  # the trained model whose codes are diffused; never changed
-    mean: Tensor  # [D], mean of the training set's codes
+    mean: Tensor  # [D], mean of the training set's codes, which have D dimensions
     std: Tensor  # [D], standard deviation of the training set's codes
 
     def __init__(
@@ -75,7 +81,7 @@ class Prior(Method[PriorRun]):
 
     @classmethod
     def build(cls, config: PriorRun, data: Split, device: torch.device) -> "Prior":
-        """Encode the pictures, normalise their codes, and build the networks.
+        """Encode the pictures `data` on `device`, normalise their codes, and build the networks.
 
         Raises:
             UserError: `config.model` is no semantic model, or cannot encode the pictures.
@@ -108,12 +114,12 @@ class Prior(Method[PriorRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store the module, wrapped by DDP if it is used; move schedule and null condition to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of the predicted eps.
+        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`.
 
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
@@ -123,9 +129,14 @@ class Prior(Method[PriorRun]):
         yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Return mean absolute errors [B] of the eps that `module` predicts at timesteps t [B].
+        """Return the mean absolute error [B] of the predicted noise eps, for each sample, at timesteps t [B].
 
-        `seed` and a sample's position in the run determine its noise.
+        Args:
+            batch: normalised codes z [B, D], and each sample's position [B] in the run.
+            t: timesteps [B].
+            seed: seed that, with the position, determines a sample's noise.
+            inputs: the conditioner's inputs by name, [B, ...] each.
+            module: a `ConditionedMLP`, or its DDP wrapper.
         """
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
@@ -133,7 +144,13 @@ class Prior(Method[PriorRun]):
         return (output.float() - eps).abs().mean(1)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return mean absolute errors [B] of held-out codes at timesteps t [B]; no condition is dropped."""
+        """Return the mean absolute error [B] of the eps predicted for held-out codes; no condition is dropped.
+
+        Args:
+            batch: a batch from `CodeBatches`: codes, positions and the conditioner's inputs.
+            t: timesteps [B].
+            seed: seed of the noise.
+        """
         return self.errors(batch, t, seed, batch["inputs"], self.module)
 
     def model(self) -> SemanticModel:
@@ -164,20 +181,25 @@ class Prior(Method[PriorRun]):
         return f"semantic model with prior in {model}: {loss}"
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (codes, width, encoder) for `describe`, the log's opening text."""
         count, width = len(self.batches), len(self.mean)
         return f"codes of {count} training pictures, {width} numbers each, by the encoder of {self.config.model}"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the networks."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
 
 
 def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
     """Return the codes [N, D] of a picture set, and the index [N] of the picture that each was computed from.
 
-    The index differs from 0..N-1 where a broken picture was replaced by another. Both tensors are cached on disk, by
-    the digest `weights` of the encoder and the fingerprint of the set.
+    The index differs from 0..N-1 where a broken picture was replaced by another. Both tensors are cached on disk.
+
+    Args:
+        encoder: the semantic encoder.
+        pictures: the picture set.
+        weights: digest of the encoder's weights which, with the set's fingerprint, names the cache file.
+        size: most pictures in a batch.
     """
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 

@@ -1,4 +1,4 @@
-"""Records that training methods exchange with the training program."""
+"""Small classes by which training methods and the training program exchange data, batches and pictures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Collectives:
 class TrainingData(NamedTuple):
     """The pictures of a run, and the sources of batches that are made from them."""
 
-    pictures: Split
+    pictures: Split  # training and held-out pictures
     batches: BatchSource  # training batches
     heldout: BatchSource | None = None  # held-out batches; None: nothing is held out
 
@@ -34,4 +34,4 @@ class Grid:
     """A grid of sample pictures, as one image; the run writes it to pictures/NAME-STEP.png."""
 
     image: Image
-    name: str = "samples"
+    name: str = "samples"  # NAME in the file's name

@@ -32,7 +32,7 @@ class RunConfig(Config):
     log: LogConfig = LogConfig()
 
     def cautions(self) -> list[str]:
-        """Return a warning for each setting that has no effect in a run of this length.
+        """Return a warning for each setting that has no effect in a run of `train.steps` steps.
 
         Such settings are no errors: a run that is shortened for a trial may keep the warm-up of the full run.
         """
@@ -77,7 +77,7 @@ def untrained_null(scale: float, dropout: float, conditional: bool) -> list[str]
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check that the density of training timesteps needs no variational bound; for methods without a bound.
+    """Check, for a method whose loss has no variational bound, that the density of training timesteps needs none.
 
     Raises:
         ValueError: the density is loss_second_moment, which depends on the bound's terms.
@@ -102,6 +102,11 @@ def check_steps(steps: int, schedule: ScheduleConfig) -> None:
 
 def check_saved(schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType = "small") -> None:
     """Check before training that the trained model can be saved, by building its scheduler.
+
+    Args:
+        schedule: noise schedule of the training.
+        prediction_type: what the network predicts.
+        variance: variance of the reverse steps.
 
     Raises:
         ValueError: the schedule does not allow the prediction type, or diffusers cannot express the combination.

@@ -8,7 +8,7 @@ from ldm_kit.viz.curves import curves, logged_keys
 
 
 def list_metrics(metrics: Mapping[str, float]) -> str:
-    """Return metrics as text, such as "held-out psnr 24.1"; the prefixes heldout_ and train_ are spelled out."""
+    """Return metrics, given by name, as text such as "held-out psnr 24.1", with heldout_ and train_ spelled out."""
     words = {
         name.replace("heldout_", "held-out ").replace("train_", "training "): value for name, value in metrics.items()
     }

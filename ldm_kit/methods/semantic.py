@@ -1,4 +1,4 @@
-"""Base of DiffAE and PDAE: an encoder sees the picture; a decoder sees the noised latent and the code."""
+"""Base of DiffAE and PDAE: an encoder turns the picture into a code; a decoder denoises its latent, given the code."""
 
 import logging
 from abc import abstractmethod
@@ -45,7 +45,7 @@ class ReconstructionConfig(Config):
 
 
 class SemanticRun(NoisedRun):
-    """Settings that the configs of DiffAE and PDAE share."""
+    """Settings that the configs of DiffAE and PDAE share: the semantic encoder, and sampling during training."""
 
     encoder: SemanticConfig
     sample: ReconstructionConfig = ReconstructionConfig()
@@ -57,7 +57,8 @@ R = TypeVar("R", bound=SemanticRun)
 class CodedNetwork(nn.Module):
     """Encoder and decoding network as one module, so that one DDP wrapper averages the gradients of both.
 
-    Call it with noisy latents [B, Z, h, w], timesteps [B] and pictures [B, C, R, R] in [-1, 1].
+    Call it with noisy latents [B, Z, h, w], timesteps [B] and the clean pictures [B, C, R, R] in [-1, 1], which are
+    encoded to the codes that the decoding network is given.
     """
 
     encoder: Encoder
@@ -94,14 +95,19 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @abstractmethod
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Return unweighted errors [B] of `module`'s output for a noised batch."""
+        """Return the error [B] of each sample's prediction, before it is multiplied by `weight`.
+
+        Args:
+            output: what `module` returned for the batch.
+            batch: clean and noised latents, noise and timesteps.
+        """
 
     def weight(self, t: Tensor) -> Tensor | None:
-        """Return the loss weights [B] of timesteps t [B]; None: all weights are 1."""
+        """Return the weights [B] by which errors at timesteps t [B] are multiplied; None: all weights are 1."""
         return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the weighted error; where weights differ from 1, the unweighted error is logged as `error`.
+        """Yield the mean of errors times `weight`; with weights, the mean error without them is logged as `error`.
 
         The run's seed and a sample's position in the run determine its noise and timestep.
         """
@@ -115,12 +121,19 @@ class SemanticMethod(Method[R], Generic[R, N]):
         yield NAME, (errors * cast_like(weight, errors)).mean(), {"error": errors.mean()}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, module: nn.Module) -> Tensor:
-        """Return unweighted errors [B] at timesteps t [B], with noise drawn from `seed`."""
+        """Return the error [B] of each sample's prediction, before it is multiplied by `weight`.
+
+        Args:
+            batch: a batch from `PicturedLatents`: moments of the latents, pictures, and positions in the run.
+            t: timesteps [B] to which the latents are noised.
+            seed: seed that, with its position, determines a sample's noise.
+            module: the `CodedNetwork`, or its DDP wrapper.
+        """
         noised = noise_batch(batch, t, seed, self.schedule)
         return self.error(module(noised.x_t, t, batch["picture"]), noised)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return unweighted errors [B] of a held-out batch at timesteps t [B]."""
+        """Return the error [B] of each held-out sample at timesteps t [B], without `weight`; `seed` fixes the noise."""
         return self.errors(batch, t, seed, self.module)
 
     def model(self) -> SemanticModel:
@@ -133,9 +146,10 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return the held-out loss and the error of reconstructions from inferred and random x_T; write a grid.
+        """Return the held-out loss and the errors of reconstructed pictures; write a grid of them into `folder`.
 
-        A NaN or an infinity in the reconstructions costs the grid and their errors, with a warning.
+        Pictures are reconstructed from inferred and from random noise x_T. If a reconstruction has a NaN or an
+        infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
         """
         with eval_mode(self.module), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()
@@ -148,7 +162,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return self.metrics
 
     def _reconstruct(self) -> Image:
-        """Return a grid of pictures with reconstructions from inferred and random x_T; add their errors to metrics."""
+        """Return a grid of pictures with reconstructions from inferred and from random x_T; add errors to `metrics`."""
         model, config, size = self.model(), self.config.sample, self.eval_batch
         shown = self.data.heldout if len(self.data.heldout) else self.data.train
         pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
@@ -164,7 +178,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @classmethod
     def figures(cls, config: R, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `evaluate`; all possible ones while `data` is None."""
+        """Return the names of the metrics of `evaluate`; all possible ones while `data` is None (not loaded)."""
         return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
 
     def save(self, folder: Path) -> None:
@@ -180,17 +194,17 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return f"semantic model in {model}: {metrics}"
 
     def describe_data(self) -> str:
-        """Return the part of `describe`'s text that is about the training set."""
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
 
     def describe_model(self) -> str:
-        """Return the part of `describe`'s text that is about the networks."""
+        """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, width = type(self.module.network).__name__, self.config.encoder.z_width
         return f"codes of {width} numbers, encoder and {name} with {millions(self.module)} trained parameters"
 
 
 def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) -> tuple[TrainingData, tuple[int, ...]]:
-    """Return batches that pair the latents of a data set with their pictures, and the shape (Z, h, w) of a latent.
+    """Return batches that pair latents with their pictures, and a latent's shape (channels, height, width).
 
     Latents that are not cached yet are encoded first.
 

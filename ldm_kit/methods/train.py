@@ -94,7 +94,10 @@ def _with_launched_precision(config: RunConfig) -> RunConfig:
 
 
 def _check_keep_best(config: RunConfig, pictures: Split | None) -> None:
-    """Check that the method measures the metric that `train.keep_best` names; raises UserError otherwise."""
+    """Check that the method measures the metric that `train.keep_best` names; raises UserError otherwise.
+
+    `pictures` are the run's; None: not loaded yet, so that any metric that the method may measure is accepted.
+    """
     check_keep_best(config.train.keep_best, find_method(method_name(config)).figures(config, pictures))
 
 
@@ -141,7 +144,11 @@ def _checked(data: Split) -> Split:
 def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
-    """Return the validated config of a run; `data`, if any, replaces its pictures. Raises UserError as `train`."""
+    """Return the validated config of a run; its `data` becomes that of the pictures `data`, if these are given.
+
+    Raises:
+        UserError: the config or an override is wrong.
+    """
     check_lists(overrides=overrides)
     if data is None and not isinstance(config, Mapping | RunConfig):
         return read_run(config, overrides)

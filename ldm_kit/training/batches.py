@@ -1,4 +1,4 @@
-"""Batch sampler: which sample of the data set is trained on is a function of (seed, position).
+"""Batch sampler: which sample of the data set is trained on depends only on the run's seed and a position.
 
 A position numbers the training samples of a whole run, over all epochs and ranks: 0, 1, 2, ... So there is no loader
 state to save: a run that is resumed after `step` steps goes on at position `step * global_batch`, on any number of
@@ -24,13 +24,13 @@ SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """Return the order in which an epoch visits the samples: a permutation of 0..count-1, int64 [count]."""
+    """Return the order in which an epoch (0, 1, ...) visits the samples: a permutation of 0..count-1, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(count, generator=generator)
 
 
 def sample_index(seed: int, position: int, count: int) -> int:
-    """Return the data-set index of the sample at a position; each `count` positions in a row are an epoch."""
+    """Return the index in a data set of `count` samples for a position in the run; `count` positions are an epoch."""
     return int(epoch_permutation(seed, position // count, count)[position % count])
 
 
@@ -39,8 +39,8 @@ class BatchSplit:
     """The split of a global batch over ranks, and of each rank's share into micro-batches."""
 
     global_batch: int  # samples per optimiser step, over all ranks
-    world: int = 1
-    rank: int = 0
+    world: int = 1  # number of ranks
+    rank: int = 0  # this process's rank, 0 to world - 1
     accumulation: int = 1  # micro-batches per step on each rank
 
     @classmethod
@@ -94,13 +94,16 @@ class BatchSplit:
 
 @dataclass(frozen=True)
 class StepBatchSampler:
-    """Batch sampler of this rank: yields each micro-batch of steps `start`..`stop - 1` as (position, index) pairs."""
+    """Batch sampler of this rank, which yields one micro-batch after another.
+
+    A micro-batch is a list of pairs (position in the run, index in the data set).
+    """
 
     split: BatchSplit
-    seed: int
+    seed: int  # seed of the order of samples
     count: int  # samples in the data set
-    start: int
-    stop: int
+    start: int  # first step, counted from 0
+    stop: int  # the step after the last one
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         for step in range(self.start, self.stop):
@@ -118,7 +121,7 @@ def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoa
     that is killed.
 
     Args:
-        dataset: a `BatchSource`, whose `__getitems__` returns a whole batch.
+        dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch.
         batches: the sampler of micro-batches.
         workers: number of data-loader processes; 0: load in this process.
     """

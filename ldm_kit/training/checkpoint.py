@@ -155,7 +155,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_stale_tmp(run: Path) -> None:
-    """Remove what killed saves or deletes left in a run's folder; the caller must hold the folder's lock."""
+    """Remove the temporary folders of saves and deletions that were killed; the caller must hold the run's lock."""
     for path in [*run.glob(".tmp-*"), *run.glob(".del-*")]:
         shutil.rmtree(path, ignore_errors=True)
 

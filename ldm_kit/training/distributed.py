@@ -71,9 +71,9 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """A group of ranks that prepare data together; they may wait for each other for days (`WORK_TIMEOUT`)."""
+    """A group of ranks that share work such as filling a cache; they may wait for each other up to `WORK_TIMEOUT`."""
 
-    rank: int = 0  # this process's, within the group
+    rank: int = 0  # this process's number within the group, from 0
     size: int = 1  # number of ranks
     group: Any = None  # torch's process group; None: one rank
 
@@ -103,7 +103,9 @@ def work_groups() -> tuple[RankGroup, RankGroup]:
 
 @torch.no_grad()
 def average_gradients(weights: Sequence[Tensor]) -> None:
-    """Replace each gradient by its mean over ranks; every rank must call it, with the same weights in the same order.
+    """Replace the gradient of each of `weights` by its mean over ranks; every rank must call it.
+
+    All ranks must pass the same weights in the same order.
 
     A rank without a gradient that another rank has contributes zeros. A weight that has no gradient on any rank keeps
     none.

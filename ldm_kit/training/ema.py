@@ -28,9 +28,10 @@ class EmaConfig(Config):
 
 @lru_cache
 def power_exponent(std: float) -> float:
-    """Return the exponent gamma of the power-function EMA with relative width `std`, in (0, 0.29), by bisection.
+    """Return the exponent gamma of the power-function EMA of relative width `std`, in (0, 0.29), by bisection.
 
-    This EMA weights the network of step i by i^gamma; `std` is the standard deviation of i, as a share of the last i.
+    This EMA gives the weights of step i = 1..n a share proportional to i^gamma; `std` is the standard deviation of i
+    under these shares, divided by n.
 
     Source: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", eq. 127.
     """
@@ -62,7 +63,7 @@ class Ema:
     """EMA of the weights and buffers of several modules; every rank holds and updates the same averages.
 
     Args:
-        config: kind and length of the average; with kind none, nothing is averaged or stored.
+        config: how past weights are averaged, and over how many steps; with kind none, nothing is averaged or stored.
         modules: the modules to average, by name; the averages start at the modules' present weights.
     """
 
@@ -79,7 +80,7 @@ class Ema:
             torch._foreach_lerp_(list(self.averages[name].values()), current, weight)
 
     def load(self, averages: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore averages, by module name and tensor name, from a checkpoint."""
+        """Copy a checkpoint's averages, by module name and then tensor name, into this object's averages."""
         for name, tensors in self.averages.items():
             for key, value in tensors.items():
                 value.copy_(averages[name][key])

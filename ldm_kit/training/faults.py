@@ -32,7 +32,7 @@ class NonFiniteError(UserError):
 
 
 def all_finite(stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-    """Return whether every loss of this rank and every gradient norm is finite."""
+    """Return whether all losses in `stats` (this rank's step) and all gradient norms, by module, are finite."""
     values = [*norms.values(), *(loss for losses in stats.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
 
@@ -44,7 +44,10 @@ def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
 
 
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of a batch of nested dicts, by dotted key; `prefix` comes before it."""
+    """Return the floating-point tensors of a batch, a tensor or nested dicts, by dotted key such as inputs.text.
+
+    `prefix` is put before each key.
+    """
     match batch:
         case Tensor():
             return {prefix or "batch": batch} if batch.is_floating_point() else {}
@@ -66,7 +69,7 @@ def fault_report(
 
     Args:
         step: number of the step (1 = the first).
-        stats: this rank's losses.
+        stats: this rank's losses in the step.
         norms: gradient norms by module, over all ranks.
         modules: the modules by name, with their gradients before clipping.
         batches: this rank's micro-batches, each as its (position, index) pairs and the batch of these samples.

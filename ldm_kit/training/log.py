@@ -35,7 +35,9 @@ class LogConfig(Config):
 
 
 class Log:
-    """The log of a run: means of the steps' metrics, in metrics.jsonl and in trackers; only the main process writes.
+    """The log of a run: means of the steps' metrics, in metrics.jsonl and in accelerate's trackers such as TensorBoard.
+
+    Only the main process writes.
 
     Metrics are summed on the device, so that a step does not wait for their values.
 
@@ -56,7 +58,7 @@ class Log:
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: TrainStep) -> None:
-        """Add a step's metrics; every `config.every` steps, and at the last, write means since the previous line."""
+        """Add a step's losses and gradient norms; every `config.every` steps, and at the last, write their means."""
         values = {**step.logs, **{f"{module}_grad_norm": norm for module, norm in step.norms.items()}}
         for name, value in values.items():
             total, count = self.sums.get(name, (torch.zeros_like(value), 0))
@@ -75,7 +77,7 @@ class Log:
             self.sums, self.count, self.since = {}, 0, time.monotonic()
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
-        """Write the values of step `number` to metrics.jsonl, as one line, and to the trackers.
+        """Write metrics of step `number`, by name, as one line to metrics.jsonl, and to the trackers.
 
         A line that the disk has no room for is kept and written with the next one.
         """
@@ -131,7 +133,7 @@ class Log:
 
 
 def _line(number: int, values: Mapping[str, float]) -> str:
-    """Return a line of metrics.jsonl: values to 6 significant digits; NaN and infinity, which JSON lacks, as null."""
+    """Return a line of metrics.jsonl for step `number`: values to 6 significant digits, NaN and infinity as null."""
     rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
     return json.dumps({"step": number, **rounded}, allow_nan=False)
 

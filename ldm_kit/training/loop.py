@@ -38,7 +38,7 @@ class Trainer:
     config: TrainConfig
     ema_config: EmaConfig
     _: KW_ONLY
-    seed: int  # of the order of samples, and of random numbers in modules (dropout)
+    seed: int  # of the order of samples, and of dropout and other random numbers of the modules
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
     dependencies: Mapping[str, str] = field(default_factory=dict)  # digests in the checkpoint that was loaded
@@ -65,7 +65,7 @@ class Trainer:
         self.split = self._configured_split()
 
     def train(self, data: BatchSource) -> Iterator[TrainStep]:
-        """Train from the current step to the last one, and yield a record after each step.
+        """Train from the current step to the last one; after each step yield its number, learning rate, norms and logs.
 
         Args:
             data: source of the training batches.
@@ -95,7 +95,10 @@ class Trainer:
         return iter(loader(data, sampler, self.config.workers))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
-        """Accumulate gradients over a step's micro-batches; None on every rank if any rank is out of memory."""
+        """Compute a step's losses and accumulate their gradients; None on every rank if any rank is out of memory.
+
+        `batches` yields micro-batches, of which the step takes as many as it needs.
+        """
         self.saved_buffers = [buffer.clone() for buffer in distributed.buffers(self.task.modules.values())]
         stats = None
         try:
@@ -151,7 +154,7 @@ class Trainer:
         return {name: optim.grad_norm(module) for name, module in modules.items()}
 
     def check_finite(self, data: BatchSource, stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-        """Return whether all losses and gradients are finite on all ranks.
+        """Return whether losses (`stats`) and gradient norms are finite on all ranks; a report reads inputs in `data`.
 
         Raises:
             NonFiniteError: one is not; under fp16, only after `train.max_skips` such steps in a row.
@@ -170,7 +173,7 @@ class Trainer:
         raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)
 
     def optimizer_step(self, norms: Mapping[str, Tensor]) -> float:
-        """Clip gradients, update all modules that have gradients, and return the first module's learning rate."""
+        """Clip gradients (`norms` by module), update weights that have one; return the first module's learning rate."""
         optimisers = optim.with_gradients(self.optimisers)
         for name, module in self.task.modules.items():
             optim.clip(module, self.optim[name].max_grad_norm, norms[name])

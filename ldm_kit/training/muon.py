@@ -52,7 +52,11 @@ def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the weights that Muon can update: trainable, both sides at least 64, no embedding, viewable as a matrix."""
+    """Yield the weights of a module that Muon can update.
+
+    They are trainable matrices and convolutions, no embeddings, with both sides of the matrix at least 64, whose memory
+    can be viewed as that matrix without a copy.
+    """
     embeddings = {id(inner.weight) for inner in module.modules() if isinstance(inner, nn.Embedding)}
     for weight in module.parameters():
         if not weight.requires_grad or weight.dim() not in (2, 4) or id(weight) in embeddings:
@@ -63,7 +67,11 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return into how many equal blocks of at most `most` rows a matrix is split; 1 if no such split is even."""
+    """Return into how many blocks of equal size, each of at most `most` rows, a matrix of `rows` rows is split.
+
+    `most` None: no limit. The result is the smallest number that divides `rows`, from the fewest blocks needed to
+    nearly twice as many; if none does, it is 1, so that all rows are one block.
+    """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
 
@@ -112,12 +120,12 @@ def _factor(gram: Tensor) -> Tensor:
 
 
 class MatrixUpdate(NamedTuple):
-    """A weight to update, its gradient and its momentum, each as a matrix [O, N], and the number of row blocks."""
+    """A weight to update, its gradient and its momentum, each as a matrix [O, N] with a row for each output."""
 
     weight: Tensor
     gradient: Tensor
     momentum: Tensor
-    blocks: int
+    blocks: int  # number of equal blocks of rows, each of which is orthogonalised by itself
 
     def in_blocks(self, matrix: Tensor) -> Tensor:
         """Return a view of a matrix [O, N] as K blocks of rows, [K, O / K, N]."""
@@ -125,12 +133,16 @@ class MatrixUpdate(NamedTuple):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with decoupled weight decay; blocks of equal shape, from all weights, are orthogonalised as one batch.
+    """The optimiser Muon with decoupled weight decay.
+
+    A weight [O, ...] is updated as a matrix with O rows. These rows are split into equal blocks of at most
+    `config.block` rows (see `blocks`), and each block of the momentum is orthogonalised by itself. For speed, blocks
+    that have the same shape, from whichever weights, are orthogonalised together as one batch of matrices.
 
     Args:
-        weights: parameters that `matrices` yields.
-        config: learning rate, momentum, iterations, rows of a block.
-        weight_decay: share of a weight that a step takes off, to be multiplied by the learning rate.
+        weights: the parameters to update, as `matrices` yields them.
+        config: learning rate, momentum, Newton-Schulz iterations and rows of a block.
+        weight_decay: a step multiplies each weight by 1 - lr * weight_decay, where lr is the learning rate.
     """
 
     def __init__(self, weights: list[nn.Parameter], config: MuonConfig, weight_decay: float) -> None:
@@ -168,9 +180,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
-    """Update the momenta in place, and return their Nesterov look-ahead for all blocks, [K, m, n].
+    """Update the momenta in place, and return their Nesterov look-ahead as K blocks of rows, [K, m, n].
 
-    The blocks of all updates are concatenated, in the dtype of `orthogonal`. The gradients are overwritten.
+    The K blocks are those of all updates, one update after another, in the dtype that `orthogonal` computes in. The
+    gradients are overwritten.
+
+    Args:
+        updates: updates whose blocks have the same shape [m, n].
+        momentum: share of the old momentum in the new one.
     """
     shape = updates[0].in_blocks(updates[0].gradient).shape[1:]
     counts = [update.blocks for update in updates]

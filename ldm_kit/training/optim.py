@@ -57,7 +57,15 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
 
 
 def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
-    """Return a module's optimisers: AdamW as `name`; Muon as `name.muon`, if configured and there are `matrices`."""
+    """Return a module's optimisers by name: AdamW, called `name`, and perhaps Muon, called `name`.muon.
+
+    If `config.muon` is set, Muon updates the weights that `matrices` yields, if any. AdamW updates all other weights.
+
+    Args:
+        name: the module's name.
+        module: the module.
+        config: the module's optimiser config.
+    """
     muon_weights = list(matrices(module)) if config.muon is not None else []
     if config.muon is None or not muon_weights:
         return {name: adamw(module, config)}
@@ -66,12 +74,12 @@ def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.
 
 
 def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfig]) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimisers of all modules, named as by `build`; `configs` has the config of each module."""
+    """Return the optimisers of all modules, named MODULE and MODULE.muon; `configs` has each module's config."""
     return {key: value for name, module in modules.items() for key, value in build(name, module, configs[name]).items()}
 
 
 def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict[str, OptimConfig]:
-    """Return optimiser configs in which every module that Muon trained in a checkpoint has Muon.
+    """Return the optimiser configs, with Muon added for each module that Muon trained in a checkpoint.
 
     Until version 0.1 `optim.muon` also applied to the discriminator; a run of that time is resumed as it began.
 
@@ -85,12 +93,12 @@ def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict
 
 
 def module_of(name: str) -> str:
-    """Return the name of the module that the optimiser `name`, as named by `build`, updates."""
+    """Return the name of the module that the optimiser `name` updates: MODULE for MODULE or MODULE.muon."""
     return name.partition(".")[0]
 
 
 def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
-    """Return the learning rate of an optimiser at step `step` (1, 2, ..., total), by the config of its module."""
+    """Return the learning rate of an optimiser at step `step` (1, 2, ..., total); `config` is that of its module."""
     peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
     return peak * lr_factor(config, step, total)
 
@@ -157,7 +165,7 @@ def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
 
 
 def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Groups) -> None:
-    """Restore an optimiser's state from what `dump` returned.
+    """Restore an optimiser's state from the tensors and parameter groups that `dump` returned.
 
     Moments get the memory layout of their weight. Fused AdamW pairs elements by their place in memory, so it would
     silently pair the elements of a channels-last weight with the wrong elements of a contiguous moment.

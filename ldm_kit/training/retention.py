@@ -40,7 +40,7 @@ class BestCheckpoint:
         return None if best is None else self.folder / best[0]
 
     def is_beaten_by(self, metrics: Mapping[str, float]) -> bool:
-        """Return whether an evaluation's value of the metric is better than the best so far; a NaN never is.
+        """Return whether an evaluation's `metrics`, by name, beat the best value so far; a NaN never does.
 
         Raises:
             UserError: the evaluation has no such metric.
@@ -52,7 +52,7 @@ class BestCheckpoint:
         return value > best[1] if self.spec.startswith("max:") else value < best[1]
 
     def record(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Record in best.json, written atomically, that the checkpoint at `path` is the best one now."""
+        """Write atomically to best.json that the checkpoint at `path`, of this step and these metrics, is the best."""
         value = metrics[self.metric]
         number = value if math.isfinite(value) else str(value)  # JSON has no infinity
         entry = {"metric": self.metric, "value": number, "step": step, "checkpoint": path.name}
@@ -93,7 +93,7 @@ def check_keep_best(spec: str | None, figures: Iterable[str] | None) -> None:
 class CheckpointRetention:
     """Saver of a run's checkpoints, which keeps the newest, the best, and the one that the run resumed from."""
 
-    folder: Path
+    folder: Path  # the run's folder
     settings: Any  # the run's config
     resume: Path | None  # the checkpoint that the run resumed from
     failed_saves: int = 0  # how many saves in a row have failed

@@ -77,7 +77,10 @@ class Lock:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ between two configs, given as nested mappings."""
+    """Return the dotted keys, such as optim.lr, whose values differ between two configs, given as nested mappings.
+
+    `prefix` is put before each key.
+    """
     keys: list[str] = []
     for key in sorted({*old, *new}):
         a, b, dotted = old.get(key), new.get(key), f"{prefix}{key}"

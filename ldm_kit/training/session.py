@@ -29,7 +29,7 @@ from ldm_kit.training.training_state import read_metadata
 
 
 class Settings(Protocol):
-    """The fields of a run's config that a session reads."""
+    """The fields of a run's config that a session reads: its folder (`run`), its seed, and three of its sections."""
 
     @property
     def run(self) -> str: ...
@@ -57,12 +57,12 @@ class Session:
     """A training run as one of its processes sees it: device and ranks, folder, stop signals, and checkpoints."""
 
     accelerator: Accelerator
-    folder: Path
+    folder: Path  # the run's folder
     settings: Any  # the run's config
-    resume: Path | None  # the checkpoint to resume from
-    signals: Signals = field(default_factory=Signals)
-    active_trainer: Trainer | None = None
-    retention: CheckpointRetention = field(init=False)
+    resume: Path | None  # the checkpoint to resume from; None: a new run
+    signals: Signals = field(default_factory=Signals)  # catches the signals that ask the run to stop
+    active_trainer: Trainer | None = None  # the trainer that `trainer` returned last
+    retention: CheckpointRetention = field(init=False)  # saves checkpoints and removes old ones
 
     def __post_init__(self) -> None:
         self.retention = CheckpointRetention(self.folder, self.settings, self.resume)
@@ -155,7 +155,10 @@ class Session:
         raise stopped
 
     def save_fault(self, error: NonFiniteError) -> UserError:
-        """Save a checkpoint, in `fault-STEP/`, from which a step that is not finite can be repeated; all must call it.
+        """Save a checkpoint, in `fault-STEP/`, from which the failed step can be repeated; every rank must call it.
+
+        Args:
+            error: the error, with its report, that a loss or gradient was not finite in that step.
 
         Returns:
             The error that the run ends with; its message names the folder.
@@ -171,7 +174,7 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether an action that is done every `every` steps, and after step `last`, is done after this step."""
+    """Return whether an action that is due every `every` steps, and after step number `last`, is due after `step`."""
     return step.number % every == 0 or step.number == last
 
 

@@ -20,7 +20,7 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Handlers of `STOP_SIGNALS`, which only set `caught`; a second SIGINT raises KeyboardInterrupt at once."""
+    """Handlers of `STOP_SIGNALS` that only note the signal in `caught`; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.caught = 0  # number of the last signal received; 0: none
@@ -48,6 +48,6 @@ class Signals:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Ignore `STOP_SIGNALS` in a data-loader worker, which the trainer needs until it has saved its step."""
+    """Ignore `STOP_SIGNALS` in a data-loader worker, because the trainer needs it until it has completed its step."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Protocols for what the training loop runs (tasks and batch sources), and records of a training step."""
+"""Protocols for what the training loop runs (tasks and batch sources), and the results of a training step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Task(Protocol):
         ...
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store the modules as prepared for this run (wrapped by DDP if it is used); `losses` must call these."""
+        """Store `wrapped`, the modules by name, wrapped by DDP if it is used; `losses` must call these."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -57,7 +57,10 @@ class StatefulTask(Protocol):
     """A task that also changes without gradients: `losses` collects such changes, and `after_step` applies them."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update."""
+        """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update.
+
+        `step` is the number of steps completed before this one.
+        """
         ...
 
     def discard_step(self) -> None:
@@ -84,12 +87,12 @@ class WholeBatchTask(Protocol):
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of all micro-batches of this rank, which are given on the device."""
+        """Measure what `losses` needs to know of all micro-batches of this rank and step; they are on the device."""
         ...
 
 
 def show_whole_batch(task: Task, batches: Iterator[Any], count: int, step: int, device: torch.device) -> Iterator[Any]:
-    """Return a step's `count` micro-batches, after `see_whole_batch` has seen all of them if the task needs that."""
+    """Return a step's `count` micro-batches, after calling `see_whole_batch` with all of them if the task needs it."""
     if count == 1 or not isinstance(task, WholeBatchTask) or not task.needs_whole_batch(step):
         return batches
     held = list(islice(batches, count))
@@ -114,13 +117,13 @@ class BatchSource(Protocol):
 
 @dataclass
 class StepStats:
-    """Losses of a step on this rank: `logs`, means over micro-batches; `losses`, each module's per micro-batch."""
+    """Losses of a step on this rank."""
 
-    logs: dict[str, Tensor] = field(default_factory=dict)
-    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    logs: dict[str, Tensor] = field(default_factory=dict)  # means over micro-batches of losses and logs, by name
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch
 
     def add(self, module: str, loss: Tensor, logs: Mapping[str, Tensor], accumulation: int) -> None:
-        """Add a loss term of one of the step's `accumulation` micro-batches, over which `logs` are averaged."""
+        """Add a module's loss and `logs` of one of `accumulation` micro-batches, over which logs are averaged."""
         self.losses.setdefault(module, []).append(loss.detach())
         for name, value in {f"{module}_loss": loss, **logs}.items():
             self.logs[name] = self.logs.get(name, torch.zeros_like(value)).detach() + value.detach() / accumulation
@@ -128,12 +131,9 @@ class StepStats:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """A completed training step: its number (1 = the first), learning rate, gradient norms by module, and logs.
+    """A completed training step; norms and logs are scalar tensors on the device."""
 
-    Norms and logs are scalars on the device.
-    """
-
-    number: int
-    lr: float
-    norms: Mapping[str, Tensor]
-    logs: Mapping[str, Tensor]
+    number: int  # 1 = the first step
+    lr: float  # learning rate of the first module
+    norms: Mapping[str, Tensor]  # gradient norm before clipping, by module
+    logs: Mapping[str, Tensor]  # losses and other scalars to log, by name: means over this rank's micro-batches

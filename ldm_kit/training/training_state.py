@@ -26,7 +26,7 @@ class TrainingState:
     """The parts of a trainer that a checkpoint saves and restores."""
 
     task: Task
-    optimisers: Mapping[str, torch.optim.Optimizer]
+    optimisers: Mapping[str, torch.optim.Optimizer]  # by name, as `optim.build_all` returns them
     ema: Ema
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
@@ -58,7 +58,7 @@ class TrainingState:
         checkpoint.write(folder, lambda draft: _write_files(draft, files, json_files), _size(files))
 
     def load(self, folder: Path, values: Mapping[str, Any]) -> None:
-        """Restore all parts from a checkpoint's folder and from `values`, the contents of its trainer_state.json."""
+        """Restore weights, averages, optimisers and task state from a checkpoint; `values`: its trainer_state.json."""
         print_other_versions(folder, values)
         for name, module in self.task.modules.items():
             module.load_state_dict(_read(folder, f"model/{name}"))
