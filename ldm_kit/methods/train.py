@@ -60,7 +60,7 @@ def train(
             _check_keep_best(settings, pictures)
             method = open_method(settings, pictures, run.device, collectives)
             method.precision = run.precision
-        trainer = run.trainer(method)
+        trainer = run.trainer(method, method.batches)
         log = run.log(trainer)
         log.print(method.describe())
         was_finished = trainer.step == trainer.config.steps

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast as broadcast_from_main
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import checkpoint, distributed, launch, run_folder
 from ldm_kit.training.accelerator import open_accelerator
@@ -24,8 +24,8 @@ from ldm_kit.training.loop import Trainer
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
-from ldm_kit.training.task import Task, TrainStep
-from ldm_kit.training.training_state import read_metadata
+from ldm_kit.training.task import BatchSource, Task, TrainStep
+from ldm_kit.training.training_state import check_unchanged, read_metadata
 
 
 class Settings(Protocol):
@@ -103,17 +103,28 @@ class Session:
         assert isinstance(value, torch.Tensor)
         return value
 
-    def trainer(self, task: OptimisedTask) -> Trainer:
+    def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From now on a stop signal no longer ends the process at once: the run ends after the current step.
+        From now on a stop signal no longer ends the process at once: the run ends after the current step. The config
+        is written, and the metrics after the checkpoint are dropped, once nothing refuses the run any more.
+
+        Args:
+            task: what is trained.
+            data: training samples; of a resumed run they must be those of the checkpoint. None: not checked yet.
+
+        Raises:
+            UserError: the checkpoint's data, or models that the task depends on, are others.
         """
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)
         if self.resume is not None:
             trainer.load(self.resume)
+            if data is not None:
+                check_unchanged(trainer.step, data, task, source=trainer.source, dependencies=trainer.dependencies)
             distributed.print_on_main(f"going on from step {trainer.step}, {self.resume}")
         if self.is_main_process:
+            run_folder.write_config(self.folder, settings)
             cut_metrics(self.folder / FILE, trainer.step)
         self.signals.watch()
         self.active_trainer = trainer
@@ -217,7 +228,7 @@ def _step_of(checkpoint_path: Path | None) -> int:
 def _open_folder(
     folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
 ) -> Path | None:
-    """Lock the run's folder and write the config, on the main rank; return the checkpoint to resume from, on all.
+    """Lock the run's folder, on the main rank; return the checkpoint to resume from, on all.
 
     Only the main rank has a `stack`, which will release the lock.
 
@@ -244,6 +255,4 @@ def _checkpoint_to_resume(folder: Path, settings: Any, resume: str | None) -> Pa
         path = run_folder.resume_checkpoint(folder, resume)
     if path is not None:
         run_folder.check_same_config(path, settings)
-    assert isinstance(settings, Config)
-    run_folder.write_config(folder, settings)
     return path

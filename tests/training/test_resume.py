@@ -137,9 +137,13 @@ def test_a_moved_autoencoder_goes_on_and_another_does_not(world, tmp_path):
     tensors["decoder.conv_out.bias"] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
     (moved / "manifest.json").unlink(missing_ok=True)
-    refused = through("train_ldm", again, "--resume", "latest")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "denoiser_loss": 1.0}\n')  # of steps after the checkpoint, which a resume makes again
+    before = [(run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")]
+    refused = through("train_ldm", again, "--resume", "latest", "seed=0", "sample.steps=7")
     assert refused.status == 2
     assert "the pictures, their captions or the autoencoder have changed" in refused.errors[0]
+    assert [(run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")] == before, "refused, so untouched"
 
 
 def test_other_data_is_refused(pictures, tmp_path):
