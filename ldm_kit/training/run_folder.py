@@ -105,7 +105,8 @@ def resume_checkpoint(run: Path, resume: str | None) -> Path | None:
     if resume is None:
         if checkpoint.steps(run):
             raise UserError(
-                f"{run} already holds checkpoints; add --resume latest to go on, or name another run=FOLDER"
+                f"{run} already holds checkpoints; add --resume latest to go on, or name another run=FOLDER "
+                '(in Python: resume="latest", or another "run" in the config)'
             )
         return None
     if resume != "latest":
