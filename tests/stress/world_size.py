@@ -10,7 +10,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ldm_kit.diffusion import loss, rng
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.schedule import Schedule
 from tests.stress.harness import Harness, Trial
 from tests.stress.victims import KINDS, METHODS, SCRIPTS, train, train_lines
 from tests.training.helpers import digest
@@ -31,6 +32,7 @@ EXACT = {
     "classifier": ("net.dropout=0",),
 }
 CHANGES = ((2, 1, 2), (1, 2, 1), (4, 1, 2), (1, 4, 2))
+OF_STEPS = ("judged", "move")  # draws that belong to a step; every process makes them for itself
 Row = tuple[int, str, str]  # (position, what, its SHA-256)
 
 
@@ -52,7 +54,7 @@ class Recorder:
         self.rows: list[Row] = []
         self.batches: list[Any] = []
         self.losses = METHODS[kind].losses
-        self.noised = loss.noised
+        self.add_noise = Schedule.add_noise
 
     def note(self, positions: Tensor, what: str, values: Tensor) -> None:
         """Add a row for each position [B] of values [B, ...]."""
@@ -63,16 +65,18 @@ class Recorder:
 
         def recorded(seed: int, name: str, positions: Tensor, *more: Any) -> Tensor:
             values = draw(seed, name, positions, *more)
-            if self.batches:  # every process may draw alike for itself, when it is set up and when it evaluates
+            if (
+                self.batches and name not in OF_STEPS
+            ):  # every process may draw alike for itself, when it is set up and when it evaluates
                 self.note(positions, name, values)
             return values
 
         return recorded
 
-    def record_noised(self, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Any) -> Tensor:
+    def record_noised(self, schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Record the times of a batch that is noised."""
         self.note(self.batches[-1]["position"], "time", t)
-        return self.noised(x_0, eps, t, schedule)
+        return self.add_noise(schedule, x_0, eps, t)
 
     def record_losses(self, task: Any, batch: Any, step: int) -> Iterator[Any]:
         """Record the pictures of a batch whose losses are computed."""
@@ -89,11 +93,14 @@ def recorded_draws(pictures: Path, kind: str, run: Path, *overrides: str) -> lis
     def losses(self: Any, batch: Any, step: int) -> Iterator[Any]:
         return recorder.record_losses(self, batch, step)
 
+    def add_noise(self: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return recorder.record_noised(self, x_0, eps, t) if recorder.batches else recorder.add_noise(self, x_0, eps, t)
+
     with ExitStack() as stack:
         for owner, name, replacement in [
             (rng, "normal", recorder.record_draws(rng.normal)),
             (rng, "uniform", recorder.record_draws(rng.uniform)),
-            (loss, "noised", recorder.record_noised),
+            (Schedule, "add_noise", add_noise),
             (METHODS[kind], "losses", losses),
         ]:
             stack.enter_context(patch.object(owner, name, replacement))
