@@ -67,19 +67,8 @@ def two_player(
         raise AutoencoderError("The loss has an adversarial term: pass discriminate and raw_discriminator.")
     fake, latents, indices = made.picture.detach(), made.moments.mean.detach(), made.indices
     with frozen(raw_discriminator):
-        yield (
-            "autoencoder",
-            *_autoencoder_side(
-                loss(x, made, judged),
-                made,
-                step,
-                game=game,
-                discriminator=raw_discriminator,
-                last_layer=last_layer,
-                average=average,
-                ratio=ratio,
-            ),
-        )
+        terms = partial(_autoencoder_side, discriminator=raw_discriminator, last_layer=last_layer, average=average)
+        yield "autoencoder", *terms(loss(x, made, judged), made, step, game=game, ratio=ratio)
     del made
     if codebook is not None and indices is not None:
         codebook.see(latents, indices)

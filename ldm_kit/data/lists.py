@@ -1,5 +1,6 @@
 """Check of arguments that must be lists: a string passed by mistake is refused."""
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def check_lists(**lists: Any) -> None:
     for name, value in lists.items():
         if isinstance(value, str | bytes | Path):
             raise UserError(f"{name} is the single {value!r:.80}; expected a list, such as [{value!r:.80}]")
-        if not hasattr(value, "__len__"):
+        if not isinstance(value, Sized):
             raise UserError(f"{name} is {value!r:.80}; expected a list")
     lengths = {name: len(value) for name, value in lists.items()}
     if len(set(lengths.values())) > 1:

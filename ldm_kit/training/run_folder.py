@@ -61,8 +61,8 @@ class Lock:
                 f"warning: the file system of {folder}, or this system, has no file locks, so a second run in this "
                 "folder would not be noticed; see that none is started"
             )
-        if hasattr(os, "register_at_fork"):  # else a forked data-loader worker would hold the lock as well
-            os.register_at_fork(after_in_child=self.file.close)
+        if (register := getattr(os, "register_at_fork", None)) is not None:
+            register(after_in_child=self.file.close)  # else a forked data-loader worker would hold the lock as well
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.file.flush()

@@ -8,7 +8,7 @@ from typing import Any
 from ldm_kit.training import distributed
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # Windows has no SIGUSR1
-STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(s for s in signal.Signals if s.name in _NAMES)
 
 
 class Stopped(SystemExit):
