@@ -18,7 +18,7 @@ from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
-FAST_STEPS = 8  # with dpm++ pictures look about as with 50 steps (docs/performance.md, what steps are worth)
+FAST_STEPS = 8  # with dpm++ pictures look about as with 50 steps (docs/results/performance.md, what steps are worth)
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 

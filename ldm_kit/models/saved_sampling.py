@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.models.folder import read_json
 from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
@@ -50,7 +52,7 @@ class SavedSampling:
         """Read `sampling.json` of a saved model; return empty sections if the folder has none.
 
         Raises:
-            UserError: the file is no JSON object of objects.
+            UserError: the file is no JSON object of objects, or a value is of another type or out of range.
         """
         path = folder / FILE
         if not path.exists():
@@ -58,6 +60,8 @@ class SavedSampling:
         sections = read_json(path, str(path))
         for name, values in sections.items():
             check(_Section, {"values": values}, f"{path}: {name}")
+            numbers = {key: value for key, value in values.items() if key in _Numbers.model_fields}
+            check(_Numbers, numbers, f"{path}: {name}")
         return cls(sections, str(path))
 
     def write(self, folder: Path) -> None:
@@ -135,3 +139,14 @@ class SavedSampling:
 
 class _Section(Config):
     values: dict[str, Any]
+
+
+class _Numbers(Config):
+    """Types and ranges of the saved values that are used as numbers; `SamplerOptions` checks the others."""
+
+    steps: int = Field(default=1, ge=1)
+    encode_steps: int = Field(default=1, ge=1)
+    decode_steps: int = Field(default=1, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=0)
+    stop: float = Field(default=0.0, ge=0, le=1)
+    condition_dropout: float = Field(default=0.0, ge=0, le=1)

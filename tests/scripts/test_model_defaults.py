@@ -200,8 +200,17 @@ def test_guidance_away_from_a_null_that_was_never_trained(models, picture, tmp_p
     [
         ("[", "sampling.json is missing or no JSON object"),
         ('{"sampling": 3}', "sampling.json: sampling: values: expected a"),
-        ('{"sampling": {"steps": 0}}', "sampling.json: steps: expected greater than or equal to 1, got 0"),
-        ('{"sampling": {"guidance_scale": NaN}}', "sampling.json: guidance_scale: expected a finite number, got nan"),
+        ('{"sampling": {"steps": 0}}', "sampling.json: sampling: steps: expected greater than or equal to 1, got 0"),
+        (
+            '{"sampling": {"guidance_scale": NaN}}',
+            "sampling.json: sampling: guidance_scale: expected a finite number, got nan",
+        ),
+        ('{"sampling": {"condition_dropout": "x"}}', "sampling.json: sampling: condition_dropout: expected a"),
+        ('{"reconstruction": {"encode_steps": "many"}}', "sampling.json: reconstruction: encode_steps: expected a"),
+        (
+            '{"prior": {"guidance_scale": -1}}',
+            "sampling.json: prior: guidance_scale: expected greater than or equal to 0",
+        ),
         ('{"sampling": {"solver": "gone"}}', "sampling.json: solver: expected one of ddpm"),
     ],
 )
