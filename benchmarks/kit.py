@@ -23,8 +23,8 @@ from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig, load
 from ldm_kit.methods.autoencoder import Autoencoding
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
-from ldm_kit.methods.base import eval_mode
 from ldm_kit.methods.latent import Latent, LatentRun
+from ldm_kit.methods.networks import eval_mode
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.classifier import NoisyClassifier

@@ -86,23 +86,32 @@ class InMemory:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subset:
+class DerivedSet:
+    """Base of picture sets made from another set, whose classes, resolution and channels they have."""
+
     base: PictureSet
-    indices: np.ndarray[Any, Any]  # int64, into `base`
-    records: Sequence[Record]
-    fingerprint: str
 
     @property
     def classes(self) -> Sequence[str]:
+        """Class names that `Record.label` indexes; empty if nothing is labelled."""
         return self.base.classes
 
     @property
     def resolution(self) -> int:
+        """Pixels along each side of a picture, R."""
         return self.base.resolution
 
     @property
     def channels(self) -> int:
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         return self.base.channels
+
+
+@dataclass(frozen=True, eq=False)
+class _Subset(DerivedSet):
+    indices: np.ndarray[Any, Any]  # int64, into `base`
+    records: Sequence[Record]
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.records)

@@ -13,20 +13,19 @@ from torch import Tensor
 
 from ldm_kit.data.bad_pictures import BadPictureSettings, check_share, skip_or_raise
 from ldm_kit.data.image_files import BadPicture
-from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.images import DerivedSet, PictureSet, Split
 from ldm_kit.data.records import Record
 
 _NONE: Mapping[int, int] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class ReadablePictures:
+class ReadablePictures(DerivedSet):
     """Picture set that replaces broken pictures by the next readable ones, and logs and counts the broken ones.
 
-    Each process counts the broken pictures that it has tried to read itself.
+    `base` is the set with the broken pictures. Each process counts those that it has tried to read itself.
     """
 
-    base: PictureSet  # the same pictures, without replacements
     settings: BadPictureSettings  # the data config: what to do about broken pictures
     replaced: dict[int, int] = field(default_factory=dict)  # index of a broken picture -> index of its replacement
 
@@ -34,21 +33,6 @@ class ReadablePictures:
     def records(self) -> Sequence[Record]:
         """Records of all pictures, including broken ones."""
         return self.base.records
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Class names that `Record.label` indexes; empty if nothing is labelled."""
-        return self.base.classes
-
-    @property
-    def resolution(self) -> int:
-        """Pixels along each side of a picture, R."""
-        return self.base.resolution
-
-    @property
-    def channels(self) -> int:
-        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
-        return self.base.channels
 
     @property
     def fingerprint(self) -> str:

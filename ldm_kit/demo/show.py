@@ -22,7 +22,7 @@ from ldm_kit.demo.measure import (
     without_twins,
 )
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods.autoencoder import reconstruct
+from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics.fidelity import Fidelity, table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
 from ldm_kit.models.options import SamplingOptions

@@ -32,9 +32,9 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_metrics import evaluate, of_training
-from ldm_kit.methods.autoencoder_metrics import reconstruct as reconstruct
-from ldm_kit.methods.base import Grid, Method, TrainingData, millions
+from ldm_kit.methods.autoencoder_metrics import evaluate, of_training, reconstruct
+from ldm_kit.methods.base import Grid, Method, TrainingData
+from ldm_kit.methods.networks import millions
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm

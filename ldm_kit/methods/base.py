@@ -16,9 +16,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods.networks import contiguous_weights
-from ldm_kit.methods.networks import eval_mode as eval_mode
-from ldm_kit.methods.networks import millions as millions
+from ldm_kit.methods.networks import contiguous_weights, eval_mode, millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
 from ldm_kit.methods.records import TrainingData as TrainingData

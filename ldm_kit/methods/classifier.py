@@ -24,10 +24,11 @@ from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import rng, schedule, timesteps
 from ldm_kit.methods import classifier_metrics as metrics
-from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
+from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
 from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
+from ldm_kit.methods.networks import eval_mode, millions
 from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
 from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet

@@ -25,10 +25,11 @@ from ldm_kit.diffusion import schedule
 from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
-from ldm_kit.methods.base import Grid, Method, TrainingData, millions
+from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
+from ldm_kit.methods.networks import millions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.apply import apply_unet

@@ -5,12 +5,10 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from conditioning.factory import ConditioningConfig
-from conditioning.none import NoConfig
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
-from ldm_kit.methods.run_config import NoisedRun, check_saved, check_steps, untrained_null
+from ldm_kit.methods.run_config import ConditionedRun, NoisedRun, check_saved, check_steps
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.nets.unet import UNetConfig
 from ldm_kit.solvers.table import SamplerName
@@ -23,18 +21,10 @@ class SampleConfig(SamplerOptions):
     solver: SamplerName = Field(default="dpm++", description="sampler")
 
 
-class LatentRun(NoisedRun):
+class LatentRun(ConditionedRun, NoisedRun):
     """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
-    condition: ConditioningConfig = NoConfig()
-    condition_dropout: float = Field(
-        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="share of samples trained on the null condition",
-    )
     unet: UNetConfig
     prediction_type: PredictionType = Field(
         validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
@@ -57,11 +47,10 @@ class LatentRun(NoisedRun):
     )
     sample: SampleConfig = SampleConfig()
 
-    def cautions(self) -> list[str]:
-        """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
-        conditional = not type(self.condition).unconditional
-        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
-        return [*super().cautions(), *untrained]
+    @property
+    def sample_guidance(self) -> float:
+        """Guidance scale with which the run evaluates its samples; 1: no guidance."""
+        return self.sample.guidance_scale
 
     @model_validator(mode="before")
     @classmethod

@@ -27,8 +27,9 @@ from ldm_kit.data.readable import replacements, sources
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods.base import Grid, Method, TrainingData, millions
+from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import Conditions, drop_conditions
+from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
 from ldm_kit.models import codes
 from ldm_kit.models.base_model import BaseModel

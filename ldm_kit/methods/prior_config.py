@@ -4,13 +4,12 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from ldm_kit.config import Config
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig
-from ldm_kit.methods.run_config import RunConfig, check_any_density, check_saved, check_steps, untrained_null
+from ldm_kit.methods.run_config import ConditionedRun, check_any_density, check_saved, check_steps
 from ldm_kit.models.prior import TARGET
 from ldm_kit.nets.mlp_skip import SkipMLPConfig
 
@@ -26,7 +25,7 @@ class PriorSampleConfig(Config):
     )
 
 
-class PriorRun(RunConfig):
+class PriorRun(ConditionedRun):
     """Config of a run that trains a diffusion prior over the codes of a trained semantic model."""
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
@@ -37,14 +36,6 @@ class PriorRun(RunConfig):
         default=TimestepSamplingConfig(),
         validation_alias=AliasChoices("timestep_sampling", "times"),
         description="density of training times",
-    )
-    condition: ConditioningConfig = NoConfig()
-    condition_dropout: float = Field(
-        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="share of samples trained on the null condition",
     )
     sample: PriorSampleConfig = PriorSampleConfig()
 
@@ -63,8 +54,7 @@ class PriorRun(RunConfig):
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")
         return self
 
-    def cautions(self) -> list[str]:
-        """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
-        conditional = not isinstance(self.condition, NoConfig)
-        untrained = untrained_null(self.sample.guidance_scale, self.condition_dropout, conditional)
-        return [*super().cautions(), *untrained]
+    @property
+    def sample_guidance(self) -> float:
+        """Guidance scale with which the run evaluates its samples; 1: no guidance."""
+        return self.sample.guidance_scale

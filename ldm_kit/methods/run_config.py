@@ -2,6 +2,8 @@
 
 from pydantic import AliasChoices, Field
 
+from conditioning.factory import ConditioningConfig
+from conditioning.none import NoConfig
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.sources import DataConfig
 from ldm_kit.diffusion.posterior import VarianceType
@@ -60,20 +62,32 @@ class NoisedRun(RunConfig):
     )
 
 
-def untrained_null(scale: float, dropout: float, conditional: bool) -> list[str]:
-    """Return a warning, in a list, if samples use guidance but the null condition is never trained; else [].
+class ConditionedRun(RunConfig):
+    """Config of a run that trains a denoiser under a condition, for classifier-free guidance."""
 
-    Args:
-        scale: guidance scale of the samples; 1: no guidance.
-        dropout: share of samples that are trained on the null condition.
-        conditional: whether the model has a condition.
-    """
-    if not conditional or dropout > 0 or scale == 1:
-        return []
-    return [
-        f"sample.guidance_scale is {scale:g}, but condition_dropout is 0, so that the null condition is never trained: "
-        "the model is sampled without guidance"
-    ]
+    condition: ConditioningConfig = NoConfig()
+    condition_dropout: float = Field(
+        validation_alias=AliasChoices("condition_dropout", "condition_drop"),
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of samples trained on the null condition",
+    )
+
+    @property
+    def sample_guidance(self) -> float:
+        """Guidance scale with which the run evaluates its samples; 1: no guidance."""
+        raise NotImplementedError
+
+    def cautions(self) -> list[str]:
+        """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
+        scale, warnings = self.sample_guidance, super().cautions()
+        if scale != 1 and self.condition_dropout == 0 and not type(self.condition).unconditional:
+            warnings.append(
+                f"sample.guidance_scale is {scale:g}, but condition_dropout is 0, so that the null condition is never "
+                "trained: the model is sampled without guidance"
+            )
+        return warnings
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:

@@ -20,8 +20,9 @@ from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
-from ldm_kit.methods.base import Grid, Method, TrainingData, eval_mode, millions
+from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
+from ldm_kit.methods.networks import eval_mode, millions
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.models import codes
 from ldm_kit.models.codes import Encoder

@@ -27,10 +27,9 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.memory import Batch, BatchSize
+from ldm_kit.models import compatibility
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
-from ldm_kit.models.compatibility import FixedCondition, LatentSpace, check_compatible, check_same_condition
-from ldm_kit.models.compatibility import class_names as class_names
-from ldm_kit.models.compatibility import labels_of as labels_of
+from ldm_kit.models.compatibility import FixedCondition, LatentSpace
 from ldm_kit.models.components import Components, load_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
@@ -115,10 +114,10 @@ class Pipeline:
         """
         if classifier is not None:
             of_classifier = LatentSpace(classifier.schedule_config, classifier.latent_shape, classifier.first_stage)
-            check_compatible("the classifier", of_classifier, self.space)
+            compatibility.check_compatible("the classifier", of_classifier, self.space)
         if autoguidance_model is not None:
-            check_compatible("the guide model", autoguidance_model.space, self.space)
-            check_same_condition(autoguidance_model.conditioner, self.conditioner)
+            compatibility.check_compatible("the guide model", autoguidance_model.space, self.space)
+            compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self) -> NetworkDenoiser:
@@ -151,8 +150,8 @@ class Pipeline:
         if self.classifier is None:
             return None
         name = options.classifier_class
-        names = class_names(self.conditioner, prompts) if name is None else [name] * len(prompts)
-        return labels_of(self.classifier.classes, names).to(self.device)
+        names = compatibility.class_names(self.conditioner, prompts) if name is None else [name] * len(prompts)
+        return compatibility.labels_of(self.classifier.classes, names).to(self.device)
 
     def _gradient(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Gradient | None:
         labels = self.labels(prompts, options)

@@ -18,14 +18,12 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.samplers import State
 from ldm_kit.memory import Batch, BatchSize
-from ldm_kit.models import codes
+from ldm_kit.models import codes, decoding
 from ldm_kit.models import prior as code_prior
 from ldm_kit.models.codes import CodeStatistics, Encoder
 from ldm_kit.models.decoder_loading import load_decoder
 from ldm_kit.models.decoders import Decoder, TrajectoryTarget
-from ldm_kit.models.decoding import Progress, decode_pictures, encode_pictures, last_states
-from ldm_kit.models.decoding import check_codes as check_codes
-from ldm_kit.models.decoding import check_pictures as check_pictures
+from ldm_kit.models.decoding import Progress, last_states
 from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.prior import Clip, CodePrior
 from ldm_kit.models.saved_sampling import SavedSampling
@@ -84,7 +82,7 @@ class SemanticModel:
         Returns:
             Codes z, not normalised, float32 [N, D].
         """
-        check_pictures(pictures, (self.channels, self.resolution, self.resolution))
+        decoding.check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         return codes.encode(self.encoder, pictures, batch)
 
     @torch.no_grad()
@@ -110,8 +108,8 @@ class SemanticModel:
         Raises:
             UserError: pictures or codes do not fit the model, or the noise schedule has not that many steps.
         """
-        check_pictures(pictures, (self.channels, self.resolution, self.resolution))
-        check_codes(z, len(pictures), self.z_width)
+        decoding.check_pictures(pictures, (self.channels, self.resolution, self.resolution))
+        decoding.check_codes(z, len(pictures), self.z_width)
         count = self.saved.steps("encode_steps", self.decoder.most_steps) if steps is None else steps
 
         def encode(batch: slice) -> Iterator[State]:
@@ -152,9 +150,9 @@ class SemanticModel:
         Raises:
             UserError: inputs do not fit, the schedule has not that many steps, or DiffAE gets `stop` or `trajectory`.
         """
-        check_codes(z, len(z), self.z_width)
+        decoding.check_codes(z, len(z), self.z_width)
         if trajectory is not None:
-            check_codes(trajectory.z, len(z), self.z_width)
+            decoding.check_codes(trajectory.z, len(z), self.z_width)
         if not 0 <= stop <= 1 or (stop > 0 and not self.decoder.stops):
             raise UserError(f"stop is {stop}; expected a share of the steps, 0 to 1, and 0 without a frozen model")
         count = self.saved.steps("decode_steps", self.decoder.most_steps) if steps is None else steps
@@ -200,10 +198,10 @@ class SemanticModel:
         return self.statistics.denormalise(self.prior.sample(seeds, steps, conditions, guidance_scale=scale, clip=clip))
 
     def _latents(self, pictures: Tensor) -> Tensor:
-        return encode_pictures(self.decoder.vae, pictures.to(self.device))
+        return decoding.encode_pictures(self.decoder.vae, pictures.to(self.device))
 
     def _pictures(self, x: Tensor) -> Tensor:
-        return decode_pictures(self.decoder.vae, x.to(self.device))
+        return decoding.decode_pictures(self.decoder.vae, x.to(self.device))
 
     def to(self, device: torch.device | str) -> "SemanticModel":
         """Move all networks to a device; return this model."""

@@ -8,7 +8,7 @@ from ldm_kit.data.sources import load
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.timesteps import sample_timesteps
-from ldm_kit.methods.base import eval_mode
+from ldm_kit.methods.networks import eval_mode
 from ldm_kit.models.codes import encode_set
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
