@@ -1,7 +1,7 @@
 """Make the repository's root importable, and provide the fixtures that every room's tests share."""
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,14 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Run a test under both memory layouts, whichever this machine would choose."""
     monkeypatch.setenv("LDM_KIT_CHANNELS_LAST", str(int(request.param == "channels_last")))
     return request.param
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give a module of tests a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

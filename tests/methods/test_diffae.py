@@ -19,11 +19,7 @@ LATE = {"density": "logit_normal", "mean": 1.0}
 PLACES = [(16 + i, 2 * i) for i in range(12)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

