@@ -23,10 +23,10 @@ from tests.editing.models import semantic, shifted
 from tests.methods.semantic_toys import COMMON, DIFFAE, LINEAR, PDAE, PRIOR, base, checked, opened, two_factors
 from tests.simulated import DEVICE, device_without_float64, move
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
-
-
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
+]
 
 
 @pytest.fixture(scope="module")
