@@ -186,15 +186,17 @@ def _report_captions(
             "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
             *(root, len(entries) - captioned, len(entries)),
         )
-    if not captioned:
-        names = {PurePosixPath(entry.name).stem for entry in entries}
-        texts = [stem for stem, kinds in sidecars.items() if _has_text(kinds)]
-        if lost := [stem for stem in texts if stem.rpartition("/")[2] in names]:
-            _log.warning(
-                "%s: %d captions such as %s lie beside no picture of their name and are not read; put them there, or "
-                "write %s",
-                *(root, len(lost), f"{lost[0]}.{sidecars[lost[0]][0]}", METADATA),
-            )
+    stems = [PurePosixPath(entry.name).with_suffix("") for entry in entries]
+    beside, names = {str(stem) for stem in stems}, {stem.name for stem in stems}
+    lost = [stem for stem, kinds in sidecars.items() if _has_text(kinds) and stem not in beside]
+    if not captioned:  # other texts, such as a licence, are no captions then
+        lost = [stem for stem in lost if PurePosixPath(stem).name in names]
+    if lost:
+        _log.warning(
+            "%s: %d captions such as %s lie beside no picture of their name and are not read; put them there, or "
+            "write %s",
+            *(root, len(lost), f"{lost[0]}.{sidecars[lost[0]][0]}", METADATA),
+        )
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:

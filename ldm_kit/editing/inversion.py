@@ -52,11 +52,26 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
     return pdae_grid(share, min(steps, share - 1))
 
 
+def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
+    """Return sampling options for a share `strength` of the training timesteps; the saved model's spacing gives way.
+
+    Raises:
+        UserError: the user gave a spacing by sections of the whole schedule, and the strength is below 1.
+    """
+    if strength == 1 or options.spacing in get_args(Spacing):
+        return options
+    if "spacing" in options.own:
+        return options.model_copy(update={"spacing": "trailing"})
+    raise UserError(
+        f"--spacing {options.spacing} is for all training times, but --strength {strength:g} visits a share of them; "
+        f"expected --strength 1, or --spacing {', '.join(get_args(Spacing))}"
+    )
+
+
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
     """Return the falling timesteps of sampling, from a share `strength` of the training timesteps to -1 (clean data).
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. At a strength below 1, a spacing other
-    than trailing, leading and linspace is replaced by trailing.
+    There are `options.steps` steps, or fewer if the share has fewer timesteps. `options` are those of `options_within`.
 
     Args:
         pipeline: the model.
@@ -66,8 +81,7 @@ def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float
     if strength == 1:
         return list(options.timesteps)
     share = max(1, round(pipeline.schedule_config.num_train_timesteps * strength))
-    spacing = options.spacing if options.spacing in get_args(Spacing) else "trailing"
-    return timesteps(share, min(options.steps, share), spacing)
+    return timesteps(share, min(options.steps, share), options.spacing)
 
 
 def picture_shape(pipeline: Pipeline) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from ldm_kit.editing.inversion import (
     inversion_times,
     invert_latents,
     noised_start,
+    options_within,
     picture_shape,
     reconstruction_error,
     sampling_times,
@@ -82,7 +83,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
     picture, x_0 = _read(pipeline, options.image)
-    sampling = options.resolve(pipeline)
+    sampling = options_within(options.resolve(pipeline), options.strength)
     times = sampling_times(pipeline, sampling, options.strength)
     start = noised_start(pipeline, x_0.expand(options.count, *x_0.shape[1:]), options.seeds, times[0])
     denoiser = pipeline.guided_denoiser([""] * options.count, sampling)

@@ -32,7 +32,7 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_metrics import evaluate, of_training, reconstruct
+from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
 from ldm_kit.models.folder import strip_paths
@@ -191,9 +191,9 @@ class Autoencoding(Method[AutoencoderRun]):
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
         """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None (not loaded)."""
-        codebook = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")
-        names = ("psnr", "ssim", "perceptual", *(codebook if isinstance(config.autoencoder, VQConfig) else ()))
-        heldout = [f"heldout_{name}" for name in names]
+        perceptual = () if config.perceptual.spec == "none" else ("perceptual",)
+        codes = CODEBOOK if isinstance(config.autoencoder, VQConfig) else ()
+        heldout = [f"heldout_{name}" for name in ("psnr", "ssim", *perceptual, *codes)]
         training = [of_training(name) for name in heldout]
         return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
 

@@ -1,5 +1,6 @@
 """Metrics of an autoencoder's reconstructions of a picture set; posterior means are decoded, without noise."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,8 @@ from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.memory import BatchSize
 from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
 
+CODEBOOK = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")  # figures of VQ models
+
 
 @torch.no_grad()
 def evaluate(
@@ -24,7 +27,7 @@ def evaluate(
 
     Args:
         autoencode: the autoencoder to measure.
-        perceptual: distance between pictures and reconstructions.
+        perceptual: distance between pictures and reconstructions; left out of the result if its spec is "none".
         pictures: the set that the measured pictures belong to.
         rows: indices [N] of the measured pictures in the set.
         size: most pictures in a batch.
@@ -33,14 +36,17 @@ def evaluate(
         Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.
     """
     vae, device = autoencode.vae, next(autoencode.parameters()).device
-    means = {name: RunningMean() for name in ("psnr", "ssim", "perceptual")}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
+    if perceptual.config.spec != "none":
+        measures["perceptual"] = lambda x, y: perceptual(y, x)
+    means = {name: RunningMean() for name in measures}
     usage = CodeUsage(vae.quantize.n_e) if isinstance(vae, VQModel) else None
 
     def measured(indices: range) -> tuple[list[Tensor], Tensor | None]:
         x = to_unit(pictures.pictures(rows[indices.start : indices.stop].tolist()).to(device))
         output = autoencode(x, torch.zeros(len(x), *latent_shape(vae, *x.shape[-2:]), device=device))
         y = output.picture.clamp(-1, 1)
-        return [psnr(x, y), ssim(x, y), perceptual(y, x)], output.indices
+        return [measure(x, y) for measure in measures.values()], output.indices
 
     for values, codes in size.batches(len(rows), measured):
         for mean, value in zip(means.values(), values, strict=True):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 
 from ldm_kit.config import Config, Precision
 
@@ -52,7 +52,6 @@ class TrainConfig(Config):
     )
     keep_best: str | None = Field(
         default=None,
-        pattern=r"^(max:)?[a-z]\w*$",
         description="figure of the evaluations whose best checkpoint stays: heldout_loss, or max:heldout_psnr",
     )
     save_attempts: int = Field(default=3, ge=1, description="failed saves in a row after which the run stops")
@@ -62,3 +61,10 @@ class TrainConfig(Config):
         description="average gradients during the backward pass: faster over slow links, but memory that runs out on "
         "one process then stops the run",
     )
+
+    @field_validator("keep_best")
+    @classmethod
+    def _names_a_figure(cls, figure: str | None) -> str | None:
+        if figure is not None and not figure.removeprefix("max:").isidentifier():
+            raise ValueError("expected the name of a figure, such as heldout_loss, or max:NAME where higher is better")
+        return figure

@@ -135,6 +135,18 @@ def test_captions_that_lie_elsewhere_are_said(tmp_path, caplog):
     assert "1 captions such as captions/0.txt lie beside no picture of their name" in caplog.text
 
 
+def test_a_caption_without_its_picture_is_counted_and_a_licence_is_not(tmp_path, caplog):
+    root = tree(tmp_path / "in", a="a ball", b="a box")
+    (root / "lonely.txt").write_text("a cone")
+    load_all(config(root))
+    assert "1 captions such as lonely.txt lie beside no picture of their name" in caplog.text
+    caplog.clear()
+    plain = tree(tmp_path / "plain", a=None)
+    (plain / "LICENSE.txt").write_text("do as you like")
+    load_all(config(plain))
+    assert "lie beside no picture" not in caplog.text
+
+
 def test_a_caption_that_cannot_be_read_is_a_bad_picture(tmp_path, caplog):
     root = tree(tmp_path, **{"a": "a ball", "b": "a box"})
     (root / "b.txt").write_bytes(b"\xe9")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.analytic import Gaussian, Mixture
 from ldm_kit.diffusion.pdae import pdae_grid
 from ldm_kit.diffusion.prediction import Prediction
@@ -17,7 +18,14 @@ from ldm_kit.diffusion.samplers import ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig, build
 from ldm_kit.editing import inpainting
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
-from ldm_kit.editing.inversion import inversion_times, invert_latents, noised_start, picture_shape, sampling_times
+from ldm_kit.editing.inversion import (
+    inversion_times,
+    invert_latents,
+    noised_start,
+    options_within,
+    picture_shape,
+    sampling_times,
+)
 from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -191,6 +199,11 @@ def test_the_strength_is_a_share_of_the_times_over_which_all_steps_are_spread(wo
     assert down(10)[0] == 999
     assert down(50, 0.003) == [2, 1, 0, -1], "no more steps than times"
     assert down(50, 0.0001) == [0, -1], "one step at least"
+    named = SamplingOptions(spacing="9,5,1", steps=15).resolve(pipeline)
+    assert options_within(named, 1.0) is named
+    with pytest.raises(UserError, match=r"--spacing 9,5,1 is for all training times, but --strength 0\.5"):
+        options_within(named, 0.5)
+    assert options_within(named.model_copy(update={"own": ("spacing",)}), 0.5).spacing == "trailing"
     assert picture_shape(pipeline) == (3, 16)
     assert picture_shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
 

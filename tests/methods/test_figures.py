@@ -59,6 +59,17 @@ def test_keep_best_names_a_figure_before_anything_is_built(kind, figure, heldout
         train(config)
 
 
+def test_without_a_perceptual_distance_none_is_measured(pictures, tmp_path):
+    config = config_of("kl", pictures, tmp_path, "perceptual.spec=none")
+    assert not any("perceptual" in name for name in open_method(config).evaluate(2, tmp_path))
+
+
+@pytest.mark.parametrize("figure", ["min:heldout_loss", "heldout loss"])
+def test_what_is_no_name_of_a_figure_is_said(figure, pictures, tmp_path):
+    with pytest.raises(UserError, match="expected the name of a figure, such as heldout_loss, or max:NAME"):
+        config_of("class", pictures, tmp_path, f"train.keep_best={figure}")
+
+
 def test_a_typo_in_keep_best_leaves_no_folder(pictures, tmp_path):
     with pytest.raises(UserError, match="expected one of heldout_loss"):
         train(config_of("class", pictures, tmp_path, "train.keep_best=heldout_lss"))
