@@ -25,7 +25,7 @@ from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import BatchSource, Task, TrainStep
-from ldm_kit.training.training_state import check_unchanged, read_metadata
+from ldm_kit.training.training_state import check_unchanged
 
 
 class Settings(Protocol):
@@ -123,6 +123,9 @@ class Session:
             if data is not None:
                 check_unchanged(trainer.step, data, task, source=trainer.source, dependencies=trainer.dependencies)
             distributed.print_on_main(f"going on from step {trainer.step}, {self.resume}")
+        if settings.log.tensorboard:  # its events after the checkpoint are dropped
+            dropped = {} if self.resume is None else {"purge_step": trainer.step + 1}
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped})
         if self.is_main_process:
             run_folder.write_config(self.folder, settings)
             cut_metrics(self.folder / FILE, trainer.step)
@@ -209,20 +212,12 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
     with contextlib.ExitStack() as stack:
         checkpoint_path = _open_folder(folder, settings, resume, stack if accelerator.is_main_process else None)
         torch.manual_seed(derive_seed(settings.seed, "weights"))  # every rank starts from the same weights
-        if settings.log.tensorboard:
-            dropped = None if resume is None else {"purge_step": _step_of(checkpoint_path) + 1}
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped or {}})
         run = Session(accelerator, folder, settings, checkpoint_path)
         stack.callback(run.signals.release)
         try:
             yield run
         except NonFiniteError as error:
             raise run.save_fault(error) from None
-
-
-def _step_of(checkpoint_path: Path | None) -> int:
-    """Return the number of completed steps in the checkpoint to resume from; 0 without one."""
-    return 0 if checkpoint_path is None else int(read_metadata(checkpoint_path)["step"])
 
 
 def _open_folder(

@@ -48,15 +48,14 @@ def test_tensorboard_drops_the_steps_that_are_made_again(tmp_path):
     pictures = picture_folder(tmp_path / "pictures", count=8)
     config = settings(CLASSIFIER, pictures, tmp_path / "run", "log.tensorboard=true", "train.checkpoint_every=1")
 
-    def logged(*values):
-        def opened(run):
-            for step, value in values:
-                run.accelerator.log({"loss": value}, step=step)
-            run.accelerator.end_training()
+    def logged(resume, until, *values):
+        runs = []
+        play(config, resume, until, opened=runs.append)
+        for step, value in values:
+            runs[0].accelerator.log({"loss": value}, step=step)
+        runs[0].accelerator.end_training()
 
-        return opened
-
-    play(config, until=1, opened=logged((1, 1.0), (2, 2.0), (3, 3.0)))
-    play(config, "latest", until=2, opened=logged((2, 2.5)))
+    logged(None, 1, (1, 1.0), (2, 2.0), (3, 3.0))
+    logged("latest", 2, (2, 2.5))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.5)]
