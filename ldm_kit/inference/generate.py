@@ -19,7 +19,7 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.paths import check_writable
 from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
-from ldm_kit.viz.png import file_name, save_png, unused_path
+from ldm_kit.viz.png import file_name, next_index, save_png, unused_path
 
 GRID = 400  # most pictures in the grid; further ones are saved, but not shown there
 
@@ -52,7 +52,8 @@ def generate_to_folder(
 ) -> GenerationResult:
     """Generate the requested pictures as PNGs, and grid.png, into the folder `output.out`.
 
-    Where no `out` was given and the default folder is not empty, a new folder beside it is taken.
+    Nothing is overwritten: where the folder holds pictures, the indices go on, and the grid is grid-2.png. Where no
+    `out` was given and the default folder is not empty, a new folder beside it is taken.
 
     Args:
         model: the folder of a saved model, of a run or of a checkpoint.
@@ -84,8 +85,9 @@ def generate_to_folder(
     columns = columns_for(len(first), request.count)
     captions = [job.prompt for job in jobs[:GRID]]
     sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
-    save_png(sheet, out / "grid.png", text)
-    return GenerationResult(len(jobs), out / "grid.png", resolved.note)
+    path = unused_path(out / "grid.png")
+    save_png(sheet, path, text)
+    return GenerationResult(len(jobs), path, resolved.note)
 
 
 def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int) -> Iterator[Tensor]:
@@ -106,10 +108,11 @@ def _save_pictures(
         metadata: metadata of every PNG, to which prompt and seed are added; None: no metadata at all.
     """
     first: list[Tensor] = []
+    start = next_index(out)
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
         text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
-        save_png(to_image(picture), out / file_name(seed, index, prompt), text)
+        save_png(to_image(picture), out / file_name(seed, start + index, prompt), text)
         if index < GRID:
             first.append(picture)
     return first

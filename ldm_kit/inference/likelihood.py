@@ -35,7 +35,7 @@ from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import device_named, model_folder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.paths import check_writable
-from ldm_kit.viz.png import write_atomic
+from ldm_kit.viz.png import unused_path, write_atomic
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Likelihood:
 def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | None = None) -> str:
     """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
 
+    Where an earlier measurement is there, the files are nll-2.json and nll-2.png.
+
     Args:
         path: a finished run's folder, or the model/ within it.
         request: how many pictures and timesteps are measured.
@@ -85,7 +87,7 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     config = _read_config(run)
     check_writable(run)
     _check_times(request, config.schedule.num_train_timesteps)
-    split = load(config.data)
+    split = load(config.data, captions=config.needs_captions)
     if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
     pipeline = Pipeline.load(model, device_named(device))
@@ -94,9 +96,10 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     bound, curve = _measure(pipeline, split, config, request)
     check_finite("the likelihood", torch.tensor(bound.total))
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
-    write_atomic(run / "nll.json", (json.dumps(report, indent=1) + "\n").encode())
-    _plot(curve, run / "nll.png")
-    return f"{bound}; written to {run / 'nll.json'} and {run / 'nll.png'}"
+    out = unused_path(run / "nll.json")
+    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
+    _plot(curve, out.with_suffix(".png"))
+    return f"{bound}; written to {out} and {out.with_suffix('.png')}"
 
 
 def _folders(path: Path) -> tuple[Path, Path]:

@@ -69,7 +69,8 @@ class OutputOptions(Config):
     """Where generated pictures are written, whether with metadata, and the device and precision of sampling."""
 
     out: Path = Field(
-        default=Path("samples"), description="folder for the pictures and grid.png; left out: one that is not there yet"
+        default=Path("samples"),
+        description="folder for the pictures and grid.png, beside earlier ones, which stay; left out: a new folder",
     )
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(

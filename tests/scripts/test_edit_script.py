@@ -113,6 +113,27 @@ def test_interpolation_and_morph(model, world, tmp_path):
         assert (image.n_frames, image.info["duration"]) == (6, 50)
 
 
+def test_a_second_edit_keeps_the_pictures_of_the_first(model, world, tmp_path):
+    """Neither pictures nor sheet nor a file that is named are written over, whatever the command."""
+    images = ("--image", world.pictures / "00.png", "--image", world.pictures / "01.png")
+    given = ("edit", "interpolate", "--model", model, *images, "--count", 2, *QUICK, "--out", tmp_path / "out")
+    assert through(*given, "--morph", tmp_path / "a.gif").status == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    again = through(*given, "--morph", tmp_path / "a.gif")
+    assert again.errors == [f"error: {tmp_path / 'a.gif'} exists already; name a new file, or delete that one"]
+    assert through(*given).status == 0
+    given = ("--image", images[1], "--among", world.pictures, "--count", 1, "--out", tmp_path / "out")
+    assert through("edit", "neighbours", "--model", model, *given).status == 0
+    assert {path: path.read_bytes() for path in before} == before
+    added = sorted(path.name for path in (tmp_path / "out").iterdir() if path not in before)
+    indices = ["00004", "00005", "00006", "00007", "00008", "00009"]
+    assert [name.split("-")[1] for name in added] == [*indices, "2.png", "3.png"]
+    codes = ("--no_details", "--out", tmp_path / "a.safetensors")
+    encode = ("edit", "encode", "--model", model, "--images", world.pictures, *codes)
+    assert through(*encode).status == 0
+    assert "a.safetensors exists already; name a new file" in through(*encode).errors[0]
+
+
 def test_mix(model, world, tmp_path):
     given = ("--content", world.pictures / "00.png", "--details", world.pictures / "01.png")
     done = through("edit", "mix", "--model", model, *given, *QUICK, "--out", tmp_path)
