@@ -210,7 +210,9 @@ class EncodeOptions(ModelDefaults):
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}
 
     images: Path = Field(description="a folder of pictures")
-    out: Path = Field(default=Path("codes.safetensors"), description="a new file; left out: codes.safetensors, codes-2, ...")
+    out: Path = Field(
+        default=Path("codes.safetensors"), description="a new file; left out: codes.safetensors, codes-2, ..."
+    )
     details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
     invert_steps: Annotated[int, _INVERT_STEPS] = 250
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)

@@ -57,6 +57,11 @@ class AutoencoderRun(RunConfig):
             raise ValueError(f"discriminator.layers {config.layers} needs pictures of {least} px, got {self._smallest}")
         return self
 
+    @property
+    def needs_captions(self) -> bool:
+        """False, as an autoencoder is trained on pictures alone."""
+        return False
+
     def cautions(self) -> list[str]:
         """Return a warning for each setting without effect, such as an adversarial loss that starts after the run."""
         adversarial, steps = self.loss.adversarial, self.train.steps

@@ -40,6 +40,11 @@ class DiffAERun(SemanticRun):
         description="what the network predicts; the paper: eps",
     )
 
+    @property
+    def needs_captions(self) -> bool:
+        """False, as codes are learned from pictures alone."""
+        return False
+
     @model_validator(mode="after")
     def _check_schedule(self) -> "DiffAERun":
         check_any_density(self.timestep_sampling)

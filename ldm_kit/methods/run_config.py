@@ -33,6 +33,11 @@ class RunConfig(Config):
     train: TrainConfig = Field(description="steps, batch size, checkpoints and precision")
     log: LogConfig = LogConfig()
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""
+        return True
+
     def cautions(self) -> list[str]:
         """Return a warning for each setting that has no effect in a run of `train.steps` steps.
 
@@ -73,6 +78,11 @@ class ConditionedRun(RunConfig):
         lt=1,
         description="share of samples trained on the null condition",
     )
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether the condition is made of captions or classes."""
+        return not type(self.condition).unconditional
 
     @property
     def sample_guidance(self) -> float:

@@ -56,7 +56,7 @@ def train(
     with session(settings, resume) as run:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         with shared_by(*work_groups()):
-            pictures = load(settings.data) if data is None else data
+            pictures = load(settings.data, captions=settings.needs_captions) if data is None else data
             _check_keep_best(settings, pictures)
             method = open_method(settings, pictures, run.device, collectives)
             method.precision = run.precision
@@ -115,7 +115,7 @@ def open_method(
         device: device on which frozen networks run, and for which trained networks are configured.
         collectives: reductions over the processes of the run; None: there is one process.
     """
-    pictures = load(config.data) if data is None else _checked(data)
+    pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)
     method = find_method(method_name(config)).build(config, pictures, torch.device(device))
     for module in method.modules.values():
         configure_network(module, device, config.train)
