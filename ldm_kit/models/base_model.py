@@ -2,7 +2,7 @@
 
 A PDAE (Zhang et al. 2022) adds a semantic code to a trained diffusion model. It never changes this base model and saves
 no copy of it. A saved PDAE refers to the base model's folder, or to its commit on the Hugging Face Hub, and checks it
-by a sha256 over the base model's weights and noise schedule.
+by a sha256 over the base model's weights, its frozen text encoder and its noise schedule.
 """
 
 import os
@@ -61,8 +61,10 @@ class BaseModel:
     schedule_config: ScheduleConfig
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
-    sha256: str  # identifies the model: digest of its weights, prediction type, variance type and signal levels a_t
-    former_sha256: str  # digest of releases 0.1 and 0.2, which hashed the noise schedule's config in place of the a_t
+    sha256: str  # digest of weights, frozen text encoder, prediction type, variance type and signal levels a_t
+    former_sha256: tuple[
+        str, ...
+    ]  # digests of releases 0.1 and 0.2: without the encoder, or over the schedule's config
     origin: Origin | None = None  # repository on the Hub; None: opened from a folder
 
     @classmethod
@@ -87,8 +89,10 @@ class BaseModel:
         _check_schedule(folder, table)
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
-        texts = (_table_text(table), _config_text(schedule))
-        sha256, former = (digest([text, target, variance, *weights]) for text in texts)
+        frozen = [] if conditioner.encoder_digest is None else [f"text_encoder {conditioner.encoder_digest}"]
+        table_text = _table_text(table)
+        sha256 = digest([table_text, target, variance, *weights, *frozen])
+        former = tuple(digest([text, target, variance, *weights]) for text in (table_text, _config_text(schedule)))
         null, learned = _null(folder, conditioner, device), variance == "learned_range"
         return cls(folder.path, vae, unet, null, schedule, target, learned, sha256, former, origin)
 
@@ -165,7 +169,7 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
                 f"{folder / INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
                 "model on the Hub, its commit as revision, and a sha256"
             )
-    if sha256 not in (base.sha256, base.former_sha256):
+    if sha256 not in (base.sha256, *base.former_sha256):
         raise UserError(
             f"{base.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
             "noise schedule have changed since"
