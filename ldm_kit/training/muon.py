@@ -33,7 +33,10 @@ class MuonConfig(Config):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look-ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
-        default=128, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
+        default=128,
+        ge=1,
+        description="most rows of a weight that are made orthogonal together, where blocks of that size or half of it "
+        "divide the rows; else, and with null, all of them",
     )
 
 
@@ -70,7 +73,8 @@ def blocks(rows: int, most: int | None) -> int:
     """Return into how many blocks of equal size, each of at most `most` rows, a matrix of `rows` rows is split.
 
     `most` None: no limit. The result is the smallest number that divides `rows`, from the fewest blocks needed to
-    nearly twice as many; if none does, it is 1, so that all rows are one block.
+    nearly twice as many. If none does, as with a prime number of rows, it is 1: all rows are one block, which has more
+    than `most` rows.
     """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
