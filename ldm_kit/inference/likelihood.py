@@ -27,12 +27,12 @@ from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
+from ldm_kit.inference.pixel_runs import of_latents, read_pixel_run, run_folders
 from ldm_kit.inference.requests import LikelihoodRequest
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods import read_run
 from ldm_kit.methods.inputs import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
-from ldm_kit.models.folder import device_named, model_folder
+from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.paths import check_writable
 from ldm_kit.viz.png import unused_path, write_atomic
@@ -65,7 +65,14 @@ class Likelihood:
         )
 
 
-def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | None = None) -> str:
+def evaluate_likelihood(
+    path: Path,
+    request: LikelihoodRequest,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    data: Split | None = None,
+) -> str:
     """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
 
     Where an earlier measurement is there, the files are nll-2.json and nll-2.png.
@@ -74,6 +81,8 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
         path: a finished run's folder, or the model/ within it.
         request: how many pictures and timesteps are measured.
         device: cpu, cuda, ...; None: the accelerator if there is one.
+        overrides: new values of keys in the run's config, such as `data.path=elsewhere` if the pictures have moved.
+        data: the run's pictures, if a Python program passed them to `train`; None: those of the config.
 
     Returns:
         A sentence with the result and the paths of both files.
@@ -83,16 +92,16 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
             pictures, or more timesteps than there are.
         NonFiniteError: NaN or infinity was computed.
     """
-    run, model = _folders(path)
-    config = _read_config(run)
+    run, model = run_folders(path)
+    config = read_pixel_run(run, overrides)
     check_writable(run)
     _check_times(request, config.schedule.num_train_timesteps)
-    split = load(config.data, captions=config.needs_captions)
+    split = load(config.data, captions=config.needs_captions) if data is None else data
     if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
-        raise _of_latents(model)
+        raise of_latents(model)
     bound, curve = _measure(pipeline, split, config, request)
     check_finite("the likelihood", torch.tensor(bound.total))
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
@@ -100,36 +109,6 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
     write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
     _plot(curve, out.with_suffix(".png"))
     return f"{bound}; written to {out} and {out.with_suffix('.png')}"
-
-
-def _folders(path: Path) -> tuple[Path, Path]:
-    """Return the folder of a run, and that of the run's model; UserError if the run has no config.yaml."""
-    model = model_folder(path)
-    run = model.parent if model.name == "model" else path
-    if not (run / "config.yaml").is_file():
-        raise UserError(
-            f"{run} has no config.yaml, which says what pictures are held out; expected a run's folder, or the "
-            "model/ within it"
-        )
-    return run, model
-
-
-def _read_config(run: Path) -> LatentRun:
-    config = read_run(run / "config.yaml")
-    if not isinstance(config, LatentRun):
-        raise UserError(f"{run} is a run of method {config.method}, which has no likelihood; expected latent")
-    if config.autoencoder is not None:
-        raise _of_latents(run)
-    if config.schedule.kind == "flow":
-        raise UserError(f"{run} is a flow model, whose schedule has no variational bound; expected another schedule")
-    return config
-
-
-def _of_latents(where: Path) -> UserError:
-    return UserError(
-        f"{where} is a model of latents: how likely the decoder makes a picture is unknown, and so is the picture's "
-        "likelihood; expected a model of pixels (autoencoder: null)"
-    )
 
 
 def _check_times(request: LikelihoodRequest, steps: int) -> None:

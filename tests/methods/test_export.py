@@ -77,7 +77,7 @@ def test_an_early_or_the_best_checkpoint_is_the_model_of_a_shorter_run(pictures,
 def test_pictures_of_a_program_are_asked_for(pictures, tmp_path, cache):
     data = load_pictures(settings(KL, pictures, tmp_path / "unused").data)
     run = finished("kl", pictures, tmp_path / "run", data=data)
-    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python"):
+    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python and are not saved"):
         export(run)
     assert files_of(export(run, data=data)) == files_of(run / "model")
 
