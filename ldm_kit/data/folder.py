@@ -1,11 +1,12 @@
 """Data source: a folder of pictures, with metadata.jsonl (Hugging Face's imagefolder), class folders or plain images.
 
 metadata.jsonl holds one JSON object per line: file_name (relative to the folder), text, an optional label, and further
-fields, kept as strings; metadata.csv has them as columns. Without such a file, sub-folders are classes (the folder's name is the caption), or the images
-lie in the folder itself; a caption file beside a picture (`0.txt`) gives its caption. Folders named train, val and test
-are splits; in kohya's folder `10_dog`, each picture is of class dog and counts 10 times in training. All pictures are
-checked when the folder is loaded (in large folders only once, with the result cached): bad pictures are logged and
-skipped, and too many of them stop the run. Small sets are decoded into memory, pictures of larger sets on demand.
+fields, kept as strings; metadata.csv has them as columns. Without such a file, sub-folders are classes (the folder's
+name is the caption), or the images lie in the folder itself; a caption file beside a picture (`0.txt`) gives its
+caption. Folders named train, val and test are splits; in kohya's folder `10_dog`, each picture is of class dog and
+counts 10 times in training. All pictures are checked when the folder is loaded (in large folders only once, with the
+result cached): bad pictures are logged and skipped, and too many of them stop the run. Small sets are decoded into
+memory, pictures of larger sets on demand.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from ldm_kit.data.image_files import BadPicture
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.left_out import log_unlisted, log_unread
 from ldm_kit.data.metadata import TABLES, Entry, find_table, read_table
-from ldm_kit.data.splits import Role, check_training_role, folder_role, picture_roles, unused_role
+from ldm_kit.data.splits import check_training_role, folder_role, picture_roles, unused_role
 
 _log = logging.getLogger("ldm_kit.data")
 

@@ -21,8 +21,8 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 BadCaption = Literal["skip", "ignore"]
 BAD_CAPTION: BadCaption = Field(
     default="skip",
-    description="a picture whose caption file cannot be read is skipped as bad, or used without one (ignore); a run that "
-    "needs no captions ignores such files",
+    description="a picture whose caption file cannot be read is skipped as bad, or used without one (ignore); a run "
+    "that needs no captions ignores such files",
 )
 _COLUMNS = {"file_name", "text", "label"}
 _log = logging.getLogger("ldm_kit.data")

@@ -20,9 +20,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
-from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, as_text
 from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
+from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, as_text
 
 PICTURE_LIMIT = 256 * 2**20  # most bytes of a picture's file
 TEXT_LIMIT = 2**20  # most bytes of a caption, class or .json file
@@ -51,7 +51,7 @@ class TarReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar", the names in `fields`, and what is done about captions; a shard's cached index is made anew when they differ."""
+        """The word "tar", the names in `fields`, and the rule for captions; an index is made anew if they differ."""
         return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
