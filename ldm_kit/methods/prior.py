@@ -28,7 +28,8 @@ from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.inputs import Conditions, drop_conditions
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
 from ldm_kit.models import codes
@@ -37,7 +38,6 @@ from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP
-from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
@@ -205,7 +205,6 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: Bat
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
     def compute() -> dict[str, Tensor]:
-        check_writable(cache_dir())
         z = codes.encode_set(encoder, pictures, size)
         return {"z": z, "shown": sources(torch.arange(len(z)), replacements(pictures))}
 
