@@ -37,7 +37,8 @@ class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
         """Return the labels; raises ConditioningError if a picture has none."""
         if any(label is None for label in labels):
             raise ConditioningError(
-                "condition.kind is class, but some pictures have no label; expected one sub-folder per class"
+                "condition.kind is class, but some pictures have no label; expected one sub-folder per class, or "
+                "labels in metadata.jsonl"
             )
         return [label for label in labels if label is not None]
 

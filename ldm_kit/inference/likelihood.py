@@ -30,7 +30,7 @@ from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
 from ldm_kit.inference.pixel_runs import of_latents, read_pixel_run, run_folders
 from ldm_kit.inference.requests import LikelihoodRequest
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods.inputs import split_conditions
+from ldm_kit.methods.conditions import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline

@@ -30,6 +30,7 @@ from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
 from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
 from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
 from ldm_kit.training.batches import to_device
@@ -232,8 +233,8 @@ class Classifying(Method[ClassifierRun]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        pictures = self.data.train
-        return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
+        kind = f"{len(self.data.train)} training pictures of {len(self.data.train.classes)} classes"
+        return pictures_as(kind, self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""

@@ -26,10 +26,12 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.apply import apply_unet
@@ -107,7 +109,7 @@ class Latent(Method[LatentRun]):
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, prompts)
+        _check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
         unet = build_unet(
@@ -229,7 +231,7 @@ class Latent(Method[LatentRun]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+        return pictures_as(f"{len(self.data.train)} training pictures", self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""

@@ -24,6 +24,7 @@ from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
 from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models import codes
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
@@ -196,7 +197,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+        return pictures_as(f"{len(self.data.train)} training pictures", self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""

@@ -182,9 +182,9 @@ def test_bad_pictures_are_named_counted_and_skipped(tmp_path, caplog, more):
 
 def test_too_many_bad_pictures_stop(tmp_path):
     spoil(tmp_path / "in", tmp_path / "o")
-    with pytest.raises(UserError, match=r"11 of 112 .* allows 1\), first .*; the log names all"):
+    with pytest.raises(UserError, match=r"11 of 112 .*data\.max_bad_share 0\.01 allows 1\), first .*; the log"):
         load_all(config(tmp_path / "in"))
-    with pytest.raises(UserError, match="set on_bad: skip"):
+    with pytest.raises(UserError, match=r"set data\.on_bad: skip"):
         load_all(config(tmp_path / "in", on_bad="raise"))
 
 

@@ -224,7 +224,7 @@ def test_hostile_members_are_named_counted_and_skipped(tmp_path, caplog):
     assert {p.name for p in tmp_path.iterdir()} == {"bomb", "cache", "in"}
     with pytest.raises(UserError, match=r"16 of 116 .* allows 1\)"):
         everything(tmp_path / "in")
-    with pytest.raises(UserError, match="set on_bad: skip"):
+    with pytest.raises(UserError, match=r"set data\.on_bad: skip"):
         everything(tmp_path / "in", on_bad="raise")
 
 
