@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from ldm_kit.config import Config, UserError, assign, check, parse, read, write
+from ldm_kit.config import Config, UserError, assign, cache_dir, check, parse, read, write
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
 
@@ -228,3 +228,9 @@ def test_check_takes_plain_trees_too():
     assert check(Tree, {"run": "x"}, "here").run == "x"
     with pytest.raises(UserError, match=r"^here: missing key 'run'$"):
         check(Tree, {}, "here")
+
+
+def test_the_suite_caches_beside_pytest_and_not_in_the_user_s_home(pytestconfig, monkeypatch):
+    assert cache_dir() == Path(pytestconfig.cache.mkdir("ldm_kit"))
+    monkeypatch.delenv("LDM_KIT_CACHE")
+    assert cache_dir() == Path.home() / ".cache" / "ldm_kit"

@@ -1,7 +1,9 @@
 """A checkpoint becomes the model that the run would have saved there, and opens wherever a model does."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
