@@ -10,6 +10,7 @@ from PIL import Image
 
 from ldm_kit.viz.png import read_metadata
 from tests.editing.models import semantic
+from tests.scarce import room_for
 from tests.world import World, through
 
 QUICK = ("--steps", 2, "--invert_steps", 3)
@@ -206,6 +207,33 @@ def test_img2img_in_latents(world, picture, tmp_path):
     assert written(tmp_path)[1] == "00000000-00001-red-square-seed-0.png"
     about = json.loads(read_metadata(tmp_path / "sheet.png")["edit"])
     assert (about["prompt"], about["strength"], about["steps"]) == ("red square", 0.5, 4)
+
+
+@pytest.mark.parametrize("command", ["img2img", "inpaint"])
+def test_many_pictures_are_sampled_a_batch_at_a_time(world, picture, tmp_path, command):
+    """Each picture depends on its own seed alone, whether batches are small or do not fit into memory."""
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 7, 16))
+    mask.save(tmp_path / "mask.png")
+    more = ("--mask", tmp_path / "mask.png", "--resample", 1) if command == "inpaint" else ("--strength", 0.9)
+    given = (command, "--model", world.model("class_pixels"), "--image", picture, "--prompt", "red", *more)
+    options = ("--steps", 2, "--count", 5, "--no_metadata", "--guidance_scale", 1)
+
+    def drawn(name, *flags):
+        done = through("edit", *given, *options, "--out", tmp_path / name, *flags)
+        assert done.status == 0, done.err
+        return [pixels(tmp_path / name / file) for file in written(tmp_path / name) if file != "sheet.png"]
+
+    whole = drawn("whole")
+    with room_for(2) as refused:
+        small = drawn("small", "--batch_size", 2)
+        assert refused == []
+        halved = drawn("halved", "--batch_size", 5)
+        assert refused == [5]
+    for batches in (small, halved):
+        assert len(batches) == len(whole) == 6
+        assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(batches, whole, strict=True))
+    assert len({picture.tobytes() for picture in whole}) == 6
 
 
 @pytest.mark.parametrize("name", ["text", "pixels"])
