@@ -42,7 +42,7 @@ class Conversion(NamedTuple):
     transform: Any = None  # littleCMS's transform to sRGB; None: nothing is converted
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Return a decoded picture of 8 bits per channel converted to sRGB; alpha is kept.
+        """Return the decoded picture `image`, of 8 bits per channel, converted to sRGB; alpha is kept.
 
         A picture that is in sRGB, or whose profile cannot be used, is returned unchanged. Others become RGB, or RGBA if
         they have transparency.
@@ -75,11 +75,11 @@ class ProfileCounts:
 
     @property
     def settings(self) -> list[str]:
-        """Text for the picture set's fingerprint: "colours=srgb" if pictures were converted, else nothing."""
+        """Texts that enter the picture set's fingerprint: "colours=srgb" if any picture was converted, else none."""
         return ["colours=srgb"] if self.converted else []
 
     def log(self, source: object, total: int) -> None:
-        """Log how many of the `total` pictures in `source` are converted, and which have profiles that are unusable."""
+        """Log how many of the `total` pictures in the path `source` are converted, and which profiles are unusable."""
         if self.converted:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.converted.most_common(5))
             count = self.converted.total()

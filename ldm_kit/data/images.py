@@ -56,12 +56,12 @@ class PictureSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """A `PictureSet` held in memory as one tensor `pixels`, uint8 [N, C, R, R]."""
+    """A set of pictures held in memory as one tensor."""
 
-    records: Sequence[Record]
-    classes: Sequence[str]
-    pixels: Tensor
-    fingerprint: str
+    records: Sequence[Record]  # name, caption and class of each picture
+    classes: Sequence[str]  # class names that `Record.label` indexes; empty if nothing is labelled
+    pixels: Tensor  # uint8 [N, C, R, R]
+    fingerprint: str  # sha256 (hex) of preprocessing settings and of every picture's name and contents
 
     @property
     def resolution(self) -> int:
@@ -87,9 +87,9 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class DerivedSet:
-    """Base of picture sets made from another set, whose classes, resolution and channels they have."""
+    """Base class of picture sets that are made from another set, and have its classes, resolution and channels."""
 
-    base: PictureSet
+    base: PictureSet  # the other set
 
     @property
     def classes(self) -> Sequence[str]:
@@ -176,7 +176,7 @@ def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[
 
 
 def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, Any]:
-    """Return bool [N]: whether each record is held out by the rule of `split_off`."""
+    """Return bool [N]: whether each of N records is held out, by a hash of its name, with the rule of `split_off`."""
     count = len(records)
     hashes = np.fromiter((unit_hash("heldout", name) for name in names_of(records)), np.float64, count)
     labels = np.fromiter((UNLABELLED if v is None else v for v in labels_of(records)), np.int64, count)
@@ -214,7 +214,7 @@ def class_names(labels: Iterable[str | None]) -> list[str]:
 
 
 def unit_hash(salt: str, name: str) -> float:
-    """Return a hash of two strings as a number in [0, 1); it is the same on every machine and in every release."""
+    """Return a hash of `name` in [0, 1), the same on every machine; other strings `salt` give independent hashes."""
     return int.from_bytes(hashlib.sha256(_utf8(f"{salt}:{name}")).digest()[:6]) / 2**48
 
 

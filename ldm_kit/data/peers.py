@@ -43,13 +43,13 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class Alone:
-    """A group that consists of this process alone."""
+    """A group of processes that consists of this process alone."""
 
     rank: int = 0
     size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a list of the one value."""
+        """Return [value], the values of all processes of this group of one."""
         return [value]
 
 
@@ -58,11 +58,11 @@ _groups: ContextVar[tuple[Group, Group]] = ContextVar("groups", default=(Alone()
 
 @contextmanager
 def shared_by(everyone: Group, host: Group) -> Iterator[None]:
-    """Share work among processes within this context manager.
+    """Return a context within which the processes of a run fill caches together; outside, each works alone.
 
     Args:
-        everyone: all processes of the run.
-        host: the processes on this machine, which see the same files.
+        everyone: group of all processes of the run.
+        host: group of the processes on this machine, which see the same files.
     """
     token = _groups.set((everyone, host))
     try:
@@ -72,12 +72,12 @@ def shared_by(everyone: Group, host: Group) -> Iterator[None]:
 
 
 def everyone() -> Group:
-    """Return the group of all processes that share work; without `shared_by`, this process alone."""
+    """Return the group of all processes of the run; outside a `shared_by` context, a group of this process alone."""
     return _groups.get()[0]
 
 
 def host() -> Group:
-    """Return the group of processes on this machine that share work; without `shared_by`, this process alone."""
+    """Return the group of the run's processes on this machine; outside `shared_by`, a group of this process alone."""
     return _groups.get()[1]
 
 
@@ -95,9 +95,9 @@ def _nothing() -> Any:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Call `make` on the first process of a machine, then on the others, and return each process's own result.
+    """Call `make` on the first process of this machine, then on its other processes; return this process's result.
 
-    So the first process fills a cache, from which `make` reads on the others.
+    So `make` can fill a cache in the first process, and read from the cache in the others.
 
     Raises:
         UserError: `make` has failed on the first process.
@@ -111,7 +111,7 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
     """Call `make` on every process of a group, and return the results of all processes, in order of rank.
 
     Raises:
-        UserError: `make` has failed on another process; the message is that of the error there.
+        UserError: `make` has failed on another process; the message is that of the other process's error.
     """
     if group.size == 1:
         return [make()]
@@ -134,8 +134,8 @@ def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]
     missing there, because the machine does not see the files of the others.
 
     Args:
-        missing: function that returns the parts that do not exist yet, in a fixed order.
-        make: function that makes one part.
+        missing: function that lists the parts that are not in the cache yet, in a fixed order.
+        make: function that makes one of these parts and writes it into the cache.
 
     Raises:
         UserError: `make` has failed on another process.

@@ -19,7 +19,7 @@ def key_of(*values: Any) -> str:
 
 
 def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors stored under `key`; if there are none, or their file is damaged, compute and store them.
+    """Return the tensors stored under `key`, by name; compute and store them if there are none or the file is damaged.
 
     Of the processes of a run on one machine, the first computes the tensors, and the others wait and read them.
 

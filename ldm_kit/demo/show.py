@@ -81,7 +81,10 @@ def show(model: Path, count: int) -> Summary:
 
 
 def judges(vae: Any, device: torch.device) -> dict[str, Features]:
-    """Return the features, by name, for finding nearest drawings: autoencoder latents and EfficientNet-Lite0's."""
+    """Return two functions, by name, from pictures in [-1, 1] to features [B, F], for finding the nearest drawing.
+
+    The features are the means of the latents of the autoencoder `vae`, and those of EfficientNet-Lite0.
+    """
     lite0 = Perceptual(LITE0).to(device)
 
     def latents(x: Tensor) -> Tensor:

@@ -88,8 +88,14 @@ def agreement(
 ) -> Tensor:
     """Return bool [M]: whether the nearest reference has the same attribute (such as skin tone) as the true picture.
 
-    If several references are equally near, all of them must have it. `values` holds the attribute's value for each of
-    the N references; the other arguments are those of `ranks`.
+    If several references are equally near, all of them must have the attribute.
+
+    Args:
+        generated: features [M, D] of the generated pictures.
+        references: features [N, D] of the reference pictures.
+        truth: int64 [M], the index of each generated picture's true picture among the references.
+        values: the attribute's value for each of the N references.
+        distance: cosine or euclidean.
 
     Raises:
         ValueError: as for `ranks`, or there is not one value for each reference.
@@ -115,8 +121,13 @@ def fidelity(
 ) -> Fidelity:
     """Return the prompt fidelity of generated pictures.
 
-    `tones` holds the skin tone of each of the N references; prompts for a reference whose tone is "" or "mixed" do not
-    count towards the share `tone`. The other arguments are those of `ranks`.
+    Args:
+        generated: features [M, D] of the generated pictures.
+        references: features [N, D] of the reference pictures.
+        truth: int64 [M], the index of each generated picture's true picture among the references.
+        tones: skin tone of each of the N references; prompts for one whose tone is "" or "mixed" do not count towards
+            the share `tone`. None: the share is NaN.
+        distance: cosine or euclidean.
 
     Raises:
         ValueError: as for `ranks` and `agreement`.

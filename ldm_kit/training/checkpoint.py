@@ -113,7 +113,7 @@ def verify(folder: Path) -> None:
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """Return a run's checkpoint directories by step, in increasing order of steps, without checking contents."""
+    """Return {step: checkpoint directory} of the run's folder `run`, in order of steps, without checking contents."""
     matches = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
@@ -131,12 +131,12 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove the old checkpoints of a run.
+    """Remove all checkpoints of a run but the newest, and those to spare.
 
     Args:
         run: the run's folder.
         keep: how many of the newest checkpoints to keep, at least 1.
-        spare: further checkpoints to keep; a None among them is ignored.
+        spare: folders of further checkpoints to keep; a None among them is ignored.
 
     Raises:
         UserError: the newest checkpoint is damaged; then nothing is removed.
@@ -165,7 +165,7 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _seal(draft: Path) -> None:
-    """Complete a temporary folder: set file modes by the umask (safetensors writes 0600), add manifest, flush."""
+    """Set the modes of a folder's files by the umask (safetensors writes 0600), add the manifest, and fsync all."""
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(draft):

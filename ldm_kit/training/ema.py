@@ -44,7 +44,7 @@ def power_exponent(std: float) -> float:
 
 
 def decay_at(config: EmaConfig, step: int) -> float:
-    """Return the EMA's decay, in [0, 1), after optimiser step `step` (1, 2, ...); decay 0 copies the weights."""
+    """Return the decay d in [0, 1) of an EMA after step `step` (1, 2, ...): average <- d average + (1 - d) weight."""
     match config.kind:
         case "none":
             return 0.0

@@ -32,21 +32,21 @@ class NonFiniteError(UserError):
 
 
 def all_finite(stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-    """Return whether all losses in `stats` (this rank's step) and all gradient norms, by module, are finite."""
+    """Return whether this rank's losses of a step (`stats`) and the gradient norms (by module) are all finite."""
     values = [*norms.values(), *(loss for losses in stats.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
-    """Return the names of the first MAX_NAMES tensors that hold an infinity or a NaN."""
+    """Return the names of the first MAX_NAMES (5) tensors that hold an infinity or a NaN; None values are skipped."""
     names = (name for name, value in tensors.items() if value is not None and not bool(value.isfinite().all()))
     return list(islice(names, MAX_NAMES))
 
 
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of a batch, a tensor or nested dicts, by dotted key such as inputs.text.
+    """Return the floating-point tensors of a batch (a tensor, or nested dicts) by dotted key, such as inputs.text.
 
-    `prefix` is put before each key.
+    `prefix` is put before each key; a batch that is one tensor has the key `prefix`, or "batch" if it is "".
     """
     match batch:
         case Tensor():
@@ -72,7 +72,8 @@ def fault_report(
         stats: this rank's losses in the step.
         norms: gradient norms by module, over all ranks.
         modules: the modules by name, with their gradients before clipping.
-        batches: this rank's micro-batches, each as its (position, index) pairs and the batch of these samples.
+        batches: this rank's micro-batches, each as a pair of its samples, (position in the run, index in the data set)
+            each, and the batch of these samples.
     """
     this_rank = {
         "losses": {name: [_text(loss) for loss in losses] for name, losses in stats.losses.items()},
@@ -91,7 +92,7 @@ def fault_report(
 
 
 def summary(report: FaultReport) -> str:
-    """Return a fault report as a sentence: which loss or gradient is not finite, at which step, on which rank."""
+    """Return what `fault_report` returned as a sentence: which loss or gradient is not finite, where and when."""
     causes = [
         f"loss of {module} {next(loss for loss in losses if not _is_finite(loss))} on process {rank}"
         for rank, process in enumerate(report["processes"])

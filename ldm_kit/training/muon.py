@@ -38,7 +38,7 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order of the memory of `like`.
+    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order in memory of `like`'s elements.
 
     It is a view if `weight` has the same memory layout as `like`, else a copy.
 
@@ -128,7 +128,7 @@ class MatrixUpdate(NamedTuple):
     blocks: int  # number of equal blocks of rows, each of which is orthogonalised by itself
 
     def in_blocks(self, matrix: Tensor) -> Tensor:
-        """Return a view of a matrix [O, N] as K blocks of rows, [K, O / K, N]."""
+        """Return a view of a matrix [O, N] as K = `blocks` blocks of rows, [K, O / K, N]."""
         return matrix.view(self.blocks, -1, matrix.shape[1])
 
 

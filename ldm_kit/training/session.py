@@ -188,7 +188,7 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether an action that is due every `every` steps, and after step number `last`, is due after `step`."""
+    """Return whether `step` is one of every `every` steps, or step number `last`, after which an action is due."""
     return step.number % every == 0 or step.number == last
 
 
@@ -223,12 +223,12 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 def _open_folder(
     folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
 ) -> Path | None:
-    """Lock the run's folder, on the main rank; return the checkpoint to resume from, on all.
+    """Lock the run's folder, on the main rank; return the checkpoint to resume from (None: a new run), on all ranks.
 
-    Only the main rank has a `stack`, which will release the lock.
+    `stack` will release the lock; it is None on all ranks but the main one. `resume` is as in `session`.
 
     Raises:
-        UserError: on every rank, as for `session`.
+        UserError: on every rank: the folder is in use, cannot be resumed from, or holds checkpoints of another run.
     """
     path, error_text = None, None
     if stack is not None:

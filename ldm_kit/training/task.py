@@ -54,7 +54,10 @@ class Task(Protocol):
 
 @runtime_checkable
 class StatefulTask(Protocol):
-    """A task that also changes without gradients: `losses` collects such changes, and `after_step` applies them."""
+    """A task with state that is not trained by gradients, such as running statistics.
+
+    Its `losses` only collects values from each micro-batch; `after_step` changes the state by them.
+    """
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
         """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update.
@@ -70,11 +73,11 @@ class StatefulTask(Protocol):
 
 @runtime_checkable
 class DependentTask(Protocol):
-    """A task that depends on models or tokenizers that are not trained, nor part of the data's fingerprint."""
+    """A task that uses models or tokenizers which are not trained, and which the data's fingerprint does not cover."""
 
     @property
     def dependencies(self) -> Mapping[str, str]:
-        """Digests of models that are not trained, by the config key of each; a resumed run must have the same."""
+        """Hashes of models that are not trained, by the config key of each; a resumed run must have the same."""
         ...
 
 
@@ -87,12 +90,23 @@ class WholeBatchTask(Protocol):
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of all micro-batches of this rank and step; they are on the device."""
+        """Measure what `losses` needs to know of all micro-batches of this rank in this step; they are on the device.
+
+        `step` is the number of steps completed before this one.
+        """
         ...
 
 
 def show_whole_batch(task: Task, batches: Iterator[Any], count: int, step: int, device: torch.device) -> Iterator[Any]:
-    """Return a step's `count` micro-batches, after calling `see_whole_batch` with all of them if the task needs it."""
+    """Return a step's `count` micro-batches; if the task needs it, call its `see_whole_batch` with all of them first.
+
+    Args:
+        task: the task; only a `WholeBatchTask` can need it.
+        batches: iterator over micro-batches, from which the next `count` are taken.
+        count: number of micro-batches in a step.
+        step: number of steps completed before this one.
+        device: device to which the micro-batches are moved for `see_whole_batch`.
+    """
     if count == 1 or not isinstance(task, WholeBatchTask) or not task.needs_whole_batch(step):
         return batches
     held = list(islice(batches, count))
