@@ -107,7 +107,7 @@ def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Co
 
 
 def _marks(column: Column, value: str) -> tuple[Tensor, Tensor]:
-    """Return which of N pictures have a known value of an attribute, bool [N], and which of those have `value`, bool [M]."""
+    """Return which of N pictures have a known value of an attribute, bool [N], and which M of these have `value`."""
     marks = column.positive(value)
     labelled = torch.tensor([mark is not None for mark in marks])
     return labelled, torch.tensor([mark is True for mark in marks])[labelled]
