@@ -72,7 +72,10 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load YAML as nested dicts, and apply overrides such as `optim.lr=3e-4`; UserError if malformed, or no file."""
+    """Load a YAML file as nested dicts, and apply overrides such as `optim.lr=3e-4`.
+
+    Raises UserError if there is no such file, or the file or an override is malformed; keys are not checked.
+    """
     if isinstance(overrides, str):
         raise UserError(f"overrides is the single {overrides!r:.80}; expected a list of such")
     path = Path(path)
@@ -91,7 +94,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply one override, `a.b.c=value`, to the nested dict `tree` in place; the value is parsed as YAML."""
+    """Apply an override, `a.b.c=value` with a YAML value, to nested dicts in place; raise UserError if malformed."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"cannot understand the override {override!r}; expected key=value, such as optim.lr=3e-4")
@@ -132,8 +135,7 @@ def check(kind: type[C], tree: Any, where: str) -> C:
 def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
     """Return the config `tree` with its keys' names of older releases replaced, and the (old, new) names of these keys.
 
-    `tree` is nested dicts, to be validated as the class `kind`, which merges presets by current names; so keys are
-    renamed before. Names are dotted. A key present under both names is not renamed, and validation then refuses it.
+    `kind` is the class that will validate `tree`. A key under both names is not renamed, and validation refuses it.
     """
     if not isinstance(tree, Mapping):
         return tree, []

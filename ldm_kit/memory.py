@@ -57,7 +57,8 @@ class BatchSize:
         """Return the batch size for square pictures of `resolution` pixels a side.
 
         Args:
-            size: the configured size; None: as many pictures as have MOST_PIXELS pixels, at most MOST_SAMPLES.
+            size: the configured size; None: as many pictures as have MOST_PIXELS (2^21) pixels together, at most
+                MOST_SAMPLES (64), but at least one.
             resolution: pixels along each side of a picture.
         """
         return cls(size or max(1, min(MOST_SAMPLES, MOST_PIXELS // resolution**2)))

@@ -29,8 +29,8 @@ class Rows(Sequence[Row]):
     texts: Strings  # captions
     fields: Strings  # each picture's further values as a JSON object, "" for none
     classes: Sequence[str]  # class names
-    labels: Array  # int32 [N], indices into `classes`; UNLABELLED where there is no class
-    locations: Array  # int64 [N, 2], where `ArchiveReader.read` finds each picture
+    labels: Array  # int32 [N], indices into `classes`; UNLABELLED (-1) for a picture without a class
+    locations: Array  # int64 [N, 2], where each picture lies in the archive (two numbers, for `ArchiveReader.read`)
     hashes: Array  # uint8 [N, 32], sha256 of each picture's file
 
     @classmethod

@@ -29,7 +29,7 @@ def read_sidecar(root: Path, stem: str, kinds: Sequence[str]) -> Sidecar:
     Args:
         root: the data set's folder.
         stem: the picture's path relative to `root`, without its suffix.
-        kinds: suffixes, without dot, of the files to read; each is one of `KINDS` in upper or lower case.
+        kinds: suffixes, without dot, of the files to read; each is caption, txt, cls or json in upper or lower case.
     """
     try:
         contents = {kind.lower(): _read(root, f"{stem}.{kind}") for kind in kinds}

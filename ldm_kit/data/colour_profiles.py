@@ -28,10 +28,10 @@ _COLOUR_MODES |= dict.fromkeys(["P", "PA", "RGB", "RGBA", "RGBX", "RGBa"], "RGB"
 
 
 class Profile(NamedTuple):
-    """A picture's colour profile: its name, and the reason why it cannot be used ("" if it can)."""
+    """A picture's colour profile (ICC)."""
 
-    name: str
-    problem: str = ""
+    name: str  # description that the profile gives of itself; "" for a broken profile
+    problem: str = ""  # why the profile cannot be used; "" if it can
 
 
 class Conversion(NamedTuple):
@@ -163,7 +163,10 @@ def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
 
 
 def _is_srgb(mode: str, transform: Any) -> bool:
-    """Return whether a transform to sRGB changes no colour by more than `_SAME` levels, tried on a grid of colours."""
+    """Return whether a transform from Pillow's mode `mode` to sRGB changes no colour of a grid by over 3 of 255 levels.
+
+    It is False for other modes than L and RGB.
+    """
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":
         probe = levels[None]

@@ -107,7 +107,7 @@ def read(path: Path) -> FolderIndex | None:
     """Return a folder's list of pictures from the file that `write` has made, with its arrays memory-mapped.
 
     Returns:
-        None if there is no such file, or (with a warning) if the file is damaged.
+        The list; None if there is no such file, or (with a warning) if the file is damaged.
     """
     try:
         with path.open("rb") as file:

@@ -33,12 +33,12 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class Contents(NamedTuple):
-    """What the check of a picture's file found: size, time of change, sha256 (zeros if not read), colour profile."""
+    """What the check of a picture's file found."""
 
     size: int  # bytes
     changed: int  # time of the last change, in nanoseconds
-    sha256: bytes
-    profile: Profile | None
+    sha256: bytes  # hash of the file; zeros if only the header was read
+    profile: Profile | None  # colour profile; None: there is none, or one equivalent to sRGB
 
 
 Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a message that says why it is bad
@@ -53,7 +53,7 @@ def folder_index(
 
     Args:
         root: the folder.
-        settings: settings, as texts, that the result of a check depends on; another list is cached for others.
+        settings: texts of all settings that a check's result depends on; each combination has its own cached list.
         stamp: hash of the names, sizes and times of change of all files in the folder (`folder_stamp`).
         entries: function that lists all pictures in the folder, sorted by name.
         check: function that checks one picture, given its name; it returns a message if the picture is bad.
@@ -166,7 +166,7 @@ class _Builder:
         self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
-        """Save the incomplete index every KEEP_EVERY seconds, so that an interrupted start can be continued."""
+        """Save the incomplete index if KEEP_EVERY (60) seconds have passed since the last save or the start."""
         if time.monotonic() - self.kept > KEEP_EVERY:
             with contextlib.suppress(OSError):
                 write(self.part, self._index(""))

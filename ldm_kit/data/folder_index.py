@@ -37,9 +37,9 @@ class Entry:
 class _Files:
     """The files of a folder by kind, as posix paths relative to the folder."""
 
-    pictures: list[str] = field(default_factory=list)  # and linked folders, ending in a slash
-    tables: list[str] = field(default_factory=list)  # metadata.*
-    sidecars: dict[str, list[str]] = field(default_factory=dict)  # path without suffix -> suffixes
+    pictures: list[str] = field(default_factory=list)  # also linked folders, ending in a slash
+    tables: list[str] = field(default_factory=list)  # files named metadata.*
+    sidecars: dict[str, list[str]] = field(default_factory=dict)  # caption files: path without suffix -> suffixes
 
 
 def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:

@@ -13,7 +13,7 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return a text that lists the first SHOWN names, and says how many more there are."""
+    """Return a text that lists the first SHOWN (5) names, and says how many more there are."""
     more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

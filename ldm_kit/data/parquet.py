@@ -39,7 +39,7 @@ class ParquetConfig(ArchiveConfig):
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reader of the samples in parquet files; its attributes are names of columns."""
+    """Reader of the pictures, captions and classes in parquet files; its attributes are names of columns."""
 
     image: str = "image"  # column of pictures
     text: str | None = None  # column of captions; None: the column text or caption, if the table has one
@@ -159,7 +159,10 @@ def _bytes_column(schema: Any, image: str, path: Path) -> str:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:
-    """Return the names of classes 0, 1, ... of the column `label` that `datasets` stores in a table; [] if none."""
+    """Return the names of classes 0, 1, ... of column `label` that Hugging Face's `datasets` stored in `schema`.
+
+    The result is [] if it stored none, or `label` is None.
+    """
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):

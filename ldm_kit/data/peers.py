@@ -131,7 +131,7 @@ def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]
     """Make the missing parts of a cache, divided among the processes of a run.
 
     All processes of the run share the work first. Then the processes of each machine make the parts that are still
-    missing there, because the machine does not see the files of the others.
+    missing there, because machines may not have a file system in common.
 
     Args:
         missing: function that lists the parts that are not in the cache yet, in a fixed order.

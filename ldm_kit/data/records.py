@@ -52,7 +52,7 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Strings":
-        """Store strings; the iterable is consumed once."""
+        """Store the strings `texts` in one buffer; the iterable is consumed once."""
         builder = StringBuilder()
         for text in texts:
             builder.add(text)
@@ -91,7 +91,7 @@ class Strings(Sequence[str]):
 class Labels(Sequence[int | None]):
     """The class indices of N pictures, stored as an array; read as None for a picture without a class."""
 
-    values: Array  # int32 [N], UNLABELLED for None
+    values: Array  # int32 [N], UNLABELLED (-1) for None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -122,7 +122,7 @@ class Records(Sequence[Record]):
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
-        """Store records; the iterable is consumed once."""
+        """Store `Record` objects as arrays; the iterable is consumed once."""
         names, texts, fields, labels = StringBuilder(), StringBuilder(), StringBuilder(), array("i")
         for record in records:
             names.add(record.name)
@@ -160,7 +160,7 @@ class Records(Sequence[Record]):
 
 @dataclass(frozen=True, eq=False)
 class Numbers(Sequence[int]):
-    """N integers, stored as an array."""
+    """A sequence of N integers, stored as an array and read as Python ints."""
 
     values: Array  # int64 [N]
 

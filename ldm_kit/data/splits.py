@@ -82,7 +82,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
 
 
 def common_depth(folders: Sequence[list[str]]) -> int:
-    """Return how many leading folders all paths have in common; each path is a list of folder names."""
+    """Return how many leading folders all paths in `folders`, each a list of folder names, have in common."""
     low, high = min(folders, default=[]), max(folders, default=[])
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
@@ -185,7 +185,7 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 
 
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
-    """Split a picture set into training and held-out pictures by named splits, or by `heldout_split` without these.
+    """Split a picture set into training and held-out pictures by named splits, or by a hash of names without these.
 
     If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
     unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.

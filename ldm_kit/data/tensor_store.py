@@ -63,7 +63,7 @@ class StoredTable:
     """
 
     tensors: Sequence[StoredTensor]  # in the order of rows
-    ends: Sequence[int] = field(init=False)  # for each tensor, the table's row after the tensor's last row
+    ends: Sequence[int] = field(init=False)  # for each tensor, 1 + the number of its last row in the table
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ends", list(accumulate(tensor.shape[0] for tensor in self.tensors)))
@@ -85,7 +85,7 @@ class StoredTable:
         return _indexed(self._read, len(self), index)
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows with these numbers, [B, V, ...]; each file is opened once."""
+        """Return the rows with the numbers `rows`, [B, V, ...]; each file is opened once."""
         values = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
         slots_by_tensor: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):

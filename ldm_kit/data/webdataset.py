@@ -43,9 +43,9 @@ class WebDatasetConfig(ArchiveConfig):
 
 @dataclass(frozen=True)
 class TarReader:
-    """Reader of the samples in uncompressed tar files."""
+    """Reader of the pictures, captions and classes in uncompressed tar files."""
 
-    fields: Sequence[str] = ()  # values of a sample's .json to keep
+    fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
 
     @property
     def key(self) -> Sequence[str]:
@@ -53,7 +53,10 @@ class TarReader:
         return ["tar", *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a message for each member of the tar that cannot be used, then every sample in the shard's order."""
+        """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
+
+        For a sample without a picture, or whose texts cannot be read, a message is yielded instead.
+        """
         samples, complaints = members(path)
         yield from complaints
         with path.open("rb") as file:
@@ -123,7 +126,7 @@ def members(path: Path) -> tuple[Samples, list[str]]:
 
 
 class _LimitedReads(io.RawIOBase):
-    """File wrapper that refuses reads of more than HEADER_LIMIT bytes, for headers of a tar that claim to be larger."""
+    """File wrapper that refuses reads of over HEADER_LIMIT (2^20) bytes, as a tar's headers may claim to be larger."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file

@@ -75,7 +75,7 @@ def measure_fidelity(
 
     Args:
         drawings: the reference pictures.
-        references: `reference_features` of the drawings.
+        references: features of the D drawings, float64 [D, F], as `reference_features` returns them.
         pictures: uint8 [N, C, R, R], one for each prompt.
         prompts: N captions of drawings.
         features: function from pictures [B, C, R, R] in [-1, 1] to features [B, F].

@@ -37,11 +37,11 @@ OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models 
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of the demo: figures by name, the same figures as text, and the path of the sheet of pictures."""
+    """Results of the demo."""
 
-    figures: dict[str, float]
-    text: str
-    sheet: Path
+    figures: dict[str, float]  # measured values by name
+    text: str  # the same values, as text with a table
+    sheet: Path  # path of the PNG file with the generated pictures
 
 
 def show(model: Path, count: int) -> Summary:

@@ -28,13 +28,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Prompt fidelity as shares in [0, 1]: `rank1` and `rank5` of `count` prompts, `tone` of `tone_count` prompts."""
+    """Prompt fidelity: how often the true picture of a prompt is the reference picture nearest to the generated one."""
 
-    rank1: float  # the nearest reference is the true picture
-    rank5: float  # the true picture is among the five nearest
-    tone: float  # the nearest reference has the skin tone that the prompt names; NaN if no prompt names one
+    rank1: float  # share of prompts whose true picture is the nearest reference, in [0, 1]
+    rank5: float  # share of prompts whose true picture is among the five nearest
+    tone: float  # of prompts that name a skin tone, the share whose nearest reference has it; NaN if none names one
     tone_count: int  # prompts that name one skin tone
-    count: int
+    count: int  # all prompts
 
     def interval(self, share: Literal["rank1", "rank5", "tone"]) -> tuple[float, float]:
         """Return the 95 % confidence interval (low, high), by Wilson's score, of the share with this name."""
@@ -42,10 +42,10 @@ class Fidelity:
 
 
 class Frechet(NamedTuple):
-    """A Fréchet distance, and a warning that is "" if both sets of features have enough samples."""
+    """A Fréchet distance of two sets of features, and whether it is reliable."""
 
     distance: float
-    warning: str
+    warning: str  # says that a set has too few samples for its number of features; "" if both have enough
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from ldm_kit.metrics.fidelity import wilson
 
 
 class Accuracy(NamedTuple):
-    """Share of correct predictions, and the bounds of its 95 % interval by Wilson's score."""
+    """Accuracy of a classifier with its 95 % confidence interval."""
 
-    share: float
-    low: float
+    share: float  # share of correct predictions, averaged over classes
+    low: float  # bounds of the interval by Wilson's score
     high: float
 
 

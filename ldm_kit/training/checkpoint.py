@@ -189,7 +189,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def sha256_all(paths: Sequence[Path]) -> list[str]:
-    """Return the sha256 of each file, in hex; up to four files are hashed in parallel, one core each."""
+    """Return the sha256 (hex) of each file, in order; up to four files are hashed in parallel threads."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         return list(threads.map(_sha256, paths))
 

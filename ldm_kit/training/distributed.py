@@ -61,7 +61,7 @@ def check_peers() -> None:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Return a list of every rank's value, in rank order, on every rank; every rank must call it."""
+    """Return a list of every rank's `value`, in rank order, on every rank; every rank must call this function."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -127,7 +127,7 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors in place with the main rank's; every rank must call it, with as many of the same shapes."""
+    """Overwrite tensors in place with the main rank's; every rank must call it, with tensors of the same shapes."""
     for tensor in tensors if is_distributed() else ():
         contiguous = tensor if tensor.is_contiguous() else tensor.contiguous()
         dist.broadcast(contiguous, src=0)
@@ -147,7 +147,7 @@ def print_on_main(text: str) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield consecutive tensors of one dtype, with at most BUCKET_SIZE numbers together (or a single larger tensor)."""
+    """Yield lists of consecutive tensors of one dtype, with at most BUCKET_SIZE numbers each (or one larger tensor)."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(other.numel() for other in bucket) + tensor.numel()

@@ -28,7 +28,7 @@ class EmaConfig(Config):
 
 @lru_cache
 def power_exponent(std: float) -> float:
-    """Return the exponent gamma of the power-function EMA of relative width `std`, in (0, 0.29), by bisection.
+    """Return the exponent gamma of the power-function EMA whose relative width is `std` in (0, 0.29), by bisection.
 
     This EMA gives the weights of step i = 1..n a share proportional to i^gamma; `std` is the standard deviation of i
     under these shares, divided by n.

@@ -16,10 +16,10 @@ FaultReport = dict[str, Any]  # what fault.json holds
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient is infinite or NaN; all ranks stop before the update. `report` says where and on which rank.
+    """Error on all ranks that a loss or gradient is infinite or NaN; weights have not been updated with it.
 
     Args:
-        report: what `fault_report` returned.
+        report: what `fault_report` returned: in which module, at which step and on which rank.
         overflows: under fp16, how many steps in a row have overflowed; else 0.
     """
 

@@ -129,7 +129,7 @@ class Trainer:
         return stats
 
     def halve_micro_batch(self) -> None:
-        """Undo the failed attempt at this step, and use micro-batches of half the size from now on."""
+        """After an out-of-memory error, undo this step, and use micro-batches of half the size from now on."""
         self._undo_attempt()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
@@ -173,7 +173,7 @@ class Trainer:
         raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)
 
     def optimizer_step(self, norms: Mapping[str, Tensor]) -> float:
-        """Clip gradients, whose `norms` are given by module, and update weights; return the first module's rate."""
+        """Clip gradients (`norms`: their norms by module), update weights; return the first module's learning rate."""
         optimisers = optim.with_gradients(self.optimisers)
         for name, module in self.task.modules.items():
             optim.clip(module, self.optim[name].max_grad_norm, norms[name])

@@ -43,7 +43,7 @@ class OptimConfig(Config):
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """Return the learning rate of step `step` (1, 2, ..., total) as a share of the peak learning rate, in (0, 1]."""
+    """Return the learning rate at step `step` (1, 2, ..., total), divided by the peak learning rate: in (0, 1]."""
     if step <= config.warmup:
         return step / config.warmup
     remaining = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)

@@ -102,7 +102,7 @@ class CheckpointRetention:
     failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
-        """Return whether the main rank's metrics (None: no evaluation) are the best so far; every rank must call it.
+        """Return whether the main rank's evaluation (None: there was none) is the best so far; every rank must call it.
 
         Raises:
             UserError: on every rank, if the evaluation has no such metric.

@@ -106,8 +106,8 @@ class Session:
     def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From now on a stop signal no longer ends the process at once: the run ends after the current step. The config
-        is written, and the metrics after the checkpoint are dropped, once nothing refuses the run any more.
+        From now on a stop signal no longer ends the process at once: the run ends after the current step. When all
+        checks have passed, the config is written, and metrics later than the checkpoint are dropped.
 
         Args:
             task: what is trained.
@@ -228,7 +228,7 @@ def _open_folder(
     `stack` will release the lock; it is None on all ranks but the main one. `resume` is as in `session`.
 
     Raises:
-        UserError: on every rank: the folder is in use, cannot be resumed from, or holds checkpoints of another run.
+        UserError: on every rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
     path, error_text = None, None
     if stack is not None:

@@ -60,9 +60,9 @@ class StatefulTask(Protocol):
     """
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update.
+        """Change the state by what `losses` collected from this step's micro-batches, after the optimisers' update.
 
-        `step` is the number of steps completed before this one.
+        `step` is the number of steps completed before this one; `optimisers` are by name (MODULE, MODULE.muon).
         """
         ...
 
@@ -131,7 +131,7 @@ class BatchSource(Protocol):
 
 @dataclass
 class StepStats:
-    """Losses of a step on this rank."""
+    """Losses and scalars to log of one step on this rank, collected over the step's micro-batches."""
 
     logs: dict[str, Tensor] = field(default_factory=dict)  # means over micro-batches of losses and logs, by name
     losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch

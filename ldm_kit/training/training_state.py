@@ -25,9 +25,9 @@ TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without it
 class TrainingState:
     """The parts of a trainer that a checkpoint saves and restores."""
 
-    task: Task
+    task: Task  # has the trained modules and a state of its own
     optimisers: Mapping[str, torch.optim.Optimizer]  # by name, as `optim.build_all` returns them
-    ema: Ema
+    ema: Ema  # averages of the weights
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
     def collect(self) -> tuple[TensorFiles, dict[str, Any]]:

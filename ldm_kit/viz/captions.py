@@ -163,7 +163,7 @@ def _system_fonts() -> list[str]:
 
 @cache
 def _load(path: str) -> _Font | None:
-    """Load a font file; None if it is absent or damaged, or holds only bitmaps, which cannot be scaled to our size."""
+    """Load a font file and its list of characters; None if it is absent, damaged, or has bitmaps of fixed size only."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -157,7 +157,10 @@ def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
 
 
 def _shrunk(cells: Sequence[_Cell], columns: int, padding: int) -> Sequence[_Cell]:
-    """Return the cells with pictures shrunk, to 16 pixels at the least, so that the grid's sides fit `MAX_SIDE`."""
+    """Return cells with pictures shrunk so that a grid of `columns` columns has at most MAX_SIDE (3,200) pixels a side.
+
+    No picture gets smaller than 16 pixels on its longer side, even if the grid is then larger.
+    """
     width, height = next(image.size for image, _ in cells if image is not None)
     rows = math.ceil(len(cells) / columns)
     lines = LINES if any(text for _, text in cells) else 0
