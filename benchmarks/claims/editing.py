@@ -56,7 +56,7 @@ def reconstruction(bench: Bench) -> Iterator[Row]:
 
 
 def probes(bench: Bench) -> Iterator[Row]:
-    """Predict attributes from semantic codes, principal components and Lite0 features; yield a row for each of both."""
+    """Predict attributes from semantic codes, principal components and Lite0 features; yield a row for each pair."""
     unseen = bench.pictures(bench.unseen)
     rest = InMemory([bench.everything.records[i] for i in bench.unseen], bench.everything.classes, unseen, "unseen")
     columns = {"train": from_openmoji(bench.split.train), "unseen": from_openmoji(rest)}
@@ -90,7 +90,7 @@ def edits(bench: Bench) -> Iterator[Row]:
 
 
 def swaps(bench: Bench) -> Iterator[Row]:
-    """Decode codes with the x_T of pictures of other groups; yield a row for each model on which of both is seen."""
+    """Decode codes z with the x_T of other pictures; yield a row for each model on how often z decides the result."""
     indices = bench.pairs_of_groups(32)
     labels = torch.tensor([bench.everything.records[i].label for i in indices])
     pictures = bench.pictures(indices)

@@ -19,7 +19,7 @@ class PicturedLatents:
     """Training batches of latents together with their pictures; pictures are mirrored where their latents are.
 
     Args:
-        latents: cached posterior moments of the pictures' latents, in the same order.
+        latents: mean and log-variance of the latents of all pictures, in the same order.
         pictures: the picture set.
         seed: seed of the random mirroring.
     """

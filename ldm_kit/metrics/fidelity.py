@@ -98,7 +98,8 @@ def agreement(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: as for `ranks`, or there is not one value for each reference.
+        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+            value for each reference.
     """
     _check(generated, references, truth)
     if len(values) != len(references):
@@ -130,7 +131,8 @@ def fidelity(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: as for `ranks` and `agreement`.
+        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+            tone for each reference.
     """
     rank = ranks(generated, references, truth, distance).double()
     toned = [i for i, t in enumerate(truth.tolist()) if tones is not None and tones[t] not in NO_TONE]
@@ -167,7 +169,7 @@ def table(rows: Mapping[str, Fidelity]) -> str:
 
 
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; see `frechet_checked` for its bias."""
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; it is biased upwards for few samples."""
     return frechet_checked(features_a, features_b).distance
 
 

@@ -66,7 +66,7 @@ class LinearProbe:
         return (_with_bias((features - self.mean) / self.std) @ self.weights).argmax(1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Accuracy:
-        """Return the balanced accuracy of the probe's predictions for features [N, D] with labels [N]."""
+        """Return the probe's accuracy, averaged over classes, on features [N, D] with class indices `labels` [N]."""
         return balanced_accuracy(self.predict(features), labels)
 
 

@@ -119,7 +119,7 @@ def steps(run: Path) -> dict[int, Path]:
 
 
 def latest(run: Path) -> Path | None:
-    """Return a run's newest checkpoint that is not damaged, or None; damaged ones are skipped with a warning."""
+    """Return the folder of a run's newest intact checkpoint, None if there is none; warn of damaged ones."""
     for _, path in reversed(steps(run).items()):
         try:
             verify(path)

@@ -112,7 +112,7 @@ class Log:
         return metrics
 
     def print(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar, on the main process alone."""
         if self.main:
             self.bar.write(text)
 

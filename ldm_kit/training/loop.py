@@ -33,10 +33,10 @@ class Trainer:
     """Trainer of a task: its modules, optimisers and EMA, and the number of completed steps."""
 
     accelerator: Accelerator  # device, ranks, precision
-    task: Task
-    optim: Mapping[str, OptimConfig]  # by name of the task's modules
-    config: TrainConfig
-    ema_config: EmaConfig
+    task: Task  # the modules to train, and their losses
+    optim: Mapping[str, OptimConfig]  # settings of the optimisers, by name of the task's modules
+    config: TrainConfig  # section `train` of the run's config
+    ema_config: EmaConfig  # section `ema` of the run's config
     _: KW_ONLY
     seed: int  # of the order of samples, and of dropout and other random numbers of the modules
     step: int = 0  # completed steps
@@ -144,7 +144,7 @@ class Trainer:
         self.split = split
 
     def grad_norms(self) -> dict[str, Tensor]:
-        """Average gradients over ranks, undo the loss scale, and return each module's gradient norm (scalars)."""
+        """Average gradients over ranks, undo fp16's loss scale, and return each module's gradient norm (a scalar)."""
         modules = self.task.modules
         if distributed.is_distributed() and not self.config.overlap:
             distributed.average_gradients([p for module in modules.values() for p in optim.trainable(module)])

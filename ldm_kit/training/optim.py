@@ -152,7 +152,7 @@ def grad_norm(module: nn.Module) -> Tensor:
 
 
 def clip(module: nn.Module, max_norm: float | None, norm: Tensor) -> None:
-    """Scale a module's gradient in place from its norm `norm` down to `max_norm`; None: never clip."""
+    """Scale a module's gradient, whose L2 norm is `norm`, in place to `max_norm` if it is larger; None: never."""
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(trainable(module), max_norm, norm)
 

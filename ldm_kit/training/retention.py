@@ -98,7 +98,7 @@ class CheckpointRetention:
 
     folder: Path  # the run's folder
     settings: Any  # the run's config
-    resume: Path | None  # the checkpoint that the run resumed from
+    resume: Path | None  # folder of the checkpoint that the run resumed from; None: a new run
     failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:

@@ -56,7 +56,7 @@ class OptimisedTask(Task, Protocol):
 class Session:
     """A training run as one of its processes sees it: device and ranks, folder, stop signals, and checkpoints."""
 
-    accelerator: Accelerator
+    accelerator: Accelerator  # device, ranks and precision
     folder: Path  # the run's folder
     settings: Any  # the run's config
     resume: Path | None  # the checkpoint to resume from; None: a new run
@@ -114,7 +114,7 @@ class Session:
             data: training samples; of a resumed run they must be those of the checkpoint. None: not checked yet.
 
         Raises:
-            UserError: the checkpoint's data, or models that the task depends on, are others.
+            UserError: the data, or models that the task uses but does not train, differ from the checkpoint's.
         """
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)

@@ -107,7 +107,7 @@ def strip(pictures: Tensor, scale: int = 1, captions: Sequence[str] | None = Non
     """Lay out pictures, uint8 [N, C, H, W], in one row, each with its caption (None: no captions) below.
 
     Each pixel is repeated `scale` times in both directions; `padding` pixels are between pictures and around the row.
-    Errors are those of `grid`.
+    Raises ValueError as `grid` does.
     """
     return grid(pictures, max(len(pictures), 1), scale, captions, padding)
 
