@@ -249,7 +249,7 @@ def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]
 
 
 def _literals(model: type[BaseModel]) -> set[str]:
-    """Return the values of a model's fields of type Literal with one value, which tag the model in unions."""
+    """Return the values of a model's one-valued Literal fields, such as "folder" for `source: Literal["folder"]`."""
     allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {values[0] for values in allowed if len(values) == 1}
 

@@ -28,7 +28,7 @@ def read_sidecar(root: Path, stem: str, kinds: Sequence[str]) -> Sidecar:
 
     Args:
         root: the data set's folder.
-        stem: the picture's path relative to `root`, without its suffix.
+        stem: the picture's path relative to `root`, without the picture's suffix.
         kinds: suffixes, without dot, of the files to read; each is caption, txt, cls or json in upper or lower case.
     """
     try:

@@ -111,7 +111,7 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _sorted_out(names: Iterable[str]) -> _Files:
-    """Sort a folder's files into pictures, metadata tables and caption files; other files are left out."""
+    """Sort relative paths of files into pictures, files named metadata.* and caption files; leave out all others."""
     files = _Files()
     for name in filter(_is_used, names):
         stem, _, suffix = name.rpartition(".")

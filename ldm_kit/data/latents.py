@@ -111,7 +111,7 @@ class LatentBatches:
 
 
 def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
-    """Return the sha256 (hex) of all that cached latents depend on, for use as the `key` of `cached`.
+    """Return the sha256 (hex) of all that the latents of pictures depend on: a key for caching them with `cached`.
 
     Args:
         weights: the autoencoder, whose weights are hashed.

@@ -30,7 +30,7 @@ class Drawings:
 
     @classmethod
     def all(cls, split: Split) -> "Drawings":
-        """Collect the distinct drawings among all training, held-out and compositional pictures."""
+        """Collect the drawings of all pictures in `split`; pictures with equal pixels are one drawing."""
         sets = [pictures for pictures in (split.train, split.heldout, split.compositional) if pictures]
         pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
         records: list[Record] = [record for pictures in sets for record in pictures.records]

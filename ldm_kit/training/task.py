@@ -86,11 +86,11 @@ class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples: it sees all micro-batches of a step before `losses` is called."""
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether `see_whole_batch` must be called at this step; every rank must return the same."""
+        """Return whether `see_whole_batch` must be called after `step` completed steps, the same on every rank."""
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of all micro-batches of this rank in this step; they are on the device.
+        """Measure what `losses` needs to know of `batches`, all micro-batches of this rank in this step, on the device.
 
         `step` is the number of steps completed before this one.
         """
