@@ -115,7 +115,7 @@ class _Builder:
             return None
 
     def finish(self) -> FolderIndex | None:
-        """Write the complete index to the cache and return None; if it cannot be written, return the index itself."""
+        """Write the complete `FolderIndex` to the cache and return None; if it cannot be written, return it instead."""
         index = self._index(self.stamp)
         try:
             write(self.path, index)
@@ -166,7 +166,7 @@ class _Builder:
         self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
-        """Save the incomplete index if KEEP_EVERY (60) seconds have passed since the last save or the start."""
+        """Save the list of pictures checked so far, if KEEP_EVERY (60) seconds have passed since the last save."""
         if time.monotonic() - self.kept > KEEP_EVERY:
             with contextlib.suppress(OSError):
                 write(self.part, self._index(""))
@@ -185,14 +185,14 @@ class _Builder:
 
 
 class _Cursor:
-    """Finder of pictures by name in a `FolderIndex`, in a single pass: names must be asked for in increasing order."""
+    """Finder of pictures by name in `index`, in a single pass: `find` must be called with names in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return what the index stores of the picture named `name`; None if the index has no such picture."""
+        """Return size, hash and so on of the picture named `name`; None if the `FolderIndex` has no such picture."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

@@ -29,7 +29,7 @@ CHUNK = 2**22  # bytes of a shard read at once while checking
 
 
 def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, int] | None = None) -> None:
-    """Write a shard of a latent cache; a failed write leaves no partial file.
+    """Write a shard (one file) of a cache of latents; a failed write leaves no partial file.
 
     Args:
         path: the shard's file.
@@ -99,7 +99,7 @@ def read_shard(path: Path, key: str) -> Moments:
 
 
 def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
-    """Check the checksum of every shard whose file has changed since it was last checked.
+    """Check the checksum of every shard (file) of a cache of latents that has changed since it was last checked.
 
     Processes on one machine check a part each, reading shards chunk by chunk. The size, time of change and checksum of
     each checked shard are kept in the file verified.json in `folder`.

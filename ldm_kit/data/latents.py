@@ -131,9 +131,10 @@ def weights_digest(weights: nn.Module) -> str:
 
 
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: Batch = 64) -> Latents:
-    """Return the latents of pictures from a cache folder, after encoding the shards that are missing there.
+    """Return the latents of pictures from a cache folder, after encoding those that are missing there.
 
-    The processes of a run encode a part of the missing shards each.
+    A file of the folder, a shard, has the latents of SHARD pictures. The processes of a run divide missing shards
+    among them.
 
     Args:
         folder: folder that holds this cache alone.

@@ -151,7 +151,7 @@ def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
 
 
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-    """Yield `function(item)` for each item, in order; threads use this process's share of the machine's cores."""
+    """Yield `function(item)` for each item, in order, from C / P threads: C cores and P processes on this machine."""
     count = max(1, _cores() // host().size)
     with ThreadPoolExecutor(count) as pool:
         yield from pool.map(function, items)

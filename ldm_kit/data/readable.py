@@ -44,11 +44,11 @@ class ReadablePictures(DerivedSet):
         return len(self.base)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, or its replacement, uint8 [C, R, R]."""
+        """Return the picture at an index, or the next readable one if it is broken, uint8 [C, R, R]."""
         return self.pictures([index])[0]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, or their replacements, uint8 [N, C, R, R].
+        """Return the pictures at `indices`, for broken ones the next readable pictures, uint8 [N, C, R, R].
 
         Raises:
             UserError: more pictures are broken than `max_bad_share` allows, or one is and `on_bad` is raise.

@@ -133,7 +133,7 @@ class Records(Sequence[Record]):
         return cls(names.strings(), texts.strings(), numbers, fields.strings())
 
     def take(self, rows: Array) -> "Records":
-        """Return the records at the indices `rows` [M]; strings are not copied."""
+        """Return the records of the pictures at the indices `rows` [M]; strings are not copied."""
         labels = Labels(self.labels.values[rows])
         return Records(self.names.take(rows), self.texts.take(rows), labels, self.fields.take(rows))
 
