@@ -80,7 +80,7 @@ class ArchiveSample(NamedTuple):
 
 
 class ArchiveReader(Protocol):
-    """Reader of the samples in one kind of archive, such as tar shards or parquet files."""
+    """Reader of the pictures and their metadata in one kind of archive, such as tar shards or parquet files."""
 
     @property
     def key(self) -> Sequence[str]:

@@ -99,7 +99,10 @@ def describe(profile: Profile) -> str:
 
 
 def conversion_of(image: Image.Image) -> Conversion:
-    """Return how the colours of an opened image file are converted to sRGB; no pixel is decoded."""
+    """Return how the colours of an opened image file are converted to sRGB, without decoding pixels.
+
+    The file's ICC profile decides, or the colour space that a PNG's chunks or a JPEG's EXIF data name instead.
+    """
     mode = _colour_mode(image)
     if mode in ("", "LAB"):
         return _lab_conversion() if mode else Conversion(None)

@@ -113,7 +113,7 @@ class Labels(Sequence[int | None]):
 
 @dataclass(frozen=True, eq=False)
 class Records(Sequence[Record]):
-    """The records of N pictures, stored as arrays; a `Record` object is made only when it is read."""
+    """The metadata of N pictures, stored as arrays; a `Record` object is made only when an element is read."""
 
     names: Strings  # name of each picture
     texts: Strings  # caption of each picture, "" for none

@@ -76,13 +76,13 @@ class BatchSplit:
         return self.global_batch // (self.world * self.accumulation)
 
     def halved(self) -> "BatchSplit | None":
-        """Return the split with micro-batches of at most half the size; None if they hold one sample already."""
+        """Return this division with equal micro-batches of at most half the size; None if they have one sample."""
         local = self.global_batch // self.world
         accumulation = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
         return None if accumulation is None else replace(self, accumulation=accumulation)
 
     def limited_to(self, micro_batch: int | None) -> "BatchSplit":
-        """Return the split with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
+        """Return this division with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
         split: BatchSplit | None = self
         while micro_batch is not None and split is not None and split.size > micro_batch:
             split = split.halved()

@@ -78,7 +78,7 @@ class RankGroup:
     group: Any = None  # torch's process group; None: one rank
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a list of the group's values, in rank order, on each of its ranks; all of them must call it."""
+        """Return a list of `value` of each rank in the group, in rank order; every rank in the group must call it."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -65,7 +65,9 @@ def fault_report(
     modules: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
 ) -> FaultReport:
-    """Return a report on a step whose loss or gradient is not finite, gathered from all ranks; every rank must call it.
+    """Return a report, as values for JSON, on a step whose loss or gradient is not finite; every rank must call it.
+
+    It names losses, gradients, weights and inputs that are not finite, and the samples of the step on each rank.
 
     Args:
         step: number of the step (1 = the first).

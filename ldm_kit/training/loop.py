@@ -244,7 +244,7 @@ class Trainer:
         return TrainingState(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
     def load(self, folder: Path) -> None:
-        """Resume from a verified checkpoint; every rank reads the files.
+        """Restore weights, optimisers, EMA and step from a verified checkpoint's folder; every rank reads the files.
 
         Raises:
             UserError: the checkpoint is past the last step of this run.
