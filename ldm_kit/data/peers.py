@@ -36,7 +36,7 @@ class Group(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes in the group, in order of rank.
 
-        Every process must call `gather`; a call waits for the others without a time limit.
+        Every process must call `gather`; a call waits, for days if need be, until all others have called it.
         """
         ...
 
