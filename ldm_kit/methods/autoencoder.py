@@ -35,6 +35,7 @@ from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.run_summary import list_metrics
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
@@ -238,11 +239,10 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
-        metrics = self.listed_metrics()
         assert self.statistics is not None
         mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
         folded = f"latent mean {mean} and deviation {std} folded into its weights"
-        return f"autoencoder in {model}: {metrics}; {folded}"
+        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {folded}"
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""

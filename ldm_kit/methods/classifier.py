@@ -7,13 +7,12 @@ Run:      accelerate launch train_ldm.py configs/openmoji/classifier.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, VQModel
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,47 +21,23 @@ from ldm_kit.data import records
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
+from ldm_kit.data.peers import divided
 from ldm_kit.diffusion import rng, schedule, timesteps
 from ldm_kit.methods import classifier_metrics as metrics
 from ldm_kit.methods.base import Grid, Method, TrainingData
+from ldm_kit.methods.classifier_config import ClassifierRun as ClassifierRun
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
 from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
-from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
-from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
-from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.nets.half_unet import HalfUNet, build_half_unet
 from ldm_kit.training.batches import to_device
-from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 MAX_HELDOUT = 2048  # most held-out pictures that an evaluation measures
 GUESS_TIME = 0.05  # t / T at which the pictures of the sample grid are classified
-
-
-class ClassifierRun(NoisedRun):
-    """Config of a run that trains a classifier of noised latents or, without an autoencoder, of noised pixels."""
-
-    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
-    net: HalfUNetConfig = HalfUNetConfig()
-    ema: EmaConfig = EmaConfig(kind="none")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of a label's weight that is spread over all classes"
-    )
-    shift: int = Field(
-        default=0, ge=0, description="move pictures by up to so many pixels each way, edges repeated; pixels only"
-    )
-
-    @model_validator(mode="after")
-    def _check_shift(self) -> "ClassifierRun":
-        if self.shift and self.autoencoder is not None:
-            raise ValueError("shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out")
-        if self.shift >= self.data.resolution:
-            raise ValueError(f"shift {self.shift} moves a picture of {self.data.resolution} pixels out of itself")
-        check_any_density(self.timestep_sampling)
-        check_saved(self.schedule, any_target(self.schedule))
-        return self
 
 
 class Classifying(Method[ClassifierRun]):
@@ -162,8 +137,12 @@ class Classifying(Method[ClassifierRun]):
         """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of a noise level."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
-        logits = self.guess(samples, indices, position, u)
-        loss, first, top = scores(logits, samples.inputs_at(indices)["label"]).double().mean(1).tolist()
+
+        def own(some: Sequence[int]) -> Tensor:
+            logits = self.guess(samples, indices[some], position[some], u[some])
+            return scores(logits, samples.inputs_at(indices[some])["label"]).T
+
+        loss, first, top = divided(len(indices), own).double().mean(0).tolist()
         return loss, first, top
 
     @torch.no_grad()

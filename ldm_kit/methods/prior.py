@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from conditioning.base import Conditioner, Inputs
 from conditioning.none import NoConfig
 from ldm_kit.config import UserError, cache_dir
-from ldm_kit.data import tensor_cache
+from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
@@ -207,9 +207,11 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: Bat
     def compute() -> dict[str, Tensor]:
         check_writable(cache_dir())
         z = codes.encode_set(encoder, pictures, size)
-        return {"z": z, "shown": sources(torch.arange(len(z)), replacements(pictures))}
+        shares = peers.agreed(peers.everyone(), lambda: dict(replacements(pictures)))
+        replaced = {broken: index for share in shares for broken, index in share.items()}
+        return {"z": z, "shown": sources(torch.arange(len(z)), replaced)}
 
-    tensors = tensor_cache.cached(cache_dir() / "codes", key, compute)
+    tensors = tensor_cache.cached_by_all(cache_dir() / "codes", key, compute)
     return tensors["z"], tensors.get("shown", torch.arange(len(tensors["z"])))  # older files lack it
 
 

@@ -152,8 +152,8 @@ class SemanticMethod(Method[R], Generic[R, N]):
         Pictures are reconstructed from inferred and from random noise x_T. If a reconstruction has a NaN or an
         infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
         """
+        self.metrics = self.shared_work.run(self.in_evaluation, "heldout_metrics")
         with eval_mode(self.module), autocast(self.device, self.precision):
-            self.metrics = self.heldout_metrics()
             try:
                 image = self._reconstruct()
             except NonFiniteError as error:
@@ -185,9 +185,12 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def save(self, folder: Path) -> None:
         """Measure mean and deviation of the training set's codes, and save the semantic model with them."""
         model = self.model()
-        z = codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
-        model.mean, model.std = codes.code_statistics(z)
+        model.mean, model.std = codes.code_statistics(self.shared_work.run(self.in_evaluation, "training_codes"))
         model.save(folder)
+
+    def training_codes(self) -> Tensor:
+        """Return the codes of the training pictures by the encoder's current weights, float32 [N, D] on the CPU."""
+        return codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out metrics."""
