@@ -103,7 +103,7 @@ def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
     Args:
         fit: the classifier.
         z: normalised codes [N, D] of the held-out pictures.
-        positive: bool [N], the picture has the attribute.
+        positive: bool [N], whether a picture has the attribute.
     """
     return _score_logits(fit.logit(z), positive)
 
@@ -111,8 +111,9 @@ def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
 def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
     """Score `few_shot` by cross-validation, for sets of codes that are too small to hold a share out.
 
-    Each class is split into as many folds as it has examples, at most twenty. One fold of one class is left out at a
-    time.
+    Each class is split into as many folds as it has examples, at most twenty. For each fold, `few_shot` is fitted to
+    all other codes of both classes and gives the log-odds of the fold's codes; the score is that of all log-odds
+    together.
 
     Args:
         positives: normalised codes [N, D] of pictures with the attribute.

@@ -74,8 +74,8 @@ def save_sheet(
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
         out: a folder, which is made if it does not exist.
-        columns: number of columns of the sheet, which is multiplied where there are many pictures; None: one row of up
-            to 16 pictures, or about as many columns as rows.
+        columns: number of columns of the sheet, or a multiple of it if there are many pictures; None: one row of up to
+            16 pictures, or about as many columns as rows.
         seeds: one for each picture, for the file names; None: 0.
         png_text: metadata of all PNGs; None: no metadata.
     """

@@ -68,7 +68,10 @@ def inpaint_latents(
 
 
 class _NoiseStream:
-    """A stream of batches of standard normal noise; each sample's noise is drawn from the sample's own seed."""
+    """A stream of batches of standard normal noise [B, ...]; each sample's noise is drawn from the sample's own seed.
+
+    `seeds` are the B seeds; shape, dtype and device of the noise are those of the tensor `like` [B, ...].
+    """
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
         self.seeds, self.like, self.count = seeds, like, 0

@@ -35,7 +35,7 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
     Args:
         pipeline: the model, whose number of training timesteps is T.
-        options: their `steps` is the number of steps.
+        options: `steps`, the number of steps, is read.
         strength: share of the training timesteps, above 0 and at most 1.
 
     Raises:
@@ -53,10 +53,13 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
-    """Return sampling options for a share `strength` of the training timesteps; the saved model's spacing gives way.
+    """Return sampling options for a share `strength` of the training timesteps.
+
+    If `strength` is below 1, `spacing` must be trailing, leading or linspace. If another spacing was saved with the
+    model, it is replaced by trailing.
 
     Raises:
-        UserError: the user gave a spacing by sections of the whole schedule, and the strength is below 1.
+        UserError: the user gave another spacing, which is for all training timesteps, and `strength` is below 1.
     """
     if strength == 1 or options.spacing in get_args(Spacing):
         return options
@@ -71,11 +74,12 @@ def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
     """Return the falling timesteps of sampling, from a share `strength` of the training timesteps to -1 (clean data).
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. `options` are those of `options_within`.
+    There are `options.steps` steps, or fewer if the share has fewer timesteps. `options` must come from
+    `options_within`.
 
     Args:
         pipeline: the model.
-        options: resolved options, whose `timesteps` are returned at strength 1; at others, `steps` and `spacing` count.
+        options: at strength 1, their `timesteps` are returned; at lower strengths, `steps` and `spacing` are used.
         strength: share of the training timesteps, above 0 and at most 1.
     """
     if strength == 1:

@@ -82,7 +82,7 @@ def read_run(path: Path | str, overrides: Sequence[str] = (), method: str | None
         method: name of the method; None: the one that the file asks for, see `method_of`.
 
     Raises:
-        UserError: the file or an override cannot be read, or as for `check_run`.
+        UserError: the file or an override cannot be read, or `check_run` refuses the config.
     """
     return check_run(configs.tree(path, overrides), str(path), method)
 

@@ -27,10 +27,11 @@ def evaluate(
 
     Args:
         autoencode: the autoencoder to measure.
-        perceptual: distance between pictures and reconstructions; left out of the result if its spec is "none".
+        perceptual: distance between pictures and reconstructions; left out of the result if its `config.spec` is
+            "none".
         pictures: the set that the measured pictures belong to.
         rows: indices [N] of the measured pictures in the set.
-        size: most pictures in a batch.
+        size: number of pictures in a batch; reduced when memory runs out.
 
     Returns:
         Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.

@@ -107,7 +107,7 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and quartile shares to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and `shares` to the module's device."""
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
@@ -151,7 +151,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Return loss and accuracy at LEVELS noise levels, of at most MAX_HELDOUT and `log.max_heldout` samples."""
+        """Return loss and accuracy of at most `log.max_heldout` (and 2048) samples at each of 8 noise levels."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
@@ -159,7 +159,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of a noise level."""
+        """Return loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
         logits = self.guess(samples, indices, position, u)
@@ -168,7 +168,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes the noise."""
+        """Return logits [B, K] of samples `indices` [B], unmirrored, at t / T = u [B]; `position` [B] fixes noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents

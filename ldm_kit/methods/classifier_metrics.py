@@ -19,7 +19,7 @@ TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies of held-out pictures: one value for each of LEVELS noise levels, from least noise on."""
+    """Mean loss and accuracies of held-out pictures: one value for each of 8 (`LEVELS`) noise levels, rising."""
 
     losses: tuple[float, ...]  # mean cross-entropy
     first: tuple[float, ...]  # top-1 accuracy
@@ -39,7 +39,9 @@ class HeldoutAccuracy:
 
 
 def figure_names(top: bool) -> list[str]:
-    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: with top-5 accuracy."""
+    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: whether top-5 accuracy is among
+    them.
+    """
     none = (0.0,) * LEVELS
     return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 

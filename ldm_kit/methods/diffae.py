@@ -53,7 +53,10 @@ class DiffAERun(SemanticRun):
 
 
 class DiffusionAutoencoder(CodedNetwork):
-    """Encoder and U-Net as one module, so that one DDP wrapper averages the gradients of both."""
+    """Encoder and U-Net as one module, so that one DDP wrapper averages the gradients of both.
+
+    `folder` is the attribute that holds the U-Net, and its folder in a saved model.
+    """
 
     folder: ClassVar[str] = "unet"
 

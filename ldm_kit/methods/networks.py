@@ -8,7 +8,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def contiguous_weights(*modules: nn.Module) -> Iterator[None]:
-    """Make weights and buffers contiguous, as safetensors requires, within this context; then restore the layout."""
+    """Make weights and buffers contiguous within this context, as safetensors requires.
+
+    On leaving the context, each tensor gets its former memory layout (such as channels-last) back.
+    """
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     laid_out = [(tensor, tensor.data) for tensor in tensors if not tensor.is_contiguous()]
     for tensor, data in laid_out:

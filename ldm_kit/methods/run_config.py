@@ -91,10 +91,10 @@ class ConditionedRun(RunConfig):
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check, for a method whose loss has no variational bound, that the density of training timesteps needs none.
+    """Check that training timesteps are not drawn by loss_second_moment, for a method without the variational bound.
 
     Raises:
-        ValueError: the density is loss_second_moment, which depends on the bound's terms.
+        ValueError: the density is loss_second_moment, which follows the bound's terms.
     """
     if sampling.density == "loss_second_moment":
         raise ValueError(

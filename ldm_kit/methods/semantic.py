@@ -108,7 +108,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean of errors times `weight`; with weights, the mean error without them is logged as `error`.
+        """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
 
         The run's seed and a sample's position in the run determine its noise and timestep.
         """

@@ -77,7 +77,7 @@ def train(
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
-    """Train to the last step; log metrics, evaluate and save checkpoints at the configured steps."""
+    """Train `method` to the last step; log metrics, evaluate and save checkpoints at the steps that its config sets."""
     for step in trainer.train(method.batches):
         log.step(step)
         metrics = None
@@ -88,7 +88,7 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
 
 
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the launcher's precision, if the config sets none or `auto`."""
+    """Return the config with the precision that `accelerate launch` was given, if the config sets none or `auto`."""
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 

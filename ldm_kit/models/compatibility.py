@@ -65,7 +65,7 @@ def _stage(fingerprint: str | None) -> str:
 
 
 def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Return the classifier's labels, int64 [B], of B class names.
+    """Return the labels of B class names, int64 [B]: the index of each name among the classifier's classes.
 
     Args:
         classes: names of all classes of the classifier, in the order of its outputs.
@@ -87,7 +87,7 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 class FixedCondition:
     """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
 
-    It wraps a guide model, which needs the prompts as the guide's own conditioner encodes them.
+    It wraps the weaker model of autoguidance, whose own conditioner must encode the prompts.
     """
 
     denoiser: Denoiser

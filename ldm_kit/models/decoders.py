@@ -82,11 +82,11 @@ class CodeDecoder:
 
     @property
     def most_steps(self) -> int:
-        """Greatest number of steps that `grid` takes: the number of training timesteps."""
+        """Greatest `steps` that `grid` accepts: the number of training timesteps."""
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return DiffAE's `steps` timesteps in rising order: those of `prior.strided` but -1, which is clean data."""
+        """Return the `steps` rising timesteps of DiffAE's DDIM: `prior.strided` reversed, without -1 (clean data)."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
@@ -124,7 +124,7 @@ class CodeDecoder:
         return ddim(self.denoiser(), x, [*self.grid(steps)[::-1], -1], condition_of(z))
 
     def to(self, device: torch.device | str) -> "CodeDecoder":
-        """Move all networks to a device; return this decoder."""
+        """Move all networks to a device, in place; return this object."""
         for module in (self.unet, self.vae):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
@@ -200,11 +200,11 @@ class ShiftDecoder:
 
     @property
     def most_steps(self) -> int:
-        """Greatest number of steps that `grid` takes: one less than there are training timesteps."""
+        """Greatest `steps` that `grid` accepts: T-1, for T training timesteps."""
         return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
-        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE takes latents at timestep 0 for clean."""
+        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE treats x_t at t = 0 as clean data."""
         try:
             return pdae_grid(len(self.schedule), steps)
         except ValueError as error:
@@ -235,7 +235,7 @@ class ShiftDecoder:
         return pdae_decode(self.denoiser(trajectory), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
 
     def to(self, device: torch.device | str) -> "ShiftDecoder":
-        """Move all networks to a device; return this decoder."""
+        """Move all networks to a device, in place; return this object."""
         self.shift.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.base.to(device)
         self.schedule = self.schedule.to(device)

@@ -52,7 +52,7 @@ class _DirectionsFile(Config):
 class Direction(NamedTuple):
     """A direction along which normalised codes z [D] are moved to change an attribute.
 
-    The log-odds that a picture has the attribute are scale * (vector . z) + bias.
+    The log-odds that the picture with code z has the attribute are scale * (vector . z) + bias.
     """
 
     name: str
@@ -195,9 +195,9 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return, by direction name, the pairs' codes among the tensors of directions.safetensors.
+    """Return {direction's name: codes of its picture pairs} for the directions learned from pairs.
 
-    The result is None if the codes of a direction of `records` are missing or have wrong shapes.
+    `state_dict` holds the tensors of directions.safetensors. None: codes of a direction are missing or misshapen.
     """
     pairs: dict[str, PairDirections] = {}
     for record in records:

@@ -46,7 +46,7 @@ def model_folder(path: Path) -> Path:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast for a precision on a device ("auto" is decided here); None: no autocast."""
+    """Return autocast's dtype for a precision (no, bf16, fp16, or auto: the best for the device); None: no autocast."""
     resolved = resolve_precision(precision, device)
     return None if resolved == "no" else DTYPES[resolved]
 
@@ -70,10 +70,7 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A saved model's folder with its model_index.json, or the sub-folder of a component that has components itself.
-
-    A prior is such a component.
-    """
+    """A saved model's folder with its model_index.json; or a sub-folder that holds several components (prior/)."""
 
     path: Path
     index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
@@ -103,7 +100,7 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder `name` of a component that has components itself but no index, such as a prior's."""
+        """Return the sub-folder `name`, such as prior/, whose components have no model_index.json: `index` is empty."""
         return ModelFolder(self.path / name, {})
 
     @property

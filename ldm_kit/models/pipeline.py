@@ -80,7 +80,7 @@ class Pipeline:
         return LatentSpace(self.schedule_config, self.latent_shape, first_stage)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """Move all networks, those of the guides too, to a device; return this pipeline."""
+        """Move all networks, those of the guides too, to a device, in place; return this object."""
         for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
@@ -146,7 +146,7 @@ class Pipeline:
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's labels [B] of B prompts; None without one. UserError: a class that it lacks."""
+        """Return the classifier's label of each of B prompts, [B]; None: no classifier. UserError: an unknown class."""
         if self.classifier is None:
             return None
         name = options.classifier_class

@@ -175,7 +175,7 @@ class CodePrior:
         return self.conditioner(**{name: value.to(device) for name, value in inputs.items()})
 
     def to(self, device: torch.device | str) -> "CodePrior":
-        """Move the networks to a device; return this prior."""
+        """Move the networks to a device, in place; return this object."""
         self.mlp.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.conditioner.to(device)
         return self

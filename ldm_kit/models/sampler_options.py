@@ -122,7 +122,7 @@ class SamplerOptions(Config):
         return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     def _given(self, names: tuple[str, ...]) -> str | None:
-        """Return the first of the options called `names` whose value is not its default; None: all have defaults."""
+        """Return the first of the options called `names` whose value is not its default; None: there is none."""
         defaults = type(self).model_fields
         return next((name for name in names if getattr(self, name) != defaults[name].default), None)
 

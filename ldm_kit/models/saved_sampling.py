@@ -81,7 +81,9 @@ class SavedSampling:
 
     @property
     def trains_null(self) -> bool:
-        """Whether the diffusion model's null condition was trained; True if the file does not say."""
+        """Whether the diffusion model's null condition was trained, as classifier-free guidance needs; True if not
+        saved.
+        """
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:

@@ -204,7 +204,7 @@ class SemanticModel:
         return decoding.decode_pictures(self.decoder.vae, x.to(self.device))
 
     def to(self, device: torch.device | str) -> "SemanticModel":
-        """Move all networks to a device; return this model."""
+        """Move all networks to a device, in place; return this object."""
         self.encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.decoder.to(device)
         if self.prior is not None:
