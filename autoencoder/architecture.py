@@ -74,7 +74,9 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the given fields, completed by those of the preset that `given` names in its field "preset".
+    """Return a config's fields `given`, completed by those of the preset that they name under the key "preset".
+
+    `presets` maps a preset's name to its fields. Without a preset, `given` is returned unchanged.
 
     Raises:
         ValueError: there is no such preset.

@@ -220,7 +220,7 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
 
 
 def _render(vae: Any, latents: Tensor) -> Tensor:
-    """Decode quantised latents without VQModel's own quantiser, which would hold all distances in memory."""
+    """Decode quantised latents without VQModel's quantiser, which would hold all distances to all codes in memory."""
     latents = latents.to(vae.dtype)
     spatial = latents if vae.config.norm_type == "spatial" else None
     return _full(vae.decoder(vae.post_quant_conv(latents), spatial))

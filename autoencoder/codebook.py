@@ -14,7 +14,7 @@ LEAST = 1e-3  # a code with a lower running count is not moved
 
 
 def itself(x: Tensor) -> Tensor:
-    """Return x; stands for a collective operation (sum, mean, broadcast) where there is a single rank."""
+    """Return x unchanged: the sum, mean or broadcast over ranks where there is a single rank."""
     return x
 
 
@@ -153,8 +153,8 @@ class CodeUsage:
     def summary(self) -> dict[str, float]:
         """Return statistics of the counts, summed over ranks.
 
-        `usage` is the share of codes that occur, `perplexity` see the function of this name, `perplexity_share` is the
-        perplexity divided by K.
+        `usage` is the fraction of codes that occur, `perplexity` is exp(entropy) of the code frequencies,
+        `perplexity_share` is the perplexity divided by K.
         """
         counts = self.reduce(self.counts).cpu()  # float64 follows, which not every device has
         value = perplexity(counts).item()

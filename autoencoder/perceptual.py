@@ -75,8 +75,8 @@ class Perceptual(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances [B] between pictures x and y, each [B, C, H, W] in [-1, 1].
 
-        C is 1, 3, or 4 with an alpha channel, which is ignored. No backward graph is built for that of x and y which
-        requires no gradient.
+        C is 1, 3, or 4 with an alpha channel, which is ignored. If one of the two pictures requires no gradient, no
+        autograd graph is built for that picture's features.
         """
         if self.backbone is None:
             return x.new_zeros(len(x))

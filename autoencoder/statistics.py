@@ -108,7 +108,10 @@ def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
 
 
 def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Make `conv` return moments of normalised latents: (mean - `mean`) / `std` and logvar - 2 ln `std`."""
+    """Change quant_conv (`conv`), in place, so that it returns the moments of normalised latents.
+
+    The mean becomes (mean - `mean`) / `std`, the log variance becomes logvar - 2 ln `std`, per channel [Z].
+    """
     assert conv.bias is not None
     channels = len(mean)
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
@@ -120,7 +123,7 @@ def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Make `conv` take normalised latents, by undoing the normalisation: W z + b becomes W (std z + mean) + b."""
+    """Change post_quant_conv (`conv`), in place, to take normalised latents: W z + b becomes W (std z + mean) + b."""
     assert conv.bias is not None
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)

@@ -87,6 +87,8 @@ class TextConditioner(Conditioner):
     def build(cls, config: TextConfig, *, captions: Sequence[str] = (), **data: Any) -> "TextConditioner":
         """Train a tokenizer on `captions`, and initialise the text encoder at random (from torch's global generator).
 
+        `data` is ignored.
+
         Raises:
             ConditioningError: there are no captions.
         """
@@ -125,7 +127,7 @@ class TextConditioner(Conditioner):
         return {ENCODER: self.text_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn captions into {"ids": [N, L] int64}, cut or padded to L tokens; one log line says how many were cut."""
+        """Turn N captions into {"ids": int64 [N, L]}, cut or padded to L tokens; log how many captions were cut."""
         captions, cut = texts(raw), 0
         ids = torch.empty(len(captions), self.length, dtype=torch.long)
         for start in range(0, len(captions), CHUNK):

@@ -40,9 +40,9 @@ class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
     shift: Converted  # state dict and settings of the gradient estimator on the base model
-    statistics: Statistics
-    prior: CodePrior | None
-    classifier: AttributeClassifier | None
+    statistics: Statistics  # of the training set's codes
+    prior: CodePrior | None  # None: no --prior was given
+    classifier: AttributeClassifier | None  # None: no --classifier was given
 
 
 def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:

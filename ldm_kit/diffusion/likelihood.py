@@ -176,7 +176,8 @@ def nll(
         variance: variance of the model's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
-        ValueError: as `term`.
+        ValueError: an unknown variance, learned_range for a denoiser that learns none, or a schedule for which the
+            bound is not defined.
     """
     schedule, clipped = denoiser.schedule, Clipped(denoiser)
     all_times = (times_like(x_0, t) for t in reversed(range(len(schedule))))

@@ -200,7 +200,7 @@ def pdae_decode(
         times: the rising timesteps of `pdae_grid`.
         cond: condition in the form that the denoiser takes.
         stop: fraction of the steps, at the end, that use `frozen`: 0.3 for semantic codes that a prior sampled.
-        frozen: the pretrained model's denoiser without shift, in the wrappers of `denoiser`; needed for `stop` above 0.
+        frozen: the pretrained model's denoiser without shift, wrapped as `denoiser` is; needed if `stop` > 0.
 
     Yields:
         One state for each step; the last state's x, at timestep 0, is the decoded data.

@@ -183,7 +183,7 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
 class SchedulerLike(Protocol):
     """The part of a diffusers scheduler that `run_scheduler` uses; `set_timesteps` was called before."""
 
-    timesteps: Tensor
+    timesteps: Tensor  # timesteps that `set_timesteps` chose, in the order of the calls of `step`
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """Return the network's input x_t at a timestep from the scheduler's sample, which may be a multiple of x_t."""

@@ -34,11 +34,10 @@ class Column:
 
     @cached_property
     def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Row indices (i, j) of pictures with equal pair names but different values: {(value of i, value of j): [(i,
-        j), ...]}.
+        """Pairs of pictures with equal pair names but different values: {(value of i, value of j): [(i, j), ...]}.
 
-        Of pictures with equal pair name and value, only the first counts. A pair is listed under both orders of its
-        values; the pairs of one key are sorted by their smaller index.
+        i and j are the pictures' row indices. Of pictures with equal pair name and value, only the first counts. A pair
+        is listed under both orders of its values; the pairs of one key are sorted by their smaller index.
         """
         first: dict[str, dict[str, int]] = {}
         for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):

@@ -83,10 +83,9 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Scale a mask `new`, bool [h, w], to [R, R], R = `resolution`, and crop it to the centre as its picture is
-    cropped.
+    """Scale a mask to [R, R] and crop it to the centre, as its picture is cropped; R = `resolution`.
 
-    `size` is the picture's (width, height), which may differ from the mask's.
+    `new` is the mask, bool [h, w]; `size` is the picture's (width, height), which may differ from the mask's.
 
     A box filter weighs all mask pixels within a pixel of the result alike: the result is True if any of them is True.
     """

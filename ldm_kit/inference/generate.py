@@ -123,7 +123,14 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 
 
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Check that the user's prompts `texts` fit the model and its guides; return the prompts to sample with."""
+    """Check that the user's prompts `texts` fit the model and its guides; return the prompts to sample with.
+
+    Without prompts, an unconditional model gets those of `_unconditional_prompts`. `options` are the sampling options.
+
+    Raises:
+        UserError: a conditional model without prompts, or a class that the classifier does not know.
+        ConditioningError: a prompt that the model or its guide model cannot encode.
+    """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")

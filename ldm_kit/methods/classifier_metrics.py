@@ -39,9 +39,7 @@ class HeldoutAccuracy:
 
 
 def figure_names(top: bool) -> list[str]:
-    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: whether top-5 accuracy is among
-    them.
-    """
+    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: whether it has top-5 accuracy."""
     none = (0.0,) * LEVELS
     return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 

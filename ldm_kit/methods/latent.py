@@ -196,8 +196,8 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device; its default options are
-        `config.sample`.
+        """The pipeline that `save` writes: current weights, on the training device; by default it samples as the run
+        does.
         """
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner

@@ -14,9 +14,7 @@ from ldm_kit.training.task import BatchSource
 
 @dataclass(frozen=True)
 class Collectives:
-    """Functions that combine a tensor over a run's processes, elementwise; the defaults, for one process, return it as
-    it is.
-    """
+    """Functions that combine a tensor over a run's processes; the defaults, for one process, return it unchanged."""
 
     mean: Callable[[Tensor], Tensor] = itself  # returns the mean of all processes' tensors
     sum: Callable[[Tensor], Tensor] = itself  # returns the sum of all processes' tensors

@@ -69,9 +69,7 @@ class CodeStatistics(NamedTuple):
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:
-    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least `SMALLEST` =
-    1e-6.
-    """
+    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least 1e-6."""
     std, mean = torch.std_mean(z.double(), dim=0, correction=0)
     return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
 

@@ -81,9 +81,7 @@ class SavedSampling:
 
     @property
     def trains_null(self) -> bool:
-        """Whether the diffusion model's null condition was trained, as classifier-free guidance needs; True if not
-        saved.
-        """
+        """Whether the diffusion model's null condition was trained, as guidance needs; True if the file does not say."""
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:

@@ -214,7 +214,11 @@ def set_attention(
 
 
 def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, or None if it can."""
+    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, or None if it can.
+
+    The trial is on `device` in `dtype`, with heads of `head_size` channels; results must agree with torch's fused
+    kernel.
+    """
     try:
         importlib.import_module("xformers.ops")
         results, expected = (
@@ -228,7 +232,10 @@ def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -
 
 
 def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
-    """Return the output and the parameters' gradients, in float32, of one small cross-attention layer with a mask."""
+    """Return the output and the parameters' gradients, in float32, of one small cross-attention layer with a mask.
+
+    The layer has two heads of `head_size` channels, weights in `dtype`, and diffusers' attention processor `processor`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = Attention(16, cross_attention_dim=16, heads=2, dim_head=head_size)

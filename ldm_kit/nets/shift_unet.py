@@ -199,7 +199,10 @@ def _reset(module: nn.Module) -> None:
 
 @contextmanager
 def _recorded_inputs(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Record the arguments, by parameter name, of each call of one of the blocks, in the order of the calls."""
+    """Yield a list to which each call of one of the `blocks` within the context appends its arguments.
+
+    A call's arguments are a dictionary by parameter name.
+    """
     recorded: list[dict[str, Any]] = []
 
     def record(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
