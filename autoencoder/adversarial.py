@@ -163,7 +163,10 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 
 
 def _usage(made: Reconstruction) -> Logs:
-    """Return {"perplexity": the codebook's perplexity over one batch}, which is biased low; {} without a codebook."""
+    """Return {"perplexity": the codebook's perplexity over the batch `made`}; {} for a KL model.
+
+    It is biased low in one batch; `CodeUsage` measures a data set.
+    """
     if made.indices is None:
         return {}
     return {"perplexity": perplexity(torch.bincount(made.indices.flatten()))}

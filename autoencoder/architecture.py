@@ -93,8 +93,8 @@ def published(
 ) -> dict[str, Any]:
     """Return the settings of an autoencoder of LDM's model zoo, trained at 256 px.
 
-    The channels of its levels are 128 times `multiples`, with two residual blocks per level; `more` holds further
-    fields of the config.
+    The channels of its levels are 128 times `multiples`, with two residual blocks per level; the other arguments are
+    further fields of the config.
     """
     shape = {
         "resolution": 256,

@@ -81,12 +81,12 @@ class TimmBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps as `LpipsBackbone.maps` does; pictures are normalised by the model's mean and std."""
+        """Return feature maps as `LpipsBackbone.maps` does; x is normalised by the model's mean and std first."""
         x = ((x + 1) / 2 - self.mean) / self.std
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return `difference` summed over channels, with equal weights; see `LpipsBackbone.judge`."""
+        """Return `difference` summed over channels, with equal weights in every `stage`; see `LpipsBackbone.judge`."""
         return difference.sum(1)
 
 
@@ -101,7 +101,7 @@ def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def _torchvision(net: str) -> Mapping[str, Tensor]:
-    """Return torchvision's ImageNet weights of a network, from torch's cache or by download."""
+    """Return torchvision's ImageNet weights of the network `net` (vgg, alex), from torch's cache or by download."""
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1.url
@@ -117,7 +117,7 @@ def _torchvision(net: str) -> Mapping[str, Tensor]:
 
 
 def _timm(name: str, weights: str | None) -> Any:
-    """Build a timm model with weights from a file or a package, or else from the Hub or its local cache."""
+    """Build timm's model `name` with weights from a file or package `weights`; None: from the Hub or its cache."""
     import timm
 
     if name not in timm.list_models():
@@ -167,7 +167,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file; `package:<name>` means the only such file in a package."""
+    """Read a state dict from a .safetensors or .pth file; "package:<name>": from the only such file in a package."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")

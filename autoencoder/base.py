@@ -52,7 +52,7 @@ class Reconstruction(NamedTuple):
 
 
 def sample(moments: Moments, noise: Tensor) -> Tensor:
-    """Sample a latent [B, Z, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
+    """Sample latents [B, Z, h, w] from `moments`: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
     return moments.mean + torch.exp(moments.logvar / 2) * noise
 
 

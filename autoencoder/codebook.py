@@ -108,9 +108,14 @@ class Codebook:
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Replace rarely used codes by random latents, every `revive_every` steps; return the mask [K] of those codes.
+        """Replace rarely used codes by random ones of `vectors`, every `revive_every` steps; return their mask, bool
+        [K].
 
         A code is rarely used if its running count is less than `revive_below` times the mean count.
+
+        Args:
+            vectors: latents of the step, one per position, [N, d].
+            step: number of the optimiser step, from 0.
         """
         every, until = self.settings.revive_every, self.settings.revive_until
         dead = self.counts < self.settings.revive_below * self.counts.mean()

@@ -45,7 +45,7 @@ class AdversarialConfig(BaseModel):
         return self
 
     def factor(self, step: int) -> float:
-        """Return the factor of the adversarial weight: 0 before `start`, then linear up to 1 over `ramp` steps."""
+        """Return the adversarial weight's factor at a step: 0 before `start`, then linear up to 1 in `ramp` steps."""
         return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
 
     def discriminates(self, step: int) -> bool:

@@ -147,5 +147,5 @@ def _rgb(x: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Scale the feature vector of each position to length 1; the constant keeps the gradient finite at 0."""
+    """Scale the features [B, C, h, w] of each position to length 1; the constant keeps the gradient finite at 0."""
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

@@ -66,7 +66,9 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
 
 
 def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:
-    """Return latent statistics from the sums that `latent_sums` returned for each batch; see `measure`.
+    """Return latent statistics from the sums that `latent_sums` returned for each batch.
+
+    `reduce` sums a tensor over ranks; None: there is one rank.
 
     Raises:
         AutoencoderError: there are no sums, or a latent channel is constant or not finite.
@@ -84,7 +86,7 @@ def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None 
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
-    """Fold a normalisation by measured statistics into a model, in place; reconstructions stay the same.
+    """Fold a normalisation by measured `statistics` into the model `vae`, in place; reconstructions stay the same.
 
     KL: `encode` then returns latents of mean 0 and standard deviation 1 in each channel. The shift and scale per
     channel go into quant_conv and post_quant_conv (added as identities where the model has none), and scaling_factor

@@ -209,7 +209,7 @@ def check_raw(raw: Sequence[str | int]) -> None:
 
 
 def texts(raw: Sequence[str | int]) -> list[str]:
-    """Return captions as tokenizers accept them: lone surrogates, which no encoding has, become U+FFFD.
+    """Return the captions `raw` as tokenizers accept them: lone surrogates, which no encoding has, become U+FFFD.
 
     Raises:
         ConditioningError: a value is not a string; the message names the first such value.

@@ -52,7 +52,7 @@ class Condition:
         return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
     def __getitem__(self, index: slice) -> "Condition":
-        """Return the condition of the samples in a slice of the batch."""
+        """Return the condition of the samples in a slice of the batch, such as `condition[2:4]`."""
         return self._map(lambda value: value[index])
 
     def take(self, indices: Tensor | Sequence[int]) -> "Condition":

@@ -37,7 +37,7 @@ _PRIOR = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": 
 
 
 def strip_prefix(state_dict: State, prefix: str) -> dict[str, Tensor]:
-    """Return the entries whose names begin with a prefix, such as `ema_model.`, with the prefix removed from the names.
+    """Return the weights whose names begin with `prefix`, such as `ema_model.`, which is removed from the names.
 
     Raises:
         UserError: no name begins with the prefix.

@@ -108,7 +108,11 @@ def classifier_layout(state_dict: State, levels: int) -> Layout:
 
 
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
-    """Infer a network's settings (`Layout`) from its list of blocks named `where`, with the same number per level."""
+    """Infer a network's settings from the shapes of its weights.
+
+    The list of blocks named `where` (input_blocks or output_blocks) holds equally many blocks for each of `levels`
+    levels.
+    """
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(
             "these are no weights of a guided-diffusion network: expected time_embed, input_blocks and middle_block"

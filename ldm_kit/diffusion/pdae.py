@@ -176,9 +176,9 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Encode data x [B, ...] into a stochastic code, by DDIM over the timesteps of `pdae_grid` (Zhang et al. 2022).
+    """Encode data x [B, ...] into a stochastic code by DDIM over `times`, those of `pdae_grid` (Zhang et al. 2022).
 
-    Yields one state for each step; the last state's x is the stochastic code, at timestep T-1.
+    `cond` is the condition for `denoiser`. Yields a state for each step; the last state's x, at T-1, is the code.
     """
     yield from ddim(denoiser, x, times, cond)
 

@@ -190,9 +190,10 @@ class SchedulerLike(Protocol):
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Return the next sample from the network's output for `sample` at a timestep.
+        """Return an object or a tuple with the next sample, from the network's output `model_output` for `sample` at
+        `timestep`.
 
-        If the keyword argument `return_dict` is False, it is the first item of a tuple.
+        With `return_dict=False` among `kwargs`, it is a tuple, whose first item is the next sample.
         """
         ...
 

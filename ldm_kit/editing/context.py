@@ -89,7 +89,7 @@ class EditContext(ModelContext):
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
-    _out_folder: Path | None = PrivateAttr(default=None)
+    _out_folder: Path | None = PrivateAttr(default=None)  # folder that `out_folder` chose; None: not chosen yet
 
     @property
     def out_folder(self) -> Path:

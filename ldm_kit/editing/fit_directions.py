@@ -220,7 +220,7 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
 
 def paired_indices(column: Column, before: str, after: str) -> Tensor:
-    """Return the row indices [P, 2] of P pairs of pictures that differ in one attribute alone.
+    """Return the row indices [P, 2] of P pairs of pictures that differ in the attribute `column` alone.
 
     The first picture of each pair has the value `before` of the attribute, the second the value `after`; both have the
     same pair name (`Column.pairs`). Of several pictures with the same value and pair name, the first is taken.

@@ -17,9 +17,10 @@ FOLDS = 20  # most folds of each class in cross-validation
 
 
 class Score(NamedTuple):
-    """How well a direction classifies: AUROC (chance is 0.5) and average precision (chance is the share of positives).
+    """How well a direction classifies held-out pictures: `auroc` (chance is 0.5) and `average_precision`.
 
-    Both are 0 to 1, or None if there are too few examples of one class to measure.
+    By chance, the average precision is the share of positives. Both are 0 to 1, or None if there are too few examples
+    of one class to measure.
     """
 
     auroc: float | None = None

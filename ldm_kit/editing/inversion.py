@@ -136,7 +136,7 @@ def invert_latents(
 
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
-    """Return latents x_0 [B, ...] with noise of the level of timestep `time`.
+    """Return latents x_0 [B, ...] noised to timestep `time` of the model `pipeline`.
 
     `seeds` has a seed for each of the B samples, from which the sample's noise is drawn.
     """
@@ -148,7 +148,7 @@ def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: in
 class ReconstructionError:
     """Mean squared errors between pictures, with pixels in 0..1, and their reconstructions after inversion."""
 
-    total: float
+    total: float  # error after inversion, sampling and (in latent models) decoding
     autoencoder: float | None  # error of the autoencoder alone; None for a model of pixels
 
     def __str__(self) -> str:

@@ -49,7 +49,7 @@ def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Direc
 
 
 def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load OpenMoji's training part; return its pictures, their attributes, and a group name of each picture.
+    """Load OpenMoji's training set at `model`'s size; return its pictures, their attributes, and a group name of each.
 
     The group name is the caption without gender and skin tone, such as "astronaut". All drawings of a group are held
     out together, or none.
@@ -61,7 +61,7 @@ def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
 
 
 def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load a folder and its labels; return its pictures, their attributes, and a group name of each picture.
+    """Load a folder at `model`'s size, and labels; return the pictures, their attributes, and a group name of each.
 
     The group name is the value in the column `examples.pair`; without such a column or value, the picture's name.
     Pictures of a group are held out together, or none.

@@ -68,7 +68,7 @@ class DecodeSteps(StepOptions):
 class RoundTripSteps(DecodeSteps):
     """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again.
 
-    For the class attributes see `ModelDefaults`.
+    `invert_steps` are those of the inversion. For the class attributes see `ModelDefaults`.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
@@ -208,7 +208,7 @@ class NeighboursOptions(Config):
 class EncodeOptions(ModelDefaults):
     """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
 
-    For the class attributes see `ModelDefaults`.
+    `invert_steps` is the number of DDIM steps to x_T. For the class attributes see `ModelDefaults`.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)

@@ -49,7 +49,8 @@ class SeedOptions(Config):
 class GuidedOptions(Config):
     """Steps and classifier-free guidance with which a picture is sampled again.
 
-    An option that the user leaves out is the one saved with the model, if there is one.
+    The fields mean what they mean in `SamplerOptions`. One that the user leaves out takes the value saved with the
+    model, if there is one.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without saved options

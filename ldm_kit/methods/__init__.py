@@ -50,7 +50,7 @@ def method_names() -> list[str]:
 
 
 def method_of(tree: Mapping[str, Any]) -> str:
-    """Return the name of the method that a config, as nested mappings, asks for.
+    """Return the name of the method that a config asks for; `tree` is the config as nested mappings.
 
     Without the key `method`, a config whose `autoencoder` is a section (an architecture to train) asks for the method
     autoencoder, and any other config asks for latent.

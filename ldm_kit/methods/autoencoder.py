@@ -134,7 +134,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return target pictures, reconstructions, and which get a perceptual loss, bool [B] (None: all do)."""
+        """Return targets, reconstructions, and which get a perceptual loss, bool [B] (None: all), of step `step`."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -209,7 +209,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save a copy of the autoencoder whose weights include the normalisation of the latents.
+        """Save into `folder` a copy of the autoencoder whose weights include the normalisation of the latents.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.

@@ -60,11 +60,11 @@ def evaluate(
 
 @torch.no_grad()
 def reconstruct(vae: Any, x: Tensor) -> Tensor:
-    """Return the reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
+    """Return `vae`'s reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
 
 
 def of_training(figure: str) -> str:
-    """Return a held-out metric's name as it is when measured on training pictures: train_psnr for heldout_psnr."""
+    """Return the name of the metric `figure` when measured on training pictures: train_psnr for heldout_psnr."""
     return figure.replace("heldout_", "train_", 1)

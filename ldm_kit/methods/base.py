@@ -146,7 +146,7 @@ class Method(ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update state that gradients do not train, such as running statistics, after the update by `optimisers`."""
+        """Update state that gradients do not train, after step `step` (counted from 0) of `optimisers`, by name."""
 
     def discard_step(self) -> None:
         """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""
@@ -204,7 +204,7 @@ class Method(ABC, Generic[C]):
         return self.metrics
 
     def _finite_samples(self, step: int) -> Grid | None:
-        """Return `samples()`; None, with a warning, if sampling gives a NaN or an infinity."""
+        """Return `samples()`; None, with a warning that names the step, if sampling gives a NaN or an infinity."""
         try:
             return self.samples()
         except NonFiniteError as error:
@@ -212,7 +212,7 @@ class Method(ABC, Generic[C]):
             return None
 
     def write_grid(self, grid: Grid, step: int, folder: Path) -> None:
-        """Write a grid to pictures/NAME-STEP.png in the run's folder; if the disk is full, only warn."""
+        """Write a grid to pictures/NAME-STEP.png in the run's folder `folder`; if the disk is full, only warn."""
         path = folder / "pictures" / f"{grid.name}-{step:08d}.png"
         with tolerate_oserror(path):
             save_png(grid.image, path, None)

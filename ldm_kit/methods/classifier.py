@@ -69,7 +69,7 @@ class Classifying(Method[ClassifierRun]):
     """Training method of a classifier of noised latents or, if the run has no autoencoder, of noised pixels."""
 
     Config = ClassifierRun
-    heldout_seed: ClassVar[int] = 20210511
+    heldout_seed: ClassVar[int] = 20210511  # seed of the timesteps and the noise of held-out samples
 
     vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are classified
     latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
@@ -112,7 +112,7 @@ class Classifying(Method[ClassifierRun]):
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log.
+        """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log; `step` is not used.
 
         The run's seed and a sample's position in the run determine its timestep, noise and shift.
         """
@@ -135,7 +135,7 @@ class Classifying(Method[ClassifierRun]):
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Return the share of samples that are classified correctly: of all, and of each quartile of timesteps.
+        """Return the accuracy of `logits` [B, K] for classes `label` [B], overall and by quartile of timesteps t [B].
 
         The correct samples of a quartile are divided by the number of samples that it gets on average. So the mean over
         micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
@@ -192,7 +192,7 @@ class Classifying(Method[ClassifierRun]):
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return metrics of held-out pictures; plot accuracy over noise level, and write a grid of predictions."""
+        """Return held-out metrics after step `step`; plot accuracy over noise level and predictions into `folder`."""
         super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
@@ -241,7 +241,7 @@ class Classifying(Method[ClassifierRun]):
 
 
 def labels_of(pictures: PictureSet) -> Tensor:
-    """Return the class index of every picture, int64 [N].
+    """Return the class index of each of N pictures, int64 [N].
 
     Raises:
         UserError: a picture has no label, or there are fewer than two classes.

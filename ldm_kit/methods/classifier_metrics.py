@@ -66,7 +66,7 @@ def scores(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
-    """Plot accuracy over the noise level t / T into a PNG file; a failure to write it only warns."""
+    """Plot accuracy over the noise level t / T into the PNG file `path`; a failure to write it only warns."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")

@@ -94,7 +94,7 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint: whether it has a trainer_state.json; the rest is not checked."""
+    """Return whether `path` is a checkpoint: a folder with a trainer_state.json; the rest is not checked."""
     return (path / STATE_FILE).is_file()
 
 

@@ -179,7 +179,7 @@ class Conditions:
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, whichever the condition needs, of the training set and of the held-out set.
+    """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
 
     The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
     few pictures may all happen to lack a caption.
@@ -234,7 +234,7 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, with those of the samples that `drop_mask` draws replaced by `null`."""
+    """Return a batch's conditioner inputs, those of `null` for samples of `drop_mask(seed, position, probability)`."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 

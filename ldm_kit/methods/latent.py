@@ -196,9 +196,7 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device; by default it samples as the run
-        does.
-        """
+        """The pipeline that `save` writes: current weights, on the training device; it samples as the run does."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         return Pipeline(

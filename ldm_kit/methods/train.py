@@ -124,7 +124,7 @@ def open_method(
 
 
 def _checked(data: Split) -> Split:
-    """Return the pictures that a program passed, after checking that both sets are of one kind.
+    """Return `data`, the pictures that a program passed, after checking that both its sets are of one kind.
 
     Raises:
         UserError: the held-out pictures differ from the training pictures in size, channels or classes.
@@ -144,7 +144,9 @@ def _checked(data: Split) -> Split:
 def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
-    """Return the validated config of a run; its `data` becomes that of the pictures `data`, if these are given.
+    """Return the validated config of a run, with `overrides`, such as `optim.lr=3e-4`, applied.
+
+    If pictures `data` are given, the config's section `data` is replaced by one that describes them.
 
     Raises:
         UserError: the config or an override is wrong.
@@ -167,5 +169,5 @@ def resolve_config(
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config of nested mappings, so that overrides do not change the caller's config."""
+    """Return a copy of `tree`, a config of nested mappings, so that overrides do not change the caller's config."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

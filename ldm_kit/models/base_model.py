@@ -56,9 +56,9 @@ class BaseModel:
 
     folder: Path  # the model's folder; for a model from the Hub, the folder of its local copy
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
-    unet: UNet
+    unet: UNet  # maps x_t, timesteps and a condition to a prediction of type `target`
     null: Condition  # condition that stands for no prompt and no class, one row; empty for an unconditional model
-    schedule_config: ScheduleConfig
+    schedule_config: ScheduleConfig  # noise schedule of the training
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
     sha256: str  # identifies the model: digest of its weights, prediction type, variance type and signal levels a_t

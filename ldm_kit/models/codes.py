@@ -27,7 +27,7 @@ SMALLEST = 1e-6  # lower limit of a standard deviation, for a dimension in which
 
 
 class CodeStatistics(NamedTuple):
-    """Mean and standard deviation, float32 [D] each, of the training pictures' codes in each dimension."""
+    """Statistics of the training pictures' codes: `mean` and standard deviation `std` per dimension, float32 [D]."""
 
     mean: Tensor
     std: Tensor

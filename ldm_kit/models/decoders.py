@@ -52,9 +52,9 @@ class TrajectoryTarget(NamedTuple):
 class CodeDecoder:
     """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, if it is latent, the autoencoder."""
 
-    unet: SemanticUNet
+    unet: SemanticUNet  # maps x_t, timesteps and codes z to a prediction of type `target`
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
-    schedule_config: ScheduleConfig
+    schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # dtype of autocast; None: no autocast
     stops: bool = field(init=False, default=False)  # whether `down` can leave its last steps to a base model

@@ -55,11 +55,11 @@ class Direction(NamedTuple):
     The log-odds that the picture with code z has the attribute are scale * (vector . z) + bias.
     """
 
-    name: str
+    name: str  # of the attribute, such as "glasses" or "skin tone: light > dark"
     vector: Tensor  # [D], of length 1
     typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
-    scale: float
-    bias: float
+    scale: float  # of the log-odds, see above
+    bias: float  # of the log-odds
     pairs: PairDirections | None = None  # picture pairs from which the direction was learned; None: learned otherwise
 
     def at_code(self, z: Tensor) -> "Direction":
@@ -84,7 +84,7 @@ class Direction(NamedTuple):
 class Directions:
     """K named attribute directions of one model; `directions[name]` looks one up."""
 
-    records: tuple[DirectionRecord, ...]
+    records: tuple[DirectionRecord, ...]  # K: name, way of fitting and held-out scores of each direction
     vectors: Tensor  # [K, D], each of length 1
     means: Tensor  # [K, D], mean normalised code of the pictures with each attribute
     scales: Tensor  # [K], see `Direction`
@@ -195,7 +195,7 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return {direction's name: codes of its picture pairs} for the directions learned from pairs.
+    """Return {name: codes of the pairs} for those directions in `records` that were learned from picture pairs.
 
     `state_dict` holds the tensors of directions.safetensors. None: codes of a direction are missing or misshapen.
     """

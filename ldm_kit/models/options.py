@@ -115,7 +115,7 @@ class SamplingOptions(SamplerOptions):
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
         """Return the number of sampling steps: as the user gave it, or else `values["steps"]`, or else the default.
 
-        A number that the user did not give is limited to the number of training timesteps.
+        A number that the user did not give is limited to the number of training timesteps of `model`.
         """
         steps = values.get("steps", SamplerOptions.model_fields["steps"].default)
         return steps if "steps" in self.model_fields_set else min(steps, model.schedule_config.num_train_timesteps)
@@ -146,7 +146,11 @@ class SamplingOptions(SamplerOptions):
             raise UserError(f"--{guiding} {UNTRAINED_NULL}")
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
-        """Return the falling training timesteps that the sampler visits, then -1, which is clean data."""
+        """Return the falling training timesteps of `model` that the sampler visits, then -1, which is clean data.
+
+        Raises:
+            UserError: `steps` or `spacing` does not fit the number of training timesteps.
+        """
         total = model.schedule_config.num_train_timesteps
         try:
             return tuple(respaced_timesteps(total, self.steps, self.spacing))
@@ -165,7 +169,7 @@ class ResolvedOptions(SamplingOptions):
     own: tuple[str, ...] = Field(default=(), description="options that the saved model decided")
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
-        """Return these options unchanged, as they are resolved already."""
+        """Return these options unchanged, as they are resolved already; the arguments are ignored."""
         return self
 
     def settings(self) -> dict[str, Any]:

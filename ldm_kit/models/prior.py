@@ -79,8 +79,8 @@ class CodePrior:
     """A prior over normalised codes: a diffusion model with an MLP, conditioned on classes, on text, or on nothing."""
 
     mlp: SkipMLP  # predicts eps
-    conditioner: Conditioner
-    schedule_config: ScheduleConfig
+    conditioner: Conditioner  # encodes classes or prompts; `NoCondition` for an unconditional prior
+    schedule_config: ScheduleConfig  # noise schedule of the training
 
     @property
     def width(self) -> int:

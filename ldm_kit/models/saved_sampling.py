@@ -81,7 +81,7 @@ class SavedSampling:
 
     @property
     def trains_null(self) -> bool:
-        """Whether the diffusion model's null condition was trained, as guidance needs; True if the file does not say."""
+        """Whether the diffusion model's null condition was trained, as guidance needs; True if it is not stated."""
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:
@@ -142,7 +142,10 @@ class _Section(Config):
 
 
 class _Numbers(Config):
-    """Types and ranges of the saved values that are used as numbers; `SamplerOptions` checks the others."""
+    """Types and ranges of the saved values that are used as numbers; `SamplerOptions` checks the others.
+
+    The fields are the numbers of all sections of `sampling.json` together.
+    """
 
     steps: int = Field(default=1, ge=1)
     encode_steps: int = Field(default=1, ge=1)

@@ -76,7 +76,7 @@ def scheduler_entry(scheduler: Any) -> tuple[str, str]:
 
 
 def unet_entry(unet: Any) -> tuple[str, str]:
-    """Return the entry of a U-Net in model_index.json: the names of its library and its class."""
+    """Return the entry of the network `unet` in model_index.json: the names of its library and its class."""
     name = type(unet).__name__
     return OUR_LIBRARIES.get(name, "diffusers"), name
 

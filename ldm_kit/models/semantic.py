@@ -185,8 +185,9 @@ class SemanticModel:
     ) -> Tensor:
         """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
-        `conditions` are N classes or prompts (None: no condition); for all arguments see `CodePrior.sample`. Where
-        `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
+        `seeds` has N seeds. `conditions` are N classes or prompts (None: no condition); for `clip` see
+        `CodePrior.sample`. Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100
+        or 1.
 
         Raises:
             UserError: the model has no prior, or arguments do not fit the prior.
