@@ -82,7 +82,7 @@ def unet_from(state_dict: State, *, image_size: int) -> Converted:
 
 
 def original_name_with_code(name: str, layout: Layout, projection: str) -> str:
-    """Return the original name of a weight of ldm_kit's, in a network whose blocks project both time and code.
+    """Return a weight's name in DiffAE's or PDAE's checkpoints, whose residual blocks project both time and code.
 
     Args:
         name: the weight's name in ldm_kit's network.

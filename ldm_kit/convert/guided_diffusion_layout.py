@@ -2,7 +2,7 @@
 
 Its networks are lists of blocks without names. In the down path, a level is `layers` residual blocks and one block that
 downsamples; in the up path, `layers` + 1 blocks, the last of which also upsamples. The level with the smallest features
-does not downsample, the level with the largest does not upsample. Our networks, like diffusers', are nested by level.
+does not downsample, the level with the largest does not upsample. ldm_kit's networks are nested by level.
 """
 
 import re

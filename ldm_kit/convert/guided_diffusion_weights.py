@@ -1,4 +1,4 @@
-"""Conversion of weights of openai/guided-diffusion (ADM): pure functions from its state dict to ours and settings.
+"""Conversion of weights of openai/guided-diffusion (ADM): from its state dict to ldm_kit's, and to settings.
 
 Widths, layers, levels with attention, the kind of time embedding, the kind of resampling and a learned variance are
 inferred from the shapes. No shape tells the attention heads and the side of the pictures, which are arguments.

@@ -190,10 +190,9 @@ class SchedulerLike(Protocol):
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Return an object or a tuple with the next sample, from the network's output `model_output` for `sample` at
-        `timestep`.
+        """Return the next sample, from the network's output `model_output` for `sample` at `timestep`.
 
-        With `return_dict=False` among `kwargs`, it is a tuple, whose first item is the next sample.
+        It is wrapped in an object or, with `return_dict=False` among `kwargs`, the first item of a tuple.
         """
         ...
 

@@ -70,7 +70,7 @@ def learn(
         names: N names of pictures, or of groups of pictures. Their hash decides which pictures are held out, so that
             pictures with equal names are held out together or not at all.
         key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
-        options: estimator, weight decay and held-out share; None: the defaults.
+        options: estimator, weight decay and held-out fraction; None: the defaults.
 
     Raises:
         UserError: no attribute has enough pictures with it and enough without it.

@@ -19,8 +19,8 @@ FOLDS = 20  # most folds of each class in cross-validation
 class Score(NamedTuple):
     """How well a direction classifies held-out pictures: `auroc` (chance is 0.5) and `average_precision`.
 
-    By chance, the average precision is the share of positives. Both are 0 to 1, or None if there are too few examples
-    of one class to measure.
+    By chance, the average precision is the fraction of positives. Both are 0 to 1, or None if there are too few
+    examples of one class to measure.
     """
 
     auroc: float | None = None

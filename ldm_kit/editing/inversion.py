@@ -28,15 +28,15 @@ from ldm_kit.models.pipeline import Pipeline
 
 
 def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float = 1.0) -> list[int]:
-    """Return the rising timesteps of an inversion, from 0 up to a share `strength` of the T training timesteps.
+    """Return the rising timesteps of an inversion, from 0 up to a fraction `strength` of the T training timesteps.
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. If the user gave no number of steps, the
-    default is reduced to T - 1 where it is larger.
+    There are `options.steps` steps, or fewer if there are fewer timesteps up to there. If the user gave no number of
+    steps, the default is reduced to T - 1 where it is larger.
 
     Args:
         pipeline: the model, whose number of training timesteps is T.
         options: `steps`, the number of steps, is read.
-        strength: share of the training timesteps, above 0 and at most 1.
+        strength: fraction of the training timesteps, above 0 and at most 1.
 
     Raises:
         UserError: the user gave more than T - 1 steps.
@@ -53,7 +53,7 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
-    """Return sampling options for a share `strength` of the training timesteps.
+    """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
 
     If `strength` is below 1, `spacing` must be trailing, leading or linspace. If another spacing was saved with the
     model, it is replaced by trailing.
@@ -72,15 +72,16 @@ def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions
 
 
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
-    """Return the falling timesteps of sampling, from a share `strength` of the training timesteps to -1 (clean data).
+    """Return the falling timesteps of sampling, from a fraction `strength` of the training timesteps to -1 (clean
+    data).
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. `options` must come from
+    There are `options.steps` steps, or fewer if there are fewer timesteps from there on. `options` must come from
     `options_within`.
 
     Args:
         pipeline: the model.
         options: at strength 1, their `timesteps` are returned; at lower strengths, `steps` and `spacing` are used.
-        strength: share of the training timesteps, above 0 and at most 1.
+        strength: fraction of the training timesteps, above 0 and at most 1.
     """
     if strength == 1:
         return list(options.timesteps)

@@ -29,7 +29,7 @@ class Column:
 
     @cached_property
     def binary(self) -> bool:
-        """Whether all known values are yes or no, in any of their spellings."""
+        """Whether all known values are yes or no, in any spelling: 1, true, yes, y, t; 0, -1, false, no, n, f."""
         return {value.lower() for value in {*self.values} if value is not None} <= _YES | _NO
 
     @cached_property

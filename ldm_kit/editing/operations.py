@@ -54,7 +54,7 @@ def decode(
         code: z [N, D] and x_T [N, Z, h, w] of the N pictures.
         steps: number of DDIM steps.
         batch: most pictures at a time.
-        stop: PDAE only: share of the steps, the last ones, that use the base model without the gradient estimator.
+        stop: PDAE only: fraction of the steps, at the end, that use the base model without the gradient estimator.
         trajectory: PDAE only: second codes and weights, N each; every step mixes the gradients under both codes.
     """
     with step_bar("decoding") as progress:

@@ -41,7 +41,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded: the share of steps that a PDAE leaves to its base model; subclasses add step counts."""
+    """How codes are decoded: the fraction of steps that a PDAE leaves to its base model; subclasses add step counts."""
 
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"

@@ -73,7 +73,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
 
     Args:
         context: the model and the output folder.
-        options: the picture, the prompt, the seeds, and `strength`, the share of the training timesteps whose noise
+        options: the picture, the prompt, the seeds, and `strength`, the fraction of the training timesteps whose noise
             level is added.
 
     Raises:

@@ -34,7 +34,7 @@ class AcceptedCodes(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The share of the tried codes that was accepted."""
+        """The fraction of the tried codes that was accepted."""
         return len(self.z) / self.tried
 
 

@@ -93,10 +93,10 @@ def _settings(options: SamplePriorOptions) -> dict[str, object]:
 def _sample_codes(
     context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Sample codes from `model`'s prior; return z [N, D], not normalised, captions, and a sentence on the accepted
-    share.
+    """Sample codes from `model`'s prior; return z [N, D], not normalised, their captions, and a sentence.
 
-    The sentence is None if the options name no attribute, as all codes are then taken. `context` has the directions.
+    The sentence says what fraction of the codes was accepted. It is None if `options` name no attribute, as all codes
+    are then taken. `context` has the folder of attribute directions.
     """
 
     def sample(seeds: Sequence[int]) -> Tensor:

@@ -213,7 +213,7 @@ class Classifying(Method[ClassifierRun]):
         return classes[label] if label == guess else f"{classes[label]}, taken for {classes[guess]}"
 
     def save(self, folder: Path) -> None:
-        """Save the classifier in the folder layout of diffusers."""
+        """Save the classifier into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
         classes, first_stage = tuple(self.data.train.classes), first_stage_of(self.vae)
         NoisyClassifier(self.net, classes, self.config.schedule, first_stage).save(folder)
 

@@ -85,9 +85,9 @@ def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
 
 
 def quartile_shares(sampling: TimestepSamplingConfig, times: int) -> Tensor:
-    """Return the share of training timesteps that fall into each quarter of 0..`times` - 1, float [4].
+    """Return the fraction of training timesteps that fall into each quarter of 0..`times` - 1, float [4].
 
-    The shares are counted in 4096 timesteps drawn from the density `sampling`, stratified.
+    The fractions are counted in 4096 timesteps drawn from the density `sampling`, stratified.
     """
     count, even = 4096, sampling.model_copy(update={"stratified": True})
     t = sample_timesteps(even, 0, torch.arange(count), count, times)

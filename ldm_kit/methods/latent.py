@@ -219,7 +219,7 @@ class Latent(Method[LatentRun]):
         return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the pipeline in the folder layout of diffusers."""
+        """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
         self.pipeline.save(folder)
 
     def summary(self, model: Path) -> str:

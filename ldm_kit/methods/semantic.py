@@ -154,7 +154,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return the held-out loss and the errors of reconstructed pictures after step `step`; write a grid into
+        """Return held-out loss and reconstruction errors after step `step`; write a grid of reconstructions into
         `folder`.
 
         Pictures are reconstructed from inferred and from random noise x_T. If a reconstruction has a NaN or an

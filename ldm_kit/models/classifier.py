@@ -67,7 +67,7 @@ class NoisyClassifier:
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the classifier to a folder in the diffusers layout."""
+        """Write the classifier to `folder` as diffusers does: a sub-folder per component, and model_index.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         scheduler = saved_scheduler(self.schedule_config, any_target(self.schedule_config))

@@ -16,7 +16,10 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 
 
 class LatentSpace(NamedTuple):
-    """Noise schedule, latent shape and autoencoder of a model, which a guide must share with the model it guides."""
+    """What a guide must have in common with the model that it guides.
+
+    A guide is a noisy classifier, or the weaker model of autoguidance.
+    """
 
     schedule: ScheduleConfig
     shape: tuple[int, int, int]  # (channels, height, width) of a latent
@@ -25,6 +28,8 @@ class LatentSpace(NamedTuple):
 
 def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -> None:
     """Check that a guide has the noise schedule, latent shape and autoencoder of the model that it guides.
+
+    A guide is a noisy classifier, or the weaker model of autoguidance.
 
     Args:
         guide: the guide's name in error messages, such as "the classifier".
@@ -119,11 +124,11 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
-    """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
+    """Check that two models are both conditioned on text, both on classes, or both on nothing.
 
     Args:
-        of_guide: the guide model's conditioner.
-        of_model: the guided model's conditioner.
+        of_guide: the conditioner of autoguidance's weaker model.
+        of_model: the conditioner of the model that it guides.
 
     Raises:
         UserError: they are conditioned on different things.

@@ -227,7 +227,7 @@ class ShiftDecoder:
             x: noise x_T [B, ...].
             z: codes [B, D].
             steps: number of DDIM steps.
-            stop: share of the steps, the last ones, that the base model takes without the shift; 0: none.
+            stop: fraction of the steps, at the end, that the base model takes without the shift; 0: none.
             trajectory: second codes z' with weights w; every step then takes the gradient (1 - w) G(z) + w G(z'), which
                 is trajectory interpolation (Zhang et al. 2022).
         """

@@ -215,8 +215,8 @@ def stack_directions(
     """Combine K fitted attribute directions into one `Directions`.
 
     Args:
-        fitted: for each direction its record, the linear classifier whose weight it is, and the mean normalised code
-            [D] of pictures with the attribute.
+        fitted: for each direction its `DirectionRecord`, the linear classifier whose weight it is, and the mean
+            normalised code [D] of pictures with the attribute.
         key: `protocol.encoder_digest` of the model whose codes were fitted.
         pairs: name of a direction learned from pairs -> codes of the pairs; None: no direction was learned from pairs.
     """

@@ -84,7 +84,7 @@ class Semantic(Protocol):
             x_T: noise [N, Z, h, w].
             steps: number of DDIM steps.
             batch: most pictures at once.
-            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            stop: PDAE only: fraction of the steps, at the end, that the base model takes without z; 0: none.
             trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
             progress: called with the finished and the total number of steps; None: not called.
         """

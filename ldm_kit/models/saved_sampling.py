@@ -41,8 +41,8 @@ class SavedSampling:
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
             options: the options with which the run's samples are evaluated; its field `prompts` is left out.
-            condition_dropout: share of the training samples whose condition was replaced by the null condition; None:
-                not saved.
+            condition_dropout: fraction of the training samples whose condition was replaced by the null condition;
+                None: not saved.
         """
         dropout = {} if condition_dropout is None else {_DROPOUT: condition_dropout}
         return cls({name: options.model_dump(mode="json", exclude={"prompts"}) | dropout})

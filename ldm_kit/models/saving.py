@@ -23,7 +23,8 @@ from ldm_kit.training.checkpoint import MANIFEST
 def save_components(folder: Path, components: Components) -> None:
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
-    The folder has the diffusers layout, so that diffusers can open it where `pipeline_class` names one of its classes.
+    Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
+    class.
     """
     vae, unet, conditioner, noise = components
     folder.mkdir(parents=True, exist_ok=True)

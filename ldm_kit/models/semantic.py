@@ -139,7 +139,7 @@ class SemanticModel:
             x_T: noise [N, Z, h, w], random or from `invert`; None: drawn from `seeds`.
             steps: number of DDIM steps; None: the number saved with the model, or 100.
             batch: most pictures at once; halved when memory runs out.
-            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            stop: PDAE only: fraction of the steps, at the end, that the base model takes without z; 0: none.
             seeds: one for each picture; None: 0, 1, ... Not used if x_T is given.
             trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
             progress: called with the finished and the total number of steps; None: not called.
@@ -213,7 +213,7 @@ class SemanticModel:
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the model to a folder in the diffusers layout. PDAE's base model is not copied, only referred to."""
+        """Write the model to `folder`, a sub-folder per component; PDAE's base model is only referred to, not copied."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save_pretrained(folder / "encoder")

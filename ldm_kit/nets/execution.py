@@ -175,8 +175,7 @@ def _checkpointed(net: nn.Module) -> Iterator[ModelMixin]:
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compile the residual and transformer blocks in `net` by torch.compile, in place; parameter names and weights
-    stay.
+    """Compile residual and transformer blocks of `net` by torch.compile, in place; parameter names and weights stay.
 
     Each block is compiled when it is first called with a new input shape.
     """
