@@ -36,7 +36,7 @@ class ModelDefaults(Config):
 
     @property
     def step_counts(self) -> dict[str, int]:
-        """The values of `STEP_FIELDS`, by field name."""
+        """The values of the fields that `STEP_FIELDS` names, each a number of steps, by the field's name."""
         return {name: getattr(self, name) for name in self.STEP_FIELDS}
 
 

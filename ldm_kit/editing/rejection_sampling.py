@@ -28,8 +28,8 @@ class AttributeThreshold:
 class AcceptedCodes(NamedTuple):
     """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
-    z: Tensor  # [N, D]
-    probability: Tensor  # [N]
+    z: Tensor  # [N, D], as the function `sample` of `sample_accepted` returned them
+    probability: Tensor  # [N], that the code has the attribute
     tried: int  # sum over the pictures; each picture counts its codes up to the accepted one
 
     @property

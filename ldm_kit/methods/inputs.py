@@ -149,7 +149,7 @@ class Conditions:
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
-        """Build the conditioner; `time_width` is the width of the time embedding, to which a class vector is added.
+        """Build the conditioner; `time_width`: channels of the time embedding, to which a class vector is added.
 
         Raises:
             ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.

@@ -35,6 +35,7 @@ class DirectionRecord(Config):
     """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
+    # classifier: logistic regression; few: few-shot discriminant; means, pairs: difference of means, of pairs
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
     typical: float = Field(description="strength that moves the mean code without the attribute to the mean with it")
     positives: int = Field(ge=0, description="fitted pictures with the attribute")

@@ -213,7 +213,7 @@ class SemanticModel:
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the model to `folder`, a sub-folder per component; PDAE's base model is only referred to, not copied."""
+        """Write the model to `folder`, a sub-folder per component; PDAE's base model is referred to, not copied."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save_pretrained(folder / "encoder")
