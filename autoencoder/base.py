@@ -57,7 +57,9 @@ def sample(moments: Moments, noise: Tensor) -> Tensor:
 
 
 def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of their raw latents, in float32 or better."""
+    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of their raw latents (not normalised), in float32 or
+    better.
+    """
     model: Any = _check_class(vae)
     given = model.encode(x.to(vae.dtype))
     if isinstance(vae, AutoencoderKL):
@@ -67,7 +69,7 @@ def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
 
 
 def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
-    """Decode raw latents [B, Z, h, w] to pictures [B, C, H, W]; a VQ model quantises them first."""
+    """Decode raw latents [B, Z, h, w] (not normalised) to pictures [B, C, H, W]; a VQ model quantises them first."""
     model: Any = _check_class(vae)
     if isinstance(vae, AutoencoderKL):
         return _full(model.decode(z.to(vae.dtype)).sample)
