@@ -57,9 +57,7 @@ def sample(moments: Moments, noise: Tensor) -> Tensor:
 
 
 def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of their raw latents (not normalised), in float32 or
-    better.
-    """
+    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of raw (not normalised) latents, in float32 or better."""
     model: Any = _check_class(vae)
     given = model.encode(x.to(vae.dtype))
     if isinstance(vae, AutoencoderKL):

@@ -1,4 +1,4 @@
-"""Save a diffusion model's components in folders like diffusers': networks, conditioner, scheduler, model_index.json."""
+"""Save a diffusion model's components as diffusers does: networks, conditioner, scheduler, model_index.json."""
 
 import json
 from collections.abc import Mapping
