@@ -108,8 +108,7 @@ class Codebook:
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Replace rarely used codes by random latents, every `revive_every` steps; return the mask of those codes, bool
-        [K].
+        """Replace rarely used codes by random latents, every `revive_every` steps; return those codes' mask, bool [K].
 
         A code is rarely used if its running count is less than `revive_below` times the mean count.
 

@@ -72,8 +72,7 @@ def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions
 
 
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
-    """Return the falling timesteps of sampling, from a fraction `strength` of the training timesteps to -1 (clean
-    data).
+    """Return the falling timesteps of sampling, from a fraction `strength` of all training timesteps to clean data, -1.
 
     There are `options.steps` steps, or fewer if there are fewer timesteps from there on. `options` must come from
     `options_within`.

@@ -154,11 +154,10 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return held-out loss and reconstruction errors after step `step`; write a grid of reconstructions into
-        `folder`.
+        """Return held-out loss and reconstruction errors after step `step`; write reconstructions into `folder`.
 
-        Pictures are reconstructed from inferred and from random noise x_T. If a reconstruction has a NaN or an
-        infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
+        Pictures are reconstructed from inferred and from random noise x_T, and written as a grid. If a reconstruction
+        has a NaN or an infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
         """
         with eval_mode(self.module), autocast(self.device, self.precision):
             self.metrics = self.heldout_metrics()

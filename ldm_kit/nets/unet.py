@@ -81,8 +81,8 @@ class UNetConfig(LevelsConfig):
     def _filled(cls, given: Any) -> Any:
         """Return a config's fields `given`, completed by those of the preset that they name.
 
-        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset, only heads =
-        4 is added.
+        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset and without
+        these two, heads = 4 is added.
         """
         if not isinstance(given, Mapping):
             return given
