@@ -100,7 +100,7 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder `name`, such as prior/; its `index` is empty, as it has no model_index.json of its own."""
+        """Return the sub-folder `name`, such as prior/; its `index` is empty, as it has no model_index.json."""
         return ModelFolder(self.path / name, {})
 
     @property
