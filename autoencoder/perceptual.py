@@ -18,7 +18,10 @@ from autoencoder.base import AutoencoderError
 
 
 class PerceptualConfig(BaseModel):
-    """Settings of the perceptual distance: which network's features are compared, and where its weights come from."""
+    """Settings of the perceptual distance: which network's features are compared, and where its weights come from.
+
+    `reduce` says how the distances of the stages are combined, `precision` is the autocast of the features' network.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

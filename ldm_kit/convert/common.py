@@ -228,7 +228,8 @@ def save_directions(
 ) -> Directions | None:
     """Save an attribute classifier's directions in a saved model's folder, for `edit.py --attribute`; return them.
 
-    Returns None without a classifier.
+    `names` is a text file of the attributes' names, one a line; None: CelebA's 40. Without a classifier, None is
+    returned.
 
     Raises:
         UserError: `names` without a classifier, or names that do not fit the classifier.

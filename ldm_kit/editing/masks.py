@@ -73,7 +73,11 @@ def _new_pixels(image: Image.Image, picture: Image.Image, path: Path) -> NDArray
 
 
 def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) -> bool:
-    """Return whether the opaque part of an image is a part of `picture`, rather than a layer of one colour."""
+    """Return whether the opaque part of an image is a part of `picture`, rather than a layer of one colour.
+
+    `opaque` [h, w] is True at the opaque pixels of `image`. Colours are compared there with `picture`, scaled to [h,
+    w].
+    """
     if not opaque.any():
         return False
     colours = np.asarray(image.convert("RGB"), dtype=np.float32)[opaque]

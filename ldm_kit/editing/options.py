@@ -126,7 +126,11 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: the training pictures: a folder with a table of labels, OpenMoji, or examples."""
+    """Options of `edit.py learn`: the training pictures, which are a labelled folder, OpenMoji, or examples.
+
+    A labelled folder is `images` with the table `labels`, of which the attributes `column` are learned. Examples are
+    the folder `positive`, with `negative` for contrast, and `name` as the attribute's name.
+    """
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")

@@ -24,7 +24,11 @@ _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 
 
 class SamplingOptions(SamplerOptions):
-    """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`."""
+    """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`.
+
+    `classifier_scale`, `classifier_class` (the class to guide to) and `algorithm` are for a noisy classifier (Dhariwal
+    & Nichol 2021), `autoguidance_scale` is for a weaker model (Karras et al. 2024).
+    """
 
     classifier_scale: float | None = Field(
         default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"

@@ -45,7 +45,9 @@ _ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that t
 class SamplerOptions(Config):
     """How pictures are sampled, apart from guidance by a noisy classifier or a guide model.
 
-    A training run evaluates its samples with these options, and saves them with its model.
+    A training run evaluates its samples with these options, and saves them with its model. `guidance_rescale` is phi of
+    Lin et al. 2024, eq. 16; `guidance_interval` are fractions t / T; `spacing` chooses the timesteps, see
+    `respaced_timesteps`; `clip` is the treatment of the predicted x_0.
     """
 
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
