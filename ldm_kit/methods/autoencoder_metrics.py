@@ -28,10 +28,11 @@ def evaluate(
 
     Args:
         autoencode: the autoencoder to measure.
-        perceptual: distance between pictures and reconstructions; left out of the result if its spec is "none".
+        perceptual: distance between pictures and reconstructions; left out of the result if its `config.spec` is
+            "none".
         pictures: the set that the measured pictures belong to.
         rows: indices [N] of the measured pictures in the set.
-        size: most pictures in a batch.
+        size: number of pictures in a batch; reduced when memory runs out.
 
     Returns:
         Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.
@@ -67,11 +68,11 @@ def evaluate(
 
 @torch.no_grad()
 def reconstruct(vae: Any, x: Tensor) -> Tensor:
-    """Return the reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
+    """Return `vae`'s reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
 
 
 def of_training(figure: str) -> str:
-    """Return a held-out metric's name as it is when measured on training pictures: train_psnr for heldout_psnr."""
+    """Return the name of the metric `figure` when measured on training pictures: train_psnr for heldout_psnr."""
     return figure.replace("heldout_", "train_", 1)

@@ -148,7 +148,7 @@ class Method(ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update state that gradients do not train, such as running statistics, after the update by `optimisers`."""
+        """Update what gradients do not train, after the `optimisers`, by name, made step `step` (counted from 0)."""
 
     def discard_step(self) -> None:
         """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""
@@ -210,7 +210,7 @@ class Method(ABC, Generic[C]):
             return getattr(self, name)()
 
     def _finite_samples(self, step: int) -> Grid | None:
-        """Return `samples()`; None, with a warning, if sampling gives a NaN or an infinity."""
+        """Return `samples()`; None, with a warning that names the step, if sampling gives a NaN or an infinity."""
         try:
             return self.samples()
         except NonFiniteError as error:
@@ -218,7 +218,7 @@ class Method(ABC, Generic[C]):
             return None
 
     def write_grid(self, grid: Grid, step: int, folder: Path) -> None:
-        """Write a grid to pictures/NAME-STEP.png in the run's folder; if the disk is full, only warn."""
+        """Write a grid to pictures/NAME-STEP.png in the run's folder `folder`; if the disk is full, only warn."""
         path = folder / "pictures" / f"{grid.name}-{step:08d}.png"
         with tolerate_oserror(path):
             save_png(grid.image, path, None)

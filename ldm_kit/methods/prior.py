@@ -120,7 +120,7 @@ class Prior(Method[PriorRun]):
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`.
+        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`; `step` is not used.
 
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
@@ -173,7 +173,7 @@ class Prior(Method[PriorRun]):
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the semantic model together with this prior."""
+        """Save the semantic model together with this prior into `folder`."""
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:

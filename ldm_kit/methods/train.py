@@ -77,7 +77,7 @@ def train(
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
-    """Train to the last step; log metrics, evaluate and save checkpoints at the configured steps."""
+    """Train `method` to the last step; log metrics, evaluate and save checkpoints at the steps that its config sets."""
     for step in trainer.train(method.batches):
         log.step(step)
         metrics = None
@@ -104,7 +104,7 @@ def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, ev
 
 
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the launcher's precision, if the config sets none or `auto`."""
+    """Return the config with the precision that `accelerate launch` was given, if the config sets none or `auto`."""
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
@@ -140,7 +140,7 @@ def open_method(
 
 
 def _checked(data: Split) -> Split:
-    """Return the pictures that a program passed, after checking that both sets are of one kind.
+    """Return `data`, the pictures that a program passed, after checking that both its sets are of one kind.
 
     Raises:
         UserError: the held-out pictures differ from the training pictures in size, channels or classes.
@@ -160,7 +160,9 @@ def _checked(data: Split) -> Split:
 def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
-    """Return the validated config of a run; its `data` becomes that of the pictures `data`, if these are given.
+    """Return the validated config of a run, with `overrides`, such as `optim.lr=3e-4`, applied.
+
+    If pictures `data` are given, the config's section `data` is replaced by one that describes them.
 
     Raises:
         UserError: the config or an override is wrong.
@@ -183,5 +185,5 @@ def resolve_config(
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config of nested mappings, so that overrides do not change the caller's config."""
+    """Return a copy of `tree`, a config of nested mappings, so that overrides do not change the caller's config."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -29,7 +29,7 @@ SMALLEST = 1e-6  # lower limit of a standard deviation, for a dimension in which
 
 
 class CodeStatistics(NamedTuple):
-    """Mean and standard deviation, float32 [D] each, of the training pictures' codes in each dimension."""
+    """Statistics of the training pictures' codes: `mean` and standard deviation `std` per dimension, float32 [D]."""
 
     mean: Tensor
     std: Tensor
@@ -71,7 +71,7 @@ class CodeStatistics(NamedTuple):
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:
-    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least `SMALLEST`."""
+    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least 1e-6."""
     std, mean = torch.std_mean(z.double(), dim=0, correction=0)
     return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
 
