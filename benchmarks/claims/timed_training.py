@@ -30,6 +30,7 @@ from ldm_kit.demo.show import LITE0, OPTIONS, judges
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.training.launch import cores
 
+SAMPLING = kit.SamplingOptions(**OPTIONS)
 PILOT = 20  # steps that tell how long one takes
 Judge = Callable[[kit.Pipeline], Figures]
 
@@ -173,7 +174,7 @@ def _train_guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> N
             pipeline.save(path)
 
 
-def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = OPTIONS) -> Judge:
+def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = SAMPLING) -> Judge:
     """Return a function that generates pictures with a pipeline, and returns their figures by name.
 
     Figures are prompt fidelity on seen and unseen captions, the Fréchet distance of EfficientNet-Lite0 features to the

@@ -131,9 +131,11 @@ def fidelity(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there are more
-            tones than references.
+        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+            tone for each reference.
     """
+    if tones is not None and len(tones) != len(references):
+        raise ValueError(f"got {len(tones)} tones for {len(references)} reference pictures; expected one each")
     rank = ranks(generated, references, truth, distance).double()
     toned = [i for i, t in enumerate(truth.tolist()) if tones is not None and tones[t] not in NO_TONE]
     tone = math.nan

@@ -62,7 +62,12 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
         fill(draft)
         _seal(draft)
         replaced = _set_aside(folder) if folder.exists() else None
-        draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if replaced is not None:
+                replaced.rename(folder)
+            raise
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         takes = f" (it takes {_megabytes(size)})" if size else ""
