@@ -46,7 +46,7 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
     """Load the pictures of a data source, split into training, held-out and (if any) compositional pictures.
 
     Args:
-        config: instance of one of the classes in SOURCES.
+        config: config of the data source, an instance of one of the classes in SOURCES.
         captions: whether captions or classes are used; False: a picture whose caption cannot be read is no bad picture.
 
     Raises:

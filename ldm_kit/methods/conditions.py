@@ -36,7 +36,7 @@ class Conditions:
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
-        """Build the conditioner; `time_width` is the width of the time embedding, to which a class vector is added.
+        """Build the conditioner; `time_width`: channels of the time embedding, to which a class vector is added.
 
         Raises:
             ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.
@@ -78,7 +78,7 @@ def _ignore(cut: int, total: int, length: int) -> None:
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, whichever the condition needs, of the training set and of the held-out set.
+    """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
 
     The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
     few pictures may all happen to lack a caption.

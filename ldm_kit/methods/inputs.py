@@ -133,16 +133,16 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs; samples that `drop_mask` draws get `null`, the null condition's inputs."""
+    """Return a batch's conditioner inputs, those of `null` for samples of `drop_mask(seed, position, probability)`."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
 class NoisedBatch(NamedTuple):
     """A batch of latents (or pixels) with Z channels, each noised to its own timestep."""
 
-    x_0: Tensor  # clean, [B, Z, h, w]
-    eps: Tensor  # noise, like x_0
-    x_t: Tensor  # noised, like x_0
+    x_0: Tensor  # clean data [B, Z, h, w]
+    eps: Tensor  # noise, in the shape of x_0
+    x_t: Tensor  # noised data, in the shape of x_0
     t: Tensor  # timesteps [B]
 
 
