@@ -10,6 +10,8 @@ from pydantic import Field
 
 from ldm_kit.data import digits, folder, given, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
+from ldm_kit.data.faces import dataset as faces
+from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
@@ -24,6 +26,7 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     WebDatasetConfig: webdataset.load,
     ParquetConfig: parquet.load,
     DigitsConfig: digits.load,
+    FacesConfig: faces.load,
     GivenConfig: given.load,
 }
 
