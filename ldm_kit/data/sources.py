@@ -18,6 +18,8 @@ from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
+from ldm_kit.data.shapes import dataset as shapes
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
 SOURCES: dict[type, Callable[[Any], Split]] = {
@@ -27,6 +29,7 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     ParquetConfig: parquet.load,
     DigitsConfig: digits.load,
     FacesConfig: faces.load,
+    ShapesConfig: shapes.load,
     GivenConfig: given.load,
 }
 
