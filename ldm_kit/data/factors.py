@@ -1,7 +1,7 @@
 """Picture sets that know their factors: what each picture shows, factor by factor, and the exact picture of an edit."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, Record, Split, Subset, split_off, subset
+from ldm_kit.data.records import Records
 from ldm_kit.diffusion import rng
 
 Values = Mapping[str, str]  # factor -> value: all that a rendered picture depends on, or two values that form a pair
@@ -78,10 +79,22 @@ class FactorSpace:
         """Return `count` different combinations; the one at position i is a function of seed and i alone."""
         return rng.permuted(seed, "factors", torch.arange(count), self.size).tolist()
 
+    def draw_records(self, seed: int, count: int, phrasings: int, describe: Callable[[int, int], Record]) -> Records:
+        """Return the records of `count` different combinations; each is a function of seed and position alone.
+
+        Args:
+            seed: which combinations are drawn, and how each is phrased.
+            count: number of combinations.
+            phrasings: number of ways to phrase a caption.
+            describe: function from a combination and the index of a phrasing to a record.
+        """
+        drawn = rng.bits(seed, "phrasing", torch.arange(count), 1)[:, 0].remainder(phrasings).tolist()
+        return Records.of(map(describe, self.draw(seed, count), drawn))
+
     def combination(self, number: int) -> dict[str, str]:
         """Return the value of each factor in a combination; the last factor varies fastest with the number."""
         values: dict[str, str] = {}
-        for factor, known in reversed(self.factors.items()):
+        for factor, known in reversed([*self.factors.items()]):
             number, place = divmod(number, len(known))
             values[factor] = known[place]
         return {factor: values[factor] for factor in self.factors}

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -17,8 +18,8 @@ from ldm_kit.data.factors import Values, check_edit
 from ldm_kit.data.images import Record, digest
 from ldm_kit.data.tensor_cache import key_of
 
-CHUNK = 1000  # pictures in a file of the cache
-_BLOCK = 50  # pictures that a thread renders at once
+CHUNK = 256  # pictures in a file of the cache
+_BLOCK = 32  # pictures that a thread renders at once
 _log = logging.getLogger("ldm_kit.data")
 
 
@@ -110,7 +111,10 @@ def render_set(renderer: Renderer, records: Sequence[Record], classes: Sequence[
         folder: folder of the cache.
     """
     chunks = [_Chunk.make(renderer, records[i : i + CHUNK], folder) for i in range(0, len(records), CHUNK)]
-    peers.make_missing(lambda: [i for i, c in enumerate(chunks) if not c.path.exists()], lambda i: chunks[i].store())
+    missing = partial(_missing, chunks)
+    total = sum(len(chunks[i].values) for i in missing()) // peers.everyone().size
+    with tqdm(total=total, desc=f"rendering {renderer.name}", disable=None if total else True) as bar:
+        peers.make_missing(missing, lambda i: chunks[i].store(bar.update))
     names = (record.name for record in records)
     return RenderedSet(records, classes, [chunk.load() for chunk in chunks], digest([*renderer.key, *names]), renderer)
 
@@ -130,8 +134,9 @@ class _Chunk:
         key = key_of(renderer.name, *renderer.key, *(list(one.values()) for one in values))
         return cls(renderer, values, folder / f"{renderer.name}-{key[:32]}.safetensors", [])
 
-    def store(self) -> Tensor:
-        pictures = self.render()
+    def store(self, report: Callable[[int], object] = int) -> Tensor:
+        """Render the pictures and write them to the cache; `report` is called with the number rendered."""
+        pictures = self.render(report)
         try:
             atomic.write(self.path, safetensors.torch.save({"pictures": pictures, "sha256": _sha256(pictures)}))
         except OSError as error:
@@ -152,10 +157,17 @@ class _Chunk:
         _log.warning("the cache %s is damaged (%s) and is built again", self.path, reason)
         return self.store()
 
-    def render(self) -> Tensor:
-        blocks = [self.values[i : i + _BLOCK] for i in range(0, len(self.values), _BLOCK)]
-        label = f"rendering {len(self.values)} {self.renderer.name}"
-        return torch.cat([*tqdm(peers.in_threads(self.renderer.render, blocks), label, len(blocks), disable=None)])
+    def render(self, report: Callable[[int], object]) -> Tensor:
+        blocks: list[Tensor] = []
+        parts = [self.values[i : i + _BLOCK] for i in range(0, len(self.values), _BLOCK)]
+        for block in peers.in_threads(self.renderer.render, parts):
+            blocks.append(block)
+            report(len(block))
+        return torch.cat(blocks)
+
+
+def _missing(chunks: Sequence[_Chunk]) -> list[int]:
+    return [i for i, chunk in enumerate(chunks) if not chunk.made and not chunk.path.exists()]
 
 
 def _sha256(pictures: Tensor) -> Tensor:

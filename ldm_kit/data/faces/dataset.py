@@ -30,9 +30,7 @@ from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, optio
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.records import Records
 from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
-from ldm_kit.diffusion import rng
 
 ATTRIBUTION = "Faces: remix of ToonHead by Johan Melin (johanmelin.com), by way of DiceBear. License: CC BY 4.0"
 CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
@@ -75,11 +73,7 @@ def load_all(config: FacesConfig) -> RenderedSet:
         UserError: the `faces` extra is not installed.
     """
     _check_packages()
-    numbers = SPACE.draw(config.seed, config.count)
-    phrasings = rng.bits(config.seed, "phrasing", torch.arange(config.count), 1)[:, 0].remainder(len(PHRASINGS))
-    records = Records.of(
-        _record(number, phrasing) for number, phrasing in zip(numbers, phrasings.tolist(), strict=True)
-    )
+    records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
     folder = (config.cache or cache_dir()).expanduser() / "rendered"
     return render_set(_renderer(config), records, FACTORS["hair"], folder)
 
@@ -125,4 +119,4 @@ def _check_packages() -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise UserError(f"faces need the package {module}; pip install 'ldm_kit[faces]'") from None
+            raise UserError(f"faces need the package {_PACKAGES[module]}; pip install 'ldm_kit[faces]'") from None

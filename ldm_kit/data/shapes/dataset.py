@@ -22,10 +22,8 @@ from torch import Tensor
 from ldm_kit.config import Config, cache_dir
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.records import Records
 from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
 from ldm_kit.data.shapes.scene import Solid, render
-from ldm_kit.diffusion import rng
 
 CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
 HUES = ("red", "orange", "lime", "green", "mint", "cyan", "blue", "indigo", "purple", "pink")  # hues 0, 0.1, ..., 0.9
@@ -82,11 +80,7 @@ def load(config: ShapesConfig) -> Split:
 
 def load_all(config: ShapesConfig) -> RenderedSet:
     """Load all pictures as one set, in the order in which they are drawn; render and cache them if needed."""
-    numbers = SPACE.draw(config.seed, config.count)
-    phrasings = rng.bits(config.seed, "phrasing", torch.arange(config.count), 1)[:, 0].remainder(len(PHRASINGS))
-    records = Records.of(
-        _record(number, phrasing) for number, phrasing in zip(numbers, phrasings.tolist(), strict=True)
-    )
+    records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
     folder = (config.cache or cache_dir()).expanduser() / "rendered"
     return render_set(_renderer(config), records, FACTORS["shape"], folder)
 
