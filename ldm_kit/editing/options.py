@@ -123,7 +123,7 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: the training pictures: a folder with a table of labels, OpenMoji, or examples."""
+    """Options of `edit.py learn`: the training pictures: labelled, built-in, or examples."""
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")
@@ -132,6 +132,9 @@ class TrainingExamples(Config):
         default=None, description="column that is equal for pictures that differ in one attribute alone"
     )
     openmoji: bool = Field(default=False, description="learn gender, skin tone and group of OpenMoji")
+    dataset: Literal["faces", "shapes"] | None = Field(
+        default=None, description="learn every factor of a built-in set: faces or shapes"
+    )
     positive: Path | None = Field(default=None, description="a folder of a dozen examples")
     negative: Path | None = Field(default=None, description="counter-examples; the training set if left out")
     name: str | None = Field(default=None, description="what the examples have in common")
@@ -141,8 +144,11 @@ class TrainingExamples(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum((self.labels is not None, self.openmoji, self.positive is not None)) != 1:
-            raise ValueError("expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR")
+        sources = self.labels is not None, self.openmoji, self.dataset is not None, self.positive is not None
+        if sum(sources) != 1:
+            raise ValueError(
+                "expected one source: --labels FILE with --images DIR, --openmoji, --dataset NAME, or --positive DIR"
+            )
         if self.labels is not None and self.images is None:
             raise ValueError("--labels needs --images DIR, the folder of the pictures that it labels")
         if self.positive is not None and not self.name:

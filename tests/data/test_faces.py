@@ -65,10 +65,8 @@ def test_every_value_shows(values_drawn, factor):
 
 def test_values_are_drawn_where_they_belong(values_drawn):
     """Rows from the top: hair, eyebrows, eyes, mouth, clothes; an edit changes nothing far above or below its part."""
-    top, bottom = (
-        {"eyebrows": 9, "eyes": 13, "mouth": 18, "clothes": 23, "clothes colour": 23},
-        {"eyes": 20, "mouth": 24},
-    )
+    top = {"eyebrows": 20, "eyes": 28, "mouth": 38, "clothes": 46, "clothes colour": 46}
+    bottom = {"eyebrows": 36, "eyes": 40, "mouth": 46}
     for factor, drawn in values_drawn.items():
         rows = (drawn.int() - drawn[:1].int()).abs().amax((0, 1, 3)).nonzero()
         assert rows.min() >= top.get(factor, 0), factor
