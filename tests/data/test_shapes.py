@@ -131,6 +131,8 @@ def test_supersampling_is_the_mean_of_rays(monkeypatch):
 
 
 def test_hues_go_round_the_circle():
-    """Red, green and blue, the hues 0, 1/3 and 2/3, each are the brightest channel of the hues nearest to them."""
-    bright = [_draw({**PLAIN, "floor": hue}, 16)[:, 15, 0].float() for hue in HUES]
-    assert [int(colour.argmax()) for colour in bright] == [0, 0, 1, 1, 1, 2, 2, 2, 0, 0]
+    """The brightest channel is that of the primary hue which is nearest; cyan is as near to green as to blue."""
+    names = ("red", "orange", "lime", "green", "mint", "blue", "indigo", "purple", "pink")
+    bright = [int(_draw({**PLAIN, "floor": hue}, 16)[:, 15, 0].argmax()) for hue in names]
+    assert bright == [0, 0, 1, 1, 1, 2, 2, 2, 0]
+    assert {*HUES} == {*names, "cyan"}
