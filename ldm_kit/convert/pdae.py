@@ -52,8 +52,8 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
     the result.
 
     Raises:
-        UserError: a file cannot be read or is not PDAE's, a file that `options` name does not fit the checkpoint or is
-            missing, or `out` is in use.
+        UserError: a file cannot be read or is not PDAE's; a file that `options` names does not fit the checkpoint; the
+            checkpoint needs a file that `options` does not name; or the folder `out` exists and is not empty.
     """
     check_unused(out)
     components = _read(checkpoint, options)
