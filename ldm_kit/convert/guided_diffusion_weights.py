@@ -152,9 +152,10 @@ def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
     """Return the weights of a learned time embedding that equals the original embedding of sinusoids.
 
     diffusers computes as many sinusoids as the first level has channels. If the network of `layout` has that number,
-    the result is empty. It takes any other number only as a table over all timesteps. The table and the linear map
-    after it are chosen so that their product equals the sinusoids times the original linear map. The matrix [1000, D] of sinusoids has a numerical rank below D / 2 for ADM's D = 256, so that nothing is
-    lost where the first level has D / 2 channels (ADM's 512 px network).
+    the result is empty. diffusers takes any other number only as a table over all timesteps. The table and the linear
+    map after it are chosen so that their product equals the sinusoids times the original linear map. The matrix [1000,
+    D] of sinusoids has a numerical rank below D / 2 for ADM's D = 256, so that nothing is lost where the first level
+    has D / 2 channels (ADM's 512 px network).
 
     Raises:
         UserError: the first level has fewer channels than the rank of the matrix of sinusoids.

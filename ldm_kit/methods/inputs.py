@@ -80,7 +80,8 @@ class FirstStage:
             name: "train", which adds mirrored pictures if `config.flip` is set, or "heldout".
 
         Raises:
-            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder of the cache holds latents of other pictures or another autoencoder.
         """
         flip = self.config.flip and name == "train"
         if self.vae is None:
@@ -160,7 +161,7 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: no such set)."""
+        """Return the conditioner's inputs, [N, ...] by name, of the training and the held-out set (None if empty)."""
         train, heldout = prepare_conditions(self.conditioner, self.train), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
@@ -181,11 +182,11 @@ class Conditions:
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
     """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
 
-    The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
-    few pictures may all happen to lack a caption.
+    For text, a picture may lack a caption (""), and all held-out pictures may lack one, but not all training pictures.
+    For classes, every picture needs a label.
 
     Raises:
-        ConditioningError: class conditioning over pictures without labels, or text conditioning where no training
+        ConditioningError: `config` asks for classes and a picture has no label, or it asks for text and no training
             picture has a caption.
     """
     train, heldout = data.train.records, data.heldout.records
@@ -234,7 +235,7 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, those of `null` for samples of `drop_mask(seed, position, probability)`."""
+    """Return a batch's conditioner inputs, replaced by the null inputs `null` for samples that `drop_mask` selects."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
