@@ -88,7 +88,7 @@ class Pipeline:
         return self
 
     def condition(self, prompts: Sequence[str | int]) -> Condition:
-        """Encode B prompts, or classes by name or number, to the condition that the denoiser takes."""
+        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition."""
         check_lists(prompts=prompts)
         inputs = self.conditioner.prepare(prompts)
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
@@ -214,8 +214,7 @@ class Pipeline:
             The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
 
         Raises:
-            UserError: an option does not apply to this model, a class is unknown, or the seeds are not N like the
-                prompts.
+            UserError: an option does not fit this model, a class is unknown, or there is not one seed for each prompt.
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
@@ -251,7 +250,7 @@ class Pipeline:
             precision: dtype of autocast in sampling, to which U-Net weights are cast now; None: no autocast, no cast.
 
         Raises:
-            UserError: the folder does not exist; or a component is missing or broken, does not fit, or is not
+            UserError: the folder does not exist, or a component is missing, is broken, does not fit or is not
                 supported.
         """
         opened = ModelFolder.open(folder)

@@ -27,10 +27,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class SavedSampling:
-    """The options with which a model's training run was evaluated, as saved in `sampling.json`.
-
-    `sections` maps each section (sampling, reconstruction, prior) to {option: value}; options not saved are missing.
-    """
+    """The options with which a model's training run was evaluated, as saved in `sampling.json`."""
 
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """JSON values by section ("sampling", "reconstruction", "prior") and by option name."""
