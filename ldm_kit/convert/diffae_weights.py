@@ -159,7 +159,7 @@ def convert_state_dict(
         heads: how attention is divided into heads.
 
     Raises:
-        UserError: the network and `state_dict` do not have the same weights in the same shapes.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in build().state_dict().items()}

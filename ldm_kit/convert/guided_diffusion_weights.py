@@ -190,7 +190,7 @@ def _converted(
         ready: weights of ldm_kit's network that are taken as they are; all others are converted from `state_dict`.
 
     Raises:
-        UserError: the network and `state_dict` have weights of different names or sizes.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in build().state_dict().items()}

@@ -47,7 +47,7 @@ class SemanticCheckpointOptions(Config):
         description="a folder of the training pictures, to compute mean and deviation from, instead of --statistics",
     )
     classifier: Path | None = Field(
-        default=None, description="a classifier of codes; its attributes become directions for edit.py"
+        default=None, description="a linear classifier of codes, whose attributes become directions for edit.py"
     )
     attributes: Path | None = Field(
         default=None, description="a text file of the attributes' names, one a line; left out: the 40 of CelebA"

@@ -40,7 +40,7 @@ class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
     shift: Converted  # state dict and settings of the gradient estimator on the base model
-    statistics: Statistics  # of the training set's codes
+    statistics: Statistics  # mean and deviation of the training set's codes
     prior: CodePrior | None  # None: no --prior was given
     classifier: AttributeClassifier | None  # None: no --classifier was given
 

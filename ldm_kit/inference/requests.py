@@ -58,7 +58,9 @@ class GenerationRequest(Config):
 class GuideModels(Config):
     """Folders of the models that guide sampling: a noisy classifier, and a weaker model for autoguidance."""
 
-    classifier: Path | None = Field(default=None, description="a noisy classifier; its classes are the prompts")
+    classifier: Path | None = Field(
+        default=None, description="a noisy classifier, which guides to the classes that the prompts name"
+    )
     autoguidance_model: Path | None = Field(
         default=None,
         validation_alias=AliasChoices("autoguidance_model", "worse"),

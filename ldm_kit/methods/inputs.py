@@ -52,7 +52,7 @@ class FirstStage:
         """Open the autoencoder that a config names on `device`, and check that it fits the pictures.
 
         Raises:
-            UserError: the autoencoder does not fit the pictures, or its files have changed since they were saved.
+            UserError: channels or size of the pictures do not fit the autoencoder, or its files have changed.
             AutoencoderError: the autoencoder cannot be opened.
         """
         vae: Any = None

@@ -37,7 +37,7 @@ class PriorRun(ConditionedRun):
     """
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
-    model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
+    model: str = Field(min_length=1, description="folder of a trained semantic model, or of the run that trained one")
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
     timestep_sampling: TimestepSamplingConfig = Field(

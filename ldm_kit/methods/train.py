@@ -50,9 +50,9 @@ def train(
         The folder of the finished model, RUN/model.
 
     Raises:
-        UserError: the config is wrong or does not fit the pictures; another process uses the run's folder; or `resume`
-            is None and the folder holds checkpoints.
-        AutoencoderError, ConditioningError: a model that the config names cannot be opened.
+        UserError: the config has an unknown key or a wrong value, or does not fit the pictures; another process uses
+            the run's folder; or `resume` is None and the folder holds checkpoints. AutoencoderError, ConditioningError:
+            a model that the config names cannot be opened.
     """
     settings = _with_launched_precision(resolve_config(config, overrides, data))
     _check_keep_best(settings, None)

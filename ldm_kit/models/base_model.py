@@ -237,7 +237,7 @@ def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     Here x_t = a_t x_0 + s_t eps.
 
     Raises:
-        UserError: a condition does not hold; the message names `folder`, the model's folder.
+        UserError: the equation or the inequality does not hold; the message names `folder`, the model's folder.
     """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:

@@ -55,7 +55,7 @@ def device_named(name: str | None) -> torch.device:
     """Return the device `name` after putting a tensor on it; for None the accelerator, or else the CPU.
 
     Raises:
-        UserError: there is no such device, or it does not work.
+        UserError: the device does not exist or does not work.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -210,7 +210,7 @@ def _check_sizes(module: Any, where: str) -> None:
     """Check that `module`'s config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
 
     Raises:
-        UserError: a size is anything else (out_channels may be None); the message begins with `where`.
+        UserError: a size is no positive integer (out_channels may be None); the message begins with `where`.
     """
     for key in [key for key in _SIZES if key in module.config]:
         value = module.config[key]

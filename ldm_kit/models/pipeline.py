@@ -146,7 +146,7 @@ class Pipeline:
         return clipped(denoiser, options.clip)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's label of each of B prompts, [B]; None: no classifier. UserError: an unknown class."""
+        """Return the classifier's labels [B] of B prompts; None: no classifier. UserError: a class is unknown."""
         if self.classifier is None:
             return None
         name = options.classifier_class

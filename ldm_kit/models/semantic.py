@@ -106,7 +106,7 @@ class SemanticModel:
             progress: called with the finished and the total number of steps; None: not called.
 
         Raises:
-            UserError: pictures or codes do not fit the model, or `steps` exceeds `decoder.most_steps`.
+            UserError: pictures or codes do not fit the model, or `steps` is not between 1 and `decoder.most_steps`.
         """
         decoding.check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         decoding.check_codes(z, len(pictures), self.z_width)
@@ -148,8 +148,8 @@ class SemanticModel:
             Pictures, uint8 [N, C, R, R].
 
         Raises:
-            UserError: an input does not fit the model, `steps` exceeds `decoder.most_steps`, or a DiffAE gets `stop` or
-                `trajectory`.
+            UserError: an input does not fit the model, `steps` is not between 1 and `decoder.most_steps`, or a DiffAE
+                gets `stop` or `trajectory`.
         """
         decoding.check_codes(z, len(z), self.z_width)
         if trajectory is not None:
