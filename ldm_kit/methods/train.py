@@ -51,8 +51,8 @@ def train(
 
     Raises:
         UserError: the config has an unknown key or a wrong value, or does not fit the pictures; another process uses
-            the run's folder; or `resume` is None and the folder holds checkpoints. AutoencoderError, ConditioningError:
-            a model that the config names cannot be opened.
+            the run's folder; or `resume` is None and the folder holds checkpoints.
+        AutoencoderError, ConditioningError: a model that the config names cannot be opened.
     """
     settings = _with_launched_precision(resolve_config(config, overrides, data))
     _check_keep_best(settings, None)

@@ -37,7 +37,7 @@ class DirectionRecord(Config):
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     # classifier: logistic regression; few: few-shot discriminant; means, pairs: difference of means, of pairs
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how the direction was fitted")
-    typical: float = Field(description="strength of the edit from the mean code without the attribute to the one with")
+    typical: float = Field(description="strength of the edit between the mean codes without and with the attribute")
     positives: int = Field(ge=0, description="number of fitted pictures with the attribute")
     others: int = Field(ge=0, description="number of fitted pictures without the attribute, or not labelled")
     auroc: float | None = Field(default=None, description="area under the ROC curve on held-out pictures")
