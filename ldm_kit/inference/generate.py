@@ -27,7 +27,7 @@ GRID = 400  # most pictures in the grid; further ones are saved, but not shown t
 class GenerationResult(NamedTuple):
     """What a command reports of generated pictures; `str(result)` is the text that it prints."""
 
-    pictures: int  # how many were generated
+    pictures: int  # number of generated pictures
     path: Path  # the grid, which shows them together
     note: str = ""  # sentence on the options whose values were saved with the model; empty if none were
 
@@ -66,8 +66,10 @@ def generate_to_folder(
         Number of pictures, path of the grid, and a note on the options saved with the model.
 
     Raises:
-        UserError: no such model or device, or prompts, guides or options do not fit the model. Nothing is written.
-        NonFiniteError: NaN or infinity was computed. Pictures of earlier batches are written, but none of this batch.
+        UserError: the model or the device does not exist, or prompts, guides or options do not fit the model; no
+            picture is written.
+        NonFiniteError: a network or the sampler gave NaN or infinity. Pictures of earlier batches are written then, but
+            none of this batch.
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
@@ -128,11 +130,11 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
-    Without prompts, an unconditional model gets those of `_unconditional_prompts`. `options` are the sampling options.
+    For an unconditional model they come from `_unconditional_prompts`. `options` are the sampling options.
 
     Raises:
-        UserError: a conditional model without prompts, or a class that the classifier does not know.
-        ConditioningError: a prompt that the model or its guide model cannot encode.
+        UserError: the model is conditional and `texts` is empty, or the classifier does not know a class.
+        ConditioningError: the model or its guide model cannot encode a prompt.
     """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
@@ -152,7 +154,7 @@ def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: Resolv
     returned. Otherwise `texts` must be empty, and one empty prompt is returned.
 
     Raises:
-        UserError: no class for the classifier, or a prompt that nothing uses.
+        UserError: a classifier guides the model and no class is given, or a prompt is given that nothing uses.
     """
     classes = pipeline.classifier is not None and options.classifier_class is None
     if classes and not texts:

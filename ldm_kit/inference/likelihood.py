@@ -46,12 +46,12 @@ class Likelihood:
     prior: float  # KL divergence between the fully noised pictures' distribution and standard normal noise
     terms: float  # sum of the terms of all timesteps
     first: float  # part of `terms` at t = 0
-    standard_error: float | None  # of `total`, over pictures; None: there is only one picture
+    standard_error: float | None  # standard error of `total` over pictures; None: one picture only
     pictures: int  # number of pictures
     times: int  # number of timesteps at which a term was measured for each picture
     of: int  # number of all timesteps
     variance: str  # type of the reverse steps' variance
-    seed: int  # of noise and timesteps
+    seed: int  # seed of the random noise and timesteps
 
     def __str__(self) -> str:
         spread = "" if self.standard_error is None else f" +- {self.standard_error:.2g} (standard error)"
@@ -88,9 +88,9 @@ def evaluate_likelihood(
         A sentence with the result and the paths of both files.
 
     Raises:
-        UserError: no such run or model, a model without a likelihood (a latent or a flow model), a run without held-out
-            pictures, or more timesteps than there are.
-        NonFiniteError: NaN or infinity was computed.
+        UserError: the run or model is missing, has no likelihood (a latent or a flow model) or has no held-out
+            pictures; or `request.times` is not below the number of all timesteps.
+        NonFiniteError: the bound is NaN or infinity.
     """
     run, model = run_folders(path)
     config = read_pixel_run(run, overrides)
@@ -119,7 +119,7 @@ def _check_times(request: LikelihoodRequest, steps: int) -> None:
 def _measure(
     pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
-    """Return the bound, and the mean over pictures of the term of each timestep, [T]: NaN where it was not measured.
+    """Return the bound, and [T]: each timestep's term, averaged over pictures (NaN: no term was measured there).
 
     The pictures are those held out in `split`; `config` is the run's, and `request` says how much to measure.
     """
@@ -153,7 +153,7 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function of timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] to measure (None: all).
+    """Return a function from timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] (None: all).
 
     Both depend on `request.seed` and the pictures' indices [B] in the held-out set alone. `steps` is the number of
     timesteps T, of which `request.times` are measured.

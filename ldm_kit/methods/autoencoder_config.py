@@ -26,14 +26,16 @@ class AutoencoderRun(RunConfig):
     loss: LossConfig = Field(
         default=LossConfig(),
         validation_alias=AliasChoices("loss", "criterion"),
-        description="what the autoencoder is trained on",
+        description="loss of the autoencoder",
     )
     perceptual: PerceptualConfig = PerceptualConfig()
     equivariance: EquivarianceConfig | None = Field(
-        default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
+        default=None, description="train latents that transform as the pictures do (EQ-VAE); null: off"
     )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim, without its muon")
+    discriminator_optim: OptimConfig | None = Field(
+        default=None, description="optimiser of the discriminator; null: as `optim`, without Muon"
+    )
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "AutoencoderRun":

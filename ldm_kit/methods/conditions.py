@@ -80,11 +80,11 @@ def _ignore(cut: int, total: int, length: int) -> None:
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
     """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
 
-    The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
-    few pictures may all happen to lack a caption.
+    For text, a picture may lack a caption (""), and all held-out pictures may lack one, but not all training pictures.
+    For classes, every picture needs a label.
 
     Raises:
-        ConditioningError: class conditioning over pictures without labels, or text conditioning where no training
+        ConditioningError: `config` asks for classes and a picture has no label, or it asks for text and no training
             picture has a caption.
     """
     train, heldout = data.train.records, data.heldout.records

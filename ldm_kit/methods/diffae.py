@@ -92,7 +92,8 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build encoder and U-Net.
 
         Raises:
-            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder `config.latents` holds latents of other pictures or another autoencoder.
             AutoencoderError: the autoencoder cannot be opened.
         """
         first_stage = FirstStage.open(config, data.train, device)

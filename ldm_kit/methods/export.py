@@ -87,7 +87,8 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Raises:
-        UserError: `checkpoint` is None and the run has no finished model; or as for `export`.
+        UserError: `checkpoint` is None and the run has checkpoints but no finished model; or the checkpoint cannot be
+            exported, see `export`.
     """
     path = Path(path)
     if checkpoint is None and not is_checkpoint(path):
@@ -134,7 +135,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
         name: best, last, a checkpoint's name or its step; None: last.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: the run has no such checkpoint; or `run` is a checkpoint itself and `name` is not None.
     """
     if is_checkpoint(run):
         if name is not None:
@@ -158,7 +159,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
 
 
 def _best(run: Path) -> Path:
-    """Return the checkpoint that the run's best.json names; raise UserError if there is none."""
+    """Return the checkpoint that the run's best.json names; UserError: the file or the checkpoint is missing."""
     try:
         path = run / Path(str(json.loads((run / BEST_FILE).read_text(encoding="utf-8"))["checkpoint"])).name
     except (OSError, ValueError, KeyError, TypeError):

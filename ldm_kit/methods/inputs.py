@@ -44,7 +44,7 @@ class FirstStage:
         """Open the autoencoder that a config names on `device`, and check that it fits the pictures.
 
         Raises:
-            UserError: the autoencoder does not fit the pictures, or its files have changed since they were saved.
+            UserError: channels or size of the pictures do not fit the autoencoder, or its files have changed.
             AutoencoderError: the autoencoder cannot be opened.
         """
         vae: Any = None
@@ -72,7 +72,8 @@ class FirstStage:
             name: "train", which adds mirrored pictures if `config.flip` is set, or "heldout".
 
         Raises:
-            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder of the cache holds latents of other pictures or another autoencoder.
         """
         flip = self.config.flip and name == "train"
         if self.vae is None:
@@ -133,7 +134,7 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, those of `null` for samples of `drop_mask(seed, position, probability)`."""
+    """Return a batch's conditioner inputs, replaced by the null inputs `null` for samples that `drop_mask` selects."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 

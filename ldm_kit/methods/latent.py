@@ -100,8 +100,9 @@ class Latent(Method[LatentRun]):
         """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
 
         Raises:
-            UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
-                sample prompt that the conditioner does not know.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder `config.latents` holds latents of other pictures or another autoencoder; or the conditioner
+                does not know a sample prompt.
             AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
                 the labels or captions that the condition needs.
         """
@@ -132,7 +133,7 @@ class Latent(Method[LatentRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
+        """Store `wrapped`, {name: module or DDP wrapper}; move schedule and null condition to the module's device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -153,7 +154,7 @@ class Latent(Method[LatentRun]):
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield a batch's loss; if it uses the variational bound, the mean of the bound's terms is logged as `vb`.
+        """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
         `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
@@ -198,7 +199,7 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device; it samples as the run does."""
+        """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         return Pipeline(

@@ -221,7 +221,8 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
     `data` are the run's pictures. Latents that are not cached yet are first encoded by `first_stage`.
 
     Raises:
-        UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+        UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or the
+            folder `config.latents` holds latents of other pictures or another autoencoder.
     """
     latents, heldout = first_stage.latents(data.train, "train"), None
     if len(data.heldout):

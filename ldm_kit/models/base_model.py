@@ -77,9 +77,9 @@ class BaseModel:
             revision: branch, tag or commit on the Hub; None: main.
 
         Raises:
-            UserError: no diffusion model, a conditional model whose null condition was never trained, a noise schedule
-                without a_t^2 + s_t^2 = 1 and a_t > 0 (where x_t = a_t x_0 + s_t eps), or a model on the Hub that is
-                neither in the cache nor can be downloaded.
+            UserError: the folder holds no diffusion model; the model on the Hub is not in the cache and cannot be
+                downloaded; the model is conditional, but its null condition was never trained; or its noise schedule
+                violates a_t^2 + s_t^2 = 1 or a_t > 0 (where x_t = a_t x_0 + s_t eps).
         """
         copy, origin = _locate(base, revision)
         folder = ModelFolder.open(copy)
@@ -112,7 +112,7 @@ class BaseModel:
         return vae.in_channels, side, side
 
     def denoiser(self, schedule: Schedule) -> NetworkDenoiser:
-        """Return the base model's denoiser, which always uses the null condition and ignores the one it is called with.
+        """Return the base model's denoiser, which uses the null condition whatever condition a caller passes.
 
         Args:
             schedule: the model's noise schedule, on the device of its networks.
@@ -155,7 +155,7 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
         device: where the networks are put.
 
     Raises:
-        UserError: the entry has another form, or the base model is not there or has changed since the training.
+        UserError: the entry has another form; or the base model is missing or has changed since the PDAE was trained.
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
@@ -192,6 +192,10 @@ def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None
 
     If `base` is both the path of a folder and a name on the Hub, the folder is meant. `revision` is a branch, tag or
     commit on the Hub; None: main.
+
+    Raises:
+        UserError: `base` is a folder and `revision` is not None; or the model is not in the cache and cannot be
+            downloaded.
     """
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):
@@ -237,7 +241,7 @@ def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     Here x_t = a_t x_0 + s_t eps.
 
     Raises:
-        UserError: a condition does not hold; the message names `folder`, the model's folder.
+        UserError: the equation or the inequality does not hold; the message names `folder`, the model's folder.
     """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:
