@@ -86,7 +86,7 @@ def index_by_links(pictures: Path, config: FolderConfig) -> None:
 
     def check(config: FolderConfig, decode: bool, name: str) -> Contents:
         stat = (pictures / name).stat()
-        return Contents(stat.st_size, stat.st_mtime_ns, hashes[stat.st_ino])
+        return Contents(stat.st_size, stat.st_mtime_ns, hashes[stat.st_ino], None)
 
     with patch.object(folder, "_contents", check):
         folder.load(config)

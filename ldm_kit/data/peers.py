@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import torch
+from torch import Tensor
+
 from ldm_kit.config import UserError
 
 T = TypeVar("T")
@@ -125,6 +128,28 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
         if text is not None:
             raise UserError(text)
     return [value for value, _ in gathered]
+
+
+def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """Divide the indices 0 to N - 1 among the processes that share work, and join their results in order of index.
+
+    Args:
+        count: N.
+        compute: function of some indices that returns one result for each of them, [number of indices, ...].
+
+    Returns:
+        The results of all indices, [N, ...]; the same tensor on every process.
+
+    Raises:
+        UserError: `compute` has failed on another process.
+    """
+    group = everyone()
+    own = range(group.rank, count, group.size)
+    first, *others = agreed(group, lambda: compute(own) if own or group.rank == 0 else torch.zeros(0))
+    results = first.new_empty(count, *first.shape[1:])
+    for rank, share in enumerate([first, *others][:count]):  # further processes have no index
+        results[rank :: group.size] = share
+    return results
 
 
 def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]) -> None:

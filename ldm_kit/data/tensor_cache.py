@@ -32,6 +32,25 @@ def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) 
     return peers.first_alone(lambda: _load(path) or _store(path, compute()))
 
 
+def cached_by_all(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors stored under `key` as `cached` does, but let all processes of a run compute missing ones.
+
+    Args:
+        folder: the cache's folder.
+        key: `key_of` of all that the tensors depend on.
+        compute: function that computes the tensors, and returns the same ones, by name, on every process; it may share
+            the work (`peers.divided`).
+    """
+    path = folder / f"{key[:32]}.safetensors"
+    stored = _load(path)
+    if all(peers.agreed(peers.everyone(), lambda: stored is not None)):
+        assert stored is not None
+        return stored
+    tensors = compute()
+    peers.from_first(peers.host(), lambda: _store(path, tensors) and None)
+    return dict(tensors)
+
+
 def _load(path: Path) -> dict[str, Tensor] | None:
     try:
         return load_file(path)
