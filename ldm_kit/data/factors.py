@@ -94,9 +94,9 @@ class FactorSpace:
     def combination(self, number: int) -> dict[str, str]:
         """Return the value of each factor in a combination; the last factor varies fastest with the number."""
         values: dict[str, str] = {}
-        for factor, known in reversed([*self.factors.items()]):
-            number, place = divmod(number, len(known))
-            values[factor] = known[place]
+        for factor, names in reversed([*self.factors.items()]):
+            number, index = divmod(number, len(names))
+            values[factor] = names[index]
         return {factor: values[factor] for factor in self.factors}
 
 

@@ -90,15 +90,15 @@ def from_factors(pictures: PictureSet) -> list[Column]:
     Raises:
         UserError: the pictures do not know their factors.
     """
-    known = known_factors(pictures)
-    rows = [known.values(index) for index in range(len(known))]
+    factor_set = known_factors(pictures)
+    rows = [factor_set.values(index) for index in range(len(factor_set))]
 
     def pair(row: Mapping[str, str], factor: str) -> str:
         return "/".join(value for other, value in row.items() if other != factor)
 
     return [
         Column(factor, tuple(row.get(factor) for row in rows), tuple(pair(row, factor) for row in rows))
-        for factor in known.factors
+        for factor in factor_set.factors
     ]
 
 

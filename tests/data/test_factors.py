@@ -11,6 +11,7 @@ from ldm_kit.data.factors import FactorSet, FactorSpace, known_factors
 from ldm_kit.data.images import InMemory, Record, subset
 from ldm_kit.data.openmoji.factors import OpenMojiSet
 from ldm_kit.data.rendered import Renderer, render_set
+from tests.data.test_peers import together
 
 SPACE = FactorSpace({"size": ("small", "large"), "colour": ("red", "green", "blue")})
 
@@ -139,6 +140,14 @@ def test_no_room_for_a_cache_is_a_warning(tmp_path, caplog):
     assert painted(tmp_path / "file" / "below", painter).picture(5)[0, 0, 0] == 12
     assert painter.count == 6
     assert "cannot cache" in caplog.text
+
+
+def test_processes_share_the_rendering(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendered, "CHUNK", 1)
+    painters = [Painter(), Painter()]
+    sets = together(lambda rank: painted(tmp_path, painters[rank]))
+    assert [painter.count for painter in painters] == [3, 3]
+    assert torch.equal(*(one.pictures(range(6)) for one in sets))
 
 
 def test_indices_outside_are_errors(squares):

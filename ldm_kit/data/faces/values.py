@@ -90,13 +90,13 @@ def options_of(values: Mapping[str, str]) -> dict[str, str | int]:
     """Return ToonHead's options for a face with the given value of each factor."""
     options: dict[str, str | int] = {}
     for factor, value in values.items():
-        part, option = _PARTS.get(factor, factor), OPTIONS[factor][value]
-        if part in _COLOURS:
-            options[_COLOURS[part]] = option or ""
+        component, option = _PARTS.get(factor, factor), OPTIONS[factor][value]
+        if factor in _COLOURS:
+            options[_COLOURS[factor]] = option or ""
         elif option is None:
-            options[f"{part}Probability"] = 0
+            options[f"{component}Probability"] = 0
         else:
-            options |= {f"{part}Variant": option, f"{part}Probability": 100}
+            options |= {f"{component}Variant": option, f"{component}Probability": 100}
     return options
 
 

@@ -64,11 +64,11 @@ class OpenMojiSet(InMemory):
     @cached_property
     def _by_values(self) -> dict[tuple[str, ...], int]:
         """The first drawing of each role, skin tone and gender."""
-        found: dict[tuple[str, ...], int] = {}
+        indices: dict[tuple[str, ...], int] = {}
         for index in range(len(self.records)):
             if values := self.values(index):
-                found.setdefault(self._key(index, values), index)
-        return found
+                indices.setdefault(self._key(index, values), index)
+        return indices
 
     def _key(self, index: int, values: Mapping[str, str]) -> tuple[str, ...]:
         return (self.records[index].fields["role"], *(values.get(factor, "") for factor in FACTORS))
