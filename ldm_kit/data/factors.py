@@ -43,6 +43,10 @@ class FactorSet(PictureSet, Protocol):
         """
         ...
 
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return the factors whose value cannot be told from a picture with these values, such as a covered mouth."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class FactorSubset(Subset):
@@ -62,6 +66,10 @@ class FactorSubset(Subset):
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
         """Return the exact picture of an edit; see `FactorSet`."""
         return self.base.counterpart(int(self.indices[index]), factor, value)
+
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return the factors whose value cannot be told from a picture with these values; see `FactorSet`."""
+        return self.base.hidden(values)
 
 
 @dataclass(frozen=True)
