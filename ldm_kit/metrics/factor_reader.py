@@ -89,10 +89,10 @@ class FactorReader(nn.Module):
 
 def _block(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
     )

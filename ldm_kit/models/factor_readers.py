@@ -39,16 +39,16 @@ def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: 
     key = key_of("reader", CODE_VERSION, pictures.fingerprint, {k: [*v] for k, v in pictures.factors.items()},
                  config.model_dump(mode="json"))  # fmt: skip
 
-    def train() -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(config.seed, "reader weights"))
-            reader = FactorReader(pictures.factors, **shape).to(device)
-        trained = train_reader(reader, pictures.pictures, factor_labels(pictures), config)
-        return {name: value.cpu() for name, value in trained.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "reader weights"))
+        reader = FactorReader(pictures.factors, **shape).to(device)
 
-    reader = FactorReader(pictures.factors, **shape)
+    def train() -> dict[str, Tensor]:
+        trained = train_reader(reader, pictures.pictures, factor_labels(pictures), config)
+        return {name: value.detach().cpu() for name, value in trained.state_dict().items()}
+
     reader.load_state_dict(cached(cache_dir() / "readers", key, train))
-    return reader.to(device).eval()
+    return reader.eval()
 
 
 def factor_labels(pictures: FactorSet) -> Tensor:
