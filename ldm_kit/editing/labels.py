@@ -85,19 +85,20 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 def from_factors(pictures: PictureSet) -> list[Column]:
     """Return each factor as an attribute, of pictures that know their factors (`data.factors`).
 
-    Pictures that are equal in all other factors are pairs.
+    Pictures that are equal in all other factors are pairs. A value that a picture hides is not known.
 
     Raises:
         UserError: the pictures do not know their factors.
     """
     factor_set = known_factors(pictures)
     rows = [factor_set.values(index) for index in range(len(factor_set))]
+    shown = [{factor: row[factor] for factor in row.keys() - factor_set.hidden(row)} for row in rows]
 
     def pair(row: Mapping[str, str], factor: str) -> str:
         return "/".join(value for other, value in row.items() if other != factor)
 
     return [
-        Column(factor, tuple(row.get(factor) for row in rows), tuple(pair(row, factor) for row in rows))
+        Column(factor, tuple(row.get(factor) for row in shown), tuple(pair(row, factor) for row in rows))
         for factor in factor_set.factors
     ]
 
