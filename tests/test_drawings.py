@@ -1,9 +1,15 @@
-"""The demo's yardstick: distinct drawings, prompts that stay the same, and a ceiling of 100 %."""
+"""Prompt fidelity on OpenMoji: distinct drawings, prompts that stay the same, and a ceiling of 100 %."""
 
 import torch
 
+from benchmarks.claims.drawings import (
+    Drawings,
+    choose_prompts,
+    measure_fidelity,
+    reference_features,
+    without_twins,
+)
 from ldm_kit.data.images import InMemory, Record, Split, subset
-from ldm_kit.demo.measure import Drawings, choose_prompts, measure_fidelity, reference_features, without_twins
 
 
 def records(*texts: str) -> list[Record]:
