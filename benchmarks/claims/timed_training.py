@@ -85,7 +85,7 @@ def _train_first_stage(run: Path, overrides: Sequence[str]) -> None:
 
 @contextmanager
 def open_recipe(recipe: Recipe, autoencoder: Path, steps: int, seed: int = 0) -> Iterator[kit.Training]:
-    """Return a context with a training run, in a temporary folder, of the quick recipe's denoiser with a recipe's overrides.
+    """Return a context with a training run of the quick recipe's denoiser with overrides, in a temporary folder.
 
     Args:
         recipe: overrides of the quick recipe.

@@ -35,6 +35,12 @@ class Share:
         """The share's 95 % confidence interval (low, high) by Wilson's score."""
         return wilson(self.value, self.count)
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The share for JSON, with its interval and the number of pictures; None without pictures."""
+        known = {"share": self.value, "interval": [*self.interval]} if self.count else {"share": None, "interval": None}
+        return {**known, "count": self.count}
+
     def __str__(self) -> str:
         return percent(self.value, self.count)
 
@@ -48,15 +54,15 @@ class FactorShares:
 
     @property
     def mean(self) -> float:
-        """Mean of the factors' shares, each factor weighing the same."""
-        return sum(share.value for share in self.factors.values()) / len(self.factors)
+        """Mean of the factors' shares, each factor weighing the same; factors that no picture shows are left out."""
+        values = [share.value for share in self.factors.values() if share.count]
+        return sum(values) / len(values) if values else float("nan")
 
     @property
     def figures(self) -> dict[str, Any]:
         """The shares for JSON: by name the share, its interval and the number of pictures; the mean as a number."""
         named = {**self.factors, ALL: self.all}
-        rows = {name: {"share": s.value, "interval": [*s.interval], "count": s.count} for name, s in named.items()}
-        return {**rows, MEAN: self.mean}
+        return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
 
 
 def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> FactorShares:

@@ -1,4 +1,4 @@
-"""The demo's sheet: generated faces in sections, with their prompts, a title above each section, and the attribution."""
+"""The demo's sheet: generated faces in sections under titles, with their prompts, and the attribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ldm_kit.config import UserError
 from ldm_kit.data import sources
-from ldm_kit.data.factors import known_factors
 from ldm_kit.data.faces.dataset import ATTRIBUTION, FacesConfig
+from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset, to_unit
 from ldm_kit.demo.measure import FactorShares, choose_prompts, count_right, fidelity_table, sample_prompts
 from ldm_kit.demo.sheet import Section, sheet
@@ -59,14 +59,7 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     pipeline = Pipeline.load(run / "model", device or "cpu", torch.bfloat16 if is_bf16_fast(device or "cpu") else None)
     resolved = (options or SamplingOptions()).resolve(pipeline, OPTIONS)
     reader = factor_reader(data, device=str(device or "cpu"))
-    columns = {REAL: measure_real(reader, split)}
-    sections: list[Section] = []
-    for name, pictures in parts_of(split).items():
-        chosen = subset(pictures, choose_prompts(pictures, count, name))
-        prompts = [record.text for record in chosen.records]
-        generated = sample_prompts(pipeline, prompts, resolved)
-        columns[name] = count_right(reader, generated, factor_labels(known_factors(chosen)))
-        sections.append(Section(name, generated[:EACH], prompts[:EACH]))
+    columns, sections = measure_parts(pipeline, reader, split, count, resolved)
     path = run / "pictures" / "sheet.png"
     save_png(sheet(sections, ATTRIBUTION), path, {"attribution": ATTRIBUTION})
     return _summary(columns, autoencoder_psnr(pipeline, split.heldout), path)
@@ -78,6 +71,33 @@ def _faces_of(run: Path) -> FacesConfig:
     if not isinstance(data, FacesConfig):
         raise UserError(f"{run} was trained on {data.source}; expected a run on faces, such as `make demo` trains")
     return data
+
+
+def measure_parts(
+    pipeline: Pipeline, reader: FactorReader, split: Split, count: int, options: SamplingOptions
+) -> tuple[dict[str, FactorShares], list[Section]]:
+    """Sample at most `count` captions of each part of a split and measure the pictures.
+
+    Args:
+        pipeline: the model.
+        reader: reads factors from pictures; not trained on held-out or compositional pictures.
+        split: pictures that know their factors.
+        count: most captions of each part.
+        options: sampling options.
+
+    Returns:
+        Shares of right values by name, first those of the real held-out and compositional pictures; and a section of
+        the sheet for each part.
+    """
+    columns = {REAL: measure_real(reader, split)}
+    sections: list[Section] = []
+    for name, pictures in parts_of(split).items():
+        chosen = subset(pictures, choose_prompts(pictures, count, name))
+        prompts = [record.text for record in chosen.records]
+        generated = sample_prompts(pipeline, prompts, options)
+        columns[name] = count_right(reader, generated, factor_labels(known_factors(chosen)))
+        sections.append(Section(name, generated[:EACH], prompts[:EACH]))
+    return columns, sections
 
 
 def parts_of(split: Split) -> dict[str, PictureSet]:
