@@ -1,7 +1,11 @@
 """Prompt fidelity on OpenMoji: distinct drawings, prompts that stay the same, and a ceiling of 100 %."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
+from benchmarks.claims import fidelity as claim
 from benchmarks.claims.drawings import (
     Drawings,
     choose_prompts,
@@ -9,6 +13,7 @@ from benchmarks.claims.drawings import (
     reference_features,
     without_twins,
 )
+from ldm_kit.cli import run_cli
 from ldm_kit.data.images import InMemory, Record, Split, subset
 
 
@@ -58,3 +63,41 @@ def test_a_held_out_picture_with_a_twin_in_training_is_not_unseen():
     assert len(without_twins(parts.heldout, parts.train)) == 0
     assert parts.compositional is not None
     assert len(without_twins(parts.compositional, parts.train)) == 1
+
+
+class Painter:
+    """Stands in for a pipeline: generates the true drawing of each caption, or that of the caption before it."""
+
+    vae = None
+
+    def __init__(self, shift: int) -> None:
+        parts = split()
+        sets = [parts.train, parts.heldout, parts.compositional]
+        self.shift = shift
+        self.pictures = {r.text: part.picture(i) for part in sets if part for i, r in enumerate(part.records)}
+
+    def generate(self, prompts, seeds, options, batch):
+        assert [*seeds] == [*range(len(prompts))]
+        yield torch.stack([self.pictures[text] for text in prompts]).roll(self.shift, 0)
+
+
+def test_the_claim_samples_seen_and_unseen_captions(monkeypatch):
+    monkeypatch.setattr(claim, "judges", lambda vae, device: {"pixels": pixel_features})
+    monkeypatch.setattr(
+        claim.kit, "SamplingOptions", lambda: SimpleNamespace(resolve=lambda pipeline, options: options)
+    )
+    parts = split()
+    assert parts.compositional is not None
+    whole = subset(parts.train, [0, 1])
+    rows = claim.measure(Painter(0), Split(whole, parts.compositional, None), 9)
+    assert [*rows] == ["seen in training, nearest in pixels", "held-out pictures, nearest in pixels"]
+    assert [(row.rank1, row.count) for row in rows.values()] == [(1.0, 2), (1.0, 1)]
+    shifted = claim.measure(Painter(1), Split(whole, parts.compositional, None), 9)
+    assert shifted["seen in training, nearest in pixels"].rank1 == 0.0
+
+
+def test_a_claim_without_a_model_is_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        run_cli(claim.fidelity, ["--model", "nowhere"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: no model in nowhere; train configs/openmoji/ae_quick.yaml")
