@@ -98,9 +98,7 @@ class EditJudge:
                 edited = self.model.decode(moved, code_noise, self.steps.steps, stop=self.steps.stop)
                 yield from self._judge(pictures, index, edits, results, edited)
 
-    def _plan(
-        self, pictures: FactorSet, index: int, possible: Sequence[PlannedEdit], seed: int
-    ) -> list[PlannedEdit]:
+    def _plan(self, pictures: FactorSet, index: int, possible: Sequence[PlannedEdit], seed: int) -> list[PlannedEdit]:
         """Return one edit of each factor of a picture."""
         chosen: list[PlannedEdit] = []
         values = pictures.values(index)

@@ -10,6 +10,7 @@ is that dimension's importance R_ij for factor j.
 """
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -125,7 +126,9 @@ def _forest(x: Any, y: Any, seed: int) -> Any:
 
     def fit(depth: int) -> Any:
         options = {"oob_score": True, "max_features": None, "random_state": seed}
-        return _ensemble().RandomForestClassifier(TREES, max_depth=depth, **options).fit(x, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")  # of a few pictures, in all trees
+            return _ensemble().RandomForestClassifier(TREES, max_depth=depth, **options).fit(x, y)
 
     forests: Sequence[Any] = [fit(depth) for depth in FOREST_DEPTHS]
     best = max(forest.oob_score_ for forest in forests)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import sources
-from ldm_kit.data.factors import FactorSet, known_factors
 from ldm_kit.data.faces import dataset as faces
 from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.factors import FactorSet, known_factors
 from ldm_kit.data.images import PictureSet, subset
 from ldm_kit.data.shapes import dataset as shapes
 from ldm_kit.data.shapes.dataset import ShapesConfig
@@ -72,9 +72,7 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
     known = known_factors(pictures)
     labels = factor_labels(known)
     right = reader.read(known.pictures(range(len(known)))) == labels
-    return {
-        factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)
-    }
+    return {factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)}
 
 
 def _training_pictures(data: DataConfig, config: ReaderConfig) -> FactorSet:
