@@ -1,7 +1,7 @@
 """Measures of disentanglement: DCI, FactorVAE score, mutual information gap (MIG) and total AUROC difference (TAD).
 
-Each is a function of codes [N, D] and of what is known about the N pictures: factors [N, F], the whole number of each
-factor's value, or attributes [N, A], 0 or 1; -1 where it is not known. `groups` names dimensions that count as one, such
+Each is a function of codes [N, D] and of what is known about the N pictures: factors [N, F], the number of each
+factor's value, or attributes [N, A], 0 or 1; -1 where not known. `groups` names dimensions that count as one, such
 as those of a token or of a chunk. A group counts by the sum of its importances (DCI), the mean of its normalised
 variances (FactorVAE score) or its first principal component (MIG, TAD).
 """

@@ -52,7 +52,7 @@ def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: 
 
 
 def factor_labels(pictures: FactorSet) -> Tensor:
-    """Return the number of each factor's value, int64 [N, F]; -1 where a picture lacks the factor or hides its value."""
+    """Return the number of each factor's value, int64 [N, F]; -1 where a picture lacks the factor or hides it."""
     numbers = {factor: {value: i for i, value in enumerate(values)} for factor, values in pictures.factors.items()}
     rows: list[list[int]] = []
     for index in range(len(pictures)):
