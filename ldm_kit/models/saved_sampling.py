@@ -5,6 +5,7 @@ diffusers ignores the file, as model_index.json does not name it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +85,9 @@ class SavedSampling:
     @property
     def guidance_range(self) -> GuidanceRange:
         """Guidance scales and times that the model takes as input; any, if the file does not say."""
-        values = {name: self.sections.get(GUIDANCE, {}).get(name) for name in GuidanceRange._fields}
-        given = {name: value for name, value in values.items() if value is not None}
-        return GuidanceRange(**given)
+        values = self.sections.get(GUIDANCE, {})
+        low, high = values.get("interval", (0.0, 1.0))
+        return GuidanceRange(values.get("max_scale", math.inf), (low, high))
 
     @property
     def trains_null(self) -> bool:
