@@ -307,7 +307,7 @@ def test_what_the_input_cannot_do_is_refused_in_a_sentence(method, options, said
 def test_an_interval_beyond_that_of_the_training_is_refused(method):
     narrow = method.config.guidance.model_copy(update={"interval": (0.2, 0.8)})
     pipeline = replace(method.pipeline, saved=narrow.saved)
-    with pytest.raises(UserError, match="--guidance_interval is 0.1 0.5, but .* between 0.2 and 0.8"):
+    with pytest.raises(UserError, match=r"--guidance_interval is 0\.1 0\.5, but .* between 0\.2 and 0\.8"):
         SamplingOptions(guidance_scale=2.0, guidance_interval=(0.1, 0.5)).resolve(pipeline)
     taken = SamplingOptions(guidance_scale=2.0, guidance_interval=(0.3, 0.5)).resolve(pipeline)
     assert taken.guidance_interval == (0.3, 0.5)

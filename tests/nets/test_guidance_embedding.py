@@ -1,4 +1,4 @@
-"""The guidance scale as a U-Net's input: diffusers' embedding, and weights that start where the scale changes nothing."""
+"""The guidance scale as a U-Net's input: diffusers' embedding, and weights at which the scale changes nothing."""
 
 import pytest
 import torch
