@@ -20,9 +20,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
-from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
+from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, as_text
 
 PICTURE_LIMIT = 256 * 2**20  # most bytes of a picture's file
 TEXT_LIMIT = 2**20  # most bytes of a caption, class or .json file
@@ -39,21 +39,26 @@ class WebDatasetConfig(ArchiveConfig):
     """Options of a data source that is a set of tar shards."""
 
     source: Literal["webdataset"] = Field(default="webdataset", description="which data: tar shards")
+    on_bad_caption: BadCaption = BAD_CAPTION
 
 
 @dataclass(frozen=True)
 class TarReader:
-    """Reader of the samples in uncompressed tar files."""
+    """Reader of the pictures, captions and classes in uncompressed tar files."""
 
-    fields: Sequence[str] = ()  # values of a sample's .json to keep
+    fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
+    on_bad_caption: BadCaption = "skip"  # what is done with a picture whose caption or class cannot be read
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar" and the names in `fields`; a shard's cached index is made anew when they differ."""
-        return ["tar", *self.fields]
+        """The word "tar", `fields`, and the rule for captions: part of the key of a tar's cached list of pictures."""
+        return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a message for each member of the tar that cannot be used, then every sample in the shard's order."""
+        """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
+
+        For a sample without a picture, or whose texts cannot be read, a message is yielded instead.
+        """
         samples, complaints = members(path)
         yield from complaints
         with path.open("rb") as file:
@@ -65,7 +70,9 @@ class TarReader:
                 try:
                     entry = self._entry(f"{key}.{kind}", _metadata(file, spans))
                 except (ValueError, RecursionError) as error:
-                    yield f"{key!r:.120}: its text cannot be read ({error!s:.120})"
+                    entry = Entry(f"{key}.{kind}", problem=f"its text cannot be read ({error!s:.120})")
+                if entry.problem and self.on_bad_caption == "skip":
+                    yield f"{key!r:.120}: {entry.problem}"
                 else:
                     yield ArchiveSample(entry, spans[kind], _bytes(file, spans[kind]))
 
@@ -77,7 +84,7 @@ class TarReader:
         return Entry(name, text, None if label is None else str(label), fields)
 
     def read(self, path: Path, location: Span) -> bytes:
-        """Return the bytes of the image file at a location that `scan` has returned."""
+        """Return the bytes of the image file at `location` (offset, number of bytes) in the tar file `path`."""
         with path.open("rb") as file:
             return _bytes(file, location)
 
@@ -89,13 +96,14 @@ def load(config: WebDatasetConfig) -> Split:
         UserError: there are no shards, a file is no uncompressed tar, no picture is usable, more pictures are bad than
             allowed, or no picture is left to train on.
     """
-    return archives.load(config, TarReader(config.fields), ".tar")
+    return archives.load(config, TarReader(config.fields, config.on_bad_caption), ".tar")
 
 
 def members(path: Path) -> tuple[Samples, list[str]]:
     """Return the samples of a tar file, and a message for each member of the tar that cannot be used.
 
-    A sample consists of the members whose names are equal up to the first dot; offset and size of each are returned.
+    A sample consists of the members whose names are equal up to the first dot. Samples are returned as {common name:
+    {suffix: (offset of the member's contents in the tar, number of bytes)}}.
 
     Raises:
         UserError: the file is no uncompressed tar, or has too many members.
@@ -122,7 +130,7 @@ def members(path: Path) -> tuple[Samples, list[str]]:
 
 
 class _LimitedReads(io.RawIOBase):
-    """File wrapper that refuses reads of more than HEADER_LIMIT bytes, for headers of a tar that claim to be larger."""
+    """File wrapper that refuses reads of over HEADER_LIMIT (2^20) bytes, as a tar's headers may claim to be larger."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -154,9 +162,9 @@ def _walk(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | None:
-    """Add a member of a tar to its sample, or return a complaint; skip folders, hidden files, files without suffix.
+    """Add a member of a tar to its sample in `samples`, or return a complaint if it cannot be used.
 
-    `end` is the size of the shard in bytes.
+    Folders, hidden files and files without a suffix are skipped. `end` is the size of the tar in bytes.
     """
     if complaint := _complaint(member, end):
         return complaint
@@ -175,7 +183,7 @@ def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | No
 
 
 def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
-    """Return why a member of a tar must not be read, or None; `end` is the size of the shard in bytes."""
+    """Return why a member of a tar must not be read, None if it may; `end` is the size of the tar in bytes."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         return "leads outside; expected a relative name without .."
@@ -189,7 +197,7 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
 def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
     """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
 
-    `spans` holds the offset and size in the shard of each of the sample's files, by suffix.
+    `spans` holds, by suffix of each of the sample's files, its offset and size in the open tar `file`.
 
     Raises:
         ValueError: a file is not valid UTF-8 or JSON.
