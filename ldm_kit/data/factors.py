@@ -44,7 +44,7 @@ class FactorSet(PictureSet, Protocol):
         ...
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value cannot be told from a picture with these values, such as a covered mouth."""
+        """Return the factors whose value a picture with these values does not show, such as a covered mouth."""
         ...
 
 
@@ -68,7 +68,7 @@ class FactorSubset(Subset):
         return self.base.counterpart(int(self.indices[index]), factor, value)
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value cannot be told from a picture with these values; see `FactorSet`."""
+        """Return the factors whose value a picture with these values does not show; see `FactorSet`."""
         return self.base.hidden(values)
 
 

@@ -156,14 +156,14 @@ def _table(report: Report) -> list[str]:
             report["probes"].items()]  # fmt: skip
     if edits is None:
         return _lines([head, *rows])
-    head += ["reader", "edits", "right", "of the truth", "others kept", "closer", "distance", "nearest"]
+    head += ["reader", "edits", "right", "of the truth", "others unchanged", "closer", "distance", "nearest"]
     rows = [row + _edit_cells(edits["reader"].get(row[0]), edits["factors"].get(row[0], {})) for row in rows]
     total = ["all", "", "", *_edit_cells(statistics.fmean(edits["reader"].values()), edits["all"])]
     return _lines([head, *rows, total])
 
 
 def _edit_cells(reader: float | None, errors: Mapping[str, Any]) -> list[str]:
-    shares = [_share(errors.get(name)) for name in ("right", "readable", "kept", "closer")]
+    shares = [_share(errors.get(name)) for name in ("right", "readable", "unchanged", "closer")]
     return [_share(reader), str(errors.get("edits", 0)), *shares, _number(errors.get("ratio")),
             _share(errors.get("nearest"))]  # fmt: skip
 

@@ -32,7 +32,7 @@ class DCI(NamedTuple):
     """The three scores, each at most 1, and what they are computed from."""
 
     disentanglement: float  # each dimension tells one factor alone: 1
-    completeness: float  # each factor is told by one dimension alone: 1
+    completeness: float  # each factor is in one dimension alone: 1
     informativeness: float  # mean over factors of the share of values predicted right in pictures not fitted to
     importance: Tensor  # float64 [D, F] or, for groups, [G, F]; the sum over dimensions is 1
     accuracy: Tensor  # float64 [F], of which informativeness is the mean

@@ -69,9 +69,9 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
         reader: the reader.
         pictures: real pictures that know their factors, not those that the reader was trained on.
     """
-    known = known_factors(pictures)
-    labels = factor_labels(known)
-    right = reader.read(known.pictures(range(len(known)))) == labels
+    factor_set = known_factors(pictures)
+    labels = factor_labels(factor_set)
+    right = reader.read(factor_set.pictures(range(len(factor_set)))) == labels
     return {factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)}
 
 
@@ -80,7 +80,7 @@ def _training_pictures(data: DataConfig, config: ReaderConfig) -> FactorSet:
         pictures = known_factors(sources.load(data).train)
         return known_factors(subset(pictures, range(min(len(pictures), config.count))))
     split = sources.load(data)
-    judged = {record.name for part in split[1:] if part is not None for record in part.records}
+    judged = {record.name for pictures in split[1:] if pictures is not None for record in pictures.records}
     seed = derive_seed(data.seed + config.seed, "reader pictures") % 2**31
     return _others(_render(data.model_copy(update={"seed": seed, "count": config.count})), judged)
 

@@ -72,7 +72,7 @@ def test_edits_along_exact_directions_end_at_the_truth(pictures):
     assert {factor: len(some) > 5 for factor, some in errors.items()} == {"top": True, "bottom": True}
     for error in (error for some in errors.values() for error in some):
         assert error.ratio < 0.02
-        assert (error.right, error.kept, error.others, error.rank, error.readable) == (True, 1, 1, 1, True)
+        assert (error.right, error.unchanged, error.others, error.rank, error.readable) == (True, 1, 1, 1, True)
         assert error.candidates == 1 + 3 + 2
 
 
