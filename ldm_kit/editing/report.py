@@ -30,7 +30,7 @@ from ldm_kit.models.folder import device_named
 from ldm_kit.models.protocol import encode_pictures, encoder_digest, normalise
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.paths import check_writable_file
-from ldm_kit.viz.png import write_atomic
+from ldm_kit.viz.png import unused_path, write_atomic
 
 FORMAT = "ldm_kit report 1"
 Report = dict[str, Any]
@@ -50,7 +50,7 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
         UserError: a model that is not semantic, a set without labels, a factor that does not exist, a group size that
             does not divide a code, a missing package, or a file that cannot be written.
     """
-    out = options.out or context.folder / "reports" / f"{options.source}.json"
+    out = options.out or unused_path(context.folder / "reports" / f"{options.source}.json")
     check_writable_file(out)
     check_packages()
     model = context.load_semantic_model()

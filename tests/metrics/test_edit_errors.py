@@ -13,9 +13,8 @@ def flat(level: int) -> torch.Tensor:
 def error_of(edited: int, readings: list[list[int]], labels: list[int], factor: int = 0) -> EditError:
     """The picture 100 is to become 200; other edits of it would give 120 and 210."""
     candidates = torch.stack([flat(120), flat(200), flat(210)])
-    return edit_error(
-        flat(edited), flat(100), candidates, 1, readings=torch.tensor(readings), labels=torch.tensor(labels), factor=factor
-    )  # fmt: skip
+    read, known = torch.tensor(readings), torch.tensor(labels)
+    return edit_error(flat(edited), flat(100), candidates, 1, readings=read, labels=known, factor=factor)
 
 
 @pytest.mark.parametrize(
