@@ -54,7 +54,7 @@ def edit_error(
 def summarise(errors: Sequence[EditError]) -> dict[str, Any]:
     """Return shares and means over edits, for JSON; with 95 % intervals [low, high] of shares by Wilson's score.
 
-    `right`: the wanted factor is found; `unchanged`: mean share of the other factors that are found unchanged; `closer`: the
+    `right`: the wanted factor is found; `unchanged`: mean share of other factors found unchanged; `closer`: the
     edited picture is nearer to the truth than the unedited one; `ratio`: mean of the distances' ratio; `nearest`: the
     truth is the nearest of all candidates; `rank`: the truth's median rank; `readable`: the reader finds the wanted
     factor in the truth.
