@@ -50,7 +50,8 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
         UserError: a model that is not semantic, a set without labels, a factor that does not exist, a group size that
             does not divide a code, a missing package, or a file that cannot be written.
     """
-    out = options.out or unused_path(context.folder / "reports" / f"{options.source}.json")
+    default = context.folder / "reports" / f"{options.source}.json"
+    out = options.out if "out" in options.model_fields_set else unused_path(default)
     check_writable_file(out)
     check_packages()
     model = context.load_semantic_model()
