@@ -76,7 +76,7 @@ class ArchiveSample(NamedTuple):
 
     entry: Entry  # name in the archive, caption, class and further metadata
     location: tuple[int, int]  # argument of `ArchiveReader.read`, such as the file's offset and size in a tar
-    contents: bytes  # of the image file
+    contents: bytes  # bytes of the image file
 
 
 class ArchiveReader(Protocol):

@@ -147,8 +147,8 @@ class Session:
 
         Raises:
             Stopped: a rank has caught a stop signal; the checkpoint is already saved.
-            UserError: a checkpoint could not be written, which must be (the last one, or before a stop) or is the
-                `train.save_attempts`-th in a row to fail; or the evaluation has no metric that `train.keep_best` names.
+            UserError: saving failed after the last step, before a stop, or for the `train.save_attempts`-th time in a
+                row; or the evaluation lacks the metric that `train.keep_best` names.
         """
         config, stop_signal, is_best = trainer.config, self.signals.caught_by_any(), self.retention.is_best(metrics)
         is_last = step.number == config.steps
@@ -188,7 +188,7 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether `step` is one of every `every` steps, or step number `last`, after which an action is due."""
+    """Return whether an action is due after `step`: it is after every `every` steps, and after step number `last`."""
     return step.number % every == 0 or step.number == last
 
 
