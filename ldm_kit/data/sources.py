@@ -10,12 +10,16 @@ from pydantic import Field
 
 from ldm_kit.data import digits, folder, given, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
+from ldm_kit.data.faces import dataset as faces
+from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
+from ldm_kit.data.shapes import dataset as shapes
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
 SOURCES: dict[type, Callable[[Any], Split]] = {
@@ -24,6 +28,8 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     WebDatasetConfig: webdataset.load,
     ParquetConfig: parquet.load,
     DigitsConfig: digits.load,
+    FacesConfig: faces.load,
+    ShapesConfig: shapes.load,
     GivenConfig: given.load,
 }
 

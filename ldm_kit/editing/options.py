@@ -126,7 +126,7 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: the training pictures, which are a labelled folder, OpenMoji, or examples.
+    """Options of `edit.py learn`: the training pictures, which are labelled, a built-in set, or examples.
 
     A labelled folder is `images` with the table `labels`, of which the attributes `column` are learned. Examples are
     the folder `positive`, with `negative` for contrast, and `name` as the attribute's name.
@@ -139,6 +139,9 @@ class TrainingExamples(Config):
         default=None, description="column that is equal for pictures that differ in one attribute alone"
     )
     openmoji: bool = Field(default=False, description="learn gender, skin tone and group of OpenMoji")
+    dataset: Literal["faces", "shapes"] | None = Field(
+        default=None, description="learn every factor of a built-in set: faces or shapes"
+    )
     positive: Path | None = Field(default=None, description="a folder of a dozen examples")
     negative: Path | None = Field(default=None, description="counter-examples; the training set if left out")
     name: str | None = Field(default=None, description="what the examples have in common")
@@ -148,8 +151,11 @@ class TrainingExamples(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum((self.labels is not None, self.openmoji, self.positive is not None)) != 1:
-            raise ValueError("expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR")
+        sources = self.labels is not None, self.openmoji, self.dataset is not None, self.positive is not None
+        if sum(sources) != 1:
+            raise ValueError(
+                "expected one source: --labels FILE with --images DIR, --openmoji, --dataset NAME, or --positive DIR"
+            )
         if self.labels is not None and self.images is None:
             raise ValueError("--labels needs --images DIR, the folder of the pictures that it labels")
         if self.positive is not None and not self.name:

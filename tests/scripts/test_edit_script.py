@@ -229,7 +229,7 @@ OTHERS = [  # (command and its arguments, what the sentence says); {model} is th
     ("change --model {world:pixels} --image {picture} --attribute red", "has no semantic codes"),
     ("change --model {tmp} --image {picture} --attribute red", "{tmp}"),
     ("change --model {bare} --image {picture} --attribute red --invert_steps 2", "holds no directions; learn some"),
-    ("learn --model {model}", "expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR"),
+    ("learn --model {model}", "--labels FILE with --images DIR, --openmoji, --dataset NAME, or --positive DIR"),
     ("learn --model {model} --openmoji --positive {tmp}", "expected one source"),
     ("learn --model {model} --labels {tmp}/odd.csv", "--labels needs --images DIR"),
     ("learn --model {model} --labels {tmp}/odd.csv --images {pictures}", "odd.csv has no attribute: no column"),
