@@ -218,7 +218,7 @@ def _extra(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names under which pydantic reads `field`, named `name`: the present name, then older releases'."""
+    """Return the names under which pydantic reads `field`, named `name`: the present name, then earlier ones."""
     aliases = field.validation_alias
     return [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 

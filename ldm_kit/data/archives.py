@@ -62,10 +62,10 @@ class ArchiveConfig(Config):
         default="skip", description="what to do with a picture that cannot be read"
     )
     max_bad_share: float = Field(
-        default=0.01, ge=0, le=1, description="stop if more are bad; above 0, one bad picture is always allowed"
+        default=0.01, ge=0, le=1, description="stop if a larger share is bad; above 0, one bad picture always passes"
     )
     pixel_limit: int = Field(
-        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
+        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels that an image may have by its header"
     )
     verify: bool = Field(
         default=True,

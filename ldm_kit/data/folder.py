@@ -71,10 +71,10 @@ class FolderConfig(Config):
         description="stop if more than this share is bad; above 0, one bad picture is always allowed",
     )
     pixel_limit: int = Field(
-        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
+        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels that an image may have by its header"
     )
     memory_limit: int = Field(
-        default=2 * 2**30, ge=0, description="most bytes of a set decoded into memory; larger: on demand"
+        default=2 * 2**30, ge=0, description="most bytes of a set decoded into memory; larger sets: on demand"
     )
     verify: bool = Field(
         default=True,

@@ -109,7 +109,8 @@ def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: 
     """Return whether all class folders are named as kohya's `10_dog` (class dog, each picture counted 10 times).
 
     With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) are kohya's only if some
-    picture has a caption file. `folders` and `captioned` hold each picture's class folder and whether the file exists.
+    picture has a caption file. `folders` holds the class folder of each picture; `captioned`, whether the picture has a
+    caption file.
 
     Raises:
         UserError: the layout is repeats, and some folder is not named like `10_dog`.

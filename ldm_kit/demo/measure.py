@@ -66,7 +66,8 @@ def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: Sampling
 def reference_features(drawings: Drawings, features: Features) -> Tensor:
     """Compute the features of all D drawings, float64 [D, F].
 
-    `features` maps pictures [B, C, R, R] in [-1, 1] to features [B, F]."""
+    `features` maps pictures [B, C, R, R] in [-1, 1] to features [B, F].
+    """
     return embed(lambda x: features(to_unit(x)), drawings.pixels)
 
 

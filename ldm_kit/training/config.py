@@ -27,7 +27,7 @@ class TrainConfig(Config):
     )
     attention: Literal["auto", "sdpa", "math", "xformers"] = Field(
         default="auto",
-        description="kernel of attention; auto: math on a CPU, else sdpa; xformers: torch's own where it does not work",
+        description="kernel of attention; auto: math on a CPU, else sdpa; xformers: torch's own if that cannot be used",
     )
     channels_last: bool | None = Field(
         default=None,

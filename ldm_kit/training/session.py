@@ -29,7 +29,7 @@ from ldm_kit.training.training_state import check_unchanged
 
 
 class Settings(Protocol):
-    """The fields of a run's config that a session reads: its folder (`run`), its seed, and three of its sections."""
+    """The fields of a run's config that a session reads: its folder (`run`), seed, and sections train, ema and log."""
 
     @property
     def run(self) -> str: ...
@@ -106,7 +106,7 @@ class Session:
     def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From now on a stop signal no longer ends the process at once: the run ends after the current step. When all
+        After this call a stop signal no longer ends the process at once: the run ends after the current step. When all
         checks have passed, the config is written, and metrics later than the checkpoint are dropped.
 
         Args:
@@ -225,10 +225,11 @@ def _open_folder(
 ) -> Path | None:
     """Lock the run's folder, on the main rank; return the checkpoint to resume from (None: a new run), on all ranks.
 
-    `stack` will release the lock; it is None on all ranks but the main one. `resume` is as in `session`.
+    `stack` will release the lock; it is None on all ranks but the main one. `resume` is `latest`, the
+    folder of a checkpoint, or None for a new run.
 
     Raises:
-        UserError: on every rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
+        UserError: on each rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
     path, error_text = None, None
     if stack is not None:
