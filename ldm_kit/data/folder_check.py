@@ -59,7 +59,7 @@ def folder_index(
         check: function that checks one picture, given its name; it returns a message if the picture is bad.
 
     Raises:
-        UserError: `entries` or `check` has raised it, in this process or another.
+        UserError: `entries` or `check` has raised a UserError, in this process or another.
     """
     group, key = peers.host(), digest([CODE_VERSION, str(root.resolve()), *settings])
     path = cache_dir() / "folders" / f"{key[:32]}.safetensors"

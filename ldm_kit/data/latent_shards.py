@@ -141,7 +141,7 @@ def streamed_checksum(path: Path) -> str:
     """Return the CRC-32 (hex) of the tensors mean and logvar in a shard, read in chunks to save memory.
 
     Raises:
-        UserError: the shard lacks a tensor.
+        UserError: the shard lacks the tensor mean or logvar.
     """
     state = 0
     for name in ("mean", "logvar"):

@@ -76,7 +76,7 @@ def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distan
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, or the distance is unknown.
+        ValueError: a shape is not as above, an index is outside 0..N - 1, or the distance is unknown.
     """
     _check(generated, references, truth)
     blocks = zip(_distances(generated, references, distance), truth.cpu().split(_BLOCK), strict=True)
@@ -98,7 +98,7 @@ def agreement(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+        ValueError: a shape is not as above, an index is outside 0..N - 1, the distance is unknown, or there is not one
             value for each reference.
     """
     _check(generated, references, truth)
@@ -131,7 +131,7 @@ def fidelity(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+        ValueError: a shape is not as above, an index is outside 0..N - 1, the distance is unknown, or there is not one
             tone for each reference.
     """
     if tones is not None and len(tones) != len(references):

@@ -19,7 +19,7 @@ class Task(Protocol):
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Trained modules by name; the loop gives each its own optimisers, and may wrap it for DDP."""
+        """Trained modules by name; the loop gives each module its own optimisers, and may wrap each for DDP."""
         ...
 
     @property
