@@ -33,7 +33,10 @@ class MuonConfig(Config):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="gradient momentum, with Nesterov's look-ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
-        default=128, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
+        default=128,
+        ge=1,
+        description="most rows of a weight that are made orthogonal together, where blocks of that size or half of it "
+        "divide the rows; else, and with null, all of them",
     )
 
 
@@ -67,10 +70,10 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return the number of equal blocks, each of at most `most` rows, into which a matrix of `rows` rows is split.
+    """Return the number of equal blocks, of at most `most` rows if possible, into which a matrix of `rows` rows is split.
 
-    This is the smallest number from f to 2 f - 1 that divides `rows`, where f = ceil(rows / most). If none does, or
-    `most` is None, all rows are one block.
+    This is the smallest number from f to 2 f - 1 that divides `rows`, where f = ceil(rows / most). If none does, as
+    with a prime number of rows, or `most` is None, it is 1: all rows are one block, which may have more than `most`.
     """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
