@@ -134,12 +134,7 @@ def load(config: FolderConfig) -> Split:
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name; sets of over `memory_limit` bytes are decoded on demand.
-
-    Raises:
-        UserError: the folder does not exist, its metadata is invalid, pictures lie beside class folders, no picture is
-            usable, one is bad (with `on_bad` "raise"), or more are bad than allowed.
-    """
+    """Load all usable pictures of a folder, sorted by name; raises UserError where `load` does, but knows no splits."""
     return _load(config, training=False)
 
 

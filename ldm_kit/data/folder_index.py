@@ -185,7 +185,7 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl, as in HF's imagefolder)."""
+    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl; HF's imagefolder)."""
     folders = sorted({table.rpartition("/")[0] for table in files.tables})
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]

@@ -70,7 +70,7 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return the number of equal blocks, of at most `most` rows if possible, into which a matrix of `rows` rows is split.
+    """Return the number of equal blocks into which a matrix of `rows` rows is split, with at most `most` rows each.
 
     This is the smallest number from f to 2 f - 1 that divides `rows`, where f = ceil(rows / most). If none does, as
     with a prime number of rows, or `most` is None, it is 1: all rows are one block, which may have more than `most`.
