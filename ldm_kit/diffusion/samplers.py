@@ -61,7 +61,7 @@ def ddim(
         One state for each step.
 
     Raises:
-        ValueError: eta > 0 without `noise`.
+        ValueError: `eta` is above 0 but `noise` is None.
     """
     if eta > 0 and noise is None:
         raise ValueError(f"eta {eta} adds noise at every step; expected a noise function beside it")
@@ -105,8 +105,8 @@ def ddpm(
         One state for each step.
 
     Raises:
-        ValueError: a learned variance that the denoiser does not predict; or a gradient where the only step leads to
-            clean data and the variance is not the small one.
+        ValueError: `variance` is learned_range but the denoiser predicts no variance; or `gradient` is given with a
+            variance other than small, although the only step leads to clean data, where just the small one is defined.
     """
     for step, one in enumerate(chain(denoiser.schedule, times)):
         time = times_like(x, one.t)

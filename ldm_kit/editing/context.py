@@ -21,8 +21,8 @@ class ModelContext(Config):
     """Settings of a command that uses a model: the model's folder and the device."""
 
     model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
-    checkpoint: str | None = Field(default=None, description="of a run: best, last, or a checkpoint's name or step")
-    device: str | None = Field(default=None, description="cpu, cuda, ...; the accelerator if there is one")
+    checkpoint: str | None = Field(default=None, description="checkpoint of a run: best, last, or a name or step")
+    device: str | None = Field(default=None, description="cpu, cuda, ...; left out: the accelerator, if any")
 
     @property
     def folder(self) -> Path:
@@ -50,7 +50,7 @@ class ModelContext(Config):
         """Load the model as a semantic model, whose decoder runs under autocast to `precision` ("no": in float32).
 
         Raises:
-            UserError: the results cannot be written, or there is no semantic model in the folder.
+            UserError: the output folder cannot be written to, or the model's folder holds no semantic model.
         """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
@@ -63,7 +63,7 @@ class ModelContext(Config):
         """Load the model as a `Pipeline` of prompts, classes or no condition, which runs under autocast to `precision`.
 
         Raises:
-            UserError: the results cannot be written, or there is no such model in the folder.
+            UserError: the output folder cannot be written to, or the model's folder holds no such model.
         """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
@@ -84,7 +84,7 @@ class EditContext(ModelContext):
     """Settings of a command that writes pictures: the model, the device, the precision, and the output folder."""
 
     out: Path = Field(
-        default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
+        default=Path("edits"), description="folder for the pictures and sheet.png; left out: a new folder"
     )
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
