@@ -1,4 +1,4 @@
-"""Adversarial training step: one autoencoder pass serves its own and the discriminator's loss (Esser et al. 2021)."""
+"""Adversarial training step: autoencoder's and discriminator's losses from one reconstruction (Esser et al. 2021)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -165,7 +165,7 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 def _usage(made: Reconstruction) -> Logs:
     """Return {"perplexity": the codebook's perplexity over the batch `made`}; {} for a KL model.
 
-    It is biased low in one batch; `CodeUsage` measures a data set.
+    The perplexity of one batch is too low on average; `CodeUsage` measures that of a data set.
     """
     if made.indices is None:
         return {}

@@ -78,7 +78,7 @@ class Discriminator(nn.Module):
         """Return logits [B, 1, h, w], one per overlapping patch of the pictures x.
 
         Raises:
-            AutoencoderError: the pictures are too small.
+            AutoencoderError: the pictures' shorter side is below 3 * 2^layers pixels.
         """
         if min(x.shape[-2:]) < (least := 3 * 2**self.config.layers):
             size, layers = f"{x.shape[-2]}x{x.shape[-1]}", self.config.layers

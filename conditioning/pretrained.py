@@ -183,7 +183,7 @@ def _store(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(unique: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Return the row [N] of each of `captions` in a table of states whose rows are "" and then `unique`."""
+    """Return the row index [N] of each caption in a table whose rows are the states of "" and then of `unique`."""
     row = {caption: index for index, caption in enumerate(["", *unique])}
     return torch.tensor([row[caption] for caption in captions], dtype=torch.long)
 

@@ -58,7 +58,7 @@ class StridedEncoderConfig(BaseModel):
     widths: tuple[int, ...] = Field(
         default=(64, 128, 256, 256, 256), min_length=1, description="channels of each convolution; each halves the side"
     )
-    attention: int | None = Field(default=3, ge=1, description="after how many convolutions; null: none")
+    attention: int | None = Field(default=3, ge=1, description="convolutions before the attention; null: no attention")
     heads: int = Field(default=4, ge=1, description="attention heads")
     norm_num_groups: int = Field(
         validation_alias=AliasChoices("norm_num_groups", "groups"),

@@ -47,7 +47,7 @@ class StepOptions(ModelDefaults):
         default=0.0,
         ge=0,
         le=1,
-        description="PDAE: share of last steps by the base model alone; for a prior's codes 0.3",
+        description="PDAE: share of last steps by the base model; 0.3 for a prior's codes",
     )
 
     @property

@@ -58,16 +58,16 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         Args:
             base: the pretrained U-Net; its up blocks must be made of `ResnetBlock2D`.
             z_width: Z, dimensions of a semantic code.
-            copied: True: the second decoder starts from the weights of `base`, with the blocks' projections of z and
-                the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
-                it are new. False: it starts from random weights, as in the paper.
+            copied: True: the second decoder starts from the weights of `base`, but the blocks' projections of z and the
+                last convolution start at zero. Blocks of `base` that only add the time embedding get new projections
+                of the time, which start at random. False: the second decoder starts at random, as in the paper.
             learned_range: whether `base` learns its variance, in the second half of its output channels.
             base_digest: hash (`digest`) of the U-Net's weights that a saved estimator was trained on; None for a new
                 estimator.
 
         Raises:
-            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights do not have
-                the digest `base_digest`.
+            UserError: `base` has up blocks of another kind, no middle block or no last norm; or the hash of the weights
+                of `base` is not `base_digest`.
         """
         super().__init__()
         _check_blocks(base)

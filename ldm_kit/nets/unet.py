@@ -48,8 +48,8 @@ class UNetConfig(LevelsConfig):
     heads: int | None = Field(
         default=None,
         ge=1,
-        description="attention heads (4); without tokens diffusers has one head size for all levels, the largest that "
-        "gives each at least so many heads",
+        description="attention heads; left out: 4. Without tokens diffusers has one head size for all levels: the "
+        "largest that gives every level at least this number of heads",
     )
     head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
     equal_heads: bool = Field(
@@ -79,10 +79,10 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Return a config's fields `given`, completed by those of the preset that they name.
+        """Return a config's fields `given`, completed by the fields of the preset that they name.
 
-        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset and without
-        these two, heads = 4 is added.
+        If `heads` or `head_size` is given, the preset's `heads`, `head_size` and `equal_heads` are not used. If none
+        of `preset`, `heads` and `head_size` is given, heads = 4 is added.
         """
         if not isinstance(given, Mapping):
             return given
