@@ -109,7 +109,8 @@ def whole_batch_weight(
 def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Tensor]:
     """Return the gradients of `nll` and `g` with respect to `last_layer`, in float32.
 
-    Without loss scaling, gradients of means over many pixels would underflow to 0 in float16.
+    The losses are multiplied by `GRADIENT_SCALE` for the backward pass, and the gradients divided by it: otherwise
+    gradients of means over many pixels would underflow to 0 in float16.
     """
     gradients = [torch.autograd.grad(f * GRADIENT_SCALE, last_layer, retain_graph=True)[0] for f in (nll, g)]
     return [gradient.float() / GRADIENT_SCALE for gradient in gradients]

@@ -195,7 +195,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold an EfficientNet's frozen batch norms into its convolutions: the same function, in half the time."""
+    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); leave other models."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):

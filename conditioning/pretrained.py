@@ -1,7 +1,7 @@
 """Condition on captions, by a frozen, pretrained text encoder that runs once (Saharia et al. 2022, section 2.1).
 
-The encoder is neither trained nor averaged (EMA) nor saved with the model: a saved model refers to it by its name and
-the hash of its weights.
+The encoder is neither trained nor averaged (EMA) nor saved with the model: a saved model holds the encoder's name and
+the hash of the encoder's weights.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Locks on open files, between processes; the system releases a lock when its file is closed or its process ends."""
+"""Locks on open files, between processes; closing the file, or the end of the process, releases the lock."""
 
 import errno
 from enum import Enum

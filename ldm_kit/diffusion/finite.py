@@ -1,8 +1,8 @@
 """Check during sampling that all numbers are finite, without making the CPU wait for the accelerator at every step.
 
 A NaN or an infinity anywhere in sampling would end in black pixels. So every network output, guidance gradient and
-sampler state is noted: whether it is finite is computed on its device. The CPU reads these notes at once if the device
-is the CPU, else after every `POLL` notes and when sampling ends. The error names the component and the step.
+sampler state leaves a note on its device: whether all its numbers are finite. The CPU reads the notes at once if the
+device is the CPU, else after every `POLL` notes and when sampling ends. The error names the component and the step.
 """
 
 from collections.abc import Callable, Iterator

@@ -106,9 +106,9 @@ def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance:
 def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return the natural log probability of 8-bit levels under a Gaussian (Ho et al. 2020, eq. 13).
 
-    The probability of a level is the Gaussian's integral over x_0 - 1/255 .. x_0 + 1/255; for the darkest level it
-    starts at -infinity, for the brightest it ends at infinity. The integral is exact, while the published code
-    approximates it by a tanh (with an error up to 2e-4) and takes no logarithm of less than 1e-12.
+    The probability of a level is the Gaussian's integral over x_0 - 1/255 .. x_0 + 1/255. For the darkest level the
+    lower limit is -infinity, for the brightest level the upper limit is infinity. The integral is exact here; the
+    published code approximates it by a tanh (with an error up to 2e-4) and clamps probabilities at 1e-12.
 
     Args:
         x_0: levels k / 127.5 - 1, k = 0 .. 255, of any shape.

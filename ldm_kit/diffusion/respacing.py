@@ -66,7 +66,7 @@ def respacing_sections(total: int, spec: str) -> list[int]:
         total: number of training timesteps T.
         spec: "ddimN": N timesteps 0, k, 2k, ..., where k is the smallest integer stride that gives N timesteps. Or
             "n1,n2,...": the training timesteps are cut into as many equal sections, the first with the least noise;
-            section i gives n_i evenly spaced timesteps, from its first to its last.
+            section i gives n_i evenly spaced timesteps, from the section's first to its last.
 
     Raises:
         ValueError: no integer stride gives N timesteps, section i has fewer than n_i timesteps, or `spec` has neither

@@ -123,7 +123,7 @@ def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Ten
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return the standard normal noise from which sampling starts, float32 [B, *shape] on the CPU.
 
-    It is what diffusers draws from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
+    diffusers draws the same noise from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
 
     Args:
         seeds: a seed for each of the B samples.

@@ -122,9 +122,10 @@ class EditResult(NamedTuple):
 
 
 def chosen_out(options: Any) -> Path:
-    """Return the output path of a command: `options.out` as the user gave it, or else its default.
+    """Return the output path of a command: `options.out` if the user gave it, or else a path where nothing is yet.
 
-    A default that is in use is replaced by a free path, such as edits-2. `options` are any options with a field `out`.
+    That is the default of `out` or, if something is there, a numbered path such as edits-2. `options` are any options
+    with a field `out`.
     """
     from ldm_kit.viz.png import unused_path
 

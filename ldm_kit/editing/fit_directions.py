@@ -1,12 +1,12 @@
 """Fitting of attribute directions to labelled codes; held-out pictures measure how well each direction classifies.
 
-The default estimator is DiffAE's, a linear classifier. On held-out drawings it classifies an attribute better than a
-difference of means does, and correlated attributes turn its direction less.
+The default estimator is DiffAE's, a linear classifier. On held-out drawings this classifier is more accurate than a
+difference of means, and correlated attributes turn its direction less.
 
 A direction from one value of an attribute to another ("skin tone: light > dark") is the mean step between pairs, which
 are pictures that differ in the attribute alone; at a given picture, the steps of the most similar pairs count most.
-Without pairs, it is the difference of the two values' mean codes. On OpenMoji the pairs' step ends nearer to the true
-picture (docs/results/semantic.md).
+Without pairs, the direction is the difference of the two values' mean codes. On OpenMoji the step of pairs ends nearer
+to the true picture (docs/results/semantic.md).
 """
 
 import logging

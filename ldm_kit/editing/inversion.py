@@ -55,8 +55,8 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
     """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
 
-    If `strength` is below 1, `options.spacing` must be trailing, leading or linspace. Another spacing is replaced by
-    trailing if its value was saved with the model, and refused if the user gave it.
+    If `strength` is below 1, `options.spacing` must be trailing, leading or linspace. Another spacing that was saved
+    with the model is replaced by trailing; another spacing that the user gave is refused.
 
     Raises:
         UserError: `strength` is below 1 and the user gave another spacing; such a spacing covers all timesteps.

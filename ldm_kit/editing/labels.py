@@ -159,7 +159,7 @@ def _column(
         name: the column's name.
         values: the value of each picture; None: not known.
         pairs: pair name of each picture; None: there are no pairs.
-        named: whether the user asked for the column by its name, so that it may have any number of values.
+        named: whether the user named the column; a named column may have any number of values.
     """
     distinct = {value for value in values if value is not None}
     if len(distinct) > MAX_VALUES and (numbers := _numbers(distinct)):

@@ -87,7 +87,7 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Scale a mask to [R, R] and crop it to the centre, as its picture is cropped; R = `resolution`.
+    """Crop a mask to the same square as the picture to inpaint, and scale it to [R, R] with R = `resolution`.
 
     `new` is the mask, bool [h, w]; `size` is the picture's (width, height), which may differ from the mask's.
 

@@ -144,7 +144,7 @@ def _settings(
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Read the picture `path` at the model's size; return it as uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
+    """Return the picture in the file `path` at the model's size, uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
     channels, side = picture_shape(pipeline)
     picture = read_picture(path, side, channels)[None]
     return picture, encode_image(pipeline, picture)

@@ -42,7 +42,7 @@ class SeedOptions(Config):
 
     @property
     def captions(self) -> list[str]:
-        """One caption for each picture: its prompt and its seed."""
+        """One caption for each picture: the prompt, or "sample" without one, and the picture's seed."""
         return [f"{self.prompt or 'sample'}, seed {seed}" for seed in self.seeds]
 
 

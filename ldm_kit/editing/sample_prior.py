@@ -80,8 +80,8 @@ def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | Non
 def _settings(options: SamplePriorOptions) -> dict[str, object]:
     """Return the settings of sampling, by name, for the PNGs' metadata.
 
-    They are count, prompt, steps and guidance scale; clipping, an attribute's threshold and `stop` only where they are
-    used.
+    Count, prompt, steps and guidance scale are always recorded; clipping, the attribute with its threshold, and `stop`
+    only if they are used.
     """
     criterion = attribute_threshold(options)
     threshold = {} if criterion is None else {"attribute": criterion.attribute, "threshold": criterion.threshold}

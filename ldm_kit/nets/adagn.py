@@ -7,8 +7,8 @@ apply the time's scale t_s and shift t_b first, then the code's scale z_s (in PD
     (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + scale) + shift,
     scale = (1 + z_s) (1 + t_s) - 1,  shift = (1 + z_s) t_b + z_b.
 
-To condition a block on a code, it is therefore enough to give it the concatenated embeddings of time and code as temb
-and to replace its projection `time_emb_proj` by a `SemanticProjection`.
+To condition a block on a code, it is therefore enough to pass the time embedding and the code, concatenated, as temb
+and to replace the block's `time_emb_proj` by a `SemanticProjection`.
 """
 
 from typing import Any

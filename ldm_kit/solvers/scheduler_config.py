@@ -28,7 +28,7 @@ def scheduler_config(
 ) -> dict[str, Any]:
     """Return the settings (scheduler_config.json) of a diffusers scheduler for a noise schedule and a network.
 
-    The timestep spacing is trailing; for a network that learns its variance it is linspace, as in guided-diffusion.
+    The timestep spacing is trailing, or linspace for a network that learns its variance, as in guided-diffusion.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -124,8 +124,8 @@ def default_scheduler(
 ) -> SchedulerMixin:
     """Return the diffusers scheduler that is saved with a model by default.
 
-    It is DDIM. For flow it is DPM-Solver++, which older versions of diffusers' pipelines can run as well. For a learned
-    variance it is DDPM, the only one that takes twice the output channels.
+    For a learned variance this is DDPM, the only scheduler that takes twice the output channels; for flow it is
+    DPM-Solver++, which older versions of diffusers' pipelines can run as well; for all other models it is DDIM.
 
     Args:
         schedule: noise schedule that the network was trained on.
