@@ -25,11 +25,13 @@ def check_writable(folder: Path) -> None:
 
 
 def check_writable_file(path: Path) -> None:
-    """Check that a file can be written at `path`.
+    """Check that a new file can be written at `path`.
 
     Raises:
-        UserError: `path` is a folder, or the folder of `path` cannot be written to (see `check_writable`).
+        UserError: `path` exists already, or the folder of `path` cannot be written to (see `check_writable`).
     """
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
+    if path.exists():
+        raise UserError(f"{path} exists already; name a new file, or delete that one")
     check_writable(path.parent)

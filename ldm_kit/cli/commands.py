@@ -7,13 +7,21 @@ import typer
 
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.cli.flags import flatten
-from ldm_kit.convert.options import GuidedDiffusionOptions, PdaeOptions, SemanticCheckpointOptions
+from ldm_kit.convert.options import (
+    ConsistencyModelsOptions,
+    GuidedDiffusionOptions,
+    PdaeOptions,
+    SemanticCheckpointOptions,
+)
 from ldm_kit.inference.requests import LikelihoodRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
 app.add_typer(convert, name="convert")
 Out = Annotated[Path, typer.Argument(help="a new folder for the saved model")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="keys that have changed since, such as data.path=elsewhere")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
 
 
@@ -35,21 +43,20 @@ def doctor() -> None:
 def nll(
     run: Annotated[Path, typer.Argument(help="the folder of a run on pixels, or the model/ within it")],
     request: LikelihoodRequest,
+    overrides: Overrides = None,
     device: Device = None,
 ) -> None:
     """Compute an upper bound, in bits per dimension, on the negative log-likelihood of a run's held-out pictures."""
     with cli_errors():
         from ldm_kit.inference.likelihood import evaluate_likelihood
 
-        typer.echo(evaluate_likelihood(run, request, device))
+        typer.echo(evaluate_likelihood(run, request, device, overrides or ()))
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="the folder of a run, or of one of its checkpoints")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="keys that have changed since, such as data.path=elsewhere")
-    ] = None,
+    overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="best, last, or a checkpoint's name or step; last")] = None,
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,
@@ -73,6 +80,20 @@ def guided_diffusion(
         from ldm_kit.convert.guided_diffusion import convert_guided_diffusion
 
         typer.echo(convert_guided_diffusion(checkpoint, out, options))
+
+
+@convert.command("consistency-models")
+@flatten
+def consistency_models(
+    checkpoint: Annotated[Path, typer.Argument(help="weights of openai/consistency_models, .pt or .safetensors")],
+    out: Out,
+    options: ConsistencyModelsOptions,
+) -> None:
+    """Convert a consistency model of openai/consistency_models to a folder that diffusers opens."""
+    with cli_errors():
+        from ldm_kit.convert.consistency_models import convert_consistency_models
+
+        typer.echo(convert_consistency_models(checkpoint, out, options))
 
 
 @convert.command()

@@ -48,13 +48,16 @@ else:
     DataConfig = Annotated[Union[tuple(SOURCES)], Field(discriminator="source")]  # noqa: UP007
 
 
-def load(config: DataConfig) -> Split:
+def load(config: DataConfig, *, captions: bool = True) -> Split:
     """Load the pictures of a data source, split into training, held-out and (if any) compositional pictures.
 
     Args:
         config: config of the data source, an instance of one of the classes in SOURCES.
+        captions: whether captions or classes are used; False: a picture whose caption cannot be read is no bad picture.
 
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
     """
+    if not captions and isinstance(config, FolderConfig | WebDatasetConfig):
+        config = config.model_copy(update={"on_bad_caption": "ignore"})
     return SOURCES[type(config)](config)

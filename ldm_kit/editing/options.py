@@ -182,7 +182,7 @@ class InterpolationOptions(RoundTripSteps):
         validation_alias=AliasChoices("mode", "along"),
         description="latent: interpolate the codes; trajectory: interpolate a PDAE's gradients in every step",
     )
-    morph: Path | None = Field(default=None, description="an animation as well: .gif, .png or .apng")
+    morph: Path | None = Field(default=None, description="an animation as well, a new file: .gif, .png or .apng")
     duration: int = Field(default=80, ge=MIN_DURATION, description="milliseconds for each frame of the animation")
 
     @field_validator("image")
@@ -214,7 +214,8 @@ class NeighboursOptions(Config):
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
     count: int = Field(default=8, ge=1, description="pictures")
     out: Path = Field(
-        default=Path("edits"), description="folder for the pictures and sheet.png; left out: a new folder"
+        default=Path("edits"),
+        description="folder for the pictures and sheet.png, beside earlier ones, which stay; left out: a new folder",
     )
 
 
@@ -228,7 +229,9 @@ class EncodeOptions(ModelDefaults):
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}
 
     images: Path = Field(description="a folder of pictures")
-    out: Path = Field(default=Path("codes.safetensors"), description="the file to write; left out: a new one")
+    out: Path = Field(
+        default=Path("codes.safetensors"), description="a new file; left out: codes.safetensors, codes-2, ..."
+    )
     details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
     invert_steps: Annotated[int, _INVERT_STEPS] = 250
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)

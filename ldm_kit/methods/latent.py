@@ -2,7 +2,8 @@
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
 Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a text or class encoder tau_theta(y). It
-          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1).
+          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or take the guidance
+          scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154).
 Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
@@ -26,34 +27,20 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
+from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
+from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
+from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
-from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
-
-
-class LatentDiffusion(nn.Module):
-    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
-
-    def __init__(self, unet: nn.Module, conditioner: Conditioner) -> None:
-        super().__init__()
-        self.unet, self.conditioner = unet, conditioner
-
-    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the U-Net's output.
-
-        Args:
-            x: noisy latents [B, Z, h, w].
-            t: timesteps [B].
-            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids.
-        """
-        return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
 
 
 class Latent(Method[LatentRun]):
@@ -98,8 +85,9 @@ class Latent(Method[LatentRun]):
         """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
 
         Raises:
-            UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
-                sample prompt that the conditioner does not know.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder `config.latents` holds latents of other pictures or another autoencoder; or the conditioner
+                does not know a sample prompt.
             AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
                 the labels or captions that the condition needs.
         """
@@ -107,7 +95,7 @@ class Latent(Method[LatentRun]):
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, prompts)
+        _check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
         unet = build_unet(
@@ -117,6 +105,7 @@ class Latent(Method[LatentRun]):
             out_channels=2 * channels if config.variance == "learned_range" else channels,
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
+            guidance_width=None if config.guidance is None else config.guidance.width,
         )
         inputs, heldout_inputs = conditions.prepare()
         heldout = None
@@ -127,10 +116,12 @@ class Latent(Method[LatentRun]):
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
         method.prompts = prompts
+        if config.guidance is not None and config.guidance.base is not None:
+            method.dependencies["guidance.base"] = start_from(config.guidance.base, method.pipeline, inputs, conditions)
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
+        """Store `wrapped`, {name: module or DDP wrapper}; move schedule and null condition to the module's device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -151,7 +142,7 @@ class Latent(Method[LatentRun]):
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield a batch's loss; if it uses the variational bound, the mean of the bound's terms is logged as `vb`.
+        """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
         `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
@@ -159,12 +150,20 @@ class Latent(Method[LatentRun]):
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
-        errors = self.errors(batch, t, self.config.seed, inputs, self.ddp_modules["denoiser"])
+        errors = self.errors(batch, t, self.config.seed, inputs, self._trained_network(position))
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
+
+    def _trained_network(self, position: Tensor) -> Callable[..., Tensor]:
+        """Return the network of (x_t, t, inputs) whose errors train, for samples at these positions [B] in the run."""
+        network, guidance = self.ddp_modules["denoiser"], self.config.guidance
+        if guidance is None:
+            return network
+        scale = draw_scales(guidance, self.config.seed, position)
+        return GuidedTraining(network, self.module, self.null, scale, guidance.interval, len(self.schedule))
 
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
@@ -196,9 +195,10 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device; it samples as the run does."""
+        """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
+        saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         return Pipeline(
             self.vae,
             unet,
@@ -206,7 +206,7 @@ class Latent(Method[LatentRun]):
             config.schedule,
             config.prediction_type,
             variance=config.variance,
-            saved=SavedSampling.of(SAMPLING, config.sample, config.condition_dropout),
+            saved=saved if config.guidance is None else saved.joined(config.guidance.saved),
         )
 
     def samples(self) -> Grid:
@@ -229,7 +229,7 @@ class Latent(Method[LatentRun]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+        return pictures_as(f"{len(self.data.train)} training pictures", self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""

@@ -5,6 +5,7 @@ diffusers ignores the file, as model_index.json does not name it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ from pydantic import Field
 
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.models.folder import read_json
-from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
+from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange, own_settings
 
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"
 """Sections of the file: options of a diffusion model; steps of encoding and decoding pictures; options of a prior."""
+GUIDANCE = "guidance"
+"""A further section: the guidance scales that a U-Net with the scale as input was trained on."""
 
 PUBLISHED_STEPS = {"encode_steps": 250, "decode_steps": 100}  # Preechakul et al. 2022, appendix A
 _DROPOUT = "condition_dropout"  # key beside a section's options: 0 means that the null condition was never trained
@@ -40,7 +43,7 @@ class SavedSampling:
 
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
-            options: the options with which the run's samples are evaluated; its field `prompts` is left out.
+            options: options with which the run's samples are evaluated, saved without the field `prompts`.
             condition_dropout: fraction of the training samples whose condition was replaced by the null condition;
                 None: not saved.
         """
@@ -52,7 +55,8 @@ class SavedSampling:
         """Read `sampling.json` of a saved model; return empty sections if the folder has none.
 
         Raises:
-            UserError: the file is no JSON object of objects, or a value is of another type or out of range.
+            UserError: the file is no JSON object whose values are objects, or a value has a wrong type or is out of
+                range.
         """
         path = folder / FILE
         if not path.exists():
@@ -80,12 +84,19 @@ class SavedSampling:
         return self.sections.get(SAMPLING, {})
 
     @property
+    def guidance_range(self) -> GuidanceRange:
+        """Guidance scales and times that the model takes as input; any, if the file does not say."""
+        values = self.sections.get(GUIDANCE, {})
+        low, high = values.get("interval", (0.0, 1.0))
+        return GuidanceRange(values.get("max_scale", math.inf), (low, high))
+
+    @property
     def trains_null(self) -> bool:
         """Whether the diffusion model's null condition was trained, as guidance needs; True if it is not stated."""
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:
-        """Return the number of DDIM steps to encode or decode a picture: as saved, or else that of the DiffAE paper.
+        """Return the number of DDIM steps to encode or decode a picture: the saved number, or else the DiffAE paper's.
 
         The paper encodes in 250 steps and decodes in 100.
 
@@ -153,3 +164,5 @@ class _Numbers(Config):
     guidance_scale: float = Field(default=1.0, ge=0)
     stop: float = Field(default=0.0, ge=0, le=1)
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
+    max_scale: float = Field(default=1.0, ge=1)
+    interval: tuple[float, float] = (0.0, 1.0)
