@@ -77,7 +77,7 @@ def permuted(seed: int, name: str, positions: Tensor, size: int) -> Tensor:
 
     Args:
         seed: seed of the permutation.
-        name: what the permutation is for; those of different names are independent.
+        name: what the permutation is for; permutations of different names are independent.
         positions: int64 [B] on the CPU, each in 0 to size - 1.
         size: number of values that are permuted, at least 1.
 

@@ -115,8 +115,8 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
             pictures, nothing is written.
 
     Raises:
-        UserError: the file is no picture, the model is not semantic, or `among` is neither a folder nor a code file
-            that this model wrote.
+        UserError: the file is no picture, the model is not semantic, or `among` is neither a folder nor a file of
+            codes by this model.
     """
     if options.among.is_dir():
         check_writable(options.out)
@@ -145,7 +145,7 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
         options: the folder of pictures, the file to write, and whether x_T is saved beside z.
 
     Raises:
-        UserError: the folder of pictures does not exist, or the model is not semantic.
+        UserError: the folder of pictures does not exist, the model is not semantic, or `options.out` exists already.
     """
     out = chosen_out(options)
     check_writable_file(out)

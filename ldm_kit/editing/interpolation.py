@@ -23,7 +23,8 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
 
     Raises:
         UserError: one of the two files is no picture, the model is not semantic, the model's noise schedule allows
-            fewer steps than `options` has, or the mode is `trajectory` but the model is no PDAE.
+            fewer steps than `options` has, the mode is `trajectory` but the model is no PDAE, or the animation's file
+            exists already.
     """
     if options.morph is not None:
         check_writable_file(options.morph)

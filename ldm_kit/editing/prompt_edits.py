@@ -128,12 +128,12 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
 
 
 class _Task(NamedTuple):
-    """What pictures are sampled from, under which condition, and what the progress bar and errors say."""
+    """What `_in_batches` samples: the latents to start from, the condition, and the texts of the progress bar."""
 
     x_0: Tensor  # latents [1, Z, h, w] of the picture
     cond: Condition  # condition of all pictures
-    steps: int  # number of steps
-    description: str  # name of the process
+    steps: int  # number of sampling steps
+    description: str  # name of the process, such as "sampling", for the progress bar and errors
 
 
 def _in_batches(
@@ -143,7 +143,7 @@ def _in_batches(
     task: _Task,
     states: Callable[[Denoiser, Tensor, Condition, Sequence[int]], Iterator[State]],
 ) -> Tensor:
-    """Sample `options.count` pictures, at most `options.batch_size` at once; halved when memory runs out.
+    """Sample `options.count` pictures, at most `options.batch_size` at once; halve the batch when memory runs out.
 
     Args:
         pipeline: the model.

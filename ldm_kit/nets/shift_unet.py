@@ -164,14 +164,14 @@ def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
 
 
 def _check_digests(trained: Sequence[str | None], given: Sequence[str | None]) -> dict[str, str | None]:
-    """Return the digests of a frozen U-Net as entries of the config: in bfloat16 and in float16.
+    """Return the digests of a frozen U-Net as config entries: the saved ones or, if none is saved, the given ones.
 
     Args:
-        trained: digests that the gradient estimator was saved with; those of the U-Net that it was trained on.
-        given: digests of the U-Net that it is opened with.
+        trained: (bfloat16, float16) digests of the U-Net that the gradient estimator was trained on; None: not saved.
+        given: (bfloat16, float16) digests of the U-Net that is passed now; None: not known.
 
     Raises:
-        UserError: both have digests, and none is equal.
+        UserError: digests can be compared in at least one of the two precisions, and they differ in each of these.
     """
     pairs = [pair for pair in zip(trained, given, strict=True) if None not in pair]
     if pairs and not any(one == other for one, other in pairs):

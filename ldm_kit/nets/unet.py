@@ -152,8 +152,8 @@ def build_unet(
         out_channels: output channels; None: as many as the input has.
         vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
             network takes no vector.
-        guidance_width: sinusoids that embed the guidance scale, an input of the network with weights that start at
-            zero; needs tokens. None: the scale is no input.
+        guidance_width: number of sinusoids that embed the guidance scale, an input whose weights start at zero; only
+            for networks with tokens. None: the guidance scale is no input.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
