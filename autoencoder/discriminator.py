@@ -25,8 +25,8 @@ class DiscriminatorConfig(BaseModel):
     layers: int = Field(default=3, ge=1, description="Halvings of the resolution: 3 for 256 px, 1 or 2 up to 64 px.")
     norm: Literal["group", "batch", "spectral", "none"] = Field(
         default="group",
-        description="batch is LDM's, but its statistics are of one micro-batch in one process: the result then depends "
-        "on train.micro_batch and on the number of processes.",
+        description="Normalisation; batch is LDM's, but takes statistics of one micro-batch in one process: the result "
+        "then depends on train.micro_batch and on the number of processes.",
     )
     groups: int = Field(default=16, ge=1, description="Groups of the group norm; must divide twice the width.")
 

@@ -21,7 +21,7 @@ class SemanticEncoderConfig(BaseModel):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, False, False),
-        description="attention at each level? (the paper: at 16 pixels)",
+        description="for each level, whether it has attention (the paper: at 16 pixels)",
     )
     blocks: Blocks = Field(
         default="single",

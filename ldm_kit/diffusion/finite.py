@@ -44,7 +44,7 @@ class _Note(NamedTuple):
 
 @dataclass(eq=False)
 class FiniteCheck:
-    """Checks that the results of a model's networks and samplers are finite; all networks of a model share one.
+    """Checks that the results of a model's networks and samplers are finite; all networks of a model share one object.
 
     Whether a result is finite is computed at once on the result's device, but read by the CPU later (see the module).
     """

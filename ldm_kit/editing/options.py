@@ -17,7 +17,7 @@ STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensib
 ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 MIN_DURATION = 20  # shortest frame, in milliseconds, that viewers honour
 _IMAGE = "the picture; scaled and cropped to the model's size"
-BATCH_SIZE = "pictures at once; changes a picture by rounding alone"
+BATCH_SIZE = "most pictures at once; changes a picture by rounding alone"
 
 
 def check_strength(strength: float) -> float:
@@ -86,7 +86,7 @@ class ChangeOptions(RoundTripSteps):
     image: Path = Field(description=_IMAGE)
     attribute: tuple[str, ...] = Field(description='"glasses", "skin tone: dark", "skin tone: light > dark"')
     strength: tuple[float, ...] = Field(default=(), description="one for each attribute or for all; left out: typical")
-    strip: str | None = Field(default=None, description='strengths side by side: "-0.3,0,0.3"')
+    strip: str | None = Field(default=None, description='one picture for each of these strengths: "-0.3,0,0.3"')
 
     @field_validator("attribute")
     @classmethod
@@ -176,7 +176,7 @@ class InterpolationOptions(RoundTripSteps):
     """Options of `edit.py interpolate`: the two pictures, and how to interpolate between them."""
 
     image: tuple[Path, ...] = Field(description="the two pictures, each by its own --image")
-    count: int = Field(default=8, ge=2, description="pictures, both ends among them")
+    count: int = Field(default=8, ge=2, description="number of pictures, both ends among them")
     mode: Literal["latent", "trajectory"] = Field(
         default="latent",
         validation_alias=AliasChoices("mode", "along"),
@@ -212,7 +212,7 @@ class NeighboursOptions(Config):
 
     image: Path = Field(description=_IMAGE)
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
-    count: int = Field(default=8, ge=1, description="pictures")
+    count: int = Field(default=8, ge=1, description="number of pictures to find")
     out: Path = Field(
         default=Path("edits"),
         description="folder for the pictures and sheet.png, beside earlier ones, which stay; left out: a new folder",

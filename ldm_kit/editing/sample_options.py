@@ -27,7 +27,7 @@ class SeedOptions(Config):
     """How many pictures are sampled, under which prompt, and from which seeds."""
 
     prompt: str | None = Field(default=None, description="a prompt or a class; none for unconditional models")
-    count: int = Field(default=1, ge=1, description="pictures")
+    count: int = Field(default=1, ge=1, description="number of pictures")
     seed: Seed = Field(default=0, description="seed of the first picture; the next add 1")
 
     @model_validator(mode="after")
@@ -134,12 +134,12 @@ class SamplePriorOptions(StepOptions, SeedOptions):
     prompt: str | None = Field(
         default=None, description="condition of the prior", json_schema_extra={"flags": ["--class"]}
     )
-    count: int = Field(default=8, ge=1, description="pictures")
+    count: int = Field(default=8, ge=1, description="number of pictures")
     attribute: str | None = Field(default=None, description="sample until the code has this learned attribute")
     threshold: float | None = Field(
         default=None, ge=0, lt=1, description="probability of the attribute that codes must exceed; left out: 0.5"
     )
-    tries: int = Field(default=1000, ge=1, description="codes for each picture, at most")
+    tries: int = Field(default=1000, ge=1, description="most codes tried for each picture")
     steps: int = Field(default=100, ge=1, description="DDIM steps of the code", json_schema_extra=OWN)
     decode_steps: int = Field(default=100, ge=1, description="DDIM steps of the picture", json_schema_extra=OWN)
     guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 1.0

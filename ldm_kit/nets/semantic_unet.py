@@ -37,7 +37,7 @@ class SemanticUNetConfig(LevelsConfig):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, False),
-        description="attention at each level? (the papers: at 16 pixels); always in the middle block",
+        description="for each level, whether it has attention (the papers: at 16 pixels); the middle block always has",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),

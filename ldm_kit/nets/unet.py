@@ -29,12 +29,12 @@ class UNetConfig(LevelsConfig):
     Level 0 works at the latent's resolution; each further level halves it.
     """
 
-    preset: str | None = Field(default=None, description="a published name that fills every field left out")
+    preset: str | None = Field(default=None, description="name of a preset, whose values fill every field left out")
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, True),
-        description="for each level: a transformer (plain attention where there are no tokens)?",
+        description="for each level, whether it has a transformer (plain attention where there are no tokens)",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),
