@@ -35,7 +35,7 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
     Args:
         pipeline: the model, whose number of training timesteps is T.
-        options: `steps`, the number of steps, is read.
+        options: only `steps`, the number of steps, is used.
         strength: fraction of the training timesteps, above 0 and at most 1.
 
     Raises:
@@ -55,11 +55,11 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
     """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
 
-    If `strength` is below 1, `spacing` must be trailing, leading or linspace. If another spacing was saved with the
-    model, it is replaced by trailing.
+    If `strength` is below 1, `options.spacing` must be trailing, leading or linspace. Another spacing that was saved
+    with the model is replaced by trailing; another spacing that the user gave is refused.
 
     Raises:
-        UserError: the user gave another spacing, which is for all training timesteps, and `strength` is below 1.
+        UserError: `strength` is below 1 and the user gave another spacing; such a spacing covers all timesteps.
     """
     if strength == 1 or options.spacing in get_args(Spacing):
         return options
