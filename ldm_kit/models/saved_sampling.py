@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -19,10 +19,19 @@ from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"
 """Sections of the file: options of a diffusion model; steps of encoding and decoding pictures; options of a prior."""
+GUIDANCE = "guidance"
+"""A further section: the guidance scales that a U-Net with the scale as input was trained on."""
 
 PUBLISHED_STEPS = {"encode_steps": 250, "decode_steps": 100}  # Preechakul et al. 2022, appendix A
 _DROPOUT = "condition_dropout"  # key beside a section's options: 0 means that the null condition was never trained
 C = TypeVar("C", bound=Config)
+
+
+class GuidanceRange(NamedTuple):
+    """The guidance scales and times on which a U-Net that takes the scale as input was trained."""
+
+    max_scale: float  # the greatest scale; the least is 1
+    interval: tuple[float, float] = (0.0, 1.0)  # shares of time between which the training was guided
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,14 @@ class SavedSampling:
     def sampling(self) -> Mapping[str, Any]:
         """Saved options of sampling from a diffusion model; empty if none are saved."""
         return self.sections.get(SAMPLING, {})
+
+    @property
+    def guidance_range(self) -> GuidanceRange | None:
+        """Guidance scales and times that the model takes as input; None if the file does not say."""
+        values = self.sections.get(GUIDANCE, {})
+        if "max_scale" not in values:
+            return None
+        return GuidanceRange(values["max_scale"], tuple(values.get("interval", (0.0, 1.0))))
 
     @property
     def trains_null(self) -> bool:
@@ -150,3 +167,5 @@ class _Numbers(Config):
     guidance_scale: float = Field(default=1.0, ge=0)
     stop: float = Field(default=0.0, ge=0, le=1)
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
+    max_scale: float = Field(default=1.0, ge=1)
+    interval: tuple[float, float] = (0.0, 1.0)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ldm_kit.config import UserError
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.guidance_embedding import check_no_guidance_scale, zero_guidance_scale
 from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.presets import PRESETS
 
@@ -139,6 +140,7 @@ def build_unet(
     cross_width: int | None,
     out_channels: int | None = None,
     vector_width: int | None = None,
+    guidance_width: int | None = None,
 ) -> UNet:
     """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], with diffusers' random initialisation.
 
@@ -150,10 +152,13 @@ def build_unet(
         out_channels: output channels; None: as many as the input has.
         vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
             network takes no vector.
+        guidance_width: sinusoids that embed the guidance scale, an input of the network with weights that start at
+            zero; needs tokens. None: the scale is no input.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
-            `vector_width` is not the width of the time embedding; or, with tokens, `config.resample` is "resnet".
+            `vector_width` is not the width of the time embedding, or `guidance_width` is given; or, with tokens,
+            `config.resample` is "resnet".
     """
     if sample_size % config.factor:
         raise UserError(
@@ -172,11 +177,13 @@ def build_unet(
         "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
     }
     if cross_width is None:
+        check_no_guidance_scale(guidance_width)
         settings = {**shape, **_plain(config, vector_width)}
         if config.equal_heads and len({*config.attended}) > 1:
             return AdmUNet(**settings, heads=config.heads or 1)
         return UNet2DModel(**settings, attention_head_dim=config.common_head_size())
-    return UNet2DConditionModel(**shape, **_crossed(config, cross_width, vector_width))
+    crossed = _crossed(config, cross_width, vector_width)
+    return zero_guidance_scale(UNet2DConditionModel(**shape, **crossed, time_cond_proj_dim=guidance_width))
 
 
 def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
