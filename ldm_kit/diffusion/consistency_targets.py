@@ -3,7 +3,6 @@
 Steps are batched: every sample has timesteps of its own. x_t = a_t x_0 + s_t eps, and timestep -1 is clean data.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -39,35 +38,17 @@ def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: An
     return torch.where(expand_like(t_next >= 0, x) > 0, heun, euler)
 
 
-def guided_prediction(conditional: Prediction, null: Prediction, w: Tensor) -> Prediction:
-    """Return the prediction with classifier-free guidance of another strength for each sample.
+def guided_prediction(conditional: Prediction, null: Prediction, scale: Tensor) -> Prediction:
+    """Return the prediction with classifier-free guidance of another scale for each sample.
 
-    x_0 and eps are conditional + w (conditional - null) (Luo et al. 2023, eq. 13): w is diffusers' guidance scale - 1.
+    x_0 and eps are conditional + w (conditional - null) with w = scale - 1 (Luo et al. 2023, eq. 13).
 
     Args:
         conditional: prediction under the condition, [B, ...].
         null: prediction under the null condition, from the same x_t.
-        w: guidance strengths [B]; 0 is no guidance.
+        scale: guidance scales [B] as in diffusers; 1 is no guidance.
     """
-    return null.lerp(conditional, expand_like(1 + w, conditional.x_0))
-
-
-def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:
-    """Return the embedding of guidance strengths that a network takes as `timestep_cond` (Luo et al. 2023, 4.2).
-
-    It is that of diffusers' LatentConsistencyModelPipeline: sine and cosine of 1000 w 10000^(-i / (width / 2 - 1)).
-
-    Args:
-        w: guidance strengths [B], diffusers' guidance scale - 1.
-        width: length of the embedding, an even number of 4 or more; the network's `time_cond_proj_dim`.
-
-    Returns:
-        float32 [B, width].
-    """
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=w.device) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * w.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return null.lerp(conditional, expand_like(scale, conditional.x_0))
 
 
 def progressive_distillation_target(
