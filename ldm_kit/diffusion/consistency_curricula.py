@@ -104,7 +104,7 @@ def inverse_gaps(sigma: Tensor, sigma_next: Tensor, sigma_max: float = SIGMA_MAX
     Args:
         sigma: noise levels [B] of the student.
         sigma_next: lower noise levels [B] of the target.
-        sigma_max: greatest level that is told from others.
+        sigma_max: greatest level; those above it count as equal to it.
     """
     high, low = sigma.clamp_max(sigma_max), sigma_next.clamp_max(sigma_max)
     return 1 / (high - low).maximum(high / 100)

@@ -169,8 +169,8 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
 
 def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], folder: Path) -> None:
     if shape != expected:
-        ours, theirs = ("x".join(map(str, numbers)) for numbers in (shape, expected))
-        raise UserError(f"data gives latents of {ours}, but the model in {folder} denoises {theirs}; expected the same")
+        given, needed = ("x".join(map(str, numbers)) for numbers in (shape, expected))
+        raise UserError(f"data gives latents of {given}, but the model in {folder} denoises {needed}; expected the same")
 
 
 def _without_variance(unet: Any, channels: int) -> Any:
