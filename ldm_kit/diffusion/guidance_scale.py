@@ -1,9 +1,9 @@
 """The guidance scale as a network's input: scales drawn in training, and the term that makes the target a guided one.
 
 Model guidance (Tang et al. 2025, "Diffusion Models without Classifier-free Guidance", arXiv 2502.12154), with the scale
-as an input as in improved MeanFlow. For the training target v* (eps, x_0, v or flow's velocity) and a scale w, the target
-becomes v* + (1 - 1/w) (v_c - v_u). Here v_c is the network's own output under the condition and the scale w, and v_u its
-output under the null condition; neither gets a gradient.
+as an input as in improved MeanFlow. For the training target v* (eps, x_0, v or flow's velocity) and a scale w, the
+target becomes v* + (1 - 1/w) (v_c - v_u). Here v_c is the network's own output under the condition and the scale w, and
+v_u its output under the null condition; neither gets a gradient.
 
 The output that minimises the squared error solves v_c = E[v*] + (1 - 1/w) (v_c - v_u), which is
 v_c = v_u + w (E[v*] - v_u): classifier-free guidance at the scale w (Ho & Salimans 2022, eq. 6). At a given x_t each of

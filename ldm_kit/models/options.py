@@ -5,7 +5,6 @@ the value saved with the model, which was used to evaluate its run (`models.save
 heavy library at the top.
 """
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -13,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
-from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, own_settings
+from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -78,7 +77,11 @@ class SamplingOptions(SamplerOptions):
         decided["own"] = tuple(name for name in own if values[name] == own[name] and name not in self._unguided(model))
         resolved = ResolvedOptions(**options.model_dump() | decided)
         resolved._check_sampler(model)
-        resolved._check_scale(model)
+        if model.takes_scale:
+            try:
+                check_scale(resolved, model.saved.guidance_range)
+            except ValueError as error:
+                raise UserError(str(error)) from None
         return resolved
 
     @property
@@ -176,30 +179,6 @@ class ResolvedOptions(SamplingOptions):
         fields = SamplerOptions.model_fields
         decided = {name: getattr(self, name) for name in self.own}
         return own_settings({k: v for k, v in decided.items() if k in _ALWAYS_SAID or v != fields[k].default})
-
-    def _check_scale(self, model: "Pipeline") -> None:
-        """Check the scale and interval of a model that takes the guidance scale as input, by what it was trained on."""
-        if not model.takes_scale:
-            return
-        if idle := self._given(("negative_prompt", "guidance_rescale")):
-            raise UserError(
-                f"--{idle} is for classifier-free guidance, but this model takes the guidance scale as an input of its "
-                "network; leave it out"
-            )
-        scale, trained = self.guidance_scale, model.saved.guidance_range
-        most = math.inf if trained is None else trained.max_scale
-        if not 1 <= scale <= most:
-            to = "of 1 or more" if trained is None else f"from 1 to {most:g}"
-            raise UserError(f"--guidance_scale is {scale:g}, but this model takes a guidance scale {to} as input")
-        low, high = self.guidance_interval
-        if trained is None or (low, high) == (0.0, 1.0):
-            return
-        if not trained.interval[0] <= low < high <= trained.interval[1]:
-            within = " ".join(f"{end:g}" for end in trained.interval)
-            raise UserError(
-                f"--guidance_interval {low:g} {high:g} is not within {within}, the interval in which this model was "
-                "trained with guidance"
-            )
 
     def _check_sampler(self, model: "Pipeline") -> None:
         if model.vae is not None and self.clip != "none":

@@ -130,7 +130,7 @@ class Pipeline:
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
-        """Return the U-Net as a denoiser without clipping; one that takes the scale is guided by `options`, if given."""
+        """Return the U-Net as a denoiser without clipping; `options` guide one that takes the scale, None does not."""
         network = self.finite.network("the U-Net", self.network(options))
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 

@@ -5,16 +5,17 @@ diffusers ignores the file, as model_index.json does not name it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.models.folder import read_json
-from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
+from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange, own_settings
 
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"
@@ -25,13 +26,6 @@ GUIDANCE = "guidance"
 PUBLISHED_STEPS = {"encode_steps": 250, "decode_steps": 100}  # Preechakul et al. 2022, appendix A
 _DROPOUT = "condition_dropout"  # key beside a section's options: 0 means that the null condition was never trained
 C = TypeVar("C", bound=Config)
-
-
-class GuidanceRange(NamedTuple):
-    """The guidance scales and times on which a U-Net that takes the scale as input was trained."""
-
-    max_scale: float  # the greatest scale; the least is 1
-    interval: tuple[float, float] = (0.0, 1.0)  # shares of time between which the training was guided
 
 
 @dataclass(frozen=True)
@@ -89,12 +83,11 @@ class SavedSampling:
         return self.sections.get(SAMPLING, {})
 
     @property
-    def guidance_range(self) -> GuidanceRange | None:
-        """Guidance scales and times that the model takes as input; None if the file does not say."""
+    def guidance_range(self) -> GuidanceRange:
+        """Guidance scales and times that the model takes as input; any, if the file does not say."""
         values = self.sections.get(GUIDANCE, {})
-        if "max_scale" not in values:
-            return None
-        return GuidanceRange(values["max_scale"], tuple(values.get("interval", (0.0, 1.0))))
+        low, high = values.get("interval", (0.0, 1.0))
+        return GuidanceRange(values.get("max_scale", math.inf), (low, high))
 
     @property
     def trains_null(self) -> bool:

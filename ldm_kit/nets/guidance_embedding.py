@@ -5,7 +5,7 @@ timestep, as latent consistency models do (Luo et al. 2023, section 4.3).
 """
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -15,7 +15,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.float64 import exact
 
 
-def takes_guidance_scale(unet: Any) -> bool:
+def takes_guidance_scale(unet: Any) -> TypeGuard[UNet2DConditionModel]:
     """Return whether a U-Net takes the guidance scale as input."""
     return isinstance(unet, UNet2DConditionModel) and unet.config.get("time_cond_proj_dim") is not None
 
