@@ -81,8 +81,8 @@ def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, 
 
     L is `last_layer`, the weight of the decoder's last layer. Lambda gives the autoencoder's adversarial loss g as
     large a gradient at L as the negative log-likelihood nll has. The gradients are averaged over ranks (by `average`)
-    before their norms are taken, so that lambda does not depend on the number of ranks that share a batch. Lambda is at
-    most `maximum`, and detached.
+    before their norms are taken, so that lambda does not depend on the number of ranks that divide a batch among them.
+    Lambda is a detached scalar of at most `maximum`.
     """
     return whole_batch_weight([(nll, g)], last_layer, maximum, average)
 
@@ -163,7 +163,10 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 
 
 def _usage(made: Reconstruction) -> Logs:
-    """Return the codebook perplexity of one batch, which is biased low; `CodeUsage` measures a data set."""
+    """Return {"perplexity": the codebook's perplexity over the batch `made`}; {} for a KL model.
+
+    It is biased low in one batch; `CodeUsage` measures a data set.
+    """
     if made.indices is None:
         return {}
     return {"perplexity": perplexity(torch.bincount(made.indices.flatten()))}

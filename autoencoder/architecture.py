@@ -74,7 +74,9 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the given fields, completed by those of the preset that `given` names in its field "preset".
+    """Return a config's fields `given`, completed by those of the preset that they name under the key "preset".
+
+    `presets` maps a preset's name to its fields. Without a preset, `given` is returned unchanged.
 
     Raises:
         ValueError: there is no such preset.
@@ -91,8 +93,8 @@ def published(
 ) -> dict[str, Any]:
     """Return the settings of an autoencoder of LDM's model zoo, trained at 256 px.
 
-    The channels of its levels are 128 times `multiples`, with two residual blocks per level; `more` holds further
-    fields of the config.
+    The channels of its levels are 128 times `multiples`, with two residual blocks per level; the other arguments are
+    further fields of the config.
     """
     shape = {
         "resolution": 256,

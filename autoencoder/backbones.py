@@ -45,11 +45,11 @@ class LpipsBackbone(nn.Module):
         return list(self.model.net(self.model.scaling_layer(x)))
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return the sum [B, H_l, W_l] over channels, weighted by the learned head of the stage.
+        """Return `difference` summed over channels, weighted by the learned head of the stage: [B, H_l, W_l].
 
         Args:
             stage: index l of the stage.
-            difference: squared differences [B, C_l, H_l, W_l] of unit-length features.
+            difference: squared differences [B, C_l, H_l, W_l] of unit-length features of two pictures.
         """
         return self.model.lins[stage](difference).squeeze(1)
 
@@ -63,8 +63,8 @@ class TimmBackbone(nn.Module):
         stages: indices of the stages to compare; None: all.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # mean of the model's training pictures, [1, 3, 1, 1], with values in 0..1
+    std: Tensor  # their standard deviation, [1, 3, 1, 1]
 
     def __init__(self, name: str, weights: str | None, stages: tuple[int, ...] | None) -> None:
         super().__init__()
@@ -81,17 +81,17 @@ class TimmBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps as `LpipsBackbone.maps` does; pictures are normalised by the model's mean and std."""
+        """Return feature maps as `LpipsBackbone.maps` does; x is normalised by the model's mean and std first."""
         x = ((x + 1) / 2 - self.mean) / self.std
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return the sum over channels, with equal weights; see `LpipsBackbone.judge`."""
+        """Return `difference` summed over channels, with equal weights in every `stage`; see `LpipsBackbone.judge`."""
         return difference.sum(1)
 
 
 def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy torchvision's weights `features.N.*` into lpips' network, which names the same layers `sliceM.N.*`."""
+    """Copy torchvision's weights `state` (`features.N.*`, from `source`) into lpips' network (`sliceM.N.*`)."""
     with torch.no_grad():
         for key, value in model.get_submodule("net").state_dict().items():
             name = "features." + key.split(".", 1)[1]
@@ -101,7 +101,7 @@ def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def _torchvision(net: str) -> Mapping[str, Tensor]:
-    """Return torchvision's ImageNet weights of a network, from torch's cache or by download."""
+    """Return torchvision's ImageNet weights of the network `net` (vgg, alex), from torch's cache or by download."""
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1.url
@@ -117,7 +117,7 @@ def _torchvision(net: str) -> Mapping[str, Tensor]:
 
 
 def _timm(name: str, weights: str | None) -> Any:
-    """Build a timm model with weights from a file or a package, or else from the Hub or its local cache."""
+    """Build timm's model `name` with weights from a file or package `weights`; None: from the Hub or its cache."""
     import timm
 
     if name not in timm.list_models():
@@ -138,7 +138,7 @@ def _timm(name: str, weights: str | None) -> Any:
 
 
 def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a timm model; only those of its classification head may be missing.
+    """Load weights (`state`, from `source`) into a timm model; only those of its classification head may be missing.
 
     Tensors match by name. If no name matches, as in another port of the same network, they match in order.
     """
@@ -156,7 +156,10 @@ def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return `state` under the names of `own`; both must have the same roles (weight, bias) and shapes, one by one."""
+    """Return the tensors of `state` (from `source`) under the names of `own`, matched in order.
+
+    Matched tensors must agree in shape and in the last part of their names (weight, bias).
+    """
     expected, given = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
     if expected != given:
         raise AutoencoderError(f"The weights {source} belong to another network: their names and shapes do not fit.")
@@ -164,7 +167,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file; `package:<name>` means the only such file in a package."""
+    """Read a state dict from a .safetensors or .pth file; "package:<name>": from the only such file in a package."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")

@@ -52,12 +52,12 @@ class Reconstruction(NamedTuple):
 
 
 def sample(moments: Moments, noise: Tensor) -> Tensor:
-    """Sample a latent [B, Z, h, w]: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
+    """Sample latents [B, Z, h, w] from `moments`: mean + exp(logvar / 2) * noise (Kingma and Welling 2014, eq. 10)."""
     return moments.mean + torch.exp(moments.logvar / 2) * noise
 
 
 def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
-    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of their raw latents, in float32 or better."""
+    """Encode pictures [B, C, H, W] in [-1, 1] to the moments of raw (not normalised) latents, in float32 or better."""
     model: Any = _check_class(vae)
     given = model.encode(x.to(vae.dtype))
     if isinstance(vae, AutoencoderKL):
@@ -67,7 +67,7 @@ def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
 
 
 def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
-    """Decode raw latents [B, Z, h, w] to pictures [B, C, H, W]; a VQ model quantises them first."""
+    """Decode raw latents [B, Z, h, w] (not normalised) to pictures [B, C, H, W]; a VQ model quantises them first."""
     model: Any = _check_class(vae)
     if isinstance(vae, AutoencoderKL):
         return _full(model.decode(z.to(vae.dtype)).sample)
@@ -220,7 +220,7 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
 
 
 def _render(vae: Any, latents: Tensor) -> Tensor:
-    """Decode quantised latents without VQModel's own quantiser, which would hold all distances in memory."""
+    """Decode quantised latents without VQModel's quantiser, which would hold all distances to all codes in memory."""
     latents = latents.to(vae.dtype)
     spatial = latents if vae.config.norm_type == "spatial" else None
     return _full(vae.decoder(vae.post_quant_conv(latents), spatial))

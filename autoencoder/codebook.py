@@ -14,7 +14,7 @@ LEAST = 1e-3  # a code with a lower running count is not moved
 
 
 def itself(x: Tensor) -> Tensor:
-    """Return x; stands for a collective operation (sum, mean, broadcast) where there is a single rank."""
+    """Return x unchanged: the sum, mean or broadcast over ranks where there is a single rank."""
     return x
 
 
@@ -108,9 +108,13 @@ class Codebook:
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Replace rarely used codes by random latents, every `revive_every` steps; return the mask [K] of those codes.
+        """Replace rarely used codes by random latents, every `revive_every` steps; return those codes' mask, bool [K].
 
         A code is rarely used if its running count is less than `revive_below` times the mean count.
+
+        Args:
+            vectors: latents of the step, one per position, [N, d].
+            step: number of the optimiser step, from 0.
         """
         every, until = self.settings.revive_every, self.settings.revive_until
         dead = self.counts < self.settings.revive_below * self.counts.mean()
@@ -153,8 +157,8 @@ class CodeUsage:
     def summary(self) -> dict[str, float]:
         """Return statistics of the counts, summed over ranks.
 
-        `usage` is the share of codes that occur, `perplexity` see the function of this name, `perplexity_share` is the
-        perplexity divided by K.
+        `usage` is the fraction of codes that occur, `perplexity` is exp(entropy) of the code frequencies,
+        `perplexity_share` is the perplexity divided by K.
         """
         counts = self.reduce(self.counts).cpu()  # float64 follows, which not every device has
         value = perplexity(counts).item()

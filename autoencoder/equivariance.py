@@ -45,7 +45,11 @@ def _resized(old: int, new: int) -> Tensor:
 
 
 class EquivarianceConfig(BaseModel):
-    """Settings of the regularisation: how often and how strongly training transforms latents."""
+    """Settings of EQ-VAE's regularisation: how often, and down to what scale, training transforms latents.
+
+    `share` of the steps decode a latent that is scaled down and rotated; `small` of the other steps train on pictures
+    that are scaled down before they are encoded. `least` is the smallest scale, as a fraction of the side.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -34,5 +34,8 @@ class KLConfig(Architecture):
 
 
 def build_kl(config: KLConfig) -> AutoencoderKL:
-    """Build a diffusers AutoencoderKL with quant_conv and post_quant_conv, into which `statistics.fold` folds."""
+    """Build a diffusers AutoencoderKL with the 1x1 convolutions quant_conv and post_quant_conv.
+
+    `statistics.fold` later puts the normalisation of the latents into these convolutions.
+    """
     return AutoencoderKL(**config.diffusers(), use_quant_conv=True, use_post_quant_conv=True)

@@ -19,7 +19,11 @@ BALANCES = MappingProxyType(
 
 
 class AdversarialConfig(BaseModel):
-    """Schedule and weight of the adversarial loss; all steps count those of the autoencoder's optimiser."""
+    """Schedule and weight of the adversarial loss; all steps count those of the autoencoder's optimiser.
+
+    The weight of the autoencoder's adversarial loss is `weight` times `factor(step)` and, if `adaptive`, times the
+    ratio of gradients that `adaptive_weight` returns, which is at most `max_weight`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,7 +49,7 @@ class AdversarialConfig(BaseModel):
         return self
 
     def factor(self, step: int) -> float:
-        """Return the factor of the adversarial weight: 0 before `start`, then linear up to 1 over `ramp` steps."""
+        """Return the adversarial weight's factor at a step: 0 before `start`, then linear up to 1 in `ramp` steps."""
         return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
 
     def discriminates(self, step: int) -> bool:
@@ -58,7 +62,8 @@ class LossConfig(BaseModel):
 
     A KL weight has a meaning only together with the log scale s of the likelihood. So `balance` sets both, and the
     perceptual weight: "ldm": s = 0 and KL weight 1e-6, which is hardly a prior; "elbo": s learned and KL weight 1, a
-    far stronger prior; "custom": kl_weight, perceptual_weight and learned_scale must all be given.
+    far stronger prior; "custom": kl_weight, perceptual_weight and learned_scale must all be given. If
+    `perceptual_every` is k, the perceptual distance is computed on one of k pictures, and multiplied by k.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -18,7 +18,10 @@ from autoencoder.base import AutoencoderError
 
 
 class PerceptualConfig(BaseModel):
-    """Settings of the perceptual distance: which network's features are compared, and where its weights come from."""
+    """Settings of the perceptual distance: which network's features are compared, and where its weights come from.
+
+    `reduce` says how the distances of the stages are combined, `precision` is the autocast of the features' network.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -75,8 +78,8 @@ class Perceptual(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distances [B] between pictures x and y, each [B, C, H, W] in [-1, 1].
 
-        C is 1, 3, or 4 with an alpha channel, which is ignored. No backward graph is built for that of x and y which
-        requires no gradient.
+        C is 1, 3, or 4 with an alpha channel, which is ignored. If one of the two pictures requires no gradient, no
+        autograd graph is built for that picture's features.
         """
         if self.backbone is None:
             return x.new_zeros(len(x))
@@ -147,5 +150,5 @@ def _rgb(x: Tensor) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Scale the feature vector of each position to length 1; the constant keeps the gradient finite at 0."""
+    """Scale the features [B, C, h, w] of each position to length 1; the constant keeps the gradient finite at 0."""
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()

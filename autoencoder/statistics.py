@@ -66,7 +66,9 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
 
 
 def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:
-    """Return latent statistics from the sums that `latent_sums` returned for each batch; see `measure`.
+    """Return latent statistics from the sums that `latent_sums` returned for each batch.
+
+    `reduce` sums a tensor over ranks; None: there is one rank.
 
     Raises:
         AutoencoderError: there are no sums, or a latent channel is constant or not finite.
@@ -84,7 +86,7 @@ def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None 
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
-    """Fold a normalisation by measured statistics into a model, in place; reconstructions stay the same.
+    """Fold a normalisation by measured `statistics` into the model `vae`, in place; reconstructions stay the same.
 
     KL: `encode` then returns latents of mean 0 and standard deviation 1 in each channel. The shift and scale per
     channel go into quant_conv and post_quant_conv (added as identities where the model has none), and scaling_factor
@@ -108,7 +110,10 @@ def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
 
 
 def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Make `conv` return moments of normalised latents: (mean - `mean`) / `std` and logvar - 2 ln `std`."""
+    """Change quant_conv (`conv`), in place, so that it returns the moments of normalised latents.
+
+    The mean becomes (mean - `mean`) / `std`, the log variance becomes logvar - 2 ln `std`, per channel [Z].
+    """
     assert conv.bias is not None
     channels = len(mean)
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
@@ -120,7 +125,7 @@ def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Make `conv` take normalised latents, by undoing the normalisation: W z + b becomes W (std z + mean) + b."""
+    """Change post_quant_conv (`conv`), in place, to take normalised latents: W z + b becomes W (std z + mean) + b."""
     assert conv.bias is not None
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)

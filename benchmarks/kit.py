@@ -1,4 +1,4 @@
-"""The one place where the benchmarks build, train, load and sample with the kit."""
+"""Functions that build, train, load and sample models with ldm_kit, for all benchmarks."""
 
 import subprocess
 import sys
@@ -49,31 +49,31 @@ __all__ += ["SemanticModel", "cache_dir"]
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What a run trains, on which batches, and its frozen autoencoder if it has one."""
+    """The parts of a training run: what is trained, and on which batches."""
 
-    task: Any
-    batches: BatchSource
-    vae: Any = None
+    task: Any  # the `ldm_kit.training.task.Task` that is trained
+    batches: BatchSource  # source of training batches
+    vae: Any = None  # the frozen autoencoder of a latent run; None: the run has none
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """An open run of the kit's training loop."""
+    """A training run with ldm_kit's training loop, ready to train."""
 
     config: RunConfig
-    opened: Opened
-    trainer: Any
-    log: Any
+    opened: Opened  # what is trained, and on which batches
+    trainer: Any  # the `ldm_kit.training.loop.Trainer`
+    log: Any  # the run's `ldm_kit.training.log.Log`
 
     def steps(self) -> Iterator[object]:
-        """Train, one step at a time: losses, optimisers, averages and log."""
+        """Train to the last step of the config; after each step log its metrics and yield its `TrainStep`."""
         for step in self.trainer.train(self.opened.batches):
             self.log.step(step)
             yield step
 
     @contextmanager
     def pipeline(self) -> Iterator[Pipeline]:
-        """Provide the model of a latent run with its averaged weights."""
+        """Return a context with the pipeline of a latent run, whose networks have averaged (EMA) weights within it."""
         module: Any = self.opened.task.module
         with self.trainer.ema.applied(), eval_mode(module):
             yield _pipeline(self.config, self.opened.vae, module.unet, module.conditioner, NATIVE)
@@ -81,7 +81,10 @@ class Training:
 
 @contextmanager
 def open_training(config: RunConfig, open_run: Callable[[torch.device], Opened]) -> Iterator[Training]:
-    """Open a run's folder, method, optimisers and log."""
+    """Return a context with a new training run in the folder `config.run`.
+
+    `open_run` is a function that returns the run's parts (task and batches) for a device.
+    """
     with session(config, None) as run:
         opened = open_run(run.device)
         trainer = run.trainer(opened.task)
@@ -89,24 +92,27 @@ def open_training(config: RunConfig, open_run: Callable[[torch.device], Opened])
 
 
 def train_steps(config: RunConfig, open_run: Callable[[torch.device], Opened]) -> Iterator[object]:
-    """Yield after each training step of a run."""
+    """Train a new run, and yield after each step; `open_run` returns the run's parts (task, batches) for a device."""
     with open_training(config, open_run) as training:
         yield from training.steps()
 
 
 def open_latent(config: LatentRun, data: Split, device: torch.device, cached: bool = True) -> Opened:
-    """Open a latent (or pixel) run; not `cached`: pictures and captions are encoded in every step."""
+    """Build the method and the batches of a latent (or pixel) run on the training pictures of `data`.
+
+    If `cached`, latents and text states are encoded before; else pictures and captions are encoded in every step.
+    """
     method: Any = open_method(config, data, device)
     return Opened(method, method.batches if cached else _Uncached(method), method.vae)
 
 
 def open_autoencoder(config: AutoencoderRun, data: Split) -> Opened:
-    """Open an autoencoder's run."""
+    """Build an autoencoder's training task, and its batches of the training pictures of `data`."""
     return Opened(Autoencoding(config), PictureBatches(data.train, config.seed, config.flip))
 
 
 def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, device: torch.device) -> Opened:
-    """Open a latent run on `count` random latents of a side, each with `tokens` random text states."""
+    """Build a latent run on random data: `count` latents [CHANNELS, side, side], each with `tokens` text states."""
     conditioner = build_conditioner(config)
     unet = build_denoiser(config, conditioner.width, side)
     set_attention(unet, device)
@@ -119,13 +125,13 @@ def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, d
 
 @dataclass(frozen=True, eq=False)
 class _Uncached:
-    """Batches without a cache: posterior and text states of every picture, every time, in the run's precision."""
+    """Training batches of a latent run whose pictures and captions are encoded anew for each batch, without a cache."""
 
-    method: Latent
+    method: Latent  # the run's method, with autoencoder and conditioner
 
     @property
     def fingerprint(self) -> str:
-        """That of the cached batches."""
+        """Hash that identifies the training data, equal to that of the run's cached batches."""
         return self.method.batches.fingerprint
 
     def __len__(self) -> int:
@@ -133,7 +139,10 @@ class _Uncached:
 
     @torch.no_grad()
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> dict[str, object]:
-        """Return the same keys as `LatentBatches`."""
+        """Encode the batch for (position in the run, index of the picture) pairs.
+
+        The result is {"mean", "logvar": [B, Z, h, w], "inputs": conditioner's inputs, "position": int64 [B]}.
+        """
         method, config = self.method, self.method.config
         batch = PictureBatches(method.data.train, config.seed, config.flip).__getitems__(indices)
         assert method.vae is not None
@@ -145,19 +154,26 @@ class _Uncached:
 
 
 def build_conditioner(config: LatentRun) -> Conditioner:
-    """Build the conditioner of a text-conditional run."""
+    """Build the conditioner that the config of a text-conditional run describes."""
     return conditioners.build(config.condition, captions=[], classes=(), time_width=config.unet.time_width)
 
 
 def build_denoiser(config: LatentRun, cross_width: int | None, side: int = SIDE, channels: int = CHANNELS) -> UNet:
-    """Build the U-Net that a config describes, for the demo's latents by default."""
+    """Build the U-Net that a config describes, for inputs [channels, side, side], with random weights.
+
+    `cross_width` is the width of the states that cross-attention attends to; None: no cross-attention.
+    """
     return build_unet(config.unet, sample_size=side, channels=channels, cross_width=cross_width)
 
 
 def build_pipeline(
     config: LatentRun, autoencoder: Path, unet: Any = None, precision: torch.dtype | None = None
 ) -> Pipeline:
-    """Build a pipeline on a saved autoencoder; without a U-Net one with random weights."""
+    """Build a pipeline from the autoencoder saved in a folder, and the U-Net and conditioner of a config.
+
+    The conditioner has random weights, and so has the U-Net if `unet` is None. `precision` is the dtype of autocast
+    while sampling; None: float32.
+    """
     conditioner = build_conditioner(config)
     unet = build_denoiser(config, conditioner.width) if unet is None else unet
     return _pipeline(config, AutoencoderKL.from_pretrained(autoencoder), unet, conditioner, precision)
@@ -168,17 +184,17 @@ def _pipeline(config: Any, vae: Any, unet: Any, conditioner: Any, precision: tor
 
 
 def read_latent(*overrides: str, config: Path = LDM) -> LatentRun:
-    """Read the demo's config of stage 2, or another, under overrides."""
+    """Read the demo's config of stage 2 (the denoiser), or another `config`, with overrides such as `train.steps=4`."""
     return read(LatentRun, config, list(overrides))
 
 
 def read_autoencoder(*overrides: str, config: Path = AE) -> AutoencoderRun:
-    """Read the demo's config of stage 1 under overrides."""
+    """Read the demo's config of stage 1 (the autoencoder), or another, with overrides such as `train.steps=4`."""
     return read(AutoencoderRun, config, list(overrides))
 
 
 def load_openmoji() -> Split:
-    """Load OpenMoji at 32 px."""
+    """Load the built-in OpenMoji pictures at 32 x 32 pixels: training, held-out and compositional ones."""
     return load(OpenMojiConfig(resolution=32))
 
 
@@ -191,7 +207,7 @@ def sampling(
     classifier_scale: float | None = None,
     autoguidance_scale: float | None = None,
 ) -> SamplingOptions:
-    """Return sampling options."""
+    """Return `SamplingOptions` with these fields; a field that is None is decided by the model that samples."""
     return SamplingOptions(
         steps=steps,
         solver=solver,
@@ -208,7 +224,11 @@ def load_pipeline(
     classifier: Path | None = None,
     guide: Path | None = None,
 ) -> Pipeline:
-    """Load a pipeline, with a noisy classifier and with a guide model for autoguidance where they are named."""
+    """Load a pipeline from a saved model's folder, with guides from theirs unless these are None.
+
+    `classifier` is the folder of a noisy classifier for classifier guidance, `guide` that of the weaker model for
+    autoguidance. `precision` is the dtype of autocast while sampling; None: float32.
+    """
     pipeline = Pipeline.load(folder, precision=precision)
     if classifier is None and guide is None:
         return pipeline
@@ -217,19 +237,19 @@ def load_pipeline(
 
 
 def load_semantic(folder: Path) -> SemanticModel:
-    """Load a semantic model in bf16."""
+    """Load a semantic model (DiffAE, PDAE); it autocasts to bf16 where the processor computes it natively."""
     return SemanticModel.load(folder, precision=NATIVE)
 
 
 def generate(
     pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], options: SamplingOptions, batch: int = 64
 ) -> Tensor:
-    """Generate one picture uint8 [N, C, R, R] for each prompt and seed."""
+    """Generate a picture for each of N prompts with their N seeds, at most `batch` at a time; uint8 [N, C, R, R]."""
     return torch.cat(list(pipeline.generate(prompts, seeds, options, batch)))
 
 
 def train_missing(names: Sequence[str]) -> None:
-    """Train the runs of configs/benchmarks that have no model in runs/benchmarks, in this order."""
+    """Train those of the configs `names` in configs/benchmarks, in order, that have no model in runs/benchmarks yet."""
     for name in names:
         if not (RUNS / name / "model").exists():
             script = "train_ae.py" if name == "ae" else "train_ldm.py"

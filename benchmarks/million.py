@@ -44,7 +44,7 @@ COLUMNS = {
 
 
 def make_folder(folder: Path, count: int) -> None:
-    """Write pictures, and link to them from class folders until there are `count`."""
+    """Write FILES small pictures into a new folder, and `count` hard links to them into its class folders."""
     sources = [folder / f".source-{i}.png" for i in range(FILES)]
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +57,10 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def worker(pictures: Path, began: float) -> None:
-    """Take one training step, and print a line of JSON about this process."""
+    """Load the folder `pictures`, take one training step, and print this process's times and memory as a line of JSON.
+
+    `began` is the time (seconds since 1970) at which the processes were started.
+    """
     unet = {"widths": [8, 8], "layers_per_block": 1, "attention_levels": [False, False], "norm_num_groups": 4}
     tree = {
         "run": str(pictures.with_name(f"run-{began:.0f}")),
@@ -81,19 +84,22 @@ def worker(pictures: Path, began: float) -> None:
 
 
 def index_by_links(pictures: Path, config: FolderConfig) -> None:
-    """Make a folder's index from the hashes of the linked files, to measure later starts alone."""
+    """Make the cached list of a folder's pictures quickly, from hashes of the few files that they are links to.
+
+    So later starts can be measured without the first. `config` is the data config of the folder `pictures`.
+    """
     hashes = {path.stat().st_ino: _sha256(path) for path in pictures.glob(".source-*")}
 
     def check(config: FolderConfig, decode: bool, name: str) -> Contents:
         stat = (pictures / name).stat()
-        return Contents(stat.st_size, stat.st_mtime_ns, hashes[stat.st_ino])
+        return Contents(stat.st_size, stat.st_mtime_ns, hashes[stat.st_ino], None)
 
     with patch.object(folder, "_contents", check):
         folder.load(config)
 
 
 def start(name: str, pictures: Path, processes: int) -> dict[str, Any]:
-    """Start processes on a folder, and return a row of the table."""
+    """Start a run of `processes` processes on the folder `pictures`; return what it took as a row called `name`."""
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "benchmarks.million"]
     environment = {**os.environ, "LDM_KIT_CACHE": str(pictures.with_name("cache")), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *launch, "--worker", str(pictures), "--began", str(time.time())]
@@ -111,7 +117,7 @@ def _json_lines(output: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, and write the page."""
+    """Measure starts of runs on large folders, and write the page million.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1_280_000, help="pictures")
     parser.add_argument("--processes", type=int, default=2)

@@ -62,7 +62,11 @@ OTHER = "other arithmetic"
 
 
 class Clock:
-    """Seconds by the clock and of processor time of each phase, charged to the innermost."""
+    """Stopwatch of a training step's phases: measures wall-clock and processor time spent in each.
+
+    Phases nest; time counts for the innermost one alone. `spent` has [seconds by the clock, seconds of processor
+    time] by name of the phase.
+    """
 
     def __init__(self) -> None:
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -70,7 +74,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge what happens within to a phase."""
+        """Return a context in which time counts for the phase `name`; torch.profiler records the phase too."""
         self.charge()
         self.stack.append(name)
         try:
@@ -81,19 +85,19 @@ class Clock:
             self.stack.pop()
 
     def charge(self) -> None:
-        """Charge the time since the last charge to the current phase."""
+        """Add the time since the last call to the current (innermost) phase."""
         now = _now()
         for index in range(2):
             self.spent[self.stack[-1]][index] += now[index] - self.last[index]
         self.last = now
 
     def restart(self) -> None:
-        """Forget all phases."""
+        """Set the times of all phases to 0."""
         self.spent.clear()
         self.last = _now()
 
     def wrap(self, action: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """Wrap an action so that its time is charged to a phase."""
+        """Return the function `action` wrapped so that its time counts for the phase `name`."""
 
         @wraps(action)
         def charged(*args: Any, **kwargs: Any) -> Any:
@@ -109,7 +113,7 @@ def _now() -> tuple[float, float]:
 
 @contextmanager
 def clock_on_phases() -> Iterator[Clock]:
-    """Patch all phases to charge a clock."""
+    """Return a context with a `Clock`, in which the functions in PHASES are patched to count as their phases."""
     clock = Clock()
     with ExitStack() as stack:
         for target, name in PHASES.items():
@@ -120,7 +124,10 @@ def clock_on_phases() -> Iterator[Clock]:
 
 
 def phase_table(clock: Clock, units: Iterator[object], steps: int) -> str:
-    """Return a table of phases, over `steps` steps."""
+    """Train `steps` steps; return a Markdown table of processor time, share and wall-clock time of each phase.
+
+    `clock` is that of `clock_on_phases`; each `next` of `units` trains a step.
+    """
     clock.restart()
     for _ in range(steps):
         next(units)
@@ -135,7 +142,10 @@ def phase_table(clock: Clock, units: Iterator[object], steps: int) -> str:
 
 
 def operation_table(units: Iterator[object], steps: int, top: int) -> str:
-    """Return a table of what the networks compute, forward and backward, over `steps` steps."""
+    """Train `steps` steps under torch.profiler; return a Markdown table of the networks' time by kind of operation.
+
+    Each `next` of `units` trains a step. The `top` slowest operations are printed too.
+    """
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(steps):
             next(units)
@@ -161,12 +171,12 @@ def _shares(kinds: Mapping[str, Iterable[tuple[float, str]]], total: float) -> l
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of an operation."""
+    """Return the kind (a label in KINDS, else OTHER) of the operation that torch.profiler calls `name`."""
     return next((label for label, pattern in KINDS if re.search(pattern, name)), OTHER)
 
 
 def phase_of(event: Any) -> str | None:
-    """Return the innermost phase that an operation of the profile lies in."""
+    """Return the innermost phase within which torch.profiler recorded an event; None: within no phase."""
     while event is not None:
         if event.name.startswith(MARK):
             return event.name.removeprefix(MARK)
@@ -182,7 +192,16 @@ VARIATIONS: dict[str, dict[str, Callable[[Workspace], Iterator[object]]]] = {
 
 
 def profile_stage(stage: str, space: Workspace, steps: int, top: int) -> str:
-    """Return both tables of a stage, and what variations of it cost."""
+    """Profile training steps of a stage, and return Markdown with the tables of phases and of operations.
+
+    Sentences say what a step of each of the stage's VARIATIONS costs.
+
+    Args:
+        stage: stage1 (autoencoder) or stage2 (denoiser).
+        space: folders that the runs use.
+        steps: training steps to time.
+        top: how many of the slowest operations to print on the screen.
+    """
     with clock_on_phases() as clock:
         units = STAGES[stage](space)
         _warm(units)
@@ -209,7 +228,7 @@ def main(
     top: Annotated[int, typer.Option(help="operations to be listed on the screen")] = 12,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page performance.md")] = True,
 ) -> None:
-    """Profile training steps, print the tables and write them into their page."""
+    """Profile training steps, print the tables, and write them into the page performance.md."""
     with cli_errors(), tempfile.TemporaryDirectory(prefix="profile-") as folder, open(os.devnull, "w") as nowhere:
         warnings.simplefilter("ignore")
         stages, target = chosen(stages, STAGES), page_of("performance.md") if page else None

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the one writer of measured sections into the pages of docs/."""
+"""Markdown tables, and the function with which benchmarks write measured sections into the pages of docs/."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,28 +8,37 @@ from typing import Any
 from ldm_kit.config import UserError
 
 DOCS = Path("docs")
-Columns = Mapping[str, tuple[str, str]]  # field of a row -> title, format
+Columns = Mapping[str, tuple[str, str]]  # field of a row -> title and format specification, such as ".2f"
 Row = dict[str, Any]
 _RULES = {"left": "---", "right": "---:"}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
-    """Return a Markdown table; `align` holds "left" or "right" for each column."""
+    """Return a Markdown table of cells.
+
+    Args:
+        head: the columns' titles.
+        rows: rows of cells; a cell is shown by `str`.
+        align: "left" or "right" for each column, separated by spaces; "": no alignment is said.
+    """
     rules = [_RULES[word] for word in align.split()] or ["---"] * len(head)
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, rules, *rows))
 
 
 def format_rows(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a Markdown table of rows whose fields are shown by their formats."""
+    """Return a Markdown table of `rows`, which are mappings from field to value.
+
+    `columns` maps each field to show to its column's title and format specification, such as ".2f".
+    """
     head = [title for title, _ in columns.values()]
     return markdown(head, [[format(row[name], form) for name, (_, form) in columns.items()] for row in rows])
 
 
 def page_of(name: str) -> Path:
-    """Return the page of a name, among docs/results or else in docs.
+    """Return the path of the page `name` (such as editing.md) in docs/results, or else in docs.
 
     Raises:
-        UserError: there is none, as where a benchmark is run outside of the repository.
+        UserError: there is no such page, because a benchmark is run outside of the repository.
     """
     pages = [DOCS / "results" / name, DOCS / name]
     for page in pages:
@@ -39,7 +48,10 @@ def page_of(name: str) -> Path:
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Replace a section of a page between `<!-- name -->` and `<!-- /name -->`; append it where there is none."""
+    """Write `text` into a page between `<!-- name -->` and `<!-- /name -->`, replacing what was there.
+
+    If the page has no such section, the section is appended.
+    """
     whole = page.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{begin}\n{text.strip()}\n{end}"
@@ -50,10 +62,10 @@ def write_section(page: Path, name: str, text: str) -> None:
 
 
 def chosen(names: Sequence[str] | None, tables: Iterable[str]) -> list[str]:
-    """Return the names that were asked for, all if none were.
+    """Return the names of the tables to make: `names`, or all of `tables` if `names` is None or empty.
 
     Raises:
-        UserError: a name that is not known.
+        UserError: one of `names` is not in `tables`.
     """
     tables = list(tables)
     if unknown := [name for name in names or () if name not in tables]:

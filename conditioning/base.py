@@ -100,12 +100,12 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def cache_key(self) -> tuple[Any, ...] | None:
-        """JSON values on which `prepare`'s result depends besides `raw`; None: the result is not cached on disk."""
+        """JSON values that, with `raw`, determine the result of `prepare`; None: the result is not cached on disk."""
         return None
 
     @property
     def encoder_digest(self) -> str | None:
-        """Hash of the files of the frozen encoder and its tokenizer, in any folder; None: `prepare` uses neither."""
+        """Hash of the contents of the frozen encoder's and its tokenizer's files; None: `prepare` uses neither."""
         return None
 
     @property
@@ -209,7 +209,7 @@ def check_raw(raw: Sequence[str | int]) -> None:
 
 
 def texts(raw: Sequence[str | int]) -> list[str]:
-    """Return captions as tokenizers accept them: lone surrogates, which no encoding has, become U+FFFD.
+    """Return the captions `raw` as tokenizers accept them: lone surrogates, which no encoding has, become U+FFFD.
 
     Raises:
         ConditioningError: a value is not a string; the message names the first such value.

@@ -37,7 +37,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
 
 
 def save_tokenizer(tokenizer: "CLIPTokenizer", folder: Path) -> None:
-    """Write tokenizer.json (for transformers 5), and vocab.json with merges.txt (for transformers 4 and others)."""
+    """Write tokenizer.json (transformers 5), vocab.json and merges.txt (transformers 4 and others) into `folder`."""
     tokenizer.backend_tokenizer.no_padding()  # settings of the last call are no part of the tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)

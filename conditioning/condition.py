@@ -52,7 +52,7 @@ class Condition:
         return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
     def __getitem__(self, index: slice) -> "Condition":
-        """Return the condition of the samples in a slice of the batch."""
+        """Return the condition of the samples in a slice of the batch, such as `condition[2:4]`."""
         return self._map(lambda value: value[index])
 
     def take(self, indices: Tensor | Sequence[int]) -> "Condition":
@@ -73,7 +73,7 @@ class Condition:
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return a batch of this condition's B samples and then the B of `other`; None if their batch sizes differ."""
+        """Return one batch of this condition's B samples, then those of `other`; None if `other` has another size."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod
@@ -97,7 +97,7 @@ class Condition:
 
 
 def pad_length(value: Tensor, length: int) -> Tensor:
-    """Pad `value` [B, L, ...] at the end of dimension 1 to [B, length, ...] with zeros (False); a longer one stays."""
+    """Pad `value` [B, L, ...] with zeros (False) at the end of dimension 1 to [B, length, ...]; a longer one stays."""
     if value.shape[1] >= length:
         return value
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], dim=1)

@@ -86,7 +86,10 @@ class ClassConditioner(Conditioner):
     def build(
         cls, config: ClassConfig, *, classes: Sequence[str] = (), time_width: int | None = None, **data: Any
     ) -> "ClassConditioner":
-        """Build a new embedding table for `classes`; by default a vector is as wide as the time embedding.
+        """Build a new embedding table for `classes`.
+
+        If the config sets no width, a token has 512 channels and a vector has `time_width`, like the denoiser's time
+        embedding. `data` is ignored.
 
         Raises:
             ConditioningError: there is no class, a name is repeated or empty, or the width of a vector is unknown.
@@ -119,7 +122,7 @@ class ClassConditioner(Conditioner):
         return {FOLDER: self.class_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn class names or indices into {"labels": [N] int64}.
+        """Turn N class names or indices into {"labels": int64 [N]}; `progress` is not called.
 
         Raises:
             ConditioningError: a class is unknown; the message names the nearest ones.

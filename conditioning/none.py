@@ -18,7 +18,7 @@ class NoConfig(ConditionerConfig, frozen=True, extra="forbid"):
     unconditional: ClassVar[bool] = True
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
-        """Return the captions, which `prepare` ignores."""
+        """Return the captions, which `prepare` ignores; the labels are not used."""
         return list(captions)
 
 
@@ -47,11 +47,11 @@ class NoCondition(Conditioner):
         return {}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Return {}, whatever the raw values are."""
+        """Return {}, whatever the raw values are; `progress` is not called."""
         return {}
 
     def forward(self, **inputs: Tensor) -> Condition:
-        """Return `Condition()`, a condition without tensors."""
+        """Return `Condition()`, a condition without tensors; `inputs` is {}."""
         return Condition()
 
     def release(self) -> None:

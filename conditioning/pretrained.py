@@ -79,6 +79,8 @@ class PretrainedConditioner(Conditioner):
     def build(cls, config: PretrainedTextConfig, **data: Any) -> "PretrainedConditioner":
         """Build the conditioner; its encoder is located now and opened by the first call of `prepare`.
 
+        `data` is ignored.
+
         Raises:
             ConditioningError: the encoder cannot be found.
         """
@@ -121,8 +123,9 @@ class PretrainedConditioner(Conditioner):
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
         """Encode captions as {"states": [N, L, D], "mask": [N, L]}, where L is the longest caption's number of tokens.
 
-        D is the number of channels of the encoder's states. Equal captions are encoded once. The empty caption is
-        encoded in a batch of its own, so that its states are equal bit for bit in every call.
+        D is the number of channels of the encoder's states. Equal captions are encoded once, and `progress` counts
+        different captions. The empty caption is encoded in a batch of its own, so that its states are equal bit for bit
+        in every call.
         """
         captions = texts(raw)
         unique = sorted({*captions} - {""}, key=lambda caption: (len(caption), caption))

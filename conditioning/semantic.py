@@ -137,7 +137,14 @@ def condition_of(z: Tensor) -> Condition:
 
 
 class SingleBlock(nn.Module):
-    """Residual block with one convolution, as in DiffAE's released code: skip(x) + conv(SiLU(norm(x)))."""
+    """Residual block with one convolution, as in DiffAE's released code: skip(x) + conv(SiLU(norm(x))).
+
+    Args:
+        before: input channels.
+        after: output channels.
+        groups: groups of the GroupNorm.
+        down: whether the block halves height and width.
+    """
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
         super().__init__()
@@ -153,7 +160,10 @@ class SingleBlock(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """diffusers' residual block without a time embedding; as in ADM, its second convolution starts at zero."""
+    """diffusers' residual block without a time embedding; as in ADM, its second convolution starts at zero.
+
+    The arguments are those of `SingleBlock`.
+    """
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
         super().__init__()
@@ -175,7 +185,10 @@ class DoubleBlock(nn.Module):
 def _levels(
     widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
 ) -> list[nn.Module]:
-    """Return the layers between the first convolution and the last norm, in the order of DiffAE's released code."""
+    """Return the layers between the first convolution and the last norm, in the order of DiffAE's released code.
+
+    The arguments are those of `SemanticEncoder`.
+    """
     block = SingleBlock if blocks == "single" else DoubleBlock
     modules: list[nn.Module] = []
     width, last = widths[0], widths[-1]
@@ -189,7 +202,13 @@ def _levels(
 
 
 def _attention(width: int, heads: int, groups: int) -> Attention:
-    """Build self-attention over all positions with a residual connection; the layer starts as the identity."""
+    """Build self-attention over all positions with a residual connection; the layer starts as the identity.
+
+    Args:
+        width: channels of the features.
+        heads: number of heads, which divides `width`.
+        groups: groups of the GroupNorm before the attention.
+    """
     shape = {"heads": heads, "dim_head": width // heads, "norm_num_groups": groups, "eps": 1e-5}
     attention = Attention(width, **shape, residual_connection=True, bias=True, _from_deprecated_attn_block=True)
     _zero(attention.to_out[0])  # pyright: ignore[reportOptionalSubscript]

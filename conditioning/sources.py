@@ -64,7 +64,7 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=8)
 def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
-    """Return the hex digest of files; they are read again only if `stats`, sizes and times of change, differ."""
+    """Return the hex digest of files; they are read again only if `stats`, their sizes and times of change, differ."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

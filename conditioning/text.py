@@ -87,6 +87,8 @@ class TextConditioner(Conditioner):
     def build(cls, config: TextConfig, *, captions: Sequence[str] = (), **data: Any) -> "TextConditioner":
         """Train a tokenizer on `captions`, and initialise the text encoder at random (from torch's global generator).
 
+        `data` is ignored.
+
         Raises:
             ConditioningError: there are no captions.
         """
@@ -125,7 +127,10 @@ class TextConditioner(Conditioner):
         return {ENCODER: self.text_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn captions into {"ids": [N, L] int64}, cut or padded to L tokens; one log line says how many were cut."""
+        """Turn N captions into {"ids": int64 [N, L]}, cut or padded to L tokens; log how many captions were cut.
+
+        `progress` is called after each batch with the number of captions done and their total.
+        """
         captions, cut = texts(raw), 0
         ids = torch.empty(len(captions), self.length, dtype=torch.long)
         for start in range(0, len(captions), CHUNK):
@@ -188,7 +193,10 @@ def _fresh_encoder(config: TextConfig, tokenizer: Any) -> "CLIPTextModel":
 
 
 def _save_encoder(encoder: "CLIPTextModel", folder: Path) -> None:
-    """Write the encoder in the format of published Stable Diffusion models, which both transformers 4 and 5 read."""
+    """Write the encoder into `folder` in the format of published Stable Diffusion models.
+
+    Both transformers 4 and 5 read this format.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

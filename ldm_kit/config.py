@@ -1,8 +1,6 @@
 """Configs: frozen pydantic models, read strictly from YAML with dotted overrides.
 
-Every configurable class has its config class beside it; this module holds what all config classes share. Files are read
-with YAML's safe loader (no tag runs code), an unknown key is an error that names the nearest known keys, and a run
-writes its config with all defaults beside its results.
+Files are read with YAML's safe loader (no tag runs code), and an unknown key is an error that names similar known keys.
 """
 
 import difflib
@@ -74,7 +72,10 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Load a YAML file as nested dicts and apply overrides; keys are not checked. Raises UserError as `read` does."""
+    """Load a YAML file as nested dicts, and apply overrides such as `optim.lr=3e-4`.
+
+    Raises UserError if there is no such file, or the file or an override is malformed; keys are not checked.
+    """
     if isinstance(overrides, str):
         raise UserError(f"overrides is the single {overrides!r:.80}; expected a list of such")
     path = Path(path)
@@ -93,7 +94,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply one override, `a.b.c=value`, to the nested dict `tree` in place; the value is parsed as YAML."""
+    """Apply an override, `a.b.c=value` with a YAML value, to nested dicts in place; raise UserError if malformed."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"cannot understand the override {override!r}; expected key=value, such as optim.lr=3e-4")
@@ -110,7 +111,7 @@ def assign(tree: dict[str, Any], override: str) -> None:
 
 
 def check(kind: type[C], tree: Any, where: str) -> C:
-    """Return `tree` validated as an instance of `kind`; keys under their names of the last release give one warning.
+    """Return `tree` validated as an instance of `kind`; warn of keys that have the names of the last release.
 
     Args:
         kind: the config class.
@@ -132,10 +133,9 @@ def check(kind: type[C], tree: Any, where: str) -> C:
 
 
 def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Return a config tree with old key names replaced by current ones, and the (old, new) dotted names of these keys.
+    """Return the config `tree` with its keys' names of older releases replaced, and the (old, new) names of these keys.
 
-    Presets are merged by current names, so keys must be renamed before the validators of `kind` run. A key that is
-    present under both names is not renamed, and validation then refuses it.
+    `kind` is the class that will validate `tree`. A key under both names is not renamed, and validation refuses it.
     """
     if not isinstance(tree, Mapping):
         return tree, []
@@ -158,14 +158,14 @@ def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[s
 
 
 def _old_names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names that a config field had in the last release."""
+    """Return the names that the config field `field`, now called `name`, had in the last release."""
     aliases = field.validation_alias
     names = aliases.choices if isinstance(aliases, AliasChoices) else ()
     return [str(choice) for choice in names if choice != name]
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Return whether the tag in `tree` (such as `source: folder`) is that of another union member than `kind`."""
+    """Return whether the dict `tree` has the tag (such as `source: folder`) of another class of a union than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
@@ -216,7 +216,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the path of a pydantic error as keys of the user's file: without the union tags that pydantic inserts."""
+    """Return the path of a pydantic error in a config `kind` without the tags that pydantic inserts after a union."""
     names: list[str] = []
     models: list[type[BaseModel]] = [kind]
     for key in path:
@@ -229,12 +229,12 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the allowed keys at a path in the config; after a union's tag, the keys of the member with that tag."""
+    """Return the allowed keys of the section at `path` in a config `kind`; a union's tag in `path` selects a member."""
     return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 
 def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
-    """Return the allowed values of the field `tag`, which distinguishes a union's members, in the union's order."""
+    """Return the allowed values of `tag`, the field that distinguishes the members of the union at `path` in `kind`."""
     members = [model.model_fields[tag].annotation for model in _reached(kind, path)]
     return [str(value) for annotation in members for value in get_args(annotation)]
 
@@ -249,7 +249,7 @@ def _reached(kind: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]
 
 
 def _literals(model: type[BaseModel]) -> set[str]:
-    """Return the values of a model's Literal fields that allow one value only: its tags in unions."""
+    """Return the values of a model's one-valued Literal fields, such as "folder" for `source: Literal["folder"]`."""
     allowed = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {values[0] for values in allowed if len(values) == 1}
 

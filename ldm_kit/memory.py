@@ -39,7 +39,7 @@ def free_memory() -> None:
 
 @dataclass
 class BatchSize:
-    """Largest number of samples in a batch of passes without gradients; halved for good when memory runs out.
+    """Batch size of passes without gradients; when memory runs out, it is halved, for all later batches too.
 
     Attributes:
         size: most samples in a batch.
@@ -49,15 +49,16 @@ class BatchSize:
 
     @classmethod
     def of(cls, size: "int | BatchSize") -> "BatchSize":
-        """Return `size` itself if it is a BatchSize, so that later passes keep its halvings; wrap a number."""
+        """Wrap a number in a new BatchSize; return a BatchSize itself, so that it stays halved in later passes."""
         return size if isinstance(size, BatchSize) else cls(size)
 
     @classmethod
     def for_pictures(cls, size: int | None, resolution: int) -> "BatchSize":
-        """Return the batch size for pictures of `resolution` pixels a side.
+        """Return the batch size for square pictures of `resolution` pixels a side.
 
         Args:
-            size: the configured size; None: as many pictures as have MOST_PIXELS pixels, at most MOST_SAMPLES.
+            size: the configured size; None: as many pictures as have MOST_PIXELS (2^21) pixels together, at most
+                MOST_SAMPLES (64), but at least one.
             resolution: pixels along each side of a picture.
         """
         return cls(size or max(1, min(MOST_SAMPLES, MOST_PIXELS // resolution**2)))

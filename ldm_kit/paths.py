@@ -25,7 +25,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_writable_file(path: Path) -> None:
-    """Check that a file can be written or replaced; raises UserError if `path` or its folder does not allow it."""
+    """Check that a file can be written at `path`; raises UserError if it is a folder, or its folder is not writable."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
     check_writable(path.parent)

@@ -1,4 +1,4 @@
-"""Rows of tables about a semantic model's codes: reconstruction, probes, swaps, interpolation, new pictures."""
+"""Rows of tables about a semantic model's codes: reconstruction, probes, exchanged x_T, interpolation."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,17 @@ PRIOR: Columns = {
 def reconstructions(
     name: str, model: SemanticModel, pictures: Tensor, steps: Sequence[int], judge: Judge
 ) -> Iterator[tuple[Row, Tensor]]:
-    """Yield a row and the pictures, uint8, for each number of steps and kind of x_T."""
+    """Encode and decode pictures; yield a row of errors and the decoded pictures for each way of decoding.
+
+    The ways are each number in `steps` with the inverted and with a random x_T.
+
+    Args:
+        name: name of the model, for the rows.
+        model: the semantic model.
+        pictures: uint8 [N, 3, R, R].
+        steps: numbers of steps of inversion and decoding.
+        judge: measures the Lite0 distance.
+    """
     z = model.encode(pictures)
     for count in steps:
         for noise in ("inferred", "random"):
@@ -74,12 +84,12 @@ def reconstructions(
 
 
 def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Column]]) -> Iterator[Row]:
-    """Fit logistic regressions to codes; yield a row for each attribute, each value against the others.
+    """Fit a logistic regression for each value of an attribute against the others; yield a row for each attribute.
 
     Args:
-        code: its name.
-        z: codes [N, D] of the pictures "train" and "unseen"; those of training decide the scale.
-        columns: the attributes of both, in one order.
+        code: name of the kind of code, for the rows.
+        z: codes [N, D] of the pictures "train", to which regressions are fitted, and "unseen", which give the scores.
+        columns: the attributes of the pictures "train" and "unseen", in the same order.
     """
     mean, std = z["train"].mean(0), z["train"].std(0) + 1e-6
     scaled = {split: (value - mean) / std for split, value in z.items()}
@@ -97,14 +107,20 @@ def probes(code: str, z: Mapping[str, Tensor], columns: Mapping[str, Sequence[Co
 
 
 def _marks(column: Column, value: str) -> tuple[Tensor, Tensor]:
-    """Return which pictures [N] the attribute is known of, and which of those have the value."""
+    """Return which of N pictures have a known value of an attribute, bool [N], and which M of these have `value`."""
     marks = column.positive(value)
     labelled = torch.tensor([mark is not None for mark in marks])
     return labelled, torch.tensor([mark is True for mark in marks])[labelled]
 
 
 def smoothness(way: str, frames: Tensor, judge: Judge) -> Row:
-    """Measure Lite0's distance between neighbouring frames uint8 [P, FRAMES, 3, R, R]; means over the P pairs."""
+    """Return a row on how even and how straight P interpolations are, by Lite0 distances between neighbouring frames.
+
+    Args:
+        way: name of the way of interpolating, for the row.
+        frames: uint8 [P, FRAMES, 3, R, R].
+        judge: measures the Lite0 distance.
+    """
     x = to_unit(frames.flatten(0, 1))
     with torch.no_grad():
         index = torch.arange(len(x)).view(len(frames), FRAMES)
@@ -115,7 +131,10 @@ def smoothness(way: str, frames: Tensor, judge: Judge) -> Row:
 
 
 def interpolated(model: SemanticModel, code: Code, steps: int) -> Tensor:
-    """Decode frames uint8 [P, FRAMES, 3, R, R] between the first and the second half of codes [2 P, ...]."""
+    """Interpolate between code i and code P + i of 2 P codes, and decode: frames uint8 [P, FRAMES, 3, R, R].
+
+    `steps` is the number of steps of decoding.
+    """
     half = len(code.z) // 2
     pairs = [interpolate(code.take([i]), code.take([half + i]), FRAMES) for i in range(half)]
     frames = model.decode(torch.cat([p.z for p in pairs]), torch.cat([p.x_T for p in pairs]), steps, 64)
@@ -123,7 +142,7 @@ def interpolated(model: SemanticModel, code: Code, steps: int) -> Tensor:
 
 
 def cross_faded(pictures: Tensor) -> Tensor:
-    """Mix pixels: frames uint8 [P, FRAMES, 3, R, R] between the two halves of pictures uint8 [2 P, 3, R, R]."""
+    """Interpolate pixels between pictures i and P + i of 2 P, uint8 [2 P, 3, R, R]: uint8 [P, FRAMES, 3, R, R]."""
     first, last = (half[:, None].float() for half in pictures.chunk(2))
     weights = torch.linspace(0, 1, FRAMES).view(1, -1, 1, 1, 1)
     return torch.lerp(first, last, weights).round().byte()
@@ -132,9 +151,20 @@ def cross_faded(pictures: Tensor) -> Tensor:
 def swaps(
     name: str, model: SemanticModel, code: Code, labels: Tensor, *, steps: int, judge: Judge
 ) -> tuple[Row, Tensor]:
-    """Decode codes [2 P, ...], each with the x_T of its partner in the other half; return shares and pictures.
+    """Decode each of 2 P codes z with the x_T of its partner, and measure which of both the picture looks like.
 
-    The halves are of different groups, `labels` [2 P].
+    The partner of code i is code P + i, and conversely.
+
+    Args:
+        name: name of the model, for the row.
+        model: the semantic model.
+        code: codes z and x_T of 2 P pictures.
+        labels: group of each picture, [2 P]; partners are of different groups.
+        steps: number of steps of decoding.
+        judge: computes Lite0 features, and predicts groups from them.
+
+    Returns:
+        A row of shares of the pictures, and the pictures, uint8 [2 P, 3, R, R].
     """
     count = len(code.z)
     other = torch.arange(count).roll(count // 2)

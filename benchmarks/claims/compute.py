@@ -1,4 +1,4 @@
-"""Arithmetic and parameters of training a semantic model, counted and not timed: clocks of shared machines differ."""
+"""Cost of training a semantic model: floating-point operations and parameters, counted rather than timed."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ BACKWARD = 2  # operations of a backward pass, in those of its forward pass
 
 
 def training_flops(model: SemanticModel) -> float:
-    """Count operations of convolutions and matrix products, of one picture; frozen networks go forward only."""
+    """Count the floating-point operations (convolutions, matrix products) of training on one picture once.
+
+    A backward pass counts as two forward passes; frozen networks have none.
+    """
     pictures = torch.zeros(1, model.channels, model.resolution, model.resolution)
     x, t = torch.zeros(1, *model.latent_shape), torch.zeros(1, dtype=torch.long)
     decoder, frozen = model.decoder, 0
@@ -30,7 +33,7 @@ def training_flops(model: SemanticModel) -> float:
 
 
 def trained_parameters(model: SemanticModel) -> int:
-    """Count the parameters of encoder and decoder, without those of a frozen base."""
+    """Count the parameters of a semantic model's encoder and decoder, without those of a frozen base model."""
     decoder = model.decoder
     networks = [model.encoder, decoder.shift if isinstance(decoder, ShiftDecoder) else decoder.unet]
     base = {id(p) for p in decoder.base.unet.parameters()} if isinstance(decoder, ShiftDecoder) else set[int]()
@@ -38,6 +41,6 @@ def trained_parameters(model: SemanticModel) -> int:
 
 
 def last_step(run: Path) -> tuple[int, float]:
-    """Read the steps of a run and its last held-out error from its log of metrics."""
+    """Return a run's number of steps and its last held-out loss, from the metrics.jsonl in the run's folder."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return rows[-1]["step"], next(row["heldout_loss"] for row in reversed(rows) if "heldout_loss" in row)

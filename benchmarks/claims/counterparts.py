@@ -27,17 +27,20 @@ NOISE = 8.0  # standard deviation, of 255, in half of what the judges learn from
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit of one picture to a counterpart that no model was trained on; indices of the whole set."""
+    """An edit of a picture with a known result: another picture, which differs in one attribute.
 
-    source: int
-    target: int
-    attribute: str
-    before: str
-    after: str
+    No model was trained on the other picture, the target.
+    """
+
+    source: int  # index of the picture to edit, in the whole set
+    target: int  # index of the target, in the whole set
+    attribute: str  # skin tone or gender
+    before: str  # value of the attribute in the source
+    after: str  # value of the attribute in the target
 
     @property
     def name(self) -> str:
-        """Name in `Directions`."""
+        """Name of the edit's direction in `Directions`, such as "gender: man > woman"."""
         return f"{self.attribute}: {self.before}{TO}{self.after}"
 
 
@@ -63,7 +66,10 @@ STEPS: Columns = {
 
 
 def edits_of(everything: InMemory, split: Split, count: int) -> list[Edit]:
-    """Return `count` edits of each attribute, chosen by hash, whose answers are outside the training part."""
+    """Return at most `count` edits of each attribute, chosen by hash, whose targets are no training pictures.
+
+    `everything` is the whole data set, of which `split` has the training pictures.
+    """
     seen = {record.name for record in split.train.records}
     edits: list[Edit] = []
     for column in from_openmoji(everything):
@@ -98,13 +104,23 @@ def _names(everything: InMemory, edit: Edit) -> str:
 
 
 def learn_directions(model: Semantic, train: PictureSet) -> Directions:
-    """Learn directions as `edit.py learn --openmoji` does."""
+    """Learn directions of attributes from codes of training pictures, as `edit.py learn --openmoji` does."""
     z = normalise(model, encode_pictures(model, train))
     return learn(z, from_openmoji(train), [record.fields["role"] for record in train.records], encoder_digest(model))
 
 
 def steps_of(name: str, model: Semantic, split: Split, everything: InMemory, edits: Sequence[Edit]) -> Iterator[Row]:
-    """Yield for each attribute how near codes come to the truth's by one step for all pictures, and by their own."""
+    """Measure how near edited codes come to the codes of the edits' targets; yield two rows for each attribute.
+
+    In one row all pictures are edited by the same step, in the other each picture by a step of its own.
+
+    Args:
+        name: name of the model, for the rows.
+        model: model that encodes pictures.
+        split: has the training pictures, from which steps are learned.
+        everything: the whole data set, which edits index.
+        edits: the edits.
+    """
     directions = learn_directions(model, split.train)
     for attribute in KINDS:
         chosen = [edit for edit in edits if edit.attribute == attribute]
@@ -122,9 +138,17 @@ def steps_of(name: str, model: Semantic, split: Split, everything: InMemory, edi
 def apply_edits(
     model: Semantic, train: PictureSet, sources: Tensor, edits: Sequence[Edit], steps: tuple[int, int]
 ) -> Tensor:
-    """Move each source's code by its attribute's typical step, learned from training; return pictures [E, 3, R, R].
+    """Edit pictures: move the code of each by the typical step of its edit, and decode it.
 
-    `steps` are those of inverting to x_T and of decoding.
+    Args:
+        model: model that encodes and decodes pictures.
+        train: training pictures, from which steps are learned.
+        sources: pictures to edit, uint8 [E, 3, R, R].
+        edits: the E edits.
+        steps: number of steps of the inversion to x_T, and of decoding.
+
+    Returns:
+        Edited pictures, uint8 [E, 3, R, R].
     """
     directions = learn_directions(model, train)
     code = encode(model, sources, steps[0])
@@ -136,18 +160,23 @@ def apply_edits(
 
 @dataclass(frozen=True, eq=False)
 class EditJudge:
-    """Probes of each attribute, and the whole set to compare with."""
+    """Judge of edited pictures: probes that read attributes, and the whole data set to compare pictures with."""
 
-    judge: Judge
-    everything: InMemory
-    features: Tensor  # Lite0, of everything
-    probes: dict[str, LinearProbe]
+    judge: Judge  # computes EfficientNet-Lite0 features
+    everything: InMemory  # the whole data set, which edits index
+    features: Tensor  # Lite0 features of all its pictures, float64 [N, D]
+    probes: dict[str, LinearProbe]  # classifier of values, by attribute
 
     @classmethod
     def fit(cls, judge: Judge, everything: InMemory, split: Split) -> "EditJudge":
-        """Fit probes to training pictures, clean and with noise: skin tones by colours, genders by Lite0 features too.
+        """Fit probes to training pictures: skin tones by colours, genders by colours and Lite0 features.
 
-        Noise is what a judge of generated pictures must not mind.
+        They are fitted to clean and to noisy pictures, so that slight noise in generated pictures does not matter.
+
+        Args:
+            judge: computes Lite0 features.
+            everything: the whole data set.
+            split: has the training pictures.
         """
         whole = cls(judge, everything, judge.features(everything.pixels), {})
         index = {record.name: i for i, record in enumerate(everything.records)}
@@ -162,12 +191,15 @@ class EditJudge:
         return whole
 
     def inputs(self, pictures: Tensor, attribute: str) -> Tensor:
-        """Return the features [N, D] by which an attribute is read."""
+        """Return the features [N, D] of pictures uint8 [N, 3, R, R] from which the probe of an attribute predicts."""
         colours = colour_histograms(pictures)
         return colours if attribute == "skin tone" else torch.cat([self.judge.features(pictures), colours], dim=1)
 
     def rows(self, model: str, edits: Sequence[Edit], pictures: Tensor) -> Iterator[Row]:
-        """Yield a row for each attribute, of edited pictures uint8 [E, 3, R, R]."""
+        """Yield a row of scores for each attribute, named by the model that has edited the pictures.
+
+        `pictures`, uint8 [E, 3, R, R], are the results of the E `edits`.
+        """
         for name in KINDS:
             chosen = [i for i, edit in enumerate(edits) if edit.attribute == name]
             if chosen:
@@ -196,7 +228,10 @@ class EditJudge:
         }
 
     def _nearest(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return the distance [E] of each truth to the nearest picture that is neither itself nor the source."""
+        """Return the pixel distance [E] of each target to the nearest picture but itself and the source.
+
+        `source` and `target`, int64 [E], are indices of the whole data set.
+        """
         flat = self.everything.pixels.float().flatten(1) / 255
         distances = torch.cdist(flat[target], flat) / flat.shape[1] ** 0.5
         distances[torch.arange(len(target)), target] = torch.inf
@@ -210,7 +245,7 @@ def _add_noise(pictures: Tensor) -> Tensor:
 
 
 def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the root of the mean squared difference [N] of pictures uint8 [N, C, H, W], in 0 to 1."""
+    """Return the root mean squared difference [N], in 0 to 1, of pictures a and b, uint8 [N, C, H, W] each."""
     return ((a.float() - b.float()) / 255).square().mean((1, 2, 3)).sqrt()
 
 

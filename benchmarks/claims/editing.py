@@ -36,7 +36,7 @@ COMPUTE: Columns = {
 
 
 def compute(bench: Bench) -> Iterator[Row]:
-    """Count what the models cost."""
+    """Yield for each semantic model its trained parameters, training steps and operations, and held-out loss."""
     for name, run in MODELS.items():
         model, (steps, heldout) = bench.model(name), last_step(kit.RUNS / run)
         costs = {"parameters": trained_parameters(model) / 1e6, "petaflops": training_flops(model) * steps * 64 / 1e15}
@@ -44,7 +44,7 @@ def compute(bench: Bench) -> Iterator[Row]:
 
 
 def reconstruction(bench: Bench) -> Iterator[Row]:
-    """Encode and decode unseen pictures."""
+    """Encode and decode unseen pictures with each model; yield a row for each number of steps and kind of x_T."""
     unseen = bench.unseen[: bench.reconstructed]
     pictures, shown = bench.pictures(unseen), [bench.pictures(unseen[:12])]
     for name in MODELS:
@@ -56,7 +56,7 @@ def reconstruction(bench: Bench) -> Iterator[Row]:
 
 
 def probes(bench: Bench) -> Iterator[Row]:
-    """Read attributes from codes, principal components and Lite0's features."""
+    """Predict attributes from semantic codes, principal components and Lite0 features; yield a row for each pair."""
     unseen = bench.pictures(bench.unseen)
     rest = InMemory([bench.everything.records[i] for i in bench.unseen], bench.everything.classes, unseen, "unseen")
     columns = {"train": from_openmoji(bench.split.train), "unseen": from_openmoji(rest)}
@@ -68,13 +68,13 @@ def probes(bench: Bench) -> Iterator[Row]:
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    """Compare edits as distances between codes."""
+    """Yield rows on how near edited codes come to the codes of the true pictures (`steps_of`), for each model."""
     for name, model in {PCA: bench.linear, **{name: bench.model(name) for name in MODELS}}.items():
         yield from steps_of(name, model, bench.split, bench.everything, bench.edits)
 
 
 def edits(bench: Bench) -> Iterator[Row]:
-    """Compare edited pictures with the truth."""
+    """Edit pictures with each model, and yield rows that compare the results with the true pictures."""
     judge = EditJudge.fit(bench.judge, bench.everything, bench.split)
     sources, targets = (bench.pictures([getattr(edit, end) for edit in bench.edits]) for end in ("source", "target"))
     pictures: dict[str, Tensor] = {"the truth itself": targets, "the unedited picture": sources}
@@ -90,7 +90,7 @@ def edits(bench: Bench) -> Iterator[Row]:
 
 
 def swaps(bench: Bench) -> Iterator[Row]:
-    """Decode codes with the x_T of pictures of other groups."""
+    """Decode codes z with the x_T of other pictures; yield a row for each model on how often z decides the result."""
     indices = bench.pairs_of_groups(32)
     labels = torch.tensor([bench.everything.records[i].label for i in indices])
     pictures = bench.pictures(indices)
@@ -104,7 +104,7 @@ def swaps(bench: Bench) -> Iterator[Row]:
 
 
 def interpolation(bench: Bench) -> Iterator[Row]:
-    """Interpolate between pictures of different groups."""
+    """Interpolate between pictures of different groups; yield a row for each model on how smooth the frames are."""
     pictures = bench.pictures(bench.pairs_of_groups(16))
     yield codes.smoothness("mixed pixels", codes.cross_faded(pictures), bench.judge)
     shown: list[Tensor] = []
@@ -117,7 +117,7 @@ def interpolation(bench: Bench) -> Iterator[Row]:
 
 
 def prior(bench: Bench) -> Iterator[Row]:
-    """Generate new pictures from codes of three origins."""
+    """Generate pictures from codes of three origins; yield rows with the Fréchet distance to training pictures."""
     model = kit.load_semantic(kit.RUNS / "prior")
     train, seeds = pixels_of(bench.split.train), range(bench.generated)
     reference = bench.judge.features(train)
@@ -154,7 +154,7 @@ def editing(
     generated: Annotated[int, typer.Option(help="pictures of each row of the prior's table")] = 371,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page semantic.md")] = True,
 ) -> None:
-    """Train what is missing, measure (an hour), write the tables and the sheets beside them."""
+    """Train the models that are missing, measure (an hour), and write tables and sheets of pictures."""
     with cli_errors():
         names, target = chosen(tables, TABLES), page_of("semantic.md") if page else None
         if not tables:

@@ -22,37 +22,37 @@ MODELS = {"DiffAE, pixels": "diffae_pixels", "DiffAE, latents": "diffae_latents"
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Data, judge and models, each opened at its first use, and how many pictures each table takes."""
+    """What the tables about editing share: data, judge, models (loaded at first use), and numbers of pictures."""
 
-    split: Split
-    everything: InMemory
-    judge: Judge
-    edit_count: int  # of each attribute
-    reconstructed: int
-    generated: int  # of each row of the prior's table
-    sheets: Path | None = None  # where sheets of pictures are saved
-    models: dict[str, kit.SemanticModel] = field(default_factory=dict)
+    split: Split  # training and other pictures of OpenMoji
+    everything: InMemory  # all of OpenMoji, which edits index
+    judge: Judge  # classifier of pictures, not part of any model
+    edit_count: int  # edits of each attribute
+    reconstructed: int  # pictures to reconstruct
+    generated: int  # pictures to generate for each row of the prior's table
+    sheets: Path | None = None  # folder in which sheets of pictures are saved; None: they are not saved
+    models: dict[str, kit.SemanticModel] = field(default_factory=dict)  # models loaded so far, by name
 
     @classmethod
     def make(cls, edit_count: int, reconstructed: int, generated: int, sheets: Path | None = None) -> "Bench":
-        """Load OpenMoji at 32 px and fit the judge."""
+        """Load OpenMoji at 32 px and fit the judge to its training pictures; the arguments become the fields."""
         split, everything = kit.load_openmoji(), load_all(OpenMojiConfig(resolution=32))
         return cls(split, everything, Judge.fit(split.train), edit_count, reconstructed, generated, sheets)
 
     def model(self, name: str) -> kit.SemanticModel:
-        """Load a trained model."""
+        """Return the trained semantic model that MODELS lists under `name`, loading it at the first call."""
         if name not in self.models:
             self.models[name] = kit.load_semantic(kit.RUNS / MODELS[name])
         return self.models[name]
 
     @cached_property
     def linear(self) -> Linear:
-        """As many principal components as the models' codes have numbers: what no training needs."""
+        """A linear model with 256 principal components of the training pictures, as many as semantic codes have."""
         return Linear.fit(self.split.train, 256)
 
     @cached_property
     def unseen(self) -> list[int]:
-        """Indices of the pictures that nothing was trained on, in an order decided by hash."""
+        """Indices, in the whole set, of the pictures that no model was trained on, in the order of a hash."""
         seen = {record.name for record in self.split.train.records}
         names = [record.name for record in self.everything.records]
         unseen = [i for i, name in enumerate(names) if name not in seen]
@@ -60,15 +60,15 @@ class Bench:
 
     @cached_property
     def edits(self) -> list[Edit]:
-        """Edits with known answers."""
+        """Edits whose true results are pictures of OpenMoji, `edit_count` of each attribute."""
         return edits_of(self.everything, self.split, self.edit_count)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures uint8 [N, 3, R, R] of the whole set."""
+        """Return the pictures of the whole set at `indices`, uint8 [N, 3, R, R]."""
         return self.everything.pictures(indices)
 
     def pairs_of_groups(self, pairs: int) -> list[int]:
-        """Return 2 * pairs unseen pictures; those of the second half are of other groups than those of the first."""
+        """Return the indices of 2 P unseen pictures, P = `pairs`; picture P + i is of another group than picture i."""
         first: list[int] = []
         last: list[int] = []
         rest, records = list(self.unseen), self.everything.records
@@ -81,13 +81,24 @@ class Bench:
         return first + last
 
     def save_sheet(self, name: str, pictures: Tensor, columns: int, captions: Sequence[str] | None = None) -> None:
-        """Save a sheet of pictures beside the page."""
+        """Save pictures, uint8 [N, 3, R, R], as semantic-NAME.png in the folder `sheets`, with `columns` in a row.
+
+        `captions` are drawn below the pictures, unless None.
+        """
         if self.sheets is not None:
             sheet = grid(pictures, columns, scale=2, captions=captions)
             save_png(sheet, self.sheets / f"semantic-{name}.png", {"attribution": ATTRIBUTION})
 
     def save_edit_sheets(self, sources: Tensor, edited: dict[str, Tensor], targets: Tensor) -> None:
-        """Save the first six edits of each attribute, in the order of hashes, as a full and as a short sheet."""
+        """Save sheets of the first six edits of each attribute: sources, results and true pictures, row by row.
+
+        One sheet has the results of all models, the other of the first model only.
+
+        Args:
+            sources: unedited pictures, uint8 [E, 3, R, R] for the E edits.
+            edited: results of the edits, [E, 3, R, R], by model.
+            targets: true pictures, [E, 3, R, R].
+        """
         chosen = [i for name in KINDS for i in [k for k, e in enumerate(self.edits) if e.attribute == name][:6]]
         titles = [f"{self.edits[i].before} > {self.edits[i].after}" for i in chosen]
         first = next(iter(edited.values()))

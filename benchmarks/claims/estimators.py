@@ -26,26 +26,26 @@ STEPS = (("light", "dark"), ("none", "dark"), ("medium", "light"))  # skin tones
 
 
 class Cell(NamedTuple):
-    """Scores of one estimator on one step."""
+    """Scores of one estimator of the direction from one skin tone to another."""
 
-    auroc: float  # on pictures of the two values, none of them in training
-    left: float  # mean distance of edited pictures to the truth, each divided by the unedited one's
+    auroc: float  # of telling the two tones apart on pictures that no training has seen
+    left: float  # mean over edits of distance(edited, true picture) / distance(unedited, true picture)
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """All of OpenMoji, and its codes."""
+    """All N pictures of OpenMoji, and their codes by a linear model."""
 
-    model: Linear
+    model: Linear  # encodes pictures by principal components
     pictures: Tensor  # uint8 [N, 3, R, R]
-    z: Tensor  # [N, D]
-    zn: Tensor  # normalised
-    tones: Column
-    trained: Tensor  # bool [N]
+    z: Tensor  # codes [N, D]
+    zn: Tensor  # codes normalised by mean and deviation of the training pictures' codes, [N, D]
+    tones: Column  # skin tone of each picture
+    trained: Tensor  # bool [N], whether each picture is a training picture
 
     @classmethod
     def load(cls) -> "Pictures":
-        """Load them at 32 px, and fit a model to the training part alone."""
+        """Load all pictures at 32 px, fit a linear model to the training pictures alone, and encode all."""
         everything = load_all(OpenMojiConfig(resolution=32))
         train = split(everything).train
         model, names = Linear.fit(train, WIDTH), {record.name for record in train.records}
@@ -55,25 +55,28 @@ class Pictures:
         return cls(model, everything.pixels, z, normalise(model, z), tones, trained)
 
     def having(self, *values: str) -> Tensor:
-        """Return which pictures [N] have one of these skin tones."""
+        """Return bool [N]: whether each picture has one of these skin tones."""
         return torch.tensor([value in values for value in self.tones.values])
 
 
 class Step(NamedTuple):
-    """The step from one skin tone to another: what estimators are fitted to, and what measures them."""
+    """A change from one skin tone to another: pictures to which estimators are fitted, and on which they are tested.
 
-    name: str
-    before: Tensor  # bool [N], of that tone and in training
-    after: Tensor  # bool [N], of that tone and in training
-    rest: Tensor  # bool [N], of any tone but the one after and in training
-    pairs: Tensor  # [P, 2], counterparts in training
-    new: Tensor  # places [M] of drawings of either tone, not in training
-    positive: Tensor  # bool [M], which of them have the tone after
-    truths: Tensor  # [Q, 2], counterparts of which the second, the truth, is not in training
+    A pair is two pictures of the same role and gender, the first with the old and the second with the new tone.
+    """
+
+    name: str  # both tones, such as "light > dark"
+    before: Tensor  # bool [N], training pictures of the old tone
+    after: Tensor  # bool [N], training pictures of the new tone
+    rest: Tensor  # bool [N], training pictures of any other tone than the new one
+    pairs: Tensor  # [P, 2], indices of pairs of two training pictures
+    new: Tensor  # [M], indices of pictures of either tone that are no training pictures
+    positive: Tensor  # bool [M], which of `new` have the new tone
+    truths: Tensor  # [Q, 2], indices of pairs whose second picture, the true result, is no training picture
 
     @classmethod
     def between(cls, pictures: Pictures, before: str, after: str) -> "Step":
-        """Select the pictures for the step from one tone to another."""
+        """Select the pictures for the change from the skin tone `before` to the skin tone `after`."""
         trained, has = pictures.trained, pictures.having(after)
         pairs = paired_indices(pictures.tones, before, after)
         new = ((pictures.having(before) | has) & ~trained).nonzero().flatten()
@@ -92,7 +95,7 @@ class Step(NamedTuple):
 def estimators(
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page editing.md")] = True,
 ) -> None:
-    """Fit every estimator to every step of a linear model, print the table and write it into its page."""
+    """Fit every estimator to every change of skin tone in STEPS, print the table and write it into editing.md."""
     with cli_errors():
         target = page_of("editing.md") if page else None
         pictures = Pictures.load()
@@ -104,7 +107,7 @@ def estimators(
 
 
 def fits(z: Tensor, step: Step) -> dict[str, Fit]:
-    """Fit every estimator to normalised codes z [N, D]."""
+    """Fit every estimator of the direction of `step` to normalised codes z [N, D]; return the fits by name."""
     two, all_tones = step.before | step.after, step.rest | step.after
     return {
         "classifier, one against the rest": classifier(z[all_tones], step.after[all_tones]),
@@ -141,12 +144,15 @@ def _left(pictures: Pictures, pairs: Tensor, direction: Direction) -> float:
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the root of the sum of squared differences [N] of pictures uint8 [N, ...]."""
+    """Return the Euclidean distances [N] of pictures a and b, uint8 [N, ...] each."""
     return (a.double() - b.double()).flatten(1).norm(dim=1)
 
 
 def estimator_table(steps: Sequence[Step], cells: Sequence[Mapping[str, Cell]]) -> str:
-    """Return a table with one row an estimator; the best of each column is bold."""
+    """Return a Markdown table with a row for each estimator; the best of each column is bold.
+
+    `cells` has, for each of `steps`, the scores by name of the estimator.
+    """
     heads = [title for s in steps for title in (f"{s.name}: AUROC ({len(s.new)})", f"left ({len(s.truths)})")]
     best = [Cell(max(c.auroc for c in each.values()), min(c.left for c in each.values())) for each in cells]
     rows = []

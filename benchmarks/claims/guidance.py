@@ -36,34 +36,43 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table."""
+    """One row of a table: how pictures of all classes were sampled, and how good they are."""
 
-    name: str
-    accuracy: str
-    distance: float
-    seconds: float  # for all of its pictures
+    name: str  # model and guidance, or solver and steps
+    accuracy: str  # share of pictures that the judge assigns to their class, with its 95 % interval
+    distance: float  # Fréchet distance of EfficientNet-Lite0 features to those of training pictures
+    seconds: float  # time to sample all pictures of the row
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The judge, the balanced reference, and what every row generates."""
+    """What all rows of the tables share: classes, seed and number of pictures to sample, and how these are judged."""
 
-    judge: Judge
+    judge: Judge  # classifier of pictures
     classes: tuple[str, ...]
     reference: Tensor  # Lite0 features of training pictures, equally many of each class (repeated where they are few)
-    count: int  # pictures of each class
-    seed: int  # no two share the noise of any picture
+    count: int  # pictures of each class in a row
+    seed: int  # of the initial noise; pictures of different seeds share no noise
 
     @classmethod
     def make(cls, split: Split, count: int, seed: int) -> "Bench":
-        """Fit the judge and embed the reference."""
+        """Fit the judge to the training pictures of `split`, and compute the reference features of some of these.
+
+        `count` is the number of pictures of each class in a row, `seed` that of their noise.
+        """
         judge, labels = Judge.fit(split.train), labels_of(split.train)
         members = [torch.nonzero(labels == k).flatten() for k in range(len(split.train.classes))]
         balanced = torch.cat([group[torch.arange(PER_CLASS) * len(group) // PER_CLASS] for group in members])
         return cls(judge, tuple(split.train.classes), judge.features(pixels_of(split.train)[balanced]), count, seed)
 
     def row(self, name: str, pipeline: kit.Pipeline, **options: float) -> tuple[Row, Tensor]:
-        """Generate the same classes from the same noise; return their row, and the first picture of each class."""
+        """Sample `count` pictures of each class with a pipeline, and judge them.
+
+        The noise is the same for every row. `options` are sampling options, by default DDIM with 25 steps.
+
+        Returns:
+            The row called `name`, and the first picture of each class, uint8 [K, C, R, R].
+        """
         labels = torch.arange(len(self.classes)).repeat(self.count)
         named = pipeline.conditioner.null is not None or pipeline.classifier is not None
         prompts = [self.classes[k] if named else "" for k in labels]
@@ -85,7 +94,7 @@ def _open(run: str, classifier: str | None = None) -> kit.Pipeline:
 
 
 def latents(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
-    """Compare classifier and classifier-free guidance of latent models."""
+    """Compare classifier and classifier-free guidance of latent models; yield rows and their pictures."""
     guided, classes = _open("ldm_uncond", "classifier"), _open("ldm_class")
     yield bench.row("unconditional", _open("ldm_uncond"))
     for scale in SCALES:
@@ -97,7 +106,7 @@ def latents(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
 
 
 def pixels(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
-    """Compare guidance of one pixel model, whose null condition is the unconditional row."""
+    """Compare guidance of one pixel model, whose null class gives the unconditional row; yield rows and pictures."""
     plain, both = _open("pixel_class"), _open("pixel_class", "pixel_classifier")
     yield bench.row("unconditional (the null class)", plain, guidance_scale=0.0)
     yield bench.row("unconditional + classifier 4", both, guidance_scale=0.0, classifier_scale=4.0)
@@ -107,7 +116,7 @@ def pixels(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
 
 
 def solvers(bench: Bench) -> Iterator[tuple[Row, Tensor]]:
-    """Compare solvers and numbers of steps of the class-conditional latent model."""
+    """Compare solvers and numbers of steps on the class-conditional latent model; yield rows and their pictures."""
     pipeline = _open("ldm_class")
     for name, steps in SOLVERS:
         yield bench.row(f"{name}, {steps} steps", pipeline, steps=steps, solver=name)  # pyright: ignore[reportArgumentType]
@@ -127,7 +136,7 @@ def guidance(
     seed: Annotated[int, typer.Option(min=0, help="of the noise; the page is of 0, others are printed alone")] = 0,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page guidance.md")] = True,
 ) -> None:
-    """Train what is missing, generate, measure, write the tables and the sheets beside them."""
+    """Train the models that are missing, sample and judge pictures, and write tables and sheets of pictures."""
     with cli_errors():
         names, target = chosen(tables, TABLES), page_of("guidance.md") if page and seed == 0 else None
         if not tables:

@@ -1,4 +1,4 @@
-"""Independent judges: linear probes on Lite0 features and colours of clean pictures; no model of ours is in them."""
+"""Judge of generated pictures: a linear probe on EfficientNet-Lite0 features of real ones; and colour histograms."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ SIDE = 96  # 32 px pictures are enlarged to this for Lite0, which was trained on
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Classes read from Lite0 features by a linear probe."""
+    """Classifier of pictures by a linear probe on EfficientNet-Lite0 features."""
 
-    lite0: Perceptual
-    probe: LinearProbe
+    lite0: Perceptual  # computes the features
+    probe: LinearProbe  # predicts classes from features
 
     @classmethod
     def fit(cls, pictures: PictureSet) -> "Judge":
-        """Fit the probe to a labelled set."""
+        """Fit the probe to the pictures and class labels of a set, all of which must be labelled."""
         lite0 = Perceptual(LITE0)
         features = lite0_features(lite0, pixels_of(pictures))
         return cls(lite0, LinearProbe.fit(features, labels_of(pictures), len(pictures.classes)))
@@ -35,7 +35,7 @@ class Judge:
 
 
 def lite0_features(lite0: Perceptual, pictures: Tensor) -> Tensor:
-    """Return Lite0 features float64 [N, D] of pictures uint8 [N, 3, R, R], enlarged."""
+    """Return Lite0 features, float64 [N, D], of pictures uint8 [N, 3, R, R], enlarged to SIDE pixels a side before."""
 
     def enlarged(x: Tensor) -> Tensor:
         return lite0.features(interpolate(to_unit(x), size=SIDE, mode="bicubic", antialias=True))
@@ -44,7 +44,7 @@ def lite0_features(lite0: Perceptual, pictures: Tensor) -> Tensor:
 
 
 def colour_histograms(pictures: Tensor, levels: int = 8) -> Tensor:
-    """Return square roots of colour histograms, float64 [N, levels^3], of pictures uint8 [N, 3, H, W].
+    """Return square roots of normalised colour histograms, float64 [N, levels^3], of pictures uint8 [N, 3, H, W].
 
     Each pixel is split between the eight nearest bins, so that a small change of colour is a small change here.
     """
@@ -66,5 +66,5 @@ def pixels_of(pictures: PictureSet) -> Tensor:
 
 
 def labels_of(pictures: PictureSet) -> Tensor:
-    """Return the labels [N] of a set."""
+    """Return the class indices [N] of a set whose pictures all have a class."""
     return torch.tensor([record.label for record in pictures.records])

@@ -1,4 +1,4 @@
-"""A linear model with the protocol of semantic ones: z is principal components of pixels, x_T the remainder."""
+"""A linear model used like a semantic model: the code z is the principal components of pixels, x_T the remainder."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,21 @@ CHUNK = 1024  # pictures whose pixels are float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """Principal components as a `ldm_kit.models.protocol.Semantic`: decoding inverts encoding to the last bit.
+    """Principal components with the methods of a semantic model (`ldm_kit.models.protocol.Semantic`).
 
-    Steps, batches and stops are accepted and change nothing.
+    Decoding inverts encoding exactly. The arguments `steps`, `batch` and `stop` change nothing.
     """
 
     centre: Tensor  # [C, R, R] float64, the mean training picture in [-1, 1]
     components: Tensor  # [D, C * R * R] float64, orthonormal, the most varied first
-    mean: Tensor  # [D] float32, of the training set's codes (0 but for rounding)
-    std: Tensor  # [D] float32
+    mean: Tensor  # [D] float32, mean of the training pictures' codes (0 but for rounding)
+    std: Tensor  # [D] float32, standard deviation of the training pictures' codes
 
     @classmethod
     def fit(cls, pictures: PictureSet, width: int) -> "Linear":
         """Compute the first `width` principal components of a set's pixels from the covariance's eigenvectors.
 
-        The largest number of each component is made positive, so that one set gives one model.
+        The number of largest magnitude in each component is made positive, so that the result is unique.
 
         Raises:
             UserError: more components asked for than the pictures can have, or none.
@@ -69,7 +69,7 @@ class Linear:
     def invert(
         self, pictures: Tensor, z: Tensor, steps: int = 250, batch: int = 32, *, progress: Progress | None = None
     ) -> Tensor:
-        """Return pictures uint8 [N, C, R, R] less those of z [N, D]: float32 [N, C, R, R], in units of [-1, 1]."""
+        """Return x_T: pictures, uint8 [N, C, R, R], scaled to [-1, 1], minus the decoded z [N, D]; float32."""
         if progress is not None:
             progress(steps, steps)
         return to_unit(pictures) - self._decode(z)
@@ -87,7 +87,8 @@ class Linear:
     ) -> Tensor:
         """Decode codes z [N, D] and remainders [N, C, R, R] as pictures uint8 [N, C, R, R].
 
-        A target for the trajectory gives the code on the line between z and its own.
+        With a `trajectory`, which has a target code and a weight for each picture, z is interpolated linearly to the
+        target code by that weight.
         """
         if progress is not None:
             progress(steps, steps)
@@ -108,7 +109,7 @@ def _parts(count: int) -> list[range]:
 
 
 def _moments(pictures: PictureSet) -> tuple[Tensor, Tensor]:
-    """Sum the pictures' numbers [P], and the products of each two [P, P]."""
+    """Return the sum over pictures of x [P] and of the outer product x x^T [P, P], where x has P pixel values."""
     numbers = pictures.channels * pictures.resolution**2
     total, squares = torch.zeros(numbers).double(), torch.zeros(numbers, numbers).double()
     for part in _parts(len(pictures)):

@@ -1,4 +1,4 @@
-"""Claims about time to quality on OpenMoji, of whole recipes and of single choices in ours, over several seeds.
+"""Claims about quality after a given training time on OpenMoji, for whole recipes and single settings, over seeds.
 
 recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
 widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
@@ -51,7 +51,7 @@ def quality(
     prompts: Annotated[int, typer.Option(help="pictures that a figure is taken from")] = 200,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page performance.md")] = True,
 ) -> None:
-    """Train recipes for a time, judge their pictures, print the tables and write them into their page."""
+    """Train recipes for a given time, measure their pictures, print the tables, and write them to performance.md."""
     with cli_errors():
         if not autoencoder.is_dir():
             raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
@@ -74,13 +74,16 @@ def quality(
 
 
 def trained_section(name: str, rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
-    """Train what has no figures yet; return title and table of a section."""
+    """Train and measure the jobs without stored results; return the section `name` of the page: title and table.
+
+    `rows` has the jobs (one for each seed) of each row, by its name. `setting` is what all jobs share.
+    """
     train_missing([job for jobs in rows.values() for job in jobs], setting)
     return f"{TITLES[name]}\n\n{trained_table(rows, setting)}"
 
 
 def trained_table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
-    """Return a table of jobs that have figures, one row for the seeds of a recipe."""
+    """Return a Markdown table of finished jobs; each row has the mean and range over the jobs (seeds) of a recipe."""
     lines = []
     for name, jobs in rows.items():
         figures = [setting.figures(job) for job in jobs]
@@ -97,7 +100,10 @@ def _mean_and_range(key: str, values: Sequence[float]) -> str:
 
 
 def steps_section(model: Path, setting: Setting) -> tuple[str, str]:
-    """Measure a model's solvers and steps; return the section's name, and its title and table."""
+    """Measure a model with several solvers and numbers of steps; return the page's section: name, and Markdown text.
+
+    `model` is the model folder of a finished run; `setting` has the autoencoder of the guide model for autoguidance.
+    """
     file = model.parent / "config.yaml"
     if not file.is_file():
         raise UserError(f"no config.yaml beside {model}; `steps` samples from the model of a finished run: --model")
@@ -114,7 +120,7 @@ def steps_section(model: Path, setting: Setting) -> tuple[str, str]:
 
 
 def steps_table(rows: Mapping[str, Figures]) -> str:
-    """Return a table of ways of sampling, their speed relative to the first."""
+    """Return a Markdown table of the figures of ways of sampling, by name; speeds are relative to the first one's."""
     first = next(iter(rows.values()))["seconds a picture"]
     lines = []
     for name, figures in rows.items():

@@ -1,4 +1,4 @@
-"""Recipes whose time to quality is measured: rows of the tables, and the files that keep their figures."""
+"""Training recipes whose quality after a given time is measured: rows of the tables, and files of their results."""
 
 import hashlib
 import json
@@ -17,18 +17,15 @@ WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Overrides of the demo's config; with a `peer_lr`, trained by the peers' script at that learning rate.
+    """A way of training the demo's denoiser."""
 
-    `first_stage` trains an autoencoder of the recipe's own, under overrides of the demo's.
-    """
-
-    overrides: tuple[str, ...] = ()
-    peer_lr: float | None = None
-    first_stage: tuple[str, ...] | None = None
+    overrides: tuple[str, ...] = ()  # overrides of the demo's config, KEY=VALUE
+    peer_lr: float | None = None  # learning rate of diffusers' script, which trains it; None: ldm_kit trains it
+    first_stage: tuple[str, ...] | None = None  # overrides of the autoencoder's config; None: the table's autoencoder
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All of the recipe in words."""
+        """All settings of the recipe as texts, from which file names are made."""
         trainer = f"peer {self.peer_lr}" if self.peer_lr else "ours"
         return (*self.overrides, *(f"first {word}" for word in self.first_stage or ()), trainer)
 
@@ -63,14 +60,14 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One training."""
+    """One training of a recipe."""
 
     recipe: Recipe
-    minutes: float
+    minutes: float  # processor time of one core
     seed: int
 
     def path(self, folder: Path) -> Path:
-        """Return the file in a folder that keeps the figures."""
+        """Return the path in `folder` of the JSON file with the figures of the trained model."""
         return folder / f"{file_name(self.recipe.words)}-{self.minutes:g}min-{self.seed}.json"
 
 
@@ -78,31 +75,31 @@ class Job:
 class Setting:
     """What all trainings of a table share."""
 
-    autoencoder: Path
-    prompts: int
+    autoencoder: Path  # folder of the saved autoencoder
+    prompts: int  # most prompts of each kind on which a model is measured
 
     @property
     def folder(self) -> Path:
-        """Folder of figures for this demo config, this autoencoder and so many prompts."""
+        """Folder of results; its name is a hash of the demo's config, the autoencoder and the number of prompts."""
         digest = hashlib.sha256(f"{self.prompts} {_training_keys(kit.LDM, steps=False)}".encode())
         for path in sorted(self.autoencoder.glob("*.safetensors")):
             digest.update(path.read_bytes())
         return FOLDER / digest.hexdigest()[:12]
 
     def first_stage(self, recipe: Recipe) -> Path:
-        """Return the autoencoder that a recipe trains on: that of the table, or one of the recipe's own."""
+        """Return the folder of the autoencoder that a recipe trains on: the table's, or the recipe's own."""
         if recipe.first_stage is None:
             return self.autoencoder
         digest = hashlib.sha256(_training_keys(kit.AE, steps=True).encode()).hexdigest()[:12]
         return FOLDER / "first" / f"{file_name(recipe.first_stage)}-{digest}" / "model"
 
     def figures(self, job: Job) -> Figures:
-        """Load the figures of a job."""
+        """Load the figures, by name, of a finished job."""
         return json.loads(job.path(self.folder).read_text(encoding="utf-8"))
 
 
 def _training_keys(config: Path, *, steps: bool) -> str:
-    """Return the keys of a config that decide what is trained; its length only if `steps`."""
+    """Return as JSON the parts of a YAML config that decide what is trained; train.steps is left out unless `steps`."""
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
     if not steps:
         tree["train"].pop("steps", None)
@@ -110,24 +107,27 @@ def _training_keys(config: Path, *, steps: bool) -> str:
 
 
 def file_name(words: Sequence[str]) -> str:
-    """Join words into a file's name."""
+    """Join words with dashes into a file's name; characters that are no letters or digits become underscores."""
     return "-".join("".join(c if c.isalnum() else "_" for c in word) for word in words)
 
 
 def recipe_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Return jobs of ours for a twentieth, a tenth and a fifth of the peers' time, once on a wide U-Net, and theirs."""
+    """Return trainings, by name of the row, of diffusers' script for `minutes`, and of ldm_kit for 1/20 to 1/5 of it.
+
+    Each is made with seeds 0 to `seeds` - 1.
+    """
     cases = [("ours", OURS, 0.05), ("ours", OURS, 0.1), ("ours", OURS, 0.2), (f"ours, {WIDE_NAME}", OURS_WIDE, 0.2)]
     cases += [(name, recipe, 1.0) for name, recipe in PEERS.items()]
     return {f"{name}, {share * minutes:g} min": _jobs(recipe, share * minutes, seeds) for name, recipe, share in cases}
 
 
 def width_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Return jobs of ours on U-Nets of several widths, for as long as the peers."""
+    """Return trainings of U-Nets of several widths, by name of the row: `minutes` each, with seeds 0 to `seeds` - 1."""
     return {name: _jobs(recipe, minutes, seeds) for name, recipe in WIDTHS.items()}
 
 
 def choice_jobs(minutes: float, seeds: int) -> dict[str, list[Job]]:
-    """Return jobs of ours with one thing changed, for a fifth of the peers' time."""
+    """Return trainings with one setting changed, by name of the row: `minutes` / 5 each, seeds 0 to `seeds` - 1."""
     return {name: _jobs(recipe, minutes * 0.2, seeds) for name, recipe in CHOICES.items()}
 
 

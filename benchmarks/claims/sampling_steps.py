@@ -1,4 +1,4 @@
-"""What sampling steps are worth: one trained model under several solvers and budgets of network evaluations."""
+"""Quality of one trained model's pictures with several solvers, numbers of steps and kinds of guidance."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,18 @@ from benchmarks.claims.timed_training import make_judge, workers
 
 @dataclass(frozen=True)
 class Row:
-    """One way of sampling; autoguidance replaces guidance."""
+    """One way of sampling; with autoguidance, the scale of classifier-free guidance is 1 (none)."""
 
     solver: str
     steps: int
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_scale: float = 2.0
-    autoguidance_scale: float | None = None
-    precision: torch.dtype | None = kit.NATIVE
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # values of t / T between which there is guidance
+    guidance_scale: float = 2.0  # of classifier-free guidance; 1: none
+    autoguidance_scale: float | None = None  # None: no autoguidance
+    precision: torch.dtype | None = kit.NATIVE  # dtype of autocast; None: float32
 
     @property
     def options(self) -> kit.SamplingOptions:
-        """Sampling options."""
+        """`SamplingOptions` of this way of sampling."""
         return kit.sampling(
             steps=self.steps,
             solver=self.solver,
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of a picture: two a step where there is guidance, and twice as many in heun's."""
+        """Network evaluations for a picture: one a step, two where there is guidance; twice as many with heun."""
         low, high = self.guidance_interval
         guided = (high - low) * (self.guidance_scale != 1) + (self.autoguidance_scale is not None)
         return round((2 if self.solver == "heun" else 1) * self.steps * (1 + guided))
@@ -57,7 +57,13 @@ ROWS: dict[str, Row] = {
 
 
 def measure_rows(model: Path, guide: Path, prompts: int) -> dict[str, Figures]:
-    """Measure every row, several at a time; `guide` is the model of autoguidance."""
+    """Sample and measure pictures in every way of ROWS, several ways at a time; return figures by name of the way.
+
+    Args:
+        model: folder of the model to sample from.
+        guide: folder of the guide model, for autoguidance.
+        prompts: most prompts of each kind.
+    """
     with workers() as pool:
         waiting = {name: pool.submit(_measure, row, model, guide, prompts) for name, row in ROWS.items()}
         return {name: figures.result() for name, figures in waiting.items()}

@@ -1,4 +1,4 @@
-"""Training for a budget of one core's processor time, in workers with a core each, and the judging of the models."""
+"""Train denoisers for a given processor time, in processes with one core each, and measure the models' quality."""
 
 import json
 import os
@@ -30,12 +30,16 @@ from ldm_kit.demo.show import LITE0, OPTIONS, judges
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.training.launch import cores
 
+SAMPLING = kit.SamplingOptions(**OPTIONS)
 PILOT = 20  # steps that tell how long one takes
 Judge = Callable[[kit.Pipeline], Figures]
 
 
 def train_missing(jobs: Sequence[Job], setting: Setting) -> None:
-    """Train every job that has no figures yet, as many at a time as there are cores, seed by seed."""
+    """Train and measure every job whose results are not stored yet, as many at a time as there are cores.
+
+    Autoencoders that the jobs need are trained first. `setting` has the table's autoencoder and number of prompts.
+    """
     folder = setting.folder
     folder.mkdir(parents=True, exist_ok=True)
     left = sorted((job for job in dict.fromkeys(jobs) if not job.path(folder).exists()), key=lambda job: job.seed)
@@ -55,7 +59,7 @@ def train_missing(jobs: Sequence[Job], setting: Setting) -> None:
 
 
 def workers() -> ProcessPoolExecutor:
-    """Start as many processes as there are cores, each with one thread on a core of its own."""
+    """Return a pool of as many processes as there are cores, each with one thread on a core of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"
     return ProcessPoolExecutor(cores(), mp_context=get_context("spawn"), initializer=_take_core)
 
@@ -67,14 +71,21 @@ def _take_core() -> None:
 
 
 def _train_first_stage(run: Path, overrides: Sequence[str]) -> None:
-    """Train the demo's autoencoder under overrides; a run that is broken off leaves no model."""
+    """Train the demo's autoencoder with overrides of its config, in the run folder `run`."""
     given = [f"run={run}", "log.tensorboard=false", *overrides]
     subprocess.run([sys.executable, "train_ae.py", str(kit.AE), *given], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
 def open_recipe(recipe: Recipe, autoencoder: Path, steps: int, seed: int = 0) -> Iterator[kit.Training]:
-    """Open the demo's config under a recipe's overrides, in a temporary folder."""
+    """Return a context with a training run, in a temporary folder, of the demo's denoiser with a recipe's overrides.
+
+    Args:
+        recipe: overrides of the demo's config.
+        autoencoder: folder of the saved autoencoder.
+        steps: steps of the run.
+        seed: the run's seed.
+    """
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         given = (f"run={folder}/run", f"autoencoder={autoencoder}", f"seed={seed}", f"train.steps={steps}")
         config = kit.read_latent(*given, "log.tensorboard=false", *recipe.overrides)
@@ -83,14 +94,18 @@ def open_recipe(recipe: Recipe, autoencoder: Path, steps: int, seed: int = 0) ->
 
 
 def cpu_seconds(training: kit.Training) -> Iterator[float]:
-    """Train; yield the processor time so far after each step."""
+    """Train to the end; after each step yield the seconds of processor time since the start."""
     start = time.process_time()
     for _ in training.steps():
         yield time.process_time() - start
 
 
 def seconds_per_step(recipe: Recipe, autoencoder: Path) -> float:
-    """Measure a step of ours in processor time: the lower quartile, as what else runs only ever adds to it."""
+    """Return the processor time of a training step of a recipe with ldm_kit, in seconds.
+
+    It is the lower quartile over PILOT steps, as other programs can only make a step longer. `autoencoder` is the
+    folder of the saved autoencoder.
+    """
     with open_recipe(recipe, autoencoder, steps=10**6) as training:
         times = list(islice(cpu_seconds(training), PILOT))
     return sorted(after - before for before, after in pairwise(times))[PILOT // 4]
@@ -112,7 +127,13 @@ def _train_job(job: Job, setting: Setting, step: float | None) -> None:
 
 
 def train_peers(job: Job, autoencoder: Path, judge: Judge) -> Figures:
-    """Train by the peers' script in bf16 until the time is spent; judge its averaged weights."""
+    """Train with diffusers' script in bf16 until the job's time is spent; return the figures of the averaged weights.
+
+    Args:
+        job: the recipe, the time and the seed.
+        autoencoder: folder of the saved autoencoder.
+        judge: function that returns the figures of a pipeline.
+    """
     recipe = job.recipe
     assert recipe.peer_lr is not None
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
@@ -135,7 +156,10 @@ def _averaged_pipeline(module: peers.PreparedModule, space: Workspace, recipe: R
 
 
 def guide_model(setting: Setting, recipe: Recipe, steps: int) -> Path:
-    """Train the guide model of autoguidance, a recipe ended early, unless there is one."""
+    """Return the folder of the guide model for autoguidance, after training it if it does not exist.
+
+    It is a model of `recipe` on the autoencoder of `setting` that was trained for only `steps` steps.
+    """
     path = setting.folder / f"guide-{file_name(recipe.words)}-{steps}"
     if not path.is_dir():
         with workers() as pool:
@@ -150,10 +174,16 @@ def _train_guide(path: Path, autoencoder: Path, recipe: Recipe, steps: int) -> N
             pipeline.save(path)
 
 
-def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = OPTIONS) -> Judge:
-    """Return a judge of prompt fidelity, Lite0 distance to the prompts' true pictures, and seconds a picture.
+def make_judge(prompts: int, autoencoder: Path, options: kit.SamplingOptions = SAMPLING) -> Judge:
+    """Return a function that generates pictures with a pipeline, and returns their figures by name.
 
-    The nearest picture is sought in the latents of one autoencoder, whichever the pictures are made by.
+    Figures are prompt fidelity on seen and unseen captions, the Fréchet distance of EfficientNet-Lite0 features to the
+    prompts' true pictures, and seconds of processor time a picture.
+
+    Args:
+        prompts: most prompts of each kind.
+        autoencoder: folder of the autoencoder in whose latents nearest pictures are found, for all pipelines.
+        options: sampling options.
     """
     split, vae = kit.load_openmoji(), AutoencoderKL.from_pretrained(autoencoder)
     drawings, lite0 = Drawings.all(split), Perceptual(LITE0)

@@ -1,1 +1,1 @@
-"""Planted mistakes: whether the tests notice them."""
+"""Mutation testing: plant known mistakes in the code, and see whether the tests fail."""

@@ -26,7 +26,7 @@ def main(
     stale: Annotated[bool, typer.Option("--stale", help="only look for the texts")] = False,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page mutants.md")] = True,
 ) -> None:
-    """Plant mistakes and run the tests that should fail under them."""
+    """Plant mistakes one at a time, and run the tests that should fail then."""
     with cli_errors():
         mutants = _chosen(read_mutants(TABLE), words or [])
         target = page_of("mutants.md") if page and not words and not stale else None

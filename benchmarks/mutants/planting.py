@@ -1,4 +1,4 @@
-"""A copy of the tree in which one text is replaced at a time, and the tests that are run on it."""
+"""Mutation testing: replace one text at a time in a copy of the repository, and run tests on the copy."""
 
 import importlib
 import multiprocessing
@@ -34,7 +34,7 @@ _LIBRARIES = (  # they bring diffusers, accelerate and the rest of their own imp
 
 
 class Mutant(Config):
-    """A mistake: one text of a file, what takes its place, and the tests of which one must then fail."""
+    """A mistake to plant: a text in a file, the text that replaces it, and tests of which one must then fail."""
 
     mistake: str = Field(min_length=1, description="what is wrong, in a few words")
     file: str = Field(min_length=1, description="file, from the repository's root")
@@ -48,12 +48,12 @@ class _Table(Config):
 
 
 class Verdict(NamedTuple):
-    """What became of a mistake.
+    """The outcome of planting a mistake, or of only looking for its text.
 
     Args:
-        kind: caught, by a test; survived; stale, its text is not in the tree; unclear, the tests did not end; or
-            there, its text is and nothing was run.
-        detail: the test, or the reason.
+        kind: caught: a test failed; survived: all tests passed; stale: the text to replace is not in its file exactly
+            once; unclear: the tests took too long or broke off; there: the text is in its file, and no test was run.
+        detail: the test that failed, or the reason; "" if there is nothing to add.
     """
 
     kind: Literal["caught", "survived", "stale", "unclear", "there"]
@@ -61,12 +61,12 @@ class Verdict(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether nothing is to be mended."""
+        """Whether all is well: the mistake was caught, or its text is there."""
         return self.kind in ("caught", "there")
 
     @property
     def cell(self) -> str:
-        """The table's last column."""
+        """Text of the cell "noticed by" in the table of results."""
         return f"`{self.detail}`" if self.good else f"**{self}**"
 
     def __str__(self) -> str:
@@ -75,13 +75,17 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of a repository's tree."""
+    """A copy of a repository's files, in which mistakes are planted."""
 
-    root: Path
+    root: Path  # folder of the copy
 
     @classmethod
     def of(cls, tree: Path, folder: Path) -> "Copy":
-        """Copy all files that git does not ignore into an empty folder; raises UserError outside a repository."""
+        """Copy all files of the repository `tree` that git does not ignore into the empty folder `folder`.
+
+        Raises:
+            UserError: `tree` is no git repository.
+        """
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=tree,
@@ -97,7 +101,7 @@ class Copy:
         return cls(folder)
 
     def find(self, mutant: Mutant) -> Verdict:
-        """Look for the text of a mistake; return "there", or "stale" with the reason."""
+        """Look for the text that a mistake replaces; return the verdict "there", or "stale" with the reason."""
         path = self.root / mutant.file
         if not path.is_file():
             return Verdict("stale", "there is no such file")
@@ -106,7 +110,7 @@ class Copy:
         return Verdict("there")
 
     def plant(self, mutant: Mutant) -> Verdict:
-        """Plant a mistake, run its tests, and take it out again."""
+        """Plant a mistake, run its tests, and restore the file; return the verdict."""
         if not (found := self.find(mutant)).good:
             return found
         path = self.root / mutant.file
@@ -118,7 +122,10 @@ class Copy:
             path.write_text(text, encoding="utf-8")
 
     def test(self, tests: Sequence[str]) -> Verdict:
-        """Run tests, by file or by name, up to the first that fails, in a process that has the libraries already."""
+        """Run tests (FILE or FILE::NAME) on the copy up to the first that fails; return the verdict.
+
+        They run in a fork of this process, which has imported the libraries already.
+        """
         log = self.root / ".mutants.log"
         child = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(self.root, log, list(tests)))
         child.start()
@@ -138,14 +145,17 @@ class Copy:
 
 
 def import_libraries() -> None:
-    """Import what the tests need of other packages, once for all runs; threads must not be started before a fork."""
+    """Import the packages that tests need, once, before `Copy.test` forks; threads are off, as forks must have none."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in _LIBRARIES:
         importlib.import_module(name)
 
 
 def _run_pytest(root: Path, log: Path, tests: list[str]) -> None:
-    """Run pytest on a copy of the tree, whose modules are imported anew."""
+    """Run pytest on the copy in `root`, whose modules are imported anew, and exit the process with pytest's status.
+
+    `log` is the file for all output; `tests` are FILE or FILE::NAME.
+    """
     for name in list(sys.modules):
         if name.partition(".")[0] in _OURS:
             del sys.modules[name]
@@ -165,10 +175,10 @@ def _run_pytest(root: Path, log: Path, tests: list[str]) -> None:
 
 
 def read_mutants(path: Path) -> tuple[Mutant, ...]:
-    """Read the table of mistakes; raises UserError."""
+    """Read the mistakes that a YAML file lists; raises UserError if it is not valid."""
     return read(_Table, path).mutants
 
 
 def tests_of(mutants: Sequence[Mutant]) -> list[str]:
-    """Return all tests of some mistakes, each once."""
+    """Return the tests that are named for any of the mistakes, each once, sorted."""
     return sorted({tests for mutant in mutants for tests in mutant.tests})

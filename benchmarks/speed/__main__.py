@@ -1,4 +1,4 @@
-"""Speed of the kit and of the peers' recipes, interleaved, on the same model, data and batch.
+"""Speed of ldm_kit and of other packages' recipes, timed in turns on the same model, data and batch.
 
 python -m benchmarks.speed                      all tables (an hour on 2 CPU cores), written to the page performance.md
 python -m benchmarks.speed stage2 sampling      two of them
@@ -41,7 +41,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="tiny sizes, to see that all works")] = False,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page performance.md")] = True,
 ) -> None:
-    """Measure speed, print the tables and write them into their page."""
+    """Measure speed, print the tables, and write them into the page performance.md."""
     with cli_errors():
         names = chosen(names, SECTIONS)
         target = page_of("performance.md") if page and not quick else None

@@ -32,7 +32,7 @@ WIDTH, LAYERS = 1024, 24
 
 
 class Vectors:
-    """Constant vectors to train on."""
+    """Batch source of four equal vectors of ones, [WIDTH] each."""
 
     fingerprint = "vectors"
 
@@ -44,7 +44,7 @@ class Vectors:
 
 
 class LinearStack:
-    """A task for the training loop: a stack of linear layers."""
+    """A task for the training loop: a stack of `layers` linear layers of WIDTH x WIDTH."""
 
     def __init__(self, layers: int) -> None:
         self.net = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(layers)))
@@ -52,22 +52,22 @@ class LinearStack:
         self.ema_modules = self.modules
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Ignore wrapped modules: there is one process."""
+        """Ignore the modules wrapped by DDP: there is only one process."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return no state beside weights."""
+        """Return {}: a checkpoint needs no tensors beside the weights."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load no state beside weights."""
+        """Do nothing: `state` returned no tensors."""
 
     def losses(self, batch: Tensor, step: int) -> Iterator[LossTerm]:
-        """Yield a loss that has a gradient."""
+        """Yield the loss term of the network: the mean square of its output."""
         yield "net", self.net(batch).square().mean(), {}
 
 
 def checkpoints(bench: Bench) -> str:
-    """Time saves of one state, interleaved."""
+    """Time checkpoints by ldm_kit and by accelerate of the same state, in turns; return a Markdown table."""
     layers = 2 if bench.quick else LAYERS
     accelerator, config = Accelerator(cpu=True), TrainConfig(steps=1, batch_size=4)
     trainer = Trainer(accelerator, LinearStack(layers), {"net": OptimConfig()}, config, EmaConfig(), seed=0)

@@ -1,6 +1,7 @@
-"""denoising-diffusion-pytorch from PyPI: unconditional diffusion of pixels, trained as by its Trainer.
+"""Training with denoising-diffusion-pytorch from PyPI: unconditional diffusion of pixels, as its Trainer does it.
 
-It is no dependency. To have the row: `pip install --target FOLDER denoising-diffusion-pytorch` and PYTHONPATH=FOLDER.
+The package is no dependency. To measure it: `pip install --target FOLDER denoising-diffusion-pytorch`, and
+PYTHONPATH=FOLDER.
 """
 
 from collections.abc import Iterator
@@ -20,17 +21,25 @@ WIDTH, MULTIPLES = 64, (1, 2, 4)
 
 
 def is_installed() -> bool:
-    """Check whether the package can be imported."""
+    """Return whether denoising-diffusion-pytorch can be imported."""
     return find_spec(PACKAGE) is not None
 
 
 def network() -> Any:
-    """Build its U-Net."""
+    """Build denoising-diffusion-pytorch's U-Net, with random weights."""
     return import_module(PACKAGE).Unet(dim=WIDTH, dim_mults=MULTIPLES)
 
 
 def train_pixels(space: Workspace, batch: int, precision: str) -> Iterator[object]:
-    """Train one step at a time: Adam, clipping at 1, its EMA every tenth step, the loss read each step."""
+    """Train denoising-diffusion-pytorch's model on pixels, and yield the loss after each step.
+
+    As its Trainer does, it uses Adam, clips gradients at norm 1 and updates the EMA every tenth step.
+
+    Args:
+        space: folders and pictures that all variants share.
+        batch: pictures in a batch.
+        precision: accelerate's mixed precision, no or bf16.
+    """
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     diffusion = import_module(PACKAGE).GaussianDiffusion(network(), image_size=32)
     average = import_module("ema_pytorch").EMA(diffusion, beta=0.995, update_every=10)

@@ -30,7 +30,7 @@ STARTS = {
 
 
 def growth(bench: Bench) -> str:
-    """Time a step against batch, resolution and size of the data set."""
+    """Time training steps of the denoiser for several sizes of batch, latents and data set; return a Markdown table."""
     batches, records = ((2, 4), 20) if bench.quick else ((8, 16, 32, 64), 1000)
     small = bench.size.overrides[0]
     batch = batches[len(batches) // 2 - 1]
@@ -53,7 +53,7 @@ def growth(bench: Bench) -> str:
 
 
 def processes(bench: Bench) -> str:
-    """Time the script itself with one process and two, a thread each, gradients averaged over gloo."""
+    """Time train_ldm.py with one process and with two, of one thread each; return a Markdown table of speeds."""
     batch = 8 if bench.quick else 64
     cases = {
         f"1 process, batch {batch}": (1, batch),
@@ -92,7 +92,7 @@ def _steps_a_second(bench: Bench, count: int, batch: int) -> float:
 
 
 def start(bench: Bench) -> str:
-    """Time imports and `--help`, interleaved."""
+    """Time the imports and `--help` commands in STARTS, in turns; return a Markdown table of medians."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in STARTS}
     for _ in range(bench.plan.blocks):
         for name, arguments in STARTS.items():

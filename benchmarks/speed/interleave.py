@@ -1,4 +1,4 @@
-"""Interleaved timing (A B A B ...) of variants in processes of their own, so that a noisy machine disturbs all."""
+"""Interleaved timing (A B A B ...) of variants, each in its own process, so that a busy machine slows all alike."""
 
 import os
 import resource
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-Work = Callable[[], Iterator[object]]  # opens a variant; each `next` is one unit of its work
+Work = Callable[[], Iterator[object]]  # opens a variant; each `next` does one unit of work, such as a training step
 
 PRELOAD = ("benchmarks.kit", "benchmarks.speed.peers", "benchmarks.speed.machine")
 CONTEXT = get_context("forkserver")
@@ -20,51 +20,56 @@ CONTEXT.set_forkserver_preload(list(PRELOAD))  # imported once; each variant the
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of a measurement: `blocks` blocks of `steps` units of each variant, after `warmup` units."""
+    """Lengths of a measurement, in units of work such as training steps."""
 
-    blocks: int = 5
-    steps: int = 4
-    warmup: int = 2
+    blocks: int = 5  # how many times each variant has its turn
+    steps: int = 4  # units of work in a turn, called a block
+    warmup: int = 2  # units of work of each variant before the first block
 
 
 class Block(NamedTuple):
-    """Seconds a unit of one block by the clock and of processor time, and the most memory so far, in bytes."""
+    """What one block (several units of work) of a variant took."""
 
-    wall: float
-    cpu: float
-    memory: int
+    wall: float  # seconds by the clock for each unit
+    cpu: float  # seconds of processor time for each unit
+    memory: int  # most bytes that the process has held so far
 
 
 @dataclass
 class Timing:
-    """Seconds a unit in each block of one variant."""
+    """Measured times of one variant."""
 
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)  # of all threads: free of what else the machine does meanwhile
-    first: float = 0.0  # seconds by the clock until the first unit is done, with all that opens
-    memory: int = 0  # most bytes that its process held
+    wall: list[float] = field(default_factory=list)  # seconds by the clock for a unit of work, in each block
+    cpu: list[float] = field(default_factory=list)  # likewise of processor time, of all the variant's threads
+    first: float = 0.0  # seconds by the clock from opening the variant to the end of its first unit
+    memory: int = 0  # most bytes that the variant's process held
 
     @property
     def seconds(self) -> float:
-        """Median of the blocks by the clock."""
+        """Seconds by the clock for a unit of work: the median over blocks."""
         return statistics.median(self.wall)
 
     def speedup(self, slower: "Timing") -> float:
-        """Return how many times faster this is than another: the ratio of medians."""
+        """Return how many times as fast as `slower` this variant is: the ratio of median times by the clock."""
         return slower.seconds / self.seconds
 
     def spread(self, slower: "Timing") -> tuple[float, float]:
-        """Return the smallest and the largest of the ratios of neighbouring blocks."""
+        """Return the smallest and the largest speed-up over `slower`, by the clock, within any single block."""
         ratios = [b / a for a, b in zip(self.wall, slower.wall, strict=True)]
         return min(ratios), max(ratios)
 
     def speedup_cpu(self, slower: "Timing") -> float:
-        """Return the ratio of medians in processor time."""
+        """Return how many times less processor time than `slower` this variant takes: the ratio of medians."""
         return statistics.median(slower.cpu) / statistics.median(self.cpu)
 
 
 class Worker:
-    """One variant, open in its own process, which idles between its blocks."""
+    """One variant, opened in its own process, which waits while others are timed.
+
+    Args:
+        name: the variant's name, for messages.
+        work: function that opens the variant in that process.
+    """
 
     def __init__(self, name: str, work: Work) -> None:
         self.name = name
@@ -74,7 +79,7 @@ class Worker:
         far.close()
 
     def run(self, count: int) -> Block:
-        """Do `count` units of work; raises RuntimeError if the variant fails."""
+        """Do `count` units of work and return their times and memory; raises RuntimeError if the variant fails."""
         self.pipe.send(count)
         try:
             block = self.pipe.recv()
@@ -93,7 +98,7 @@ class Worker:
 
 
 def time_interleaved(variants: Mapping[str, Work], plan: Plan) -> dict[str, Timing]:
-    """Open all variants, warm them up, and time them block by block."""
+    """Open all variants, by name, warm them up, and time them in turns of one block; return their times by name."""
     timings = {name: Timing() for name in variants}
     with ExitStack() as stack:
         workers = [Worker(name, work) for name, work in variants.items()]

@@ -1,4 +1,4 @@
-"""Description and peak speed of the machine, and the arithmetic of a training step."""
+"""Description of the machine, work that reaches its peak speed, and floating-point operations of a training step."""
 
 import os
 import platform
@@ -18,13 +18,13 @@ from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import set_attention
 from ldm_kit.training.launch import cores
 
-MATRIX = 1024  # side of the matrices
-PICTURES, FEATURES = 64, 256  # of the convolution
-REPEATS = 20  # in a unit: one alone is over too soon to be timed
+MATRIX = 1024  # side of the matrices that are multiplied
+PICTURES, FEATURES = 64, 256  # batch size and channels of the convolution
+REPEATS = 20  # products or convolutions in a unit of work; one alone is over too soon to be timed
 
 
 def describe() -> str:
-    """Return processor, cores, threads and version of torch in one line."""
+    """Return the machine's processor and cores, and torch's threads and version, in one line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -38,7 +38,7 @@ def describe() -> str:
 
 
 def matrices(dtype: torch.dtype) -> Iterator[object]:
-    """Multiply two square matrices, again and again."""
+    """Yield endlessly, after each REPEATS products of two MATRIX x MATRIX matrices of a dtype."""
     a, b = torch.randn(MATRIX, MATRIX, dtype=dtype), torch.randn(MATRIX, MATRIX, dtype=dtype)
     while True:
         yield [a @ b for _ in range(REPEATS)]
@@ -46,7 +46,7 @@ def matrices(dtype: torch.dtype) -> Iterator[object]:
 
 @torch.no_grad()
 def convolutions(dtype: torch.dtype) -> Iterator[object]:
-    """Apply 3x3 convolutions of the U-Net's inner shape, again and again."""
+    """Yield endlessly, after each REPEATS 3x3 convolutions of PICTURES inputs [FEATURES, SIDE, SIDE] of a dtype."""
     x = torch.randn(PICTURES, FEATURES, SIDE, SIDE, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(FEATURES, FEATURES, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     while True:
@@ -58,7 +58,14 @@ CONVOLUTION_FLOPS = REPEATS * 2 * PICTURES * SIDE**2 * FEATURES**2 * 9
 
 
 def step_flops(config: LatentRun, width: int, tokens: int = 24, side: int = SIDE) -> int:
-    """Count floating-point operations of the U-Net's forward and backward on a batch, on the meta device."""
+    """Count the floating-point operations of a U-Net's forward and backward pass on a batch, without computing them.
+
+    Args:
+        config: config of the U-Net and of the batch size.
+        width: width of the text states that the U-Net attends to.
+        tokens: number of text states of each picture.
+        side: height and width of the latents.
+    """
     with torch.device("meta"):
         unet: Any = build_denoiser(config, width, side)
         set_attention(unet, "cpu")
@@ -71,7 +78,10 @@ def step_flops(config: LatentRun, width: int, tokens: int = 24, side: int = SIDE
 
 
 def autoencoder_flops(config: AutoencoderRun) -> int:
-    """Count those of the autoencoder's forward and backward on a batch, without the perceptual distance."""
+    """Count the floating-point operations of an autoencoder's forward and backward pass on a batch of its config.
+
+    The perceptual distance is not counted.
+    """
     net = config.autoencoder
     with torch.device("meta"):
         both: Any = Autoencode(build(net))
@@ -83,5 +93,5 @@ def autoencoder_flops(config: AutoencoderRun) -> int:
 
 
 def parameters(net: Any) -> float:
-    """Return the number of parameters in millions."""
+    """Return the number of a network's parameters in millions."""
     return sum(p.numel() for p in net.parameters()) / 1e6

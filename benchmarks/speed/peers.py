@@ -1,4 +1,4 @@
-"""The peers' recipes: diffusers' example scripts and pages, restated.
+"""Recipes of diffusers' example scripts and documentation, reimplemented for timing beside ldm_kit.
 
 Stage 2 follows examples/text_to_image/train_text_to_image.py: a frozen VAE and text encoder run on every batch, cast
 to the mixed precision's type; the U-Net is trained in float32 weights (under autocast when mixed) by torch's AdamW at
@@ -36,11 +36,11 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, eq=False)
 class Captioned:
-    """Pictures in [-1, 1], half of them mirrored, and token ids, batch by batch."""
+    """Data set that returns whole batches: pictures in [-1, 1], mirrored at random, and token ids of their captions."""
 
     pictures: PictureSet
-    tokenizer: Any = None
-    length: int = 0
+    tokenizer: Any = None  # transformers' tokenizer of captions; None: no token ids
+    length: int = 0  # number of tokens that captions are padded or cut to
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -70,7 +70,7 @@ def _batches(data: Captioned, size: int) -> DataLoader[Any]:
 
 
 class PreparedModule:
-    """A network with AdamW, a schedule and, where asked for, diffusers' EMA, all prepared by accelerate."""
+    """A network with AdamW at a constant learning rate `lr`, prepared by accelerate; diffusers' EMA if `averaged`."""
 
     def __init__(self, accelerator: Accelerator, net: nn.Module, lr: float, averaged: bool = True) -> None:
         self.accelerator = accelerator
@@ -80,7 +80,7 @@ class PreparedModule:
         self.ema = EMAModel(net.parameters()) if averaged else None
 
     def step(self, loss: Tensor) -> float:
-        """Backward, clip, step, average; return the loss as a number, which their progress bar shows."""
+        """Train one step: backward pass, clipping at norm 1, update, EMA; return the loss as a number."""
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimiser.step()
@@ -98,7 +98,7 @@ def _cast(dtype: torch.dtype, *nets: Any) -> None:
 
 
 def load_text_encoder(space: Workspace, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load the frozen encoder and its tokenizer."""
+    """Load the workspace's frozen text encoder, with weights of a dtype, and its tokenizer."""
     with silence_diffusers():
         model = AutoModel.from_pretrained(space.text_encoder, local_files_only=True, dtype=dtype)
         return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(space.text_encoder)
@@ -107,7 +107,14 @@ def load_text_encoder(space: Workspace, dtype: torch.dtype) -> tuple[Any, Any]:
 def train_stage2(
     space: Workspace, precision: str, overrides: Sequence[str] = (), lr: float = 1e-4
 ) -> Iterator[PreparedModule]:
-    """Train text-to-image, one step at a time; yield the network, with its average, after each."""
+    """Train a text-to-image denoiser as diffusers' script does; after each step, yield the network with its EMA.
+
+    Args:
+        space: folders and pictures that all variants share.
+        precision: accelerate's mixed precision, no or bf16.
+        overrides: overrides of the demo's config, which describes the U-Net and the batch.
+        lr: learning rate.
+    """
     config = space.stage2(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
     text, tokenizer = load_text_encoder(space, dtype)
@@ -132,7 +139,13 @@ def train_stage2(
 
 
 def train_stage1(space: Workspace, precision: str, overrides: Sequence[str] = ()) -> Iterator[object]:
-    """Train the autoencoder, one unit at a time: a step, or with a discriminator a step of either module."""
+    """Train an autoencoder as diffusers' script does; yield after each step.
+
+    With a discriminator, steps of both modules alternate, and it yields after one step of each.
+
+    `precision` is accelerate's mixed precision, no or bf16. `overrides` change the demo's config, which describes the
+    autoencoder, the losses and the batch.
+    """
     config = space.stage1(*overrides)
     accelerator, dtype = Accelerator(mixed_precision=precision, cpu=True), DTYPES[precision]
     vae: Any = build_autoencoder(config.autoencoder)
@@ -165,14 +178,29 @@ def train_stage1(space: Workspace, precision: str, overrides: Sequence[str] = ()
 
 
 class Stage1Losses:
-    """Losses of the autoencoder and of the discriminator."""
+    """Losses of the autoencoder and of the discriminator, as in diffusers' script.
+
+    Args:
+        config: config with the weights of the losses.
+        vae: the autoencoder.
+        rival: the discriminator; None: there is none.
+    """
 
     def __init__(self, config: AutoencoderRun, vae: Any, rival: nn.Module | None) -> None:
         self.criterion, self.vae, self.rival = config.loss, vae, rival
         self.perceptual = Perceptual(config.perceptual)
 
     def generator(self, x: Tensor, made: Tensor, posterior: Any) -> Tensor:
-        """Return the sum over elements, with the adaptively weighted adversarial loss."""
+        """Return the autoencoder's loss: reconstruction, perceptual and KL terms, and the adversarial one if any.
+
+        Terms are summed over a picture's elements and averaged over the batch; the adversarial term is weighted by the
+        ratio of gradient norms at the decoder's last layer.
+
+        Args:
+            x: originals, [B, C, H, W] in [-1, 1].
+            made: their reconstructions.
+            posterior: diffusers' Gaussian posterior of the latents.
+        """
         pixel = F.mse_loss(made.float(), x.float(), reduction="none")
         perceptual = self.perceptual(made, x).view(-1, 1, 1, 1)
         nll = (pixel + self.criterion.perceptual_weight * perceptual).sum() / len(x)
@@ -186,7 +214,7 @@ class Stage1Losses:
         return loss + 0.5 * (reconstruction / (adversarial + 1e-4)).clamp(0, 1e4).detach() * g
 
     def discriminator(self, x: Tensor, made: Tensor) -> Tensor:
-        """Return the hinge loss."""
+        """Return the discriminator's hinge loss for originals x and reconstructions `made`, [B, C, H, W] each."""
         assert self.rival is not None
         real, fake = self.rival(x), self.rival(made.detach())
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -194,7 +222,16 @@ class Stage1Losses:
 
 @torch.no_grad()
 def generate(space: Workspace, options: SamplingOptions, count: int, mixed: bool) -> Iterator[object]:
-    """Generate pictures as diffusers' pages show it: guidance in one batch, DPM++ from the model's own scheduler."""
+    """Generate batches of pictures with diffusers, as its documentation shows it; yield each batch, endlessly.
+
+    Guidance evaluates both conditions in one batch; DPM++ is configured from the saved model's scheduler.
+
+    Args:
+        space: folders and pictures that all variants share; it has a saved model.
+        options: number of steps and guidance scale.
+        count: pictures in a batch, of the first `count` captions.
+        mixed: whether networks autocast to bf16.
+    """
     text, tokenizer = load_text_encoder(space, torch.float32)
     unet: Any = UNet2DConditionModel.from_pretrained(space.model / "unet")
     vae: Any = AutoencoderKL.from_pretrained(space.model / "vae")

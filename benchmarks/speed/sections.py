@@ -20,30 +20,30 @@ DISCRIMINATOR = "discriminator={layers: 2}"
 
 @dataclass(frozen=True)
 class Size:
-    """A U-Net and its batch."""
+    """Size of a U-Net and of a training batch."""
 
     name: str
-    widths: tuple[int, ...]
-    batch: int
+    widths: tuple[int, ...]  # channels of each level of the U-Net
+    batch: int  # pictures in a batch
 
     @classmethod
     def of(cls, name: str, config: kit.LatentRun) -> "Size":
-        """Return the size that a config has."""
+        """Return the size of the U-Net and the batch of a run's config, under the name `name`."""
         return cls(name, tuple(config.unet.widths), config.train.batch_size)
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Overrides of the demo's config."""
+        """Overrides of the demo's config, KEY=VALUE, that set this size."""
         return f"unet.widths={list(self.widths)}", f"train.batch_size={self.batch}"
 
     @property
     def widths_text(self) -> str:
-        """Widths in words."""
+        """The U-Net's widths in words, such as "128 and 256 channels wide"."""
         return f"{' and '.join(map(str, self.widths))} channels wide"
 
     @property
     def text(self) -> str:
-        """Widths and batch in words."""
+        """The U-Net's widths and the batch in words."""
         return f"{self.widths_text}, batch {self.batch}"
 
 
@@ -52,28 +52,31 @@ MIDDLE, LARGE, QUICK = Size("middle", (128, 256), 64), Size("large", (192, 416),
 
 @dataclass(frozen=True)
 class Bench:
-    """The workspace and the lengths of measurements; `quick` takes tiny sizes, to see that all works."""
+    """Settings of the speed measurements."""
 
-    space: Workspace
-    plan: Plan
-    quick: bool = False
+    space: Workspace  # folders that all variants share
+    plan: Plan  # lengths of measurements
+    quick: bool = False  # whether sizes are tiny, to see that all works
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """Sizes of stage 2: the demo's, and two more."""
+        """Sizes of stage 2 (the denoiser) to measure: the demo's and two larger ones; one tiny size if `quick`."""
         return (QUICK,) if self.quick else (Size.of("demo", self.space.stage2()), MIDDLE, LARGE)
 
     @property
     def size(self) -> Size:
-        """Size of stage 2 where one has to do."""
+        """Size of stage 2 for tables that measure only one."""
         return QUICK if self.quick else MIDDLE
 
     def time(self, variants: Mapping[str, Work]) -> dict[str, Timing]:
-        """Time all variants, interleaved."""
+        """Time variants in turns, block by block; return their times by name."""
         return time_interleaved(variants, self.plan)
 
     def compare(self, variants: Mapping[str, Work], unit: int = 1) -> str:
-        """Return a table of all variants beside the first; a unit of their work counts as `unit`."""
+        """Time variants, and return a Markdown table of their speed, absolute and relative to the first one's.
+
+        `unit` is the number of steps or pictures in one unit of work.
+        """
         timings = self.time(variants)
         first = next(iter(timings.values()))
         return markdown(HEAD, [_row(name, timing, first, unit) for name, timing in timings.items()])
@@ -87,7 +90,7 @@ def _row(name: str, timing: Timing, first: Timing, unit: int) -> Sequence[str]:
 
 
 def stage2(bench: Bench) -> str:
-    """Time training steps of the denoiser."""
+    """Time training steps of the denoiser with diffusers' example script and with ldm_kit; return Markdown tables."""
     paragraphs = ["## Stage 2: training steps of the denoiser"]
     for size in bench.sizes:
         config = bench.space.stage2(*size.overrides)
@@ -119,7 +122,7 @@ SETTINGS = {
 
 
 def settings(bench: Bench) -> str:
-    """Time training steps of stage 2 with single settings changed."""
+    """Time training steps of the denoiser with single settings of SETTINGS changed; return a Markdown table."""
     size = bench.size
     half = {"half the pictures at once (train.micro_batch)": (f"train.micro_batch={size.batch // 2}",)}
     variants = {name: (*size.overrides, *given) for name, given in (SETTINGS | half).items()}
@@ -140,7 +143,10 @@ def settings(bench: Bench) -> str:
 
 
 def stage1(bench: Bench) -> str:
-    """Time training steps of the autoencoder."""
+    """Time training steps of the autoencoder with diffusers' script and with ldm_kit; return Markdown tables.
+
+    There is a table without and one with a discriminator.
+    """
     size = ("train.batch_size=4",) if bench.quick else ()
     paragraphs = ["## Stage 1: training steps of the autoencoder"]
     for title, given in {
@@ -162,7 +168,7 @@ def stage1(bench: Bench) -> str:
 
 
 def sampling(bench: Bench) -> str:
-    """Time sampling."""
+    """Time sampling with diffusers and with ldm_kit, in float32 and bf16; return Markdown tables."""
     steps, count = (2, 2) if bench.quick else (15, 16)
     options = kit.sampling(steps=steps, solver="dpm++", guidance_scale=2.0)
     few = replace(bench, plan=replace(bench.plan, steps=1, warmup=1))
@@ -180,7 +186,10 @@ def sampling(bench: Bench) -> str:
 
 
 def machine_share(bench: Bench) -> str:
-    """Count operations a second of training steps beside those of matrix products in the same run."""
+    """Measure the floating-point operations per second of training steps, beside those of matrix products.
+
+    Both are timed in turns, so that the Markdown table says which share of the machine's speed a step reaches.
+    """
     size = bench.size
     config, first = bench.space.stage2(*size.overrides), ("train.batch_size=4",) if bench.quick else ()
     flops = {
@@ -215,7 +224,10 @@ def machine_share(bench: Bench) -> str:
 
 
 def pixels(bench: Bench) -> str:
-    """Time training beside denoising-diffusion-pytorch, at about as many parameters."""
+    """Time training steps on pixels with denoising-diffusion-pytorch and ldm_kit, at about as many parameters.
+
+    Returns a Markdown table.
+    """
     title = "## Pixels: training steps beside denoising-diffusion-pytorch"
     batch = 4 if bench.quick else 16
     given = (

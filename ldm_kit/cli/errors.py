@@ -15,7 +15,9 @@ from ldm_kit.config import OldNameWarning, UserError
 
 @contextlib.contextmanager
 def cli_errors() -> Iterator[None]:
-    """Report a user's mistake as one sentence on stderr, with exit status 2; let other errors pass with a traceback.
+    """Return a context that reports a user's mistake as one sentence on stderr and exits with status 2.
+
+    Other errors pass, with a traceback.
 
     Mistakes are a `UserError`, an `OSError` about a file, options that fail validation, errors of `autoencoder` and
     `conditioning`, and a model that does not fit into memory. A warning about an old config key becomes one line on
@@ -59,7 +61,7 @@ def _old_names_in_one_line() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """Return the message to print for an `AutoencoderError`, a `ConditioningError` or memory that ran out.
+    """Return the message to print for an `AutoencoderError`, a `ConditioningError` or an out-of-memory error.
 
     Any other error is raised again.
     """

@@ -63,7 +63,7 @@ def run_cli(
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that has one parameter for each field of a `Config` class, instead of a parameter of that class.
+    """Return a command with one parameter for each field of a `Config` class, instead of a parameter of that class.
 
     The returned command builds the configs from the flags that the user gave, and calls `command` with them. A command
     without parameters of `Config` classes is returned unchanged.
@@ -135,7 +135,7 @@ def value_range(field: FieldInfo) -> str:
 
 
 def _parameters(kind: type[Config]) -> Iterator[inspect.Parameter]:
-    """Yield one parameter for each field of a config class, and a hidden one for each old name of a field."""
+    """Yield a command's parameter (a flag) for each field of a config class, and a hidden one for each old name."""
     for name, field in kind.model_fields.items():
         annotation, old = _annotation(field), _names(name, field)[1:]
         default = field.get_default(call_default_factory=True)
@@ -174,7 +174,7 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> bool | str:
-    """Return typer's `show_default`: True shows the default; a text says that the model's own value comes first."""
+    """Return a field's `show_default` for typer: True, or a text if the saved model's value precedes the default."""
     if not _extra(field).get("own"):
         return True
     default = field.get_default(call_default_factory=True)
@@ -186,7 +186,7 @@ def _spellings(name: str, field: FieldInfo) -> list[str]:
 
 
 def _annotation(field: FieldInfo) -> Any:
-    """Return a field's type in a form that typer takes.
+    """Return the type of a config's field in a form that typer takes as a flag's type.
 
     A Literal becomes the type of its values; a Sequence, or a tuple of any length, becomes a list.
     """
@@ -218,13 +218,13 @@ def _extra(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names under which pydantic reads a field: the present name, then those of older releases."""
+    """Return the names under which pydantic reads `field`, named `name`: the present name, then older releases'."""
     aliases = field.validation_alias
     return [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return pydantic's error about one field, or about several together, as a sentence that names the flag.
+    """Return pydantic's error about one field as a sentence that names the flag; about several, pydantic's own text.
 
     Args:
         kind: the config's class.

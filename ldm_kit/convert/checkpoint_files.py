@@ -73,7 +73,7 @@ def _read(path: Path, export: str = "") -> Any:
 
 
 def _flatten(tree: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return a dict's tensors by name, and the tensors of each dict inside it as `outer.inner`; ignore the rest."""
+    """Return the tensors in a dict by name, and those of each dict inside it as `outer.inner`; ignore the rest."""
     tensors: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):
@@ -108,7 +108,7 @@ def read_names(path: Path, count: int, what: str, things: str) -> list[str]:
 
 
 def check_unused(out: Path) -> None:
-    """Check that an output folder is new or empty and can be written; raises UserError if not."""
+    """Check that the output folder `out` is new or empty and can be written; raises UserError if not."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; expected the name of a new folder")
     check_writable(out)

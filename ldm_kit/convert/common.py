@@ -143,7 +143,7 @@ def load_classifier(path: Path | None, width: int, weights: str) -> AttributeCla
 
 
 def find_statistics(state_dict: Mapping[str, Tensor], width: int) -> Statistics | None:
-    """Return the mean and deviation of codes [N, width] among a file's named tensors; None if they are not there.
+    """Return the mean and deviation of codes [N, width] among a file's tensors `state_dict`; None: they are not there.
 
     Raises:
         UserError: the statistics have another width or are not finite, or a deviation is not positive.
@@ -200,7 +200,7 @@ def resolve_statistics(
 
 
 def _given_statistics(options: SemanticCheckpointOptions, encoder: Encoder) -> Statistics | None:
-    """Return the statistics in the file, or of the pictures in the folder, that the options name; else None."""
+    """Return the statistics in the file that `options` name, or of the folder's pictures by `encoder`; else None."""
     width = encoder.config["z_width"]
     if options.statistics is not None:
         state_dict = read_checkpoint(options.statistics, "{k: c[k] for k in c if k.endswith(('mean', 'std'))}")
@@ -228,7 +228,8 @@ def save_directions(
 ) -> Directions | None:
     """Save an attribute classifier's directions in a saved model's folder, for `edit.py --attribute`; return them.
 
-    Returns None without a classifier.
+    `names` is a text file of the attributes' names, one a line; None: CelebA's 40. Without a classifier, None is
+    returned.
 
     Raises:
         UserError: `names` without a classifier, or names that do not fit the classifier.

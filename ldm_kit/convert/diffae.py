@@ -65,7 +65,16 @@ def convert_diffae(checkpoint: Path, out: Path, options: SemanticCheckpointOptio
 def _networks(
     state_dict: Mapping[str, Tensor], ema_state_dict: Mapping[str, Tensor], image_size: int | None
 ) -> tuple[SemanticEncoder, CodeDecoder, int]:
-    """Build the encoder and the decoder from the averaged weights; return both and the side of the pictures."""
+    """Build the encoder and the decoder from the averaged weights; return both and the side of the pictures in pixels.
+
+    Args:
+        state_dict: all tensors of the checkpoint, of which only the fixed noise `x_T` is read, for its size.
+        ema_state_dict: the averaged weights, without the prefix of their names.
+        image_size: the user's --image_size; None: inferred from `x_T`.
+
+    Raises:
+        UserError: the weights are another network's, or the size is unknown or does not fit.
+    """
     weights, settings = diffae_weights.encoder_from(ema_state_dict)
     encoder = load_network(lambda: SemanticEncoder(**settings), weights, "encoder")
     size = picture_size(image_size, _noise_size(state_dict), len(settings["widths"]) - 1)
@@ -79,6 +88,6 @@ def _networks(
 
 
 def _noise_size(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Return the side of `x_T`, the fixed noise that DiffAE samples from during training; None if it is not there."""
+    """Return the side of the tensor `x_T`, fixed noise that DiffAE samples from in training; None: it is missing."""
     noise = state_dict.get("x_T")
     return None if noise is None or noise.dim() != 4 else noise.shape[-1]

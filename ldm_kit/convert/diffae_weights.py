@@ -1,4 +1,4 @@
-"""Conversion of weights of phizaz/diffae: pure functions from its state dict to ours and our constructor's settings.
+"""Conversion of weights of phizaz/diffae: from its state dict to those of ldm_kit's networks and their settings.
 
 A `.ckpt` holds two copies of the weights, `model.*` and, averaged, `ema_model.*`; `strip_prefix(state_dict,
 "ema_model.")` takes the averaged copy. In a copy, `encoder.*` is the encoder and `latent_net.*` the network of the
@@ -37,7 +37,7 @@ _PRIOR = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": 
 
 
 def strip_prefix(state_dict: State, prefix: str) -> dict[str, Tensor]:
-    """Return the entries whose names begin with a prefix, such as `ema_model.`, with the prefix removed from the names.
+    """Return the weights whose names begin with `prefix`, such as `ema_model.`, which is removed from the names.
 
     Raises:
         UserError: no name begins with the prefix.
@@ -82,10 +82,10 @@ def unet_from(state_dict: State, *, image_size: int) -> Converted:
 
 
 def original_name_with_code(name: str, layout: Layout, projection: str) -> str:
-    """Return the original name of a weight in a network whose blocks have a time projection and a code projection.
+    """Return a weight's name in DiffAE's or PDAE's checkpoints, whose residual blocks project both time and code.
 
     Args:
-        name: our name of the weight.
+        name: the weight's name in ldm_kit's network.
         layout: settings of the network, inferred from its checkpoint.
         projection: original name of a block's code projection, such as `cond_emb_layers`.
     """
@@ -150,12 +150,12 @@ def prior_from(state_dict: State) -> Converted:
 def convert_state_dict(
     state_dict: State, build: Callable[[], nn.Module], source_of: Callable[[str], str], heads: Heads
 ) -> dict[str, Tensor]:
-    """Return the state dict of a network of ours, converted from the original network's state dict.
+    """Return the state dict of one of ldm_kit's networks, converted from the original network's state dict.
 
     Args:
         state_dict: the original weights.
-        build: returns our network; called on the meta device, for its names and shapes alone.
-        source_of: returns the original name of the weight that has a name of ours.
+        build: returns ldm_kit's network; called on the meta device, for its names and shapes alone.
+        source_of: returns a weight's original name, given its name in ldm_kit's network.
         heads: how attention is divided into heads.
 
     Raises:
@@ -181,10 +181,10 @@ def convert_state_dict(
 
 
 def attention_tensors(prefix: str, layer: str, value: Tensor, heads: Heads) -> dict[str, Tensor]:
-    """Convert one weight of ADM's attention to our one or three weights; return an empty dict for any other layer.
+    """Convert one weight of ADM's attention to one weight of diffusers' (qkv: to three); return {} for any other layer.
 
     Args:
-        prefix: our name of the attention module.
+        prefix: the attention module's name in ldm_kit's network.
         layer: the weight's original name within the module, such as `qkv.weight`.
         value: the weight.
         heads: how attention is divided into heads.
@@ -195,7 +195,16 @@ def attention_tensors(prefix: str, layer: str, value: Tensor, heads: Heads) -> d
 
 
 def _encoder_tensors(name: str, value: Tensor, modules: Mapping[_Position, str]) -> dict[str, Tensor]:
-    """Convert one weight of the encoder, by its original name, to one weight of ours, or three for qkv of attention."""
+    """Convert one weight of DiffAE's encoder to the weights of ldm_kit's: one, or three for an attention's qkv.
+
+    Args:
+        name: the weight's original name.
+        value: the weight.
+        modules: position of a module in the original network -> its name in ldm_kit's.
+
+    Raises:
+        UserError: the encoder has no weight of this name.
+    """
     module, _, kind = name.rpartition(".")
     if module in _ENDS:
         return {f"{_ENDS[module]}.{kind}": value.float().flatten(1) if name == "out.3.weight" else value.float()}
@@ -211,7 +220,10 @@ def _encoder_tensors(name: str, value: Tensor, modules: Mapping[_Position, str])
 
 
 def _position(name: str) -> _Position | None:
-    """Return (half, block, layer) of an encoder weight by its original name; None for the layers after the blocks."""
+    """Return the position of an encoder weight: ("input_blocks" or "middle_block", block, layer in the block).
+
+    `name` is the weight's original name. None: the weight is of a layer after the blocks.
+    """
     if match := re.match(r"input_blocks\.(\d+)\.(\d+)\.", name):
         return "input_blocks", int(match[1]), int(match[2])
     if match := re.match(r"middle_block\.(\d+)\.", name):
@@ -220,7 +232,7 @@ def _position(name: str) -> _Position | None:
 
 
 def _prior_name(name: str, last: int) -> str:
-    """Return DiffAE's name of a weight of our `SkipMLP`; `last` is the index of DiffAE's last layer."""
+    """Return DiffAE's name of the weight `name` of ldm_kit's `SkipMLP`; `last` is the index of DiffAE's last layer."""
     module, kind = name.rsplit(".", 1)
     if module == "out":
         return f"layers.{last}.linear.{kind}"
@@ -230,6 +242,6 @@ def _prior_name(name: str, last: int) -> str:
 
 
 def _unet_name(name: str, layout: Layout) -> str:
-    """Return DiffAE's name of a weight of our `SemanticUNet`."""
+    """Return DiffAE's name of the weight `name` of ldm_kit's `SemanticUNet`; `layout` has the network's settings."""
     plain = name.removeprefix("unet.").replace("time_embedding.embedding.", "time_embedding.")
     return original_name_with_code(plain, layout, "cond_emb_layers")

@@ -2,7 +2,7 @@
 
 Its networks are lists of blocks without names. In the down path, a level is `layers` residual blocks and one block that
 downsamples; in the up path, `layers` + 1 blocks, the last of which also upsamples. The level with the smallest features
-does not downsample, the level with the largest does not upsample. Our networks, like diffusers', are nested by level.
+does not downsample, the level with the largest does not upsample. ldm_kit's networks are nested by level.
 """
 
 import re
@@ -93,13 +93,13 @@ class Layout:
 
 
 def denoiser_layout(state_dict: State) -> Layout:
-    """Infer the layout of a denoiser from its state dict; raises UserError for another network's weights."""
+    """Infer the settings of a denoiser from its state dict; raises UserError for another network's weights."""
     levels = 1 + sum(bool(_DOUBLES.fullmatch(name)) for name in state_dict)
     return _layout(state_dict, "output_blocks", levels)
 
 
 def classifier_layout(state_dict: State, levels: int) -> Layout:
-    """Infer the layout of a classifier, which has a down path alone, from its state dict and its number of levels.
+    """Infer the settings of a classifier, which has a down path alone, from its state dict and its number of levels.
 
     Raises:
         UserError: the weights are another network's, or do not have so many levels.
@@ -108,7 +108,11 @@ def classifier_layout(state_dict: State, levels: int) -> Layout:
 
 
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
-    """Infer the layout from the list of blocks named `where`, which holds `layers` + 1 blocks for each level."""
+    """Infer a network's settings from the shapes of its weights.
+
+    The list of blocks named `where` (input_blocks or output_blocks) holds equally many blocks for each of `levels`
+    levels.
+    """
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(
             "these are no weights of a guided-diffusion network: expected time_embed, input_blocks and middle_block"
@@ -137,7 +141,10 @@ def shape_of(state_dict: State, name: str) -> tuple[int, ...]:
 
 
 def original_name(name: str, layout: Layout) -> str:
-    """Return the name that a weight of ours has in openai/guided-diffusion's checkpoints."""
+    """Return a weight's name in openai/guided-diffusion's checkpoints.
+
+    `name` is the weight's name in ldm_kit's network, `layout` has the network's settings.
+    """
     if name == _POSITION:
         return "out.2.positional_embedding"
     match = _BLOCK.fullmatch(name)
@@ -174,10 +181,10 @@ _BLOCK_NAMES: Mapping[str, Callable[[Layout, int, str, int], str]] = {
 
 
 def convert_tensor(name: str, value: Tensor, heads: Heads) -> Tensor:
-    """Return our weight `name`, converted from the original weight `value`.
+    """Return the weight `name` of ldm_kit's network, converted from the original weight `value`.
 
-    For queries, keys or values, that is a third of the original qkv. A 1D convolution of kernel size 1 becomes a linear
-    map.
+    If `name` is a weight of queries, keys or values, `value` is that of the original qkv, of which a third is returned;
+    `heads` says how qkv is divided. A 1D convolution of kernel size 1 becomes a linear map.
     """
     if name == _POSITION:
         return value.T

@@ -1,4 +1,4 @@
-"""Conversion of weights of openai/guided-diffusion (ADM): pure functions from its state dict to ours and settings.
+"""Conversion of weights of openai/guided-diffusion (ADM): from its state dict to ldm_kit's, and to settings.
 
 Widths, layers, levels with attention, the kind of time embedding, the kind of resampling and a learned variance are
 inferred from the shapes. No shape tells the attention heads and the side of the pictures, which are arguments.
@@ -33,7 +33,7 @@ _TABLE = "label_emb.weight"
 
 
 def unet_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """Convert a denoiser's weights; return our state dict and the settings for `build_adm_unet`.
+    """Convert a denoiser's weights; return a state dict, and the settings for `build_adm_unet(settings)`.
 
     The class embeddings are left out; `class_table` returns them.
 
@@ -78,7 +78,7 @@ def class_table(state_dict: State) -> Tensor | None:
 
 
 def classifier_from(state_dict: State, *, image_size: int, heads: Heads | None = None) -> Converted:
-    """Convert a noisy classifier's weights; return our state dict and the settings for `HalfUNet`.
+    """Convert a noisy classifier's weights; return a state dict, and the settings for `HalfUNet(**settings)`.
 
     The classes are named "0", "1" and so on. The network must end in attention pooling, as the published ones do.
 
@@ -149,7 +149,9 @@ def _settings(layout: Layout, heads: Heads) -> Settings:
 
 
 def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
-    """Return a learned time embedding that equals sinusoids with more or fewer channels than the first level.
+    """Return weights of a learned time embedding that equals sinusoids with other than the first level's channels.
+
+    `layout` has the network's settings.
 
     The result is empty if the numbers of channels are equal. diffusers takes other sinusoids only as a table over all
     timesteps. The table and its linear map are chosen so that their product equals the sinusoids times the original
@@ -179,7 +181,14 @@ def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
 def _converted(
     state_dict: State, build: Callable[[], nn.Module], layout: Layout, heads: Heads, ready: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return our state dict of a network: the tensors in `ready` as they are, all others converted from `state_dict`.
+    """Return the state dict of ldm_kit's network.
+
+    Args:
+        state_dict: the original weights.
+        build: returns ldm_kit's network; called on the meta device, for its names and shapes alone.
+        layout: the network's settings, inferred from `state_dict`.
+        heads: how attention is divided into heads.
+        ready: weights of ldm_kit's network that are taken as they are; all others are converted from `state_dict`.
 
     Raises:
         UserError: the network and `state_dict` do not have the same weights, or not in the same sizes.

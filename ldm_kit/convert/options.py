@@ -43,7 +43,10 @@ class ConsistencyModelsOptions(Config):
 
 
 class SemanticCheckpointOptions(Config):
-    """Settings and files that an autoencoder's checkpoint lacks and a complete semantic model needs."""
+    """Settings and files that an autoencoder's checkpoint lacks and a complete semantic model needs.
+
+    `attributes` has the names of the classifier's attributes; `device` encodes the pictures of the folder `images`.
+    """
 
     image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not hold it")
     statistics: Path | None = Field(

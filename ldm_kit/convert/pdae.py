@@ -40,9 +40,9 @@ class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
     shift: Converted  # state dict and settings of the gradient estimator on the base model
-    statistics: Statistics
-    prior: CodePrior | None
-    classifier: AttributeClassifier | None
+    statistics: Statistics  # of the training set's codes
+    prior: CodePrior | None  # None: no --prior was given
+    classifier: AttributeClassifier | None  # None: no --classifier was given
 
 
 def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
@@ -107,7 +107,13 @@ def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: in
 
 
 def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
-    """Build the base model; return it, and the state dict and settings of the gradient estimator."""
+    """Build the base model; return it, and the state dict and settings of the gradient estimator.
+
+    Args:
+        state_dict: the weights of PDAE's decoder, with original names.
+        size: side of the pictures in pixels.
+        heads: how the U-Net's attention is divided into heads.
+    """
     weights, settings = pdae_weights.base_from(state_dict, image_size=size, heads=heads)
     unet = load_network(lambda: guided_diffusion_weights.build_adm_unet(settings), weights, "base U-Net")
     variance = "learned_range" if settings["out_channels"] > settings["in_channels"] else "small"

@@ -1,4 +1,4 @@
-"""Conversion of weights of ckczzj/PDAE: pure functions from its state dict to ours and our constructor's settings.
+"""Conversion of weights of ckczzj/PDAE: from its state dict to those of ldm_kit's networks and their settings.
 
 A checkpoint holds the averaged weights `ema_encoder.*` and `ema_decoder.*`. The decoder is the base model's U-Net, with
 ADM's names, together with the layers of the gradient estimator (`shift_*`, `label_emb`). The network of PDAE's prior is
@@ -35,7 +35,7 @@ def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) ->
         heads: how the U-Net's attention is divided into heads.
 
     Returns:
-        Our state dict, and the settings for `guided_diffusion_weights.build_adm_unet`.
+        State dict and settings of the network that `guided_diffusion_weights.build_adm_unet(settings)` builds.
 
     Raises:
         UserError: the weights are another network's, or some are missing or too many.
@@ -100,7 +100,7 @@ def _base(state_dict: State) -> State:
 
 
 def _shift_name(name: str, layout: Layout) -> str:
-    """Return PDAE's name of a weight of our `ShiftUNet`."""
+    """Return PDAE's name of the weight `name` of ldm_kit's `ShiftUNet`; `layout` has the network's settings."""
     if name.startswith("z_embedding."):
         return name.replace("z_embedding.", "label_emb.")
     return f"shift_{original_name_with_code(name, layout, 'emb_z_layers')}"

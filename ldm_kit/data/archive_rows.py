@@ -23,19 +23,19 @@ Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """The N rows of an archive's index, one for each picture."""
+    """Metadata of the N pictures of an archive (a tar shard or a parquet file), as arrays; read as `Row` tuples."""
 
-    names: Strings  # of the pictures in the archive
+    names: Strings  # the pictures' names in the archive
     texts: Strings  # captions
     fields: Strings  # each picture's further values as a JSON object, "" for none
     classes: Sequence[str]  # class names
-    labels: Array  # int32 [N], indices into `classes`; UNLABELLED where there is no class
-    locations: Array  # int64 [N, 2], where `ArchiveReader.read` finds each picture
+    labels: Array  # int32 [N], indices into `classes`; UNLABELLED (-1) for a picture without a class
+    locations: Array  # int64 [N, 2], where each picture lies in the archive (two numbers, for `ArchiveReader.read`)
     hashes: Array  # uint8 [N, 32], sha256 of each picture's file
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Return the tuples `rows`, each of one picture, stored as arrays; the iterable is consumed once."""
+        """Store tuples (name, caption, class name, further values, location, sha256), one a picture, in arrays."""
         names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
         classes: dict[str, int] = {}
         labels, locations, hashes = array("i"), array("q"), bytearray()
@@ -72,25 +72,28 @@ class Rows(Sequence[Row]):
 
 
 class ArchiveSample(NamedTuple):
-    """A picture that `ArchiveReader.scan` found in an archive."""
+    """A picture that `ArchiveReader.scan` found in an archive (a tar shard or a parquet file)."""
 
-    entry: Entry  # name in the archive, caption, class and further values
+    entry: Entry  # name in the archive, caption, class and further metadata
     location: tuple[int, int]  # argument of `ArchiveReader.read`, such as the file's offset and size in a tar
     contents: bytes  # of the image file
 
 
 class ArchiveReader(Protocol):
-    """Reader of the samples in one kind of archive, such as tar shards or parquet files."""
+    """Reader of the pictures and their metadata in one kind of archive, such as tar shards or parquet files."""
 
     @property
     def key(self) -> Sequence[str]:
-        """Kind of archive, column names and the like: a cached index of an archive is made anew when they differ."""
+        """The reader's settings as strings: kind of archive, names of columns or fields.
+
+        They are part of the key under which the list of an archive's pictures is cached.
+        """
         ...
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield each picture in the archive's order; for one that cannot be used, yield a message that says why."""
+        """Yield each picture of the archive `path`, in order; for one that cannot be used, a message that says why."""
         ...
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the bytes of the image file at a location that `scan` has returned."""
+        """Return the bytes of the image file at `location`, a location from `scan`, in the archive `path`."""
         ...

@@ -38,7 +38,7 @@ INDEX_VERSION = 2  # raise it whenever the contents of an index change
 
 
 class ArchiveConfig(Config):
-    """Options shared by all data sources that read archives."""
+    """Options shared by the data sources that read archives of pictures (tar shards, parquet files)."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="a folder of shards, one shard, or a pattern such as shards/{00000..00099}.tar"
@@ -77,14 +77,14 @@ class ArchiveConfig(Config):
 
 
 class _Index(NamedTuple):
-    rows: Sequence[Row]
+    rows: Sequence[Row]  # the usable pictures of one archive
     bad: list[str]  # a complaint for each picture that cannot be used
     profiles: list[tuple[str, str, str]]  # (name of a picture that is not in sRGB, name of its profile, problem)
 
 
 @dataclass(frozen=True, eq=False)
 class ArchivedPictures:
-    """Picture set whose pictures are read from archives and decoded on demand."""
+    """Picture set whose pictures are read from archives (tar shards, parquet files) and decoded on demand."""
 
     records: Sequence[Record]  # name, caption, class and further values of each of the N pictures
     classes: Sequence[str]  # class names that `Record.label` indexes
@@ -92,7 +92,7 @@ class ArchivedPictures:
     files: Sequence[Path]  # the archives
     locations: Tensor  # int64 [N, 3]: index into `files`, and the location in that file (two numbers)
     reader: ArchiveReader  # reads pictures from this kind of archive
-    config: ArchiveConfig
+    config: ArchiveConfig  # resolution, channels, background and further options
 
     @property
     def resolution(self) -> int:
@@ -111,7 +111,7 @@ class ArchivedPictures:
         """Read and decode the picture at an index, uint8 [C, R, R].
 
         Raises:
-            BadPicture: the picture is broken, unnoticed so far because `verify` was off when the index was made.
+            BadPicture: the picture is broken; this was not noticed before because `config.verify` was off.
         """
         file, *location = self.locations[index].tolist()
         contents = self.reader.read(self.files[file], (location[0], location[1]))
@@ -119,7 +119,7 @@ class ArchivedPictures:
         return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]; the archives are read in the order of locations."""
+        """Return the pictures at `indices`, uint8 [N, C, R, R], each archive being read from its start to its end."""
         numbers = [int(i) for i in indices]
         pixels = torch.empty(len(numbers), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         for row in sorted(range(len(numbers)), key=lambda row: self.locations[numbers[row]].tolist()):
@@ -193,7 +193,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return the index of an archive: the cached one, or a new one if the file has changed or has none."""
+    """Return an archive's usable and bad pictures: as cached, or by `_scan` if the archive is new or has changed."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
@@ -214,7 +214,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Check every picture of an archive, and return the archive's index."""
+    """Check the header (if `config.verify`, the pixels too) of all pictures of an archive; list usable and bad ones."""
     rows: list[Row] = []
     bad: list[str] = []
     profiles: list[tuple[str, str, str]] = []
@@ -238,7 +238,7 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
 
 
 def _read_index(path: Path) -> _Index | None:
-    """Return the index stored in a file; None if there is none, or (with a warning) if the file is damaged."""
+    """Load a cached list of an archive's pictures; None if there is none, or (with a warning) the file is damaged."""
     try:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:

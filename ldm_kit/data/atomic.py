@@ -36,7 +36,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove_stale_tmp(folder: Path) -> None:
-    """Remove a folder's temporary files that are older than MIN_AGE seconds and not locked by a living process."""
+    """Remove a folder's `.*.tmp` files that are older than MIN_AGE (600) seconds and not locked by a living process."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime

@@ -11,7 +11,13 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class BadPictureSettings(Protocol):
-    """Options of a data config that say what to do about bad pictures."""
+    """Options of a data config that say what to do about bad pictures.
+
+    Attributes:
+        path: the data set's path, for messages.
+        on_bad: what to do about one bad picture: skip it, or raise an error.
+        max_bad_share: largest share of bad pictures among all, in [0, 1]; above 0, one is always allowed.
+    """
 
     @property
     def path(self) -> Path: ...
@@ -26,10 +32,10 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
 
     Args:
         complaint: the picture's name, and what is wrong with it.
-        settings: the data config.
+        settings: the data config, whose `on_bad` is skip or raise.
 
     Raises:
-        UserError: `on_bad` is raise.
+        UserError: `settings.on_bad` is raise.
     """
     if settings.on_bad == "raise":
         raise UserError(f"bad picture in {settings.path}: {complaint}; repair or remove it, or set on_bad: skip")
@@ -37,7 +43,7 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
 
 
 def check_share(count: int, total: int, settings: BadPictureSettings, complaint: str) -> None:
-    """Check that at most the allowed share of pictures is bad.
+    """Check that no more pictures are bad than `settings.max_bad_share` allows.
 
     Args:
         count: number of bad pictures, at least one.
@@ -59,7 +65,7 @@ def check_share(count: int, total: int, settings: BadPictureSettings, complaint:
 
 
 def check_bad_share(complaints: Sequence[str], total: int, settings: BadPictureSettings) -> None:
-    """Check that at most the allowed share of pictures is bad, and log their number.
+    """Check that no more pictures are bad than `settings.max_bad_share` allows; log their number if there are any.
 
     Many bad pictures usually mean a wrong folder or an incomplete copy.
 

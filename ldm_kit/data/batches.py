@@ -49,16 +49,19 @@ class PictureBatches:
 
 
 def flips(seed: int, position: Tensor) -> Tensor:
-    """Return bool [B]: whether the picture at each training position [B] is mirrored.
+    """Return bool [B]: whether the picture at each training position in `position` [B] is mirrored.
 
-    The probability is 1/2; the choice is a function of (seed, position) alone. A picture's position is the number of
+    The probability is 1/2; the choice is a hash of (seed, position) alone. A picture's position is the number of
     samples that training has seen before it.
     """
     return rng.uniform(seed, "flip", position) < 0.5
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
-    """Mirror pictures x [B, C, H, W] left to right where `flips` says so for their training positions [B]."""
+    """Mirror left to right those of the pictures x [B, C, H, W] for which a hash of (`seed`, position) says so.
+
+    The probability is 1/2. `position` [B] has the number of samples that training has seen before each picture.
+    """
     return torch.where(flips(seed, position).view(-1, 1, 1, 1), x.flip(3), x)
 
 

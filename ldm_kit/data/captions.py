@@ -14,20 +14,22 @@ LIMIT = 2**20  # most bytes of a caption file
 
 
 class Sidecar(NamedTuple):
-    """Contents of the files beside a picture: caption ("" if there is none) and class (None if there is none)."""
+    """Caption and class of a picture, read from the caption files beside it, such as `0.txt` beside `0.png`."""
 
-    text: str = ""
-    label: str | None = None
+    text: str = ""  # caption; "" if there is none
+    label: str | None = None  # class name; None if there is none
     problem: str = ""  # why the files cannot be read; "" if they can
 
 
 def read_sidecar(root: Path, stem: str, kinds: Sequence[str]) -> Sidecar:
-    """Read a picture's caption and class from the files beside it that share its name.
+    """Read a picture's caption and class from the files beside it that share its name, such as `0.txt` beside `0.png`.
+
+    If a file cannot be read, the result has no caption and no class, and says why in `problem`.
 
     Args:
         root: the data set's folder.
-        stem: the picture's path relative to `root`, without its suffix.
-        kinds: suffixes, without dot, of the files to read; each is one of `KINDS` in upper or lower case.
+        stem: the picture's path relative to `root`, without the picture's suffix.
+        kinds: suffixes, without dot, of the files to read; each is caption, txt, cls or json in upper or lower case.
     """
     try:
         contents = {kind.lower(): _read(root, f"{stem}.{kind}") for kind in kinds}

@@ -19,7 +19,7 @@ class PicturedLatents:
     """Training batches of latents together with their pictures; pictures are mirrored where their latents are.
 
     Args:
-        latents: cached posterior moments of the pictures' latents, in the same order.
+        latents: mean and log-variance of the latents of all pictures, in the same order.
         pictures: the picture set.
         seed: seed of the random mirroring.
     """
@@ -51,7 +51,8 @@ class PicturedLatents:
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            What `LatentBatches.__getitems__` returns, and "picture": [B, C, R, R] in [-1, 1].
+            {"mean", "logvar": posterior moments [B, Z, h, w], "inputs": {}, "position": int64 [B], "picture":
+            [B, C, R, R] in [-1, 1]}.
         """
         rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
         picture = to_unit(self.pictures.pictures(rows.tolist()))

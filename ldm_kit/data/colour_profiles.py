@@ -28,10 +28,10 @@ _COLOUR_MODES |= dict.fromkeys(["P", "PA", "RGB", "RGBA", "RGBX", "RGBa"], "RGB"
 
 
 class Profile(NamedTuple):
-    """A picture's colour profile: its name, and the reason why it cannot be used ("" if it can)."""
+    """A picture's colour profile (ICC)."""
 
-    name: str
-    problem: str = ""
+    name: str  # description that the profile gives of itself; "" for a broken profile
+    problem: str = ""  # why the profile cannot be used; "" if it can
 
 
 class Conversion(NamedTuple):
@@ -42,7 +42,7 @@ class Conversion(NamedTuple):
     transform: Any = None  # littleCMS's transform to sRGB; None: nothing is converted
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Return a decoded picture of 8 bits per channel converted to sRGB; alpha is kept.
+        """Return the decoded picture `image`, of 8 bits per channel, converted to sRGB; alpha is kept.
 
         A picture that is in sRGB, or whose profile cannot be used, is returned unchanged. Others become RGB, or RGBA if
         they have transparency.
@@ -75,11 +75,11 @@ class ProfileCounts:
 
     @property
     def settings(self) -> list[str]:
-        """Text for the picture set's fingerprint: "colours=srgb" if pictures were converted, else nothing."""
+        """Texts that enter the picture set's fingerprint: "colours=srgb" if any picture was converted, else none."""
         return ["colours=srgb"] if self.converted else []
 
     def log(self, source: object, total: int) -> None:
-        """Log how many of the `total` pictures in `source` are converted, and which have profiles that are unusable."""
+        """Log how many of the `total` pictures in the path `source` are converted, and which profiles are unusable."""
         if self.converted:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.converted.most_common(5))
             count = self.converted.total()
@@ -99,7 +99,10 @@ def describe(profile: Profile) -> str:
 
 
 def conversion_of(image: Image.Image) -> Conversion:
-    """Return how the colours of an opened image file are converted to sRGB; no pixel is decoded."""
+    """Return how the colours of an opened image file are converted to sRGB, without decoding pixels.
+
+    The file's ICC profile decides, or the colour space that a PNG's chunks or a JPEG's EXIF data name instead.
+    """
     mode = _colour_mode(image)
     if mode in ("", "LAB"):
         return _lab_conversion() if mode else Conversion(None)
@@ -163,7 +166,10 @@ def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
 
 
 def _is_srgb(mode: str, transform: Any) -> bool:
-    """Return whether a transform to sRGB changes no colour by more than `_SAME` levels, tried on a grid of colours."""
+    """Return whether a transform from Pillow's mode `mode` to sRGB changes no colour of a grid by over 3 of 255 levels.
+
+    It is False for other modes than L and RGB.
+    """
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":
         probe = levels[None]

@@ -48,7 +48,7 @@ def load(config: DigitsConfig) -> Split:
 
 
 def load_all(config: DigitsConfig) -> InMemory:
-    """Load all digits as one set, in the order of the package that contains them.
+    """Load all digits as one picture set, uint8 [N, 1, R, R], in the order of the package that contains them.
 
     Raises:
         UserError: the package that contains the digits is not installed.

@@ -84,7 +84,7 @@ class FolderConfig(Config):
 
 
 class _Usable(NamedTuple):
-    entry: Entry
+    entry: Entry  # name, caption and class of a picture
     contents: str  # sha256 of the file, or its size where verify is off
 
 
@@ -119,8 +119,8 @@ def load(config: FolderConfig) -> Split:
     """Load a folder's pictures, split into training and held-out ones by names of sub-folders or a hash of file names.
 
     Raises:
-        UserError: no such folder, invalid or mixed layout, no usable picture, more bad pictures than allowed, a bad
-            picture at all (with on_bad: raise), or no picture left to train on.
+        UserError: no such folder, invalid metadata, pictures beside class folders, no usable picture, more bad pictures
+            than allowed, a bad picture at all (with on_bad: raise), or no picture left to train on.
     """
     pictures = _load(config, training=True)
     names = names_of(pictures.records)
@@ -132,10 +132,10 @@ def load(config: FolderConfig) -> Split:
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name; more than `memory_limit` bytes are decoded on demand.
+    """Load all usable pictures of a folder, sorted by name; sets of over `memory_limit` bytes are decoded on demand.
 
     Raises:
-        UserError: as for `load`.
+        UserError: no such folder, invalid metadata, no usable picture, or more bad pictures than allowed.
     """
     return _load(config, training=False)
 
@@ -158,15 +158,15 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; for training, leave out those of an unused split (test pictures where there is val)."""
+    """List a folder's pictures; if `training`, without those of an unused split (test pictures if there is val)."""
     entries = folder_entries(config.path, config.layout, config.captions)
     return training_entries(entries, config.path) if training else entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
-    """Load the pictures of a large folder by the cached list of its usable pictures (`FolderIndex`).
+    """Load a large folder by a cached list of its usable pictures; if `training`, without those of an unused split.
 
-    `stamp` is the folder's `folder_stamp`. If the pictures fit in memory (`fits`), their decoded pixels are cached too.
+    `stamp` is a hash of the folder's files (`folder_stamp`). If the pixels fit in memory (`fits`), they are cached too.
     """
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
@@ -188,7 +188,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
-    """Check one picture, given its file name; return its contents, or a complaint if it is bad."""
+    """Check a picture, its pixels too if `decode`; return its file's size, hash and so on, or why the file is bad."""
     try:
         path = resolve_inside(config.path, name)
         stat = path.stat()  # before it is read: a change meanwhile is noticed later
@@ -210,7 +210,7 @@ def _decode_all(pictures: PictureSet) -> Tensor:
 
 
 def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, counts: ProfileCounts) -> list[_Usable]:
-    """Check and decode every picture into the first rows of `pixels`; return the usable ones, in order."""
+    """Return the usable pictures, decoded into the first rows of `pixels`; count their colour profiles in `counts`."""
     usable: list[_Usable] = []
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
@@ -253,6 +253,6 @@ def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
-    """Return the hash of settings and of each picture's name and contents (sha256, or size where verify is off)."""
+    """Return the hash of settings and of each picture's name and contents (sha256, or size if `verify` is off)."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

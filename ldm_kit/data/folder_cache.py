@@ -22,31 +22,31 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class FolderIndex(NamedTuple):
-    """Index of the N usable pictures of a folder, sorted by name."""
+    """Cached list of the N usable pictures of a folder, sorted by name, with what the check of each file found."""
 
-    records: Records  # name, caption, class and further values of each picture
+    records: Records  # name, caption, class and further metadata of each picture
     classes: Sequence[str]  # class names that `Record.label` indexes
     files: Array  # int64 [N, 2]: size in bytes and time of change in nanoseconds of each file
     hashes: Array  # uint8 [N, 32]: sha256 of each file, zeros if it was not read
     profile_ids: Array  # int32 [N]: 1 + index into `profiles`, 0 for a picture without a profile
-    profiles: Sequence[Profile]
+    profiles: Sequence[Profile]  # the distinct colour profiles
     complaints: Sequence[str]  # for each picture that cannot be used, its name and why
-    stamp: str  # `folder_stamp` of the folder; "" while the index is incomplete
+    stamp: str  # hash of names, sizes and change times of the folder's files (`folder_stamp`); "": list incomplete
 
     def profile_of(self, row: int) -> Profile | None:
-        """Return the colour profile of the picture in a row; None if it has none, or one equivalent to sRGB."""
+        """Return the colour profile of picture number `row`; None if it has none, or one equivalent to sRGB."""
         number = int(self.profile_ids[row])
         return self.profiles[number - 1] if number else None
 
     def profile_counts(self) -> ProfileCounts:
-        """Return how many pictures have each colour profile."""
+        """Return how many pictures have each usable colour profile, and which have a profile that cannot be used."""
         counts = ProfileCounts()
         for row in np.flatnonzero(self.profile_ids).tolist():
             counts.add(self.records.names[row], self.profile_of(row))
         return counts
 
     def contents_hashes(self) -> Iterator[str]:
-        """Yield the sha256 (hex) of each picture's file, in the order of the index."""
+        """Yield the sha256 (hex) of each picture's file, in the order of `records`."""
         for first in range(0, len(self.hashes), BLOCK):
             text = self.hashes[first : first + BLOCK].tobytes().hex()
             yield from (text[i : i + 64] for i in range(0, len(text), 64))
@@ -83,7 +83,7 @@ def _files(root: str) -> Iterator[tuple[str, int, int]]:
 
 
 def write(path: Path, index: FolderIndex) -> None:
-    """Write an index to the file `path`; raises OSError if the file cannot be written."""
+    """Write a folder's list of pictures as the safetensors file `path`; raises OSError if it cannot be written."""
     records = index.records
     arrays = {
         "labels": records.labels.values,
@@ -104,10 +104,10 @@ def write(path: Path, index: FolderIndex) -> None:
 
 
 def read(path: Path) -> FolderIndex | None:
-    """Return the index stored in a file, with its arrays memory-mapped.
+    """Return a folder's list of pictures from the file that `write` has made, with its arrays memory-mapped.
 
     Returns:
-        None if there is no such file, or (with a warning) if the file is damaged.
+        The list; None if there is no such file, or (with a warning) if the file is damaged.
     """
     try:
         with path.open("rb") as file:

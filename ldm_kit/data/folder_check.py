@@ -33,12 +33,12 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class Contents(NamedTuple):
-    """What the check of a picture's file found: size, time of change, sha256 (zeros if not read), colour profile."""
+    """What the check of a picture's file found."""
 
     size: int  # bytes
     changed: int  # time of the last change, in nanoseconds
-    sha256: bytes
-    profile: Profile | None
+    sha256: bytes  # hash of the file; zeros if only the header was read
+    profile: Profile | None  # colour profile; None: there is none, or one equivalent to sRGB
 
 
 Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or a message that says why it is bad
@@ -47,16 +47,16 @@ Check = Callable[[str], Contents | str]  # name of a picture -> its contents, or
 def folder_index(
     root: Path, settings: Sequence[str], stamp: str, entries: Callable[[], Sequence[Entry]], check: Check
 ) -> FolderIndex:
-    """Return the index of a folder's usable pictures: the cached one if no file has changed, else a new one.
+    """Return the list of a folder's usable pictures: the cached one if no file has changed, else a new one.
 
-    The processes on one machine make an index together; files that have not changed are not checked again.
+    The processes on one machine check the pictures together; files that have not changed are not checked again.
 
     Args:
         root: the folder.
-        settings: settings that the result of a check depends on.
-        stamp: `folder_stamp` of the folder, which differs when any file has changed.
-        entries: function that lists the pictures, sorted by name.
-        check: function that checks one picture, given its name.
+        settings: texts of all settings that a check's result depends on; each combination has its own cached list.
+        stamp: hash of the names, sizes and times of change of all files in the folder (`folder_stamp`).
+        entries: function that lists all pictures in the folder, sorted by name.
+        check: function that checks one picture, given its name; it returns a message if the picture is bad.
 
     Raises:
         UserError: `entries` or `check` has raised it, in this process or another.
@@ -83,7 +83,14 @@ def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
 
 
 class _Builder:
-    """Builder of a folder's index; only the first process on a machine uses its builder."""
+    """Builder of a folder's `FolderIndex`; of the processes on a machine, only the first one uses its builder.
+
+    Args:
+        root: the folder.
+        stamp: hash of the folder's files, which the index stores.
+        path: the index's file in the cache.
+        entries: function that lists all pictures in the folder, sorted by name.
+    """
 
     def __init__(self, root: Path, stamp: str, path: Path, entries: Callable[[], Sequence[Entry]]) -> None:
         self.root, self.stamp, self.path, self.entries = root, stamp, path, entries
@@ -108,7 +115,7 @@ class _Builder:
             return None
 
     def finish(self) -> FolderIndex | None:
-        """Write the complete index to the cache; return the index only if the cache cannot be written to."""
+        """Write the complete `FolderIndex` to the cache and return None; if it cannot be written, return it instead."""
         index = self._index(self.stamp)
         try:
             write(self.path, index)
@@ -133,7 +140,7 @@ class _Builder:
                 self._keep()
 
     def _unchanged(self, name: str) -> Contents | None:
-        """Return a picture's contents as an earlier index has them; None if it has none or the file has changed."""
+        """Return what an earlier check found of the picture `name`; None if there was none or the file has changed."""
         stored = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
         if not stored:
             return None
@@ -159,7 +166,7 @@ class _Builder:
         self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
-        """Save the incomplete index every KEEP_EVERY seconds, so that an interrupted start can be continued."""
+        """Save the list of pictures checked so far, if KEEP_EVERY (60) seconds have passed since the last save."""
         if time.monotonic() - self.kept > KEEP_EVERY:
             with contextlib.suppress(OSError):
                 write(self.part, self._index(""))
@@ -178,14 +185,14 @@ class _Builder:
 
 
 class _Cursor:
-    """Finder of pictures by name in a `FolderIndex`, in a single pass: names must be asked for in increasing order."""
+    """Finder of pictures by name in `index`, in a single pass: `find` must be called with names in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return the stored contents of the picture named `name`; None if the index has no such picture."""
+        """Return size, hash and so on of the picture named `name`; None if the `FolderIndex` has no such picture."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

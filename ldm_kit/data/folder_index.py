@@ -37,9 +37,9 @@ class Entry:
 class _Files:
     """The files of a folder by kind, as posix paths relative to the folder."""
 
-    pictures: list[str] = field(default_factory=list)  # and linked folders, ending in a slash
-    tables: list[str] = field(default_factory=list)  # metadata.*
-    sidecars: dict[str, list[str]] = field(default_factory=dict)  # path without suffix -> suffixes
+    pictures: list[str] = field(default_factory=list)  # also linked folders, ending in a slash
+    tables: list[str] = field(default_factory=list)  # files named metadata.*
+    sidecars: dict[str, list[str]] = field(default_factory=dict)  # caption files: path without suffix -> suffixes
 
 
 def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
@@ -47,11 +47,11 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
     Args:
         root: the folder.
-        layout: what its sub-folders mean, as in `folder_meanings`.
-        captions: whether caption files beside pictures are read.
+        layout: what sub-folders mean: classes; repeats (kohya's `10_dog`); plain: nothing; auto: their names decide.
+        captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
 
     Raises:
-        UserError: no such folder, invalid metadata.jsonl (with its line), mixed layouts, or no picture at all.
+        UserError: no such folder, invalid metadata.jsonl (with its line), pictures beside class folders, or no picture.
     """
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
@@ -73,10 +73,10 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return the pictures to train on or to hold out; a held-out picture loses a class that no training picture has.
+    """Return a folder's pictures without those of an unused split; held-out ones lose classes unseen in training.
 
     Args:
-        entries: all pictures of a folder.
+        entries: all pictures of a folder. Their split `test` is unused if there is also `val`.
         root: the folder, for messages.
 
     Raises:
@@ -111,7 +111,7 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _sorted_out(names: Iterable[str]) -> _Files:
-    """Sort a folder's files into pictures, metadata tables and caption files; other files are left out."""
+    """Sort relative paths of files into pictures, files named metadata.* and caption files; leave out all others."""
     files = _Files()
     for name in filter(_is_used, names):
         stem, _, suffix = name.rpartition(".")
@@ -158,9 +158,9 @@ def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> l
 
 
 def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
-    """Return the picture `name` as an `Entry`, by its caption files (with suffixes `kinds`) and its folders' meaning.
+    """Return the picture `name` in `root` with the caption and class that caption files and folders give.
 
-    A caption file takes precedence over the caption that a folder's name gives; a folder's class over a file's.
+    A file's caption is preferred to a folder's, a folder's class to a file's. `kinds`: suffixes of the caption files.
     """
     beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
     label = meaning.label if beside.label is None else meaning.label or beside.label
@@ -180,7 +180,7 @@ def _has_text(kinds: Sequence[str]) -> bool:
 def _report_captions(
     root: Path, entries: Sequence[Entry], captioned: int, sidecars: Mapping[str, Sequence[str]]
 ) -> None:
-    """Log how many pictures lack a caption file although others have one, and caption files that are not read."""
+    """Log how many pictures have no caption file, if some (`captioned`) have, and `sidecars` that belong to none."""
     if captioned and captioned < len(entries):
         _log.warning(
             "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
@@ -200,7 +200,7 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """Read the metadata.jsonl in the folder of each split, a layout of Hugging Face's imagefolder."""
+    """List the pictures that train/metadata.jsonl, val/metadata.jsonl and so on name, as Hugging Face's imagefolder."""
     folders = [table.rpartition("/")[0] for table in files.tables]
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]

@@ -59,12 +59,13 @@ def folder_meanings(
 
 
 def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> list[FolderMeaning]:
-    """Return class and caption of each picture by its class folder; both are empty where folders are no classes.
+    """Return class and caption that each picture's class folder gives; both are empty where folders are no classes.
 
     Args:
         root: the folder, for messages.
         names: paths of the pictures relative to the folder, without a folder that names their split (train, val, test).
-        layout: as in `folder_meanings`; with repeats, or auto and such names, kohya's `10_dog` gives the class dog.
+        layout: classes: the first folder is the class; repeats: it is one of kohya's, such as `10_dog` of class dog;
+            auto: names decide which of both it is, and at which level of folders.
         captioned: for each of `names`, whether the picture has a caption file beside it.
 
     Raises:
@@ -105,7 +106,7 @@ def _class_level(names: Sequence[str]) -> int | None:
 
 
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
-    """Return whether all class folders are named as kohya's: `10_dog`: class dog, each picture counted 10 times.
+    """Return whether all class folders are named as kohya's `10_dog` (class dog, each picture counted 10 times).
 
     With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) count only if some picture has
     a caption file. `folders` and `captioned` hold, for each picture, its class folder and whether it has such a file.
@@ -144,7 +145,10 @@ def _repeated(folder: str) -> FolderMeaning:
 
 
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
-    """Log that folders within class folders mean nothing, if every class has several and no picture beside them."""
+    """Log that folders within class folders mean nothing, if every class has several, and no picture beside these.
+
+    `level` is the position of the class folder in the paths `names`, counted from 0.
+    """
     below: dict[str, set[str]] = {}
     for name in names:
         path = name.split("/")

@@ -113,9 +113,10 @@ def load_image(
 
 
 def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
-    """Scale and crop a decoded image to a square picture, uint8 [channels, resolution, resolution].
+    """Scale (Lanczos) and centre-crop a decoded image to a square picture, uint8 [channels, resolution, resolution].
 
-    The arguments are those of `load_image`, except that `background` is (red, green, blue) in 0..255.
+    `channels` is 1 (grey), 3 (RGB) or 4 (RGBA). `background` is the colour (red, green, blue), 0..255, under
+    transparent pixels, unless `channels` is 4.
     """
     flat = _to_mode(image, channels, background)
     fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
@@ -145,7 +146,7 @@ def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
 
 
 def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
-    """Check the header of an image file without decoding pixels.
+    """Check the header of an image file, or of the bytes of one, without decoding pixels.
 
     Returns:
         The image's colour profile; None if it has none, or one equivalent to sRGB.

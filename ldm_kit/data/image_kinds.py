@@ -56,12 +56,12 @@ SUFFIXES = frozenset(" ".join([*_SUFFIXES.values(), *_installed.values()]).split
 
 
 def is_picture(name: str) -> bool:
-    """Return whether the suffix of a file's name, in upper or lower case, is that of a picture."""
+    """Return whether a file's name has the suffix, in upper or lower case, of an image format that can be read."""
     return PurePath(name).suffix.lower() in SUFFIXES
 
 
 def formats_of(name: str) -> tuple[str, ...]:
-    """Return Pillow's names of the formats that a file with this name may have; other formats are refused."""
+    """Return the formats, by Pillow's names, to try for a file `name`: all readable ones; TGA only by its suffix."""
     return (*_formats(), "TGA") if PurePath(name).suffix.lower() in _TGA else _formats()
 
 
@@ -77,5 +77,5 @@ def _formats() -> tuple[str, ...]:
 
 
 def package_for(suffix: str) -> str | None:
-    """Return the Python package that reads files with a suffix; None if the suffix needs no package or is unknown."""
+    """Return the Python package that reads files with `suffix` (".heic"); None if none is needed, or it is unknown."""
     return next((_PACKAGES[kind] for kind, (suffixes, _) in _OPTIONAL.items() if suffix in suffixes.split()), None)

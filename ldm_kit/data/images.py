@@ -56,12 +56,12 @@ class PictureSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """A `PictureSet` held in memory as one tensor `pixels`, uint8 [N, C, R, R]."""
+    """A set of pictures held in memory as one tensor."""
 
-    records: Sequence[Record]
-    classes: Sequence[str]
-    pixels: Tensor
-    fingerprint: str
+    records: Sequence[Record]  # name, caption and class of each picture
+    classes: Sequence[str]  # class names that `Record.label` indexes; empty if nothing is labelled
+    pixels: Tensor  # uint8 [N, C, R, R]
+    fingerprint: str  # sha256 (hex) of preprocessing settings and of every picture's name and contents
 
     @property
     def resolution(self) -> int:
@@ -87,9 +87,9 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class DerivedSet:
-    """Base of picture sets made from another set, whose classes, resolution and channels they have."""
+    """Base class of picture sets that are made from another set, and have its classes, resolution and channels."""
 
-    base: PictureSet
+    base: PictureSet  # the other set
 
     @property
     def classes(self) -> Sequence[str]:
@@ -176,7 +176,7 @@ def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[
 
 
 def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, Any]:
-    """Return bool [N]: whether each record is held out by the rule of `split_off`."""
+    """Return bool [N]: whether each of N records is held out by a hash of its name; `split_off` has the exact rule."""
     count = len(records)
     hashes = np.fromiter((unit_hash("heldout", name) for name in names_of(records)), np.float64, count)
     labels = np.fromiter((UNLABELLED if v is None else v for v in labels_of(records)), np.int64, count)
@@ -190,7 +190,10 @@ def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, An
 
 
 def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
-    """Split a set into training and held-out pictures by a hash of their names, with the rule of `split_off`.
+    """Split a set into training and held-out pictures by a hash of each picture's name.
+
+    Of every class at least one picture stays in training; of more than 10 pictures at least one is held out if `share`
+    is above 0. `compositional` is None.
 
     Args:
         pictures: all pictures of the data set.
@@ -214,7 +217,7 @@ def class_names(labels: Iterable[str | None]) -> list[str]:
 
 
 def unit_hash(salt: str, name: str) -> float:
-    """Return a hash of two strings as a number in [0, 1); it is the same on every machine and in every release."""
+    """Return a hash of `name` in [0, 1), the same on every machine; a different `salt` gives an independent hash."""
     return int.from_bytes(hashlib.sha256(_utf8(f"{salt}:{name}")).digest()[:6]) / 2**48
 
 
@@ -231,7 +234,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    """Return a string as UTF-8 bytes; lone surrogates are kept, as bytes of a file name or (from JSON) encoded."""
+    """Return a string as UTF-8; surrogates become the bytes of a file name that they stand for, else 3 bytes each."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Shards of a latent cache: safetensors files of posterior moments.
+"""Shards of a latent cache: safetensors files with the moments (mean, log-variance) of an autoencoder's posterior.
 
-The header of each file has a checksum of the moments and a key: the fingerprint of all that they depend on.
+The header of each file has a checksum of the moments, and a key: a hash of all that the moments depend on.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ CHUNK = 2**22  # bytes of a shard read at once while checking
 
 
 def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, int] | None = None) -> None:
-    """Write a shard of a latent cache; a failed write leaves no partial file.
+    """Write a shard (one file) of a cache of latents; a failed write leaves no partial file.
 
     Args:
         path: the shard's file.
-        moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views.
-        key: fingerprint of all that the moments depend on.
+        moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views (1: plain; 2: also mirrored).
+        key: hash of all that the moments depend on (autoencoder, pictures, settings); it is written into the header.
         replaced: for the index of each broken picture, the index of the picture that was encoded in its place.
 
     Raises:
@@ -51,7 +51,9 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
 
 
 def check_key(path: Path, key: str) -> str:
-    """Check that the header of a shard has the fingerprint `key`, and return the checksum in the header.
+    """Check that the header of a shard of cached latents has the key `key`, and return the checksum in the header.
+
+    The key is a hash of all that the latents depend on; the checksum is that of the latents' posterior moments.
 
     Raises:
         UserError: the header is damaged, or has another key.
@@ -70,7 +72,7 @@ def check_key(path: Path, key: str) -> str:
 
 
 def read_replaced(path: Path) -> dict[int, int]:
-    """Return the replacements of a shard's broken pictures from its header, which must be valid.
+    """Read from a shard's header, which must be valid, which pictures were broken and what was encoded instead.
 
     Returns:
         For the index of each broken picture, the index of the picture that was encoded in its place.
@@ -81,7 +83,7 @@ def read_replaced(path: Path) -> dict[int, int]:
 
 
 def read_shard(path: Path, key: str) -> Moments:
-    """Load the posterior moments in a shard into memory; check their checksum, and that their fingerprint is `key`.
+    """Load the mean and log-variance in a shard, [N, V, Z, h, w] each; check their checksum and the header's key.
 
     Raises:
         UserError: the shard is damaged, or has another key.
@@ -97,7 +99,7 @@ def read_shard(path: Path, key: str) -> Moments:
 
 
 def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
-    """Check the checksum of every shard whose file has changed since it was last checked.
+    """Check the checksum of every shard (file) of a cache of latents that has changed since it was last checked.
 
     Processes on one machine check a part each, reading shards chunk by chunk. The size, time of change and checksum of
     each checked shard are kept in the file verified.json in `folder`.
@@ -105,7 +107,7 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
     Args:
         folder: the cache's folder.
         paths: the shards.
-        key: fingerprint that every shard must have in its header.
+        key: hash of all that the latents depend on, which every shard must have in its header.
 
     Raises:
         UserError: a shard is damaged, or has another key.
@@ -123,10 +125,10 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
 
 
 def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Compare the checksums of shards with those in their headers; return the names of the shards.
+    """Compare the checksums of the shards `paths` in `folder` with expected ones; return the names of the shards.
 
-    `stamps` holds size, time of change and expected checksum by name of a shard. They are written to verified.json as
-    soon as the shard is checked.
+    `stamps` holds [size, time of change, expected checksum] by name of a shard. The entry of a shard is written to
+    verified.json as soon as the shard is checked.
     """
     for path in tqdm(paths, "checking latents", leave=False, disable=None):
         _compare(path, stamps[path.name][2], streamed_checksum(path))
@@ -135,7 +137,7 @@ def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[A
 
 
 def streamed_checksum(path: Path) -> str:
-    """Return the checksum of the moments in a shard, without loading them into memory at once.
+    """Return the CRC-32 (hex) of the tensors mean and logvar in a shard, read in chunks to save memory.
 
     Raises:
         UserError: the shard lacks a tensor.

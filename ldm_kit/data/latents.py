@@ -43,14 +43,15 @@ FORMAT = "2"  # version of the cache's format, part of the fingerprint
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Posterior moments of N pictures: mean and log-variance, [N, V, Z, h, w] each, of V views (plain, mirrored).
+    """Mean and log-variance of an autoencoder's posterior q(latent | picture) for N pictures.
 
-    Both are tensors or, for large sets, tables that are read from disk and indexed like tensors.
+    Both are tensors or, for large sets, tables that are read from disk and indexed like tensors. V is the number of
+    views of each picture: 1 (as it is), or 2 (also mirrored).
     """
 
-    mean: TensorTable
-    logvar: TensorTable
-    fingerprint: str  # hash of all that the moments depend on
+    mean: TensorTable  # [N, V, Z, h, w]: latents of Z channels, height h and width w
+    logvar: TensorTable  # [N, V, Z, h, w]
+    fingerprint: str  # hash of all that mean and log-variance depend on
     replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
 
     def __len__(self) -> int:
@@ -100,17 +101,17 @@ class LatentBatches:
         return {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
 
     def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the conditioner's inputs, {name: [B, ...]}, for pictures by index [B].
+        """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].
 
-        A broken picture has the inputs of its replacement, which is known only after the latents of these pictures were
-        read.
+        A broken picture has the inputs of the picture that replaces it. As this is known only after the pictures were
+        read, the latents of the batch must be read first.
         """
         shown = sources(index, self.latents.replaced)
         return {name: value[shown] for name, value in self.inputs.items()}
 
 
 def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
-    """Return the sha256 (hex) of all that cached latents depend on, for use as the `key` of `cached`.
+    """Return the sha256 (hex) of all that the latents of pictures depend on: a key for caching them with `cached`.
 
     Args:
         weights: the autoencoder, whose weights are hashed.
@@ -130,16 +131,17 @@ def weights_digest(weights: nn.Module) -> str:
 
 
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: Batch = 64) -> Latents:
-    """Return the latents of pictures from a cache folder, after encoding the shards that are missing there.
+    """Return the latents of pictures from a cache folder, after encoding those that are missing there.
 
-    The processes of a run encode a part of the missing shards each.
+    A file of the folder, a shard, has the latents of SHARD pictures. The processes of a run divide missing shards
+    among them.
 
     Args:
         folder: folder that holds this cache alone.
         pictures: the pictures to encode.
-        encode: maps pictures [B, C, R, R] in [-1, 1] to the moments of their posteriors, [B, Z, h, w] each; it is
-            called without gradients, once for each view.
-        key: `fingerprint` of the autoencoder that `encode` uses, the pictures and `flip`.
+        encode: maps pictures [B, C, R, R] in [-1, 1] to mean and log-variance of their posteriors, [B, Z, h, w] each;
+            it is called without gradients, once for each view.
+        key: hash of the autoencoder that `encode` uses, the pictures and `flip`, as `fingerprint` returns it.
         flip: whether mirrored views are encoded too.
         batch: most pictures in one call of `encode`; halved when memory runs out.
 
@@ -186,7 +188,7 @@ def _encoded(pictures: PictureSet, indices: range, encode: Encode, flip: bool, s
 
 
 def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] = lambda count: None) -> Moments:
-    """Concatenate batches of moments; call `progress` with the number of pictures in each batch."""
+    """Concatenate batches of (mean, log-variance); call `progress` with the number of pictures in each batch."""
     means, logvars = [], []
     for mean, logvar in batches:
         means.append(mean)
@@ -198,14 +200,14 @@ def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] 
 def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most: int | None = None) -> Latents:
     """Return pictures as their own latents, for diffusion in pixel space.
 
-    The mean is the picture in [-1, 1], the log-variance -30. A set is held decoded, as bytes, if it has at most PIXELS
-    bytes and at most `most` pictures. Pictures of a larger set are decoded on demand.
+    The mean is the picture in [-1, 1], the log-variance -30. A set is decoded into memory, as bytes, if it has at most
+    PIXELS (2^29) bytes and at most `most` pictures. Pictures of a larger set are decoded on demand.
 
     Args:
         pictures: the picture set.
-        flip: whether mirrored views are included.
+        flip: whether each picture has a second, mirrored view.
         batch: number of pictures decoded at once.
-        most: largest number of pictures of a set that is held decoded; None: any number.
+        most: most pictures of a set that is decoded into memory; None: any number.
     """
     size = len(pictures) * pictures.channels * pictures.resolution**2
     held = pictures

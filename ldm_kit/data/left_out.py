@@ -13,17 +13,17 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return a text that lists the first SHOWN names, and says how many more there are."""
+    """Return a text that lists the first SHOWN (5) names, and says how many more there are."""
     more = f", and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def log_unread(root: Path, names: Iterable[str]) -> None:
-    """Log how many files of a folder are of kinds that are not read, by suffix; text files are not counted.
+    """Log how many files of a folder are no pictures that can be read, by suffix; text files are not counted.
 
     Args:
         root: the folder.
-        names: paths of all its files but hidden ones.
+        names: paths of all files in the folder but hidden ones.
     """
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in names if not is_picture(name))
     kinds = [(suffix, count) for suffix, count in suffixes.most_common() if suffix not in _TEXTS]
@@ -37,13 +37,13 @@ def log_unread(root: Path, names: Iterable[str]) -> None:
 
 
 def log_unlisted(root: Path, table: str, pictures: Iterable[str], entries: Iterable[str]) -> None:
-    """Log how many pictures of a folder are not listed in the folder's table, and which.
+    """Log how many pictures of a folder are not listed in the folder's metadata file, and which.
 
     Args:
         root: the folder.
-        table: the table's file name, metadata.jsonl.
+        table: name of the metadata file, metadata.jsonl.
         pictures: relative posix paths of all pictures in the folder.
-        entries: relative posix paths of the pictures that the table lists.
+        entries: relative posix paths of the pictures that the metadata file lists.
     """
     if unlisted := sorted(set(pictures) - set(entries)):
         _log.warning(

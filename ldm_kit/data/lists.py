@@ -11,7 +11,7 @@ def check_lists(**lists: Any) -> None:
     """Check that all arguments are lists of one length; a string would be taken as a list of its letters.
 
     Args:
-        lists: the values to check, by the name that messages give them.
+        lists: the values to check, passed as keyword arguments NAME=VALUE; messages use the names.
 
     Raises:
         UserError: a value that is a string or has no length, or lengths that differ.

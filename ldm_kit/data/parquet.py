@@ -39,7 +39,7 @@ class ParquetConfig(ArchiveConfig):
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reader of the samples in parquet files; its attributes are names of columns."""
+    """Reader of the pictures, captions and classes in parquet files; its attributes are names of columns."""
 
     image: str = "image"  # column of pictures
     text: str | None = None  # column of captions; None: the column text or caption, if the table has one
@@ -48,11 +48,13 @@ class ParquetReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "parquet" and the column names; a file's cached index is made anew when they differ."""
+        """The word "parquet" and the column names: part of the key under which a file's list of pictures is cached."""
         return ["parquet", self.image, str(self.text), str(self.label), *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a sample for every row, in order and named by the row's number; for a bad row, yield a complaint.
+        """Yield a picture with its metadata for every row of the file `path`; for a bad row, a message that says why.
+
+        Rows come in order; a picture's name is the number of its row.
 
         Raises:
             UserError: the file is not parquet or is damaged, a column is missing or of another type, or row groups are
@@ -71,7 +73,13 @@ class ParquetReader:
             raise UserError(f"{path} is no parquet file, or damaged ({' '.join(str(error).split()):.200})") from None
 
     def _columns(self, schema: Any, path: Path) -> dict[str, str | None]:
-        """Return the names of the text column and the label column; None for a column that the table lacks."""
+        """Return {"text": name of the caption column, "label": name of the class column}; None if there is none.
+
+        `schema` is pyarrow's schema of the table in the file `path`.
+
+        Raises:
+            UserError: a configured column is missing.
+        """
         configured = [name for name in (self.text, self.label, *self.fields) if name is not None]
         if missing := [name for name in configured if name not in schema.names]:
             raise UserError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(schema.names)}")
@@ -133,7 +141,11 @@ def _read_errors() -> tuple[type[Exception], ...]:
 
 
 def _bytes_column(schema: Any, image: str, path: Path) -> str:
-    """Return the name of the column with the pictures' bytes: `image`, or `image.bytes` if that column is a struct."""
+    """Return the name of the column with the pictures' bytes: `image`, or `image.bytes` if that column is a struct.
+
+    Raises:
+        UserError: pyarrow's `schema` of the file `path` has no column `image`, or one of another type.
+    """
     arrow = importlib.import_module("pyarrow")
     if image not in schema.names:
         raise UserError(f"{path} has no column {image!r}; name another image_column of {', '.join(schema.names)}")
@@ -147,7 +159,10 @@ def _bytes_column(schema: Any, image: str, path: Path) -> str:
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:
-    """Return the class names, by number, that Hugging Face's `datasets` stores in a table's metadata; [] if none."""
+    """Return the names of classes 0, 1, ... of column `label` that Hugging Face's `datasets` stored in `schema`.
+
+    The result is [] if it stored none, or `label` is None.
+    """
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -156,7 +171,12 @@ def _class_names(schema: Any, label: str | None) -> list[str]:
 
 
 def _check_row_groups(file: Any, image: str, path: Path) -> None:
-    """Check the size of row groups: reading a picture reads its whole row group, so large ones are slow or fill memory.
+    """Check the size of row groups, as reading a picture reads its whole row group; warn if this will be slow.
+
+    Args:
+        file: the open `pyarrow.parquet.ParquetFile`.
+        image: name of the column of pictures.
+        path: path of the file, for messages.
 
     Raises:
         UserError: the pictures of a row group have more than GROUP_LIMIT bytes.
@@ -185,7 +205,10 @@ def _rows(file: Any, columns: Sequence[str]) -> Iterator[tuple[tuple[int, int], 
 
 @lru_cache(maxsize=1)
 def _read_row_group(path: Path, _stamp: tuple[int, int], group: int, image: str) -> Any:
-    """Return the image column of a row group; `_stamp` (size and time of change of the file) serves as a cache key."""
+    """Read column `image` of row group number `group`; the last result is kept while `_stamp` stays the same.
+
+    `_stamp` is the size and the time of change of the file `path`.
+    """
     with _parquet().ParquetFile(path) as file:
         column = _bytes_column(file.schema_arrow, image, path)
         return file.read_row_group(group, columns=[column], use_threads=False).column(image)

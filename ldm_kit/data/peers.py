@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import torch
+from torch import Tensor
+
 from ldm_kit.config import UserError
 
 T = TypeVar("T")
@@ -36,20 +39,20 @@ class Group(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes in the group, in order of rank.
 
-        Every process must call `gather`; a call waits for the others without a time limit.
+        Every process must call `gather`; a call waits, for days if need be, until all others have called it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """A group that consists of this process alone."""
+    """A group of processes that consists of this process alone."""
 
     rank: int = 0
     size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a list of the one value."""
+        """Return [value], the values of all processes of this group of one."""
         return [value]
 
 
@@ -58,11 +61,11 @@ _groups: ContextVar[tuple[Group, Group]] = ContextVar("groups", default=(Alone()
 
 @contextmanager
 def shared_by(everyone: Group, host: Group) -> Iterator[None]:
-    """Share work among processes within this context manager.
+    """Return a context within which the processes of a run fill caches together; outside, each works alone.
 
     Args:
-        everyone: all processes of the run.
-        host: the processes on this machine, which see the same files.
+        everyone: group of all processes of the run.
+        host: group of the processes on this machine, which see the same files.
     """
     token = _groups.set((everyone, host))
     try:
@@ -72,12 +75,12 @@ def shared_by(everyone: Group, host: Group) -> Iterator[None]:
 
 
 def everyone() -> Group:
-    """Return the group of all processes that share work; without `shared_by`, this process alone."""
+    """Return the group of all processes of the run; outside a `shared_by` context, a group of this process alone."""
     return _groups.get()[0]
 
 
 def host() -> Group:
-    """Return the group of processes on this machine that share work; without `shared_by`, this process alone."""
+    """Return the group of the run's processes on this machine; outside `shared_by`, a group of this process alone."""
     return _groups.get()[1]
 
 
@@ -95,9 +98,9 @@ def _nothing() -> Any:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Call `make` on the first process of a machine, then on the others, and return each process's own result.
+    """Call `make` on the first process of this machine, then on its other processes; return this process's result.
 
-    So the first process fills a cache, from which `make` reads on the others.
+    So `make` can fill a cache in the first process, and read from the cache in the others.
 
     Raises:
         UserError: `make` has failed on the first process.
@@ -111,7 +114,7 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
     """Call `make` on every process of a group, and return the results of all processes, in order of rank.
 
     Raises:
-        UserError: `make` has failed on another process; the message is that of the error there.
+        UserError: `make` has failed on another process; the message is that of the other process's error.
     """
     if group.size == 1:
         return [make()]
@@ -127,15 +130,37 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
     return [value for value, _ in gathered]
 
 
+def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """Divide the indices 0 to N - 1 among the processes that share work, and join their results in order of index.
+
+    Args:
+        count: N.
+        compute: function of some indices that returns one result for each of them, [number of indices, ...].
+
+    Returns:
+        The results of all indices, [N, ...]; the same tensor on every process.
+
+    Raises:
+        UserError: `compute` has failed on another process.
+    """
+    group = everyone()
+    own = range(group.rank, count, group.size)
+    first, *others = agreed(group, lambda: compute(own) if own or group.rank == 0 else torch.zeros(0))
+    results = first.new_empty(count, *first.shape[1:])
+    for rank, share in enumerate([first, *others][:count]):  # further processes have no index
+        results[rank :: group.size] = share
+    return results
+
+
 def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]) -> None:
     """Make the missing parts of a cache, divided among the processes of a run.
 
     All processes of the run share the work first. Then the processes of each machine make the parts that are still
-    missing there, because the machine does not see the files of the others.
+    missing there, because machines may not have a file system in common.
 
     Args:
-        missing: function that returns the parts that do not exist yet, in a fixed order.
-        make: function that makes one part.
+        missing: function that lists the parts that are not in the cache yet, in a fixed order.
+        make: function that makes one of these parts and writes it into the cache.
 
     Raises:
         UserError: `make` has failed on another process.
@@ -151,7 +176,7 @@ def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
 
 
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-    """Yield `function(item)` for each item, in order; threads use this process's share of the machine's cores."""
+    """Yield `function(item)` for each item, in order, from C / P threads: C cores and P processes on this machine."""
     count = max(1, _cores() // host().size)
     with ThreadPoolExecutor(count) as pool:
         yield from pool.map(function, items)

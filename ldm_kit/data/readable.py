@@ -21,9 +21,10 @@ _NONE: Mapping[int, int] = {}
 
 @dataclass(frozen=True, eq=False)
 class ReadablePictures(DerivedSet):
-    """Picture set that replaces broken pictures by the next readable ones, and logs and counts the broken ones.
+    """A view of the picture set `base` in which each broken picture is replaced by the next readable one.
 
-    `base` is the set with the broken pictures. Each process counts those that it has tried to read itself.
+    Broken pictures are found when they are read, logged and counted; each process counts those that it has tried to
+    read itself.
     """
 
     settings: BadPictureSettings  # the data config: what to do about broken pictures
@@ -43,11 +44,11 @@ class ReadablePictures(DerivedSet):
         return len(self.base)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, or its replacement, uint8 [C, R, R]."""
+        """Return the picture at an index, or the next readable one if it is broken, uint8 [C, R, R]."""
         return self.pictures([index])[0]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, or their replacements, uint8 [N, C, R, R].
+        """Return the pictures at `indices`, for broken ones the next readable pictures, uint8 [N, C, R, R].
 
         Raises:
             UserError: more pictures are broken than `max_bad_share` allows, or one is and `on_bad` is raise.
@@ -81,14 +82,14 @@ class ReadablePictures(DerivedSet):
 def readable(split: Split, settings: BadPictureSettings) -> Split:
     """Return a split whose training and held-out sets replace a broken picture by another one of the same set.
 
-    `settings` is the data config, which says how many pictures may be broken.
+    `settings` is the data config; its `on_bad` and `max_bad_share` say how many pictures may be broken.
     """
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)
 
 
 def replacements(pictures: PictureSet) -> Mapping[int, int]:
-    """Return a mapping from the index of each broken picture found so far to the index of its replacement.
+    """Return {index of a broken picture found so far: index of the picture that replaces it} of a picture set.
 
     The mapping grows as pictures are read; it is empty for a set that replaces no pictures.
     """
@@ -96,5 +97,5 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return `index` [B], with the index of each broken picture exchanged for its replacement's (by `replaced`)."""
+    """Return the picture indices `index` [B], after replacing those that are keys of `replaced` by their values."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

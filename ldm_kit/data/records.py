@@ -18,7 +18,7 @@ _NO_FIELDS: Mapping[str, str] = {}  # one object for all records
 
 @dataclass(frozen=True)
 class Record:
-    """Name, caption, class and further fields of one picture: all that is known of it but its pixels."""
+    """Metadata of one picture: name, caption, class and further values."""
 
     name: str  # stable id: relative posix path, or an emoji's code points "1F469-1F3FF-200D-1F680"
     text: str  # caption, "" if none
@@ -27,7 +27,7 @@ class Record:
 
 
 class StringBuilder:
-    """Builder of `Strings`, to which strings are added one by one."""
+    """Collector of strings, added one by one, which it stores in one UTF-8 buffer and returns as `Strings`."""
 
     def __init__(self) -> None:
         self.buffer, self.ends = bytearray(), array("q")
@@ -52,7 +52,7 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Strings":
-        """Store strings; the iterable is consumed once."""
+        """Store the strings `texts` in one buffer; the iterable is consumed once."""
         builder = StringBuilder()
         for text in texts:
             builder.add(text)
@@ -91,7 +91,7 @@ class Strings(Sequence[str]):
 class Labels(Sequence[int | None]):
     """The class indices of N pictures, stored as an array; read as None for a picture without a class."""
 
-    values: Array  # int32 [N], UNLABELLED for None
+    values: Array  # int32 [N], UNLABELLED (-1) for None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -113,16 +113,16 @@ class Labels(Sequence[int | None]):
 
 @dataclass(frozen=True, eq=False)
 class Records(Sequence[Record]):
-    """The records of N pictures, stored as arrays; a `Record` object is made only when it is read."""
+    """The metadata of N pictures, stored as arrays; a `Record` object is made only when an element is read."""
 
-    names: Strings
-    texts: Strings  # captions
-    labels: Labels
-    fields: Strings  # each picture's further values as a JSON object, "" for none
+    names: Strings  # name of each picture
+    texts: Strings  # caption of each picture, "" for none
+    labels: Labels  # class index of each picture, None for none
+    fields: Strings  # each picture's further metadata as a JSON object, "" for none
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
-        """Store records; the iterable is consumed once."""
+        """Store `Record` objects as arrays; the iterable is consumed once."""
         names, texts, fields, labels = StringBuilder(), StringBuilder(), StringBuilder(), array("i")
         for record in records:
             names.add(record.name)
@@ -133,7 +133,7 @@ class Records(Sequence[Record]):
         return cls(names.strings(), texts.strings(), numbers, fields.strings())
 
     def take(self, rows: Array) -> "Records":
-        """Return the records at the indices `rows` [M]; strings are not copied."""
+        """Return the records of the pictures at the indices `rows` [M]; strings are not copied."""
         labels = Labels(self.labels.values[rows])
         return Records(self.names.take(rows), self.texts.take(rows), labels, self.fields.take(rows))
 
@@ -160,7 +160,7 @@ class Records(Sequence[Record]):
 
 @dataclass(frozen=True, eq=False)
 class Numbers(Sequence[int]):
-    """N integers, stored as an array."""
+    """A sequence of N integers, stored as an array and read as Python ints."""
 
     values: Array  # int64 [N]
 
@@ -180,22 +180,22 @@ class Numbers(Sequence[int]):
 
 
 def names_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the names of records: as `Strings` if `records` is a `Records`, else as a list."""
+    """Return the names of pictures from their records, without making objects if `records` is a `Records`."""
     return records.names if isinstance(records, Records) else [record.name for record in records]
 
 
 def texts_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the captions of records: as `Strings` if `records` is a `Records`, else as a list."""
+    """Return the captions of pictures from their records, without making objects if `records` is a `Records`."""
     return records.texts if isinstance(records, Records) else [record.text for record in records]
 
 
 def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
-    """Return the class indices of records: as `Labels` if `records` is a `Records`, else as a list."""
+    """Return the class indices (None: no class) of pictures from their records, quickly if it is a `Records`."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 
 def compact(values: Sequence[str | int]) -> Sequence[str | int]:
-    """Return captions as `Strings` or class indices as `Numbers`, which take less memory; a mix is returned as is."""
+    """Return strings as `Strings`, or ints as `Numbers`, which take less memory than lists; a mix is returned as is."""
     if all(isinstance(value, str) for value in values):
         return Strings.of(str(value) for value in values)
     if all(isinstance(value, int) for value in values):

@@ -46,7 +46,7 @@ def load(config: DataConfig) -> Split:
     """Load the pictures of a data source, split into training, held-out and (if any) compositional pictures.
 
     Args:
-        config: instance of one of the classes in SOURCES.
+        config: config of the data source, an instance of one of the classes in SOURCES.
 
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.

@@ -36,7 +36,7 @@ def folder_role(name: str) -> Role | None:
 
 
 def file_role(name: str) -> Role | None:
-    """Return the split that a shard's folder or file name stands for ("test" for `data/test-00.tar`), None if none."""
+    """Return the split that an archive's path names by a folder or file (`data/test-00.tar`: test); None: no split."""
     path = PurePosixPath(name)
     for folder in path.parts[:-1]:
         if (role := folder_role(folder)) is not None:
@@ -46,10 +46,10 @@ def file_role(name: str) -> Role | None:
 
 
 class PictureRoles(NamedTuple):
-    """For each of N pictures the split that a folder names, and the picture's path without this folder."""
+    """Splits of N pictures that lie in folders named as splits, such as `train/cat/0.png`."""
 
-    roles: list[Role]
-    names: list[str]
+    roles: list[Role]  # split of each picture: train, val or test
+    names: list[str]  # path of each picture without the folder that names the split, such as `cat/0.png`
 
 
 def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureRoles | None:
@@ -82,7 +82,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
 
 
 def common_depth(folders: Sequence[list[str]]) -> int:
-    """Return how many leading folders all paths have in common; each path is a list of folder names."""
+    """Return how many leading folders all paths in `folders`, each a list of folder names, have in common."""
     low, high = min(folders, default=[]), max(folders, default=[])
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
@@ -100,7 +100,7 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error for a data set `source` where some folders or files (`words`) name splits and `others` do not.
+    """Return the error for a data set `source` some of whose folders or files name splits (`words`); `others` do not.
 
     `remedy` is advice for the message: how to read the data set without named splits.
     """
@@ -130,9 +130,9 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
 
 
 def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
-    """Return a dict from each shard to read to the split that its name stands for.
+    """Return the split (train, val, test) that the name of each archive stands for, by name.
 
-    All splits are None if the names stand for fewer than two splits. Shards of an unused split (test where there is
+    All splits are None if the names stand for fewer than two splits. Archives of an unused split (test where there is
     val) are left out. `source` is the name of the data set, for messages.
 
     Raises:
@@ -150,7 +150,9 @@ def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
 
 
 def named_members(names: Sequence[str], source: object) -> list[Role | None]:
-    """Return the split of each sample in archives by the folders in its name; None for all if these name no splits.
+    """Return the split of each picture in archives by the folders in its name; all None if these name no splits.
+
+    `names` are the pictures' names in the archives; `source` is the name of the data set, for messages.
 
     Raises:
         UserError: some folders are named as splits and others are not, or none holds training pictures.
@@ -183,7 +185,7 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 
 
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
-    """Split a picture set into training and held-out pictures by named splits, or by `heldout_split` without these.
+    """Split a picture set into training and held-out pictures by named splits, or by a hash of names without these.
 
     If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
     unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.
@@ -241,7 +243,7 @@ def repeated(split: Split) -> Split:
 
 @lru_cache(maxsize=4096)
 def _folder_repeats(folder: str, label: str) -> int:
-    """Return N (at least 1) if a folder in the path `folder` is named N_LABEL, where LABEL is the class; else 1."""
+    """Return N (at least 1) if a folder in the path `folder` is named N_LABEL, where LABEL is `label`; else 1."""
     numbers = [name.removesuffix(f"_{label}") for name in folder.split("/") if name.endswith(f"_{label}")]
     return next((max(1, int(number)) for number in numbers if number.isdecimal()), 1)
 

@@ -19,7 +19,7 @@ def key_of(*values: Any) -> str:
 
 
 def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors stored under `key`; if there are none, or their file is damaged, compute and store them.
+    """Return the tensors stored under `key`, by name; compute and store them if there are none or the file is damaged.
 
     Of the processes of a run on one machine, the first computes the tensors, and the others wait and read them.
 
@@ -30,6 +30,25 @@ def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) 
     """
     path = folder / f"{key[:32]}.safetensors"
     return peers.first_alone(lambda: _load(path) or _store(path, compute()))
+
+
+def cached_by_all(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors stored under `key` as `cached` does, but let all processes of a run compute missing ones.
+
+    Args:
+        folder: the cache's folder.
+        key: `key_of` of all that the tensors depend on.
+        compute: function that computes the tensors, and returns the same ones, by name, on every process; it may share
+            the work (`peers.divided`).
+    """
+    path = folder / f"{key[:32]}.safetensors"
+    stored = _load(path)
+    if all(peers.agreed(peers.everyone(), lambda: stored is not None)):
+        assert stored is not None
+        return stored
+    tensors = compute()
+    peers.from_first(peers.host(), lambda: _store(path, tensors) and None)
+    return dict(tensors)
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:

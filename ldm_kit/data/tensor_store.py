@@ -19,7 +19,7 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class TensorTable(Protocol):
-    """A table [N, V, ...] of N rows with V views (plain, mirrored) each, indexed like a tensor; tensors qualify too."""
+    """Protocol of tables [N, V, ...] indexed like a tensor: N pictures in V views (plain, mirrored) each."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -29,7 +29,7 @@ class TensorTable(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: RowIndex, /) -> Tensor:
-        """Return the rows selected by a number, a slice or a tensor; a second index selects a view of each row."""
+        """Return the rows selected by a number, a slice or a tensor; a second index selects the view of each row."""
         ...
 
 
@@ -63,7 +63,7 @@ class StoredTable:
     """
 
     tensors: Sequence[StoredTensor]  # in the order of rows
-    ends: Sequence[int] = field(init=False)  # for each tensor, the table's row after the tensor's last row
+    ends: Sequence[int] = field(init=False)  # for each tensor, 1 + the number of its last row in the table
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ends", list(accumulate(tensor.shape[0] for tensor in self.tensors)))
@@ -85,7 +85,7 @@ class StoredTable:
         return _indexed(self._read, len(self), index)
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        """Return the rows with these numbers, [B, V, ...]; each file is opened once."""
+        """Return the rows with the numbers `rows`, [B, V, ...]; each file is opened once."""
         values = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
         slots_by_tensor: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):
@@ -145,9 +145,9 @@ class _ReadRows(Protocol):
 
 
 def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
-    """Index a table of `count` rows as a tensor is indexed: by row and, optionally, by view.
+    """Index a table of `count` rows as a tensor [N, V, ...] is indexed: by row and, optionally, by view.
 
-    `read` returns the rows with given numbers, [B, V, ...].
+    `read` is a function that returns the rows with given numbers (0 to count - 1), [B, V, ...].
     """
     rows, *view = index if isinstance(index, tuple) else (index,)
     numbers = _row_numbers(count, rows)
@@ -160,7 +160,9 @@ def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
 
 
 def _row_numbers(count: int, rows: int | slice | Tensor) -> Sequence[int]:
-    """Return the numbers of the rows that an index selects: a number, a slice, integers, or a boolean mask [N].
+    """Return the numbers (0 to count - 1) of the rows that `rows` selects in a table of `count` rows.
+
+    `rows` is a number (negative: from the end), a slice, a tensor of integers, or a boolean mask [count].
 
     Raises:
         IndexError: a row is outside -count..count - 1.

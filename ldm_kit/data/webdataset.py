@@ -43,17 +43,20 @@ class WebDatasetConfig(ArchiveConfig):
 
 @dataclass(frozen=True)
 class TarReader:
-    """Reader of the samples in uncompressed tar files."""
+    """Reader of the pictures, captions and classes in uncompressed tar files."""
 
-    fields: Sequence[str] = ()  # values of a sample's .json to keep
+    fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar" and the names in `fields`; a shard's cached index is made anew when they differ."""
+        """The word "tar" and the names in `fields`: part of the key under which a tar's list of pictures is cached."""
         return ["tar", *self.fields]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a message for each member of the tar that cannot be used, then every sample in the shard's order."""
+        """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
+
+        For a sample without a picture, or whose texts cannot be read, a message is yielded instead.
+        """
         samples, complaints = members(path)
         yield from complaints
         with path.open("rb") as file:
@@ -77,7 +80,7 @@ class TarReader:
         return Entry(name, text, None if label is None else str(label), fields)
 
     def read(self, path: Path, location: Span) -> bytes:
-        """Return the bytes of the image file at a location that `scan` has returned."""
+        """Return the bytes of the image file at `location` (offset, number of bytes) in the tar file `path`."""
         with path.open("rb") as file:
             return _bytes(file, location)
 
@@ -95,7 +98,8 @@ def load(config: WebDatasetConfig) -> Split:
 def members(path: Path) -> tuple[Samples, list[str]]:
     """Return the samples of a tar file, and a message for each member of the tar that cannot be used.
 
-    A sample consists of the members whose names are equal up to the first dot; offset and size of each are returned.
+    A sample consists of the members whose names are equal up to the first dot. Samples are returned as {common name:
+    {suffix: (offset of the member's contents in the tar, number of bytes)}}.
 
     Raises:
         UserError: the file is no uncompressed tar, or has too many members.
@@ -122,7 +126,7 @@ def members(path: Path) -> tuple[Samples, list[str]]:
 
 
 class _LimitedReads(io.RawIOBase):
-    """File wrapper that refuses reads of more than HEADER_LIMIT bytes, for headers of a tar that claim to be larger."""
+    """File wrapper that refuses reads of over HEADER_LIMIT (2^20) bytes, as a tar's headers may claim to be larger."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -154,9 +158,9 @@ def _walk(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | None:
-    """Add a member of a tar to its sample, or return a complaint; skip folders, hidden files, files without suffix.
+    """Add a member of a tar to its sample in `samples`, or return a complaint if it cannot be used.
 
-    `end` is the size of the shard in bytes.
+    Folders, hidden files and files without a suffix are skipped. `end` is the size of the tar in bytes.
     """
     if complaint := _complaint(member, end):
         return complaint
@@ -175,7 +179,7 @@ def _add_member(member: tarfile.TarInfo, end: int, samples: Samples) -> str | No
 
 
 def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
-    """Return why a member of a tar must not be read, or None; `end` is the size of the shard in bytes."""
+    """Return why a member of a tar must not be read, None if it may; `end` is the size of the tar in bytes."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\0" in member.name:
         return "leads outside; expected a relative name without .."
@@ -189,7 +193,7 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
 def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
     """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
 
-    `spans` holds the offset and size in the shard of each of the sample's files, by suffix.
+    `spans` holds, by suffix of each of the sample's files, its offset and size in the open tar `file`.
 
     Raises:
         ValueError: a file is not valid UTF-8 or JSON.

@@ -42,7 +42,10 @@ def main(
 
 
 def _train(script: str, config: str, run: Path, fresh: bool) -> None:
-    """Run a training script through accelerate; exit with the script's status if it fails."""
+    """Run a training script on a config file through accelerate; exit with the script's status if it fails.
+
+    `run` is the folder of the run. If `fresh`, it is deleted before; else the run is resumed from its last checkpoint.
+    """
     import shutil
 
     if fresh and run.exists():

@@ -24,13 +24,13 @@ class Drawings:
     captions and is right for each of them, since no model could distinguish these emoji.
     """
 
-    pixels: Tensor  # uint8 [D, C, R, R]: D drawings
-    of: dict[str, int]  # caption -> index of the drawing
+    pixels: Tensor  # uint8 [D, C, R, R]: D drawings of R x R pixels
+    of: dict[str, int]  # caption -> index (0 to D - 1) of the drawing
     tones: list[str]  # skin tone of each drawing, "" if it has none
 
     @classmethod
     def all(cls, split: Split) -> "Drawings":
-        """Collect the distinct drawings among all training, held-out and compositional pictures."""
+        """Collect the drawings of all pictures in `split`; pictures with equal pixels are one drawing."""
         sets = [pictures for pictures in (split.train, split.heldout, split.compositional) if pictures]
         pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
         records: list[Record] = [record for pictures in sets for record in pictures.records]
@@ -43,18 +43,18 @@ class Drawings:
 
 
 def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
-    """Return the held-out pictures that are not pixel by pixel equal to a training picture: only these are unseen."""
+    """Return those of the held-out `pictures` that are not pixel by pixel equal to a picture in `train`."""
     seen = {train.picture(i).numpy().tobytes() for i in range(len(train))}
     return subset(pictures, [i for i in range(len(pictures)) if pictures.picture(i).numpy().tobytes() not in seen])
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:
-    """Return `count` captions of a picture set, chosen by hash of `name` and caption: the same at every call."""
+    """Return at most `count` captions of a picture set, those with the lowest hashes of (`name`, caption)."""
     return sorted((record.text for record in pictures.records), key=lambda text: derive_seed(0, name, text))[:count]
 
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
-    """Sample one picture for each of N prompts, uint8 [N, C, R, R], with seeds 0, 1, 2, ..."""
+    """Sample one picture for each of N prompts, uint8 [N, C, R, R], with seeds 0 to N - 1, `batch` at a time."""
     batches: list[Tensor] = []
     with tqdm(total=len(prompts), desc="sampling", unit="picture", leave=False) as bar:
         for pictures in pipeline.generate(prompts, range(len(prompts)), options, batch):
@@ -64,7 +64,7 @@ def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: Sampling
 
 
 def reference_features(drawings: Drawings, features: Features) -> Tensor:
-    """Compute the features of all drawings, with which those of generated pictures are compared; a row per drawing."""
+    """Compute the features of all D drawings, float64 [D, F]; `features` maps pictures in [-1, 1] to their [B, F]."""
     return embed(lambda x: features(to_unit(x)), drawings.pixels)
 
 
@@ -75,10 +75,10 @@ def measure_fidelity(
 
     Args:
         drawings: the reference pictures.
-        references: `reference_features` of the drawings.
+        references: features of the D drawings, float64 [D, F], as `reference_features` returns them.
         pictures: uint8 [N, C, R, R], one for each prompt.
         prompts: N captions of drawings.
-        features: function from pictures in [-1, 1] to features.
+        features: function from pictures [B, C, R, R] in [-1, 1] to features [B, F].
     """
     generated = embed(lambda x: features(to_unit(x)), pictures)
     truth = torch.tensor([drawings.of[prompt] for prompt in prompts])

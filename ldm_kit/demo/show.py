@@ -37,11 +37,11 @@ OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models 
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of the demo: figures by name, the same figures as text, and the path of the sheet of pictures."""
+    """Results of the demo."""
 
-    figures: dict[str, float]
-    text: str
-    sheet: Path
+    figures: dict[str, float]  # measured values by name
+    text: str  # the same values, as text with a table
+    sheet: Path  # path of the PNG file with the generated pictures
 
 
 def show(model: Path, count: int) -> Summary:
@@ -81,7 +81,10 @@ def show(model: Path, count: int) -> Summary:
 
 
 def judges(vae: Any, device: torch.device) -> dict[str, Features]:
-    """Return the features, by name, for finding nearest drawings: autoencoder latents and EfficientNet-Lite0's."""
+    """Return two functions, by name, from pictures in [-1, 1] to features [B, F], for finding the nearest drawing.
+
+    The features are the means of the latents of the autoencoder `vae`, and those of EfficientNet-Lite0.
+    """
     lite0 = Perceptual(LITE0).to(device)
 
     def latents(x: Tensor) -> Tensor:

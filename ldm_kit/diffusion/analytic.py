@@ -35,7 +35,7 @@ class Gaussian:
         return Prediction(self.m + a * self.s**2 * centred, s * centred)
 
     def log_density(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the natural logarithm [B] of the density of x_t at x [B, ...], up to an additive constant."""
+        """Return the log density [B] of x_t at x [B, ...] and timesteps t [B], up to an additive constant, in nats."""
         a, s = (expand_like(c, x) for c in self.schedule.alpha_sigma(t))
         variance = (a * self.s).square() + s.square()
         return -((x - a * self.m).square() / variance + variance.log()).flatten(1).sum(1) / 2
@@ -81,7 +81,10 @@ class Mixture:
         return self.log_posterior(x, t).exp()
 
     def log_posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the natural logarithm [B, K] of `posterior`: the exact noise-aware classifier of the components."""
+        """Return the natural logarithm [B, K] of `posterior(x, t)`: the exact noise-aware classifier of the components.
+
+        x is noisy data [B, ...], t are timesteps [B].
+        """
         logs = torch.stack([component.log_density(x, t) for component in self.components(x)], dim=1)
         return (logs + self.weights.to(x).log()).log_softmax(dim=1)
 

@@ -1,8 +1,8 @@
 """Check during sampling that all numbers are finite, without making the CPU wait for the accelerator at every step.
 
 A NaN or an infinity anywhere in sampling would end in black pixels. So every network output, guidance gradient and
-sampler state is recorded: whether it is finite is computed on its device. The records are read at once on a CPU, and on
-an accelerator after every `POLL` records and when sampling ends. The error names the component and the step.
+sampler state is noted: whether it is finite is computed on its device. The CPU reads these notes at once if the device
+is the CPU, else after every `POLL` notes and when sampling ends. The error names the component and the step.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,15 +46,15 @@ class _Note(NamedTuple):
 class FiniteCheck:
     """Checks that the results of a model's networks and samplers are finite; all networks of a model share one.
 
-    Whether a result is finite is recorded at once, in the order of computation, but read later (see the module).
+    Whether a result is finite is computed at once on the result's device, but read by the CPU later (see the module).
     """
 
-    _notes: list[_Note] = field(default_factory=list[_Note])
-    _run: str = ""
-    _step: int = 0
+    _notes: list[_Note] = field(default_factory=list[_Note])  # results that were noted but not read yet
+    _run: str = ""  # what the steps belong to, such as "sampling"
+    _step: int = 0  # present sampling step, from 1; 0: not within a sampler
 
     def note(self, component: str, value: Tensor, t: Tensor | None = None) -> Tensor:
-        """Record whether a component's result is finite, and return the result unchanged.
+        """Note whether a component's result is finite, and return the result unchanged.
 
         Args:
             component: what computed the result, as the subject of the error's sentence, such as "the U-Net".
@@ -62,8 +62,8 @@ class FiniteCheck:
             t: timesteps [B] at which the result was computed; None: it belongs to no timestep.
 
         Raises:
-            NonFiniteError: this or an earlier result is not finite; on an accelerator it is raised late, as the records
-                are read only when there are `POLL` of them.
+            NonFiniteError: this or an earlier result is not finite. On an accelerator the error comes late, because
+                results are read only when `POLL` of them are noted.
         """
         self._notes.append(_Note(component, self._run, self._step, t, value.detach().isfinite().all()))
         if value.device.type == "cpu" or len(self._notes) >= POLL:
@@ -107,10 +107,10 @@ class FiniteCheck:
             self._notes, self._step = [], 0
 
     def verify(self) -> None:
-        """Read all records, which waits for the accelerator, and discard them.
+        """Read and discard all notes of whether results are finite; this waits for the accelerator.
 
         Raises:
-            NonFiniteError: a recorded result is not finite; the message names the first.
+            NonFiniteError: a noted result is not finite; the message names the first one's component and step.
         """
         notes, self._notes = self._notes, []
         if notes and not bool(torch.stack([note.finite for note in notes]).all()):

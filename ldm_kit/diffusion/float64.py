@@ -11,7 +11,7 @@ from torch import Tensor
 
 @cache
 def has_float64(device: torch.device) -> bool:
-    """Return whether a device computes in float64; each device is tried once."""
+    """Return whether a device computes in float64; the result of one trial per device is cached."""
     try:
         torch.zeros((), dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):

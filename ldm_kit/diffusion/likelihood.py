@@ -88,7 +88,11 @@ def term(
 
 
 def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance: VarianceType) -> Tensor:
-    """Return the reverse step's log variance minus the posterior's, computed in float64: [B, 1, ...] or [B, ...]."""
+    """Return the reverse step's log variance minus the posterior's, for x_t -> x_{t-1}, computed in float64.
+
+    The shape is [B, ...] like `p.fraction` for a learned variance, else [B, 1, ...], which broadcasts to x_0. The
+    arguments are those of `term`.
+    """
     if variance not in get_args(VarianceType):
         raise ValueError(f"unknown variance {variance!r}; known are {', '.join(get_args(VarianceType))}")
     low, high = log_variance_range(schedule, t)
@@ -176,7 +180,8 @@ def nll(
         variance: variance of the model's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
-        ValueError: as `term`.
+        ValueError: an unknown variance, learned_range for a denoiser that learns none, or a schedule for which the
+            bound is not defined.
     """
     schedule, clipped = denoiser.schedule, Clipped(denoiser)
     all_times = (times_like(x_0, t) for t in reversed(range(len(schedule))))

@@ -147,7 +147,10 @@ class Objective:
         return errors.bits if self.loss == "vlb" else errors.simple + self.vb_weight * steps * errors.bits
 
     def weighted(self, errors: Errors, t: Tensor, schedule: Schedule) -> Errors:
-        """Return `errors` with `simple` multiplied by the min-SNR weight at timesteps t [B], if `min_snr` is set."""
+        """Return `errors` with `simple` multiplied by the min-SNR weights; unchanged if `self.min_snr` is None.
+
+        The errors were measured at timesteps t [B] of the noise schedule `schedule`.
+        """
         if self.min_snr is None:
             return errors
         weights = min_snr(t, schedule, self.prediction_type, self.min_snr)

@@ -176,9 +176,9 @@ def pdae_grid(total: int, steps: int) -> list[int]:
 
 
 def pdae_encode(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
-    """Encode data x [B, ...] into a stochastic code, by DDIM over the timesteps of `pdae_grid` (Zhang et al. 2022).
+    """Encode data x [B, ...] into a stochastic code by DDIM over `times`, those of `pdae_grid` (Zhang et al. 2022).
 
-    Yields one state for each step; the last state's x is the stochastic code, at timestep T-1.
+    `cond` is the condition for `denoiser`. Yields a state for each step; the last state's x, at T-1, is the code.
     """
     yield from ddim(denoiser, x, times, cond)
 
@@ -200,7 +200,7 @@ def pdae_decode(
         times: the rising timesteps of `pdae_grid`.
         cond: condition in the form that the denoiser takes.
         stop: fraction of the steps, at the end, that use `frozen`: 0.3 for semantic codes that a prior sampled.
-        frozen: the pretrained model's denoiser without shift, in the wrappers of `denoiser`; needed for `stop` above 0.
+        frozen: the pretrained model's denoiser without shift, wrapped as `denoiser` is; needed if `stop` > 0.
 
     Yields:
         One state for each step; the last state's x, at timestep 0, is the decoded data.

@@ -32,7 +32,7 @@ class Level(NamedTuple):
 
 
 def levels(schedule: Schedule, times: Sequence[int]) -> list[Level]:
-    """Return the signal level a_t and the noise level s_t at each of the timesteps `times`, as Python numbers.
+    """Return `schedule`'s signal level a_t and noise level s_t at each of the timesteps `times`, as Python numbers.
 
     Timestep -1 is clean data (a = 1, s = 0).
     """
@@ -67,7 +67,7 @@ class Posterior(NamedTuple):
     variance_floor: float
 
     def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
-        """Return the mean of q(x_next | x_t, x_0) for x_t and x_0 of one shape; in the step to clean data it is x_0."""
+        """Return the mean of q(x_next | x_t, x_0) for x = x_t and x_0 of one shape; it is x_0 if x_next is clean."""
         return self.coef_x * x + self.coef_x0 * x_0
 
     def reverse_variance(self, kind: VarianceType | Literal["auto"], fraction: Tensor | None = None) -> Tensor | float:
@@ -165,7 +165,7 @@ def log_variance(schedule: Schedule, t: Tensor, kind: Tensor | Literal["small", 
 
 
 def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lower and the upper end of a learned log variance at timesteps t [B], each float64 [B].
+    """Return the lower and upper end of a learned log variance at timesteps t [B] of `schedule`, each float64 [B].
 
     The lower end is the posterior's log variance (at t = 0, that at t = 1), the upper end is log beta. The tensors are
     on the device of `t`, or on the CPU if that device has no float64.

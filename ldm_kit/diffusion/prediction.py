@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
-    """Return coefficients [B] as [B, 1, 1, ...], which broadcast to x [B, ...], in the dtype and on the device of x."""
+    """Return coefficients c [B] as [B, 1, 1, ...], to broadcast to x [B, ...], in x's dtype and on its device."""
     return cast_like(c, x).view(-1, *[1] * (x.dim() - 1))
 
 

@@ -108,7 +108,7 @@ def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
         spacing: trailing, leading or linspace, see `timesteps`; or ddimN or n1,n2,..., see `respacing_sections`.
 
     Raises:
-        ValueError: as `timesteps` and `respacing_sections`.
+        ValueError: an unknown spacing, `steps` outside 1 to T, or a respacing that T timesteps do not allow.
     """
     if _RESPACING.fullmatch(spacing) is None:
         return timesteps(total, steps, spacing)

@@ -103,7 +103,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def step_generators(seeds: Sequence[int], step: int) -> list[torch.Generator]:
-    """Return a CPU generator for each sample, seeded by the sample's seed and the index `step` of the sampling step."""
+    """Return a CPU generator for each seed, seeded by a hash of that seed and the index `step` of the sampling step."""
     return [torch.Generator().manual_seed(derive_seed(seed, "sampling step", step)) for seed in seeds]
 
 

@@ -183,16 +183,16 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
 class SchedulerLike(Protocol):
     """The part of a diffusers scheduler that `run_scheduler` uses; `set_timesteps` was called before."""
 
-    timesteps: Tensor
+    timesteps: Tensor  # timesteps that `set_timesteps` chose, in the order of the calls of `step`
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """Return the network's input x_t at a timestep from the scheduler's sample, which may be a multiple of x_t."""
         ...
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        """Return the next sample from the network's output for `sample` at a timestep.
+        """Return the next sample, from the network's output `model_output` for `sample` at `timestep`.
 
-        If the keyword argument `return_dict` is False, it is the first item of a tuple.
+        It is wrapped in an object or, with `return_dict=False` among `kwargs`, the first item of a tuple.
         """
         ...
 

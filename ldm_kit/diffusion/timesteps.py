@@ -101,8 +101,8 @@ class LossHistory:
     def probabilities(self) -> Tensor:
         """Return the probability of each timestep, float64 [T].
 
-        It is proportional to the root mean square of the timestep's losses (eq. 18), plus a uniform share of 0.1 %;
-        until the buffers of all timesteps are full, it is uniform.
+        It is proportional to the root mean square of the timestep's losses (eq. 18), with a weight of 99.9 %, plus a
+        uniform density with 0.1 %; until the buffers of all timesteps are full, it is uniform.
         """
         total = len(self.seen)
         if bool((self.seen < HISTORY).any()):

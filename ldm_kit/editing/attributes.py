@@ -52,7 +52,11 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 
 
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
-    """Return, for each picture to decode, the list of changes to make in its code, and its caption."""
+    """Return, for each picture to decode, the list of changes to make in its code, and its caption.
+
+    With --strip that is one picture for each strength; else the reconstruction, without changes, and the changed
+    picture.
+    """
     if options.strip is not None:
         names = ", ".join(direction.name for direction in directions)
         edits = [[Change(direction, strength) for direction in directions] for strength in options.strip_strengths]
@@ -82,7 +86,7 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
     Args:
         context: the model and the output folder, to which both pictures and the mixed one are written.
-        options: the files of the two pictures, and the numbers of steps.
+        options: the files of the two pictures, `content` and `details`, and the numbers of DDIM steps.
 
     Raises:
         UserError: a file that is no picture, a model that is not semantic, or more steps than the model's noise

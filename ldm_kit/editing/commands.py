@@ -22,14 +22,21 @@ _log = logging.getLogger("ldm_kit.editing")
 
 
 def change(context: EditContext, options: ChangeOptions) -> str:
-    """Change attributes of a picture (semantic model); the word `change` may be left out."""
+    """Change attributes of a picture by a semantic model.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py change`. Returns the text to print.
+    On the command line the word `change` may be left out.
+    """
     from ldm_kit.editing.attributes import change_attributes
 
     return str(change_attributes(context, options))
 
 
 def learn(context: ModelContext, options: TrainingExamples) -> str:
-    """Learn directions of attributes from labels, OpenMoji or a dozen examples; save them with the model."""
+    """Learn directions of attributes from labels, OpenMoji or a dozen examples; save them with the model.
+
+    `context` has the model, `options` the flags of `edit.py learn`. Returns the text to print.
+    """
     from ldm_kit.editing.learn import describe_directions, learn_attributes
 
     directions = learn_attributes(context, options)
@@ -38,55 +45,80 @@ def learn(context: ModelContext, options: TrainingExamples) -> str:
 
 
 def interpolate(context: EditContext, options: InterpolationOptions) -> str:
-    """Interpolate between two pictures (semantic model)."""
+    """Interpolate between two pictures by a semantic model.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py interpolate`. Returns the text to
+    print.
+    """
     from ldm_kit.editing.interpolation import interpolate_pictures
 
     return str(interpolate_pictures(context, options))
 
 
 def mix(context: EditContext, options: MixOptions) -> str:
-    """Combine the content of one picture with the details of another (semantic model)."""
+    """Combine the content of one picture with the details of another by a semantic model.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py mix`. Returns the text to print.
+    """
     from ldm_kit.editing.attributes import mix_pictures
 
     return str(mix_pictures(context, options))
 
 
 def neighbours(context: ModelContext, options: NeighboursOptions) -> str:
-    """List the pictures whose codes are most similar to the code of one picture (semantic model)."""
+    """List the pictures whose semantic codes are most similar to the code of one picture.
+
+    `context` has the model, `options` the flags of `edit.py neighbours`. Returns the text to print.
+    """
     from ldm_kit.editing.attributes import find_neighbours
 
     return "\n".join(f"{cosine:6.3f} {name}" for name, cosine in find_neighbours(context, options))
 
 
 def encode(context: ModelContext, options: EncodeOptions) -> str:
-    """Encode the pictures of a folder into one file of codes (semantic model)."""
+    """Encode the pictures of a folder into one file of codes by a semantic model.
+
+    `context` has the model, `options` the flags of `edit.py encode`. Returns the text to print.
+    """
     from ldm_kit.editing.attributes import encode_folder
 
     return encode_folder(context, options)
 
 
 def decode(context: EditContext, options: DecodeOptions) -> str:
-    """Decode pictures from a file of codes that encode wrote (semantic model)."""
+    """Decode pictures from a file of codes that `encode` wrote, by a semantic model.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py decode`. Returns the text to print.
+    """
     from ldm_kit.editing.attributes import decode_file
 
     return str(decode_file(context, options))
 
 
 def sample(context: EditContext, options: SamplePriorOptions) -> str:
-    """Sample new pictures from a prior over codes (semantic model trained with `method: prior`)."""
+    """Sample new pictures from a semantic model's prior over codes, which `method: prior` trained.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py sample`. Returns the text to print.
+    """
     from ldm_kit.editing.sample_prior import sample_prior
 
     return str(sample_prior(context, options))
 
 
 def draw(context: EditContext, options: SamplePriorOptions) -> str:
-    """Sample new pictures: the old name of `sample`."""
+    """Sample new pictures: the old name of `sample`, logged as a warning.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py sample`. Returns the text to print.
+    """
     _log.warning("draw is now called sample; the old name is read for one more release")
     return sample(context, options)
 
 
 def reprompt(context: EditContext, options: RepromptOptions) -> str:
-    """Invert a picture and sample it under another prompt or class (model of prompts or classes)."""
+    """Invert a picture and sample it under another prompt or class.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py reprompt`. Returns the text to print.
+    """
     from ldm_kit.editing.prompt_edits import reprompt_picture
 
     result, reconstruction = reprompt_picture(context, options)
@@ -94,14 +126,20 @@ def reprompt(context: EditContext, options: RepromptOptions) -> str:
 
 
 def img2img(context: EditContext, options: Img2ImgOptions) -> str:
-    """Add noise to a picture and sample it again from there (any model but semantic ones)."""
+    """Add noise to a picture and sample it again from there, by any model but a semantic one.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py img2img`. Returns the text to print.
+    """
     from ldm_kit.editing.prompt_edits import img2img_picture
 
     return str(img2img_picture(context, options))
 
 
 def inpaint(context: EditContext, options: InpaintOptions) -> str:
-    """Sample the masked part of a picture again (any model but semantic ones)."""
+    """Sample the masked part of a picture again, by any model but a semantic one.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py inpaint`. Returns the text to print.
+    """
     from ldm_kit.editing.prompt_edits import inpaint_picture
 
     return str(inpaint_picture(context, options))

@@ -42,7 +42,8 @@ class ModelContext(Config):
     def check_out(self) -> None:
         """Check, before the model is loaded, that the command's results can be written; raises UserError.
 
-        This class has no output folder and checks nothing; `EditContext` does.
+        Here nothing is checked, as a command with this context has no output folder; `EditContext` overrides the
+        method.
         """
 
     def load_semantic_model(self, precision: Precision = "no") -> "SemanticModel":
@@ -72,7 +73,7 @@ class ModelContext(Config):
         return Pipeline.load(self.folder, device, autocast_dtype(precision, device))
 
     def provenance(self, precision: Precision = "no") -> dict[str, str]:
-        """Return metadata for PNGs: the release of ldm_kit, the model's hash, and the precision."""
+        """Return metadata for PNGs: the release of ldm_kit, the sha256 of the model's manifest, and the precision."""
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.provenance import provenance
 
@@ -88,7 +89,7 @@ class EditContext(ModelContext):
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")
 
-    _out_folder: Path | None = PrivateAttr(default=None)
+    _out_folder: Path | None = PrivateAttr(default=None)  # folder that `out_folder` chose; None: not chosen yet
 
     @property
     def out_folder(self) -> Path:
@@ -104,7 +105,7 @@ class EditContext(ModelContext):
         check_writable(self.out_folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
-        """Return the metadata of PNGs: settings of the edit, model and precision; None if `metadata` is False."""
+        """Return the metadata of PNGs: `settings` of the edit, model and precision; None if `metadata` is False."""
         return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 

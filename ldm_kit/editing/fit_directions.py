@@ -70,7 +70,7 @@ def learn(
         names: N names of pictures, or of groups of pictures. Their hash decides which pictures are held out, so that
             pictures with equal names are held out together or not at all.
         key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
-        options: estimator, weight decay and held-out share; None: the defaults.
+        options: estimator, weight decay and held-out fraction; None: the defaults.
 
     Raises:
         UserError: no attribute has enough pictures with it and enough without it.
@@ -144,9 +144,9 @@ def _split(positive: Tensor, labelled: Tensor, heldout: Tensor) -> _Split:
     labelled pictures together have enough.
 
     Args:
-        positive: bool [N], the picture has the value.
-        labelled: bool [N], the picture's value is known.
-        heldout: bool [N], the picture is to be held out.
+        positive: bool [N], whether a picture has the value whose direction is fitted.
+        labelled: bool [N], whether a picture's value is known.
+        heldout: bool [N], whether a picture is to be held out.
     """
     sides = (positive, labelled & ~positive)
     if min(int((side & ~heldout).sum()) for side in sides) < MIN_EXAMPLES <= min(int(side.sum()) for side in sides):
@@ -172,13 +172,16 @@ def _estimate(z: Tensor, split: _Split, options: FitOptions) -> tuple[Fit, Liter
 
 
 def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, PairDirections]) -> list[_Fitted]:
-    """Fit the mean step between each two values of an attribute that are linked by `MIN_PAIRS` pairs or more.
+    """Fit a direction from value to value of an attribute, for each two values with `MIN_PAIRS` (4) pairs or more.
+
+    A pair's pictures differ in this attribute alone; the direction is the mean difference of their codes, see
+    `_fit_step`.
 
     Args:
         z: normalised codes [N, D].
         column: the attribute.
         heldout: bool [N], the picture is only measured; a pair of which one picture is held out is held out too.
-        pairs: filled with the fitted pairs' codes, under the name of the direction.
+        pairs: this function adds the fitted pairs' codes, under the direction's name.
     """
     if column.pairs is None or column.binary:
         return []
@@ -195,13 +198,16 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
 
 
 def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: float) -> _Fitted:
-    """Fit the mean step of pairs of pictures, and score it on held-out pairs.
+    """Fit the direction of pairs of pictures: the mean of code(second) - code(first). Score it on held-out pairs.
 
     Args:
         z: normalised codes [N, D].
         name: the direction's name.
         rows: indices into z of the P pairs to fit [P, 2] and of the Q held-out pairs [Q, 2].
-        temperature: softmax temperature that weights the pairs at a given picture; it is only recorded here.
+        temperature: softmax temperature of `PairDirections.step`; it is only stored in the result.
+
+    Returns:
+        The direction's record, the linear classifier, and the mean code [D] of the pairs' second pictures.
     """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]
@@ -214,7 +220,7 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
 
 
 def paired_indices(column: Column, before: str, after: str) -> Tensor:
-    """Return the row indices [P, 2] of P pairs of pictures that differ in one attribute alone.
+    """Return the row indices [P, 2] of P pairs of pictures that differ in the attribute `column` alone.
 
     The first picture of each pair has the value `before` of the attribute, the second the value `after`; both have the
     same pair name (`Column.pairs`). Of several pictures with the same value and pair name, the first is taken.

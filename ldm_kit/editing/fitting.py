@@ -17,9 +17,10 @@ FOLDS = 20  # most folds of each class in cross-validation
 
 
 class Score(NamedTuple):
-    """How well a direction classifies: AUROC (chance is 0.5) and average precision (chance is the share of positives).
+    """How well a direction classifies held-out pictures: `auroc` (chance is 0.5) and `average_precision`.
 
-    Both are 0 to 1, or None if there are too few examples of one class to measure.
+    By chance, the average precision is the fraction of positives. Both are 0 to 1, or None if there are too few
+    examples of one class to measure.
     """
 
     auroc: float | None = None
@@ -103,7 +104,7 @@ def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
     Args:
         fit: the classifier.
         z: normalised codes [N, D] of the held-out pictures.
-        positive: bool [N], the picture has the attribute.
+        positive: bool [N], whether a picture has the attribute.
     """
     return _score_logits(fit.logit(z), positive)
 
@@ -111,8 +112,9 @@ def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
 def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
     """Score `few_shot` by cross-validation, for sets of codes that are too small to hold a share out.
 
-    Each class is split into as many folds as it has examples, at most twenty. One fold of one class is left out at a
-    time.
+    Each class is split into as many folds as it has examples, at most twenty. For each fold, `few_shot` is fitted to
+    all other codes of both classes and gives the log-odds of the fold's codes; the score is that of all log-odds
+    together.
 
     Args:
         positives: normalised codes [N, D] of pictures with the attribute.

@@ -25,7 +25,7 @@ _log = logging.getLogger("ldm_kit.editing")
 
 
 def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
-    """Read a user's picture as uint8 [C, R, R], with C = `channels` and R = `resolution`.
+    """Read the user's picture in the file `path` as uint8 [C, R, R], with C = `channels` and R = `resolution`.
 
     Scaling, cropping, and changes of colour profile or colour mode (grey, RGB, RGBA) are logged as warnings.
 
@@ -50,12 +50,16 @@ def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
 
 
 def read_model_picture(model: Semantic, path: Path) -> Tensor:
-    """Read a user's picture at a model's size, uint8 [1, C, R, R]; raises UserError for a file that is no picture."""
+    """Read the user's picture in the file `path` at the size of a model's pictures: uint8 [1, C, R, R].
+
+    Raises:
+        UserError: the file is no picture.
+    """
     return read_picture(path, model.resolution, model.channels)[None]
 
 
 def folder_config(model: Semantic, path: Path) -> FolderConfig:
-    """Return the config that loads a folder's pictures with a model's resolution and channels."""
+    """Return the data config that loads the pictures in the folder `path` with a model's resolution and channels."""
     return FolderConfig.model_validate({"path": path, "resolution": model.resolution, "channels": model.channels})
 
 
@@ -74,8 +78,8 @@ def save_sheet(
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
         out: a folder, which is made if it does not exist.
-        columns: number of columns of the sheet, which is multiplied where there are many pictures; None: one row of up
-            to 16 pictures, or about as many columns as rows.
+        columns: number of columns of the sheet, or a multiple of it if there are many pictures; None: one row of up to
+            16 pictures, or about as many columns as rows.
         seeds: one for each picture, for the file names; None: 0.
         png_text: metadata of all PNGs; None: no metadata.
     """

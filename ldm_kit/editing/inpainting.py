@@ -38,8 +38,8 @@ def inpaint_latents(
     """Sample pictures or latents again where the mask is True; elsewhere x_t is x_0 noised to the level of timestep t.
 
     Each step is an ancestral (DDPM) step and is taken `resample` times, with noise added in between, so that the
-    sampled part fits the known one (Lugmayr et al. 2022, algorithm 1). The last step, to clean data, is taken once. The
-    noise of each sample depends on its own seed alone.
+    sampled part fits the part that is kept (Lugmayr et al. 2022, algorithm 1). The last step, to clean data, is taken
+    once. The noise of each sample depends on its own seed alone.
 
     Args:
         denoiser: the model, with a noise schedule of any kind.
@@ -68,7 +68,10 @@ def inpaint_latents(
 
 
 class _NoiseStream:
-    """A stream of batches of standard normal noise; each sample's noise is drawn from the sample's own seed."""
+    """A stream of batches of standard normal noise [B, ...]; each sample's noise is drawn from the sample's own seed.
+
+    `seeds` are the B seeds; shape, dtype and device of the noise are those of the tensor `like` [B, ...].
+    """
 
     def __init__(self, seeds: Sequence[int], like: Tensor) -> None:
         self.seeds, self.like, self.count = seeds, like, 0

@@ -62,7 +62,7 @@ def decode_between(model: Semantic, ends: Code, options: InterpolationOptions) -
 
 
 def _check_mode(model: SemanticModel, options: InterpolationOptions) -> None:
-    """Check that the model is a PDAE if the mode is `trajectory`; raises UserError."""
+    """Check that the model is a PDAE if `options.mode` is "trajectory"; raises UserError if it is not."""
     if options.mode == "trajectory" and not model.decoder.stops:
         raise UserError(
             "--mode trajectory mixes the gradients that a PDAE adds to its base model, and this model has none; "

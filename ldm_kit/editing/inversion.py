@@ -29,15 +29,15 @@ from ldm_kit.models.pipeline import Pipeline
 
 
 def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float = 1.0) -> list[int]:
-    """Return the rising timesteps of an inversion, from 0 up to a share `strength` of the T training timesteps.
+    """Return the rising timesteps of an inversion, from 0 up to a fraction `strength` of the T training timesteps.
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. If the user gave no number of steps, the
-    default is reduced to T - 1 where it is larger.
+    There are `options.steps` steps, or fewer if there are fewer timesteps up to there. If the user gave no number of
+    steps, the default is reduced to T - 1 where it is larger.
 
     Args:
         pipeline: the model, whose number of training timesteps is T.
-        options: their `steps` is the number of steps.
-        strength: share of the training timesteps, above 0 and at most 1.
+        options: `steps`, the number of steps, is read.
+        strength: fraction of the training timesteps, above 0 and at most 1.
 
     Raises:
         UserError: the user gave more than T - 1 steps, or the model is a consistency model.
@@ -59,10 +59,13 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
-    """Return sampling options for a share `strength` of the training timesteps; the saved model's spacing gives way.
+    """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
+
+    If `strength` is below 1, `spacing` must be trailing, leading or linspace. If another spacing was saved with the
+    model, it is replaced by trailing.
 
     Raises:
-        UserError: the user gave a spacing by sections of the whole schedule, and the strength is below 1.
+        UserError: the user gave another spacing, which is for all training timesteps, and `strength` is below 1.
     """
     if strength == 1 or options.spacing in get_args(Spacing):
         return options
@@ -75,14 +78,15 @@ def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions
 
 
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
-    """Return the falling timesteps of sampling, from a share `strength` of the training timesteps to -1 (clean data).
+    """Return the falling timesteps of sampling, from a fraction `strength` of all training timesteps to clean data, -1.
 
-    There are `options.steps` steps, or fewer if the share has fewer timesteps. `options` are those of `options_within`.
+    There are `options.steps` steps, or fewer if there are fewer timesteps from there on. `options` must come from
+    `options_within`.
 
     Args:
         pipeline: the model.
-        options: resolved options, whose `timesteps` are returned at strength 1; at others, `steps` and `spacing` count.
-        strength: share of the training timesteps, above 0 and at most 1.
+        options: at strength 1, their `timesteps` are returned; at lower strengths, `steps` and `spacing` are used.
+        strength: fraction of the training timesteps, above 0 and at most 1.
     """
     if strength == 1:
         return list(options.timesteps)
@@ -138,7 +142,7 @@ def invert_latents(
 
 @torch.no_grad()
 def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: int) -> Tensor:
-    """Return latents x_0 [B, ...] with noise of the level of timestep `time`.
+    """Return latents x_0 [B, ...] noised to timestep `time` of the model `pipeline`.
 
     `seeds` has a seed for each of the B samples, from which the sample's noise is drawn.
     """
@@ -150,7 +154,7 @@ def noised_start(pipeline: Pipeline, x_0: Tensor, seeds: Sequence[int], time: in
 class ReconstructionError:
     """Mean squared errors between pictures, with pixels in 0..1, and their reconstructions after inversion."""
 
-    total: float
+    total: float  # error after inversion, sampling and (in latent models) decoding
     autoencoder: float | None  # error of the autoencoder alone; None for a model of pixels
 
     def __str__(self) -> str:

@@ -65,7 +65,7 @@ def clean_value(text: str) -> str | None:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table of pictures' attributes in one pass: .csv, .tsv, .jsonl, or a .txt in the form of CelebA's list.
+    """Read the table of pictures' attributes in `path`: .csv, .tsv, .jsonl, or a .txt in the form of CelebA's list.
 
     Raises:
         UserError: the file cannot be read, has none of these forms, or has a broken row, one without a picture's name,
@@ -140,7 +140,7 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
 
 
 def _list_rows(path: Path, text: str) -> Iterator[_Row]:
-    """Yield line number and values by column of each row of a list in CelebA's form.
+    """Yield line number and values by column of each row of a list in CelebA's form; `path` is for messages.
 
     The first line of `text` is the number of rows, the second the attributes' names; each further line is a picture's
     name and values.

@@ -29,14 +29,15 @@ class Column:
 
     @cached_property
     def binary(self) -> bool:
-        """Whether all known values are yes or no, in any of their spellings."""
+        """Whether all known values are yes or no, in any spelling: 1, true, yes, y, t; 0, -1, false, no, n, f."""
         return {value.lower() for value in {*self.values} if value is not None} <= _YES | _NO
 
     @cached_property
     def paired_rows(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Row indices (i, j) of all pairs of pictures with equal pair names, by their values (value of i, value of j).
+        """Pairs of pictures with equal pair names but different values: {(value of i, value of j): [(i, j), ...]}.
 
-        A pair occurs under both orders of its values; the pairs of one key are sorted by the smaller index.
+        i and j are the pictures' row indices. Of pictures with equal pair name and value, only the first counts. A pair
+        is listed under both orders of its values; the pairs of one key are sorted by their smaller index.
         """
         first: dict[str, dict[str, int]] = {}
         for i, (value, pair) in enumerate(zip(self.values, self.pairs or (), strict=False)):
@@ -51,7 +52,7 @@ class Column:
     def positive(self, value: str) -> list[bool | None]:
         """Return for each picture whether its value is `value`; None where the value is not known.
 
-        For a binary attribute, whatever `value` is, it is whether the picture's value is yes.
+        For a binary attribute, `value` is ignored: the result is whether the picture's value is yes.
         """
         spellings = _YES if self.binary else {value.lower()}
         return [None if own is None else own.lower() in spellings for own in self.values]
@@ -65,9 +66,9 @@ class Column:
 def from_openmoji(pictures: PictureSet) -> list[Column]:
     """Return three attributes of OpenMoji pictures (a set of `data.openmoji`): gender, skin tone and group.
 
-    Pictures with the same role (the caption without gender and skin tone) and the same skin tone are pairs for gender;
-    with the same role and the same gender, for skin tone. A yellow drawing has the skin tone "none" if its role is also
-    drawn in skin tones. Things have neither gender nor skin tone.
+    The role of a picture is its caption without gender and skin tone. For gender, pictures of one role and one skin
+    tone are pairs; for skin tone, pictures of one role and one gender. A yellow drawing has the skin tone "none" if its
+    role is also drawn in skin tones. Things have neither gender nor skin tone.
     """
     fields = [record.fields for record in pictures.records]
     toned_roles = {field["role"] for field in fields if field["skin_tone"]}
@@ -81,9 +82,10 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 
 
 def _pair_names(fields: Sequence[Mapping[str, str]], other: str) -> tuple[str | None, ...]:
-    """Return a pair name for each drawing: its role and its value of the field `other`; None where that is "mixed".
+    """Return a pair name for each drawing, "ROLE/VALUE"; None where VALUE is "mixed".
 
-    `fields` has the values of each drawing's OpenMoji record by the field's name.
+    `fields` has each drawing's values by field name. ROLE is the value of "role", the caption without gender and skin
+    tone; VALUE is that of the field `other` ("gender" or "skin_tone").
     """
     return tuple(None if field[other] == "mixed" else f"{field['role']}/{field[other]}" for field in fields)
 
@@ -167,10 +169,11 @@ def _numbers(values: Collection[str]) -> dict[str, float]:
 
 
 def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[int | None]:
-    """Return the row index of each picture, None without a row; log how many rows and pictures have no counterpart.
+    """Return the index of each picture's row in a table; None for a picture without a row.
 
     Pictures and rows are matched by path; if no path matches, by file name; if no file name matches, by file name
-    without suffix. Published tables name the file alone, and .jpg where a converted folder has .png.
+    without suffix. Published tables name the file alone, and .jpg where a converted folder has .png. Numbers of rows
+    without a picture and of pictures without a row are logged.
 
     Args:
         path: the table's path, for messages.

@@ -49,9 +49,10 @@ def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Direc
 
 
 def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load OpenMoji's training part; return its pictures, their attributes, and a group name of each picture.
+    """Load OpenMoji's training set at `model`'s size; return its pictures, their attributes, and a group name of each.
 
-    The group name is the role, such as "astronaut". All drawings of a group are held out together, or none.
+    The group name is the caption without gender and skin tone, such as "astronaut". All drawings of a group are held
+    out together, or none.
     """
     if model.channels != 3:
         raise UserError(f"OpenMoji is in colour, but this model's pictures have {model.channels} channels")
@@ -60,9 +61,10 @@ def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
 
 
 def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load a folder and its labels; return its pictures, their attributes, and a group name of each picture.
+    """Load a folder at `model`'s size, and labels; return the pictures, their attributes, and a group name of each.
 
-    The group name is the pair name, or else the picture's own. Pictures of a group are held out together, or none.
+    The group name is the value in the column `examples.pair`; without such a column or value, the picture's name.
+    Pictures of a group are held out together, or none.
     """
     assert examples.images is not None
     assert examples.labels is not None

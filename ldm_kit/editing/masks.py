@@ -25,9 +25,9 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
     """Read the mask of the pixels that are to be sampled again, bool [R, R], scaled and cropped as the picture is.
 
     In a mask without transparency these pixels are white. In a mask with transparency they are opaque, whatever their
-    colours; but if the mask is the picture itself with a part erased, they are transparent. A warning says which of the
-    last two. A pixel of the result is True if any pixel of the mask in it is to be sampled again, so that no line is
-    too thin.
+    colours; but if the mask is the picture itself with a part erased, they are transparent. For a mask with
+    transparency, a warning says which of the two was chosen. A pixel of the result is True if any pixel of the mask in
+    it is to be sampled again, so that no line is too thin.
 
     Args:
         path: the mask.
@@ -73,7 +73,11 @@ def _new_pixels(image: Image.Image, picture: Image.Image, path: Path) -> NDArray
 
 
 def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) -> bool:
-    """Return whether the opaque part of an image is a part of `picture`, rather than a layer of one colour."""
+    """Return whether the opaque part of an image is a part of `picture`, rather than a layer of one colour.
+
+    `opaque` [h, w] is True at the opaque pixels of `image`. Colours are compared there with `picture`, scaled to [h,
+    w].
+    """
     if not opaque.any():
         return False
     colours = np.asarray(image.convert("RGB"), dtype=np.float32)[opaque]
@@ -83,11 +87,11 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Scale a mask [h, w] to [R, R], R = `resolution`, and crop it to the centre as its picture is cropped.
+    """Scale a mask to [R, R] and crop it to the centre, as its picture is cropped; R = `resolution`.
 
-    `size` is the picture's (width, height), which may differ from the mask's.
+    `new` is the mask, bool [h, w]; `size` is the picture's (width, height), which may differ from the mask's.
 
-    A box filter weighs all pixels in a cell alike, so that the cell is above 0 if and only if one of them is new.
+    A box filter weighs all mask pixels within a pixel of the result alike: the result is True if any of them is True.
     """
     width, height = size
     side = min(size)

@@ -18,14 +18,20 @@ S = TypeVar("S", bound=ModelDefaults)
 
 
 class Change(NamedTuple):
-    """A direction, and the distance to move along it, in units of sqrt(D), the length of a typical normalised code."""
+    """A direction, and the distance `strength` to move a normalised code along it.
+
+    The distance is in units of sqrt(D), the length of a typical normalised code of D dimensions.
+    """
 
     direction: Direction
     strength: float
 
 
 def encode(model: Semantic, pictures: Tensor, steps: int = 250) -> Code:
-    """Encode pictures uint8 [N, C, R, R] as z and, by DDIM inversion in `steps` steps, x_T; return both on the CPU."""
+    """Encode pictures uint8 [N, C, R, R] by `model`; return their codes z and x_T on the CPU.
+
+    x_T comes from DDIM inversion in `steps` steps.
+    """
     z = model.encode(pictures)
     with step_bar("inverting") as progress:
         x_T = model.invert(pictures, z, steps=steps, progress=progress)
@@ -48,7 +54,7 @@ def decode(
         code: z [N, D] and x_T [N, Z, h, w] of the N pictures.
         steps: number of DDIM steps.
         batch: most pictures at a time.
-        stop: PDAE only: share of the steps, the last ones, that use the base model without the gradient estimator.
+        stop: PDAE only: fraction of the steps, at the end, that use the base model without the gradient estimator.
         trajectory: PDAE only: second codes and weights, N each; every step mixes the gradients under both codes.
     """
     with step_bar("decoding") as progress:
@@ -82,7 +88,7 @@ def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
 
 
 def check_not_idle(changes: Sequence[Change]) -> None:
-    """Check that at least one change has a strength other than 0; raises UserError if none has."""
+    """Check that at least one of `changes` has a strength other than 0; raises UserError if none has."""
     if all(change.strength == 0 for change in changes):
         raise UserError(f"--strength 0 changes nothing; expected another number, {STRENGTHS}")
 
@@ -99,7 +105,7 @@ def move_codes(model: Semantic, z: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def apply_edits(model: Semantic, code: Code, edits: Sequence[Sequence[Change]]) -> Code:
-    """Apply K edits, each a list of changes, to one picture's code, and return the K edited codes.
+    """Apply K edits, each a list of changes, to one picture's code of `model`, and return the K edited codes.
 
     `code` has z [1, D] and x_T [1, Z, h, w]. The result has z [K, D] and the unchanged x_T K times, [K, Z, h, w].
     """
@@ -132,7 +138,8 @@ def mix_codes(content: Code, details: Code) -> Code:
 def nearest(model: Semantic, query: Tensor, z: Tensor, count: int) -> tuple[list[int], list[float]]:
     """Return the indices of the `count` codes z [N, D] that are most similar to a code `query` [D], and their cosines.
 
-    The best come first. All codes are normalised before, so that no dimension outweighs the others.
+    The best come first. All codes are normalised before, by `model`'s statistics, so that no dimension outweighs the
+    others.
     """
     mean, std = statistics(model)
     cosines = torch.cosine_similarity(((query - mean) / std)[None], (z - mean) / std, dim=1)

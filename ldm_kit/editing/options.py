@@ -21,7 +21,7 @@ BATCH_SIZE = "pictures at once; changes a picture by rounding alone"
 
 
 def check_strength(strength: float) -> float:
-    """Return the strength of an edit; raise ValueError if its absolute value is above `MAX_STRENGTH`."""
+    """Return the strength of an edit unchanged; raise ValueError if its absolute value is above `MAX_STRENGTH`."""
     if not abs(strength) <= MAX_STRENGTH:
         raise ValueError(f"expected {STRENGTHS}")
     return strength
@@ -36,12 +36,12 @@ class ModelDefaults(Config):
 
     @property
     def step_counts(self) -> dict[str, int]:
-        """The values of `STEP_FIELDS`, by field name."""
+        """The values of the fields that `STEP_FIELDS` names, each a number of steps, by the field's name."""
         return {name: getattr(self, name) for name in self.STEP_FIELDS}
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded as pictures: numbers of steps and, for a PDAE, the share left to the base model."""
+    """How codes are decoded: the fraction of steps that a PDAE leaves to its base model; subclasses add step counts."""
 
     stop: float = Field(
         default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
@@ -49,7 +49,7 @@ class StepOptions(ModelDefaults):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The decoding's settings that are recorded in the PNGs' metadata."""
+        """Decoding settings for the PNGs' metadata: `step_counts` and, unless it is 0, `stop`, by name."""
         return self.step_counts | ({"stop": self.stop} if self.stop else {})
 
 
@@ -57,7 +57,7 @@ _INVERT_STEPS = Field(ge=1, description="DDIM steps of the inversion to a stocha
 
 
 class DecodeSteps(StepOptions):
-    """The number of DDIM steps in which codes are decoded as pictures."""
+    """The number of DDIM steps in which codes are decoded as pictures; for the class attributes see `ModelDefaults`."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"steps": "decode_steps"}
@@ -66,7 +66,10 @@ class DecodeSteps(StepOptions):
 
 
 class RoundTripSteps(DecodeSteps):
-    """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again."""
+    """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again.
+
+    `invert_steps` are those of the inversion. For the class attributes see `ModelDefaults`.
+    """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps", "steps": "decode_steps"}
@@ -123,7 +126,11 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: the training pictures: a folder with a table of labels, OpenMoji, or examples."""
+    """Options of `edit.py learn`: the training pictures, which are a labelled folder, OpenMoji, or examples.
+
+    A labelled folder is `images` with the table `labels`, of which the attributes `column` are learned. Examples are
+    the folder `positive`, with `negative` for contrast, and `name` as the attribute's name.
+    """
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")
@@ -203,7 +210,10 @@ class NeighboursOptions(Config):
 
 
 class EncodeOptions(ModelDefaults):
-    """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write."""
+    """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
+
+    `invert_steps` is the number of DDIM steps to x_T. For the class attributes see `ModelDefaults`.
+    """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}

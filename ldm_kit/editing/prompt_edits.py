@@ -73,7 +73,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
 
     Args:
         context: the model and the output folder.
-        options: the picture, the prompt, the seeds, and `strength`, the share of the training timesteps whose noise
+        options: the picture, the prompt, the seeds, and `strength`, the fraction of the training timesteps whose noise
             level is added.
 
     Raises:
@@ -143,7 +143,7 @@ def _settings(
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Read a picture at the model's size; return it as uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
+    """Read the picture `path` at the model's size; return it as uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
     channels, side = picture_shape(pipeline)
     picture = read_picture(path, side, channels)[None]
     return picture, encode_image(pipeline, picture)

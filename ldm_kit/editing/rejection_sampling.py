@@ -28,18 +28,18 @@ class AttributeThreshold:
 class AcceptedCodes(NamedTuple):
     """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
-    z: Tensor  # [N, D]
-    probability: Tensor  # [N]
+    z: Tensor  # [N, D], as the function `sample` of `sample_accepted` returned them
+    probability: Tensor  # [N], that the code has the attribute
     tried: int  # sum over the pictures; each picture counts its codes up to the accepted one
 
     @property
     def rate(self) -> float:
-        """The share of the tried codes that was accepted."""
+        """The fraction of the tried codes that was accepted."""
         return len(self.z) / self.tried
 
 
 def try_seed(seed: int, number: int) -> int:
-    """Return the seed of try `number` for a picture; try 0 has the picture's own seed, `seed`."""
+    """Return the seed of try `number` of a picture: the picture's seed `seed` for try 0, else a hash of both."""
     return seed if number == 0 else rng.derive_seed(seed, "try", number)
 
 

@@ -49,7 +49,8 @@ class SeedOptions(Config):
 class GuidedOptions(Config):
     """Steps and classifier-free guidance with which a picture is sampled again.
 
-    An option that the user leaves out is the one saved with the model, if there is one.
+    The fields mean what they mean in `SamplerOptions`. One that the user leaves out takes the value saved with the
+    model, if there is one.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without saved options
@@ -65,11 +66,13 @@ class GuidedOptions(Config):
         return self
 
     def resolve(self, pipeline: "Pipeline", **fixed: Any) -> ResolvedOptions:
-        """Return complete sampling options for a model: these options, and the model's own where the user left one out.
+        """Return complete sampling options for a model.
+
+        An option that the user left out takes the value saved with the model, or else that of `DEFAULTS`.
 
         Args:
             pipeline: the model.
-            fixed: options by name that the command itself decides.
+            fixed: options, by name, whose values the command fixes.
 
         Raises:
             UserError: options that the model cannot follow.
@@ -117,7 +120,10 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 
 
 class SamplePriorOptions(StepOptions, SeedOptions):
-    """Options of `edit.py sample`: how codes are sampled from a prior, and decoded as new pictures."""
+    """Options of `edit.py sample`: how codes are sampled from a prior, and decoded as new pictures.
+
+    For the class attributes see `ModelDefaults`.
+    """
 
     SECTION: ClassVar[str] = "prior"
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("decode_steps",)

@@ -78,7 +78,11 @@ def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | Non
 
 
 def _settings(options: SamplePriorOptions) -> dict[str, object]:
-    """Return the settings for the PNGs' metadata: always the prompt and the steps, others where they are used."""
+    """Return the settings of sampling, by name, for the PNGs' metadata.
+
+    They are count, prompt, steps and guidance scale; clipping, an attribute's threshold and `stop` only where they are
+    used.
+    """
     criterion = attribute_threshold(options)
     threshold = {} if criterion is None else {"attribute": criterion.attribute, "threshold": criterion.threshold}
     numbers = {"steps": options.steps, "guidance_scale": options.guidance_scale}
@@ -89,9 +93,10 @@ def _settings(options: SamplePriorOptions) -> dict[str, object]:
 def _sample_codes(
     context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Return codes z [N, D], not normalised, a caption for each, and a sentence on the share that was accepted.
+    """Sample codes from `model`'s prior; return z [N, D], not normalised, their captions, and a sentence.
 
-    The sentence is None if the options name no attribute, as all codes are then taken.
+    The sentence says what fraction of the codes was accepted. It is None if `options` name no attribute, as all codes
+    are then taken. `context` has the folder of attribute directions.
     """
 
     def sample(seeds: Sequence[int]) -> Tensor:

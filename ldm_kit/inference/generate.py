@@ -39,7 +39,7 @@ class GenerationResult(NamedTuple):
 class _Job(NamedTuple):
     """Prompt and seed of one picture to generate."""
 
-    prompt: str
+    prompt: str  # a prompt or a class name; "": unconditional
     seed: int
 
 
@@ -123,7 +123,14 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 
 
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Check that the user's prompts `texts` fit the model and its guides; return the prompts to sample with."""
+    """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
+
+    Without prompts, an unconditional model gets those of `_unconditional_prompts`. `options` are the sampling options.
+
+    Raises:
+        UserError: a conditional model without prompts, or a class that the classifier does not know.
+        ConditioningError: a prompt that the model or its guide model cannot encode.
+    """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
@@ -136,9 +143,10 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
 
 
 def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Return the prompts for an unconditional model.
+    """Return the prompts for the unconditional model `pipeline`.
 
-    They are `texts`, class names for the classifier that guides the model, or else one empty prompt.
+    If a classifier guides it and `options` name no class for the classifier, `texts` are its class names and are
+    returned. Otherwise `texts` must be empty, and one empty prompt is returned.
 
     Raises:
         UserError: no class for the classifier, or a prompt that nothing uses.

@@ -100,7 +100,7 @@ def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | No
 
 
 def _folders(path: Path) -> tuple[Path, Path]:
-    """Return the folder of a run, and that of the run's model; UserError if the run has no config.yaml."""
+    """Return a run's folder and its model's, given either as `path`; UserError if the run has no config.yaml."""
     model = model_folder(path)
     run = model.parent if model.name == "model" else path
     if not (run / "config.yaml").is_file():
@@ -137,7 +137,10 @@ def _check_times(request: LikelihoodRequest, steps: int) -> None:
 def _measure(
     pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
-    """Return the bound, and the mean over pictures of the term of each timestep, [T]: NaN where it was not measured."""
+    """Return the bound, and the mean over pictures of the term of each timestep, [T]: NaN where it was not measured.
+
+    The pictures are those held out in `split`; `config` is the run's, and `request` says how much to measure.
+    """
     steps, pictures = len(pipeline.schedule), split.heldout
     chosen = spread(len(pictures), request.count or len(pictures))
     _, raw = split_conditions(config.condition, split)
@@ -170,7 +173,8 @@ def _random(
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
     """Return a function of timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] to measure (None: all).
 
-    Both depend on the pictures' indices [B] in the held-out set, not on the batch. `steps` is the number of timesteps.
+    Both depend on `request.seed` and the pictures' indices [B] in the held-out set alone. `steps` is the number of
+    timesteps T, of which `request.times` are measured.
     """
 
     def noise(t: Tensor) -> Tensor:
@@ -183,8 +187,7 @@ def _random(
 def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterator[Tensor]:
     """Yield `count` random timesteps [B], drawn from `sparse_density`, in which early timesteps are most likely.
 
-    The k-th timestep of a picture is drawn from the k-th of `count` equally likely parts of the density (stratified
-    sampling).
+    The k-th timestep comes from the k-th of `count` equally likely parts of the density (stratified sampling).
 
     Args:
         count: number of timesteps of each picture.
@@ -241,7 +244,7 @@ class _Sums:
 
 
 def _plot(curve: Tensor, out: Path) -> None:
-    """Plot the mean term [T] (bits/dim, NaN where none was measured) against the timestep, to the PNG `out`."""
+    """Plot `curve`, the mean term [T] of each timestep (bits/dim; NaN: not measured), to the PNG `out`."""
     from matplotlib.figure import Figure  # slow to import
 
     drawn = curve.isfinite() & (curve > 0)

@@ -50,7 +50,7 @@ def method_names() -> list[str]:
 
 
 def method_of(tree: Mapping[str, Any]) -> str:
-    """Return the name of the method that a config, as nested mappings, asks for.
+    """Return the name of the method that a config asks for; `tree` is the config as nested mappings.
 
     Without the key `method`, a config whose `autoencoder` is a section (an architecture to train) asks for the method
     autoencoder, and any other config asks for latent.
@@ -82,7 +82,7 @@ def read_run(path: Path | str, overrides: Sequence[str] = (), method: str | None
         method: name of the method; None: the one that the file asks for, see `method_of`.
 
     Raises:
-        UserError: the file or an override cannot be read, or as for `check_run`.
+        UserError: the file or an override cannot be read, or `check_run` refuses the config.
     """
     return check_run(configs.tree(path, overrides), str(path), method)
 

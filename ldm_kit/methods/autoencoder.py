@@ -35,6 +35,7 @@ from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.run_summary import list_metrics
 from ldm_kit.models.folder import strip_paths
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
@@ -115,7 +116,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield the autoencoder's loss on the batch's pictures, then the discriminator's if this step trains it."""
+        """Yield the `LossTerm` of the autoencoder for a batch and, if step `step` trains it, the discriminator's."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -134,7 +135,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return target pictures, reconstructions, and which pictures get a perceptual loss, bool [B] (None: all)."""
+        """Return targets, reconstructions, and which get a perceptual loss, bool [B] (None: all), of step `step`."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -165,7 +166,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw a step's equivariance transforms, of pictures and of latents (`side` wide), for the global batch."""
+        """Draw step `step`'s equivariance transforms of pictures and of latents of width `side`; None: none."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -198,7 +199,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
 
     def samples(self) -> Grid:
-        """Return a grid of some pictures, each row of them above the row of their reconstructions."""
+        """Return a grid that alternates a row of pictures with a row of their reconstructions."""
         pictures = self.shown.pictures(spread(len(self.shown), self.config.log.pictures))
 
         def reconstructed(some: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save a copy of the autoencoder whose weights include the normalisation of the latents.
+        """Save into `folder` a copy of the autoencoder whose weights include the normalisation of the latents.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.
@@ -238,11 +239,10 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
-        metrics = self.listed_metrics()
         assert self.statistics is not None
         mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
         folded = f"latent mean {mean} and deviation {std} folded into its weights"
-        return f"autoencoder in {model}: {metrics}; {folded}"
+        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {folded}"
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""

@@ -16,7 +16,10 @@ from ldm_kit.training.optim import OptimConfig
 
 
 class AutoencoderRun(RunConfig):
-    """Config of a run that trains an autoencoder, with or without a discriminator."""
+    """Config of a run that trains an autoencoder, with or without a discriminator.
+
+    `perceptual` sets the perceptual distance, a term of the loss.
+    """
 
     method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
     autoencoder: AutoencoderConfig

@@ -1,6 +1,6 @@
 """Metrics of an autoencoder's reconstructions of a picture set; posterior means are decoded, without noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,8 +11,9 @@ from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
 from autoencoder.codebook import CodeUsage
 from autoencoder.perceptual import Perceptual
 from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.data.peers import agreed, divided, everyone
 from ldm_kit.memory import BatchSize
-from ldm_kit.metrics.reconstruction import RunningMean, psnr, ssim
+from ldm_kit.metrics.reconstruction import psnr, ssim
 
 CODEBOOK = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")  # figures of VQ models
 
@@ -27,10 +28,11 @@ def evaluate(
 
     Args:
         autoencode: the autoencoder to measure.
-        perceptual: distance between pictures and reconstructions; left out of the result if its spec is "none".
+        perceptual: distance between pictures and reconstructions; left out of the result if its `config.spec` is
+            "none".
         pictures: the set that the measured pictures belong to.
         rows: indices [N] of the measured pictures in the set.
-        size: most pictures in a batch.
+        size: number of pictures in a batch; reduced when memory runs out.
 
     Returns:
         Means over the measured pictures, named heldout_psnr, heldout_ssim and so on.
@@ -39,31 +41,38 @@ def evaluate(
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
     if perceptual.config.spec != "none":
         measures["perceptual"] = lambda x, y: perceptual(y, x)
-    means = {name: RunningMean() for name in measures}
+
     usage = CodeUsage(vae.quantize.n_e) if isinstance(vae, VQModel) else None
 
-    def measured(indices: range) -> tuple[list[Tensor], Tensor | None]:
-        x = to_unit(pictures.pictures(rows[indices.start : indices.stop].tolist()).to(device))
+    def measured(indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = to_unit(pictures.pictures(indices.tolist()).to(device))
         output = autoencode(x, torch.zeros(len(x), *latent_shape(vae, *x.shape[-2:]), device=device))
         y = output.picture.clamp(-1, 1)
-        return [measure(x, y) for measure in measures.values()], output.indices
+        return torch.stack([measure(x, y).cpu().double() for measure in measures.values()], 1), output.indices
 
-    for values, codes in size.batches(len(rows), measured):
-        for mean, value in zip(means.values(), values, strict=True):
-            mean.add(value)
-        if usage is not None and codes is not None:
-            usage.add(codes)
-    metrics = {f"heldout_{name}": mean.mean() for name, mean in means.items()}
-    return metrics | ({f"heldout_codebook_{k}": v for k, v in usage.summary().items()} if usage is not None else {})
+    def own(indices: Sequence[int]) -> Tensor:
+        values: list[Tensor] = []
+        for value, codes in size.map(rows[indices], measured):
+            values.append(value)
+            if usage is not None and codes is not None:
+                usage.add(codes)
+        return torch.cat(values)
+
+    means = divided(len(rows), own).mean(0).tolist()
+    metrics = {f"heldout_{name}": mean for name, mean in zip(measures, means, strict=True)}
+    if usage is not None:
+        usage.counts = torch.stack(agreed(everyone(), usage.counts.cpu)).sum(0)
+        metrics |= {f"heldout_codebook_{name}": value for name, value in usage.summary().items()}
+    return metrics
 
 
 @torch.no_grad()
 def reconstruct(vae: Any, x: Tensor) -> Tensor:
-    """Return the reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
+    """Return `vae`'s reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
 
 
 def of_training(figure: str) -> str:
-    """Return a held-out metric's name as it is when measured on training pictures: train_psnr for heldout_psnr."""
+    """Return the name of the metric `figure` when measured on training pictures: train_psnr for heldout_psnr."""
     return figure.replace("heldout_", "train_", 1)

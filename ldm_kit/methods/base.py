@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ldm_kit.data.batches import chosen
 from ldm_kit.data.images import Split
+from ldm_kit.data.peers import divided
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
@@ -22,6 +23,7 @@ from ldm_kit.methods.records import Grid as Grid
 from ldm_kit.methods.records import TrainingData as TrainingData
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.methods.run_summary import list_metrics, plot_curves
+from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.training.batches import to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
@@ -32,8 +34,6 @@ from ldm_kit.viz.png import save_png, tolerate_oserror
 _log = logging.getLogger("ldm_kit.evaluation")
 HELDOUT_SEED = 20220420  # of held-out noise; fixed, so that held-out losses of different runs compare
 NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))  # x_t = x_0
-
-
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -56,6 +56,7 @@ class Method(ABC, Generic[C]):
         metrics: metrics of the last evaluation, by name.
         dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
         precision: dtype of the run's autocast; None: no autocast (float32).
+        shared_work: shares held-out evaluation with the other processes of the run.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -82,6 +83,7 @@ class Method(ABC, Generic[C]):
         self.metrics: dict[str, float] = {}
         self.dependencies: dict[str, str] = {}
         self.precision: torch.dtype | None = None
+        self.shared_work = SharedWork()
         if data is not None:  # else losses can be computed, but nothing trained, evaluated or saved
             self.data, self.batches, self.heldout = data
 
@@ -146,33 +148,32 @@ class Method(ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update state that gradients do not train, such as running statistics, after the update by `optimisers`."""
+        """Update what gradients do not train, after the `optimisers`, by name, made step `step` (counted from 0)."""
 
     def discard_step(self) -> None:
         """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""
 
     @torch.no_grad()
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
-        """Return the mean loss of held-out samples (None: there are none), in batches of `batch_size` or `eval_batch`.
+        """Return the mean loss of held-out samples, in batches of `batch_size` or `eval_batch`; None: there are none.
 
-        Sample i of N is noised to timestep floor((i + 1/2) T / N), so that timesteps are evenly spaced over 0..T-1. Of
-        a larger held-out set, a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and
-        a sample's index in the held-out set fix the noise, so that losses of different runs and batch sizes compare.
+        Sample i of N is noised to timestep floor((i + 1/2) T / N): evenly spaced over 0..T-1. Of a larger held-out set,
+        a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and a sample's index in the
+        held-out set fix the noise, so that losses of different runs and batch sizes compare.
         """
-        if self.heldout is None:
+        if (samples := self.heldout) is None:
             return None
-        rows, samples, times = chosen(len(self.heldout), self.config.log.max_heldout), self.heldout, len(self.schedule)
-        count = len(rows)
+        rows, times = chosen(len(samples), self.config.log.max_heldout), len(self.schedule)
 
-        def losses(batch: range) -> Tensor:
-            indices = torch.tensor(batch)
-            t = ((indices + 0.5) / count * times).long().to(self.device)
+        def losses(indices: Tensor) -> Tensor:
+            t = ((indices + 0.5) / len(rows) * times).long().to(self.device)
             samples_at = to_device(samples.__getitems__([(i, i) for i in rows[indices].tolist()]), self.device)
             return self.heldout_losses(samples_at, t, self.heldout_seed).cpu()
 
+        size = BatchSize.of(batch_size or self.eval_batch)
         with eval_mode(*self.modules.values()):
-            parts = [*BatchSize.of(batch_size or self.eval_batch).batches(count, losses)]
-        return float(torch.cat(parts).double().mean())
+            parts = divided(len(rows), lambda own: torch.cat([*size.map(torch.tensor(own), losses)]))
+        return float(parts.double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
         """Return metrics of held-out samples, by name; empty if nothing is held out."""
@@ -195,16 +196,21 @@ class Method(ABC, Generic[C]):
         return ["heldout_loss"] if data is None or len(data.heldout) else []
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return metrics of held-out samples after step `step`, and write a grid of samples into the run's `folder`."""
+        """Return metrics of held-out samples after step `step`; write a grid of samples into the run's `folder`."""
+        self.metrics = self.shared_work.run(self.in_evaluation, "heldout_metrics")
         with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
-            self.metrics = self.heldout_metrics()
             grid = self._finite_samples(step)
         if grid is not None:
             self.write_grid(grid, step, folder)
         return self.metrics
 
+    def in_evaluation(self, name: str) -> Any:
+        """Return what the method `name` of this object returns, with networks in evaluation mode and autocast."""
+        with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
+            return getattr(self, name)()
+
     def _finite_samples(self, step: int) -> Grid | None:
-        """Return `samples()`; None, with a warning, if sampling gives a NaN or an infinity."""
+        """Return `samples()`; None, with a warning that names the step, if sampling gives a NaN or an infinity."""
         try:
             return self.samples()
         except NonFiniteError as error:
@@ -212,7 +218,7 @@ class Method(ABC, Generic[C]):
             return None
 
     def write_grid(self, grid: Grid, step: int, folder: Path) -> None:
-        """Write a grid to pictures/NAME-STEP.png in the run's folder; if the disk is full, only warn."""
+        """Write a grid to pictures/NAME-STEP.png in the run's folder `folder`; if the disk is full, only warn."""
         path = folder / "pictures" / f"{grid.name}-{step:08d}.png"
         with tolerate_oserror(path):
             save_png(grid.image, path, None)
@@ -234,11 +240,7 @@ class Method(ABC, Generic[C]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out metrics."""
-        return f"model in {model}: {self.listed_metrics()}"
-
-    def listed_metrics(self) -> str:
-        """Return the last evaluation's metrics as text, such as "held-out loss 0.12"."""
-        return list_metrics(self.metrics)
+        return f"model in {model}: {list_metrics(self.metrics)}"
 
     def describe(self) -> str:
         """Return a paragraph on data, networks and run length, and a warning for each setting without effect."""

@@ -7,13 +7,12 @@ Run:      accelerate launch train_ldm.py configs/openmoji/classifier.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, VQModel
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,18 +21,18 @@ from ldm_kit.data import records
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches
+from ldm_kit.data.peers import divided
 from ldm_kit.diffusion import rng, schedule, timesteps
 from ldm_kit.methods import classifier_metrics as metrics
 from ldm_kit.methods.base import Grid, Method, TrainingData
+from ldm_kit.methods.classifier_config import ClassifierRun as ClassifierRun
 from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAccuracy, hits, plot_accuracy, scores
 from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
-from ldm_kit.methods.run_config import NoisedRun, check_any_density, check_saved
-from ldm_kit.models.classifier import NoisyClassifier, any_target, first_stage_of
-from ldm_kit.nets.half_unet import HalfUNet, HalfUNetConfig, build_half_unet
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.nets.half_unet import HalfUNet, build_half_unet
 from ldm_kit.training.batches import to_device
-from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
@@ -41,35 +40,11 @@ MAX_HELDOUT = 2048  # most held-out pictures that an evaluation measures
 GUESS_TIME = 0.05  # t / T at which the pictures of the sample grid are classified
 
 
-class ClassifierRun(NoisedRun):
-    """Config of a run that trains a classifier of noised latents or, without an autoencoder, of noised pixels."""
-
-    method: Literal["classifier"] = Field(description="a classifier of noised latents, or of noised pixels")
-    net: HalfUNetConfig = HalfUNetConfig()
-    ema: EmaConfig = EmaConfig(kind="none")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of a label's weight that is spread over all classes"
-    )
-    shift: int = Field(
-        default=0, ge=0, description="move pictures by up to so many pixels each way, edges repeated; pixels only"
-    )
-
-    @model_validator(mode="after")
-    def _check_shift(self) -> "ClassifierRun":
-        if self.shift and self.autoencoder is not None:
-            raise ValueError("shift moves pixels, but latents are cached as they are; leave it 0, or autoencoder out")
-        if self.shift >= self.data.resolution:
-            raise ValueError(f"shift {self.shift} moves a picture of {self.data.resolution} pixels out of itself")
-        check_any_density(self.timestep_sampling)
-        check_saved(self.schedule, any_target(self.schedule))
-        return self
-
-
 class Classifying(Method[ClassifierRun]):
     """Training method of a classifier of noised latents or, if the run has no autoencoder, of noised pixels."""
 
     Config = ClassifierRun
-    heldout_seed: ClassVar[int] = 20210511
+    heldout_seed: ClassVar[int] = 20210511  # seed of the timesteps and the noise of held-out samples
 
     vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are classified
     latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
@@ -107,12 +82,12 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and quartile shares to its device."""
+        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and `shares` to the module's device."""
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log.
+        """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log; `step` is not used.
 
         The run's seed and a sample's position in the run determine its timestep, noise and shift.
         """
@@ -135,7 +110,7 @@ class Classifying(Method[ClassifierRun]):
         return network(noise_batch(batch, t, seed, self.schedule).x_t, t).float()
 
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Return the share of samples that are classified correctly: of all, and of each quartile of timesteps.
+        """Return the accuracy of `logits` [B, K] for classes `label` [B], overall and by quartile of timesteps t [B].
 
         The correct samples of a quartile are divided by the number of samples that it gets on average. So the mean over
         micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
@@ -151,7 +126,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Return loss and accuracy at LEVELS noise levels, of at most MAX_HELDOUT and `log.max_heldout` samples."""
+        """Return loss and accuracy of at most `log.max_heldout` (and 2048) samples at each of 8 noise levels."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
@@ -159,16 +134,20 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and top-5 accuracy of samples `indices`, at random timesteps of a noise level."""
+        """Return loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
-        logits = self.guess(samples, indices, position, u)
-        loss, first, top = scores(logits, samples.inputs_at(indices)["label"]).double().mean(1).tolist()
+
+        def own(some: Sequence[int]) -> Tensor:
+            logits = self.guess(samples, indices[some], position[some], u[some])
+            return scores(logits, samples.inputs_at(indices[some])["label"]).T
+
+        loss, first, top = divided(len(indices), own).double().mean(0).tolist()
         return loss, first, top
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K] of unmirrored samples `indices` [B] at t / T = u [B]; `position` [B] fixes the noise."""
+        """Return logits [B, K] of samples `indices` [B], unmirrored, at t / T = u [B]; `position` [B] fixes noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -192,7 +171,7 @@ class Classifying(Method[ClassifierRun]):
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return metrics of held-out pictures; plot accuracy over noise level, and write a grid of predictions."""
+        """Return held-out metrics after step `step`; plot accuracy over noise level and predictions into `folder`."""
         super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")
@@ -213,7 +192,7 @@ class Classifying(Method[ClassifierRun]):
         return classes[label] if label == guess else f"{classes[label]}, taken for {classes[guess]}"
 
     def save(self, folder: Path) -> None:
-        """Save the classifier in the folder layout of diffusers."""
+        """Save the classifier into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
         classes, first_stage = tuple(self.data.train.classes), first_stage_of(self.vae)
         NoisyClassifier(self.net, classes, self.config.schedule, first_stage).save(folder)
 
@@ -241,7 +220,7 @@ class Classifying(Method[ClassifierRun]):
 
 
 def labels_of(pictures: PictureSet) -> Tensor:
-    """Return the class index of every picture, int64 [N].
+    """Return the class index of each of N pictures, int64 [N].
 
     Raises:
         UserError: a picture has no label, or there are fewer than two classes.

@@ -19,7 +19,7 @@ TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies of held-out pictures: one value for each of LEVELS noise levels, from least noise on."""
+    """Mean loss and accuracies of held-out pictures: one value for each of 8 (`LEVELS`) noise levels, rising."""
 
     losses: tuple[float, ...]  # mean cross-entropy
     first: tuple[float, ...]  # top-1 accuracy
@@ -39,7 +39,7 @@ class HeldoutAccuracy:
 
 
 def figure_names(top: bool) -> list[str]:
-    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: with top-5 accuracy."""
+    """Return the names of the metrics that `HeldoutAccuracy.metrics` returns; `top`: whether it has top-5 accuracy."""
     none = (0.0,) * LEVELS
     return list(HeldoutAccuracy(none, none, none if top else None).metrics())
 
@@ -66,7 +66,7 @@ def scores(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
-    """Plot accuracy over the noise level t / T into a PNG file; a failure to write it only warns."""
+    """Plot accuracy over the noise level t / T into the PNG file `path`; a failure to write it only warns."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -85,9 +85,9 @@ def plot_accuracy(accuracy: HeldoutAccuracy, path: Path) -> None:
 
 
 def quartile_shares(sampling: TimestepSamplingConfig, times: int) -> Tensor:
-    """Return the share of training timesteps that fall into each quarter of 0..`times` - 1, float [4].
+    """Return the fraction of training timesteps that fall into each quarter of 0..`times` - 1, float [4].
 
-    The shares are counted in 4096 timesteps drawn from the density `sampling`, stratified.
+    The fractions are counted in 4096 timesteps drawn from the density `sampling`, stratified.
     """
     count, even = 4096, sampling.model_copy(update={"stratified": True})
     t = sample_timesteps(even, 0, torch.arange(count), count, times)

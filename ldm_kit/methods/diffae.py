@@ -53,7 +53,10 @@ class DiffAERun(SemanticRun):
 
 
 class DiffusionAutoencoder(CodedNetwork):
-    """Encoder and U-Net as one module, so that one DDP wrapper averages the gradients of both."""
+    """Encoder and U-Net as one module, so that one DDP wrapper averages the gradients of both.
+
+    `folder` is the attribute that holds the U-Net, and its folder in a saved model.
+    """
 
     folder: ClassVar[str] = "unet"
 
@@ -64,7 +67,7 @@ class DiffusionAutoencoder(CodedNetwork):
     def forward(self, x: Tensor, t: Tensor, picture: Tensor) -> Tensor:
         """Return the U-Net's output [B, Z, h, w] for noisy latents x of that shape, timesteps t [B] and clean pictures.
 
-        Pictures are [B, C, R, R] in [-1, 1].
+        The clean pictures `picture`, which are encoded to codes, are [B, C, R, R] in [-1, 1].
         """
         return self.unet(x, t, self.encoder(picture))
 
@@ -98,7 +101,10 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         return method
 
     def error(self, output: Any, batch: NoisedBatch) -> Tensor:
-        """Return the mean squared error [B] of each sample: the U-Net's output against its target, eps or v."""
+        """Return the mean squared error [B] of each sample: the U-Net's output against its target, eps or v.
+
+        `output` is what `DiffusionAutoencoder` returned for `batch`.
+        """
         x_0, eps, _, t = batch
         return loss.error(output, x_0, eps, t, self.schedule, prediction_type=self.config.prediction_type)
 

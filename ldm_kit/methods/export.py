@@ -94,7 +94,7 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint: whether it has a trainer_state.json; the rest is not checked."""
+    """Return whether `path` is a checkpoint: a folder with a trainer_state.json; the rest is not checked."""
     return (path / STATE_FILE).is_file()
 
 
@@ -153,7 +153,17 @@ def _manifest_digest(source: Path) -> str:
 
 
 def _method_of(source: Path, overrides: Sequence[str], data: Split | None, device: torch.device) -> Method[Any]:
-    """Build the method that wrote a checkpoint, and load the checkpoint's averaged weights into its networks."""
+    """Build the training method of a checkpoint's run, and load the checkpoint's averaged weights into its networks.
+
+    Args:
+        source: the checkpoint's folder.
+        overrides: new values of keys in the run's config, such as `data.path=elsewhere`.
+        data: the run's pictures; None: those of the config.
+        device: where the networks are put.
+
+    Raises:
+        UserError: the pictures, or other things that the run was trained on, cannot be opened or have changed.
+    """
     saved = read_metadata(source)
     tree = configs.rename_old_keys(find_method(method_of(saved["config"])).Config, saved["config"])[0]
     for override in overrides:

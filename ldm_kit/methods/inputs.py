@@ -149,7 +149,7 @@ class Conditions:
         return cls(config, data, *split_conditions(config, data))
 
     def build(self, time_width: int | None) -> Conditioner:
-        """Build the conditioner; `time_width` is the width of the time embedding, to which a class vector is added.
+        """Build the conditioner; `time_width`: channels of the time embedding, to which a class vector is added.
 
         Raises:
             ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.
@@ -179,7 +179,7 @@ class Conditions:
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, whichever the condition needs, of the training set and of the held-out set.
+    """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
 
     The training set, and both sets together, must have what the condition needs. The held-out set alone need not: its
     few pictures may all happen to lack a caption.
@@ -234,16 +234,16 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs; samples that `drop_mask` draws get `null`, the null condition's inputs."""
+    """Return a batch's conditioner inputs, those of `null` for samples of `drop_mask(seed, position, probability)`."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
 class NoisedBatch(NamedTuple):
     """A batch of latents (or pixels) with Z channels, each noised to its own timestep."""
 
-    x_0: Tensor  # clean, [B, Z, h, w]
-    eps: Tensor  # noise, like x_0
-    x_t: Tensor  # noised, like x_0
+    x_0: Tensor  # clean data [B, Z, h, w]
+    eps: Tensor  # noise, in the shape of x_0
+    x_t: Tensor  # noised data, in the shape of x_0
     t: Tensor  # timesteps [B]
 
 

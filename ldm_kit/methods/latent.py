@@ -131,7 +131,7 @@ class Latent(Method[LatentRun]):
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Add the step's losses, of all processes, to those by which the density loss_second_moment draws timesteps."""
+        """Add the step's losses, from all processes, to those that the timestep density loss_second_moment uses."""
         self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:
@@ -192,7 +192,7 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device, and default sampling settings."""
+        """The pipeline that `save` writes: current weights, on the training device; it samples as the run does."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
@@ -216,7 +216,7 @@ class Latent(Method[LatentRun]):
         return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the pipeline in the folder layout of diffusers."""
+        """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
         self.pipeline.save(folder)
 
     def summary(self, model: Path) -> str:

@@ -91,7 +91,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, given: Any) -> Any:
-        """Make hybrid the default of `loss` if the variance is learned."""
+        """Return the raw config `given` with loss hybrid, if its variance is learned_range and it sets no loss."""
         if isinstance(given, Mapping) and given.get("variance") == "learned_range":
             return {"loss": "hybrid", **given}
         return given

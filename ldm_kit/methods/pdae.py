@@ -58,7 +58,8 @@ class PDAERun(SemanticRun):
 class ShiftedDiffusion(CodedNetwork):
     """Encoder and gradient estimator as one module, so that one DDP wrapper averages the gradients of both.
 
-    The frozen base model is no submodule: it is neither trained nor saved.
+    The frozen base model is no submodule: it is neither trained nor saved. `folder` is the attribute that holds the
+    gradient estimator, and its folder in a saved model.
     """
 
     folder: ClassVar[str] = "shift"
@@ -82,7 +83,8 @@ class ShiftedDiffusion(CodedNetwork):
 class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
     """Training method of PDAE: the loss is the weighted squared error of the frozen model's eps, shifted by G.
 
-    G(x_t, t, z) is the learned gradient, where z is the picture's code; `weight` has the weights of timesteps.
+    G(x_t, t, z) is the learned gradient, where z is the picture's code; the weight depends on the timestep, see
+    `weight`.
     """
 
     Config = PDAERun

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from conditioning.base import Conditioner, Inputs
 from conditioning.none import NoConfig
 from ldm_kit.config import UserError, cache_dir
-from ldm_kit.data import tensor_cache
+from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
 from ldm_kit.data.latents import weights_digest
@@ -120,7 +120,7 @@ class Prior(Method[PriorRun]):
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`.
+        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`; `step` is not used.
 
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
         """
@@ -173,7 +173,7 @@ class Prior(Method[PriorRun]):
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
     def save(self, folder: Path) -> None:
-        """Save the semantic model together with this prior."""
+        """Save the semantic model together with this prior into `folder`."""
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:
@@ -207,9 +207,11 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: Bat
     def compute() -> dict[str, Tensor]:
         check_writable(cache_dir())
         z = codes.encode_set(encoder, pictures, size)
-        return {"z": z, "shown": sources(torch.arange(len(z)), replacements(pictures))}
+        shares = peers.agreed(peers.everyone(), lambda: dict(replacements(pictures)))
+        replaced = {broken: index for share in shares for broken, index in share.items()}
+        return {"z": z, "shown": sources(torch.arange(len(z)), replaced)}
 
-    tensors = tensor_cache.cached(cache_dir() / "codes", key, compute)
+    tensors = tensor_cache.cached_by_all(cache_dir() / "codes", key, compute)
     return tensors["z"], tensors.get("shown", torch.arange(len(tensors["z"])))  # older files lack it
 
 

@@ -26,7 +26,10 @@ class PriorSampleConfig(Config):
 
 
 class PriorRun(ConditionedRun):
-    """Config of a run that trains a diffusion prior over the codes of a trained semantic model."""
+    """Config of a run that trains a diffusion prior over the codes of a trained semantic model.
+
+    `net` sets the MLP, `schedule` the noise schedule, and `sample` how samples are drawn during training.
+    """
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
     model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")

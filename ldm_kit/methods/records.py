@@ -14,10 +14,10 @@ from ldm_kit.training.task import BatchSource
 
 @dataclass(frozen=True)
 class Collectives:
-    """Reductions of a tensor over the processes of a run; the defaults, for one process, return the tensor."""
+    """Functions that combine a tensor over a run's processes; the defaults, for one process, return it unchanged."""
 
-    mean: Callable[[Tensor], Tensor] = itself
-    sum: Callable[[Tensor], Tensor] = itself
+    mean: Callable[[Tensor], Tensor] = itself  # returns the mean of all processes' tensors
+    sum: Callable[[Tensor], Tensor] = itself  # returns the sum of all processes' tensors
     broadcast: Callable[[Tensor], Tensor] = itself  # returns the main process's tensor on every process
 
 

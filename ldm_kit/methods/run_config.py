@@ -19,7 +19,8 @@ from ldm_kit.training.optim import OptimConfig
 class RunConfig(Config):
     """Settings that the config of every method has: run folder, data, optimiser, EMA, training and logging.
 
-    A subclass adds the field `method`, a Literal with the method's name as its only value.
+    `optim` sets the optimiser, `ema` the averages of the weights, and `log` logging and evaluation. A subclass adds the
+    field `method`, a Literal with the method's name as its only value.
     """
 
     run: str = Field(
@@ -48,7 +49,10 @@ class RunConfig(Config):
 
 
 class NoisedRun(RunConfig):
-    """Config of a run that diffuses the latents of an autoencoder, or pixels."""
+    """Config of a run that diffuses the latents of an autoencoder, or pixels.
+
+    `schedule` sets the noise schedule.
+    """
 
     autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
     latents: str | None = Field(
@@ -91,10 +95,10 @@ class ConditionedRun(RunConfig):
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check, for a method whose loss has no variational bound, that the density of training timesteps needs none.
+    """Check that training timesteps are not drawn by loss_second_moment, for a method without the variational bound.
 
     Raises:
-        ValueError: the density is loss_second_moment, which depends on the bound's terms.
+        ValueError: the density is loss_second_moment, which follows the bound's terms.
     """
     if sampling.density == "loss_second_moment":
         raise ValueError(
@@ -103,7 +107,7 @@ def check_any_density(sampling: TimestepSamplingConfig) -> None:
 
 
 def check_steps(steps: int, schedule: ScheduleConfig) -> None:
-    """Check that there are at most as many sampling steps as training timesteps.
+    """Check that a sampler's `steps` are at most as many as the training timesteps of `schedule`.
 
     Raises:
         ValueError: there are more sampling steps than training timesteps.

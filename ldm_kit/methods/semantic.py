@@ -46,7 +46,10 @@ class ReconstructionConfig(Config):
 
 
 class SemanticRun(NoisedRun):
-    """Settings that the configs of DiffAE and PDAE share: the semantic encoder, and sampling during training."""
+    """Settings that the configs of DiffAE and PDAE share: the semantic encoder, and sampling during training.
+
+    `sample` sets the steps in which held-out pictures are encoded and decoded.
+    """
 
     encoder: SemanticConfig
     sample: ReconstructionConfig = ReconstructionConfig()
@@ -62,7 +65,7 @@ class CodedNetwork(nn.Module):
     encoded to the codes that the decoding network is given.
     """
 
-    encoder: Encoder
+    encoder: Encoder  # maps pictures to codes z
     folder: ClassVar[str]  # the decoding network's folder in a saved model, and its attribute here
 
     @property
@@ -108,9 +111,10 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean of errors times `weight`; with weights, the mean error without them is logged as `error`.
+        """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
 
-        The run's seed and a sample's position in the run determine its noise and timestep.
+        `batch` is one of `PicturedLatents`. The run's seed and a sample's position in the run determine its noise and
+        timestep.
         """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)
@@ -134,7 +138,10 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return self.error(module(noised.x_t, t, batch["picture"]), noised)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return the error [B] of each held-out sample at timesteps t [B], without `weight`; `seed` fixes the noise."""
+        """Return the error [B] of each held-out sample at timesteps t [B], without `weight`.
+
+        `batch` is one of `PicturedLatents`; `seed` fixes the noise.
+        """
         return self.errors(batch, t, seed, self.module)
 
     def model(self) -> SemanticModel:
@@ -147,13 +154,13 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return the held-out loss and the errors of reconstructed pictures; write a grid of them into `folder`.
+        """Return held-out loss and reconstruction errors after step `step`; write reconstructions into `folder`.
 
-        Pictures are reconstructed from inferred and from random noise x_T. If a reconstruction has a NaN or an
-        infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
+        Pictures are reconstructed from inferred and from random noise x_T, and written as a grid. If a reconstruction
+        has a NaN or an infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
         """
+        self.metrics = self.shared_work.run(self.in_evaluation, "heldout_metrics")
         with eval_mode(self.module), autocast(self.device, self.precision):
-            self.metrics = self.heldout_metrics()
             try:
                 image = self._reconstruct()
             except NonFiniteError as error:
@@ -183,11 +190,14 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
 
     def save(self, folder: Path) -> None:
-        """Measure mean and deviation of the training set's codes, and save the semantic model with them."""
+        """Measure mean and deviation of the training set's codes; save the semantic model with them into `folder`."""
         model = self.model()
-        z = codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
-        model.mean, model.std = codes.code_statistics(z)
+        model.mean, model.std = codes.code_statistics(self.shared_work.run(self.in_evaluation, "training_codes"))
         model.save(folder)
+
+    def training_codes(self) -> Tensor:
+        """Return the codes of the training pictures by the encoder's current weights, float32 [N, D] on the CPU."""
+        return codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out metrics."""
@@ -207,7 +217,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
 def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) -> tuple[TrainingData, tuple[int, ...]]:
     """Return batches that pair latents with their pictures, and a latent's shape (channels, height, width).
 
-    Latents that are not cached yet are encoded first.
+    `data` are the run's pictures. Latents that are not cached yet are first encoded by `first_stage`.
 
     Raises:
         UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
@@ -219,5 +229,5 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
 
 
 def _mse(pictures: Tensor, others: Tensor) -> float:
-    """Return the mean squared error between uint8 pictures, with levels scaled to 0..1."""
+    """Return the mean squared error between uint8 pictures and `others` of one shape, with levels scaled to 0..1."""
     return float(((pictures.double() - others.double()) / 255).square().mean())

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
 from ldm_kit.methods.run_config import RunConfig, method_name
+from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.nets.execution import configure_network
 from ldm_kit.training.distributed import work_groups
 from ldm_kit.training.launch import launched_precision
@@ -25,6 +26,8 @@ from ldm_kit.training.log import Log
 from ldm_kit.training.loop import Trainer
 from ldm_kit.training.retention import check_keep_best
 from ldm_kit.training.session import Session, due, session
+
+T = TypeVar("T")
 
 
 def train(
@@ -55,11 +58,12 @@ def train(
     _check_keep_best(settings, None)
     with session(settings, resume) as run:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
-        with shared_by(*work_groups()):
+        groups = work_groups()
+        with shared_by(*groups):
             pictures = load(settings.data) if data is None else data
             _check_keep_best(settings, pictures)
             method = open_method(settings, pictures, run.device, collectives)
-            method.precision = run.precision
+            method.precision, method.shared_work = run.precision, SharedWork(*groups)
         trainer = run.trainer(method, method.batches)
         log = run.log(trainer)
         log.print(method.describe())
@@ -67,28 +71,40 @@ def train(
         with contextlib.closing(log.bar):  # so that a sentence on an error has a line of its own
             _train(method, run, trainer, log)
         log.flush()
-        if run.is_main_process:
-            with trainer.ema.applied():
-                if was_finished:  # the figures of the last step were measured by another process
-                    log.evaluate(trainer.step, lambda number: method.evaluate(number, run.folder))
-                log.print(method.finish(run.folder))
+        _on_main(method, trainer, lambda: _finish(method, run, trainer, log, evaluate=was_finished))
         log.close()
         return run.folder / "model"
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
-    """Train to the last step; log metrics, evaluate and save checkpoints at the configured steps."""
+    """Train `method` to the last step; log metrics, evaluate and save checkpoints at the steps that its config sets."""
     for step in trainer.train(method.batches):
         log.step(step)
         metrics = None
-        if run.is_main_process and due(step, method.config.log.evaluate_every, trainer.config.steps):
-            with trainer.ema.applied():
-                metrics = log.evaluate(step.number, lambda number: method.evaluate(number, run.folder))
+        if due(step, method.config.log.evaluate_every, trainer.config.steps):
+            metrics = _on_main(method, trainer, lambda number=step.number: _evaluate(method, run, log, number))
         run.save_when_due(trainer, step, metrics)
 
 
+def _on_main(method: Method[Any], trainer: Trainer, task: Callable[[], T]) -> T | None:
+    """Call `task` with averaged weights on the main process; the others share its evaluation, and get None."""
+    with trainer.ema.applied():
+        return method.shared_work.on_main(task, method.in_evaluation)
+
+
+def _evaluate(method: Method[Any], run: Session, log: Log, number: int) -> dict[str, float] | None:
+    return log.evaluate(number, lambda step: method.evaluate(step, run.folder))
+
+
+def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, evaluate: bool) -> None:
+    """Save the model; `evaluate` first if the last step was evaluated by another process, whose metrics are lost."""
+    if evaluate:
+        _evaluate(method, run, log, trainer.step)
+    log.print(method.finish(run.folder))
+
+
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the launcher's precision, if the config sets none or `auto`."""
+    """Return the config with the precision that `accelerate launch` was given, if the config sets none or `auto`."""
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
@@ -124,7 +140,7 @@ def open_method(
 
 
 def _checked(data: Split) -> Split:
-    """Return the pictures that a program passed, after checking that both sets are of one kind.
+    """Return `data`, the pictures that a program passed, after checking that both its sets are of one kind.
 
     Raises:
         UserError: the held-out pictures differ from the training pictures in size, channels or classes.
@@ -144,7 +160,9 @@ def _checked(data: Split) -> Split:
 def resolve_config(
     config: Path | str | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = (), data: Split | None = None
 ) -> RunConfig:
-    """Return the validated config of a run; its `data` becomes that of the pictures `data`, if these are given.
+    """Return the validated config of a run, with `overrides`, such as `optim.lr=3e-4`, applied.
+
+    If pictures `data` are given, the config's section `data` is replaced by one that describes them.
 
     Raises:
         UserError: the config or an override is wrong.
@@ -167,5 +185,5 @@ def resolve_config(
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config of nested mappings, so that overrides do not change the caller's config."""
+    """Return a copy of `tree`, a config of nested mappings, so that overrides do not change the caller's config."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

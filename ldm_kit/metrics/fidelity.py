@@ -28,13 +28,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Prompt fidelity as shares in [0, 1]: `rank1` and `rank5` of `count` prompts, `tone` of `tone_count` prompts."""
+    """Prompt fidelity: how often the true picture of a prompt is the reference picture nearest to the generated one."""
 
-    rank1: float  # the nearest reference is the true picture
-    rank5: float  # the true picture is among the five nearest
-    tone: float  # the nearest reference has the skin tone that the prompt names; NaN if no prompt names one
+    rank1: float  # share of prompts whose true picture is the nearest reference, in [0, 1]
+    rank5: float  # share of prompts whose true picture is among the five nearest
+    tone: float  # of prompts that name a skin tone, the share whose nearest reference has it; NaN if none names one
     tone_count: int  # prompts that name one skin tone
-    count: int
+    count: int  # all prompts
 
     def interval(self, share: Literal["rank1", "rank5", "tone"]) -> tuple[float, float]:
         """Return the 95 % confidence interval (low, high), by Wilson's score, of the share with this name."""
@@ -42,10 +42,10 @@ class Fidelity:
 
 
 class Frechet(NamedTuple):
-    """A Fréchet distance, and a warning that is "" if both sets of features have enough samples."""
+    """A Fréchet distance of two sets of features, and whether it is reliable."""
 
     distance: float
-    warning: str
+    warning: str  # says that a set has too few samples for its number of features; "" if both have enough
 
 
 @torch.no_grad()
@@ -88,11 +88,18 @@ def agreement(
 ) -> Tensor:
     """Return bool [M]: whether the nearest reference has the same attribute (such as skin tone) as the true picture.
 
-    If several references are equally near, all of them must have it. `values` holds the attribute's value for each of
-    the N references; the other arguments are those of `ranks`.
+    If several references are equally near, all of them must have the attribute.
+
+    Args:
+        generated: features [M, D] of the generated pictures.
+        references: features [N, D] of the reference pictures.
+        truth: int64 [M], the index of each generated picture's true picture among the references.
+        values: the attribute's value for each of the N references.
+        distance: cosine or euclidean.
 
     Raises:
-        ValueError: as for `ranks`, or there is not one value for each reference.
+        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+            value for each reference.
     """
     _check(generated, references, truth)
     if len(values) != len(references):
@@ -115,12 +122,20 @@ def fidelity(
 ) -> Fidelity:
     """Return the prompt fidelity of generated pictures.
 
-    `tones` holds the skin tone of each of the N references; prompts for a reference whose tone is "" or "mixed" do not
-    count towards the share `tone`. The other arguments are those of `ranks`.
+    Args:
+        generated: features [M, D] of the generated pictures.
+        references: features [N, D] of the reference pictures.
+        truth: int64 [M], the index of each generated picture's true picture among the references.
+        tones: skin tone of each of the N references; prompts for one whose tone is "" or "mixed" do not count towards
+            the share `tone`. None: the share is NaN.
+        distance: cosine or euclidean.
 
     Raises:
-        ValueError: as for `ranks` and `agreement`.
+        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+            tone for each reference.
     """
+    if tones is not None and len(tones) != len(references):
+        raise ValueError(f"got {len(tones)} tones for {len(references)} reference pictures; expected one each")
     rank = ranks(generated, references, truth, distance).double()
     toned = [i for i, t in enumerate(truth.tolist()) if tones is not None and tones[t] not in NO_TONE]
     tone = math.nan
@@ -156,7 +171,7 @@ def table(rows: Mapping[str, Fidelity]) -> str:
 
 
 def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; see `frechet_checked` for its bias."""
+    """Return the Fréchet distance of two sets of features, [N, D] and [M, D]; it is biased upwards for few samples."""
     return frechet_checked(features_a, features_b).distance
 
 

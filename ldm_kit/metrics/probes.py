@@ -11,10 +11,10 @@ from ldm_kit.metrics.fidelity import wilson
 
 
 class Accuracy(NamedTuple):
-    """Share of correct predictions, and the bounds of its 95 % interval by Wilson's score."""
+    """Accuracy of a classifier with its 95 % confidence interval."""
 
-    share: float
-    low: float
+    share: float  # share of correct predictions, averaged over classes
+    low: float  # bounds of the interval by Wilson's score
     high: float
 
 
@@ -66,7 +66,7 @@ class LinearProbe:
         return (_with_bias((features - self.mean) / self.std) @ self.weights).argmax(1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Accuracy:
-        """Return the balanced accuracy of the probe's predictions for features [N, D] with labels [N]."""
+        """Return the probe's accuracy, averaged over classes, on features [N, D] with class indices `labels` [N]."""
         return balanced_accuracy(self.predict(features), labels)
 
 

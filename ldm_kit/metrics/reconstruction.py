@@ -1,12 +1,9 @@
-"""Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1], and their means over a set.
+"""Quality of reconstructions: MSE, PSNR and SSIM of pictures in [-1, 1].
 
-Over a set, a metric is accumulated as a sum and a count (`RunningMean`), not as a mean of batch means, because the last
-batch may be smaller. The PSNR of a set is usually the mean of its pictures' PSNRs. The other usage, `decibels` of the
-mean of its pictures' `mse`, is never larger, and is dominated by the worst pictures; reports must say which of the two
-they give.
+The PSNR of a set is usually the mean of its pictures' PSNRs. The other usage, `decibels` of the mean of its pictures'
+`mse`, is never larger, and is dominated by the worst pictures; reports must say which of the two they give.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -76,22 +73,6 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
         values = structural_similarity_index_measure(y, x, **options)
     assert isinstance(values, Tensor)
     return values
-
-
-class RunningMean:
-    """Mean of a metric over a set, accumulated as sum and count in float64; a NaN value makes the mean NaN."""
-
-    def __init__(self) -> None:
-        self.sum, self.count = 0.0, 0
-
-    def add(self, values: Tensor) -> None:
-        """Add values of the metric, one for each picture, in a tensor of any shape."""
-        self.sum += values.detach().cpu().double().sum().item()
-        self.count += values.numel()
-
-    def mean(self) -> float:
-        """Return the mean of all values added so far, NaN if there are none; nothing is reset."""
-        return self.sum / self.count if self.count else math.nan
 
 
 def _check(x: Tensor, y: Tensor) -> None:

@@ -52,13 +52,13 @@ class Origin(NamedTuple):
 
 @dataclass(eq=False)
 class BaseModel:
-    """The frozen base model of a PDAE: networks in evaluation mode without gradients, null condition, schedule."""
+    """The frozen diffusion model to which a PDAE adds a semantic code; its networks are in evaluation mode."""
 
     folder: Path  # the model's folder; for a model from the Hub, the folder of its local copy
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
-    unet: UNet
+    unet: UNet  # maps x_t, timesteps and a condition to a prediction of type `target`
     null: Condition  # condition that stands for no prompt and no class, one row; empty for an unconditional model
-    schedule_config: ScheduleConfig
+    schedule_config: ScheduleConfig  # noise schedule of the training
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
     sha256: str  # identifies the model: digest of its weights, prediction type, variance type and signal levels a_t
@@ -120,7 +120,7 @@ class BaseModel:
         return NetworkDenoiser(network, schedule, self.target, self.learned_range)
 
     def to(self, device: torch.device | str) -> "BaseModel":
-        """Move the networks and the null condition to a device; return this model."""
+        """Move the networks and the null condition to a device, in place; return this object."""
         for module in (self.vae, self.unet):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
@@ -211,9 +211,9 @@ def _complete(folder: Path) -> bool:
 
 
 def _table_text(schedule: Schedule) -> str:
-    """Return the signal levels a_t of all timesteps as text to be hashed; x_t = a_t x_0 + s_t eps.
+    """Return the signal levels a_t of all timesteps, joined by spaces, as text to be hashed; x_t = a_t x_0 + s_t eps.
 
-    They have 7 digits, as further digits may differ between machines.
+    Each level has 7 significant digits, as further digits may differ between machines.
     """
     return " ".join(f"{a:.6e}" for a in schedule.a.tolist())
 
@@ -221,7 +221,7 @@ def _table_text(schedule: Schedule) -> str:
 def _config_text(schedule: ScheduleConfig) -> str:
     """Return a noise schedule's config as the text that releases 0.1 and 0.2 hashed.
 
-    They called num_train_timesteps `steps`.
+    It is `str` of a dictionary with the fields `_SCHEDULE_KEYS`, in which num_train_timesteps is called `steps`.
     """
     old = {"num_train_timesteps": "steps"}
     return str({old.get(key, key): getattr(schedule, key) for key in _SCHEDULE_KEYS})
@@ -233,7 +233,7 @@ def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     Here x_t = a_t x_0 + s_t eps.
 
     Raises:
-        UserError: it has not; the message names `folder`, the model's.
+        UserError: a condition does not hold; the message names `folder`, the model's folder.
     """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:

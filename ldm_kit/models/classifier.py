@@ -62,12 +62,12 @@ class NoisyClassifier:
             return self.net(x, t).float().log_softmax(1)
 
     def to(self, device: torch.device | str) -> "NoisyClassifier":
-        """Move the network to a device; return this classifier."""
+        """Move the network to a device, in place; return this object."""
         self.net.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the classifier to a folder in the diffusers layout."""
+        """Write the classifier to `folder` as diffusers does: a sub-folder per component, and model_index.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         scheduler = saved_scheduler(self.schedule_config, any_target(self.schedule_config))
@@ -120,7 +120,13 @@ def first_stage_of(vae: nn.Module | None) -> str | None:
 
 
 def _first_stage(folder: ModelFolder) -> str | None:
-    """Check that a folder holds a noisy classifier; return the autoencoder's sha256 in its index (None: pixels)."""
+    """Check that a folder holds a noisy classifier; return the sha256 of the autoencoder whose latents are classified.
+
+    The sha256 (hex) is read from model_index.json. None: the classifier takes pixels.
+
+    Raises:
+        UserError: the folder holds another model, or the entry is neither text nor null.
+    """
     if folder.class_name != CLASSIFIER:
         what = "a diffusion model" if "unet" in folder else "no noisy classifier"
         raise UserError(f"{folder} holds {what} ({folder.class_name}); expected what `method: classifier` trains")

@@ -3,6 +3,7 @@
 Codes are computed in float32 and from the pictures as they are, never mirrored (Preechakul et al. 2022, section 3.4).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, to_unit
+from ldm_kit.data.peers import divided
 from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.folder import SEMANTIC, ModelFolder
@@ -27,7 +29,7 @@ SMALLEST = 1e-6  # lower limit of a standard deviation, for a dimension in which
 
 
 class CodeStatistics(NamedTuple):
-    """Mean and standard deviation, float32 [D] each, of the training pictures' codes in each dimension."""
+    """Statistics of the training pictures' codes: `mean` and standard deviation `std` per dimension, float32 [D]."""
 
     mean: Tensor
     std: Tensor
@@ -69,7 +71,7 @@ class CodeStatistics(NamedTuple):
 
 
 def code_statistics(z: Tensor) -> CodeStatistics:
-    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least `SMALLEST`."""
+    """Return mean and standard deviation of codes z [N, D], computed in float64; a deviation is at least 1e-6."""
     std, mean = torch.std_mean(z.double(), dim=0, correction=0)
     return CodeStatistics(mean.float(), std.clamp_min(SMALLEST).float())
 
@@ -93,14 +95,20 @@ def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of N pictures, read and encoded at most `batch` at once, by a semantic encoder.
+    """Encode a set of N pictures, read and encoded at most `batch` at once, divided among processes that share work.
 
     Returns:
         Codes, not normalised, float32 [N, D] on the CPU.
     """
     size = BatchSize.of(batch)
-    codes = size.batches(len(pictures), lambda indices: _encode(encoder, pictures.pictures(indices)))
-    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *codes])
+
+    def own(indices: Sequence[int]) -> Tensor:
+        parts = size.batches(
+            len(indices), lambda some: _encode(encoder, pictures.pictures(indices[some.start : some.stop]))
+        )
+        return torch.cat([torch.zeros(0, encoder.config["z_width"]), *parts])
+
+    return divided(len(pictures), own)
 
 
 @torch.no_grad()

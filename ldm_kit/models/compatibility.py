@@ -16,7 +16,10 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 
 
 class LatentSpace(NamedTuple):
-    """Noise schedule, latent shape and autoencoder of a model, which a guide must share with the model it guides."""
+    """What a guide must have in common with the model that it guides.
+
+    A guide is a noisy classifier, or the weaker model of autoguidance.
+    """
 
     schedule: ScheduleConfig
     shape: tuple[int, int, int]  # (channels, height, width) of a latent
@@ -25,6 +28,8 @@ class LatentSpace(NamedTuple):
 
 def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -> None:
     """Check that a guide has the noise schedule, latent shape and autoencoder of the model that it guides.
+
+    A guide is a noisy classifier, or the weaker model of autoguidance.
 
     Args:
         guide: the guide's name in error messages, such as "the classifier".
@@ -65,7 +70,7 @@ def _stage(fingerprint: str | None) -> str:
 
 
 def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Return the classifier's labels, int64 [B], of B class names.
+    """Return the labels of B class names, int64 [B]: the index of each name among the classifier's classes.
 
     Args:
         classes: names of all classes of the classifier, in the order of its outputs.
@@ -87,7 +92,7 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 class FixedCondition:
     """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
 
-    It wraps a guide model, which needs the prompts as the guide's own conditioner encodes them.
+    It wraps the weaker model of autoguidance, whose own conditioner must encode the prompts.
     """
 
     denoiser: Denoiser
@@ -119,11 +124,11 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
-    """Check that guide model and guided model are both conditioned on text, on classes, or on nothing.
+    """Check that two models are both conditioned on text, both on classes, or both on nothing.
 
     Args:
-        of_guide: the guide model's conditioner.
-        of_model: the guided model's conditioner.
+        of_guide: the conditioner of autoguidance's weaker model.
+        of_model: the conditioner of the model that it guides.
 
     Raises:
         UserError: they are conditioned on different things.

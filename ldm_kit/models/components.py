@@ -124,7 +124,14 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
 
 
 def _check_fit(folder: ModelFolder, components: Components) -> None:
-    """Check that the U-Net's channels fit the latents and the variance type, and its widths the conditioner's outputs.
+    """Check that the components of a diffusion model fit together.
+
+    The U-Net must take the latent's channels (of a pixel model, any number), and put out as many, or twice as many if
+    it learns the variance. The widths of its cross-attention and of its condition vector must be the conditioner's.
+
+    Args:
+        folder: the model's folder, for messages.
+        components: the loaded components.
 
     Raises:
         UserError: they do not fit together.

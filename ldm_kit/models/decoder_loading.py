@@ -56,9 +56,9 @@ def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder
 
 @dataclass(frozen=True)
 class _WithBase:
-    """Stands for the class `ShiftUNet` in a call of `ModelFolder.component`, and loads it with its base model's U-Net.
+    """Loads a `ShiftUNet` on the U-Net of `base`, by a method `from_pretrained(folder)` like that of a diffusers class.
 
-    `ModelFolder.component` calls `from_pretrained` of a class without a base model, which a `ShiftUNet` needs.
+    `ModelFolder.component` calls `from_pretrained(folder)` alone, but `ShiftUNet.from_pretrained` also needs the U-Net.
     """
 
     base: BaseModel

@@ -52,9 +52,9 @@ class TrajectoryTarget(NamedTuple):
 class CodeDecoder:
     """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, if it is latent, the autoencoder."""
 
-    unet: SemanticUNet
+    unet: SemanticUNet  # maps x_t, timesteps and codes z to a prediction of type `target`
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
-    schedule_config: ScheduleConfig
+    schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # dtype of autocast; None: no autocast
     stops: bool = field(init=False, default=False)  # whether `down` can leave its last steps to a base model
@@ -82,11 +82,11 @@ class CodeDecoder:
 
     @property
     def most_steps(self) -> int:
-        """Greatest number of steps that `grid` takes: the number of training timesteps."""
+        """Greatest `steps` that `grid` accepts: the number of training timesteps."""
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return DiffAE's `steps` timesteps in rising order: those of `prior.strided` but -1, which is clean data."""
+        """Return the `steps` rising timesteps of DiffAE's DDIM: `prior.strided` reversed, without -1 (clean data)."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
@@ -124,7 +124,7 @@ class CodeDecoder:
         return ddim(self.denoiser(), x, [*self.grid(steps)[::-1], -1], condition_of(z))
 
     def to(self, device: torch.device | str) -> "CodeDecoder":
-        """Move all networks to a device; return this decoder."""
+        """Move all networks to a device, in place; return this object."""
         for module in (self.unet, self.vae):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
@@ -200,11 +200,11 @@ class ShiftDecoder:
 
     @property
     def most_steps(self) -> int:
-        """Greatest number of steps that `grid` takes: one less than there are training timesteps."""
+        """Greatest `steps` that `grid` accepts: T-1, for T training timesteps."""
         return len(self.schedule) - 1
 
     def grid(self, steps: int) -> list[int]:
-        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE takes latents at timestep 0 for clean."""
+        """Return PDAE's `steps + 1` rising timesteps from 0 to T-1; PDAE treats x_t at t = 0 as clean data."""
         try:
             return pdae_grid(len(self.schedule), steps)
         except ValueError as error:
@@ -227,7 +227,7 @@ class ShiftDecoder:
             x: noise x_T [B, ...].
             z: codes [B, D].
             steps: number of DDIM steps.
-            stop: share of the steps, the last ones, that the base model takes without the shift; 0: none.
+            stop: fraction of the steps, at the end, that the base model takes without the shift; 0: none.
             trajectory: second codes z' with weights w; every step then takes the gradient (1 - w) G(z) + w G(z'), which
                 is trajectory interpolation (Zhang et al. 2022).
         """
@@ -235,7 +235,7 @@ class ShiftDecoder:
         return pdae_decode(self.denoiser(trajectory), x, self.grid(steps), condition_of(z), stop=stop, frozen=frozen)
 
     def to(self, device: torch.device | str) -> "ShiftDecoder":
-        """Move all networks to a device; return this decoder."""
+        """Move all networks to a device, in place; return this object."""
         self.shift.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.base.to(device)
         self.schedule = self.schedule.to(device)

@@ -35,6 +35,7 @@ class DirectionRecord(Config):
     """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies."""
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
+    # classifier: logistic regression; few: few-shot discriminant; means, pairs: difference of means, of pairs
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
     typical: float = Field(description="strength that moves the mean code without the attribute to the mean with it")
     positives: int = Field(ge=0, description="fitted pictures with the attribute")
@@ -52,14 +53,14 @@ class _DirectionsFile(Config):
 class Direction(NamedTuple):
     """A direction along which normalised codes z [D] are moved to change an attribute.
 
-    The log-odds that a picture has the attribute are scale * (vector . z) + bias.
+    The log-odds that the picture with code z has the attribute are scale * (vector . z) + bias.
     """
 
-    name: str
+    name: str  # of the attribute, such as "glasses" or "skin tone: light > dark"
     vector: Tensor  # [D], of length 1
     typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
-    scale: float
-    bias: float
+    scale: float  # of the log-odds, see above
+    bias: float  # of the log-odds
     pairs: PairDirections | None = None  # picture pairs from which the direction was learned; None: learned otherwise
 
     def at_code(self, z: Tensor) -> "Direction":
@@ -84,7 +85,7 @@ class Direction(NamedTuple):
 class Directions:
     """K named attribute directions of one model; `directions[name]` looks one up."""
 
-    records: tuple[DirectionRecord, ...]
+    records: tuple[DirectionRecord, ...]  # K: name, way of fitting and held-out scores of each direction
     vectors: Tensor  # [K, D], each of length 1
     means: Tensor  # [K, D], mean normalised code of the pictures with each attribute
     scales: Tensor  # [K], see `Direction`
@@ -195,9 +196,9 @@ def _as_json(content: object) -> bytes:
 def _load_pairs(
     records: Sequence[DirectionRecord], state_dict: Mapping[str, Tensor]
 ) -> dict[str, PairDirections] | None:
-    """Return, by direction name, the pairs' codes among the tensors of directions.safetensors.
+    """Return {name: codes of the pairs} for those directions in `records` that were learned from picture pairs.
 
-    The result is None if the codes of a direction of `records` are missing or have wrong shapes.
+    `state_dict` holds the tensors of directions.safetensors. None: codes of a direction are missing or misshapen.
     """
     pairs: dict[str, PairDirections] = {}
     for record in records:
@@ -215,8 +216,8 @@ def stack_directions(
     """Combine K fitted attribute directions into one `Directions`.
 
     Args:
-        fitted: for each direction its record, the linear classifier whose weight it is, and the mean normalised code
-            [D] of pictures with the attribute.
+        fitted: for each direction its `DirectionRecord`, the linear classifier whose weight it is, and the mean
+            normalised code [D] of pictures with the attribute.
         key: `protocol.encoder_digest` of the model whose codes were fitted.
         pairs: name of a direction learned from pairs -> codes of the pairs; None: no direction was learned from pairs.
     """

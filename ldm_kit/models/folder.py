@@ -46,13 +46,13 @@ def model_folder(path: Path) -> Path:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of autocast for a precision on a device ("auto" is decided here); None: no autocast."""
+    """Return autocast's dtype for a precision (no, bf16, fp16, or auto: the best for the device); None: no autocast."""
     resolved = resolve_precision(precision, device)
     return None if resolved == "no" else DTYPES[resolved]
 
 
 def device_named(name: str | None) -> torch.device:
-    """Return the named device, once a tensor could be put on it; for None the accelerator, or else the CPU.
+    """Return the device `name` after putting a tensor on it; for None the accelerator, or else the CPU.
 
     Raises:
         UserError: there is no such device, or it does not work.
@@ -70,12 +70,9 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A saved model's folder with its model_index.json, or the sub-folder of a component that has components itself.
+    """A saved model's folder with its model_index.json; or a sub-folder that holds several components (prior/)."""
 
-    A prior is such a component.
-    """
-
-    path: Path
+    path: Path  # the folder
     index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
 
     @classmethod
@@ -103,7 +100,7 @@ class ModelFolder:
         return name in self.index
 
     def subfolder(self, name: str) -> "ModelFolder":
-        """Return the sub-folder `name` of a component that has components itself but no index, such as a prior's."""
+        """Return the sub-folder `name`, such as prior/; its `index` is empty, as it has no model_index.json."""
         return ModelFolder(self.path / name, {})
 
     @property
@@ -195,7 +192,7 @@ class ModelFolder:
 
 
 def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
-    """Return the library and the class name that model_index.json states for the component `name`.
+    """Return the library and class name that the model_index.json in `folder` states for the component `name`.
 
     Raises:
         UserError: the entry is missing or is not a list of two strings.
@@ -208,7 +205,7 @@ def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 
 
 def _check_sizes(module: Any, where: str) -> None:
-    """Check that a network's config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
+    """Check that `module`'s config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
 
     Raises:
         UserError: a size is anything else (out_channels may be None); the message begins with `where`.
@@ -223,10 +220,10 @@ def _check_sizes(module: Any, where: str) -> None:
 
 
 def read_json(path: Path, subject: str) -> dict[str, Any]:
-    """Read a JSON object from a file.
+    """Read the JSON object in the file `path`.
 
     Raises:
-        UserError: the file is missing or holds no JSON object; the message begins with `subject`, the name of the file.
+        UserError: the file is missing or holds no JSON object; the message begins with `subject`, which names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -36,9 +36,10 @@ def linear_discriminant(mean: Tensor, other: Tensor, covariance: Tensor | None =
 
 
 def mean_difference(before: Tensor, after: Tensor) -> Fit:
-    """Return the classifier of `after` against `before` whose weight is the difference of their mean codes.
+    """Return the linear classifier of `after` against `before`; its weight is mean(after) - mean(before).
 
-    Where row i of both is a pair of pictures, the weight is the mean step of the pairs.
+    The log-odds are 0 half-way between the two means. If row i of both tensors belongs to one pair of pictures, the
+    weight is the mean difference within the pairs.
 
     Args:
         before: normalised codes [N, D] without the attribute.

@@ -33,9 +33,9 @@ class _Manifest(BaseModel):
 
 
 class _Stamp(NamedTuple):
-    """What the cache remembers of a verified file; while all four values stay the same, it is not hashed again."""
+    """Digest, size and times of a verified file; while all four stay the same, the file is not hashed again."""
 
-    sha256: str  # as the manifest says
+    sha256: str  # hex, as the manifest says
     size: int  # bytes
     mtime: int  # nanoseconds
     ctime: int  # nanoseconds
@@ -46,7 +46,7 @@ def verify_folder(folder: Path, within: str = "") -> None:
 
     Args:
         folder: a saved model's folder.
-        within: sub-folder, such as "vae/", whose files alone are checked; "": all files but those in `LATER`.
+        within: sub-folder, such as "vae/", whose files alone are checked; "": all files but those in directions/.
 
     Raises:
         UserError: a file is missing or has changed, or the manifest cannot be read; the message names the file.
@@ -143,7 +143,10 @@ def _check_digests(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def _recall(memory: Path) -> dict[str, Any]:
-    """Return the stamps of a folder's verified files, by file name, from the cache file `memory`; {} if unreadable."""
+    """Return what is stored about a model's verified files: {file name: [sha256, size, mtime, ctime]}, see `_Stamp`.
+
+    `memory` is the JSON file in the cache folder that stores it; if that is missing or unreadable, the result is empty.
+    """
     try:
         content = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

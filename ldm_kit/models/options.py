@@ -24,7 +24,11 @@ _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 
 
 class SamplingOptions(SamplerOptions):
-    """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`."""
+    """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`.
+
+    `classifier_scale`, `classifier_class` (the class to guide to) and `algorithm` are for a noisy classifier (Dhariwal
+    & Nichol 2021), `autoguidance_scale` is for a weaker model (Karras et al. 2024).
+    """
 
     classifier_scale: float | None = Field(
         default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"
@@ -53,7 +57,7 @@ class SamplingOptions(SamplerOptions):
         return not self.solver.startswith(DIFFUSERS_PREFIX) and find_sampler(self.solver).shifts_mean
 
     def fast(self) -> "SamplingOptions":
-        """Return these options with `FAST_STEPS` steps, unless a number of steps was given."""
+        """Return these options with steps = `FAST_STEPS`, or unchanged if the user gave a number of steps."""
         return self if "steps" in self.model_fields_set else self.model_copy(update={"steps": FAST_STEPS})
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
@@ -89,7 +93,10 @@ class SamplingOptions(SamplerOptions):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
     def _saved_options(self, model: "Pipeline") -> dict[str, Any]:
-        """Return the options saved with the model, without those that were given here or conflict with a given one."""
+        """Return those options saved with the model that apply: {name: value}.
+
+        Options that the user gave here, and those that conflict with a given one, are left out.
+        """
         given = self._given_values
         own = {name: value for name, value in model.saved.sampling.items() if name in SamplerOptions.model_fields}
         unguided = {**own, **self._unguided(model), **given}.get("guidance_scale") == 1
@@ -102,10 +109,11 @@ class SamplingOptions(SamplerOptions):
         return {name: value for name, value in own.items() if name not in given and name not in stale}
 
     def _unguided(self, model: "Pipeline") -> dict[str, float]:
-        """Return guidance scale 1 where no scale was given and classifier-free guidance must be off; else nothing.
+        """Return {"guidance_scale": 1.0} if classifier-free guidance must be off for `model`, else {}.
 
-        It must be off without a trained null condition, and with a guide model, whose guidance replaces it unless an
-        option of classifier-free guidance was given.
+        The result is {} whenever the user gave a guidance scale. Guidance must be off if the null condition was not
+        trained. It is also off with a guide model, whose guidance takes its place, unless the user gave another option
+        of classifier-free guidance.
         """
         if "guidance_scale" in self.model_fields_set:
             return {}
@@ -116,13 +124,13 @@ class SamplingOptions(SamplerOptions):
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
         """Return the number of sampling steps: as the user gave it, or else `values["steps"]`, or else the default.
 
-        A number that the user did not give is limited to the number of training timesteps.
+        A number that the user did not give is limited to the number of training timesteps of `model`.
         """
         steps = values.get("steps", SamplerOptions.model_fields["steps"].default)
         return steps if "steps" in self.model_fields_set else min(steps, model.schedule_config.num_train_timesteps)
 
     def _decided(self, model: "Pipeline") -> dict[str, Any]:
-        """Return, by name, the values that a model gives to options that are "auto" or None."""
+        """Return {name: value}: what the options that are "auto" or None here become for `model`."""
         decided: dict[str, Any] = {}
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
@@ -147,7 +155,11 @@ class SamplingOptions(SamplerOptions):
             raise UserError(f"--{guiding} {UNTRAINED_NULL}")
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:
-        """Return the falling training timesteps that the sampler visits, then -1, which is clean data."""
+        """Return the falling training timesteps of `model` that the sampler visits, then -1, which is clean data.
+
+        Raises:
+            UserError: `steps` or `spacing` does not fit the number of training timesteps.
+        """
         total = model.schedule_config.num_train_timesteps
         try:
             return tuple(respaced_timesteps(total, self.steps, self.spacing))
@@ -157,13 +169,16 @@ class SamplingOptions(SamplerOptions):
 
 
 class ResolvedOptions(SamplingOptions):
-    """Sampling options with every value decided for one model, as `Pipeline.states` needs them."""
+    """Sampling options with every value decided for one model, as `Pipeline.states` needs them.
+
+    `own` holds the names of the options whose values were saved with the model.
+    """
 
     timesteps: tuple[int, ...] = Field(description="falling training times, -1 (clean) the last; steps + 1 of them")
     own: tuple[str, ...] = Field(default=(), description="options that the saved model decided")
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
-        """Return these options unchanged, as they are resolved already."""
+        """Return these options unchanged, as they are resolved already; the arguments are ignored."""
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Pipeline:
 
     vae: AutoencoderKL | VQModel | None  # None: a pixel model, whose latents are the pictures in [-1, 1]
     unet: UNet2DConditionModel | UNet2DModel  # maps x_t [B, Z, h, w] and timesteps [B] to `target` [B, Z, h, w]
-    conditioner: Conditioner
+    conditioner: Conditioner  # encodes prompts or classes
     schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
@@ -81,12 +81,12 @@ class Pipeline:
 
     @property
     def space(self) -> LatentSpace:
-        """Noise schedule, latent shape and autoencoder, which a guide must share with this model."""
+        """What a guide model must have in common with this one: noise schedule, latent shape and autoencoder."""
         first_stage = None if self.vae is None else first_stage_of(self.vae)
         return LatentSpace(self.schedule_config, self.latent_shape, first_stage)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """Move all networks, those of the guides too, to a device; return this pipeline."""
+        """Move all networks, those of the guides too, to a device, in place; return this object."""
         for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
@@ -146,7 +146,7 @@ class Pipeline:
         return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's labels [B] of B prompts; None without one. UserError: a class that it lacks."""
+        """Return the classifier's label of each of B prompts, [B]; None: no classifier. UserError: an unknown class."""
         if self.classifier is None:
             return None
         name = options.classifier_class
@@ -228,7 +228,7 @@ class Pipeline:
             yield torch.cat([*size.map(x, self.pictures)])
 
     def save(self, folder: Path) -> None:
-        """Write this model without its guides to a folder in the diffusers layout.
+        """Write this model without its guides to `folder`: a sub-folder for each component, and model_index.json.
 
         Raises:
             UserError: the U-Net's weights were cast to a lower precision when the model was loaded.
@@ -245,9 +245,9 @@ class Pipeline:
         """Load a diffusion model that ldm_kit or diffusers saved. No pickled or remote code is run.
 
         Args:
-            folder: a model's folder in the diffusers layout, or a run's folder with a finished model.
+            folder: a model's folder, as ldm_kit or diffusers wrote it, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: dtype of autocast in sampling, such as torch.bfloat16; casts the U-Net's weights. None: neither.
+            precision: dtype of autocast in sampling, to which U-Net weights are cast now; None: neither.
 
         Raises:
             UserError: no such folder, or a component that is missing, broken, misfit, or no class of `COMPONENTS`.

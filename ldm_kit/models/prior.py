@@ -79,8 +79,8 @@ class CodePrior:
     """A prior over normalised codes: a diffusion model with an MLP, conditioned on classes, on text, or on nothing."""
 
     mlp: SkipMLP  # predicts eps
-    conditioner: Conditioner
-    schedule_config: ScheduleConfig
+    conditioner: Conditioner  # encodes classes or prompts; `NoCondition` for an unconditional prior
+    schedule_config: ScheduleConfig  # noise schedule of the training
 
     @property
     def width(self) -> int:
@@ -175,7 +175,7 @@ class CodePrior:
         return self.conditioner(**{name: value.to(device) for name, value in inputs.items()})
 
     def to(self, device: torch.device | str) -> "CodePrior":
-        """Move the networks to a device; return this prior."""
+        """Move the networks to a device, in place; return this object."""
         self.mlp.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.conditioner.to(device)
         return self

@@ -84,7 +84,7 @@ class Semantic(Protocol):
             x_T: noise [N, Z, h, w].
             steps: number of DDIM steps.
             batch: most pictures at once.
-            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            stop: PDAE only: fraction of the steps, at the end, that the base model takes without z; 0: none.
             trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
             progress: called with the finished and the total number of steps; None: not called.
         """
@@ -103,7 +103,7 @@ class Code(NamedTuple):
 
 
 def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation [D] of the training pictures' codes, float32 on the CPU."""
+    """Return mean and standard deviation [D] of the codes of the model's training pictures, float32 on the CPU."""
     return model.mean.detach().float().cpu(), model.std.detach().float().cpu()
 
 
@@ -124,7 +124,11 @@ def encoder_digest(model: Semantic) -> str:
 
 
 def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of N pictures, at most `batch` at once, to codes z [N, D] on the CPU; show a progress bar."""
+    """Encode a set of N pictures, at most `batch` at once, by `model`; show a progress bar.
+
+    Returns:
+        Codes z [N, D], not normalised, on the CPU.
+    """
     z, size = [torch.zeros(0, model.z_width)], BatchSize.of(batch)
     with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
         for codes in size.batches(len(pictures), lambda indices: model.encode(pictures.pictures(indices), size)):

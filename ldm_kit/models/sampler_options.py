@@ -61,7 +61,9 @@ class GuidanceRange(NamedTuple):
 class SamplerOptions(Config):
     """How pictures are sampled, apart from guidance by a noisy classifier or a guide model.
 
-    A training run evaluates its samples with these options, and saves them with its model.
+    A training run evaluates its samples with these options, and saves them with its model. `guidance_rescale` is phi of
+    Lin et al. 2024, eq. 16; `guidance_interval` are fractions t / T; `spacing` chooses the timesteps, see
+    `respaced_timesteps`; `clip` is the treatment of the predicted x_0.
     """
 
     steps: int = Field(default=20, ge=1, description="sampling steps", json_schema_extra=OWN)
@@ -135,7 +137,7 @@ class SamplerOptions(Config):
         return find_sampler(self.solver).takes_eta if built_in else self.solver in _ETA_OF_DIFFUSERS
 
     def _given(self, names: tuple[str, ...]) -> str | None:
-        """Return the first of the options called `names` whose value is not its default; None: all have defaults."""
+        """Return the first of the options called `names` whose value is not its default; None: there is none."""
         defaults = type(self).model_fields
         return next((name for name in names if getattr(self, name) != defaults[name].default), None)
 

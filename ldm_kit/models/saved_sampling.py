@@ -44,8 +44,8 @@ class SavedSampling:
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
             options: the options with which the run's samples are evaluated; its field `prompts` is left out.
-            condition_dropout: share of the training samples whose condition was replaced by the null condition; None:
-                not saved.
+            condition_dropout: fraction of the training samples whose condition was replaced by the null condition;
+                None: not saved.
         """
         dropout = {} if condition_dropout is None else {_DROPOUT: condition_dropout}
         return cls({name: options.model_dump(mode="json", exclude={"prompts"}) | dropout})
@@ -91,7 +91,7 @@ class SavedSampling:
 
     @property
     def trains_null(self) -> bool:
-        """Whether the diffusion model's null condition was trained; True if the file does not say."""
+        """Whether the diffusion model's null condition was trained, as guidance needs; True if it is not stated."""
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:
@@ -152,7 +152,10 @@ class _Section(Config):
 
 
 class _Numbers(Config):
-    """Types and ranges of the saved values that are used as numbers; `SamplerOptions` checks the others."""
+    """Types and ranges of the saved values that are used as numbers; `SamplerOptions` checks the others.
+
+    The fields are the numbers of all sections of `sampling.json` together.
+    """
 
     steps: int = Field(default=1, ge=1)
     encode_steps: int = Field(default=1, ge=1)

@@ -1,4 +1,4 @@
-"""Save a diffusion model's components in the diffusers layout: networks, conditioner, scheduler, model_index.json."""
+"""Save a diffusion model's components as diffusers does: networks, conditioner, scheduler, model_index.json."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ from ldm_kit.training.checkpoint import MANIFEST
 def save_components(folder: Path, components: Components) -> None:
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
-    The folder has the diffusers layout, so that diffusers can open it where `pipeline_class` names one of its classes.
+    Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
+    class.
     """
     vae, unet, conditioner, noise = components
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def scheduler_entry(scheduler: Any) -> tuple[str, str]:
 
 
 def unet_entry(unet: Any) -> tuple[str, str]:
-    """Return the entry of a U-Net in model_index.json: the names of its library and its class."""
+    """Return the entry of the network `unet` in model_index.json: the names of its library and its class."""
     name = type(unet).__name__
     return OUR_LIBRARIES.get(name, "diffusers"), name
 

@@ -139,7 +139,7 @@ class SemanticModel:
             x_T: noise [N, Z, h, w], random or from `invert`; None: drawn from `seeds`.
             steps: number of DDIM steps; None: the number saved with the model, or 100.
             batch: most pictures at once; halved when memory runs out.
-            stop: PDAE only: share of the steps, the last ones, that the base model takes without z; 0: none.
+            stop: PDAE only: fraction of the steps, at the end, that the base model takes without z; 0: none.
             seeds: one for each picture; None: 0, 1, ... Not used if x_T is given.
             trajectory: PDAE only: second codes and weights, N each, for trajectory interpolation from z.
             progress: called with the finished and the total number of steps; None: not called.
@@ -185,8 +185,9 @@ class SemanticModel:
     ) -> Tensor:
         """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
-        `conditions` are N classes or prompts (None: no condition); for all arguments see `CodePrior.sample`. Where
-        `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100 or 1.
+        `seeds` has N seeds. `conditions` are N classes or prompts (None: no condition); for `clip` see
+        `CodePrior.sample`. Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100
+        or 1.
 
         Raises:
             UserError: the model has no prior, or arguments do not fit the prior.
@@ -204,7 +205,7 @@ class SemanticModel:
         return decoding.decode_pictures(self.decoder.vae, x.to(self.device))
 
     def to(self, device: torch.device | str) -> "SemanticModel":
-        """Move all networks to a device; return this model."""
+        """Move all networks to a device, in place; return this object."""
         self.encoder.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]  (diffusers decorates it)
         self.decoder.to(device)
         if self.prior is not None:
@@ -212,7 +213,7 @@ class SemanticModel:
         return self
 
     def save(self, folder: Path | str) -> None:
-        """Write the model to a folder in the diffusers layout. PDAE's base model is not copied, only referred to."""
+        """Write the model to `folder`, a sub-folder per component; PDAE's base model is referred to, not copied."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save_pretrained(folder / "encoder")

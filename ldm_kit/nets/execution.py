@@ -119,14 +119,14 @@ def default_layout(device: torch.device | str) -> torch.memory_format:
 
 
 def layout_for(device: torch.device | str, channels_last: bool | None) -> torch.memory_format:
-    """Return channels-last for True, contiguous for False, and `default_layout(device)` for None."""
+    """Return channels-last if `channels_last` is True, contiguous if False, and `default_layout(device)` if None."""
     if channels_last is None:
         return default_layout(device)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def set_layout(net: nn.Module, layout: torch.memory_format) -> None:
-    """Store a network's weights contiguous or channels-last ([B, h, w, C] in memory), in place.
+    """Store the weights of `net` contiguous or channels-last ([B, h, w, C] in memory), in place.
 
     Activations follow the weights' layout, except that diffusers makes them contiguous after transformers with linear
     projections and before up-sampling of 64 or more samples; forward hooks restore channels-last there. The frozen
@@ -156,10 +156,9 @@ def _restore_channels_last(
 
 
 def _align(net: nn.Module) -> None:
-    """Copy weights that a mapped safetensors file holds at unaligned addresses into new, aligned memory.
+    """Copy those weights of `net` that a mapped safetensors file holds at unaligned addresses into new, aligned memory.
 
-    MKL's matrix products round differently for operands of different alignment (2e-7 between two networks of equal
-    weights, on a Xeon with AMX).
+    MKL's matrix products round differently for operands of different alignment (2e-7 on a Xeon with AMX).
     """
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.data_ptr() % ALIGNMENT:
@@ -176,7 +175,7 @@ def _checkpointed(net: nn.Module) -> Iterator[ModelMixin]:
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compile residual and transformer blocks by torch.compile, in place; parameter names and weights stay.
+    """Compile residual and transformer blocks of `net` by torch.compile, in place; parameter names and weights stay.
 
     Each block is compiled when it is first called with a new input shape.
     """
@@ -214,7 +213,11 @@ def set_attention(
 
 
 def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, or None if it can."""
+    """Try xformers' attention with a mask, forward and backward; return why it cannot be used, or None if it can.
+
+    The trial is on `device` in `dtype`, with heads of `head_size` channels; results must agree with torch's fused
+    kernel.
+    """
     try:
         importlib.import_module("xformers.ops")
         results, expected = (
@@ -228,7 +231,10 @@ def xformers_failure(device: torch.device, dtype: torch.dtype, head_size: int) -
 
 
 def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
-    """Return the output and the parameters' gradients, in float32, of one small cross-attention layer with a mask."""
+    """Return the output and the parameters' gradients, in float32, of one small cross-attention layer with a mask.
+
+    The layer has two heads of `head_size` channels, weights in `dtype`, and diffusers' attention processor `processor`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = Attention(16, cross_attention_dim=16, heads=2, dim_head=head_size)
@@ -242,7 +248,7 @@ def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: 
 
 
 def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear layers and convolutions to `dtype`, in place, for sampling under autocast to `dtype`.
+    """Cast the weights of linear layers and convolutions in `net` to `dtype`, in place, for sampling under autocast.
 
     The values are those that autocast computes, but autocast casts again in every call, which takes a tenth of a call's
     time.

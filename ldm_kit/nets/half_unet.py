@@ -74,7 +74,7 @@ class AttentionPool2d(nn.Module):
         return self.to_out(pooled.transpose(1, 2).flatten(1))
 
     def _by_head(self, tokens: Tensor) -> Tensor:
-        """Split [B, L, C] into [B, heads, L, C / heads]."""
+        """Split `tokens` [B, L, C] into attention heads: [B, heads, L, C / heads]."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 

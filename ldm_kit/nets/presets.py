@@ -23,7 +23,7 @@ def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **mo
     """Return the fields of a `UNetConfig` as `_unet` does, with ADM's blocks.
 
     The time embedding scales and shifts norms, residual blocks resample, and attention heads have 64 channels unless
-    `heads` is given.
+    `heads` is given. The arguments are those of `_unet`.
     """
     heads = {} if "heads" in more else {"head_size": 64}
     return _unet(base, multiples, attention, **{"time": "scale_shift", "resample": "resnet", **heads, **more})

@@ -223,7 +223,13 @@ def _blocks(attention: Sequence[bool]) -> dict[str, Any]:
 def _head_size(widths: Sequence[int], attention: Sequence[bool], heads: int) -> int | None:
     """Return the channels of a head, one number for all levels, as `UNet2DModel` takes it.
 
-    None means one head, which is as wide as its level.
+    It is the greatest common divisor of all widths with attention, divided by `heads`. None means one head, which is as
+    wide as its level.
+
+    Args:
+        widths: channels of each level; the last is also that of the middle block, which always has attention.
+        attention: for each level, whether it has attention.
+        heads: number of heads at the narrowest level with attention.
     """
     if heads == 1:
         return None

@@ -134,13 +134,16 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShiftUNet":
-        """Apply `fn`, which moves or casts a tensor, to the tensors of this module and of the frozen U-Net."""
+        """Apply `fn`, which moves or casts a tensor, to the tensors of this module and of the frozen U-Net.
+
+        `recurse` is torch's argument: whether submodules of this module are included.
+        """
         self.base._apply(fn)
         return super()._apply(fn, recurse)
 
 
 def digest(unet: nn.Module) -> str | None:
-    """Return a hash of a U-Net's weights, by which a saved gradient estimator (`ShiftUNet`) checks its frozen U-Net.
+    """Return a hash of a U-Net's weights, by which a saved `ShiftUNet` checks the frozen U-Net that it is opened with.
 
     Returns None on the meta device. Weights are rounded to bfloat16 first, so that the U-Net has the same hash when it
     is loaded in bfloat16.
@@ -169,7 +172,11 @@ def _check_blocks(base: UNet) -> None:
 
 
 def _ends(base: UNet) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Return the middle block, the last norm and the last activation of a U-Net."""
+    """Return the middle block, the last norm and the last activation of a U-Net.
+
+    Raises:
+        UserError: the U-Net lacks one of the three.
+    """
     if base.mid_block is None or base.conv_norm_out is None or base.conv_act is None:
         raise UserError("a U-Net without a middle block or a last norm cannot be given a second decoder")
     return base.mid_block, base.conv_norm_out, base.conv_act
@@ -191,7 +198,7 @@ def _head(conv: nn.Conv2d, learned_range: bool, **made: Any) -> nn.Conv2d:
 
 
 def _reset(module: nn.Module) -> None:
-    """Initialise a layer as torch does by default; other modules stay."""
+    """Initialise `module` as torch does by default if it is a linear map, convolution or norm; else do nothing."""
     match module:
         case nn.Linear() | nn.Conv2d() | nn.GroupNorm() | nn.LayerNorm():
             module.reset_parameters()
@@ -199,7 +206,10 @@ def _reset(module: nn.Module) -> None:
 
 @contextmanager
 def _recorded_inputs(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Record the arguments, by parameter name, of each call of one of the blocks, in the order of the calls."""
+    """Yield a list to which each call of one of the `blocks` within the context appends its arguments.
+
+    A call's arguments are a dictionary by parameter name.
+    """
     recorded: list[dict[str, Any]] = []
 
     def record(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:

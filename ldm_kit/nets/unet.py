@@ -80,7 +80,11 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Complete the given fields by the preset's; a given `heads` or `head_size` replaces both of the preset's."""
+        """Return a config's fields `given`, completed by those of the preset that they name.
+
+        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset and without
+        these two, heads = 4 is added.
+        """
         if not isinstance(given, Mapping):
             return given
         name = given.get("preset")
@@ -226,7 +230,14 @@ def _blocks(config: UNetConfig, kind: str) -> dict[str, tuple[str, ...]]:
 
 
 def _block(kind: str, bare: str, way: str, attention: bool) -> str:
-    """Return the name of a diffusers block class; blocks without attention are named by how they resample."""
+    """Return the name of a diffusers block class.
+
+    Args:
+        kind: prefix of blocks with attention, "CrossAttn" or "Attn".
+        bare: prefix of blocks without attention: "Resnet" if they resample by residual blocks, "" if by convolutions.
+        way: "Down" or "Up".
+        attention: whether the block has attention.
+    """
     sample = f"{way}sample" if bare else way
     return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
 

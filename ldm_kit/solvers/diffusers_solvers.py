@@ -135,7 +135,13 @@ def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int
 
 
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
-    """Return a diffusers scheduler with the betas of a variance-preserving schedule; a_t is at least `SMALLEST_A`."""
+    """Return a diffusers scheduler of the class `kind` with the betas of a variance-preserving schedule.
+
+    Its prediction type is v; signal levels a_t below `SMALLEST_A` are raised to it.
+
+    Raises:
+        ValueError: the class does not take or keep betas, or its `step` takes other arguments than usual.
+    """
     alpha_bar = schedule.a.clamp_min(SMALLEST_A).square().cpu()
     betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
     settings = {"trained_betas": betas.tolist(), "prediction_type": "v_prediction"}

@@ -67,10 +67,10 @@ def sample(
 
 
 def _options(record: NamedSampler, **given: Any) -> dict[str, Any]:
-    """Return the keyword arguments for a sampler's function: the record's fixed options, and those given that it takes.
+    """Return the keyword arguments for a sampler's function.
 
     Args:
-        record: the sampler's row in the table of samplers.
+        record: the sampler's `NamedSampler`, whose fixed `options` are among the arguments.
         given: keyword arguments by name; those that the function does not take are left out.
     """
     takes = {

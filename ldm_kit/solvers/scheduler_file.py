@@ -17,7 +17,11 @@ MAX_TIMESTEPS = 1_000_000  # most training timesteps of a schedule read from a f
 
 
 class SchedulerFile(BaseModel):
-    """The keys of a scheduler_config.json that define the noise schedule; others (sampling settings) are ignored."""
+    """The keys of a scheduler_config.json that define the noise schedule; others (sampling settings) are ignored.
+
+    All names and meanings are diffusers', such as `trained_betas`, a list of all betas in place of `beta_schedule`,
+    `beta_start` and `beta_end`; None: not set.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -73,7 +77,7 @@ def is_flow(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _defaults(name: str) -> dict[str, Any] | None:
-    """Return a diffusers scheduler class's defaults for the keys of `SchedulerFile`; None for an unknown class."""
+    """Return the defaults of diffusers' scheduler class `name` for the keys of `SchedulerFile`; None: no such class."""
     kind = getattr(schedulers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         return None

@@ -30,13 +30,16 @@ def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def sample_index(seed: int, position: int, count: int) -> int:
-    """Return the index in a data set of `count` samples for a position in the run; `count` positions are an epoch."""
+    """Return the index, in a data set of `count` samples, of the sample at a position (0, 1, ...) in the run.
+
+    Each `count` positions are an epoch, which visits every sample once, in an order drawn by `seed` and epoch.
+    """
     return int(epoch_permutation(seed, position // count, count)[position % count])
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """The split of a global batch over ranks, and of each rank's share into micro-batches."""
+    """The division of a global batch among ranks, and of each rank's samples into micro-batches."""
 
     global_batch: int  # samples per optimiser step, over all ranks
     world: int = 1  # number of ranks
@@ -49,12 +52,12 @@ class BatchSplit:
 
         Args:
             global_batch: samples per optimiser step, over all ranks.
-            micro_batch: most samples at once in a process; None: the rank's whole share.
+            micro_batch: most samples at once in a process; None: all samples of the rank.
             world: number of ranks.
             rank: this process's rank, 0 to world - 1.
 
         Raises:
-            UserError: the batch does not divide evenly over ranks, or a rank's share into equal micro-batches.
+            UserError: the batch does not divide evenly over ranks, or a rank's samples into equal micro-batches.
         """
         local, remainder = divmod(global_batch, world)
         if remainder or not local:
@@ -73,13 +76,13 @@ class BatchSplit:
         return self.global_batch // (self.world * self.accumulation)
 
     def halved(self) -> "BatchSplit | None":
-        """Return the split with micro-batches of at most half the size; None if they hold one sample already."""
+        """Return this division with equal micro-batches of at most half the size; None if they have one sample."""
         local = self.global_batch // self.world
         accumulation = next((n for n in range(2 * self.accumulation, local + 1) if local % n == 0), None)
         return None if accumulation is None else replace(self, accumulation=accumulation)
 
     def limited_to(self, micro_batch: int | None) -> "BatchSplit":
-        """Return the split with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
+        """Return this division with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
         split: BatchSplit | None = self
         while micro_batch is not None and split is not None and split.size > micro_batch:
             split = split.halved()
@@ -87,7 +90,7 @@ class BatchSplit:
         return split
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Return the positions of this rank's samples in a step (0 = the first), one list for each micro-batch."""
+        """Return the positions in the run of this rank's samples in step `step` (0, 1, ...), a list per micro-batch."""
         positions = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
         return [list(positions[i : i + self.size]) for i in range(0, len(positions), self.size)]
 
@@ -115,14 +118,14 @@ class StepBatchSampler:
 
 
 def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoader[Any]:
-    """Return a DataLoader over a batch source; iterating over it does not change the global random state.
+    """Return a DataLoader that yields the micro-batches of a data set; iterating keeps the global random state.
 
     Worker processes are forked on Linux, whatever Python's default: workers of a fork server would outlive a trainer
     that is killed.
 
     Args:
-        dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch.
-        batches: the sampler of micro-batches.
+        dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch for a list of samples.
+        batches: the sampler, which yields the list of samples of each micro-batch.
         workers: number of data-loader processes; 0: load in this process.
     """
     return DataLoader(
@@ -142,7 +145,7 @@ def _identity(batch: Any) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch, a tensor or nested dicts, with its tensors moved to a device; other values are unchanged."""
+    """Return a batch (a tensor, or nested dicts) with its tensors moved to a device; other values are unchanged."""
     match batch:
         case Tensor():
             return batch.to(device, non_blocking=True)

@@ -62,7 +62,12 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> Path:
         fill(draft)
         _seal(draft)
         replaced = _set_aside(folder) if folder.exists() else None
-        draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if replaced is not None:
+                replaced.rename(folder)
+            raise
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         takes = f" (it takes {_megabytes(size)})" if size else ""
@@ -113,13 +118,13 @@ def verify(folder: Path) -> None:
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """Return a run's checkpoint directories by step, in increasing order of steps, without checking contents."""
+    """Return {step: checkpoint directory} of the run's folder `run`, in order of steps, without checking contents."""
     matches = ((_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def latest(run: Path) -> Path | None:
-    """Return a run's newest checkpoint that is not damaged, or None; damaged ones are skipped with a warning."""
+    """Return the folder of a run's newest intact checkpoint, None if there is none; warn of damaged ones."""
     for _, path in reversed(steps(run).items()):
         try:
             verify(path)
@@ -131,12 +136,12 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove the old checkpoints of a run.
+    """Remove all checkpoints of a run but the newest, and those to spare.
 
     Args:
         run: the run's folder.
         keep: how many of the newest checkpoints to keep, at least 1.
-        spare: further checkpoints to keep; a None among them is ignored.
+        spare: folders of further checkpoints to keep; a None among them is ignored.
 
     Raises:
         UserError: the newest checkpoint is damaged; then nothing is removed.
@@ -165,7 +170,7 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _seal(draft: Path) -> None:
-    """Complete a temporary folder: set file modes by the umask (safetensors writes 0600), add manifest, flush."""
+    """Set the modes of a folder's files by the umask (safetensors writes 0600), add the manifest, and fsync all."""
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(draft):
@@ -189,7 +194,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def sha256_all(paths: Sequence[Path]) -> list[str]:
-    """Return the sha256 of each file, in hex; up to four files are hashed in parallel, one core each."""
+    """Return the sha256 (hex) of each file, in order; up to four files are hashed in parallel threads."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         return list(threads.map(_sha256, paths))
 

@@ -8,7 +8,7 @@ from ldm_kit.config import Config, Precision
 
 
 class TrainConfig(Config):
-    """Length, batch size, precision and checkpoints of a run."""
+    """The config section `train`: length, batch size, precision and checkpoints of a run, its limits on failures."""
 
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")

@@ -37,7 +37,7 @@ def is_distributed() -> bool:
 
 @lru_cache(maxsize=1)
 def _gloo_group(world: dist.ProcessGroup | None) -> Any:
-    """Return a gloo group of all ranks, created once for each process group `world`, the key of the cache."""
+    """Return a gloo process group of all ranks, created once and cached; `world`, torch's default group, is the key."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
@@ -61,7 +61,7 @@ def check_peers() -> None:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Return a list of every rank's value, in rank order, on every rank; every rank must call it."""
+    """Return a list of every rank's `value`, in rank order, on every rank; every rank must call this function."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -71,14 +71,14 @@ def all_gather_objects(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """A group of ranks that share work such as filling a cache; they may wait for each other up to `WORK_TIMEOUT`."""
+    """A group of ranks that fill caches together; they may wait for each other up to `WORK_TIMEOUT` (30 days)."""
 
     rank: int = 0  # this process's number within the group, from 0
     size: int = 1  # number of ranks
     group: Any = None  # torch's process group; None: one rank
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a list of the group's values, in rank order, on each of its ranks; all of them must call it."""
+        """Return a list of `value` of each rank in the group, in rank order; every rank in the group must call it."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -87,7 +87,7 @@ class RankGroup:
 
 
 def work_groups() -> tuple[RankGroup, RankGroup]:
-    """Return two groups: all ranks, and the ranks on this machine; every rank must call it."""
+    """Return two groups for work such as filling caches: all ranks, and this machine's; every rank must call it."""
     if not is_distributed():
         return RankGroup(), RankGroup()
     machine = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))  # several launchers may run on one host
@@ -127,7 +127,7 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors in place with those of the main rank; every rank must call it."""
+    """Overwrite tensors in place with the main rank's; every rank must call it, with tensors of the same shapes."""
     for tensor in tensors if is_distributed() else ():
         contiguous = tensor if tensor.is_contiguous() else tensor.contiguous()
         dist.broadcast(contiguous, src=0)
@@ -136,7 +136,7 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 
 def buffers(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Return the buffers of all modules; a forward pass may change them."""
+    """Return the buffers of all modules, such as running statistics, in order."""
     return [buffer for module in modules for buffer in module.buffers()]
 
 
@@ -147,7 +147,7 @@ def print_on_main(text: str) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield consecutive tensors of one dtype, with at most BUCKET_SIZE numbers together (or a single larger tensor)."""
+    """Yield lists of consecutive tensors of one dtype, with at most BUCKET_SIZE numbers each (or one larger tensor)."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(other.numel() for other in bucket) + tensor.numel()

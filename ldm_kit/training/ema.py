@@ -28,7 +28,7 @@ class EmaConfig(Config):
 
 @lru_cache
 def power_exponent(std: float) -> float:
-    """Return the exponent gamma of the power-function EMA of relative width `std`, in (0, 0.29), by bisection.
+    """Return the exponent gamma of the power-function EMA whose relative width is `std` in (0, 0.29), by bisection.
 
     This EMA gives the weights of step i = 1..n a share proportional to i^gamma; `std` is the standard deviation of i
     under these shares, divided by n.
@@ -44,7 +44,7 @@ def power_exponent(std: float) -> float:
 
 
 def decay_at(config: EmaConfig, step: int) -> float:
-    """Return the EMA's decay, in [0, 1), after optimiser step `step` (1, 2, ...); decay 0 copies the weights."""
+    """Return the decay d in [0, 1) of an EMA after step `step` (1, 2, ...): average <- d average + (1 - d) weight."""
     match config.kind:
         case "none":
             return 0.0

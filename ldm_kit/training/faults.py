@@ -16,10 +16,10 @@ FaultReport = dict[str, Any]  # what fault.json holds
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient is infinite or NaN; all ranks stop before the update. `report` says where and on which rank.
+    """Error on all ranks that a loss or gradient is infinite or NaN; weights have not been updated with it.
 
     Args:
-        report: what `fault_report` returned.
+        report: what `fault_report` returned: in which module, at which step and on which rank.
         overflows: under fp16, how many steps in a row have overflowed; else 0.
     """
 
@@ -32,21 +32,21 @@ class NonFiniteError(UserError):
 
 
 def all_finite(stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-    """Return whether all losses in `stats` (this rank's step) and all gradient norms, by module, are finite."""
+    """Return whether this rank's losses of a step (`stats`) and the gradient norms (by module) are all finite."""
     values = [*norms.values(), *(loss for losses in stats.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
-    """Return the names of the first MAX_NAMES tensors that hold an infinity or a NaN."""
+    """Return the names of the first MAX_NAMES (5) tensors that hold an infinity or a NaN; None values are skipped."""
     names = (name for name, value in tensors.items() if value is not None and not bool(value.isfinite().all()))
     return list(islice(names, MAX_NAMES))
 
 
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of a batch, a tensor or nested dicts, by dotted key such as inputs.text.
+    """Return the floating-point tensors of a batch (a tensor, or nested dicts) by dotted key, such as inputs.text.
 
-    `prefix` is put before each key.
+    `prefix` is put before each key; a batch that is one tensor has the key `prefix`, or "batch" if it is "".
     """
     match batch:
         case Tensor():
@@ -65,14 +65,17 @@ def fault_report(
     modules: Mapping[str, nn.Module],
     batches: Sequence[tuple[Sequence[tuple[int, int]], Any]],
 ) -> FaultReport:
-    """Return a report on a step whose loss or gradient is not finite, gathered from all ranks; every rank must call it.
+    """Return a report, as values for JSON, on a step whose loss or gradient is not finite; every rank must call it.
+
+    It names losses, gradients, weights and inputs that are not finite, and the samples of the step on each rank.
 
     Args:
         step: number of the step (1 = the first).
         stats: this rank's losses in the step.
         norms: gradient norms by module, over all ranks.
         modules: the modules by name, with their gradients before clipping.
-        batches: this rank's micro-batches, each as its (position, index) pairs and the batch of these samples.
+        batches: this rank's micro-batches, each as a pair of its samples, (position in the run, index in the data set)
+            each, and the batch of these samples.
     """
     this_rank = {
         "losses": {name: [_text(loss) for loss in losses] for name, losses in stats.losses.items()},
@@ -91,7 +94,7 @@ def fault_report(
 
 
 def summary(report: FaultReport) -> str:
-    """Return a fault report as a sentence: which loss or gradient is not finite, at which step, on which rank."""
+    """Return what `fault_report` returned as a sentence: which loss or gradient is not finite, where and when."""
     causes = [
         f"loss of {module} {next(loss for loss in losses if not _is_finite(loss))} on process {rank}"
         for rank, process in enumerate(report["processes"])

@@ -90,7 +90,7 @@ def check_distributed_type(kind: DistributedType) -> None:
     """Check that the distributed mode that accelerate has chosen is supported.
 
     Raises:
-        UserError: the mode is not one of SUPPORTED.
+        UserError: the mode is not one process, or data parallelism on CPUs or CUDA GPUs.
     """
     if kind not in SUPPORTED:
         raise UserError(f"{kind.value} is not supported: it has not been tried; {_ADVICE}")

@@ -45,7 +45,7 @@ class Log:
         accelerator: reduces metrics over ranks, and holds the trackers.
         folder: the run's folder, in which metrics.jsonl is written.
         config: the config section `log`, with the steps between two lines.
-        first: number of completed steps at the start.
+        first: number of steps completed before (of a resumed run), else 0.
         total: number of steps of the whole run.
     """
 
@@ -77,7 +77,7 @@ class Log:
             self.sums, self.count, self.since = {}, 0, time.monotonic()
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
-        """Write metrics of step `number`, by name, as one line to metrics.jsonl, and to the trackers.
+        """Write metrics of step `number`, by name, as one line to metrics.jsonl, and to the trackers (TensorBoard).
 
         A line that the disk has no room for is kept and written with the next one.
         """
@@ -112,7 +112,7 @@ class Log:
         return metrics
 
     def print(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar, on the main process alone."""
         if self.main:
             self.bar.write(text)
 
@@ -139,7 +139,7 @@ def _line(number: int, values: Mapping[str, float]) -> str:
 
 
 def logged_keys(path: Path, step: int) -> set[str]:
-    """Return the keys of a metrics.jsonl's lines for `step`; empty if the file cannot be read."""
+    """Return the names of the metrics that a metrics.jsonl has for `step`; empty if the file cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

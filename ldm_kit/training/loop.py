@@ -33,21 +33,21 @@ class Trainer:
     """Trainer of a task: its modules, optimisers and EMA, and the number of completed steps."""
 
     accelerator: Accelerator  # device, ranks, precision
-    task: Task
-    optim: Mapping[str, OptimConfig]  # by name of the task's modules
-    config: TrainConfig
-    ema_config: EmaConfig
+    task: Task  # the modules to train, and their losses
+    optim: Mapping[str, OptimConfig]  # settings of the optimisers, by name of the task's modules
+    config: TrainConfig  # section `train` of the run's config
+    ema_config: EmaConfig  # section `ema` of the run's config
     _: KW_ONLY
     seed: int  # of the order of samples, and of dropout and other random numbers of the modules
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
-    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests in the checkpoint that was loaded
+    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests of untrained models in the checkpoint
     overflows: int = 0  # steps in a row that overflowed under fp16
-    ema: Ema = field(init=False)
-    ddp_modules: dict[str, nn.Module] = field(init=False)
-    optimisers: dict[str, torch.optim.Optimizer] = field(init=False)
-    split: BatchSplit = field(init=False)
-    saved_buffers: list[Tensor] = field(init=False, default_factory=list)  # copies from before the attempt at a step
+    ema: Ema = field(init=False)  # averages of the weights
+    ddp_modules: dict[str, nn.Module] = field(init=False)  # the task's modules, wrapped by DDP if it is used
+    optimisers: dict[str, torch.optim.Optimizer] = field(init=False)  # named MODULE (AdamW) and MODULE.muon
+    split: BatchSplit = field(init=False)  # division of a batch among ranks and into micro-batches
+    saved_buffers: list[Tensor] = field(init=False, default_factory=list)  # copies from before the present step
 
     def __post_init__(self) -> None:
         for module in self.task.modules.values():
@@ -129,7 +129,7 @@ class Trainer:
         return stats
 
     def halve_micro_batch(self) -> None:
-        """Undo the failed attempt at this step, and use micro-batches of half the size from now on."""
+        """After an out-of-memory error, undo this step, and use micro-batches of half the size from now on."""
         self._undo_attempt()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
@@ -144,7 +144,7 @@ class Trainer:
         self.split = split
 
     def grad_norms(self) -> dict[str, Tensor]:
-        """Average gradients over ranks, undo the loss scale, and return each module's gradient norm (scalars)."""
+        """Average gradients over ranks, undo fp16's loss scale, and return each module's gradient norm (a scalar)."""
         modules = self.task.modules
         if distributed.is_distributed() and not self.config.overlap:
             distributed.average_gradients([p for module in modules.values() for p in optim.trainable(module)])
@@ -154,10 +154,10 @@ class Trainer:
         return {name: optim.grad_norm(module) for name, module in modules.items()}
 
     def check_finite(self, data: BatchSource, stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-        """Return whether losses (`stats`) and gradient norms are finite on all ranks; a report reads inputs in `data`.
+        """Return whether this step's losses (`stats`) and gradient `norms` (by module) are finite on all ranks.
 
         Raises:
-            NonFiniteError: one is not; under fp16, only after `train.max_skips` such steps in a row.
+            NonFiniteError: one is not (in fp16, `train.max_skips` steps in a row); its report has inputs from `data`.
         """
         if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
             self.overflows = 0
@@ -173,7 +173,7 @@ class Trainer:
         raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)
 
     def optimizer_step(self, norms: Mapping[str, Tensor]) -> float:
-        """Clip gradients (`norms` by module), update weights that have one; return the first module's learning rate."""
+        """Clip gradients (`norms`: their norms by module), update weights; return the first module's learning rate."""
         optimisers = optim.with_gradients(self.optimisers)
         for name, module in self.task.modules.items():
             optim.clip(module, self.optim[name].max_grad_norm, norms[name])
@@ -200,7 +200,7 @@ class Trainer:
 
     @torch.no_grad()
     def _undo_attempt(self) -> None:
-        """Restore the buffers from before the attempt at this step; have the task discard what it collected."""
+        """Restore the buffers as before this failed step, and have a `StatefulTask` discard what it collected."""
         for buffer, saved in zip(distributed.buffers(self.task.modules.values()), self.saved_buffers, strict=True):
             buffer.copy_(saved)
         if isinstance(self.task, StatefulTask):
@@ -212,7 +212,7 @@ class Trainer:
         return optim.lr_at(self.optimisers[name], config, self.step + 1, self.config.steps)
 
     def _configured_split(self) -> BatchSplit:
-        """Return this rank's split of a batch by the config, before out-of-memory errors halve micro-batches."""
+        """Return the division of a batch by the config alone, without the halvings after out-of-memory errors."""
         ranks = self.accelerator.num_processes, self.accelerator.process_index
         return BatchSplit.of(self.config.batch_size, self.config.micro_batch, *ranks)
 
@@ -244,7 +244,7 @@ class Trainer:
         return TrainingState(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
     def load(self, folder: Path) -> None:
-        """Resume from a verified checkpoint; every rank reads the files.
+        """Restore weights, optimisers, EMA and step from a verified checkpoint's folder; every rank reads the files.
 
         Raises:
             UserError: the checkpoint is past the last step of this run.

@@ -38,7 +38,7 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order of the memory of `like`.
+    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order in memory of `like`'s elements.
 
     It is a view if `weight` has the same memory layout as `like`, else a copy.
 
@@ -69,8 +69,8 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 def blocks(rows: int, most: int | None) -> int:
     """Return into how many blocks of equal size, each of at most `most` rows, a matrix of `rows` rows is split.
 
-    `most` None: no limit. The result is the smallest number that divides `rows`, from the fewest blocks needed to
-    nearly twice as many; if none does, it is 1, so that all rows are one block.
+    With f = ceil(rows / most), it is the smallest number from f to 2 f - 1 that divides `rows`. If none does, or
+    `most` is None, it is 1: all rows are one block.
     """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
@@ -128,7 +128,7 @@ class MatrixUpdate(NamedTuple):
     blocks: int  # number of equal blocks of rows, each of which is orthogonalised by itself
 
     def in_blocks(self, matrix: Tensor) -> Tensor:
-        """Return a view of a matrix [O, N] as K blocks of rows, [K, O / K, N]."""
+        """Return a view of a matrix [O, N] as K = `blocks` blocks of rows, [K, O / K, N]."""
         return matrix.view(self.blocks, -1, matrix.shape[1])
 
 
@@ -200,7 +200,7 @@ def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
 
 
 def _by_block_shape(updates: Iterable[MatrixUpdate]) -> Iterator[list[MatrixUpdate]]:
-    """Yield groups of updates whose blocks have the same shape, with at most MAX_NUMEL numbers in a group."""
+    """Yield groups of updates whose blocks have the same shape, with at most MAX_NUMEL weights in a group."""
     groups: dict[tuple[int, ...], list[MatrixUpdate]] = defaultdict(list)
     for update in updates:
         group = groups[tuple(update.in_blocks(update.weight).shape[1:])]

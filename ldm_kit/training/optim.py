@@ -43,7 +43,7 @@ class OptimConfig(Config):
 
 
 def lr_factor(config: OptimConfig, step: int, total: int) -> float:
-    """Return the learning rate of step `step` (1, 2, ..., total) as a share of the peak learning rate, in (0, 1]."""
+    """Return the learning rate at step `step` (1, 2, ..., total), divided by the peak learning rate: in (0, 1]."""
     if step <= config.warmup:
         return step / config.warmup
     remaining = 1 - (step - 1 - config.warmup) / max(1, total - config.warmup)
@@ -74,7 +74,7 @@ def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.
 
 
 def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfig]) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimisers of all modules, named MODULE and MODULE.muon; `configs` has each module's config."""
+    """Return all modules' optimisers, named MODULE (AdamW) and MODULE.muon; `configs` are by name of the module."""
     return {key: value for name, module in modules.items() for key, value in build(name, module, configs[name]).items()}
 
 
@@ -98,13 +98,13 @@ def module_of(name: str) -> str:
 
 
 def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
-    """Return the learning rate of an optimiser at step `step` (1, 2, ..., total); `config` is that of its module."""
+    """Return an optimiser's learning rate at step `step` (1, ..., `total`), by the `config` of the module it trains."""
     peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
     return peak * lr_factor(config, step, total)
 
 
 def update(optimiser: torch.optim.Optimizer, lr: float, scaler: Any = None) -> None:
-    """Run one optimiser step at learning rate `lr`, through a GradScaler if there is one; drop the gradients."""
+    """Run an optimiser step at learning rate `lr`, by the GradScaler `scaler` unless it is None; drop the gradients."""
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step() if scaler is None else scaler.step(optimiser)
@@ -152,13 +152,16 @@ def grad_norm(module: nn.Module) -> Tensor:
 
 
 def clip(module: nn.Module, max_norm: float | None, norm: Tensor) -> None:
-    """Scale a module's gradient in place from its norm `norm` down to `max_norm`; None: never clip."""
+    """Scale a module's gradient, whose L2 norm is `norm`, in place to `max_norm` if it is larger; None: never."""
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(trainable(module), max_norm, norm)
 
 
 def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
-    """Return an optimiser's state: tensors named PARAMETER_INDEX.KEY, and parameter groups as plain values."""
+    """Return an optimiser's state for a checkpoint: tensors and parameter groups, which hold plain values.
+
+    A tensor is named PARAMETER_INDEX.KEY, such as 3.exp_avg, as in the `state` of `optimiser.state_dict()`.
+    """
     state = optimiser.state_dict()
     tensors = {f"{i}.{key}": value for i, slots in state["state"].items() for key, value in slots.items()}
     return tensors, state["param_groups"]
@@ -167,8 +170,9 @@ def dump(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Groups]:
 def restore(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Groups) -> None:
     """Restore an optimiser's state from the tensors and parameter groups that `dump` returned.
 
-    Moments get the memory layout of their weight. Fused AdamW pairs elements by their place in memory, so it would
-    silently pair the elements of a channels-last weight with the wrong elements of a contiguous moment.
+    Moments get the memory layout (contiguous or channels-last) of the weight that they belong to. Fused AdamW pairs
+    elements by their place in memory, so it would silently pair the elements of a channels-last weight with the wrong
+    elements of a contiguous moment.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -38,7 +38,7 @@ def check_trainable(precision: Precision, device: torch.device | str) -> None:
 
 
 def matrix_dtype(device: torch.device | str) -> torch.dtype:
-    """Return the fastest dtype for matrix products that need only 8 significant bits: bfloat16 or float32."""
+    """Return the dtype for matrix products that need only 8 significant bits: bfloat16 where it is fast, or float32."""
     return torch.bfloat16 if is_bf16_fast(device) else torch.float32
 
 

@@ -52,7 +52,10 @@ class BestCheckpoint:
         return value > best[1] if self.spec.startswith("max:") else value < best[1]
 
     def record(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """Write atomically to best.json that the checkpoint at `path`, of this step and these metrics, is the best."""
+        """Write to best.json, atomically, that the checkpoint in the folder `path` is the best.
+
+        `step` is the checkpoint's step, and `metrics`, by name, are those of the evaluation after that step.
+        """
         value = metrics[self.metric]
         number = value if math.isfinite(value) else str(value)  # JSON has no infinity
         entry = {"metric": self.metric, "value": number, "step": step, "checkpoint": path.name}
@@ -91,15 +94,15 @@ def check_keep_best(spec: str | None, figures: Iterable[str] | None) -> None:
 
 @dataclass
 class CheckpointRetention:
-    """Saver of a run's checkpoints, which keeps the newest, the best, and the one that the run resumed from."""
+    """Saver of a run's checkpoints; it keeps the newest, the best, and the one that the run resumed from."""
 
     folder: Path  # the run's folder
     settings: Any  # the run's config
-    resume: Path | None  # the checkpoint that the run resumed from
+    resume: Path | None  # folder of the checkpoint that the run resumed from; None: a new run
     failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
-        """Return whether the main rank's metrics (None: no evaluation) are the best so far; every rank must call it.
+        """Return whether the main rank's evaluation (None: there was none) is the best so far; every rank must call it.
 
         Raises:
             UserError: on every rank, if the evaluation has no such metric.
@@ -145,7 +148,10 @@ class CheckpointRetention:
         distributed.print_on_main(f"warning: {error_text}; training goes on, and the next save is tried as usual")
 
     def _prune(self, trainer: Trainer, path: Path, best: Mapping[str, float] | None) -> str | None:
-        """Record the best checkpoint and remove old ones; return an error's text, or None if all went well."""
+        """Remove old checkpoints; return an error's text, or None if all went well.
+
+        If `best`, metrics by name, is not None, first record in best.json that the checkpoint at `path` is the best.
+        """
         spec = trainer.config.keep_best
         record = None if spec is None else BestCheckpoint(self.folder, spec)
         try:

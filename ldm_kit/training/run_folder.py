@@ -35,6 +35,9 @@ class Lock:
 
     If the file system has no file locks, a warning is printed, and the run goes on without a lock.
 
+    Args:
+        folder: the run's folder, which is created if needed; the file .lock in it is locked.
+
     Raises:
         UserError: another run holds the lock, or the folder cannot be written to or locked.
     """
@@ -122,8 +125,8 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
     """Check that a resumed run has the config of its checkpoint, except for keys that do not change results.
 
     The number of steps may differ if no learning rate depends on it. So may the path of a model of which the checkpoint
-    holds a digest, because the trainer compares digests. A field that is missing in an old checkpoint counts as its
-    default; so the default of a new field must be what was done before the field existed.
+    holds a digest, because the trainer compares digests. A field that is missing in an old checkpoint counts as if it
+    had the field's default value.
 
     Args:
         folder: the checkpoint's folder.
@@ -146,7 +149,7 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 
 
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return a saved config with present key names and defaults for missing fields; unchanged if it is invalid."""
+    """Return a saved config (nested dicts) with key names and defaults of the class `kind`; if invalid, as it is."""
     try:
         return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:

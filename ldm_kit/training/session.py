@@ -56,7 +56,7 @@ class OptimisedTask(Task, Protocol):
 class Session:
     """A training run as one of its processes sees it: device and ranks, folder, stop signals, and checkpoints."""
 
-    accelerator: Accelerator
+    accelerator: Accelerator  # device, ranks and precision
     folder: Path  # the run's folder
     settings: Any  # the run's config
     resume: Path | None  # the checkpoint to resume from; None: a new run
@@ -106,15 +106,15 @@ class Session:
     def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From now on a stop signal no longer ends the process at once: the run ends after the current step. The config
-        is written, and the metrics after the checkpoint are dropped, once nothing refuses the run any more.
+        From now on a stop signal no longer ends the process at once: the run ends after the current step. When all
+        checks have passed, the config is written, and metrics later than the checkpoint are dropped.
 
         Args:
             task: what is trained.
             data: training samples; of a resumed run they must be those of the checkpoint. None: not checked yet.
 
         Raises:
-            UserError: the checkpoint's data, or models that the task depends on, are others.
+            UserError: the data, or models that the task uses but does not train, differ from the checkpoint's.
         """
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)
@@ -188,7 +188,7 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether an action that is due every `every` steps, and after step number `last`, is due after `step`."""
+    """Return whether `step` is one of every `every` steps, or step number `last`, after which an action is due."""
     return step.number % every == 0 or step.number == last
 
 
@@ -223,12 +223,12 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 def _open_folder(
     folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
 ) -> Path | None:
-    """Lock the run's folder, on the main rank; return the checkpoint to resume from, on all.
+    """Lock the run's folder, on the main rank; return the checkpoint to resume from (None: a new run), on all ranks.
 
-    Only the main rank has a `stack`, which will release the lock.
+    `stack` will release the lock; it is None on all ranks but the main one. `resume` is as in `session`.
 
     Raises:
-        UserError: on every rank, as for `session`.
+        UserError: on every rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
     path, error_text = None, None
     if stack is not None:

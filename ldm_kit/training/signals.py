@@ -20,14 +20,14 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """Handlers of `STOP_SIGNALS` that only note the signal in `caught`; a second SIGINT raises KeyboardInterrupt."""
+    """Handlers of SIGTERM, SIGINT and SIGUSR1 that only note the signal; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.caught = 0  # number of the last signal received; 0: none
         self._previous: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
-        """Install the handlers; do nothing outside the main thread, where Python allows no handlers."""
+        """Install the handlers; do nothing in a thread that is not the main one, where Python allows no handlers."""
         if threading.current_thread() is threading.main_thread() and not self._previous:
             self._previous = {number: signal.signal(number, self._set_caught) for number in STOP_SIGNALS}
 
@@ -38,7 +38,7 @@ class Signals:
         self._previous = {}
 
     def caught_by_any(self) -> int:
-        """Return the number of a signal that a rank has caught (0: none), the same on all ranks; all must call it."""
+        """Return the largest number of a signal that any rank has caught, 0 if none has; every rank must call it."""
         return distributed.all_reduce_max(self.caught)
 
     def _set_caught(self, number: int, frame: FrameType | None) -> None:
@@ -48,6 +48,9 @@ class Signals:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Ignore `STOP_SIGNALS` in a data-loader worker, because the trainer needs it until it has completed its step."""
+    """Ignore SIGTERM, SIGINT and SIGUSR1 in a data-loader worker, which the trainer needs to complete its step.
+
+    The argument, the worker's number, is not used.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -54,12 +54,15 @@ class Task(Protocol):
 
 @runtime_checkable
 class StatefulTask(Protocol):
-    """A task that also changes without gradients: `losses` collects such changes, and `after_step` applies them."""
+    """A task with state that is not trained by gradients, such as running statistics.
+
+    Its `losses` only collects values from each micro-batch; `after_step` changes the state by them.
+    """
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Apply what `losses` collected from the micro-batches; the optimisers, by name, have made their update.
+        """Change the state by what `losses` collected from this step's micro-batches, after the optimisers' update.
 
-        `step` is the number of steps completed before this one.
+        `step` is the number of steps completed before this one; `optimisers` are by name (MODULE, MODULE.muon).
         """
         ...
 
@@ -70,11 +73,11 @@ class StatefulTask(Protocol):
 
 @runtime_checkable
 class DependentTask(Protocol):
-    """A task that depends on models or tokenizers that are not trained, nor part of the data's fingerprint."""
+    """A task that uses models or tokenizers which are not trained, and which the data's fingerprint does not cover."""
 
     @property
     def dependencies(self) -> Mapping[str, str]:
-        """Digests of models that are not trained, by the config key of each; a resumed run must have the same."""
+        """Hashes of models that are not trained, by the config key of each; a resumed run must have the same."""
         ...
 
 
@@ -83,16 +86,27 @@ class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples: it sees all micro-batches of a step before `losses` is called."""
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether `see_whole_batch` must be called at this step; every rank must return the same."""
+        """Return whether `see_whole_batch` must be called after `step` completed steps, the same on every rank."""
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of all micro-batches of this rank and step; they are on the device."""
+        """Measure what `losses` needs to know of `batches`, all micro-batches of this rank in this step, on the device.
+
+        `step` is the number of steps completed before this one.
+        """
         ...
 
 
 def show_whole_batch(task: Task, batches: Iterator[Any], count: int, step: int, device: torch.device) -> Iterator[Any]:
-    """Return a step's `count` micro-batches, after calling `see_whole_batch` with all of them if the task needs it."""
+    """Return a step's `count` micro-batches; if the task needs it, call its `see_whole_batch` with all of them first.
+
+    Args:
+        task: the task; only a `WholeBatchTask` can need it.
+        batches: iterator over micro-batches, from which the next `count` are taken.
+        count: number of micro-batches in a step.
+        step: number of steps completed before this one.
+        device: device to which the micro-batches are moved for `see_whole_batch`.
+    """
     if count == 1 or not isinstance(task, WholeBatchTask) or not task.needs_whole_batch(step):
         return batches
     held = list(islice(batches, count))
@@ -117,7 +131,7 @@ class BatchSource(Protocol):
 
 @dataclass
 class StepStats:
-    """Losses of a step on this rank."""
+    """Losses and scalars to log of one step on this rank, collected over the step's micro-batches."""
 
     logs: dict[str, Tensor] = field(default_factory=dict)  # means over micro-batches of losses and logs, by name
     losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch

@@ -25,13 +25,13 @@ TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without it
 class TrainingState:
     """The parts of a trainer that a checkpoint saves and restores."""
 
-    task: Task
+    task: Task  # has the trained modules and a state of its own
     optimisers: Mapping[str, torch.optim.Optimizer]  # by name, as `optim.build_all` returns them
-    ema: Ema
+    ema: Ema  # averages of the weights
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
     def collect(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """Return the tensors to save, by file name, and the optimisers' and loss scale's values for JSON."""
+        """Return the tensors to save, by file name and tensor name, and values of optimisers and scaler for JSON."""
         files: TensorFiles = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
         groups: dict[str, Any] = {}
         for name, optimiser in self.optimisers.items():
@@ -58,7 +58,10 @@ class TrainingState:
         checkpoint.write(folder, lambda draft: _write_files(draft, files, json_files), _size(files))
 
     def load(self, folder: Path, values: Mapping[str, Any]) -> None:
-        """Restore weights, averages, optimisers and task state from a checkpoint; `values`: its trainer_state.json."""
+        """Restore weights, averages, optimisers and task state from the checkpoint in `folder`.
+
+        `values` are the contents of the checkpoint's trainer_state.json.
+        """
         print_other_versions(folder, values)
         for name, module in self.task.modules.items():
             module.load_state_dict(_read(folder, f"model/{name}"))
@@ -72,7 +75,7 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint's weights, averaged ones if it has them, and the task's own state into the task."""
+    """Load a checkpoint's weights into the task's modules, averaged (EMA) ones if it has them, and the task's state."""
     for name, module in task.modules.items():
         module.load_state_dict(_read(folder, f"model/{name}"))
     for name, module in task.ema_modules.items():
@@ -95,7 +98,7 @@ def metadata(
 
     Args:
         config: the run's config.
-        split: this rank's split of a batch.
+        split: division of a batch among ranks and into micro-batches.
         step: number of completed steps.
         source: fingerprint of the training data.
         task: the trained task, whose `dependencies` are stored if it is a `DependentTask`.

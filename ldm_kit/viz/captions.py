@@ -71,7 +71,7 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption whose characters can all be drawn: those that no font has are replaced by `_written_out`."""
+    """Return a caption with characters that no font has replaced by their sound, name or code point (`U+...`)."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
@@ -109,7 +109,10 @@ def _truncate(text: str, width: float) -> str:
 
 
 def _runs(text: str) -> list[_Run]:
-    """Split a text into runs of characters in one font; combining marks and joiners take the font before them."""
+    """Split a text into pairs of a font and the consecutive characters drawn in it.
+
+    Combining marks and joiners (zero-width characters) take the font of the character before them.
+    """
     if text.isascii():
         return [(_default(), text)] if text else []
     fonts: list[Any] = []
@@ -160,7 +163,7 @@ def _system_fonts() -> list[str]:
 
 @cache
 def _load(path: str) -> _Font | None:
-    """Load a font file; None if it is absent or damaged, or holds only bitmaps, which cannot be scaled to our size."""
+    """Load a font file and its list of characters; None if it is absent, damaged, or has bitmaps of fixed size only."""
     from matplotlib.ft2font import FT2Font
 
     try:

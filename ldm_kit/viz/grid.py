@@ -33,7 +33,7 @@ def enlargement(side: int) -> int:
 
 
 def columns_for(count: int, row: int) -> int:
-    """Return the number of columns of a grid in which pictures that belong together stay in one row.
+    """Return a number of columns for a grid of pictures, so that pictures that belong together lie in one row.
 
     Args:
         count: number of pictures in the grid.
@@ -104,7 +104,11 @@ def pairs_grid(
 
 
 def strip(pictures: Tensor, scale: int = 1, captions: Sequence[str] | None = None, padding: int = 2) -> Image.Image:
-    """Lay out all pictures, uint8 [N, C, H, W], in one row; arguments and errors as for `grid`."""
+    """Lay out pictures, uint8 [N, C, H, W], in one row, each with its caption (None: no captions) below.
+
+    Each pixel is repeated `scale` times in both directions; `padding` pixels are between pictures and around the row.
+    Raises ValueError as `grid` does.
+    """
     return grid(pictures, max(len(pictures), 1), scale, captions, padding)
 
 
@@ -129,7 +133,10 @@ def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
 
 
 def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
-    """Lay out cells row by row; a row is as high as its pictures and the longest of its captions together."""
+    """Lay out cells row by row; a row is as high as its pictures and the longest of its captions together.
+
+    A cell is a pair of an image (None: an empty cell) and a caption. `padding` is in pixels.
+    """
     if columns < 1 or padding < 0:
         raise ValueError(f"expected at least 1 column and padding of 0 or more, got {columns} and {padding}")
     columns = min(columns, len(cells))
@@ -150,7 +157,10 @@ def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
 
 
 def _shrunk(cells: Sequence[_Cell], columns: int, padding: int) -> Sequence[_Cell]:
-    """Return the cells with pictures shrunk, to 16 pixels at the least, so that the grid's sides fit `MAX_SIDE`."""
+    """Return cells with pictures shrunk so that a grid of `columns` columns has at most MAX_SIDE (3,200) pixels a side.
+
+    No picture gets smaller than 16 pixels on its longer side, even if the grid is then larger.
+    """
     width, height = next(image.size for image, _ in cells if image is not None)
     rows = math.ceil(len(cells) / columns)
     lines = LINES if any(text for _, text in cells) else 0

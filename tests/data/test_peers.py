@@ -24,7 +24,7 @@ class Exchange:
     values: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.values, self.barrier = [None] * self.size, threading.Barrier(self.size, timeout=30)
+        self.values, self.barrier = [None] * self.size, threading.Barrier(self.size, timeout=600)
 
 
 @dataclass

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ldm_kit.config import UserError
+from ldm_kit.methods.run_summary import list_metrics
 from ldm_kit.methods.train import open_method, train
 from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, VQ, picture_folder, reset, settings
 
@@ -38,7 +39,7 @@ def test_figures_are_what_is_measured_and_named_by_their_pictures(kind, heldout,
     assert {*measured} <= {*type(method).figures(config, None)}
     prefix = "heldout_" if heldout else "train_"
     assert all(name.startswith(prefix) for name in measured), measured
-    assert ("held-out" in method.listed_metrics()) == bool(heldout)
+    assert ("held-out" in list_metrics(method.metrics)) == bool(heldout)
 
 
 @pytest.mark.parametrize(

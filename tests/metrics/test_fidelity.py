@@ -83,6 +83,7 @@ def test_fidelity_in_numbers():
         (torch.ones(1, 4), [-1], {}),
         (torch.ones(1, 4), [0], {"distance": "taxi"}),
         (torch.ones(1, 4), [0], {"tones": ["light"]}),
+        (torch.ones(1, 4), [4], {"tones": ["light"]}),
     ],
 )
 def test_fidelity_refuses_bad_input(generated, truth, options):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ldm_kit.metrics.reconstruction import RunningMean, decibels, mse, psnr, ssim
+from ldm_kit.metrics.reconstruction import decibels, mse, psnr, ssim
 
 
 def picture(*shape):
@@ -61,18 +61,3 @@ def test_ssim_wants_six_pixels():
     assert ssim(picture(1, 1, 6, 6), picture(1, 1, 6, 6)).item() == pytest.approx(1)
     with pytest.raises(ValueError, match="at least 6"):
         ssim(picture(1, 1, 5, 9), picture(1, 1, 5, 9))
-
-
-def test_a_running_mean_is_no_mean_of_means():
-    running = RunningMean()
-    running.add(torch.tensor([1.0, 2.0, 3.0]))
-    running.add(torch.tensor([10.0], dtype=torch.bfloat16))
-    assert (running.sum, running.count, running.mean()) == (16.0, 4, 4.0)
-    assert math.isnan(RunningMean().mean())
-
-
-def test_a_running_mean_is_kept_in_float64():
-    running = RunningMean()
-    for _ in range(1000):
-        running.add(torch.full((100,), 0.1))
-    assert running.mean() == pytest.approx(torch.tensor(0.1).double().item(), abs=1e-12)

@@ -187,7 +187,7 @@ def ranks(world: int, function: Callable, *args: object, folder: Path) -> list:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(900)
     assert [process.exitcode for process in processes] == [0] * world
     return [torch.load(file, weights_only=False) for file in files]
 

@@ -62,6 +62,24 @@ def test_a_full_disk_is_told_in_a_sentence_and_what_was_there_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+def test_what_was_there_is_put_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    (folder,) = saved(tmp_path, 1)
+    before = (folder / "trainer_state.json").read_text()
+    rename = Path.rename
+
+    def refusing(self, target):
+        if self.name.startswith(".tmp-"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(UserError, match="untouched"):
+        checkpoint.write(folder, lambda draft: (draft / "trainer_state.json").write_text("{}"))
+    assert (folder / "trainer_state.json").read_text() == before
+    checkpoint.verify(folder)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_writing_again_replaces(tmp_path):
     (folder,) = saved(tmp_path, 1)
     checkpoint.write(folder, lambda draft: (draft / "new").write_text("x"))

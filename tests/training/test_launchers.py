@@ -50,7 +50,7 @@ def test_two_processes_write_one_run_and_go_on(launcher, script, tmp_path):
     picture_folder(tmp_path / "pictures")
     for steps, resume in [(4, None), (6, "latest")]:
         process = launch(launcher, script, tmp_path, f"train.steps={steps}", "log.every=1", resume=resume)
-        said = process.communicate(timeout=300)
+        said = process.communicate(timeout=900)
         assert process.returncode == 0, said
     assert steps_logged(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
     for path in checkpoint.steps(tmp_path / "run").values():
@@ -65,7 +65,7 @@ def test_a_launcher_that_is_asked_to_stop_leaves_a_checkpoint(tmp_path):
     process = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
     await_a_step(process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)
+    said = process.communicate(timeout=900)
     assert process.returncode != 0
     ((step, path),) = checkpoint.steps(tmp_path / "run").items()
     checkpoint.verify(path)
@@ -77,9 +77,9 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     first = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
     await_a_step(first, tmp_path / "run")
     second = launch("torchrun", "train_ldm.py", tmp_path, "train.steps=100000", "log.every=1")
-    said = second.communicate(timeout=120)
+    said = second.communicate(timeout=900)
     first.terminate()
-    first.communicate(timeout=120)
+    first.communicate(timeout=900)
     assert second.returncode != 0
     assert "is in use by process" in said[1]
     assert f'File "{ROOT / "train_ldm.py"}"' not in said[1]  # torchrun has a traceback of its own, the script has none

@@ -74,7 +74,6 @@ def load(config: OpenMojiConfig) -> Split:
 
     They are rasterised on first use, which takes seconds, and read from the cache later.
 
-
     Raises:
         UserError: the `demo` extra is not installed.
     """
@@ -95,7 +94,10 @@ def load_all(config: OpenMojiConfig) -> InMemory:
 
 
 def split(pictures: InMemory) -> Split:
-    """Split pictures by their names into training, held-out and compositional ones; see the module's docstring."""
+    """Split pictures into training, held-out and compositional ones, by hashes of names and roles.
+
+    Compositional pictures show a pair of a role and a skin tone that no training picture shows.
+    """
     pairs = _unseen_pairs(pictures.records)
     compositional = [i for i, r in enumerate(pictures.records) if (r.fields["role"], r.fields["skin_tone"]) in pairs]
     rest = sorted(set(range(len(pictures))) - set(compositional))
@@ -150,7 +152,7 @@ def _record(name: str, emoji: str, described: Any) -> Record:
 
 
 def _names_by_emoji() -> dict[str, str]:
-    """Return the CLDR short name of each emoji; keys lack variation selectors, as do some of OpenMoji's file names."""
+    """Return {emoji: CLDR short name}; keys lack variation selectors (U+FE0F), as do some of OpenMoji's file names."""
     table = importlib.import_module("emoji").EMOJI_DATA
     return {_bare(emoji): entry["en"] for emoji, entry in table.items()}
 
@@ -160,7 +162,7 @@ def _bare(emoji: str) -> str:
 
 
 def _rasterise(path: Path, resolution: int, background: str) -> Tensor:
-    """Rasterise an SVG drawing to uint8 [3, R, R]; at 32 px, resvg's area antialiasing is as good as supersampling."""
+    """Rasterise an SVG file to uint8 [3, R, R], R = `resolution`, on the colour `background` (#rrggbb)."""
     svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
     png = svg_to_bytes(
         svg_path=str(path), background=background, width=resolution, height=resolution, skip_system_fonts=True
@@ -190,7 +192,8 @@ def _key(config: OpenMojiConfig) -> str:
 def _read_cache(stem: Path, key: str) -> InMemory | None:
     """Return the cached picture set; None if there is none, or (with a warning) if its files are damaged.
 
-    `stem` is the path of the cache's files without their suffixes; `key` becomes part of the set's fingerprint.
+    `stem` is the path of the cache's two files without their suffixes; `key`, a hash of what their contents depend on,
+    becomes part of the set's fingerprint.
     """
     try:
         stored = json.loads(_records_file(stem).read_text(encoding="utf-8"))

@@ -49,19 +49,18 @@ _THE = {"Bahamas", "Comoros", "Gambia", "Maldives", "Philippines"}
 
 
 class Description(NamedTuple):
-    """An emoji's caption, gender (man, woman, person, mixed or ""), skin tone (one of TONES, mixed or "") and role."""
+    """An emoji's caption and attributes."""
 
-    text: str
-    gender: str
-    skin_tone: str
-    role: str  # the caption without gender and skin tone
+    text: str  # caption, such as "woman astronaut, dark skin tone"
+    gender: str  # man, woman, person, mixed, or "" if it has none
+    skin_tone: str  # one of TONES, mixed, or "" if it has none
+    role: str  # the caption without gender and skin tone, such as astronaut
 
 
 def describe(name: str, emoji: str = "") -> Description:
     """Return the caption, gender, skin tone and role of an emoji.
 
     A swatch of a skin tone or of hair (such as "dark skin tone") has neither gender nor skin tone.
-
 
     Args:
         name: the emoji's CLDR short name, with or without colons and underscores.
@@ -80,7 +79,10 @@ def describe(name: str, emoji: str = "") -> Description:
 
 
 def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
-    """Set the gender "person" where a role has no gender ("astronaut") but also occurs with one ("woman astronaut")."""
+    """Return descriptions with the gender "person" for emoji without one ("astronaut") whose role others have with one.
+
+    So "astronaut" becomes a person if there is a "woman astronaut".
+    """
     listed = list(descriptions)
     gendered = {d.role for d in listed if d.gender}
     return [d._replace(gender="person") if not d.gender and d.role in gendered else d for d in listed]
