@@ -44,8 +44,8 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
     """
     if pipeline.saved.sampling.get("solver") == SOLVER:
         raise UserError(
-            "this consistency model leads from noise to pictures in a few steps, and has no inverse; expected the model "
-            "that it was made from, or img2img"
+            "this consistency model leads from noise to pictures in a few steps, and has no inverse; expected the "
+            "model that it was made from, or img2img"
         )
     total, steps = pipeline.schedule_config.num_train_timesteps, options.steps
     if "steps" not in options.model_fields_set:

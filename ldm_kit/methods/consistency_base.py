@@ -170,7 +170,7 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
 def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], folder: Path) -> None:
     if shape != expected:
         given, needed = ("x".join(map(str, numbers)) for numbers in (shape, expected))
-        raise UserError(f"data gives latents of {given}, but the model in {folder} denoises {needed}; expected the same")
+        raise UserError(f"data gives latents of {given}, but the model in {folder} denoises {needed}; take its size")
 
 
 def _without_variance(unet: Any, channels: int) -> Any:
