@@ -84,6 +84,7 @@ def test_denoisers_build_on_their_autoencoders_latents(path):
             out_channels=out,
             cross_width=width(config),
             vector_width=vector,
+            guidance_width=None if config.guidance is None else config.guidance.width,
         )
         x = torch.zeros(2, channels, side, side)
         more = {} if width(config) is None else {"encoder_hidden_states": torch.zeros(2, 5, width(config) or 0)}

@@ -78,8 +78,8 @@ def _check_kind(settings: Mapping[str, Any]) -> None:
     """Check that the settings of an ADM U-Net are those of a consistency model; raises UserError if not."""
     if settings["out_channels"] != settings["in_channels"]:
         raise UserError(
-            f"the network gives {settings['out_channels']} channels for {settings['in_channels']}, as a denoiser with a "
-            "learned variance does; expected as many, as a consistency model has"
+            f"the network gives {settings['out_channels']} channels for {settings['in_channels']}, as a denoiser with "
+            "a learned variance does; expected as many, as a consistency model has"
         )
     if "time_embedding_type" in settings:
         raise UserError(
