@@ -95,9 +95,11 @@ def test_the_name_is_the_class():
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_levels_give_no_loss_at_all_since_masks_are_shared(bases, pictures, monkeypatch, kind):
     method = method_of(pictures, bases[kind])
-    monkeypatch.setattr(type(method.levels), "target_timesteps", lambda self, t, step: t)
+    steps = []
+    monkeypatch.setattr(type(method.levels), "target_timesteps", lambda self, t, step: steps.append(step) or t)
     assert method.student.module.training
-    ((name, loss, logs),) = method.losses(batch_of(method), 0)
+    ((name, loss, logs),) = method.losses(batch_of(method), 5)
+    assert steps == [5], "the curriculum is not at the step of the loss"
     assert (name, loss.item(), logs["distance"].item()) == ("consistency", 0.0, 0.0)
     loss.backward()
     assert all(not p.grad.any() for p in method.student.module.parameters() if p.grad is not None)
