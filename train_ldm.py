@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ldm_kit.cli import cli_errors, run_cli
+from ldm_kit.config import tree
 
 
 def main(
@@ -18,7 +19,8 @@ def main(
 ) -> None:
     """Train a diffusion model; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
     with cli_errors():
-        from ldm_kit.methods.train import train  # imported here: `--help` must not wait for torch
+        tree(config, overrides or ())  # a wrong file or override is refused before torch is imported, which is slow
+        from ldm_kit.methods.train import train
 
         train(config, overrides or (), resume=resume)
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from conditioning.bpe import report_truncated
 from conditioning.condition import Condition, ConditioningError, pad_length
 
 Inputs = dict[str, Tensor]
@@ -20,6 +21,9 @@ Progress = Callable[[int, int], None]
 
 InBatches = Callable[[int, Callable[[range], Any]], Iterator[Any]]
 """A function of (number of samples, function from the indices of a batch to its result) that yields the results."""
+
+OnTruncated = Callable[[int, int, int], None]
+"""A function of (number of captions that were cut, number of all captions, most tokens of a caption)."""
 
 Components = Mapping[str, tuple[str, tuple[str, ...]]]
 """Component folder of a saved model -> (library, classes that model_index.json may name for this folder)."""
@@ -92,6 +96,9 @@ class Conditioner(nn.Module, ABC):
     in_batches: InBatches = staticmethod(in_batches)
     """Function by which `prepare` encodes many captions in batches; callers may set one that halves the batches when
     memory runs out."""
+
+    on_truncated: OnTruncated = staticmethod(report_truncated)
+    """Function that `prepare` calls with the number of captions that it cut; callers may set one, to report once."""
 
     @property
     def pooled_width(self) -> int | None:

@@ -37,7 +37,8 @@ class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
         """Return the labels; raises ConditioningError if a picture has none."""
         if any(label is None for label in labels):
             raise ConditioningError(
-                "condition.kind is class, but some pictures have no label; expected one sub-folder per class"
+                "condition.kind is class, but some pictures have no label; expected one sub-folder per class, or "
+                "labels in metadata.jsonl"
             )
         return [label for label in labels if label is not None]
 
@@ -163,8 +164,13 @@ class ClassConditioner(Conditioner):
         return index
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the class name of each of `prompts`, which are class names (returned as they are) or class indices."""
-        return [prompt if isinstance(prompt, str) else self.classes[prompt] for prompt in prompts]
+        """Return the class name of each of `prompts`, class names or indices; "" for the null class.
+
+        Raises:
+            ConditioningError: a class is unknown.
+        """
+        names = [*self.classes, ""]
+        return [names[self.index(prompt)] for prompt in prompts]
 
     def _unknown(self, name: str) -> int:
         near = get_close_matches(name, self.classes, n=3, cutoff=0.4) or self.classes[:3]

@@ -25,7 +25,6 @@ from conditioning.base import (
     pad_length,
     texts,
 )
-from conditioning.bpe import report_truncated
 from conditioning.encoders import Encoded, Encoder, load_encoder
 from conditioning.sources import find, hidden_width
 
@@ -136,7 +135,7 @@ class PretrainedConditioner(Conditioner):
             done += len(encoded.mask)
             if progress:
                 progress(done, len(unique))
-        report_truncated(sum(batch.cut for batch in batches), len(unique), self.config.length)
+        self.on_truncated(sum(batch.cut for batch in batches), len(unique), self.config.length)
         return _gather(batches, _rows(unique, captions))
 
     def forward(self, states: Tensor, mask: Tensor) -> Condition:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from conditioning.base import (
@@ -27,7 +27,6 @@ from conditioning.bpe import (
     SMALLEST_VOCABULARY,
     load_tokenizer,
     overflowing,
-    report_truncated,
     save_tokenizer,
     train_tokenizer,
 )
@@ -47,8 +46,20 @@ class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
     layers: int = Field(2, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads; divides the width")
     expansion: int = Field(4, ge=1, description="width of the feed-forward layers, in widths")
-    vocabulary: int = Field(2048, ge=SMALLEST_VOCABULARY, description="most tokens of the tokenizer, at least 514")
+    vocabulary: int = Field(
+        2048, description="most tokens of the tokenizer, at least 514: every byte, each at a word's end, start and end"
+    )
     length: int = Field(32, ge=3, description="tokens of a caption, start and end included; longer ones are cut")
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _writes_every_caption(cls, vocabulary: int) -> int:
+        if vocabulary < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"{vocabulary} tokens cannot write every caption; expected {SMALLEST_VOCABULARY} or more: the 256 "
+                "bytes, each again as the end of a word, start and end"
+            )
+        return vocabulary
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TextConfig":
@@ -140,7 +151,7 @@ class TextConditioner(Conditioner):
             cut += overflowing(batch)
             if progress:
                 progress(start + len(chunk), len(captions))
-        report_truncated(cut, len(captions), self.length)
+        self.on_truncated(cut, len(captions), self.length)
         return {"ids": ids}
 
     def forward(self, ids: Tensor) -> Condition:

@@ -11,7 +11,9 @@ from typing import Any
 
 PAGE = Path(__file__).parent / "api.md"
 GROUPS: dict[str, list[str]] = {
-    "Train": ["train", "Method", "RunConfig", "from_tensor", "Split", "PictureSet", "Record"],
+    "Train": [
+        "train", "Method", "RunConfig", "from_tensor", "Split", "PictureSet", "Record", "FactorSet", "known_factors",
+    ],
     "Load, sample, save": [
         "load", "Pipeline", "SemanticModel", "NoisyClassifier", "SamplingOptions", "ResolvedOptions",
     ],

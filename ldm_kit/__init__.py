@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldm_kit._api import load
     from ldm_kit.config import Config, UserError
+    from ldm_kit.data.factors import FactorSet, known_factors
     from ldm_kit.data.images import PictureSet, Record, Split
     from ldm_kit.data.tensors import from_tensor
     from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
@@ -45,6 +46,7 @@ __all__ = [
     "Clipped",
     "Config",
     "Denoiser",
+    "FactorSet",
     "Interval",
     "Method",
     "NamedSampler",
@@ -66,6 +68,7 @@ __all__ = [
     "Thresholded",
     "UserError",
     "from_tensor",
+    "known_factors",
     "load",
     "sample",
     "train",
@@ -74,6 +77,7 @@ __all__ = [
 _MODULES = {
     "ldm_kit._api": ["load"],
     "ldm_kit.config": ["Config", "UserError"],
+    "ldm_kit.data.factors": ["FactorSet", "known_factors"],
     "ldm_kit.data.images": ["PictureSet", "Record", "Split"],
     "ldm_kit.data.tensors": ["from_tensor"],
     "ldm_kit.diffusion.denoiser": ["Clipped", "Denoiser", "NetworkDenoiser", "Thresholded"],

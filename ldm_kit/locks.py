@@ -1,19 +1,35 @@
-"""Locks on open files, between processes; the system releases a lock when its file is closed or its process ends."""
+"""Locks on open files, between processes; the system releases a lock when its file is closed or its process ends.
+
+Where there is `fcntl`, a whole file is locked, and only against other locks. On Windows, which has `msvcrt`, a byte is
+locked that lies beyond the contents of any file, as nobody else can read or write a byte that is locked.
+"""
 
 import errno
+import os
 from enum import Enum
+from importlib import import_module
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
-LOCKS = fcntl is not None  # whether the platform has file locks
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl, msvcrt = _module("fcntl"), _module("msvcrt")
+RENAMES_OPEN = fcntl is not None  # whether the platform can rename a file that is open; Windows cannot
+_BYTE = 2**31 - 2  # offset of the byte that is locked on Windows
 
 # Lustre without -o flock, FUSE and SMB mounts, NFS without its lock service, and file systems that reject the call.
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
-_BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # EACCES: where the file system emulates the call
+_BUSY = {
+    errno.EWOULDBLOCK,
+    errno.EAGAIN,
+    errno.EACCES,
+    errno.EDEADLK,
+}  # EACCES: on Windows, and where the file system emulates the call
 
 
 class LockResult(Enum):
@@ -30,10 +46,13 @@ def try_lock(file: IO[Any]) -> LockResult:
     Raises:
         OSError: locking failed although the file system has locks and no other process holds the lock.
     """
-    if fcntl is None:
+    if fcntl is None and msvcrt is None:
         return LockResult.UNSUPPORTED
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            _lock_byte(file.fileno())
     except OSError as error:
         if error.errno in _BUSY:
             return LockResult.BUSY
@@ -41,3 +60,13 @@ def try_lock(file: IO[Any]) -> LockResult:
             return LockResult.UNSUPPORTED
         raise
     return LockResult.LOCKED
+
+
+def _lock_byte(file: int) -> None:
+    """Lock one byte of the open file with the descriptor `file`; the position in the file stays."""
+    position = os.lseek(file, 0, os.SEEK_CUR)
+    os.lseek(file, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    finally:
+        os.lseek(file, position, os.SEEK_SET)

@@ -25,7 +25,9 @@ def check_writable(folder: Path) -> None:
 
 
 def check_writable_file(path: Path) -> None:
-    """Check that a file can be written at `path`; raises UserError if it is a folder, or its folder is not writable."""
+    """Check that a new file can be written at `path`; raises UserError if it exists, or its folder is not writable."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
+    if path.exists():
+        raise UserError(f"{path} exists already; name a new file, or delete that one")
     check_writable(path.parent)

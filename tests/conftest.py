@@ -1,7 +1,11 @@
 """Make the repository's root importable, and provide the fixtures that every room's tests share."""
 
+import os
+import shutil
 import sys
+import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,21 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.world import world as world  # (for the session: synthetic pictures and tiny trained models)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the suite a cache of its own, which its processes share.
+
+    Rasterised OpenMoji stays for the next session; what was cached of a session's folders a day ago is removed.
+    """
+    shared = Path(config.cache.mkdir("ldm_kit"))
+    os.environ["LDM_KIT_CACHE"] = str(shared)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    for path in shared.glob("*/*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86400:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture(params=["contiguous", "channels_last"])

@@ -304,6 +304,38 @@ def test_other_warnings_stay_as_they_are():
         warnings.warn("something else", FutureWarning, 2)
 
 
+def test_a_wrong_config_is_refused_before_torch_is_imported(tmp_path):
+    """Which takes from three seconds to a minute: no such file, broken YAML, no mapping, a malformed override."""
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "good.yaml").write_text("run: x")
+    words = (["nosuch.yaml"], ["broken.yaml"], ["list.yaml"], ["good.yaml", "optim.lr"], ["good.yaml", "run.x=1"])
+    code = f"""
+import runpy, sys
+for script in ("train_ldm.py", "train_ae.py"):
+    for words in {words}:
+        sys.argv = [script, {str(tmp_path)!r} + "/" + words[0], *words[1:]]
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stopped:
+            assert stopped.code == 2
+print(*{{"torch", "numpy", "diffusers"}} & sys.modules.keys())
+"""
+    root = Path(__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+    sentences = (
+        "cannot read the config",
+        "not valid YAML",
+        "holds a list",
+        "the override 'optim.lr'",
+        "'run' is a value",
+    )
+    for line, sentence in zip(found.stderr.splitlines(), sentences * 2, strict=True):
+        assert line.startswith("error: ")
+        assert sentence in line
+
+
 def test_the_command_line_itself_loads_no_library():
     code = "import sys, ldm_kit.cli; print(*{'torch', 'numpy', 'diffusers'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

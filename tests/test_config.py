@@ -1,5 +1,6 @@
 """Configs are read strictly, and every fault is a sentence that says where it is and what was expected."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from ldm_kit.config import Config, UserError, assign, check, parse, read, write
+from ldm_kit.config import Config, UserError, assign, cache_dir, check, parse, read, write
+from tests.conftest import pytest_configure
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
 
@@ -228,3 +230,16 @@ def test_check_takes_plain_trees_too():
     assert check(Tree, {"run": "x"}, "here").run == "x"
     with pytest.raises(UserError, match=r"^here: missing key 'run'$"):
         check(Tree, {}, "here")
+
+
+def test_the_suite_has_a_cache_of_its_own_that_forgets(pytestconfig, monkeypatch):
+    shared = Path(pytestconfig.cache.mkdir("ldm_kit"))
+    monkeypatch.setenv("LDM_KIT_CACHE", "elsewhere")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    old, new = (shared / "test" / name for name in ("old", "new"))
+    for path in (old, new):
+        path.mkdir(parents=True, exist_ok=True)
+    os.utime(old, (0, 0))
+    pytest_configure(pytestconfig)
+    assert cache_dir() == shared
+    assert [path.exists() for path in (old, new)] == [False, True]

@@ -112,7 +112,7 @@ def test_it_is_trained_on_pictures_in_memory(installed, layout, tmp_path):
     assert [line["step"] for line in metrics if "toy_loss" in line] == [1, 2, 3, 4, 5, 6]
     config = read_run(run / "config.yaml")
     assert (config.method, config.seed, config.data.source) == ("toy", 1, "given")
-    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python"):
+    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python and are not saved"):
         train(run / "config.yaml", [f"run={tmp_path / 'again'}"])
 
 

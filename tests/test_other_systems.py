@@ -1,5 +1,7 @@
 """Windows and macOS, as far as Linux can play them: what they lack is taken away in a process of its own."""
 
+import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -7,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ldm_kit import locks
+from ldm_kit.config import UserError
+from ldm_kit.data import atomic
+from ldm_kit.locks import LockResult
 from ldm_kit.methods.train import open_method
+from ldm_kit.training.run_folder import Lock
 from tests.training.helpers import CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, settings
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +81,74 @@ def test_everything_starts_without_what_windows_lacks(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "all of them" in found.stdout
     assert "has no file locks, so a second run in this folder would not be noticed" in found.stderr
+
+
+class Msvcrt:
+    """Locks of bytes as on Windows: each belongs to an open file, and goes when that is closed."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int], tuple[int, int]] = {}  # file and byte -> descriptor and file of the holder
+
+    def locking(self, file: int, mode: int, count: int) -> None:
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        inode, byte = os.fstat(file).st_ino, os.lseek(file, 0, os.SEEK_CUR)
+        if (inode, byte) in self.held:
+            holder = self.held[inode, byte][0]
+            if holder != file and _is_open(holder, inode):
+                raise PermissionError(errno.EACCES, "Permission denied")
+        self.held[inode, byte] = (file, inode)
+
+
+@pytest.fixture
+def windows(monkeypatch) -> Msvcrt:
+    """The locks of Windows, which cannot rename a file that is open."""
+    system, replace = Msvcrt(), Path.replace
+
+    def replace_closed(path: Path, target: Path) -> Path:
+        assert not any(_is_open(file, inode) for (file, inode) in system.held.values() if inode == path.stat().st_ino)
+        return replace(path, target)
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(locks, "msvcrt", system)
+    monkeypatch.setattr(atomic, "RENAMES_OPEN", False)
+    monkeypatch.setattr(Path, "replace", replace_closed)
+    return system
+
+
+def _is_open(file: int, inode: int) -> bool:
+    try:
+        return os.fstat(file).st_ino == inode
+    except OSError:
+        return False
+
+
+def test_a_run_s_folder_is_locked_on_windows(windows, tmp_path, capsys):
+    with Lock(tmp_path):
+        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
+            Lock(tmp_path)
+        (_, byte), *others = windows.held
+        assert others == []
+        assert byte > (tmp_path / ".lock").stat().st_size, "or nobody could read who holds it"
+    with Lock(tmp_path):
+        pass
+    assert "file locks" not in capsys.readouterr().err
+
+
+def test_cache_files_are_written_and_swept_on_windows(windows, tmp_path):
+    atomic.write(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert windows.held, "the temporary file was locked while it was written"
+    owned, dead = tmp_path / ".owned.tmp", tmp_path / ".dead.tmp"
+    dead.touch()
+    with owned.open("wb") as file:
+        assert locks.try_lock(file) is LockResult.LOCKED
+        assert file.tell() == 0
+        for path in (owned, dead):
+            os.utime(path, (0, 0))
+        atomic.remove_stale_tmp(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".owned.tmp", "a"]
 
 
 @pytest.mark.parametrize("tree", [KL, TEXT, CLASSIFIER, DIFFAE], ids=["kl", "text", "classifier", "diffae"])

@@ -19,6 +19,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffu
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
 app.add_typer(convert, name="convert")
 Out = Annotated[Path, typer.Argument(help="a new folder for the saved model")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="keys that have changed since, such as data.path=elsewhere")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
 
 
@@ -40,21 +43,20 @@ def doctor() -> None:
 def nll(
     run: Annotated[Path, typer.Argument(help="the folder of a run on pixels, or the model/ within it")],
     request: LikelihoodRequest,
+    overrides: Overrides = None,
     device: Device = None,
 ) -> None:
     """Compute an upper bound, in bits per dimension, on the negative log-likelihood of a run's held-out pictures."""
     with cli_errors():
         from ldm_kit.inference.likelihood import evaluate_likelihood
 
-        typer.echo(evaluate_likelihood(run, request, device))
+        typer.echo(evaluate_likelihood(run, request, device, overrides or ()))
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="the folder of a run, or of one of its checkpoints")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="keys that have changed since, such as data.path=elsewhere")
-    ] = None,
+    overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="best, last, or a checkpoint's name or step; last")] = None,
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,

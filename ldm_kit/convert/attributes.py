@@ -35,10 +35,11 @@ def classifier_directions(weight: Tensor, bias: Tensor, names: Path | None, key:
         weight: the classifier's weights [K, D], one row for each of the K attributes.
         bias: its biases [K].
         names: a text file of the K attributes' names, one a line; None: the 40 attributes of CelebA.
-        key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
+        key: `protocol.encoder_digest` of the model to whose codes the directions apply; it is saved with them.
 
     Raises:
-        UserError: another number of names than K, a row that is all zero, or numbers that are not finite.
+        UserError: the file `names` cannot be read or does not hold K different names; `names` is None and K is not 40;
+            or a row of `weight` is all zero, or `weight` or `bias` is not finite.
     """
     attributes = _attribute_names(names, len(weight))
     lengths = weight.norm(dim=1, keepdim=True)

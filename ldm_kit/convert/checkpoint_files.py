@@ -21,7 +21,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from a file of `torch.save` that holds nothing but named tensors.
 
     Raises:
-        UserError: the file cannot be read, holds anything else, or would need pickled code to run.
+        UserError: the file cannot be read, holds anything else, or can be read only by running pickled code.
     """
     content = _read(path)
     if not (
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path, weights: str) -> dict[str, Tensor]:
             run, the error message shows a command with this expression, which extracts the weights.
 
     Raises:
-        UserError: the file cannot be read, holds no named tensors, or would need pickled code to run.
+        UserError: the file cannot be read, holds no named tensors, or can be read only by running pickled code.
     """
     name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE"  # for a shell command
     keep = f"c = torch.load({name!r}, map_location='cpu', weights_only=False); torch.save({weights}, 'weights.pt')"

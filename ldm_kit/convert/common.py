@@ -48,7 +48,7 @@ class AttributeClassifier(NamedTuple):
 
     weight: Tensor  # [K, D]
     bias: Tensor  # [K]
-    statistics: Statistics | None  # of the codes that it was trained on; None: its file holds none
+    statistics: Statistics | None  # of the codes in the classifier's training; None: the file has none
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def build_prior(weights: Mapping[str, Tensor], width: int) -> CodePrior:
     """Build the prior over codes [N, width] from the state dict of its network, which DiffAE calls the latent net.
 
     Raises:
-        UserError: the weights are another network's, or are for codes of another width.
+        UserError: the weights are not those of a latent net, or its codes do not have `width` numbers.
     """
     state_dict, settings = diffae_weights.prior_from(weights)
     if settings["z_width"] != width:
@@ -124,10 +124,11 @@ def load_classifier(path: Path | None, width: int, weights: str) -> AttributeCla
     Args:
         path: the classifier's checkpoint.
         width: D, numbers in a code.
-        weights: the Python expression for error messages of `read_checkpoint`.
+        weights: a Python expression that `read_checkpoint` shows in its error message.
 
     Raises:
-        UserError: another kind of file, or a classifier of codes of another width.
+        UserError: the file cannot be read, lacks the weights `ema_classifier.*`, or their shapes are not [K, width] and
+            [K]; or the statistics in the file are not valid.
     """
     if path is None:
         return None
@@ -143,10 +144,10 @@ def load_classifier(path: Path | None, width: int, weights: str) -> AttributeCla
 
 
 def find_statistics(state_dict: Mapping[str, Tensor], width: int) -> Statistics | None:
-    """Return the mean and deviation of codes [N, width] among a file's tensors `state_dict`; None: they are not there.
+    """Find the mean and deviation of codes [N, width] in a file's tensors, `state_dict`; return None if it has none.
 
     Raises:
-        UserError: the statistics have another width or are not finite, or a deviation is not positive.
+        UserError: the statistics do not have `width` numbers or are not finite, or a deviation is not positive.
     """
     mean = next((state_dict[name].flatten().float() for name in _MEANS if name in state_dict), None)
     std = next((state_dict[name].flatten().float() for name in _STDS if name in state_dict), None)
@@ -167,8 +168,8 @@ def resolve_statistics(
 ) -> Statistics:
     """Return the mean and deviation of the training set's codes, which normalise the codes.
 
-    The sources are, in this order: the checkpoint; the file of statistics, or the folder of training pictures, that
-    `options` name; the classifier's file.
+    They come from the checkpoint if it holds them; else from the file of statistics or the folder of training pictures,
+    whichever `options` names; else from the classifier's file.
 
     Args:
         checkpoint: path of the checkpoint, for error messages.
@@ -178,8 +179,8 @@ def resolve_statistics(
         encoder: the semantic encoder, which encodes the folder's pictures.
 
     Raises:
-        UserError: there is no source, there are two of checkpoint, file and folder, the file holds no statistics, or
-            the classifier was trained with other statistics.
+        UserError: none of these holds statistics; more than one of checkpoint, --statistics and --images does; the file
+            of --statistics holds none; or the classifier's statistics differ from the result.
     """
     given = [options.statistics is not None, options.images is not None]
     if sum(given) > 1 or (any(given) and own is not None):
@@ -200,7 +201,10 @@ def resolve_statistics(
 
 
 def _given_statistics(options: SemanticCheckpointOptions, encoder: Encoder) -> Statistics | None:
-    """Return the statistics in the file that `options` name, or of the folder's pictures by `encoder`; else None."""
+    """Return the statistics of codes that `options` gives; None: it names neither a file nor a folder.
+
+    The file `options.statistics` holds them; for the pictures in the folder `options.images`, `encoder` computes codes.
+    """
     width = encoder.config["z_width"]
     if options.statistics is not None:
         state_dict = read_checkpoint(options.statistics, "{k: c[k] for k in c if k.endswith(('mean', 'std'))}")
@@ -232,7 +236,7 @@ def save_directions(
     returned.
 
     Raises:
-        UserError: `names` without a classifier, or names that do not fit the classifier.
+        UserError: `names` is given without a classifier, or there is not one name for each of its attributes.
     """
     if classifier is None:
         if names is not None:

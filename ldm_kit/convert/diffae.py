@@ -35,8 +35,8 @@ def convert_diffae(checkpoint: Path, out: Path, options: SemanticCheckpointOptio
     `SemanticModel.load(out)` and edit.py open the result.
 
     Raises:
-        UserError: a file cannot be read or is not DiffAE's, a file that `options` name does not fit the checkpoint or
-            is missing, or `out` is in use.
+        UserError: a file cannot be read or is not DiffAE's; a file that `options` names does not fit the checkpoint;
+            the checkpoint needs a file that `options` does not name; or the folder `out` exists and is not empty.
     """
     check_unused(out)
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
@@ -73,7 +73,8 @@ def _networks(
         image_size: the user's --image_size; None: inferred from `x_T`.
 
     Raises:
-        UserError: the weights are another network's, or the size is unknown or does not fit.
+        UserError: the weights are another network's; the size is unknown, as `image_size` is None and `x_T` is missing;
+            or the size differs from `x_T`'s, or cannot be halved as often as the encoder does.
     """
     weights, settings = diffae_weights.encoder_from(ema_state_dict)
     encoder = load_network(lambda: SemanticEncoder(**settings), weights, "encoder")

@@ -58,7 +58,7 @@ def unet_from(state_dict: State, *, image_size: int) -> Converted:
         image_size: side of the training pictures in pixels.
 
     Raises:
-        UserError: the weights are another network's, or some are missing or too many.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     own = {
         name.replace("time_embed.time_embed.", "time_embed.", 1): value
@@ -131,7 +131,7 @@ def prior_from(state_dict: State) -> Converted:
         state_dict: the latent net's weights, with no prefix before their names; PDAE's latent nets have the same names.
 
     Raises:
-        UserError: the weights are another network's, or some are missing or too many.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     last = max((int(m[1]) for m in (re.match(r"layers\.(\d+)\.", name) for name in state_dict) if m), default=0)
     unused = (f"layers.{last}.linear_emb", f"layers.{last}.cond_layers")  # in some versions; no version uses them
@@ -159,7 +159,7 @@ def convert_state_dict(
         heads: how attention is divided into heads.
 
     Raises:
-        UserError: the network and `state_dict` do not have the same weights in the same shapes.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in build().state_dict().items()}

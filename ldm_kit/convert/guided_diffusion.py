@@ -36,8 +36,8 @@ def convert_guided_diffusion(checkpoint: Path, out: Path, options: GuidedDiffusi
     `Pipeline.load(out)` opens a denoiser, `NoisyClassifier.load(out)` a classifier.
 
     Raises:
-        UserError: the file cannot be read or is not openai/guided-diffusion's, the options do not fit it, or `out` is
-            in use.
+        UserError: the file cannot be read, is not openai/guided-diffusion's, or does not fit the options; or the folder
+            `out` exists and is not empty.
     """
     check_unused(out)
     state_dict = read_weights(checkpoint)
@@ -91,10 +91,10 @@ def _classifier(state_dict: dict[str, Tensor], options: GuidedDiffusionOptions) 
 
 
 def _class_names(names: Path | None, numbers: Sequence[str]) -> list[str]:
-    """Return the class names in the file `names`, one a line; or, if `names` is None, `numbers` as names.
+    """Return the class names in the file `names`, one a line; None: the class numbers `numbers` serve as names.
 
     Raises:
-        UserError: the file does not hold one name for each of the numbers.
+        UserError: the file cannot be read, or does not hold one name for each class.
     """
     return list(numbers) if names is None else read_names(names, len(numbers), "class name", "classes")
 

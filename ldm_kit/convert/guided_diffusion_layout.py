@@ -48,17 +48,17 @@ _POSITION = "pool.position"
 
 @dataclass(frozen=True)
 class Heads:
-    """How attention is divided into heads, which no shape tells: by the channels of a head, or by the heads' number."""
+    """How the channels of an attention are divided into heads, which the shapes of the weights do not tell."""
 
     size: int = 64  # channels of a head
-    count: int | None = None  # number of heads; None: `size` decides it
+    count: int | None = None  # number of heads, whatever their size; None: heads have `size` channels
     new_order: bool = False  # qkv is [3, heads, channels] (use_new_attention_order); else [heads, 3, channels]
 
     def number(self, width: int) -> int:
         """Return the number of heads of an attention over `width` channels.
 
         Raises:
-            UserError: the channels cannot be divided into these heads.
+            UserError: `width` is not a multiple of `count` or, if that is None, of `size`.
         """
         if width % (self.size if self.count is None else self.count):
             cut = f"heads of {self.size} channels" if self.count is None else f"{self.count} heads"
@@ -86,7 +86,7 @@ class Layout:
         """Return the distinct numbers of channels of a head in the network's attentions, sorted.
 
         Raises:
-            UserError: a level's channels cannot be divided into these heads.
+            UserError: the channels of a level with attention cannot be divided into such heads, see `Heads.number`.
         """
         attended = (*compress(self.widths, self.attention), self.widths[-1])
         return sorted({width // heads.number(width) for width in attended})
@@ -99,10 +99,10 @@ def denoiser_layout(state_dict: State) -> Layout:
 
 
 def classifier_layout(state_dict: State, levels: int) -> Layout:
-    """Infer the settings of a classifier, which has a down path alone, from its state dict and its number of levels.
+    """Infer the settings of a classifier from its state dict; the network has a down path only, of `levels` levels.
 
     Raises:
-        UserError: the weights are another network's, or do not have so many levels.
+        UserError: the weights are another network's, or their blocks do not divide into `levels` equal levels.
     """
     return _layout(state_dict, "input_blocks", levels)
 
@@ -110,8 +110,11 @@ def classifier_layout(state_dict: State, levels: int) -> Layout:
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
     """Infer a network's settings from the shapes of its weights.
 
-    The list of blocks named `where` (input_blocks or output_blocks) holds equally many blocks for each of `levels`
-    levels.
+    `where` names the list of blocks, input_blocks or output_blocks, that is divided into `levels` levels of equal
+    length.
+
+    Raises:
+        UserError: the list does not divide so, or the weights are not of a guided-diffusion network.
     """
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(
@@ -183,8 +186,9 @@ _BLOCK_NAMES: Mapping[str, Callable[[Layout, int, str, int], str]] = {
 def convert_tensor(name: str, value: Tensor, heads: Heads) -> Tensor:
     """Return the weight `name` of ldm_kit's network, converted from the original weight `value`.
 
-    If `name` is a weight of queries, keys or values, `value` is that of the original qkv, of which a third is returned;
-    `heads` says how qkv is divided. A 1D convolution of kernel size 1 becomes a linear map.
+    If `name` is a weight of queries, keys or values, `value` is the one original weight of all three (qkv), and the
+    third that belongs to `name` is returned; `heads` says how qkv is divided. A 1D convolution of kernel size 1 becomes
+    a linear map.
     """
     if name == _POSITION:
         return value.T

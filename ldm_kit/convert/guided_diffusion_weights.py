@@ -43,8 +43,8 @@ def unet_from(state_dict: State, *, image_size: int, heads: Heads | None = None)
         heads: how every attention is divided into heads; None: heads of 64 channels.
 
     Raises:
-        UserError: the weights are another network's, some are missing or too many, or the side of the pictures cannot
-            be halved as often as the network does.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape; or
+            `image_size` cannot be halved as often as the network halves its pictures.
     """
     heads = heads or Heads()
     layout = denoiser_layout(state_dict)
@@ -88,8 +88,8 @@ def classifier_from(state_dict: State, *, image_size: int, heads: Heads | None =
         heads: how every attention is divided into heads; None: heads of 64 channels.
 
     Raises:
-        UserError: the weights are another network's, some are missing or too many, or the side of the pictures cannot
-            be halved as often as the network does.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape; or
+            `image_size` cannot be halved as often as the network halves its pictures.
     """
     heads = heads or Heads()
     if "out.2.positional_embedding" not in state_dict:
@@ -149,17 +149,16 @@ def _settings(layout: Layout, heads: Heads) -> Settings:
 
 
 def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
-    """Return weights of a learned time embedding that equals sinusoids with other than the first level's channels.
+    """Return the weights of a learned time embedding that equals the original embedding of sinusoids.
 
-    `layout` has the network's settings.
-
-    The result is empty if the numbers of channels are equal. diffusers takes other sinusoids only as a table over all
-    timesteps. The table and its linear map are chosen so that their product equals the sinusoids times the original
-    linear map. The matrix [1000, D] of sinusoids has a numerical rank below D / 2 for ADM's D = 256, so that nothing is
-    lost where the first level has D / 2 channels (ADM's 512 px network).
+    diffusers computes as many sinusoids as the first level has channels. If the network of `layout` has that number,
+    the result is empty. diffusers takes any other number only as a table over all timesteps. The table and the linear
+    map after it are chosen so that their product equals the sinusoids times the original linear map. The matrix [1000,
+    D] of sinusoids has a numerical rank below D / 2 for ADM's D = 256, so that nothing is lost where the first level
+    has D / 2 channels (ADM's 512 px network).
 
     Raises:
-        UserError: the first level has fewer channels than the rank.
+        UserError: the first level has fewer channels than the rank of the matrix of sinusoids.
     """
     if layout.time == layout.widths[0]:
         return {}
@@ -191,7 +190,7 @@ def _converted(
         ready: weights of ldm_kit's network that are taken as they are; all others are converted from `state_dict`.
 
     Raises:
-        UserError: the network and `state_dict` do not have the same weights, or not in the same sizes.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in build().state_dict().items()}

@@ -14,16 +14,19 @@ from ldm_kit.config import Config
 class GuidedDiffusionOptions(Config):
     """Settings of a model of openai/guided-diffusion that its checkpoint does not hold."""
 
-    kind: Literal["unet", "classifier"] = Field(description="unet: the denoiser")
-    image_size: int = Field(ge=1, description="side of the pictures it was trained on")
+    kind: Literal["unet", "classifier"] = Field(description="unet: a denoiser; classifier: a noisy classifier")
+    image_size: int = Field(ge=1, description="side of the training pictures in pixels")
     schedule: Literal["linear", "cosine"] = Field(
-        default="linear", description="noise schedule of its training (cosine for 64 px)"
+        default="linear", description="noise schedule of the training (cosine for 64 px)"
     )
     head_size: int = Field(default=64, ge=1, description="channels of an attention head")
-    heads: int | None = Field(default=None, ge=1, description="heads of every attention, instead of --head_size")
-    new_attention_order: bool = Field(default=False, description="trained with use_new_attention_order")
+    heads: int | None = Field(
+        default=None, ge=1, description="number of heads of every attention, instead of --head_size"
+    )
+    new_attention_order: bool = Field(default=False, description="the network was trained with use_new_attention_order")
     classes: Path | None = Field(
-        default=None, description="a text file of class names, one a line, in their order; numbers if left out"
+        default=None,
+        description="a text file of class names, one a line, in the order of the classes; left out: their numbers",
     )
 
 
@@ -48,23 +51,33 @@ class SemanticCheckpointOptions(Config):
     `attributes` has the names of the classifier's attributes; `device` encodes the pictures of the folder `images`.
     """
 
-    image_size: int | None = Field(default=None, ge=8, description="side of the pictures, if the file does not hold it")
+    image_size: int | None = Field(
+        default=None, ge=8, description="side of the pictures in pixels, if the checkpoint does not tell"
+    )
     statistics: Path | None = Field(
-        default=None, description="mean and deviation of codes: .safetensors, .pt or latent.pkl"
+        default=None, description="a file with the mean and deviation of the codes: .safetensors, .pt or latent.pkl"
     )
-    images: Path | None = Field(default=None, description="or the training pictures, a folder, to compute them from")
+    images: Path | None = Field(
+        default=None,
+        description="a folder of the training pictures, to compute mean and deviation from, instead of --statistics",
+    )
     classifier: Path | None = Field(
-        default=None, description="a classifier of codes; its attributes become directions for edit.py"
+        default=None, description="a linear classifier of codes, whose attributes become directions for edit.py"
     )
-    attributes: Path | None = Field(default=None, description="their names, one a line; the 40 of CelebA if left out")
+    attributes: Path | None = Field(
+        default=None, description="a text file of the attributes' names, one a line; left out: the 40 of CelebA"
+    )
     device: str | None = Field(
-        default=None, description="that encodes --images: cpu, cuda, ...; the accelerator if there is one"
+        default=None,
+        description="device that encodes --images: cpu, cuda, ...; left out: the accelerator if there is one",
     )
 
 
 class PdaeOptions(SemanticCheckpointOptions):
     """Settings and files that a PDAE autoencoder's checkpoint lacks and a complete PDAE needs."""
 
-    prior: Path | None = Field(default=None, description="a latent_denoise_fn's checkpoint.pt")
-    heads: int = Field(default=1, ge=1, description="heads of the U-Net's attention")
-    encoder_heads: int = Field(default=4, ge=1, description="heads of the encoder's attention")
+    prior: Path | None = Field(
+        default=None, description="checkpoint.pt of a prior over codes (in PDAE's code, a latent_denoise_fn)"
+    )
+    heads: int = Field(default=1, ge=1, description="number of heads of the U-Net's attention")
+    encoder_heads: int = Field(default=4, ge=1, description="number of heads of the encoder's attention")

@@ -40,7 +40,7 @@ class _Components(NamedTuple):
     encoder: StridedEncoder
     base: Pipeline
     shift: Converted  # state dict and settings of the gradient estimator on the base model
-    statistics: Statistics  # of the training set's codes
+    statistics: Statistics  # mean and deviation of the training set's codes
     prior: CodePrior | None  # None: no --prior was given
     classifier: AttributeClassifier | None  # None: no --classifier was given
 
@@ -52,8 +52,8 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
     the result.
 
     Raises:
-        UserError: a file cannot be read or is not PDAE's, a file that `options` name does not fit the checkpoint or is
-            missing, or `out` is in use.
+        UserError: a file cannot be read or is not PDAE's; a file that `options` names does not fit the checkpoint; the
+            checkpoint needs a file that `options` does not name; or the folder `out` exists and is not empty.
     """
     check_unused(out)
     components = _read(checkpoint, options)

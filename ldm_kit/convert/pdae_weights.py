@@ -38,7 +38,7 @@ def base_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) ->
         State dict and settings of the network that `guided_diffusion_weights.build_adm_unet(settings)` builds.
 
     Raises:
-        UserError: the weights are another network's, or some are missing or too many.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     return unet_from(_base(state_dict), image_size=image_size, heads=heads)
 
@@ -52,7 +52,7 @@ def shift_from(state_dict: State, *, image_size: int, heads: Heads = ONE_HEAD) -
         heads: how the U-Net's attention is divided into heads.
 
     Raises:
-        UserError: the weights are another network's, or some are missing or too many.
+        UserError: `state_dict` lacks a weight of this network, has an unknown one, or has one of a wrong shape.
     """
     new = {name: value for name, value in state_dict.items() if name.startswith(_NEW)}
     if not new:

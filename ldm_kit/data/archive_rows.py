@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 
-from ldm_kit.data.folder_index import Entry
+from ldm_kit.data.metadata import Entry
 from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
 
 # A picture of an archive: name in the archive, caption, class name (None: no class), further values by name, location

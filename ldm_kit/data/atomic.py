@@ -5,7 +5,7 @@ import time
 import uuid
 from pathlib import Path
 
-from ldm_kit.locks import LOCKS, LockResult, try_lock
+from ldm_kit.locks import RENAMES_OPEN, LockResult, try_lock
 
 MIN_AGE = 600.0  # seconds; a younger temporary file is never stale, as its writer may not have locked it yet
 MIN_AGE_UNLOCKED = 86400.0  # seconds; takes the place of MIN_AGE on file systems without locks
@@ -26,9 +26,9 @@ def write(path: Path, content: bytes) -> None:
                 try_lock(file)
             file.write(content)
             file.flush()
-            if LOCKS:  # held until the file has its name; Windows, which has none, renames no open file
+            if RENAMES_OPEN:  # the lock is then held until the file has its name
                 temporary.replace(path)
-        if not LOCKS:
+        if not RENAMES_OPEN:
             temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):

@@ -38,7 +38,7 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
         UserError: `settings.on_bad` is raise.
     """
     if settings.on_bad == "raise":
-        raise UserError(f"bad picture in {settings.path}: {complaint}; repair or remove it, or set on_bad: skip")
+        raise UserError(f"bad picture in {settings.path}: {complaint}; repair or remove it, or set data.on_bad: skip")
     _log.warning("skipped %s", complaint)
 
 
@@ -59,8 +59,8 @@ def check_share(count: int, total: int, settings: BadPictureSettings, complaint:
     allowed = max(1, int(settings.max_bad_share * total)) if settings.max_bad_share > 0 else 0
     if count > allowed:
         raise UserError(
-            f"{count} of {total} pictures in {settings.path} are bad (max_bad_share {settings.max_bad_share} allows "
-            f"{allowed}), first {complaint}; the log names all"
+            f"{count} of {total} pictures in {settings.path} are bad (data.max_bad_share {settings.max_bad_share} "
+            f"allows {allowed}), first {complaint}; the log names all"
         )
 
 

@@ -1,12 +1,12 @@
 """Data source: a folder of pictures, with metadata.jsonl (Hugging Face's imagefolder), class folders or plain images.
 
 metadata.jsonl holds one JSON object per line: file_name (relative to the folder), text, an optional label, and further
-fields, kept as strings. Without this file, sub-folders are classes (the folder's name is the caption), or the images
-lie in the folder itself; a caption file beside a picture (`0.txt`) gives its caption. Folders named train, val and test
-are splits; in kohya's folder `10_dog`, each picture is of class dog and counts 10 times in training. All pictures are
-checked when the folder is loaded (in large folders only once, with the result cached): bad pictures are logged and
-skipped, and too many of them stop the run.
-Small sets are decoded into memory; pictures of larger sets are decoded on demand.
+fields, kept as strings; metadata.csv has them as columns. Without such a file, sub-folders are classes (the folder's
+name is the caption), or the images lie in the folder itself; a caption file beside a picture (`0.txt`) gives its
+caption. Folders named train, val and test are splits; in kohya's folder `10_dog`, each picture is of class dog and
+counts 10 times in training. All pictures are checked when the folder is loaded (in large folders only once, with the
+result cached): bad pictures are logged and skipped, and too many of them stop the run. Small sets are decoded into
+memory, pictures of larger sets on demand.
 """
 
 import hashlib
@@ -29,10 +29,11 @@ from ldm_kit.data.batches import chunks
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, folder_index
-from ldm_kit.data.folder_index import METADATA, Entry, folder_entries, resolve_inside, training_entries
+from ldm_kit.data.folder_index import folder_entries, resolve_inside, training_entries
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
+from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, find_table, without_problems
 from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
@@ -45,7 +46,7 @@ class FolderConfig(Config):
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
-        description="the folder: metadata.jsonl with images, one sub-folder per class, or plain images"
+        description="the folder: metadata.jsonl (or .csv) with images, one sub-folder per class, or plain images"
     )
     resolution: int = Field(
         default=32, ge=8, le=2048, description="pixels along each side after scaling and centre crop"
@@ -58,6 +59,7 @@ class FolderConfig(Config):
         "their names; classes, repeats: all are that; plain: nothing",
     )
     captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
+    on_bad_caption: BadCaption = BAD_CAPTION
     heldout: float = Field(
         default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name; unless folders say"
     )
@@ -127,16 +129,12 @@ def load(config: FolderConfig) -> Split:
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
-    split = split if (config.path / METADATA).is_file() else repeated(split)
+    split = repeated(split) if find_table(config.path) is None else split
     return readable(split, config) if isinstance(pictures, _OnDemand) else split
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name; sets of over `memory_limit` bytes are decoded on demand.
-
-    Raises:
-        UserError: no such folder, invalid metadata, no usable picture, or more bad pictures than allowed.
-    """
+    """Load all usable pictures of a folder, sorted by name, as `load` does but without splits; raises as `load`."""
     return _load(config, training=False)
 
 
@@ -160,6 +158,7 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
     """List a folder's pictures; if `training`, without those of an unused split (test pictures if there is val)."""
     entries = folder_entries(config.path, config.layout, config.captions)
+    entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     return training_entries(entries, config.path) if training else entries
 
 
@@ -170,6 +169,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     """
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
+    settings += [config.on_bad_caption] if config.on_bad_caption != "skip" else []
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)
     index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
     for complaint in index.complaints:

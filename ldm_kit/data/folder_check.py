@@ -23,8 +23,8 @@ from ldm_kit.config import cache_dir
 from ldm_kit.data import peers
 from ldm_kit.data.colour_profiles import Profile
 from ldm_kit.data.folder_cache import CODE_VERSION, FolderIndex, read, write
-from ldm_kit.data.folder_index import Entry
 from ldm_kit.data.images import class_names, digest
+from ldm_kit.data.metadata import Entry
 from ldm_kit.data.records import UNLABELLED, Labels, Records, StringBuilder
 
 ROUND = 16384  # pictures that the processes check before they exchange results

@@ -1,12 +1,10 @@
-"""List a folder's pictures with captions and classes, which metadata.jsonl, sub-folders and caption files give."""
+"""List a folder's pictures with captions and classes, which a table, sub-folders and caption files give."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ldm_kit.config import UserError
 from ldm_kit.data.captions import KINDS, TEXT_KINDS, Sidecar, read_sidecar
@@ -14,23 +12,10 @@ from ldm_kit.data.folder_layout import CLASSES, FolderMeaning, Layout, folder_me
 from ldm_kit.data.image_files import BadPicture
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.left_out import log_unlisted, log_unread
-from ldm_kit.data.splits import Role, check_training_role, folder_role, picture_roles, unused_role
+from ldm_kit.data.metadata import TABLES, Entry, find_table, read_table
+from ldm_kit.data.splits import check_training_role, folder_role, picture_roles, unused_role
 
-METADATA = "metadata.jsonl"
-_COLUMNS = {"file_name", "text", "label"}
 _log = logging.getLogger("ldm_kit.data")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A picture in a folder or an archive, with its metadata; the image itself has not been opened."""
-
-    name: str  # posix path relative to the folder, or name in the archive
-    text: str = ""  # caption
-    label: str | None = None  # class name
-    fields: dict[str, str] = field(default_factory=dict)  # further values by name
-    role: Role | None = None  # split that the picture's folders name: train, val or test
-    problem: str = ""  # why the picture cannot be used, if that is known without opening it
 
 
 @dataclass
@@ -51,24 +36,24 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
         captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
 
     Raises:
-        UserError: no such folder, invalid metadata.jsonl (with its line), pictures beside class folders, or no picture.
+        UserError: no such folder, an invalid table (with its line), pictures beside class folders, or no picture.
     """
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
-    table = root / METADATA
+    table = find_table(root)
     names = sorted(_walk(root))
     files = _sorted_out(names)
     log_unread(root, (name for name in names if not _is_used(name)))
-    if table.is_file():
-        entries = _from_metadata(table)
-        log_unlisted(root, METADATA, filter(is_picture, files.pictures), (entry.name for entry in entries))
+    if table is not None:
+        entries = read_table(table)
+        log_unlisted(root, table.name, filter(is_picture, files.pictures), (entry.name for entry in entries))
         roles = picture_roles([entry.name for entry in entries], root, "say data.layout: plain")
         if roles is not None and layout == "auto":
             entries = [replace(entry, role=role) for entry, role in zip(entries, roles.roles, strict=True)]
     else:
         entries = _from_layout(root, files, layout, captions)
     if not entries:
-        raise UserError(f"{root} offers no pictures; expected {METADATA}, class folders or images (.png, .jpg, ...)")
+        raise UserError(f"{root} offers no pictures; expected {TABLES[0]}, class folders or images (.png, .jpg, ...)")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -195,66 +180,23 @@ def _report_captions(
         _log.warning(
             "%s: %d captions such as %s lie beside no picture of their name and are not read; put them there, or "
             "write %s",
-            *(root, len(lost), f"{lost[0]}.{sidecars[lost[0]][0]}", METADATA),
+            *(root, len(lost), f"{lost[0]}.{sidecars[lost[0]][0]}", TABLES[0]),
         )
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """List the pictures that train/metadata.jsonl, val/metadata.jsonl and so on name, as Hugging Face's imagefolder."""
-    folders = [table.rpartition("/")[0] for table in files.tables]
+    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl), as HF's imagefolder."""
+    folders = sorted({table.rpartition("/")[0] for table in files.tables})
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]
-    if layout != "auto" or rest or None in roles.values() or {*files.tables} != {f"{f}/{METADATA}" for f in folders}:
+    tables = {folder: table for folder in folders if (table := find_table(root / folder))}
+    if layout != "auto" or rest or None in roles.values() or len(tables) < len(folders):
         raise UserError(
-            f"{root} holds {files.tables[0]} but captions are read from {METADATA} at its top; point path there"
+            f"{root} holds {files.tables[0]} but captions are read from {' or '.join(TABLES)} at its top; point path "
+            "there"
         )
     return [
-        replace(entry, name=f"{folder}/{entry.name}", role=role)
-        for folder, role in roles.items()
-        for entry in _from_metadata(root / folder / METADATA)
+        replace(entry, name=f"{folder}/{entry.name}", role=roles[folder])
+        for folder, table in tables.items()
+        for entry in read_table(table)
     ]
-
-
-def _from_metadata(path: Path) -> list[Entry]:
-    """Return the pictures that a metadata.jsonl file lists, one for each line that is not blank."""
-    entries: dict[str, Entry] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        entry = _entry(line, f"{path}, line {number}")
-        if entry.name in entries:
-            raise UserError(f"{path}, line {number}: names {entry.name!r} a second time; expected each file once")
-        entries[entry.name] = entry
-    return list(entries.values())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected one JSON object a line") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _entry(line: str, where: str) -> Entry:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}); expected one object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a {type(row).__name__}; expected an object with file_name and text")
-    name, text, label = row.get("file_name"), row.get("text"), row.get("label")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: file_name is {name!r}; expected a relative path such as images/cat.png")
-    if not isinstance(text, str | None):
-        raise UserError(f"{where}: text is {text!r:.60}; expected a string")
-    if not isinstance(label, str | int | None):
-        raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
-    fields = {str(key): as_text(value) for key, value in row.items() if key not in _COLUMNS}
-    return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)
-
-
-def as_text(value: Any) -> str:
-    """Return a metadata value as text: a string unchanged, any other value (number, list, ...) as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -22,4 +22,7 @@ def load(config: GivenConfig) -> Split:
     Raises:
         UserError: always.
     """
-    raise UserError("data.source is given: the pictures came from Python; pass them to train(..., data=)")
+    raise UserError(
+        "data.source is given: the pictures came from Python and are not saved with the run; pass them again as data=, "
+        "or name files of the same pictures, such as data.source=folder data.path=FOLDER"
+    )

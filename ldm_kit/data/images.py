@@ -108,7 +108,9 @@ class DerivedSet:
 
 
 @dataclass(frozen=True, eq=False)
-class _Subset(DerivedSet):
+class Subset(DerivedSet):
+    """A view of some pictures of a set, made by `subset`."""
+
     indices: np.ndarray[Any, Any]  # int64, into `base`
     records: Sequence[Record]
     fingerprint: str
@@ -117,9 +119,11 @@ class _Subset(DerivedSet):
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
+        """Return the picture at an index, uint8 [C, R, R]."""
         return self.base.picture(int(self.indices[index]))
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
+        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
         return self.base.pictures([int(self.indices[int(i)]) for i in indices])
 
 
@@ -129,8 +133,8 @@ class Split(NamedTuple):
     Args:
         train: pictures that models are trained on.
         heldout: pictures like the training pictures that training never sees; losses are measured on them.
-        compositional: further held-out pictures: each combines two attributes (role, skin tone) that training pictures
-            show, but never together; None where the data source has none.
+        compositional: further held-out pictures: each combines two attributes (such as role and skin tone) that
+            training pictures show, but never together; None where the data source has none.
     """
 
     train: PictureSet
@@ -155,7 +159,7 @@ def subset(pictures: PictureSet, indices: Sequence[int] | np.ndarray[Any, Any]) 
     records = pictures.records
     fingerprint = digest(chain([pictures.fingerprint], map(str, rows.tolist())))
     chosen = records.take(rows) if isinstance(records, Records) else [records[i] for i in rows.tolist()]
-    return _Subset(pictures, rows, chosen, fingerprint)
+    return Subset(pictures, rows, chosen, fingerprint)
 
 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[int]]:

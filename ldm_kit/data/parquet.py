@@ -19,8 +19,8 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
-from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.images import Split
+from ldm_kit.data.metadata import Entry, as_text
 
 _log = logging.getLogger("ldm_kit.data")
 GROUP_LIMIT = 512 * 2**20  # most bytes of the pictures in a row group, uncompressed

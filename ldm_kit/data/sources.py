@@ -10,12 +10,16 @@ from pydantic import Field
 
 from ldm_kit.data import digits, folder, given, parquet, webdataset
 from ldm_kit.data.digits import DigitsConfig
+from ldm_kit.data.faces import dataset as faces
+from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
+from ldm_kit.data.shapes import dataset as shapes
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
 
 SOURCES: dict[type, Callable[[Any], Split]] = {
@@ -24,6 +28,8 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     WebDatasetConfig: webdataset.load,
     ParquetConfig: parquet.load,
     DigitsConfig: digits.load,
+    FacesConfig: faces.load,
+    ShapesConfig: shapes.load,
     GivenConfig: given.load,
 }
 
@@ -42,13 +48,16 @@ else:
     DataConfig = Annotated[Union[tuple(SOURCES)], Field(discriminator="source")]  # noqa: UP007
 
 
-def load(config: DataConfig) -> Split:
+def load(config: DataConfig, *, captions: bool = True) -> Split:
     """Load the pictures of a data source, split into training, held-out and (if any) compositional pictures.
 
     Args:
         config: config of the data source, an instance of one of the classes in SOURCES.
+        captions: whether captions or classes are used; False: a picture whose caption cannot be read is no bad picture.
 
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
     """
+    if not captions and isinstance(config, FolderConfig | WebDatasetConfig):
+        config = config.model_copy(update={"on_bad_caption": "ignore"})
     return SOURCES[type(config)](config)

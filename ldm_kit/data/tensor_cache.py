@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ldm_kit.data import atomic, peers
 
+_log = logging.getLogger("ldm_kit.data")
+
 
 def key_of(*values: Any) -> str:
     """Return the sha256 (hex) of plain values (numbers, strings, lists, mappings), for use as a key of `cached`."""
@@ -21,7 +24,8 @@ def key_of(*values: Any) -> str:
 def cached(folder: Path, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors stored under `key`, by name; compute and store them if there are none or the file is damaged.
 
-    Of the processes of a run on one machine, the first computes the tensors, and the others wait and read them.
+    Of the processes of a run on one machine, the first computes the tensors, and the others wait and read them. Where
+    the folder cannot be written to, a warning says so, and every process computes the tensors.
 
     Args:
         folder: the cache's folder.
@@ -60,5 +64,9 @@ def _load(path: Path) -> dict[str, Tensor] | None:
 
 def _store(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    atomic.write(path, save(tensors))
+    try:
+        atomic.write(path, save(tensors))
+    except OSError as error:
+        reason = error.strerror or error
+        _log.warning("cannot keep tensors in %s (%s); they will be computed again", path.parent, reason)
     return tensors

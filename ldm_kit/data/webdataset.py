@@ -20,9 +20,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
-from ldm_kit.data.folder_index import Entry, as_text
 from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
+from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, as_text
 
 PICTURE_LIMIT = 256 * 2**20  # most bytes of a picture's file
 TEXT_LIMIT = 2**20  # most bytes of a caption, class or .json file
@@ -39,6 +39,7 @@ class WebDatasetConfig(ArchiveConfig):
     """Options of a data source that is a set of tar shards."""
 
     source: Literal["webdataset"] = Field(default="webdataset", description="which data: tar shards")
+    on_bad_caption: BadCaption = BAD_CAPTION
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class TarReader:
     """Reader of the pictures, captions and classes in uncompressed tar files."""
 
     fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
+    on_bad_caption: BadCaption = "skip"  # what is done with a picture whose caption or class cannot be read
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar" and the names in `fields`: part of the key under which a tar's list of pictures is cached."""
-        return ["tar", *self.fields]
+        """The word "tar", `fields`, and the rule for captions: part of the key of a tar's cached list of pictures."""
+        return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
         """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
@@ -68,7 +70,9 @@ class TarReader:
                 try:
                     entry = self._entry(f"{key}.{kind}", _metadata(file, spans))
                 except (ValueError, RecursionError) as error:
-                    yield f"{key!r:.120}: its text cannot be read ({error!s:.120})"
+                    entry = Entry(f"{key}.{kind}", problem=f"its text cannot be read ({error!s:.120})")
+                if entry.problem and self.on_bad_caption == "skip":
+                    yield f"{key!r:.120}: {entry.problem}"
                 else:
                     yield ArchiveSample(entry, spans[kind], _bytes(file, spans[kind]))
 
@@ -92,7 +96,7 @@ def load(config: WebDatasetConfig) -> Split:
         UserError: there are no shards, a file is no uncompressed tar, no picture is usable, more pictures are bad than
             allowed, or no picture is left to train on.
     """
-    return archives.load(config, TarReader(config.fields), ".tar")
+    return archives.load(config, TarReader(config.fields, config.on_bad_caption), ".tar")
 
 
 def members(path: Path) -> tuple[Samples, list[str]]:

@@ -69,6 +69,36 @@ def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
     return (top.double() if count == 53 else top.float()) / (1 << count)
 
 
+def permuted(seed: int, name: str, positions: Tensor, size: int) -> Tensor:
+    """Return each position's image under a random permutation of 0 to size - 1: different positions, different images.
+
+    The permutation is a Feistel network of four rounds on the smallest square domain that holds `size` (Luby & Rackoff
+    1988); an image outside the range is permuted again (cycle walking, Black & Rogaway 2002).
+
+    Args:
+        seed: seed of the permutation.
+        name: what the permutation is for; those of different names are independent.
+        positions: int64 [B] on the CPU, each in 0 to size - 1.
+        size: number of values that are permuted, at least 1.
+
+    Returns:
+        int64 [B], each in 0 to size - 1.
+    """
+    side = math.isqrt(size - 1) + 1
+    images = _feistel(seed, name, positions, side)
+    while (outside := images >= size).any():
+        images[outside] = _feistel(seed, name, images[outside], side)
+    return images
+
+
+def _feistel(seed: int, name: str, values: Tensor, side: int) -> Tensor:
+    left, right = values // side, values % side
+    for turn in range(4):
+        shift = uniform(seed, f"{name} {turn}", right).mul(side).long()
+        left, right = right, (left + shift) % side
+    return left * side + right
+
+
 def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Tensor:
     """Return standard normal random numbers for each position (Box & Muller 1958).
 

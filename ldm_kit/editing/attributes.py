@@ -145,13 +145,13 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
     Raises:
         UserError: there is no such folder, or the model is not semantic.
     """
-    check_writable_file(options.out)
+    out = chosen_out(options)
+    check_writable_file(out)
     model = context.load_semantic_model(options.precision)
     options, note = operations.resolve_steps(model, options)
     pictures = load_folder(folder_config(model, options.images))
     steps = options.invert_steps if options.details else None
     code_file = code_files.encode(model, pictures, steps, options.batch_size)
-    out = chosen_out(options)
     code_file.save(out)
     text = f"codes of {len(code_file.names)} pictures in {out}"
     return f"{text}\n{note}" if note and options.details else text

@@ -84,7 +84,8 @@ class EditContext(ModelContext):
     """Settings of a command that writes pictures: the model, the device, the precision, and the output folder."""
 
     out: Path = Field(
-        default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
+        default=Path("edits"),
+        description="folder for the pictures and sheet.png, beside earlier ones, which stay; left out: a new folder",
     )
     precision: Precision = Field(default="no", description="autocast; auto: bf16 where the device computes it natively")
     metadata: bool = Field(default=True, description="record the settings in the PNGs")

@@ -16,7 +16,7 @@ from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
 from ldm_kit.models.protocol import Semantic
 from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
-from ldm_kit.viz.png import file_name, save_png, write_atomic
+from ldm_kit.viz.png import file_name, next_index, save_png, unused_path, write_atomic
 
 MAX_ASPECT_RATIO = 4.0  # longer side / shorter side; above it, the centre crop would show only a detail
 _MODE_NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
@@ -74,6 +74,8 @@ def save_sheet(
 ) -> Path:
     """Write pictures uint8 [N, C, R, R], each to its own file, and all of them to sheet.png; return the sheet's path.
 
+    Nothing is overwritten: where the folder holds pictures, the indices go on, and the sheet is sheet-2.png.
+
     Args:
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
@@ -84,13 +86,15 @@ def save_sheet(
         png_text: metadata of all PNGs; None: no metadata.
     """
     out.mkdir(parents=True, exist_ok=True)
+    first = next_index(out)
     for i, caption in enumerate(captions):
         text = None if png_text is None else {"picture": caption, **png_text}
-        path = out / file_name(0 if seeds is None else seeds[i], i, caption)
+        path = out / file_name(0 if seeds is None else seeds[i], first + i, caption)
         save_png(to_image(pictures[i]), path, text)
     columns, scale = columns_for(len(pictures), columns or len(pictures)), enlargement(pictures.shape[-1])
-    save_png(grid(pictures, columns, scale, list(captions)), out / "sheet.png", png_text)
-    return out / "sheet.png"
+    sheet = unused_path(out / "sheet.png")
+    save_png(grid(pictures, columns, scale, list(captions)), sheet, png_text)
+    return sheet
 
 
 def save_result(

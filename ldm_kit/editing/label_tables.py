@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ldm_kit.config import UserError
-from ldm_kit.data.folder_index import as_text
+from ldm_kit.data.metadata import as_text
 
 NAME_COLUMNS = ("file_name", "filename", "image_id", "image", "image_name", "image_path", "img", "file", "path")
 _MISSING = {"", "nan", "na", "n/a", "<na>", "null"}

@@ -1,4 +1,4 @@
-"""Labels of pictures, attribute by attribute, from a table or from OpenMoji's own fields."""
+"""Labels of pictures, attribute by attribute, from a table, from OpenMoji's fields or from known factors."""
 
 import logging
 import math
@@ -11,6 +11,7 @@ from itertools import permutations
 from pathlib import Path, PurePosixPath
 
 from ldm_kit.config import UserError
+from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet
 from ldm_kit.editing.label_tables import read_table
 
@@ -78,6 +79,26 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
         Column("gender", genders, _pair_names(fields, "skin_tone")),
         Column("skin tone", tones, _pair_names(fields, "gender")),
         Column("group", tuple(field["group"] for field in fields)),
+    ]
+
+
+def from_factors(pictures: PictureSet) -> list[Column]:
+    """Return each factor as an attribute, of pictures that know their factors (`data.factors`).
+
+    Pictures that are equal in all other factors are pairs.
+
+    Raises:
+        UserError: the pictures do not know their factors.
+    """
+    factor_set = known_factors(pictures)
+    rows = [factor_set.values(index) for index in range(len(factor_set))]
+
+    def pair(row: Mapping[str, str], factor: str) -> str:
+        return "/".join(value for other, value in row.items() if other != factor)
+
+    return [
+        Column(factor, tuple(row.get(factor) for row in rows), tuple(pair(row, factor) for row in rows))
+        for factor in factor_set.factors
     ]
 
 

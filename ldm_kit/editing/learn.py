@@ -1,14 +1,17 @@
-"""`edit.py learn`: directions from a table of labels, from OpenMoji's fields, or from folders of examples."""
+"""`edit.py learn`: directions from a table of labels, from a built-in data set, or from folders of examples."""
 
 from pathlib import Path
 
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data import sources
+from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import load_all
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.editing import labels
 from ldm_kit.editing.context import ModelContext
 from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few
@@ -19,13 +22,16 @@ from ldm_kit.models.directions import FILE, Directions
 from ldm_kit.models.protocol import Semantic, encode_pictures, encoder_digest, normalise
 from ldm_kit.paths import check_writable
 
+_BUILT_IN: dict[str, type[FacesConfig | ShapesConfig]] = {"faces": FacesConfig, "shapes": ShapesConfig}
+
 
 def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Directions:
     """Learn attribute directions, add them to the directions saved with the model, and return the new ones.
 
     Args:
         context: the model.
-        examples: the pictures to learn from: a folder with a table of labels, OpenMoji, or a folder of examples.
+        examples: the pictures to learn from: a folder with a table of labels, a built-in data set, or a folder of
+            examples.
 
     Raises:
         UserError: labels that do not match the pictures, too few pictures, a model that is not semantic, or a model's
@@ -43,9 +49,28 @@ def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Direc
 
 
 def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Directions:
-    pictures, columns, groups = _openmoji(model) if examples.openmoji else _labelled(model, examples)
+    pictures, columns, groups = _labelled_pictures(model, examples)
     z = normalise(model, encode_pictures(model, pictures))
     return learn(z, columns, groups, key, FitOptions(estimator=examples.estimator))
+
+
+def _labelled_pictures(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
+    if examples.dataset is not None:
+        return _rendered(model, _BUILT_IN[examples.dataset])
+    return _openmoji(model) if examples.openmoji else _labelled(model, examples)
+
+
+def _rendered(model: Semantic, kind: type[FacesConfig | ShapesConfig]) -> tuple[PictureSet, list[Column], list[str]]:
+    """Load the training part of faces or shapes; return its pictures, their factors, and the pictures' names.
+
+    Raises:
+        UserError: the model's pictures are not in colour, or a package is missing.
+    """
+    config = kind(resolution=model.resolution)
+    if model.channels != config.channels:
+        raise UserError(f"{config.source} are in colour, but this model's pictures have {model.channels} channels")
+    pictures = sources.load(config).train
+    return pictures, labels.from_factors(pictures), [record.name for record in pictures.records]
 
 
 def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:

@@ -126,7 +126,7 @@ class ChangeOptions(RoundTripSteps):
 
 
 class TrainingExamples(Config):
-    """Options of `edit.py learn`: the training pictures, which are a labelled folder, OpenMoji, or examples.
+    """Options of `edit.py learn`: the training pictures, which are labelled, a built-in set, or examples.
 
     A labelled folder is `images` with the table `labels`, of which the attributes `column` are learned. Examples are
     the folder `positive`, with `negative` for contrast, and `name` as the attribute's name.
@@ -139,6 +139,9 @@ class TrainingExamples(Config):
         default=None, description="column that is equal for pictures that differ in one attribute alone"
     )
     openmoji: bool = Field(default=False, description="learn gender, skin tone and group of OpenMoji")
+    dataset: Literal["faces", "shapes"] | None = Field(
+        default=None, description="learn every factor of a built-in set: faces or shapes"
+    )
     positive: Path | None = Field(default=None, description="a folder of a dozen examples")
     negative: Path | None = Field(default=None, description="counter-examples; the training set if left out")
     name: str | None = Field(default=None, description="what the examples have in common")
@@ -148,8 +151,11 @@ class TrainingExamples(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum((self.labels is not None, self.openmoji, self.positive is not None)) != 1:
-            raise ValueError("expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR")
+        sources = self.labels is not None, self.openmoji, self.dataset is not None, self.positive is not None
+        if sum(sources) != 1:
+            raise ValueError(
+                "expected one source: --labels FILE with --images DIR, --openmoji, --dataset NAME, or --positive DIR"
+            )
         if self.labels is not None and self.images is None:
             raise ValueError("--labels needs --images DIR, the folder of the pictures that it labels")
         if self.positive is not None and not self.name:
@@ -173,7 +179,7 @@ class InterpolationOptions(RoundTripSteps):
         validation_alias=AliasChoices("mode", "along"),
         description="latent: the codes are interpolated; trajectory: a PDAE's gradients, at every step",
     )
-    morph: Path | None = Field(default=None, description="an animation as well: .gif, .png or .apng")
+    morph: Path | None = Field(default=None, description="an animation as well, a new file: .gif, .png or .apng")
     duration: int = Field(default=80, ge=MIN_DURATION, description="of a frame of the animation, in milliseconds")
 
     @field_validator("image")
@@ -205,7 +211,8 @@ class NeighboursOptions(Config):
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
     count: int = Field(default=8, ge=1, description="pictures")
     out: Path = Field(
-        default=Path("edits"), description="folder for the pictures and sheet.png; left out: one that is not there yet"
+        default=Path("edits"),
+        description="folder for the pictures and sheet.png, beside earlier ones, which stay; left out: a new folder",
     )
 
 
@@ -219,7 +226,9 @@ class EncodeOptions(ModelDefaults):
     SAVED: ClassVar[Mapping[str, str]] = {"invert_steps": "encode_steps"}
 
     images: Path = Field(description="a folder of pictures")
-    out: Path = Field(default=Path("codes.safetensors"), description="the file to write; left out: a new one")
+    out: Path = Field(
+        default=Path("codes.safetensors"), description="a new file; left out: codes.safetensors, codes-2, ..."
+    )
     details: bool = Field(default=True, description="save the stochastic codes x_T beside the semantic codes z")
     invert_steps: Annotated[int, _INVERT_STEPS] = 250
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)

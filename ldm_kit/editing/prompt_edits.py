@@ -1,8 +1,8 @@
 """Commands of `edit.py` on a model without a semantic encoder: reprompt, img2img and inpaint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from conditioning.base import Condition
 from ldm_kit.config import UserError
+from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.image_io import read_picture, save_result
@@ -27,12 +28,14 @@ from ldm_kit.editing.inversion import (
 )
 from ldm_kit.editing.masks import read_mask
 from ldm_kit.editing.sample_options import GuidedOptions, Img2ImgOptions, InpaintOptions, RepromptOptions, SeedOptions
+from ldm_kit.memory import BatchSize
 from ldm_kit.models.guided import step_variance
 from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.solvers.samplers import sample
 
+_NOT_RECORDED = {"image", "count", "seed", "batch_size"}  # paths, numbers in the file names, and how it is computed
 _OF_SOLVER = ("solver", "spacing", "eta")  # without meaning where the command fixes sampler and timesteps
 
 
@@ -85,12 +88,14 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     picture, x_0 = _read(pipeline, options.image)
     sampling = options_within(options.resolve(pipeline), options.strength)
     times = sampling_times(pipeline, sampling, options.strength)
-    start = noised_start(pipeline, x_0.expand(options.count, *x_0.shape[1:]), options.seeds, times[0])
-    denoiser = pipeline.guided_denoiser([""] * options.count, sampling)
-    noise: Any = {"seeds": options.seeds, "eta": sampling.eta, "variance": step_variance(pipeline.variance)}
-    states = sample(sampling.solver, denoiser, start, times, cond, **noise)
-    sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "sampling"))
-    settings = _settings(options, sampling, times, {"image", "count", "seed"})
+    noise: Any = {"eta": sampling.eta, "variance": step_variance(pipeline.variance)}
+
+    def states(denoiser: Denoiser, x: Tensor, cond: Condition, seeds: Sequence[int]) -> Iterator[State]:
+        start = noised_start(pipeline, x, seeds, times[0])
+        return sample(sampling.solver, denoiser, start, times, cond, seeds=seeds, **noise)
+
+    sampled = _in_batches(pipeline, sampling, options, _Task(x_0, cond, len(times) - 1, "sampling"), states)
+    settings = _settings(options, sampling, times, _NOT_RECORDED)
     return _save(context, picture, sampled, options, **settings)._replace(note=sampling.note)
 
 
@@ -111,19 +116,56 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
     mask = read_mask(options.mask, picture.shape[-1], options.image)
     sampling = options.resolve(pipeline, solver="ddim")
     times = sampling_times(pipeline, sampling)
-    states = inpaint_latents(
-        pipeline.guided_denoiser([""] * options.count, sampling),
-        x_0.expand(options.count, *x_0.shape[1:]),
-        latent_mask(mask, (x_0.shape[-2], x_0.shape[-1])).to(x_0.device),
-        times,
-        cond,
-        seeds=options.seeds,
-        resample=options.resample,
-    )
-    sampled = pipeline.pictures(_last(pipeline, states, len(times) - 1, "inpainting"))
-    settings = _settings(options, sampling, times, {"image", "mask", "count", "seed", *_OF_SOLVER})
+    masked = latent_mask(mask, (x_0.shape[-2], x_0.shape[-1])).to(x_0.device)
+
+    def states(denoiser: Denoiser, x: Tensor, cond: Condition, seeds: Sequence[int]) -> Iterator[State]:
+        return inpaint_latents(denoiser, x, masked, times, cond, seeds=seeds, resample=options.resample)
+
+    sampled = _in_batches(pipeline, sampling, options, _Task(x_0, cond, len(times) - 1, "inpainting"), states)
+    settings = _settings(options, sampling, times, {"mask", *_NOT_RECORDED, *_OF_SOLVER})
     pictures = composite(picture[0], sampled, mask)
     return _save(context, picture, pictures, options, **settings)._replace(note=sampling.note)
+
+
+class _Task(NamedTuple):
+    """What pictures are sampled from, under which condition, and what the progress bar and errors say."""
+
+    x_0: Tensor  # latents [1, Z, h, w] of the picture
+    cond: Condition  # condition of all pictures
+    steps: int  # number of steps
+    description: str  # name of the process
+
+
+def _in_batches(
+    pipeline: Pipeline,
+    sampling: ResolvedOptions,
+    options: Img2ImgOptions | InpaintOptions,
+    task: _Task,
+    states: Callable[[Denoiser, Tensor, Condition, Sequence[int]], Iterator[State]],
+) -> Tensor:
+    """Sample `options.count` pictures, at most `options.batch_size` at once; halved when memory runs out.
+
+    Args:
+        pipeline: the model.
+        sampling: resolved options, whose guidance is used.
+        options: the seeds and the batch size.
+        task: the picture, and the condition of all pictures.
+        states: the sampler: a function of (denoiser, x_0 [B, Z, h, w], condition, B seeds).
+
+    Returns:
+        Pictures uint8 [count, C, R, R] on the CPU; each depends on its own seed alone, but for rounding.
+    """
+
+    def latents(indices: range) -> Tensor:
+        batch = slice(indices.start, indices.stop)
+        denoiser = pipeline.guided_denoiser([""] * len(indices), sampling)
+        x = task.x_0.expand(len(indices), *task.x_0.shape[1:])
+        sampler = states(denoiser, x, task.cond[batch], options.seeds[batch])
+        return _last(pipeline, sampler, task.steps, task.description)
+
+    size = BatchSize(options.batch_size)
+    batches = size.batches(options.count, latents)
+    return torch.cat([picture for x in batches for picture in size.map(x, pipeline.pictures)])
 
 
 def _settings(

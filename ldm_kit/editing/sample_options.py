@@ -102,6 +102,7 @@ class Img2ImgOptions(GuidedOptions, SeedOptions):
     image: Path = Field(description=_IMAGE)
     strength: float = Field(default=0.6, gt=0, le=1, description=_STRENGTH)
     solver: str = Field(default="ddim", description=", ".join(sampler_names()), json_schema_extra=OWN)
+    batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
     @field_validator("solver")
     @classmethod
@@ -117,6 +118,7 @@ class InpaintOptions(GuidedOptions, SeedOptions):
     image: Path = Field(description=_IMAGE)
     mask: Path = Field(description="a picture: white is sampled again, black stays")
     resample: int = Field(default=4, ge=1, description="times that each step is repeated; more fits better")
+    batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
 
 class SamplePriorOptions(StepOptions, SeedOptions):

@@ -19,7 +19,7 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.paths import check_writable
 from ldm_kit.viz.grid import columns_for, enlargement, grid, to_image
-from ldm_kit.viz.png import file_name, save_png, unused_path
+from ldm_kit.viz.png import file_name, next_index, save_png, unused_path
 
 GRID = 400  # most pictures in the grid; further ones are saved, but not shown there
 
@@ -27,7 +27,7 @@ GRID = 400  # most pictures in the grid; further ones are saved, but not shown t
 class GenerationResult(NamedTuple):
     """What a command reports of generated pictures; `str(result)` is the text that it prints."""
 
-    pictures: int  # how many were generated
+    pictures: int  # number of generated pictures
     path: Path  # the grid, which shows them together
     note: str = ""  # sentence on the options whose values were saved with the model; empty if none were
 
@@ -52,7 +52,8 @@ def generate_to_folder(
 ) -> GenerationResult:
     """Generate the requested pictures as PNGs, and grid.png, into the folder `output.out`.
 
-    Where no `out` was given and the default folder is not empty, a new folder beside it is taken.
+    Nothing is overwritten: where the folder holds pictures, the indices go on, and the grid is grid-2.png. Where no
+    `out` was given and the default folder is not empty, a new folder beside it is taken.
 
     Args:
         model: the folder of a saved model, of a run or of a checkpoint.
@@ -65,8 +66,10 @@ def generate_to_folder(
         Number of pictures, path of the grid, and a note on the options saved with the model.
 
     Raises:
-        UserError: no such model or device, or prompts, guides or options do not fit the model. Nothing is written.
-        NonFiniteError: NaN or infinity was computed. Pictures of earlier batches are written, but none of this batch.
+        UserError: the model or the device does not exist, or prompts, guides or options do not fit the model; no
+            picture is written.
+        NonFiniteError: a network or the sampler gave NaN or infinity. Pictures of earlier batches are written then, but
+            none of this batch.
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
     texts = request.texts()
@@ -84,8 +87,9 @@ def generate_to_folder(
     columns = columns_for(len(first), request.count)
     captions = [job.prompt for job in jobs[:GRID]]
     sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
-    save_png(sheet, out / "grid.png", text)
-    return GenerationResult(len(jobs), out / "grid.png", resolved.note)
+    path = unused_path(out / "grid.png")
+    save_png(sheet, path, text)
+    return GenerationResult(len(jobs), path, resolved.note)
 
 
 def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int) -> Iterator[Tensor]:
@@ -106,10 +110,11 @@ def _save_pictures(
         metadata: metadata of every PNG, to which prompt and seed are added; None: no metadata at all.
     """
     first: list[Tensor] = []
+    start = next_index(out)
     for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
         prompt, seed = jobs[index]
         text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
-        save_png(to_image(picture), out / file_name(seed, index, prompt), text)
+        save_png(to_image(picture), out / file_name(seed, start + index, prompt), text)
         if index < GRID:
             first.append(picture)
     return first
@@ -125,11 +130,11 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
-    Without prompts, an unconditional model gets those of `_unconditional_prompts`. `options` are the sampling options.
+    For an unconditional model they come from `_unconditional_prompts`. `options` are the sampling options.
 
     Raises:
-        UserError: a conditional model without prompts, or a class that the classifier does not know.
-        ConditioningError: a prompt that the model or its guide model cannot encode.
+        UserError: the model is conditional and `texts` is empty, or the classifier does not know a class.
+        ConditioningError: the model or its guide model cannot encode a prompt.
     """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
@@ -149,7 +154,7 @@ def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: Resolv
     returned. Otherwise `texts` must be empty, and one empty prompt is returned.
 
     Raises:
-        UserError: no class for the classifier, or a prompt that nothing uses.
+        UserError: a classifier guides the model and no class is given, or a prompt is given that nothing uses.
     """
     classes = pipeline.classifier is not None and options.classifier_class is None
     if classes and not texts:

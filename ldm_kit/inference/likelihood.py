@@ -27,15 +27,15 @@ from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
+from ldm_kit.inference.pixel_runs import of_latents, read_pixel_run, run_folders
 from ldm_kit.inference.requests import LikelihoodRequest
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods import read_run
-from ldm_kit.methods.inputs import split_conditions
+from ldm_kit.methods.conditions import split_conditions
 from ldm_kit.methods.latent_config import LatentRun
-from ldm_kit.models.folder import device_named, model_folder
+from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.paths import check_writable
-from ldm_kit.viz.png import write_atomic
+from ldm_kit.viz.png import unused_path, write_atomic
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Likelihood:
     prior: float  # KL divergence between the fully noised pictures' distribution and standard normal noise
     terms: float  # sum of the terms of all timesteps
     first: float  # part of `terms` at t = 0
-    standard_error: float | None  # of `total`, over pictures; None: there is only one picture
+    standard_error: float | None  # standard error of `total` over pictures; None: one picture only
     pictures: int  # number of pictures
     times: int  # number of timesteps at which a term was measured for each picture
     of: int  # number of all timesteps
     variance: str  # type of the reverse steps' variance
-    seed: int  # of noise and timesteps
+    seed: int  # seed of the random noise and timesteps
 
     def __str__(self) -> str:
         spread = "" if self.standard_error is None else f" +- {self.standard_error:.2g} (standard error)"
@@ -65,68 +65,50 @@ class Likelihood:
         )
 
 
-def evaluate_likelihood(path: Path, request: LikelihoodRequest, device: str | None = None) -> str:
+def evaluate_likelihood(
+    path: Path,
+    request: LikelihoodRequest,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    data: Split | None = None,
+) -> str:
     """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
+
+    Where an earlier measurement is there, the files are nll-2.json and nll-2.png.
 
     Args:
         path: a finished run's folder, or the model/ within it.
         request: how many pictures and timesteps are measured.
         device: cpu, cuda, ...; None: the accelerator if there is one.
+        overrides: new values of keys in the run's config, such as `data.path=elsewhere` if the pictures have moved.
+        data: the run's pictures, if a Python program passed them to `train`; None: those of the config.
 
     Returns:
         A sentence with the result and the paths of both files.
 
     Raises:
-        UserError: no such run or model, a model without a likelihood (a latent or a flow model), a run without held-out
-            pictures, or more timesteps than there are.
-        NonFiniteError: NaN or infinity was computed.
+        UserError: the run or model is missing, has no likelihood (a latent or a flow model) or has no held-out
+            pictures; or `request.times` is not below the number of all timesteps.
+        NonFiniteError: the bound is NaN or infinity.
     """
-    run, model = _folders(path)
-    config = _read_config(run)
+    run, model = run_folders(path)
+    config = read_pixel_run(run, overrides)
     check_writable(run)
     _check_times(request, config.schedule.num_train_timesteps)
-    split = load(config.data)
+    split = load(config.data, captions=config.needs_captions) if data is None else data
     if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
-        raise _of_latents(model)
+        raise of_latents(model)
     bound, curve = _measure(pipeline, split, config, request)
     check_finite("the likelihood", torch.tensor(bound.total))
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
-    write_atomic(run / "nll.json", (json.dumps(report, indent=1) + "\n").encode())
-    _plot(curve, run / "nll.png")
-    return f"{bound}; written to {run / 'nll.json'} and {run / 'nll.png'}"
-
-
-def _folders(path: Path) -> tuple[Path, Path]:
-    """Return a run's folder and its model's, given either as `path`; UserError if the run has no config.yaml."""
-    model = model_folder(path)
-    run = model.parent if model.name == "model" else path
-    if not (run / "config.yaml").is_file():
-        raise UserError(
-            f"{run} has no config.yaml, which says what pictures are held out; expected a run's folder, or the "
-            "model/ within it"
-        )
-    return run, model
-
-
-def _read_config(run: Path) -> LatentRun:
-    config = read_run(run / "config.yaml")
-    if not isinstance(config, LatentRun):
-        raise UserError(f"{run} is a run of method {config.method}, which has no likelihood; expected latent")
-    if config.autoencoder is not None:
-        raise _of_latents(run)
-    if config.schedule.kind == "flow":
-        raise UserError(f"{run} is a flow model, whose schedule has no variational bound; expected another schedule")
-    return config
-
-
-def _of_latents(where: Path) -> UserError:
-    return UserError(
-        f"{where} is a model of latents: how likely the decoder makes a picture is unknown, and so is the picture's "
-        "likelihood; expected a model of pixels (autoencoder: null)"
-    )
+    out = unused_path(run / "nll.json")
+    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
+    _plot(curve, out.with_suffix(".png"))
+    return f"{bound}; written to {out} and {out.with_suffix('.png')}"
 
 
 def _check_times(request: LikelihoodRequest, steps: int) -> None:
@@ -137,7 +119,7 @@ def _check_times(request: LikelihoodRequest, steps: int) -> None:
 def _measure(
     pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
-    """Return the bound, and the mean over pictures of the term of each timestep, [T]: NaN where it was not measured.
+    """Return the bound, and [T]: each timestep's term, averaged over pictures (NaN: no term was measured there).
 
     The pictures are those held out in `split`; `config` is the run's, and `request` says how much to measure.
     """
@@ -171,7 +153,7 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function of timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] to measure (None: all).
+    """Return a function from timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] (None: all).
 
     Both depend on `request.seed` and the pictures' indices [B] in the held-out set alone. `steps` is the number of
     timesteps T, of which `request.times` are measured.

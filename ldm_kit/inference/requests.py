@@ -14,16 +14,18 @@ DEVICE = "cpu, cuda, ...; the accelerator if there is one"  # help text of a dev
 
 
 class GenerationRequest(Config):
-    """Which pictures to generate: `count` of each prompt; those of a prompt have the seeds `seed`, `seed + 1`, ..."""
+    """Which pictures to generate: `count` of each prompt, with the seeds `seed`, `seed + 1`, ... for every prompt."""
 
     prompts: tuple[str, ...] = Field(
         default=(),
-        description="prompts, or class names; none for unconditional",
+        description="prompts, or class names; none for an unconditional model",
         json_schema_extra={"positional": True},
     )
     prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
     count: int = Field(default=1, ge=1, description="pictures of each prompt")
-    seed: Seed = Field(default=0, description="seed of each prompt's first picture; the next counts up")
+    seed: Seed = Field(
+        default=0, description="seed of each prompt's first picture; further ones have seed + 1, seed + 2, ..."
+    )
     batch_size: int = Field(default=32, ge=1, description="pictures at once; changes a picture by rounding alone")
 
     @model_validator(mode="after")
@@ -56,7 +58,9 @@ class GenerationRequest(Config):
 class GuideModels(Config):
     """Folders of the models that guide sampling: a noisy classifier, and a weaker model for autoguidance."""
 
-    classifier: Path | None = Field(default=None, description="a noisy classifier; its classes are the prompts")
+    classifier: Path | None = Field(
+        default=None, description="a noisy classifier, which guides to the classes that the prompts name"
+    )
     autoguidance_model: Path | None = Field(
         default=None,
         validation_alias=AliasChoices("autoguidance_model", "worse"),
@@ -69,14 +73,15 @@ class OutputOptions(Config):
     """Where generated pictures are written, whether with metadata, and the device and precision of sampling."""
 
     out: Path = Field(
-        default=Path("samples"), description="folder for the pictures and grid.png; left out: one that is not there yet"
+        default=Path("samples"),
+        description="folder for the pictures and grid.png, beside earlier ones, which stay; left out: a new folder",
     )
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(
         default="no",
         description="autocast while sampling; --fast: auto, which is bf16 where the device computes it natively",
     )
-    metadata: bool = Field(default=True, description="prompt and settings in the PNGs")
+    metadata: bool = Field(default=True, description="write prompt and settings into the PNGs")
 
     def fast(self) -> "OutputOptions":
         """Return these options with precision "auto", unless a precision was given."""
@@ -86,9 +91,11 @@ class OutputOptions(Config):
 class LikelihoodRequest(Config):
     """How much of the likelihood to measure: on how many held-out pictures, at how many timesteps of each."""
 
-    count: int | None = Field(default=None, ge=1, description="held-out pictures; all when left out")
+    count: int | None = Field(default=None, ge=1, description="number of held-out pictures to measure; left out: all")
     times: int | None = Field(
-        default=None, ge=1, description="random times of each picture, an estimate; all when left out"
+        default=None,
+        ge=1,
+        description="number of random timesteps of each picture, which gives an estimate; left out: all timesteps",
     )
-    seed: Seed = Field(default=0, description="of noise and times")
+    seed: Seed = Field(default=0, description="seed of the noise and of the random timesteps")
     batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")

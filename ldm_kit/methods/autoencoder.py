@@ -89,7 +89,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.perceptual.to(self.device).precision = self.precision
 
     def state(self) -> dict[str, Tensor]:
-        """Return the running counts and sums of the codebook's codes; empty without a codebook."""
+        """Return the codebook's moving averages: count and sum of the latents of each code; {} without a codebook."""
         return self.codebook.state_dict() if self.codebook is not None else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -135,7 +135,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return targets, reconstructions, and which get a perceptual loss, bool [B] (None: all), of step `step`."""
+        """Return target pictures, reconstructions, and bool [B]: which of them get a perceptual loss (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -166,7 +166,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw step `step`'s equivariance transforms of pictures and of latents of width `side`; None: none."""
+        """Draw step `step`'s equivariance transforms of pictures and of latents of width `side`; None: no transform."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -191,7 +191,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None (not loaded)."""
+        """Return the names of the `heldout_metrics`; if `data` is None (not loaded yet), all possible names."""
         perceptual = () if config.perceptual.spec == "none" else ("perceptual",)
         codes = CODEBOOK if isinstance(config.autoencoder, VQConfig) else ()
         heldout = [f"heldout_{name}" for name in ("psnr", "ssim", *perceptual, *codes)]

@@ -26,14 +26,16 @@ class AutoencoderRun(RunConfig):
     loss: LossConfig = Field(
         default=LossConfig(),
         validation_alias=AliasChoices("loss", "criterion"),
-        description="what the autoencoder is trained on",
+        description="loss of the autoencoder",
     )
     perceptual: PerceptualConfig = PerceptualConfig()
     equivariance: EquivarianceConfig | None = Field(
-        default=None, description="train latents that move as pictures do (EQ-VAE); null: not"
+        default=None, description="train latents that transform as the pictures do (EQ-VAE); null: off"
     )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    discriminator_optim: OptimConfig | None = Field(default=None, description="null: as optim, without its muon")
+    discriminator_optim: OptimConfig | None = Field(
+        default=None, description="optimiser of the discriminator; null: as `optim`, without Muon"
+    )
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "AutoencoderRun":
@@ -59,6 +61,11 @@ class AutoencoderRun(RunConfig):
         if self._smallest < (least := 3 * 2**config.layers):
             raise ValueError(f"discriminator.layers {config.layers} needs pictures of {least} px, got {self._smallest}")
         return self
+
+    @property
+    def needs_captions(self) -> bool:
+        """False, as an autoencoder is trained on pictures alone."""
+        return False
 
     def cautions(self) -> list[str]:
         """Return a warning for each setting without effect, such as an adversarial loss that starts after the run."""

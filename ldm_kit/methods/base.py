@@ -155,7 +155,7 @@ class Method(ABC, Generic[C]):
 
     @torch.no_grad()
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
-        """Return the mean loss of held-out samples, in batches of `batch_size` or `eval_batch`; None: there are none.
+        """Return the mean held-out loss, in batches of `batch_size` (None: `eval_batch`); None: nothing is held out.
 
         Sample i of N is noised to timestep floor((i + 1/2) T / N): evenly spaced over 0..T-1. Of a larger held-out set,
         a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and a sample's index in the
@@ -176,7 +176,7 @@ class Method(ABC, Generic[C]):
         return float(parts.double().mean())
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Return metrics of held-out samples, by name; empty if nothing is held out."""
+        """Return metrics by name: here the mean loss as heldout_loss; {} if nothing is held out."""
         loss = self.heldout_loss()
         return {} if loss is None else {"heldout_loss": loss}
 
@@ -189,7 +189,7 @@ class Method(ABC, Generic[C]):
             data: the run's pictures; None: not loaded yet, so that all possible names are returned.
 
         Returns:
-            The names; None: unknown, because a subclass overrides `evaluate` or `heldout_metrics`, but not this.
+            The names; None: unknown, because a subclass overrides `evaluate` or `heldout_metrics`, but not `figures`.
         """
         if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
             return None
@@ -205,7 +205,7 @@ class Method(ABC, Generic[C]):
         return self.metrics
 
     def in_evaluation(self, name: str) -> Any:
-        """Return what the method `name` of this object returns, with networks in evaluation mode and autocast."""
+        """Call this object's method `name` with networks in evaluation mode and under autocast; return its result."""
         with eval_mode(*self.modules.values()), autocast(self.device, self.precision):
             return getattr(self, name)()
 

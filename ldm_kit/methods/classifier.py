@@ -30,6 +30,7 @@ from ldm_kit.methods.classifier_metrics import LEVELS, QUARTILES, TOP, HeldoutAc
 from ldm_kit.methods.classifier_shift import shifted
 from ldm_kit.methods.inputs import FirstStage, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.nets.half_unet import HalfUNet, build_half_unet
 from ldm_kit.training.batches import to_device
@@ -49,7 +50,7 @@ class Classifying(Method[ClassifierRun]):
     vae: AutoencoderKL | VQModel | None = None  # the frozen autoencoder; None: pixels are classified
     latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
     shown: LatentBatches  # held-out samples, or training samples if nothing is held out
-    accuracy: HeldoutAccuracy | None = None  # of the last evaluation
+    accuracy: HeldoutAccuracy | None = None  # last result; None: no evaluation yet, or nothing held out
 
     def __init__(self, config: ClassifierRun, net: HalfUNet, data: TrainingData | None = None) -> None:
         table, networks = schedule.build(config.schedule), {"classifier": net}
@@ -61,8 +62,9 @@ class Classifying(Method[ClassifierRun]):
         """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build the network.
 
         Raises:
-            UserError: pictures without labels, fewer than two classes, latents that are not normalised, or a latent
-                cache of other pictures or of another autoencoder.
+            UserError: a picture has no label, or there are fewer than two classes; the training latents have a standard
+                deviation below 0.4 or above 2.5, where 1 is expected; or the folder `config.latents` holds latents of
+                other pictures or another autoencoder.
             AutoencoderError: the autoencoder cannot be opened.
         """
         labels, heldout_labels = labels_of(data.train), labels_of(data.heldout)  # before latents are encoded
@@ -112,9 +114,9 @@ class Classifying(Method[ClassifierRun]):
     def _accuracies(self, logits: Tensor, label: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Return the accuracy of `logits` [B, K] for classes `label` [B], overall and by quartile of timesteps t [B].
 
-        The correct samples of a quartile are divided by the number of samples that it gets on average. So the mean over
-        micro-batches, processes and steps is right, even if some have no sample of a quartile. The value of a single
-        step may exceed 1.
+        For a quartile, the number of correct samples is divided by the number of samples that fall into it on average,
+        not in this batch. The mean over micro-batches, processes and steps is then right, even if some have no sample
+        of a quartile; the value of a single step may exceed 1.
         """
         right, quartile = hits(logits, label, 1), t * QUARTILES // len(self.schedule)
         accuracies = {"accuracy": right.mean()}
@@ -126,7 +128,7 @@ class Classifying(Method[ClassifierRun]):
         return accuracies
 
     def measure(self, samples: LatentBatches) -> HeldoutAccuracy:
-        """Return loss and accuracy of at most `log.max_heldout` (and 2048) samples at each of 8 noise levels."""
+        """Return loss and accuracy at each of 8 noise levels, over at most min(`log.max_heldout`, 2048) samples."""
         indices = torch.tensor(spread(len(samples), min(MAX_HELDOUT, self.config.log.max_heldout)))
         with eval_mode(self.net):
             rows = [self._measure_level(level, samples, indices) for level in range(LEVELS)]
@@ -147,7 +149,7 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K] of samples `indices` [B], unmirrored, at t / T = u [B]; `position` [B] fixes noise."""
+        """Return logits [B, K] of samples `indices` [B], not mirrored, at t / T = u [B]; `position` [B] fixes noise."""
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -165,7 +167,7 @@ class Classifying(Method[ClassifierRun]):
 
     @classmethod
     def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `heldout_metrics`; all possible ones while `data` is None (not loaded)."""
+        """Return the names of the `heldout_metrics`; if `data` is None (not loaded yet), all possible names."""
         if data is not None and not len(data.heldout):
             return []
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
@@ -211,8 +213,8 @@ class Classifying(Method[ClassifierRun]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        pictures = self.data.train
-        return f"{len(pictures)} training pictures of {len(pictures.classes)} classes as latents {self.latent_shape}"
+        kind = f"{len(self.data.train)} training pictures of {len(self.data.train.classes)} classes"
+        return pictures_as(kind, self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""

@@ -20,7 +20,9 @@ class ClassifierRun(NoisedRun):
         default=0.0, ge=0, lt=1, description="share of a label's weight that is spread over all classes"
     )
     shift: int = Field(
-        default=0, ge=0, description="move pictures by up to so many pixels each way, edges repeated; pixels only"
+        default=0,
+        ge=0,
+        description="shift pictures at random by up to so many pixels each way, edges repeated; for pixels alone",
     )
 
     @model_validator(mode="after")

@@ -9,10 +9,11 @@ from ldm_kit.data.images import digest
 
 
 def condition_dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return {name: digest} of how captions or classes become inputs of the conditioner; error messages use the name.
+    """Return {name: digest} of what turns captions or classes into the conditioner's inputs.
 
-    The digest is that of the frozen text encoder or, without one, of the token and class ids in `inputs`; without such
-    ids there is none. Floating-point inputs are left out: an encoder computes them, and rounding may change them.
+    If the conditioner has a frozen text encoder, the digest is the encoder's. Otherwise it is that of the token and
+    class ids in `inputs`; if there are none, the result is {}. Floating-point inputs are left out: an encoder computes
+    them, and rounding may change them. Error messages show the name.
 
     Args:
         conditioner: the run's conditioner.

@@ -40,6 +40,11 @@ class DiffAERun(SemanticRun):
         description="what the network predicts; the paper: eps",
     )
 
+    @property
+    def needs_captions(self) -> bool:
+        """False, as codes are learned from pictures alone."""
+        return False
+
     @model_validator(mode="after")
     def _check_schedule(self) -> "DiffAERun":
         check_any_density(self.timestep_sampling)
@@ -87,7 +92,8 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         """Open the autoencoder, cache latents of `data`, which it encodes on `device`, and build encoder and U-Net.
 
         Raises:
-            UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder `config.latents` holds latents of other pictures or another autoencoder.
             AutoencoderError: the autoencoder cannot be opened.
         """
         first_stage = FirstStage.open(config, data.train, device)

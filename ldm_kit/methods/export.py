@@ -5,8 +5,13 @@ with. These are computed from the run's pictures. So the method is built again f
 averaged weights of the checkpoint are loaded into its networks.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
+import shutil
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +25,15 @@ from ldm_kit.data.images import Split
 from ldm_kit.methods import check_run, find_method, method_of
 from ldm_kit.methods.base import Method
 from ldm_kit.methods.train import open_method
+from ldm_kit.models.directions import FILE as DIRECTIONS
 from ldm_kit.models.folder import device_named, model_folder
 from ldm_kit.paths import check_writable
 from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
 from ldm_kit.training.training_state import STATE_FILE, check_unchanged, load_averages, read_metadata
 
+KEPT, KEPT_FOR = 8, 3600.0  # models of checkpoints in the cache, and seconds in which none is removed after its use
+_log = logging.getLogger("ldm_kit.models")
 _INDICES = ("model_index.json", "config.json")  # a saved pipeline has the first, an autoencoder the second
 
 
@@ -70,7 +78,8 @@ def export(
 def saved_model(path: Path | str, checkpoint: str | None = None, device: str | None = None) -> Path:
     """Return the folder of a saved model: `path` itself or, for a checkpoint, a folder in the cache.
 
-    A checkpoint is exported to the cache the first time that it is asked for.
+    A checkpoint is exported to the cache the first time that it is asked for. The models in the cache that were not
+    used for longest are then removed, see `_remove_unused`.
 
     Args:
         path: folder of a saved model, a run, or a checkpoint.
@@ -78,7 +87,8 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Raises:
-        UserError: `checkpoint` is None and the run has no finished model; or as for `export`.
+        UserError: `checkpoint` is None and the run has checkpoints but no finished model; or the checkpoint cannot be
+            exported, see `export`.
     """
     path = Path(path)
     if checkpoint is None and not is_checkpoint(path):
@@ -90,7 +100,26 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
         return path
     source = find_checkpoint(path, checkpoint)
     folder = cache_dir() / "models" / _manifest_digest(source)[:24]
-    return folder if folder.is_dir() else export(source, out=folder, device=device)
+    if not folder.is_dir():
+        export(source, out=folder, device=device)
+        _remove_unused(folder.parent)
+    with contextlib.suppress(OSError):  # a read-only cache
+        os.utime(folder)
+    return folder
+
+
+def _remove_unused(cache: Path) -> None:
+    """Remove all models of a cache but the KEPT that were used last, those used within KEPT_FOR, and those with work.
+
+    The time at which a model was used is the time of change of its folder. A model has work in it, which nobody could
+    make again from the checkpoint, if attribute directions were learned for it.
+    """
+    by_use = sorted(((path.stat().st_mtime, path) for path in cache.iterdir() if path.is_dir()), reverse=True)
+    for used, folder in by_use[KEPT:]:
+        if time.time() - used > KEPT_FOR and not (folder / DIRECTIONS).exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder)
+                _log.warning("removed %s, the model of a checkpoint, which is made again when it is asked for", folder)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -106,7 +135,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
         name: best, last, a checkpoint's name or its step; None: last.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: the run has no such checkpoint; or `run` is a checkpoint itself and `name` is not None.
     """
     if is_checkpoint(run):
         if name is not None:
@@ -130,7 +159,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
 
 
 def _best(run: Path) -> Path:
-    """Return the checkpoint that the run's best.json names; raise UserError if there is none."""
+    """Return the checkpoint that the run's best.json names; UserError: the file or the checkpoint is missing."""
     try:
         path = run / Path(str(json.loads((run / BEST_FILE).read_text(encoding="utf-8"))["checkpoint"])).name
     except (OSError, ValueError, KeyError, TypeError):

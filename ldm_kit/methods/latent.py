@@ -27,13 +27,15 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.inputs import Conditions, FirstStage, drop_conditions, noise_batch
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
 from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.unet import build_unet
@@ -83,8 +85,9 @@ class Latent(Method[LatentRun]):
         """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
 
         Raises:
-            UserError: latents that are not normalised, a latent cache of other pictures or another autoencoder, or a
-                sample prompt that the conditioner does not know.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
+                the folder `config.latents` holds latents of other pictures or another autoencoder; or the conditioner
+                does not know a sample prompt.
             AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
                 the labels or captions that the condition needs.
         """
@@ -92,7 +95,7 @@ class Latent(Method[LatentRun]):
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, prompts)
+        _check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
         channels, side, _ = latents.shape
         unet = build_unet(
@@ -118,7 +121,7 @@ class Latent(Method[LatentRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
+        """Store `wrapped`, {name: module or DDP wrapper}; move schedule and null condition to the module's device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -139,7 +142,7 @@ class Latent(Method[LatentRun]):
         self.times.discard_step()
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield a batch's loss; if it uses the variational bound, the mean of the bound's terms is logged as `vb`.
+        """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
         `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
@@ -192,7 +195,7 @@ class Latent(Method[LatentRun]):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that `save` writes: current weights, on the training device; it samples as the run does."""
+        """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
@@ -226,7 +229,7 @@ class Latent(Method[LatentRun]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+        return pictures_as(f"{len(self.data.train)} training pictures", self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""

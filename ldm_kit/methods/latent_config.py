@@ -19,7 +19,9 @@ from ldm_kit.solvers.table import SamplerName
 class SampleConfig(SamplerOptions):
     """Settings with which a run samples pictures during training; the saved model samples with them by default."""
 
-    prompts: tuple[str, ...] = Field(default=(), description="what to sample; empty: captions or classes of the set")
+    prompts: tuple[str, ...] = Field(
+        default=(), description="prompts or class names to sample; empty: captions or classes from the data set"
+    )
     solver: SamplerName = Field(default="dpm++", description="sampler")
 
 
@@ -60,16 +62,16 @@ class LatentRun(ConditionedRun, NoisedRun):
     prediction_type: PredictionType = Field(
         validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
     )
-    min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: plain")
+    min_snr: float | None = Field(default=None, gt=0, description="gamma of min-SNR weighting; null: no weighting")
     variance: VarianceType = Field(
         default="small",
-        description="of the ancestral steps (ddpm): small, the posterior's; large, beta; learned_range, where the "
-        "network says between the two, with twice the output channels",
+        description="variance of the ancestral steps (ddpm): small, the posterior's; large, beta; learned_range, which "
+        "the network predicts between the two, in twice the output channels",
     )
     loss: LossName = Field(
         default="simple",
-        description="simple: squared error of the target; vlb: the variational bound alone; hybrid: both, the bound "
-        "training the variance alone (the default for learned_range)",
+        description="simple: squared error of the prediction; vlb: the variational bound alone; hybrid: both, where "
+        "the bound trains the variance alone (the default for learned_range)",
     )
     vb_weight: float = Field(
         default=1e-3,
@@ -91,7 +93,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, given: Any) -> Any:
-        """Return the raw config `given` with loss hybrid, if its variance is learned_range and it sets no loss."""
+        """Return the raw config `given`; if its variance is learned_range and no loss is set, with loss hybrid."""
         if isinstance(given, Mapping) and given.get("variance") == "learned_range":
             return {"loss": "hybrid", **given}
         return given

@@ -36,16 +36,19 @@ class PDAERun(SemanticRun):
     method: Literal["pdae"] = Field(description="codes on a frozen diffusion model (PDAE)")
     base: str = Field(
         min_length=1,
-        description="the frozen model, never changed: its folder, its run's, or its name on the Hub, owner/name",
+        description="the frozen base model, never changed: a model's or a run's folder, or owner/name on the Hub",
     )
     base_revision: str | None = Field(
         default=None, min_length=1, description="revision of a base on the Hub: branch, tag or commit; left out: main"
     )
     encoder: SemanticConfig = StridedEncoderConfig()
     copied: bool = Field(
-        default=False, description="start the second decoder from the frozen one's weights; the paper: afresh"
+        default=False,
+        description="start the gradient estimator from the frozen decoder's weights; the paper: from random ones",
     )
-    gamma: float = Field(default=0.1, ge=0, le=1, description="weight of a time: SNR^gamma / (1 + SNR)")
+    gamma: float = Field(
+        default=0.1, ge=0, le=1, description="exponent in a timestep's loss weight, SNR^gamma / (1 + SNR)"
+    )
 
     @model_validator(mode="after")
     def _check_base(self) -> "PDAERun":
@@ -100,8 +103,9 @@ class PDAE(SemanticMethod[PDAERun, ShiftedDiffusion]):
         """Open the base model on `device`, cache its latents of `data`, and build encoder and gradient estimator.
 
         Raises:
-            UserError: the base model does not fit the pictures or cannot be opened, latents are not normalised, or a
-                latent cache is of other pictures or another autoencoder.
+            UserError: the base model cannot be opened or does not fit the pictures; the training latents have a
+                standard deviation below 0.4 or above 2.5, where 1 is expected; or the folder `config.latents` holds
+                latents of other pictures or another autoencoder.
         """
         base = BaseModel.open(config.base, device, revision=config.base_revision)
         _check_base(base, data.train, config)

@@ -28,7 +28,8 @@ from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.inputs import Conditions, drop_conditions
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
 from ldm_kit.models import codes
@@ -37,7 +38,6 @@ from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP
-from ldm_kit.paths import check_writable
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
@@ -85,7 +85,8 @@ class Prior(Method[PriorRun]):
         """Encode the pictures `data` on `device`, normalise their codes, and build the networks.
 
         Raises:
-            UserError: `config.model` is no semantic model, or cannot encode the pictures.
+            UserError: `config.model` is no semantic model or is for pictures of another size or number of channels; or
+                it is a DiffAE and `sample.stop` is not 0.
             ConditioningError: the pictures lack the labels or captions that the condition needs, or a text encoder
                 cannot be loaded.
         """
@@ -115,7 +116,7 @@ class Prior(Method[PriorRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and null condition to its device."""
+        """Store `wrapped`, {name: module or DDP wrapper}; move schedule and null condition to the module's device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
@@ -205,7 +206,6 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: Bat
     key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
 
     def compute() -> dict[str, Tensor]:
-        check_writable(cache_dir())
         z = codes.encode_set(encoder, pictures, size)
         shares = peers.agreed(peers.everyone(), lambda: dict(replacements(pictures)))
         replaced = {broken: index for share in shares for broken, index in share.items()}
@@ -220,7 +220,7 @@ def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _model_digest(model: SemanticModel) -> str:
-    """Return the digest of a semantic model's networks and of its base model, if any; folders do not matter."""
+    """Return the digest of the weights of a semantic model and of its base model, if any, wherever they are saved."""
     decoder = vars(model.decoder).values()
     networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
     bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
@@ -238,7 +238,12 @@ def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> 
 
 
 def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
-    """Open the semantic model; raise UserError if it is for other pictures, or a DiffAE with `sample.stop` set."""
+    """Open the semantic model `config.model` and check that it fits `pictures` and `config.sample`.
+
+    Raises:
+        UserError: the model is for pictures of another size or number of channels, or is a DiffAE although
+            `sample.stop`, which is for PDAE, is not 0.
+    """
     model = SemanticModel.load(config.model)
     if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
         raise UserError(

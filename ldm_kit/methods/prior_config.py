@@ -17,11 +17,16 @@ from ldm_kit.nets.mlp_skip import SkipMLPConfig
 class PriorSampleConfig(Config):
     """Settings with which a run samples pictures during training, from fixed seeds."""
 
-    steps: int = Field(default=50, ge=1, description="DDIM steps of the code")
-    guidance_scale: float = Field(default=1.0, ge=0, description="classifier-free guidance of the code; 1 is none")
-    decode_steps: int = Field(default=20, ge=1, description="DDIM steps of the picture")
+    steps: int = Field(default=50, ge=1, description="DDIM steps that sample a code")
+    guidance_scale: float = Field(
+        default=1.0, ge=0, description="scale of classifier-free guidance of the code; 1: no guidance"
+    )
+    decode_steps: int = Field(default=20, ge=1, description="DDIM steps that decode a code to a picture")
     stop: float = Field(
-        default=0.0, ge=0, le=1, description="PDAE: share of the last steps that is left to the frozen model (0.3)"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="PDAE: share of the decoding steps, the last, that the frozen model takes alone (such as 0.3)",
     )
 
 
@@ -32,13 +37,13 @@ class PriorRun(ConditionedRun):
     """
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
-    model: str = Field(min_length=1, description="folder of a trained semantic model, or of its run; never changed")
+    model: str = Field(min_length=1, description="folder of a trained semantic model, or of the run that trained one")
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
     timestep_sampling: TimestepSamplingConfig = Field(
         default=TimestepSamplingConfig(),
         validation_alias=AliasChoices("timestep_sampling", "times"),
-        description="density of training times",
+        description="density from which training timesteps are drawn",
     )
     sample: PriorSampleConfig = PriorSampleConfig()
 

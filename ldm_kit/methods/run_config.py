@@ -26,13 +26,18 @@ class RunConfig(Config):
     run: str = Field(
         min_length=1, description="the run's own folder: config, checkpoints, logs, pictures, and the finished model/"
     )
-    seed: int = Field(default=0, ge=0, description="addresses every random choice of the run")
-    data: DataConfig = Field(description="data set; its key `source` names the kind")
+    seed: int = Field(default=0, ge=0, description="seed of all random numbers of the run")
+    data: DataConfig = Field(description="data set; the key `source` names its kind")
     flip: bool = Field(default=False, description="mirror half of the pictures left to right")
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = Field(description="steps, batch size, checkpoints and precision")
     log: LogConfig = LogConfig()
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""
+        return True
 
     def cautions(self) -> list[str]:
         """Return a warning for each setting that has no effect in a run of `train.steps` steps.
@@ -56,13 +61,14 @@ class NoisedRun(RunConfig):
 
     autoencoder: str | None = Field(default=None, description="folder of a trained autoencoder; null: diffuse pixels")
     latents: str | None = Field(
-        default=None, description="folder of the latent cache; null: chosen by what the latents depend on"
+        default=None,
+        description="folder of the latent cache; null: one named by a hash of pictures, autoencoder and `flip`",
     )
     schedule: ScheduleConfig = ScheduleConfig()
     timestep_sampling: TimestepSamplingConfig = Field(
         default=TimestepSamplingConfig(),
         validation_alias=AliasChoices("timestep_sampling", "times"),
-        description="density of training times",
+        description="density from which training timesteps are drawn",
     )
 
 
@@ -77,6 +83,11 @@ class ConditionedRun(RunConfig):
         lt=1,
         description="share of samples trained on the null condition",
     )
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether the condition is made of captions or classes."""
+        return not type(self.condition).unconditional
 
     @property
     def sample_guidance(self) -> float:
@@ -138,5 +149,5 @@ def check_saved(schedule: ScheduleConfig, prediction_type: PredictionType, varia
 
 
 def method_name(config: RunConfig) -> str:
-    """Return the name of the method that a config belongs to."""
+    """Return the name of the training method that a config is for, its key `method`."""
     return config.model_dump(include={"method"})["method"]

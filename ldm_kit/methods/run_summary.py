@@ -15,6 +15,18 @@ def list_metrics(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in words.items()) or "nothing held out"
 
 
+def pictures_as(kind: str, shape: Sequence[int], autoencoder: str | None) -> str:
+    """Return a phrase on training pictures and the form in which the run trains on them, for the log's opening text.
+
+    Args:
+        kind: number and kind of the pictures, such as "24 training pictures".
+        shape: shape (channels, height, width) of their latents or, without an autoencoder, of the pictures.
+        autoencoder: the config's `autoencoder`; None: the run trains on pixels.
+    """
+    form = "pixels" if autoencoder is None else "latents"
+    return f"{kind} as {form} {tuple(shape)}"
+
+
 def plot_curves(run: Path, keys: Sequence[str]) -> str:
     """Plot metrics of a finished run over its steps, to pictures/curves.png; a failure to plot is not raised.
 

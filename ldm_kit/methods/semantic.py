@@ -24,6 +24,7 @@ from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
 from ldm_kit.methods.networks import eval_mode, millions
 from ldm_kit.methods.run_config import NoisedRun
+from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models import codes
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
@@ -206,7 +207,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
-        return f"{len(self.data.train)} training pictures as latents {self.latent_shape}"
+        return pictures_as(f"{len(self.data.train)} training pictures", self.latent_shape, self.config.autoencoder)
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
@@ -220,7 +221,8 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
     `data` are the run's pictures. Latents that are not cached yet are first encoded by `first_stage`.
 
     Raises:
-        UserError: latents that are not normalised, or a latent cache of other pictures or another autoencoder.
+        UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or the
+            folder `config.latents` holds latents of other pictures or another autoencoder.
     """
     latents, heldout = first_stage.latents(data.train, "train"), None
     if len(data.heldout):

@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 @dataclass
 class SharedWork:
-    """Connection of this process to the others of a run, through which passes of the main process are shared.
+    """Connection of this process to a run's other processes, which take a share of the main process's evaluation.
 
     Attributes:
         everyone: all processes of the run.
         host: the processes on this machine.
-        shared: whether the others wait for passes now; always False on other processes than the main one.
+        shared: whether the other processes wait for work now; always False except on the main process.
     """
 
     everyone: Group = field(default_factory=Alone)
@@ -30,17 +30,18 @@ class SharedWork:
     shared: bool = False
 
     def on_main(self, task: Callable[[], T], call: Callable[[str], Any]) -> T | None:
-        """Call `task` on the main process; on the others, take part in the passes that it starts until it ends.
+        """Call `task` on the main process; until it ends, the other processes take part in the passes that it starts.
 
         Args:
             task: what the main process does, such as to evaluate the run's method.
-            call: calls the method's function of the name that the main process gave to `run`.
+            call: calls a function of the training method by name. Other processes call it with each name that the main
+                process passes to `run`.
 
         Returns:
             The result of `task` on the main process, None on the others.
 
         Raises:
-            UserError: a pass has failed on any process.
+            UserError: a pass failed on one of the processes.
         """
         if self.everyone.rank != 0:
             while (name := self.everyone.gather(None)[0]) is not None:
@@ -55,10 +56,10 @@ class SharedWork:
             self.shared = False
 
     def run(self, call: Callable[[str], Any], name: str) -> Any:
-        """Return `call(name)`; the processes that wait in `on_main` make the same call.
+        """Return `call(name)`; the processes that wait in `on_main` make the same call, and each does its share.
 
         Raises:
-            UserError: a file cannot be read, or the call has failed on another process.
+            UserError: the call cannot read a file, or it failed on another process.
         """
         if not self.shared:
             return call(name)

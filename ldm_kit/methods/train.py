@@ -44,14 +44,14 @@ def train(
         overrides: dotted keys with values that replace the config's, such as `optim.lr=3e-4`.
         data: pictures in memory, or from a source of your own. They replace the config's `data`, which may then be
             left out. None: load the config's `data`.
-        resume: checkpoint to resume from, `latest` or its folder; None: start a new run.
+        resume: checkpoint to resume from: `latest` or a checkpoint's folder; None: start a new run.
 
     Returns:
         The folder of the finished model, RUN/model.
 
     Raises:
-        UserError: the config is wrong or does not fit the pictures; the run's folder is in use, or `resume` is None
-            and the folder holds checkpoints.
+        UserError: the config has an unknown key or a wrong value, or does not fit the pictures; another process uses
+            the run's folder; or `resume` is None and the folder holds checkpoints.
         AutoencoderError, ConditioningError: a model that the config names cannot be opened.
     """
     settings = _with_launched_precision(resolve_config(config, overrides, data))
@@ -60,7 +60,7 @@ def train(
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         groups = work_groups()
         with shared_by(*groups):
-            pictures = load(settings.data) if data is None else data
+            pictures = load(settings.data, captions=settings.needs_captions) if data is None else data
             _check_keep_best(settings, pictures)
             method = open_method(settings, pictures, run.device, collectives)
             method.precision, method.shared_work = run.precision, SharedWork(*groups)
@@ -87,7 +87,7 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
 
 
 def _on_main(method: Method[Any], trainer: Trainer, task: Callable[[], T]) -> T | None:
-    """Call `task` with averaged weights on the main process; the others share its evaluation, and get None."""
+    """Call `task` with averaged weights on the main process; the others do a share of its evaluation and get None."""
     with trainer.ema.applied():
         return method.shared_work.on_main(task, method.in_evaluation)
 
@@ -97,14 +97,14 @@ def _evaluate(method: Method[Any], run: Session, log: Log, number: int) -> dict[
 
 
 def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, evaluate: bool) -> None:
-    """Save the model; `evaluate` first if the last step was evaluated by another process, whose metrics are lost."""
+    """Save the model; `evaluate`: first evaluate it, as the run was at its last step before this program started."""
     if evaluate:
         _evaluate(method, run, log, trainer.step)
     log.print(method.finish(run.folder))
 
 
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the precision that `accelerate launch` was given, if the config sets none or `auto`."""
+    """Return the config with the precision of `accelerate launch`, if the config sets no precision or `auto`."""
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
@@ -131,7 +131,7 @@ def open_method(
         device: device on which frozen networks run, and for which trained networks are configured.
         collectives: reductions over the processes of the run; None: there is one process.
     """
-    pictures = load(config.data) if data is None else _checked(data)
+    pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)
     method = find_method(method_name(config)).build(config, pictures, torch.device(device))
     for module in method.modules.values():
         configure_network(module, device, config.train)
@@ -165,7 +165,7 @@ def resolve_config(
     If pictures `data` are given, the config's section `data` is replaced by one that describes them.
 
     Raises:
-        UserError: the config or an override is wrong.
+        UserError: the config or an override has an unknown key or a value that is not valid.
     """
     check_lists(overrides=overrides)
     if data is None and not isinstance(config, Mapping | RunConfig):

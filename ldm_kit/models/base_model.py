@@ -2,7 +2,7 @@
 
 A PDAE (Zhang et al. 2022) adds a semantic code to a trained diffusion model. It never changes this base model and saves
 no copy of it. A saved PDAE refers to the base model's folder, or to its commit on the Hugging Face Hub, and checks it
-by a sha256 over the base model's weights and noise schedule.
+by a sha256 over the base model's weights, its frozen text encoder and its noise schedule.
 """
 
 import os
@@ -61,8 +61,8 @@ class BaseModel:
     schedule_config: ScheduleConfig  # noise schedule of the training
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
-    sha256: str  # identifies the model: digest of its weights, prediction type, variance type and signal levels a_t
-    former_sha256: str  # digest of releases 0.1 and 0.2, which hashed the noise schedule's config in place of the a_t
+    sha256: str  # digest of weights, frozen text encoder, prediction type, variance type and signal levels a_t
+    former_sha256: tuple[str, ...]  # by releases 0.1 and 0.2: without the encoder, or over the schedule's config
     origin: Origin | None = None  # repository on the Hub; None: opened from a folder
 
     @classmethod
@@ -75,9 +75,9 @@ class BaseModel:
             revision: branch, tag or commit on the Hub; None: main.
 
         Raises:
-            UserError: no diffusion model, a conditional model whose null condition was never trained, a noise schedule
-                without a_t^2 + s_t^2 = 1 and a_t > 0 (where x_t = a_t x_0 + s_t eps), or a model on the Hub that is
-                neither in the cache nor can be downloaded.
+            UserError: the folder holds no diffusion model; the model on the Hub is not in the cache and cannot be
+                downloaded; the model is conditional, but its null condition was never trained; or its noise schedule
+                violates a_t^2 + s_t^2 = 1 or a_t > 0 (where x_t = a_t x_0 + s_t eps).
         """
         copy, origin = _locate(base, revision)
         folder = ModelFolder.open(copy)
@@ -87,8 +87,10 @@ class BaseModel:
         _check_schedule(folder, table)
         nets = {"vae": vae, "unet": unet, **conditioner.trainable}
         weights = [f"{name} {weights_digest(net)}" for name, net in nets.items() if net is not None]
-        texts = (_table_text(table), _config_text(schedule))
-        sha256, former = (digest([text, target, variance, *weights]) for text in texts)
+        frozen = [] if conditioner.encoder_digest is None else [f"text_encoder {conditioner.encoder_digest}"]
+        table_text = _table_text(table)
+        sha256 = digest([table_text, target, variance, *weights, *frozen])
+        former = tuple(digest([text, target, variance, *weights]) for text in (table_text, _config_text(schedule)))
         null, learned = _null(folder, conditioner, device), variance == "learned_range"
         return cls(folder.path, vae, unet, null, schedule, target, learned, sha256, former, origin)
 
@@ -108,7 +110,7 @@ class BaseModel:
         return vae.in_channels, side, side
 
     def denoiser(self, schedule: Schedule) -> NetworkDenoiser:
-        """Return the base model's denoiser, which always uses the null condition and ignores the one it is called with.
+        """Return the base model's denoiser, which uses the null condition whatever condition a caller passes.
 
         Args:
             schedule: the model's noise schedule, on the device of its networks.
@@ -151,7 +153,7 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
         device: where the networks are put.
 
     Raises:
-        UserError: the entry has another form, or the base model is not there or has changed since the training.
+        UserError: the entry has another form; or the base model is missing or has changed since the PDAE was trained.
     """
     match reference:
         case {"path": str(path), "sha256": str(sha256)}:
@@ -165,7 +167,7 @@ def reopen_base(folder: Path, reference: Any, device: torch.device | str = "cpu"
                 f"{folder / INDEX}: base is {reference!r:.80}; expected a path and a sha256, or the name of a "
                 "model on the Hub, its commit as revision, and a sha256"
             )
-    if sha256 not in (base.sha256, base.former_sha256):
+    if sha256 not in (base.sha256, *base.former_sha256):
         raise UserError(
             f"{base.name} is not the frozen model that {folder} was trained on: its weights, its condition or its "
             "noise schedule have changed since"
@@ -188,6 +190,10 @@ def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None
 
     If `base` is both the path of a folder and a name on the Hub, the folder is meant. `revision` is a branch, tag or
     commit on the Hub; None: main.
+
+    Raises:
+        UserError: `base` is a folder and `revision` is not None; or the model is not in the cache and cannot be
+            downloaded.
     """
     folder = Path(base)
     if folder.exists() or not HUB_NAME.fullmatch(str(base)):
@@ -233,7 +239,7 @@ def _check_schedule(folder: ModelFolder, schedule: Schedule) -> None:
     Here x_t = a_t x_0 + s_t eps.
 
     Raises:
-        UserError: a condition does not hold; the message names `folder`, the model's folder.
+        UserError: the equation or the inequality does not hold; the message names `folder`, the model's folder.
     """
     preserving = schedule.variance_preserving
     if not preserving or schedule.a[-1] <= 0:

@@ -30,9 +30,9 @@ class NoisyClassifier:
     Args:
         net: the network in evaluation mode. It maps x_t [B, Z, h, w] of Z channels and timesteps [B] to logits [B, K].
         classes: K class names, in the order of the network's outputs.
-        schedule_config: noise schedule of the classifier's training, which must be that of the model it guides.
-        first_stage: sha256 of the autoencoder whose latents the network classifies (`first_stage_of`); None: it
-            classifies pixels.
+        schedule_config: noise schedule of the classifier's training; the guided model must have the same.
+        first_stage: sha256 of the autoencoder whose latents the network classifies (`first_stage_of`); None: the
+            network classifies pixels.
     """
 
     net: HalfUNet
@@ -90,8 +90,8 @@ class NoisyClassifier:
             device: where the network is put.
 
         Raises:
-            UserError: no such folder, a model that is no classifier, or a component that is missing, broken or of
-                another class than a classifier's.
+            UserError: the folder does not exist or holds another kind of model; or a component is missing or broken, or
+                is not of a classifier's class.
         """
         opened = ModelFolder.open(folder, "classifier")
         first_stage = _first_stage(opened)
@@ -125,7 +125,7 @@ def _first_stage(folder: ModelFolder) -> str | None:
     The sha256 (hex) is read from model_index.json. None: the classifier takes pixels.
 
     Raises:
-        UserError: the folder holds another model, or the entry is neither text nor null.
+        UserError: the folder holds another kind of model, or the entry `first_stage` is neither text nor null.
     """
     if folder.class_name != CLASSIFIER:
         what = "a diffusion model" if "unet" in folder else "no noisy classifier"

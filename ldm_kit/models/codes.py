@@ -55,7 +55,8 @@ class CodeStatistics(NamedTuple):
             width: D that the statistics must have.
 
         Raises:
-            UserError: the file is missing or broken, or holds another D, NaN, infinity or a deviation of 0 or less.
+            UserError: the file is missing or broken, its tensors are not [width], a number in it is not finite, or a
+                deviation is not above 0.
         """
         try:
             tensors = load_file(folder / STATISTICS)
@@ -122,7 +123,7 @@ def open_semantic(path: Path | str) -> ModelFolder:
     """Open the folder of a semantic model (a DiffAE or PDAE): `path` itself, or the finished model in a run's folder.
 
     Raises:
-        UserError: no such folder, or the model in it is no semantic model.
+        UserError: the folder does not exist or holds another kind of model.
     """
     folder = ModelFolder.open(path)
     if folder.class_name != SEMANTIC:
@@ -137,7 +138,7 @@ def open_encoder(folder: ModelFolder, device: torch.device | str = "cpu") -> Enc
     """Load the encoder of a semantic model's folder to a device, in evaluation mode and without gradients.
 
     Raises:
-        UserError: the encoder is missing, broken or of a class other than `ENCODERS`.
+        UserError: the encoder is missing or broken, or its class is not one of `ENCODERS`.
     """
     kind = folder.entry("encoder", dict.fromkeys(ENCODERS, LIBRARY))
     return folder.component("encoder", kind, ENCODERS, device)

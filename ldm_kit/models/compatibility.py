@@ -131,7 +131,7 @@ def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
         of_model: the conditioner of the model that it guides.
 
     Raises:
-        UserError: they are conditioned on different things.
+        UserError: one model has another kind of condition than the other.
     """
     if of_guide.modality != of_model.modality:
         raise UserError(

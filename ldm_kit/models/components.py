@@ -45,8 +45,8 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     """Load all components of a diffusion model to a device.
 
     Raises:
-        UserError: the folder holds a noisy classifier or a semantic model, or a component is missing, broken, of a
-            class other than `COMPONENTS`, or does not fit the others.
+        UserError: the folder holds a noisy classifier or a semantic model; or a component is missing or broken, does
+            not fit the others, or has a class that is not in `COMPONENTS`.
     """
     classes = component_classes(folder)
     noise = folder.noise()
@@ -82,8 +82,8 @@ def component_classes(folder: ModelFolder) -> dict[str, str]:
     """Return, by component name, the class name of each component that a diffusion model's model_index.json names.
 
     Raises:
-        UserError: the folder holds a noisy classifier or a semantic model, or a component is missing, of a class other
-            than `COMPONENTS`, or asks for Python code of its own (`auto_map`).
+        UserError: the folder holds a noisy classifier or a semantic model; or a component is missing, has a class that
+            is not in `COMPONENTS`, or has a config that asks for Python code in the folder (`auto_map`).
     """
     if folder.class_name == CLASSIFIER:
         raise UserError(
@@ -126,15 +126,15 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
 def _check_fit(folder: ModelFolder, components: Components) -> None:
     """Check that the components of a diffusion model fit together.
 
-    The U-Net must take the latent's channels (of a pixel model, any number), and put out as many, or twice as many if
-    it learns the variance. The widths of its cross-attention and of its condition vector must be the conditioner's.
+    The U-Net must take as many channels as a latent has (in a pixel model, any number) and return as many, or twice as
+    many if it predicts the variance. Its cross-attention and its condition vector must have the conditioner's widths.
 
     Args:
         folder: the model's folder, for messages.
         components: the loaded components.
 
     Raises:
-        UserError: they do not fit together.
+        UserError: a number of channels or a width is not as stated above.
     """
     vae, unet, conditioner, noise = components
     learned = noise.variance == "learned_range"

@@ -21,8 +21,8 @@ def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
     """Load the decoder of a semantic model's folder to a device, in evaluation mode.
 
     Raises:
-        UserError: a component is missing, broken or of an unsupported class, or PDAE's base model is not there or has
-            changed.
+        UserError: a component is missing or broken, or its class is not supported; or PDAE's base model is missing or
+            has changed.
     """
     decoder = _load_shift(folder, device) if "shift" in folder else _load_unet(folder, device)
     return decoder.to(device)

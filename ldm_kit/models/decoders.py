@@ -45,7 +45,7 @@ class TrajectoryTarget(NamedTuple):
     """Second codes for PDAE's trajectory interpolation, which mixes the gradients of two codes at every step."""
 
     z: Tensor  # second codes [B, D]
-    weight: Tensor  # [B]; 0: only the first code's gradient, 1: only the second's
+    weight: Tensor  # weight of the second code's gradient, [B]; the first code's gradient has 1 - weight
 
 
 @dataclass(eq=False)

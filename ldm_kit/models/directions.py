@@ -36,10 +36,10 @@ class DirectionRecord(Config):
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
     # classifier: logistic regression; few: few-shot discriminant; means, pairs: difference of means, of pairs
-    estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how it was fitted")
-    typical: float = Field(description="strength that moves the mean code without the attribute to the mean with it")
-    positives: int = Field(ge=0, description="fitted pictures with the attribute")
-    others: int = Field(ge=0, description="fitted pictures without it, or unlabelled ones")
+    estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how the direction was fitted")
+    typical: float = Field(description="strength of the edit between the mean codes without and with the attribute")
+    positives: int = Field(ge=0, description="number of fitted pictures with the attribute")
+    others: int = Field(ge=0, description="number of fitted pictures without the attribute, or not labelled")
     auroc: float | None = Field(default=None, description="area under the ROC curve on held-out pictures")
     average_precision: float | None = Field(default=None, description="average precision on held-out pictures")
     temperature: float | None = Field(default=None, gt=0, description="softmax temperature over pairs, `models.pairs`")
@@ -56,12 +56,12 @@ class Direction(NamedTuple):
     The log-odds that the picture with code z has the attribute are scale * (vector . z) + bias.
     """
 
-    name: str  # of the attribute, such as "glasses" or "skin tone: light > dark"
+    name: str  # name of the attribute, such as "glasses" or "skin tone: light > dark"
     vector: Tensor  # [D], of length 1
-    typical: float  # strength, in units of sqrt(D), that moves the mean code without the attribute to that with it
-    scale: float  # of the log-odds, see above
-    bias: float  # of the log-odds
-    pairs: PairDirections | None = None  # picture pairs from which the direction was learned; None: learned otherwise
+    typical: float  # strength, in units of sqrt(D), between the mean codes without and with the attribute
+    scale: float  # factor in the log-odds, see above
+    bias: float  # constant term of the log-odds
+    pairs: PairDirections | None = None  # pairs from which the direction was learned; None: not learned from pairs
 
     def at_code(self, z: Tensor) -> "Direction":
         """Return the direction to take from one normalised code z [D].
@@ -88,9 +88,9 @@ class Directions:
     records: tuple[DirectionRecord, ...]  # K: name, way of fitting and held-out scores of each direction
     vectors: Tensor  # [K, D], each of length 1
     means: Tensor  # [K, D], mean normalised code of the pictures with each attribute
-    scales: Tensor  # [K], see `Direction`
-    biases: Tensor  # [K], see `Direction`
-    key: str  # identifies the model whose codes they belong to: its `protocol.encoder_digest`
+    scales: Tensor  # [K], factors in the log-odds, see `Direction`
+    biases: Tensor  # [K], constant terms of the log-odds, see `Direction`
+    key: str  # `protocol.encoder_digest` of the model to whose codes the directions apply
     pairs: Mapping[str, PairDirections] = field(default_factory=dict)  # name of a direction learned from pairs -> pairs
 
     @property
@@ -106,7 +106,7 @@ class Directions:
         mean codes of both values.
 
         Raises:
-            UserError: no such name; the message lists similar names, or all names if there are few.
+            UserError: no direction has this name; the message lists similar names, or all names if there are few.
         """
         plain = _normalise_name(name)
         indices = {_normalise_name(own): i for i, own in enumerate(self.names)}

@@ -55,7 +55,7 @@ def device_named(name: str | None) -> torch.device:
     """Return the device `name` after putting a tensor on it; for None the accelerator, or else the CPU.
 
     Raises:
-        UserError: there is no such device, or it does not work.
+        UserError: the device does not exist or does not work.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -84,7 +84,8 @@ class ModelFolder:
             kind: the kind of model that the caller expects, for the error message: "is no saved {kind}".
 
         Raises:
-            UserError: no such folder, no model_index.json that is a JSON object, or a file that has changed since.
+            UserError: the folder or its model_index.json is missing or broken, or a file has changed since it was
+                saved.
         """
         folder = model_folder(Path(path))
         verify_folder(folder)
@@ -134,7 +135,8 @@ class ModelFolder:
             device: where the network is put; memory layout and attention kernel are chosen for it.
 
         Raises:
-            UserError: files are missing or broken, are of another class, or do not fit together.
+            UserError: a file is missing or broken, the config states another class, or the weights do not fit the
+                config.
         """
         folder = self.path / name
         stated = read_json(folder / "config.json", f"{folder}/config.json").get("_class_name")
@@ -160,8 +162,8 @@ class ModelFolder:
         Keys that the config lacks have the defaults of the scheduler class that model_index.json names.
 
         Raises:
-            UserError: there is no scheduler_config.json, `ScheduleConfig` cannot express it, or it combines schedule,
-                prediction type and variance in a way that training does not allow either.
+            UserError: scheduler_config.json is missing, `ScheduleConfig` cannot express its noise schedule, or its
+                schedule, prediction type and variance cannot be combined.
         """
         path = self.path / "scheduler" / "scheduler_config.json"
         config = read_json(path, str(path))
@@ -181,7 +183,7 @@ class ModelFolder:
         return noise
 
     def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
-        """Load the conditioner to a device; UserError: its files are missing, broken, or do not fit together."""
+        """Load the conditioner to a device; UserError: a file is missing or broken, or does not fit the others."""
         with silence_diffusers():
             try:
                 return prepare_loaded(conditioners.load(self.path), device).to(device)
@@ -208,7 +210,7 @@ def _check_sizes(module: Any, where: str) -> None:
     """Check that `module`'s config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
 
     Raises:
-        UserError: a size is anything else (out_channels may be None); the message begins with `where`.
+        UserError: a size is no positive integer (out_channels may be None); the message begins with `where`.
     """
     for key in [key for key in _SIZES if key in module.config]:
         value = module.config[key]
@@ -248,7 +250,7 @@ def silence_diffusers() -> Iterator[None]:
 
 
 def strip_paths(folder: Path) -> None:
-    """Remove this machine's paths from all config.json below `folder`; give weight files their config's permissions."""
+    """Remove local paths from each config.json below `folder`; copy its file permissions to the weights beside it."""
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:

@@ -72,7 +72,7 @@ def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
     """Verify the files of an autoencoder, then load it.
 
     Args:
-        folder: the autoencoder's own folder, that of a whole model, or a run's folder.
+        folder: the autoencoder's folder, the folder of a model that contains one, or a run's folder.
 
     Raises:
         UserError: a file has changed since it was saved.

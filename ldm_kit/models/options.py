@@ -31,14 +31,17 @@ class SamplingOptions(SamplerOptions):
     """
 
     classifier_scale: float | None = Field(
-        default=None, ge=0, description="of the noisy classifier's gradient; 1 left out, 0 is no guidance"
+        default=None, ge=0, description="scale of the noisy classifier's gradient; left out: 1; 0: no guidance"
     )
-    classifier_class: str | None = Field(default=None, description="the classifier's class, in the prompts' place")
+    classifier_class: str | None = Field(
+        default=None, description="class to which the classifier guides; left out: the prompts are the classes"
+    )
     algorithm: Literal[1, 2] | None = Field(
-        default=None, description="of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps"
+        default=None,
+        description="algorithm of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps",
     )
     autoguidance_scale: float | None = Field(
-        default=None, ge=0, description="of guidance away from the guide model; 2 left out, 1 is no guidance"
+        default=None, ge=0, description="scale of guidance away from the guide model; left out: 2; 1: no guidance"
     )
 
     @model_validator(mode="after")
@@ -174,8 +177,10 @@ class ResolvedOptions(SamplingOptions):
     `own` holds the names of the options whose values were saved with the model.
     """
 
-    timesteps: tuple[int, ...] = Field(description="falling training times, -1 (clean) the last; steps + 1 of them")
-    own: tuple[str, ...] = Field(default=(), description="options that the saved model decided")
+    timesteps: tuple[int, ...] = Field(
+        description="falling training timesteps that are visited, then -1 (clean data); steps + 1 numbers"
+    )
+    own: tuple[str, ...] = Field(default=(), description="names of the options whose values were saved with the model")
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
         """Return these options unchanged, as they are resolved already; the arguments are ignored."""

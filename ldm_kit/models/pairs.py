@@ -46,7 +46,7 @@ def pair_directions(before: Tensor, after: Tensor) -> PairDirections:
         after: normalised codes [P, D] of the pairs' second pictures.
 
     Returns:
-        The pairs that were kept, with the `TEMPERATURES` value of least squared error.
+        The pairs that were kept, and that one of `TEMPERATURES` with the least squared error.
     """
     rows = spread(len(before), MAX_PAIRS)
     before, after = before[rows].float(), after[rows].float()

@@ -53,7 +53,7 @@ class Pipeline:
     schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
-    variance: VarianceType = "small"  # of ddpm's steps; learned_range: the U-Net predicts it in Z further channels
+    variance: VarianceType = "small"  # variance of ddpm's steps; learned_range: in Z more output channels
     classifier: NoisyClassifier | None = None  # guides sampling by its gradient; set by `with_guides`
     autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
     saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
@@ -94,7 +94,7 @@ class Pipeline:
         return self
 
     def condition(self, prompts: Sequence[str | int]) -> Condition:
-        """Encode B prompts, or classes by name or number, to the condition that the denoiser takes."""
+        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition."""
         check_lists(prompts=prompts)
         inputs = self.conditioner.prepare(prompts)
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
@@ -146,7 +146,7 @@ class Pipeline:
         return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's label of each of B prompts, [B]; None: no classifier. UserError: an unknown class."""
+        """Return the classifier's labels [B] of B prompts; None: no classifier. UserError: a class is unknown."""
         if self.classifier is None:
             return None
         name = options.classifier_class
@@ -192,7 +192,7 @@ class Pipeline:
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to uint8 pictures [B, C, H, W] on the CPU; NonFiniteError: NaN or infinity."""
+        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
         return decode_pictures(self.vae, latents, self.precision)
 
     def generate(
@@ -207,14 +207,14 @@ class Pipeline:
         Args:
             prompts: N prompts, or classes by name or number; "" for an unconditional model.
             seeds: N seeds.
-            options: options that are not given are those saved with the model, or else the defaults; None: none given.
+            options: an option left out has the value saved with the model, or else its default; None: all left out.
             batch_size: most pictures at once; halved when memory runs out.
 
         Yields:
             The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
 
         Raises:
-            UserError: options that do not apply to this model, an unknown class, or other than one seed per prompt.
+            UserError: an option does not fit this model, a class is unknown, or there is not one seed for each prompt.
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
@@ -247,10 +247,11 @@ class Pipeline:
         Args:
             folder: a model's folder, as ldm_kit or diffusers wrote it, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: dtype of autocast in sampling, to which U-Net weights are cast now; None: neither.
+            precision: dtype of autocast in sampling, to which U-Net weights are cast now; None: no autocast, no cast.
 
         Raises:
-            UserError: no such folder, or a component that is missing, broken, misfit, or no class of `COMPONENTS`.
+            UserError: the folder does not exist, or a component is missing, is broken, does not fit or is not
+                supported.
         """
         opened = ModelFolder.open(folder)
         (vae, unet, conditioner, noise), saved = load_components(opened, device), SavedSampling.read(opened.path)

@@ -47,7 +47,7 @@ def strided(total: int, steps: int) -> list[int]:
         steps: number of timesteps that are visited, 1 to T.
 
     Raises:
-        UserError: `steps` is out of range.
+        UserError: `steps` is not between 1 and `total`.
     """
     try:
         return respacing_sections(total, f"ddim{steps}")
@@ -113,8 +113,8 @@ class CodePrior:
             Normalised codes, float32 [N, D] on the CPU.
 
         Raises:
-            UserError: conditions that the prior does not know, or other than one for each seed; more steps than
-                training timesteps; a negative guidance scale, or one other than 1 without conditions.
+            UserError: the prior does not know a condition, or there is not one condition for each seed; `steps` exceeds
+                the number of training timesteps; or `guidance_scale` is negative, or is not 1 without conditions.
             NonFiniteError: the network or the guidance gives NaN or infinity.
         """
         check_lists(seeds=seeds)
@@ -198,7 +198,7 @@ class CodePrior:
             device: where the networks are put.
 
         Raises:
-            UserError: a component is missing or broken, or the prior is for codes of another width.
+            UserError: a component is missing or broken, does not fit the others, or is for codes of another width.
         """
         schedule, prediction_type, variance = folder.noise()
         if prediction_type != TARGET or variance == "learned_range":

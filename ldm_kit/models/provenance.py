@@ -12,7 +12,7 @@ from ldm_kit.training.checkpoint import MANIFEST
 
 
 def provenance(model: Path, precision: torch.dtype | None = None, **guides: Path | None) -> dict[str, str]:
-    """Return metadata for a PNG that says with what it was made. It contains no path of this machine.
+    """Return metadata for a PNG: the models, release and precision that made the picture, without local paths.
 
     Args:
         model: a saved model's folder, or a run's.

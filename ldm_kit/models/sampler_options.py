@@ -73,36 +73,40 @@ class SamplerOptions(Config):
         json_schema_extra=OWN,
     )
     guidance_scale: float = Field(
-        default=3.0, ge=0, description="classifier-free guidance; 1 is no guidance", json_schema_extra=OWN
+        default=3.0, ge=0, description="scale of classifier-free guidance; 1: no guidance", json_schema_extra=OWN
     )
     negative_prompt: str | None = Field(
         default=None,
-        description="what to steer away from; left out: the null condition that training used",
+        description="prompt to guide away from; left out: the null condition of the training",
         json_schema_extra=OWN,
     )
     guidance_rescale: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="how much of guidance's added contrast is taken back",
+        description="how far the guided prediction is rescaled to the contrast of the unguided one; 0: not",
         json_schema_extra=OWN,
     )
     guidance_interval: tuple[float, float] = Field(
         default=(0.0, 1.0),
-        description="shares of time, LOW and HIGH, between which is guided; 0 is clean",
+        description="guide only where LOW <= t / T <= HIGH; t = 0 is clean data",
         json_schema_extra=OWN,
     )
     spacing: str = Field(
         default="trailing",
-        description="training times that are visited: trailing, leading, linspace; ddim25; 90,60,20",
+        description="spacing of the timesteps: trailing, leading, linspace; as in guided-diffusion: ddim25; 90,60,20",
         json_schema_extra=OWN,
     )
     eta: float = Field(
-        default=0.0, ge=0, le=1, description="noise of ddim's steps; 1 is as much as ddpm's", json_schema_extra=OWN
+        default=0.0,
+        ge=0,
+        le=1,
+        description="noise that each step of ddim adds; 0: none, 1: as much as ddpm",
+        json_schema_extra=OWN,
     )
     clip: Literal["auto", "none", "clip", "dynamic", "published"] = Field(
         default="auto",
-        description="range of the predicted picture, after guidance; auto clips pixels to -1..1 and leaves latents; "
+        description="clipping of the predicted x_0, after guidance: auto clips pixels to -1..1 and leaves latents; "
         "published is clip, but not once more after --algorithm 2",
         json_schema_extra=OWN,
     )

@@ -43,7 +43,7 @@ class SavedSampling:
 
         Args:
             name: the section, "sampling", "reconstruction" or "prior".
-            options: the options with which the run's samples are evaluated; its field `prompts` is left out.
+            options: options with which the run's samples are evaluated, saved without the field `prompts`.
             condition_dropout: fraction of the training samples whose condition was replaced by the null condition;
                 None: not saved.
         """
@@ -55,7 +55,8 @@ class SavedSampling:
         """Read `sampling.json` of a saved model; return empty sections if the folder has none.
 
         Raises:
-            UserError: the file is no JSON object of objects, or a value is of another type or out of range.
+            UserError: the file is no JSON object whose values are objects, or a value has a wrong type or is out of
+                range.
         """
         path = folder / FILE
         if not path.exists():
@@ -95,7 +96,7 @@ class SavedSampling:
         return self.sampling.get(_DROPOUT) != 0
 
     def steps(self, key: str, most: int) -> int:
-        """Return the number of DDIM steps to encode or decode a picture: as saved, or else that of the DiffAE paper.
+        """Return the number of DDIM steps to encode or decode a picture: the saved number, or else the DiffAE paper's.
 
         The paper encodes in 250 steps and decodes in 100.
 

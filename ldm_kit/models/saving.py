@@ -63,7 +63,7 @@ def scheduler_to_save(
         pixels: whether it is a pixel model.
 
     Raises:
-        UserError: diffusers has no scheduler for this combination, or the network cannot predict this under `schedule`.
+        UserError: diffusers has no scheduler for this combination, or `schedule` does not allow the prediction type.
     """
     scheduler: Any = saved_scheduler(schedule, prediction_type, variance)
     if "clip_sample" not in scheduler.config:
@@ -93,8 +93,8 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
         vae: the autoencoder; None: a pixel model.
         unet: the U-Net.
         scheduler: the diffusers scheduler that is saved.
-        entries: (library, class) of each of the conditioner's components, by component name. A frozen encoder
-            of text has none, and neither has an unconditional model.
+        entries: (library, class) of each of the conditioner's components, by component name; empty for a frozen text
+            encoder and for an unconditional model.
     """
     if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
         return "ldm_kit.Pipeline"

@@ -106,7 +106,7 @@ class SemanticModel:
             progress: called with the finished and the total number of steps; None: not called.
 
         Raises:
-            UserError: pictures or codes do not fit the model, or the noise schedule has not that many steps.
+            UserError: pictures or codes do not fit the model, or `steps` is not between 1 and `decoder.most_steps`.
         """
         decoding.check_pictures(pictures, (self.channels, self.resolution, self.resolution))
         decoding.check_codes(z, len(pictures), self.z_width)
@@ -148,7 +148,8 @@ class SemanticModel:
             Pictures, uint8 [N, C, R, R].
 
         Raises:
-            UserError: inputs do not fit, the schedule has not that many steps, or DiffAE gets `stop` or `trajectory`.
+            UserError: an input does not fit the model, `steps` is not between 1 and `decoder.most_steps`, or a DiffAE
+                gets `stop` or `trajectory`.
         """
         decoding.check_codes(z, len(z), self.z_width)
         if trajectory is not None:
@@ -186,11 +187,11 @@ class SemanticModel:
         """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
         `seeds` has N seeds. `conditions` are N classes or prompts (None: no condition); for `clip` see
-        `CodePrior.sample`. Where `steps` or `guidance_scale` is None, it is the value saved with the model, or else 100
+        `CodePrior.sample`. If `steps` or `guidance_scale` is None, the value saved with the model is used, or else 100
         or 1.
 
         Raises:
-            UserError: the model has no prior, or arguments do not fit the prior.
+            UserError: the model has no prior, or an argument does not fit the prior, see `CodePrior.sample`.
         """
         if self.prior is None:
             raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
@@ -241,8 +242,8 @@ class SemanticModel:
             precision: dtype of the decoder's autocast; None: no autocast.
 
         Raises:
-            UserError: no such folder, a model of another kind, a component that is missing, broken, has changed or does
-                not fit the others, or a base model that is not there or has changed.
+            UserError: the folder does not exist or holds another kind of model; a component is missing, broken or
+                changed or does not fit the others; or the base model is missing or has changed.
         """
         opened = codes.open_semantic(folder)
         encoder = codes.open_encoder(opened, device)

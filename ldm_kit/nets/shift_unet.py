@@ -7,7 +7,7 @@ The frozen U-Net's output is bit for bit what it returns without the second deco
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
@@ -52,6 +52,7 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         copied: bool = False,
         learned_range: bool = False,
         base_digest: str | None = None,
+        base_digest_float16: str | None = None,
     ) -> None:
         """Freeze `base`, in place, and build a second decoder with blocks like the middle and up blocks of `base`.
 
@@ -62,17 +63,18 @@ class ShiftUNet(ModelMixin, ConfigMixin):
                 the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
                 it are new. False: it starts from random weights, as in the paper.
             learned_range: whether `base` learns its variance, in the second half of its output channels.
-            base_digest: hash (`digest`) of the U-Net's weights that a saved estimator was trained on; None for a new
-                estimator.
+            base_digest: hash (`digest`) of the U-Net's weights, in bfloat16, that a saved estimator was trained on;
+                None for a new estimator.
+            base_digest_float16: the same in float16; None for a new estimator, or one saved by release 0.1 or 0.2.
 
         Raises:
-            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights do not have
-                the digest `base_digest`.
+            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights have
+                neither of the digests.
         """
         super().__init__()
         _check_blocks(base)
-        base_digest = _check_digest(base_digest, digest(base))
-        self.register_to_config(z_width=z_width, copied=copied, learned_range=learned_range, base_digest=base_digest)
+        digests = _check_digests((base_digest, base_digest_float16), (digest(base), digest(base, torch.float16)))
+        self.register_to_config(z_width=z_width, copied=copied, learned_range=learned_range, **digests)
         time_width = _time_width(base)
         middle, norm, act = _ends(base)
         self.mid_block, self.up_blocks = deepcopy(middle), deepcopy(base.up_blocks)
@@ -142,27 +144,42 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         return super()._apply(fn, recurse)
 
 
-def digest(unet: nn.Module) -> str | None:
+def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
     """Return a hash of a U-Net's weights, by which a saved `ShiftUNet` checks the frozen U-Net that it is opened with.
 
-    Returns None on the meta device. Weights are rounded to bfloat16 first, so that the U-Net has the same hash when it
-    is loaded in bfloat16.
+    Returns None on the meta device. Weights are rounded first, so that the U-Net has the same hash in `dtype` whether
+    it is stored and loaded in that precision or in float32.
+
+    Args:
+        unet: the U-Net.
+        dtype: bfloat16 or float16.
     """
     digest_of_all = hashlib.blake2b(digest_size=16)
     for name, value in sorted(unet.state_dict().items()):
         if value.is_meta:
             return None
         digest_of_all.update(name.encode())
-        digest_of_all.update(value.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+        digest_of_all.update(value.detach().cpu().to(dtype).contiguous().view(torch.int16).numpy().tobytes())
     return digest_of_all.hexdigest()
 
 
-def _check_digest(trained: str | None, given: str | None) -> str | None:
-    if trained is not None and given is not None and trained != given:
+def _check_digests(trained: Sequence[str | None], given: Sequence[str | None]) -> dict[str, str | None]:
+    """Return the digests of a frozen U-Net as entries of the config: in bfloat16 and in float16.
+
+    Args:
+        trained: digests that the gradient estimator was saved with; those of the U-Net that it was trained on.
+        given: digests of the U-Net that it is opened with.
+
+    Raises:
+        UserError: both have digests, and none is equal.
+    """
+    pairs = [pair for pair in zip(trained, given, strict=True) if None not in pair]
+    if pairs and not any(one == other for one, other in pairs):
         raise UserError(
             "the frozen U-Net is not the one that this gradient estimator was trained on: its weights differ"
         )
-    return trained or given
+    in_bfloat16, in_float16 = trained if any(trained) else given
+    return {"base_digest": in_bfloat16, "base_digest_float16": in_float16}
 
 
 def _check_blocks(base: UNet) -> None:

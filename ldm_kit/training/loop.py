@@ -23,6 +23,7 @@ from ldm_kit.training import distributed, faults, optim
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader, to_device
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
+from ldm_kit.training.muon import Muon
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, show_whole_batch
 from ldm_kit.training.training_state import TrainingState, check_unchanged, metadata, read_metadata
@@ -60,7 +61,7 @@ class Trainer:
         self.ema = Ema(self.ema_config, self.task.ema_modules)
         # built last: on a CPU with several ranks, `prepare_model` moves the weights once more
         self.optimisers = optim.build_all(self.task.modules, self.optim)
-        if self.accelerator.scaler is not None and len(self.optimisers) > len(self.task.modules):
+        if self.accelerator.scaler is not None and any(isinstance(o, Muon) for o in self.optimisers.values()):
             raise UserError("optim.muon does not go with train.precision fp16; take bf16 or no")
         self.split = self._configured_split()
 
@@ -181,7 +182,7 @@ class Trainer:
             optim.update(optimiser, self._lr(name), self.accelerator.scaler)
         if (scaler := self.accelerator.scaler) is not None:
             scaler.update()  # once for all modules: each optimiser that accelerate wraps would update it again
-        return self._lr(next(iter(self.optim)))
+        return self._lr(next(iter(self.optimisers)))
 
     def commit(self, finite: bool) -> None:
         """Complete the step: call the task's `after_step`, synchronise buffers, count the step and update the EMA.

@@ -33,7 +33,10 @@ class MuonConfig(Config):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look-ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
-        default=128, ge=1, description="rows of a weight that are made orthogonal together; null: all of them"
+        default=128,
+        ge=1,
+        description="most rows of a weight that are made orthogonal together, where blocks of that size or half of it "
+        "divide the rows; else, and with null, all of them",
     )
 
 
@@ -69,8 +72,8 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 def blocks(rows: int, most: int | None) -> int:
     """Return into how many blocks of equal size, each of at most `most` rows, a matrix of `rows` rows is split.
 
-    With f = ceil(rows / most), it is the smallest number from f to 2 f - 1 that divides `rows`. If none does, or
-    `most` is None, it is 1: all rows are one block.
+    With f = ceil(rows / most), it is the smallest number from f to 2 f - 1 that divides `rows`. If none does, as with a
+    prime number of rows, or `most` is None, it is 1: all rows are one block, which may have more than `most` rows.
     """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)

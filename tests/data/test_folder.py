@@ -45,6 +45,65 @@ def test_metadata_gives_captions_labels_and_fields(tmp_path):
     assert pictures.records[1].fields == {"mood": "calm", "age": "3"}
 
 
+def test_a_csv_says_the_same_as_a_jsonl(tmp_path):
+    """The other form of Hugging Face's imagefolder, with what spreadsheets write: a BOM, CRLF, quotes, empty cells."""
+    draw(tmp_path / "deep/er/b.png")
+    draw(tmp_path / "a.png")
+    rows = [
+        "file_name,text,label,mood",
+        '"deep/er/b.png","a ""ball"", red\nand blue",round,',
+        "./a.png,a box,,calm",
+        "",
+    ]
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    pictures = load_all(config(tmp_path))
+    assert [(r.name, r.text, r.label, dict(r.fields)) for r in pictures.records] == [
+        ("a.png", "a box", None, {"mood": "calm"}),
+        ("deep/er/b.png", 'a "ball", red\nand blue', 0, {}),
+    ]
+    assert pictures.classes == ["round"]
+
+
+def test_a_csv_in_the_folder_of_each_split(tmp_path):
+    for name in ("train", "test"):
+        draw(tmp_path / name / "a.png")
+        (tmp_path / name / "metadata.csv").write_text(f"file_name,text\na.png,{name}\n")
+    split = load(config(tmp_path))
+    assert [[(r.name, r.text) for r in s.records] for s in (split.train, split.heldout)] == [
+        [("train/a.png", "train")],
+        [("test/a.png", "test")],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"metadata.csv, line 1: the columns are none; expected file_name"),
+        (b"file_name;text\na.png;x\n", r"line 1: the columns are file_name;text; .* commas between"),
+        (b"image,text\na.png,x\n", "line 1: the columns are image, text; expected file_name"),
+        (b"file_name,text,text\na.png,x,y\n", "line 1: .* each once"),
+        (b"file_name,text\na.png,x,y\n", "line 2: has 3 cells; expected 2"),
+        (b"file_name,text\na.png,x\n\n,y\n", "line 4: file_name is None"),
+        (b"file_name,text\na.png,x\n./a.png,y\n", "line 3: names 'a.png' a second time"),
+        (b'file_name,text\na.png,"x\n', "not valid CSV"),
+        (b"file_name,text\na.png,\xe9\n", r"not UTF-8 text \(byte 21\)"),
+    ],
+)
+def test_a_broken_csv_is_refused_with_its_line(content, message, tmp_path):
+    draw(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load(config(tmp_path))
+
+
+def test_of_two_tables_one_is_read_and_both_are_named(tmp_path, caplog):
+    plain(tmp_path, 1)
+    table(tmp_path, {"file_name": "000.png", "text": "jsonl"})
+    (tmp_path / "metadata.csv").write_text("file_name,text\n000.png,csv\n")
+    assert [r.text for r in load_all(config(tmp_path)).records] == ["jsonl"]
+    assert "holds metadata.jsonl and metadata.csv; the first is read" in caplog.text
+
+
 def test_number_labels_are_in_number_order(tmp_path):
     plain(tmp_path, 2)
     table(tmp_path, {"file_name": "000.png", "label": 10}, {"file_name": "001.png", "label": 9})
@@ -123,9 +182,9 @@ def test_bad_pictures_are_named_counted_and_skipped(tmp_path, caplog, more):
 
 def test_too_many_bad_pictures_stop(tmp_path):
     spoil(tmp_path / "in", tmp_path / "o")
-    with pytest.raises(UserError, match=r"11 of 112 .* allows 1\), first .*; the log names all"):
+    with pytest.raises(UserError, match=r"11 of 112 .*data\.max_bad_share 0\.01 allows 1\), first .*; the log"):
         load_all(config(tmp_path / "in"))
-    with pytest.raises(UserError, match="set on_bad: skip"):
+    with pytest.raises(UserError, match=r"set data\.on_bad: skip"):
         load_all(config(tmp_path / "in", on_bad="raise"))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ldm_kit.config import UserError
 from ldm_kit.data.folder import load, load_all
+from ldm_kit.data.sources import load as load_source
 from ldm_kit.data.splits import file_role, folder_role
 from tests.data.archive_files import encoded, shard
 from tests.data.test_folder import config, draw, table
@@ -152,6 +153,31 @@ def test_a_caption_that_cannot_be_read_is_a_bad_picture(tmp_path, caplog):
     (root / "b.txt").write_bytes(b"\xe9")
     assert [name for name, *_ in seen(load_all(config(root)))] == ["a.png"]
     assert "skipped b.png: its caption file (.txt) cannot be read" in caplog.text
+
+
+def test_a_run_without_captions_takes_the_picture_of_a_caption_that_cannot_be_read(tmp_path, caplog):
+    """Kohya's repeats are those of the run with captions: which folders mean what does not depend on the run."""
+    root = tree(tmp_path, **{"1_cat/a": "a ball", "2_cat/b": "a box", "2_cat/c": "a cone"})
+    (root / "2_cat" / "b.txt").write_bytes(b"\xe9")
+    settings = config(root, heldout=0)
+    ignored = load_source(settings, captions=False).train
+    assert [name for name, *_ in seen(ignored)] == ["1_cat/a.png"] + ["2_cat/b.png"] * 2 + ["2_cat/c.png"] * 2
+    assert "2_cat/b.png: its caption file (.txt) cannot be read" in caplog.text
+    assert "used without a caption" in caplog.text
+    assert [name for name, *_ in seen(load_source(settings).train)] == ["1_cat/a.png"] + ["2_cat/c.png"] * 2
+    assert seen(load_source(config(root, heldout=0, on_bad_caption="ignore")).train) == seen(ignored)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_index_made_with_bad_captions_ignored_is_another(first, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("ldm_kit.data.folder.INDEXED", 1)
+    root = tree(tmp_path / "in", a="a ball", b="a box")
+    (root / "b.txt").write_bytes(b"\xe9")
+    found = {
+        captions: len(load_source(config(root, heldout=0), captions=captions).train) for captions in (first, not first)
+    }
+    assert found == {True: 1, False: 2}
 
 
 def test_kohya_s_folders(tmp_path, caplog):

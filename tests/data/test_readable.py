@@ -91,9 +91,9 @@ def test_cached_latents_remember_what_they_show(tmp_path, monkeypatch, in_memory
 
 
 def test_too_many_broken_pictures_stop_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"5 of 8 pictures in .* are bad \(max_bad_share 0.5 allows 4\)"):
+    with pytest.raises(UserError, match=r"5 of 8 pictures in .* are bad \(data.max_bad_share 0.5 allows 4\)"):
         everything(PictureBatches(training_set(tmp_path / "a", broken=range(5)), 0))
-    with pytest.raises(UserError, match=r"bad picture in .*set on_bad: skip"):
+    with pytest.raises(UserError, match=r"bad picture in .*set data.on_bad: skip"):
         everything(PictureBatches(training_set(tmp_path / "b", broken=(1,), on_bad="raise"), 0))
 
 

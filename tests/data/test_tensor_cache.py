@@ -33,6 +33,19 @@ def test_a_damaged_file_is_remade(tmp_path):
     assert make.times == 2
 
 
+def test_where_nothing_can_be_kept_the_tensors_are_computed_again(tmp_path, caplog):
+    make = Counted()
+    (tmp_path / "file").touch()
+    for times in (1, 2):
+        assert torch.equal(
+            cached(tmp_path / "file" / "states", "a" * 64, make)["mask"], torch.ones(2, dtype=torch.bool)
+        )
+        assert make.times == times
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"cannot keep tensors in {tmp_path / 'file' / 'states'}"
+    ] * 2
+
+
 @pytest.mark.parametrize(
     "other", [("n", {"length": 9}, ["x"]), ("m", {"length": 8}, ["x"]), ("m", {"length": 9}, ["y"])]
 )

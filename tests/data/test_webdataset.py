@@ -200,6 +200,18 @@ def hostile(folder):
     return [said for *_, said in bad]
 
 
+def test_captions_that_cannot_be_read_matter_to_runs_with_captions_alone(tmp_path):
+    texts = [("a.txt", b"a ball"), ("b.txt", b"\xe9"), ("c.json", b"[1]")]
+    shard(tmp_path / "in" / "x.tar", *((f"{name}.png", encoded(i)) for i, name in enumerate("abc")), *texts)
+    settings = config(tmp_path / "in", heldout=0, max_bad_share=0.9)
+    for captions in (True, False, True):
+        records = load_source(settings, captions=captions).train.records
+        assert [(r.name, r.text) for r in records] == [
+            ("x.tar/a.png", "a ball"),
+            *([] if captions else [("x.tar/b.png", ""), ("x.tar/c.png", "")]),
+        ]
+
+
 def test_hostile_members_are_named_counted_and_skipped(tmp_path, caplog):
     said = hostile(tmp_path)
     with caplog.at_level(logging.WARNING, "ldm_kit.data"):
@@ -212,7 +224,7 @@ def test_hostile_members_are_named_counted_and_skipped(tmp_path, caplog):
     assert {p.name for p in tmp_path.iterdir()} == {"bomb", "cache", "in"}
     with pytest.raises(UserError, match=r"16 of 116 .* allows 1\)"):
         everything(tmp_path / "in")
-    with pytest.raises(UserError, match="set on_bad: skip"):
+    with pytest.raises(UserError, match=r"set data\.on_bad: skip"):
         everything(tmp_path / "in", on_bad="raise")
 
 

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from ldm_kit.diffusion.rng import bits, derive_seed, initial_noise, normal, step_generators, step_noise, uniform
+from ldm_kit.diffusion.rng import (
+    bits,
+    derive_seed,
+    initial_noise,
+    normal,
+    permuted,
+    step_generators,
+    step_noise,
+    uniform,
+)
 
 MANY = torch.arange(100_000)
 
@@ -78,3 +87,21 @@ def test_step_noise_is_addressed_by_picture_and_step():
     assert torch.equal(noise, randn_tensor((2, 2, 4), generator=step_generators([3, 1], 5)))
     assert not torch.equal(noise, step_noise([3, 1], 6, (2, 4)))
     assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 25, 26, 1000])
+def test_a_permutation_takes_each_value_once(size):
+    images = permuted(0, "faces", torch.arange(size), size)
+    assert sorted(images.tolist()) == [*range(size)]
+    assert torch.equal(permuted(0, "faces", torch.arange(size)[size // 2 :], size), images[size // 2 :])
+
+
+def test_permutations_are_random():
+    """Images are uniform, neighbours are uncorrelated, and another seed or name gives another permutation."""
+    size = 18_750_000
+    images = permuted(0, "faces", torch.arange(20_000), size)
+    assert len(images.unique()) == 20_000
+    assert kstest((images / size).numpy(), "uniform").pvalue > 0.01
+    others = [permuted(1, "faces", torch.arange(20_000), size), permuted(0, "other", torch.arange(20_000), size)]
+    rows = torch.stack([images[:-1], images[1:], *(other[:-1] for other in others)]).double()
+    assert (rows.corrcoef() - torch.eye(4)).abs().max() < 0.03

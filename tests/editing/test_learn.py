@@ -1,15 +1,22 @@
 """From labels to named directions: what is learned from what, measured on what, and found by which name."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ldm_kit.config import UserError
-from ldm_kit.data.images import InMemory, Record, unit_hash
+from ldm_kit.data.factors import FactorSpace
+from ldm_kit.data.images import InMemory, Record, subset, unit_hash
+from ldm_kit.data.rendered import RenderedSet, Renderer
+from ldm_kit.data.shapes.dataset import ShapesConfig, load
 from ldm_kit.editing import labels
+from ldm_kit.editing import learn as learning
 from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few, paired_indices
 from ldm_kit.editing.labels import Column
+from ldm_kit.editing.options import TrainingExamples
 from ldm_kit.models.directions import Directions
 from tests.editing.planted import FIRST, SECOND, D, planted
 
@@ -136,6 +143,32 @@ def test_openmoji_attributes_and_pairs():
     assert paired_indices(gender, "man", "woman").tolist() == [[0, 1]]
     assert paired_indices(tone, "none", "light").tolist() == [[2, 0]]
     assert group.values == ("people",) * 4
+
+
+def test_factors_are_attributes_and_pairs():
+    space = FactorSpace({"size": ("small", "large"), "colour": ("red", "blue")})
+    records = [Record(str(i), "", None, space.combination(i)) for i in range(4)]
+    renderer = Renderer("squares", [], space.factors, lambda values: torch.zeros(len(values), 3, 8, 8).byte())
+    pictures = RenderedSet(records, (), [torch.zeros(4, 3, 8, 8).byte()], "f", renderer)
+    size, colour = labels.from_factors(subset(pictures, [3, 0, 1]))
+    assert (size.name, size.values) == ("size", ("large", "small", "small"))
+    assert (colour.name, colour.values) == ("colour", ("blue", "red", "blue"))
+    assert paired_indices(colour, "red", "blue").tolist() == [[1, 2]]
+    assert paired_indices(size, "small", "large").tolist() == [[2, 0]]
+
+
+def test_a_built_in_set_brings_its_factors(monkeypatch, tmp_path):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
+    few = partial(ShapesConfig, count=40)
+    monkeypatch.setattr(learning, "_BUILT_IN", {"shapes": few})
+    model, examples = SimpleNamespace(resolution=8, channels=3), TrainingExamples(dataset="shapes")
+    pictures, columns, groups = learning._labelled_pictures(model, examples)
+    assert pictures.fingerprint == load(few(resolution=8)).train.fingerprint
+    assert [column.name for column in columns] == ["floor", "wall", "object", "scale", "shape", "orientation"]
+    assert groups == [record.name for record in pictures.records]
+    model.channels = 1
+    with pytest.raises(UserError, match="shapes are in colour, but this model's pictures have 1 channels"):
+        learning._labelled_pictures(model, examples)
 
 
 def test_few_examples_become_a_direction():

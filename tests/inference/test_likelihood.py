@@ -3,9 +3,11 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -47,7 +49,9 @@ def labelled(world):
 
 
 def found_in(run):
-    return json.loads((run / "nll.json").read_text())
+    last = max(run.glob("nll*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert last.with_suffix(".png").exists()
+    return json.loads(last.read_text())
 
 
 def by_hand(run):
@@ -154,11 +158,29 @@ def test_what_is_no_run_is_refused(world, labelled, tmp_path):
     assert "is no saved model" in refused(tmp_path)
 
 
+def test_pictures_of_a_program_are_given_again_or_found_in_files(labelled, tmp_path):
+    """The run's config then says that they came from Python; measured in either way, the figures are the same."""
+    copy = Path(shutil.copytree(labelled, tmp_path / "run", ignore=shutil.ignore_patterns("nll*")))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    given = {"source": "given", **{name: config["data"][name] for name in ("resolution", "channels")}}
+    (copy / "config.yaml").write_text(yaml.safe_dump({**config, "data": given}))
+    said = refused(copy, count=2, times=2)
+    assert "pass them again as data=, or name files" in said
+    request = LikelihoodRequest(count=2, times=2)
+    split = load(read(LatentRun, labelled / "config.yaml").data)
+    evaluate_likelihood(copy, request, "cpu", data=split)
+    words = ["data.source=folder", f"data.path={config['data']['path']}", "data.heldout=0.3"]
+    found = CliRunner().invoke(app, ["nll", str(copy), *words, "--count", "2", "--times", "2", "--device", "cpu"])
+    assert found.exit_code == 0, found.output
+    from_program, from_files = (json.loads(path.read_text()) for path in sorted(copy.glob("nll*.json")))
+    assert from_program == from_files
+
+
 def test_the_command_refuses_bad_input(labelled, tmp_path):
     found = CliRunner().invoke(app, ["nll", str(labelled), "--count", "2", "--batch_size", "2", "--device", "cpu"])
     assert found.exit_code == 0
     assert "bits/dim bound the negative log-likelihood of 2 held-out pictures" in found.stdout
-    assert str(labelled / "nll.json") in found.stdout
+    assert f"written to {labelled / 'nll'}" in found.stdout
     for arguments, said in (
         ([str(tmp_path)], "has no config.yaml"),
         ([str(labelled), "--device", "abacus"], "cannot use the device 'abacus'"),

@@ -1,7 +1,9 @@
 """A checkpoint becomes the model that the run would have saved there, and opens wherever a model does."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,7 @@ def test_an_early_or_the_best_checkpoint_is_the_model_of_a_shorter_run(pictures,
 def test_pictures_of_a_program_are_asked_for(pictures, tmp_path, cache):
     data = load_pictures(settings(KL, pictures, tmp_path / "unused").data)
     run = finished("kl", pictures, tmp_path / "run", data=data)
-    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python"):
+    with pytest.raises(UserError, match=r"data\.source is given: the pictures came from Python and are not saved"):
         export(run)
     assert files_of(export(run, data=data)) == files_of(run / "model")
 
@@ -122,6 +124,32 @@ def test_a_checkpoint_opens_in_python_and_for_edits(world: World):
     for pipeline in (load(run / "checkpoint-00000008"), context.load_pipeline()):
         assert all(torch.equal(value, expected[name]) for name, value in pipeline.unet.state_dict().items())
     assert context.folder == saved_model(run / "checkpoint-00000008"), "made once"
+
+
+def test_models_in_the_cache_that_were_not_used_for_long_are_removed(tmp_path, monkeypatch, caplog):
+    """Never the one that is asked for, one that another process may be reading, or one with learned directions."""
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("ldm_kit.methods.export.KEPT", 3)
+    made = []
+    monkeypatch.setattr("ldm_kit.methods.export.export", lambda run, out, device: (made.append(out), out.mkdir()))
+
+    def checkpoint(name: str) -> Path:
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "trainer_state.json").touch()
+        (tmp_path / name / "manifest.json").write_text(name)
+        return tmp_path / name
+
+    (tmp_path / "models").mkdir()
+    folders = {name: saved_model(checkpoint(name)) for name in "abcd"}
+    assert len(made) == 4, "all were used within the hour"
+    (folders["a"] / "directions").mkdir()
+    for age, name in enumerate("dcba"):
+        os.utime(folders[name], (time.time() - 7200 - age,) * 2)
+    assert saved_model(checkpoint("b")) == folders["b"]
+    assert len(made) == 4, "and b is now the last used"
+    folders["e"] = saved_model(checkpoint("e"))
+    assert {name for name, folder in folders.items() if folder.exists()} == {"a", "b", "d", "e"}
+    assert f"removed {folders['c']}" in caplog.text
 
 
 def test_a_run_that_is_not_finished_says_what_to_do(world: World, tmp_path):

@@ -34,6 +34,7 @@ def config_of(kind, pictures, tmp_path, *overrides):
 def test_figures_are_what_is_measured_and_named_by_their_pictures(kind, heldout, pictures, tmp_path):
     config = config_of(kind, pictures, tmp_path, f"data.heldout={heldout}")
     method = open_method(config)
+    assert ("as pixels (3, " in method.describe()) == (kind in ("class", "classifier", "diffae"))
     measured = method.evaluate(2, tmp_path)
     assert type(method).figures(config, method.data) == list(measured)
     assert {*measured} <= {*type(method).figures(config, None)}

@@ -9,7 +9,7 @@ from conditioning.base import ConditioningError
 from conditioning.text import TextConfig
 from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record, Split
-from ldm_kit.methods.inputs import Conditions, split_conditions
+from ldm_kit.methods.conditions import Conditions, split_conditions
 from ldm_kit.methods.train import open_method
 from tests.training.helpers import TEXT, settings
 
@@ -28,6 +28,18 @@ def test_held_out_pictures_may_all_lack_a_caption():
     conditions.build(None)
     train, heldout = conditions.prepare()
     assert (len(train["ids"]), len(heldout["ids"])) == (22, 2)
+
+
+def test_captions_that_are_cut_are_counted_once(caplog):
+    """Not once for each set, and not again whenever they are sampled."""
+    long = "a cat " * 40
+    split = Split(pictures(["a cat", long]), pictures([long]), None)
+    conditions = Conditions.open(TextConfig(), split)
+    conditioner = conditions.build(None)
+    conditions.prepare()
+    conditioner.prepare(conditions.examples(1))
+    said = [record.getMessage() for record in caplog.records if "longer" in record.getMessage()]
+    assert said == ["2 of 3 captions are longer than 32 tokens; their ends are cut"]
 
 
 def test_a_training_set_without_captions_is_refused():

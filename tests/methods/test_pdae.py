@@ -8,6 +8,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from conditioning import build as build_conditioner
+from conditioning.bpe import save_tokenizer, train_tokenizer
+from conditioning.pretrained import PretrainedTextConfig
 from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
@@ -28,9 +31,12 @@ from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.models import base_model
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.decoders import TrajectoryTarget
+from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.apply import apply_unet
-from tests.methods.semantic_toys import LINEAR, PDAE, STEPS, base, checked, opened, swapped, trained, two_factors
+from ldm_kit.nets.unet import UNetConfig, build_unet
+from tests.conditioning.test_pretrained import clip_folder
+from tests.methods.semantic_toys import LINEAR, PDAE, SIDE, STEPS, base, checked, opened, swapped, trained, two_factors
 from tests.nets.originals import perturbed
 from tests.training.helpers import play, tensors_of
 
@@ -232,11 +238,29 @@ def test_a_base_is_known_by_its_table_however_that_is_written(bases, tmp_path):
     after = BaseModel.open(copy)
     assert before.schedule_config.kind != after.schedule_config.kind
     assert before.sha256 == after.sha256
-    assert before.former_sha256 != after.former_sha256
-    for sha256 in (before.sha256, before.former_sha256):
+    assert before.former_sha256[0] == after.former_sha256[0] == before.sha256, "without a text encoder"
+    assert before.former_sha256[1] != after.former_sha256[1]
+    for sha256 in before.former_sha256:
         assert reopen_base(tmp_path, {"path": str(bases["plain"]), "sha256": sha256}).sha256 == before.sha256
     with pytest.raises(UserError, match="is not the frozen model"):
-        reopen_base(tmp_path, {"path": str(copy), "sha256": before.former_sha256})
+        reopen_base(tmp_path, {"path": str(copy), "sha256": before.former_sha256[1]})
+
+
+def test_a_base_on_another_text_encoder_is_another(tmp_path):
+    """The frozen encoder is no part of the base's folder: it is changed, and a base of before is still opened."""
+    clip_folder(tmp_path / "encoder", whole=False)
+    conditioner = build_conditioner(PretrainedTextConfig(model=str(tmp_path / "encoder"), length=4))
+    config = UNetConfig(widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8, layers_per_block=1)
+    unet = build_unet(config, sample_size=SIDE, channels=3, cross_width=conditioner.width)
+    Pipeline(None, unet, conditioner, LINEAR, "eps").save(tmp_path / "base")
+    before = BaseModel.open(tmp_path / "base")
+    assert before.sha256 not in before.former_sha256
+    save_tokenizer(train_tokenizer(["another set"] * 3, 516, 16), tmp_path / "encoder")
+    after = BaseModel.open(tmp_path / "base")
+    assert before.sha256 != after.sha256
+    with pytest.raises(UserError, match="its condition"):
+        reopen_base(tmp_path, {"path": "base", "sha256": before.sha256})
+    assert reopen_base(tmp_path, {"path": "base", "sha256": before.former_sha256[0]}).sha256 == after.sha256
 
 
 def test_the_former_sha256_does_not_see_a_new_field_of_the_config():

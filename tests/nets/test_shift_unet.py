@@ -1,3 +1,6 @@
+import json
+from copy import deepcopy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -168,6 +171,37 @@ def test_another_base_is_refused(tmp_path):
     unet.base.to(torch.bfloat16)
     ShiftUNet.from_pretrained(tmp_path, base=unet.base)  # the same model in half the bits
     with pytest.raises(UserError, match="not the one that this gradient estimator was trained on"):
+        ShiftUNet.from_pretrained(tmp_path, base=perturbed(unet.base, seed=1))
+
+
+@pytest.mark.parametrize("trained", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("opened", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_base_is_the_same_in_whatever_precision_it_is_stored(trained, opened, tmp_path):
+    """Some weights are chosen so that rounding to float16 first would change the bfloat16 that they are rounded to."""
+    weights = made()[0].base
+    halfway = (
+        (1 + 2**-8) * (1 + 2.0**-14) * torch.linspace(0.5, 2, weights.conv_in.weight.numel()).log2().round().exp2()
+    )
+    weights.conv_in.weight.data = halfway.view_as(weights.conv_in.weight)
+    assert digest(weights) != digest(deepcopy(weights).half())
+    unet = ShiftUNet(base=deepcopy(weights).to(trained), z_width=8)
+    unet.save_pretrained(tmp_path)
+    if {trained, opened} == {torch.float16, torch.bfloat16}:
+        opened = torch.float32  # rounded twice, the weights are others
+    back = ShiftUNet.from_pretrained(tmp_path, base=deepcopy(weights).to(opened))
+    assert back.config["base_digest"] == unet.config["base_digest"]
+    with pytest.raises(UserError, match="its weights differ"):
+        ShiftUNet.from_pretrained(tmp_path, base=perturbed(deepcopy(weights), seed=1).to(opened))
+
+
+def test_an_estimator_of_before_knows_its_base_in_bfloat16_alone(tmp_path):
+    unet, _ = made()
+    unet.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("base_digest_float16") == digest(unet.base, torch.float16)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ShiftUNet.from_pretrained(tmp_path, base=unet.base).config["base_digest"] == digest(unet.base)
+    with pytest.raises(UserError, match="its weights differ"):
         ShiftUNet.from_pretrained(tmp_path, base=perturbed(unet.base, seed=1))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ldm_kit.viz.png import read_metadata
 from tests.editing.models import semantic
+from tests.scarce import room_for
 from tests.world import World, through
 
 QUICK = ("--steps", 2, "--invert_steps", 3)
@@ -113,6 +114,27 @@ def test_interpolation_and_morph(model, world, tmp_path):
         assert (image.n_frames, image.info["duration"]) == (6, 50)
 
 
+def test_a_second_edit_keeps_the_pictures_of_the_first(model, world, tmp_path):
+    """Neither pictures nor sheet nor a file that is named are written over, whatever the command."""
+    images = ("--image", world.pictures / "00.png", "--image", world.pictures / "01.png")
+    given = ("edit", "interpolate", "--model", model, *images, "--count", 2, *QUICK, "--out", tmp_path / "out")
+    assert through(*given, "--morph", tmp_path / "a.gif").status == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    again = through(*given, "--morph", tmp_path / "a.gif")
+    assert again.errors == [f"error: {tmp_path / 'a.gif'} exists already; name a new file, or delete that one"]
+    assert through(*given).status == 0
+    given = ("--image", images[1], "--among", world.pictures, "--count", 1, "--out", tmp_path / "out")
+    assert through("edit", "neighbours", "--model", model, *given).status == 0
+    assert {path: path.read_bytes() for path in before} == before
+    added = sorted(path.name for path in (tmp_path / "out").iterdir() if path not in before)
+    indices = ["00004", "00005", "00006", "00007", "00008", "00009"]
+    assert [name.split("-")[1] for name in added] == [*indices, "2.png", "3.png"]
+    codes = ("--no_details", "--out", tmp_path / "a.safetensors")
+    encode = ("edit", "encode", "--model", model, "--images", world.pictures, *codes)
+    assert through(*encode).status == 0
+    assert "a.safetensors exists already; name a new file" in through(*encode).errors[0]
+
+
 def test_mix(model, world, tmp_path):
     given = ("--content", world.pictures / "00.png", "--details", world.pictures / "01.png")
     done = through("edit", "mix", "--model", model, *given, *QUICK, "--out", tmp_path)
@@ -187,6 +209,33 @@ def test_img2img_in_latents(world, picture, tmp_path):
     assert (about["prompt"], about["strength"], about["steps"]) == ("red square", 0.5, 4)
 
 
+@pytest.mark.parametrize("command", ["img2img", "inpaint"])
+def test_many_pictures_are_sampled_a_batch_at_a_time(world, picture, tmp_path, command):
+    """Each picture depends on its own seed alone, whether batches are small or do not fit into memory."""
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 7, 16))
+    mask.save(tmp_path / "mask.png")
+    more = ("--mask", tmp_path / "mask.png", "--resample", 1) if command == "inpaint" else ("--strength", 0.9)
+    given = (command, "--model", world.model("class_pixels"), "--image", picture, "--prompt", "red", *more)
+    options = ("--steps", 2, "--count", 5, "--no_metadata", "--guidance_scale", 1)
+
+    def drawn(name, *flags):
+        done = through("edit", *given, *options, "--out", tmp_path / name, *flags)
+        assert done.status == 0, done.err
+        return [pixels(tmp_path / name / file) for file in written(tmp_path / name) if file != "sheet.png"]
+
+    whole = drawn("whole")
+    with room_for(2) as refused:
+        small = drawn("small", "--batch_size", 2)
+        assert refused == []
+        halved = drawn("halved", "--batch_size", 5)
+        assert refused == [5]
+    for batches in (small, halved):
+        assert len(batches) == len(whole) == 6
+        assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(batches, whole, strict=True))
+    assert len({picture.tobytes() for picture in whole}) == 6
+
+
 @pytest.mark.parametrize("name", ["text", "pixels"])
 def test_inpainting_keeps_the_rest(world, picture, tmp_path, name):
     mask = Image.new("L", (16, 16), 0)
@@ -229,7 +278,7 @@ OTHERS = [  # (command and its arguments, what the sentence says); {model} is th
     ("change --model {world:pixels} --image {picture} --attribute red", "has no semantic codes"),
     ("change --model {tmp} --image {picture} --attribute red", "{tmp}"),
     ("change --model {bare} --image {picture} --attribute red --invert_steps 2", "holds no directions; learn some"),
-    ("learn --model {model}", "expected one source: --labels FILE with --images DIR, --openmoji, or --positive DIR"),
+    ("learn --model {model}", "--labels FILE with --images DIR, --openmoji, --dataset NAME, or --positive DIR"),
     ("learn --model {model} --openmoji --positive {tmp}", "expected one source"),
     ("learn --model {model} --labels {tmp}/odd.csv", "--labels needs --images DIR"),
     ("learn --model {model} --labels {tmp}/odd.csv --images {pictures}", "odd.csv has no attribute: no column"),

@@ -45,6 +45,22 @@ def test_names_metadata_and_grid(world: World, tmp_path):
     assert all(picture.shape == (16, 16, 3) for picture in found.values())
 
 
+def test_a_second_command_keeps_the_pictures_of_the_first(world: World, tmp_path):
+    """Prompt, seed and folder are the same, the settings are not: every name would be taken."""
+    given = ("sample", world.model("text"), "red square", "--count", 2, "--out", tmp_path)
+    first = through(*given, "--steps", 1)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    second = through(*given, "--steps", 2)
+    assert (first.status, second.status) == (0, 0), second.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path not in before) == [
+        "00000000-00002-red-square.png",
+        "00000001-00003-red-square.png",
+        "grid-2.png",
+    ]
+    assert f"2 pictures in {tmp_path}, all of them in {tmp_path / 'grid-2.png'}" in second.out
+
+
 def test_no_metadata(world: World, tmp_path):
     draw(tmp_path, world.model("text"), "a secret", "--no_metadata")
     for path in tmp_path.glob("*.png"):

@@ -17,6 +17,8 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives, latents, tensor_cache
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.data.openmoji import dataset
+from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.shapes.dataset import load_all as load_shapes
 from ldm_kit.training import checkpoint
 from tests.security.payload import KINDS, plant
 
@@ -51,6 +53,14 @@ def of_openmoji(folder, evil):
     evil(dataset._pixels_file(folder / "set"))
     (folder / "set.json").write_text(json.dumps({"records": [], "pixels_sha256": "0"}))
     assert dataset._read_cache(folder / "set", "key") is None
+
+
+def of_rendered_pictures(folder, evil):
+    shapes = ShapesConfig(resolution=8, count=2, cache=folder)
+    load_shapes(shapes)
+    (file,) = (folder / "rendered").iterdir()
+    evil(file)
+    assert len(load_shapes(shapes).pictures([0, 1])) == 2, "damaged pictures are rendered again"
 
 
 def of_an_index(folder, evil):
@@ -97,7 +107,7 @@ def of_open_clip(folder, evil):
 
 
 SLOTS = {name: reader for name, reader in list(globals().items()) if name.startswith("of_")}
-QUIET = {"of_states", "of_openmoji", "of_an_index"}  # caches that are simply made again
+QUIET = {"of_states", "of_openmoji", "of_rendered_pictures", "of_an_index"}  # caches that are simply made again
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
 from ldm_kit.training import muon, optim
+from ldm_kit.training.config import TrainConfig
+from ldm_kit.training.ema import EmaConfig
+from ldm_kit.training.loop import Trainer
 from ldm_kit.training.muon import CUBIC, LINEAR, QUINTIC, Muon, MuonConfig, as_matrix, blocks, matrices, orthogonal
 from ldm_kit.training.optim import OptimConfig
+from tests.training.helpers import reset
+from tests.training.toy import Numbers, Toy
 
 
 def net(channels_last: bool = False) -> nn.Sequential:
@@ -79,10 +85,40 @@ def test_a_net_without_matrices_is_left_to_adamw():
     assert list(optim.build("net", nn.Conv2d(3, 8, 3), OptimConfig(muon=MuonConfig()))) == ["net"]
 
 
+def test_a_net_of_matrices_alone_is_left_to_muon():
+    """AdamW takes no empty list of weights."""
+    net = nn.Sequential(nn.Linear(64, 80, bias=False), nn.Linear(80, 64, bias=False))
+    optimisers = optim.build("net", net, OptimConfig(muon=MuonConfig()))
+    assert list(optimisers) == ["net.muon"]
+    assert optim.weights_of(optimisers["net.muon"]) == [*net.parameters()]
+
+
+def test_a_net_of_matrices_alone_is_trained_by_muon_alone(monkeypatch):
+    """The learning rate that is logged is then Muon's."""
+    toy = Toy()
+    toy.net = toy.modules["net"] = nn.Sequential(nn.Linear(4, 80, bias=False), nn.Linear(80, 4, bias=False))
+    monkeypatch.setattr(muon, "MIN_SIDE", 4)
+    config = OptimConfig(lr=0.1, warmup=0, muon=MuonConfig(lr=0.02))
+    reset()
+    steps = TrainConfig(steps=2, batch_size=4)
+    running = Trainer(Accelerator(cpu=True), toy, {"net": config}, steps, EmaConfig(kind="none"), seed=1)
+    before = [weight.clone() for weight in toy.net.parameters()]
+    assert [step.lr for step in running.train(Numbers())] == [0.02, 0.02]
+    assert not any(torch.equal(one, two) for one, two in zip(before, toy.net.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(("rows", "most", "count"), [(256, 64, 4), (96, 64, 2), (64, 64, 1), (130, 64, 5), (67, 64, 1)])
 def test_blocks_are_equal(rows, most, count):
     assert blocks(rows, most) == count
     assert blocks(rows, None) == 1
+
+
+def test_a_block_has_at_most_so_many_rows_or_all():
+    for rows in range(64, 600):
+        count = blocks(rows, 128)
+        divisors = [n for n in range(1, rows + 1) if rows % n == 0 and rows / n <= 128]
+        assert rows % count == 0
+        assert count == divisors[0] if divisors[0] < 2 * -(-rows // 128) else count == 1
 
 
 @pytest.mark.parametrize(("m", "n"), [(64, 64), (64, 576), (576, 64), (128, 200)])

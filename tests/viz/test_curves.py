@@ -1,4 +1,5 @@
 import json
+import math
 
 import matplotlib
 import pytest
@@ -38,6 +39,28 @@ def test_losses_are_logarithmic_where_positive(tmp_path):
         _panel(axes, key, series[key])
         scales.append(axes.get_yscale())
     assert dict(zip(series, scales, strict=True)) == {"loss": "log", "loss_d": "linear", "lr": "linear"}
+
+
+def test_what_is_not_finite_leaves_a_gap_and_what_is_true_is_no_number(tmp_path):
+    """A NaN, an infinity or a number beyond float64, as a value or as a step, spoils neither axes nor mean."""
+    steps = [{"step": s, "loss": 1.0 + s} for s in range(100)]
+    odd = [{"step": 20, "loss": float("inf")}, {"step": 21, "loss": -float("inf")}, {"step": 22, "loss": 10**400}]
+    none = [{"step": True, "loss": 7.0}, {"step": float("inf"), "loss": 7.0}, {"step": 1, "flag": True}]
+    lost = [{"step": s, "lost_loss": float("inf")} for s in (1, 2)]
+    write_metrics(tmp_path / "m.jsonl", steps + odd + none + lost)
+    series = _series(tmp_path / "m.jsonl")
+    assert (list(series), len(series["loss"])) == (["loss", "lost_loss"], 100)
+    assert [step for step, value in series["loss"].items() if math.isnan(value)] == [20, 21, 22]
+    for key, scale in (("loss", "log"), ("lost_loss", "linear")):
+        axes = Figure().add_subplot()
+        _panel(axes, key, series[key])
+        assert axes.get_yscale() == scale
+        assert all(math.isfinite(limit) for limit in axes.get_ylim())
+    axes = Figure().add_subplot()
+    _panel(axes, "loss", series["loss"])
+    mean = axes.lines[1]
+    assert [x for x, y in zip(*mean.get_data(), strict=True) if math.isnan(y)] == list(range(18, 25))
+    curves(tmp_path / "m.jsonl", tmp_path / "m.png")
 
 
 def test_of_a_step_that_was_logged_twice_the_last_line_counts(tmp_path):

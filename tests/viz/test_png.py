@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ldm_kit.config import UserError
-from ldm_kit.viz.png import file_name, read_metadata, save_png, tolerate_oserror
+from ldm_kit.viz.png import file_name, next_index, read_metadata, save_png, tolerate_oserror
 
 
 def test_metadata_comes_back(tmp_path):
@@ -110,6 +110,16 @@ def test_the_name_says_what_it_can():
         file_name(-1, 0, "x")
     with pytest.raises(ValueError, match="index must lie in 0"):
         file_name(0, 2**64, "x")
+
+
+def test_the_next_index_is_free_whatever_lies_in_the_folder(tmp_path):
+    assert next_index(tmp_path / "absent") == next_index(tmp_path) == 0
+    for name in ("grid.png", "2026-11-27-cat.png", "00000001-00099-cat.txt", "x00000001-00098-cat.png"):
+        (tmp_path / name).touch()
+    assert next_index(tmp_path) == 0
+    for seed, index in ((7, 9), (2**64 - 1, 3), (0, 123456)):
+        (tmp_path / file_name(seed, index, "a cat")).touch()
+    assert next_index(tmp_path) == 123457
 
 
 def test_a_picture_that_can_be_spared_costs_a_warning_alone(tmp_path, caplog):

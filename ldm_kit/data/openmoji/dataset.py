@@ -41,6 +41,7 @@ from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import peers
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
+from ldm_kit.data.openmoji.factors import OpenMojiSet
 from ldm_kit.data.openmoji.groups import GROUPS, group_of
 from ldm_kit.data.openmoji.names import TONES, describe, infer_genders
 
@@ -80,7 +81,7 @@ def load(config: OpenMojiConfig) -> Split:
     return split(load_all(config))
 
 
-def load_all(config: OpenMojiConfig) -> InMemory:
+def load_all(config: OpenMojiConfig) -> OpenMojiSet:
     """Load all OpenMoji pictures that have an emoji name, sorted by file name; rasterise and cache them if needed.
 
     Raises:
@@ -119,7 +120,7 @@ def _unseen_tone(role: str) -> str:
     return TONES[int(unit_hash("tone", role) * len(TONES))]
 
 
-def _build(config: OpenMojiConfig, stem: Path, key: str) -> InMemory:
+def _build(config: OpenMojiConfig, stem: Path, key: str) -> OpenMojiSet:
     records = _records()
     background = "#{:02x}{:02x}{:02x}".format(*colour(config.background))
     pixels = torch.empty(len(records), 3, config.resolution, config.resolution, dtype=torch.uint8)
@@ -189,7 +190,7 @@ def _key(config: OpenMojiConfig) -> str:
     return digest([f"code={CODE_VERSION}", *versions, str(config.resolution), str(colour(config.background))])
 
 
-def _read_cache(stem: Path, key: str) -> InMemory | None:
+def _read_cache(stem: Path, key: str) -> OpenMojiSet | None:
     """Return the cached picture set; None if there is none, or (with a warning) if its files are damaged.
 
     `stem` is the path of the cache's two files without their suffixes; `key`, a hash of what their contents depend on,
@@ -230,8 +231,8 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _as_set(key: str, records: Sequence[Record], pixels: Tensor, pixels_sha256: str) -> InMemory:
-    return InMemory(records, GROUPS, pixels, digest([key, pixels_sha256, *(record.name for record in records)]))
+def _as_set(key: str, records: Sequence[Record], pixels: Tensor, pixels_sha256: str) -> OpenMojiSet:
+    return OpenMojiSet(records, GROUPS, pixels, digest([key, pixels_sha256, *(record.name for record in records)]))
 
 
 def _pixels_file(stem: Path) -> Path:

@@ -1,0 +1,135 @@
+"""Tables of a folder's pictures, metadata.jsonl or metadata.csv, as Hugging Face's imagefolder reads them.
+
+Each row has file_name (relative to the folder), text (the caption), an optional label, and further values.
+"""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ldm_kit.config import UserError
+from ldm_kit.data.splits import Role
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+BadCaption = Literal["skip", "ignore"]
+BAD_CAPTION: BadCaption = Field(
+    default="skip",
+    description="a picture whose caption file cannot be read is skipped as bad, or used without one (ignore); a run "
+    "that needs no captions ignores such files",
+)
+_COLUMNS = {"file_name", "text", "label"}
+_log = logging.getLogger("ldm_kit.data")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture in a folder or an archive, with its metadata; the image itself has not been opened."""
+
+    name: str  # posix path relative to the folder, or name in the archive
+    text: str = ""  # caption
+    label: str | None = None  # class name
+    fields: dict[str, str] = field(default_factory=dict)  # further values by name
+    role: Role | None = None  # split that the picture's folders name: train, val or test
+    problem: str = ""  # why its caption and class, which lie beside it, cannot be read; "" if they can
+
+
+def find_table(folder: Path) -> Path | None:
+    """Return the table of a folder's pictures; None if it has none. Of two, the first of `TABLES` is taken."""
+    paths = [folder / name for name in TABLES if (folder / name).is_file()]
+    if len(paths) > 1:
+        _log.warning("%s holds %s and %s; the first is read", folder, *(path.name for path in paths))
+    return paths[0] if paths else None
+
+
+def read_table(path: Path) -> list[Entry]:
+    """Return the pictures that a table lists, in its order.
+
+    Raises:
+        UserError: the file is no UTF-8 text, a row is malformed, or a picture comes twice; the message has the line.
+    """
+    entries: dict[str, Entry] = {}
+    for number, row in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
+        entry = _entry(row, f"{path}, line {number}")
+        if entry.name in entries:
+            raise UserError(f"{path}, line {number}: names {entry.name!r} a second time; expected each file once")
+        entries[entry.name] = entry
+    return list(entries.values())
+
+
+def without_problems(entries: Sequence[Entry], root: Path) -> list[Entry]:
+    """Return pictures without the problems of their captions, whose number is logged; `root` is their folder."""
+    broken = [entry for entry in entries if entry.problem]
+    if broken:
+        _log.warning("%s: %s: %s; used without a caption", root, broken[0].name, broken[0].problem + and_more(broken))
+    return [replace(entry, problem="") for entry in entries]
+
+
+def and_more(items: Sequence[object]) -> str:
+    """Return a text that says how many items there are beside the first; "" if there are none."""
+    return f", and {len(items) - 1:,} more like it" if len(items) > 1 else ""
+
+
+def as_text(value: Any) -> str:
+    """Return a metadata value as text: a string unchanged, any other value (number, list, ...) as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _text(path: Path, expected: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected {expected}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield line number and row of each line that is not blank."""
+    for number, line in enumerate(io.StringIO(_text(path, "one JSON object a line"), newline=None), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not valid JSON ({error}); expected one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: holds a {type(row).__name__}; expected an object with file_name and text")
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield line number and row of each row after the header; an empty cell is a value that is not there."""
+    reader = csv.reader(io.StringIO(_text(path, "a header and one picture a line"), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if "file_name" not in header or len({*header}) < len(header):
+            raise UserError(
+                f"{path}, line 1: the columns are {', '.join(header) or 'none'}; expected file_name, text, and others, "
+                "each once and with commas between them"
+            )
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise UserError(f"{path}, line {reader.line_num}: has {len(cells)} cells; expected {len(header)}")
+            yield reader.line_num, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def _entry(row: Mapping[str, Any], where: str) -> Entry:
+    name, text, label = row.get("file_name"), row.get("text"), row.get("label")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: file_name is {name!r}; expected a relative path such as images/cat.png")
+    if not isinstance(text, str | None):
+        raise UserError(f"{where}: text is {text!r:.60}; expected a string")
+    if not isinstance(label, str | int | None):
+        raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
+    fields = {str(key): as_text(value) for key, value in row.items() if key not in _COLUMNS}
+    return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)

@@ -1,0 +1,174 @@
+"""Picture sets that are rendered from their factors' values; the pictures are rendered once and kept in the cache."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_kit.data import atomic, peers
+from ldm_kit.data.factors import Values, check_edit
+from ldm_kit.data.images import Record, digest
+from ldm_kit.data.tensor_cache import key_of
+
+CHUNK = 256  # pictures in a file of the cache
+_BLOCK = 32  # pictures that a thread renders at once
+_log = logging.getLogger("ldm_kit.data")
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders pictures from their factors' values.
+
+    Args:
+        name: name of the data source, such as "faces".
+        key: all that pixels depend on beside the values: the resolution, versions of code and packages.
+        factors: the values that each factor can have, by the factor's name.
+        render: function from the values of N pictures to uint8 [N, C, R, R].
+    """
+
+    name: str
+    key: Sequence[str]
+    factors: Mapping[str, tuple[str, ...]]
+    render: Callable[[Sequence[Values]], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class RenderedSet:
+    """A `FactorSet` of pictures that a renderer has made; the fields of their records are the factors' values."""
+
+    records: Sequence[Record]
+    classes: Sequence[str]
+    chunks: Sequence[Tensor]  # uint8 [CHUNK, C, R, R] each, the last one shorter; mapped from the cache's files
+    fingerprint: str
+    renderer: Renderer
+
+    @property
+    def factors(self) -> Mapping[str, tuple[str, ...]]:
+        """The values that each factor can have, by the factor's name."""
+        return self.renderer.factors
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along each side of a picture, R."""
+        return self.chunks[0].shape[-1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
+        return self.chunks[0].shape[1]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def picture(self, index: int) -> Tensor:
+        """Return the picture at an index, uint8 [C, R, R]."""
+        chunk, row = divmod(range(len(self))[index], CHUNK)
+        return self.chunks[chunk][row]
+
+    def pictures(self, indices: Sequence[int]) -> Tensor:
+        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
+        if not len(indices):
+            return self.chunks[0][:0]
+        return torch.stack([self.picture(int(i)) for i in indices])
+
+    def values(self, index: int) -> dict[str, str]:
+        """Return the value of each factor of the picture at an index."""
+        return dict(self.records[index].fields)
+
+    def counterpart(self, index: int, factor: str, value: str) -> Tensor:
+        """Render the picture of an edit, uint8 [C, R, R]: one factor has another value, all else is unchanged.
+
+        Args:
+            index: index of the picture that is edited.
+            factor: name of a factor.
+            value: the value that the factor has after the edit.
+
+        Raises:
+            UserError: no such factor, or a value that it cannot have.
+        """
+        check_edit(self.factors, factor, value)
+        return self.renderer.render([{**self.values(index), factor: value}])[0]
+
+
+def render_set(renderer: Renderer, records: Sequence[Record], classes: Sequence[str], folder: Path) -> RenderedSet:
+    """Return the set of the pictures that records describe; render those that are not in the cache.
+
+    The processes of a run share the work. Pictures are cached by contents, in files of CHUNK pictures: a larger count
+    of the same seed renders only what is new.
+
+    Args:
+        renderer: the renderer.
+        records: the records of the pictures; their fields are the factors' values.
+        classes: class names that `Record.label` indexes.
+        folder: folder of the cache.
+    """
+    chunks = [_Chunk.make(renderer, records[i : i + CHUNK], folder) for i in range(0, len(records), CHUNK)]
+    missing = partial(_missing, chunks)
+    total = sum(len(chunks[i].values) for i in missing()) // peers.everyone().size
+    with tqdm(total=total, desc=f"rendering {renderer.name}", disable=None if total else True) as bar:
+        peers.make_missing(missing, lambda i: chunks[i].store(bar.update))
+    names = (record.name for record in records)
+    return RenderedSet(records, classes, [chunk.load() for chunk in chunks], digest([*renderer.key, *names]), renderer)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The pictures of one file of the cache."""
+
+    renderer: Renderer
+    values: Sequence[Values]
+    path: Path
+    made: list[Tensor]  # the pictures, if this process has rendered them and could not store them
+
+    @classmethod
+    def make(cls, renderer: Renderer, records: Sequence[Record], folder: Path) -> "_Chunk":
+        values = [record.fields for record in records]
+        key = key_of(renderer.name, *renderer.key, *(list(one.values()) for one in values))
+        return cls(renderer, values, folder / f"{renderer.name}-{key[:32]}.safetensors", [])
+
+    def store(self, report: Callable[[int], object] = int) -> Tensor:
+        """Render the pictures and write them to the cache; `report` is called with the number rendered."""
+        pictures = self.render(report)
+        try:
+            atomic.write(self.path, safetensors.torch.save({"pictures": pictures, "sha256": _sha256(pictures)}))
+        except OSError as error:
+            _log.warning("cannot cache %s (%s); they will be rendered again", self.path, error.strerror)
+            self.made.append(pictures)
+        return pictures
+
+    def load(self) -> Tensor:
+        if self.made:
+            return self.made[0]
+        try:
+            stored = safetensors.torch.load_file(self.path)
+            if torch.equal(_sha256(stored["pictures"]), stored["sha256"]):
+                return stored["pictures"]
+            reason = "its contents have changed"
+        except (OSError, KeyError, SafetensorError) as error:
+            reason = str(error)
+        _log.warning("the cache %s is damaged (%s) and is built again", self.path, reason)
+        return self.store()
+
+    def render(self, report: Callable[[int], object]) -> Tensor:
+        blocks: list[Tensor] = []
+        parts = [self.values[i : i + _BLOCK] for i in range(0, len(self.values), _BLOCK)]
+        for block in peers.in_threads(self.renderer.render, parts):
+            blocks.append(block)
+            report(len(block))
+        return torch.cat(blocks)
+
+
+def _missing(chunks: Sequence[_Chunk]) -> list[int]:
+    return [i for i, chunk in enumerate(chunks) if not chunk.made and not chunk.path.exists()]
+
+
+def _sha256(pictures: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(hashlib.sha256(pictures.numpy().data).digest()), dtype=torch.uint8)

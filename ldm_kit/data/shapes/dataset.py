@@ -1,0 +1,119 @@
+"""The built-in shapes: a solid in a room, in the six factors of Shapes3D (Burgess & Kim 2018), rendered by ray casting.
+
+The factors are the hues of floor, wall and object, the object's scale and shape, and the orientation of the room:
+480,000 different pictures, each with captions and exact counterparts. Picture i of a seed is the same for every count.
+A record's fields are the factors' values, its class is the shape, and its name is the number of its combination, so
+that a picture is in the same part of the split under every seed.
+
+- compositional: pictures that show a pair of UNSEEN, 5 % of all. Training shows each value, but not the pair.
+- heldout: a share of the other pictures, by a hash of the name. train: the remaining pictures.
+"""
+
+import colorsys
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ldm_kit.config import Config, cache_dir
+from ldm_kit.data.factors import FactorSpace, Values, split_factors
+from ldm_kit.data.images import Record, Split
+from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
+from ldm_kit.data.shapes.scene import Solid, render
+
+CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
+HUES = ("red", "orange", "lime", "green", "mint", "cyan", "blue", "indigo", "purple", "pink")  # hues 0, 0.1, ..., 0.9
+SCALES = ("tiny", "very small", "small", "smallish", "largish", "large", "very large", "huge")  # 0.75 to 1.25
+_SIDES = (30, 26, 21, 17, 13, 9, 4)  # degrees, rounded: Shapes3D's orientations are 15 steps from -30 to 30
+ORIENTATIONS = (*(f"{n} degrees left" for n in _SIDES), "straight on", *(f"{n} degrees right" for n in _SIDES[::-1]))
+FACTORS: Mapping[str, tuple[str, ...]] = {
+    "floor": HUES,
+    "wall": HUES,
+    "object": HUES,
+    "scale": SCALES,
+    "shape": ("cube", "cylinder", "sphere", "capsule"),
+    "orientation": ORIENTATIONS,
+}
+UNSEEN: tuple[Values, ...] = (  # pairs that training never shows; together they try every factor once
+    {"shape": "cube", "scale": "huge"},
+    {"floor": "green", "wall": "blue"},
+    {"object": "red", "orientation": "straight on"},
+)
+PHRASINGS = (
+    "a {scale} {object} {shape} on a {floor} floor, {wall} walls, seen from {orientation}",
+    "{shape}, {scale}, {object}, in a room with {wall} walls and a {floor} floor, seen from {orientation}",
+    "a room with a {floor} floor and {wall} walls, seen from {orientation}: a {scale} {shape}, {object}",
+)
+SPACE = FactorSpace(FACTORS)
+
+
+class ShapesConfig(Config):
+    """Options of the built-in shapes, with captions, the values of six factors, and the shape as class."""
+
+    source: Literal["shapes"] = Field(default="shapes", description="which data: the built-in shapes")
+    resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
+    count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of pictures, in all parts of the split")
+    seed: int = Field(default=0, ge=0, description="which pictures are drawn")
+    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture")
+    cache: Path | None = Field(
+        default=None, description="folder for the rendered set; default: LDM_KIT_CACHE, else ~/.cache/ldm_kit"
+    )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 3, RGB."""
+        return 3
+
+
+def load(config: ShapesConfig) -> Split:
+    """Load training, held-out and compositional pictures; rendered on first use, and read from the cache later.
+
+    Raises:
+        UserError: no picture is left to train on.
+    """
+    return split_factors(load_all(config), UNSEEN, config.heldout, config.source)
+
+
+def load_all(config: ShapesConfig) -> RenderedSet:
+    """Load all pictures as one set, in the order in which they are drawn; render and cache them if needed."""
+    records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
+    folder = (config.cache or cache_dir()).expanduser() / "rendered"
+    return render_set(_renderer(config), records, FACTORS["shape"], folder)
+
+
+def caption(values: Values, phrasing: int) -> str:
+    """Return a picture's caption, such as "a huge red cube on a green floor, blue walls, seen straight on".
+
+    Args:
+        values: the value of each factor.
+        phrasing: index into PHRASINGS.
+    """
+    text = PHRASINGS[phrasing].format(**values).replace("from straight on", "straight on")
+    return re.sub(r"\ba (?=orange|indigo)", "an ", text)
+
+
+def _record(number: int, phrasing: int) -> Record:
+    values = SPACE.combination(number)
+    return Record(f"shape-{number:06d}", caption(values, phrasing), FACTORS["shape"].index(values["shape"]), values)
+
+
+def _renderer(config: ShapesConfig) -> Renderer:
+    def draw(values: Sequence[Values]) -> Tensor:
+        return torch.stack([_draw(one, config.resolution) for one in values])
+
+    return Renderer(config.source, [f"code={CODE_VERSION}", str(config.resolution)], FACTORS, draw)
+
+
+def _draw(values: Values, resolution: int) -> Tensor:
+    floor, wall, surface = (_rgb(values[factor]) for factor in ("floor", "wall", "object"))
+    scale = 0.75 + 0.5 * SCALES.index(values["scale"]) / (len(SCALES) - 1)
+    degrees = 60 * ORIENTATIONS.index(values["orientation"]) / (len(ORIENTATIONS) - 1) - 30
+    return render(Solid(values["shape"], scale, surface), floor, wall, degrees, resolution)
+
+
+def _rgb(hue: str) -> tuple[float, float, float]:
+    return colorsys.hsv_to_rgb(HUES.index(hue) / len(HUES), 0.85, 1.0)

@@ -1,0 +1,41 @@
+"""Folders and configs of runs whose model has a likelihood: a diffusion model of pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm_kit.config import UserError
+from ldm_kit.methods import read_run
+from ldm_kit.methods.latent_config import LatentRun
+from ldm_kit.models.folder import model_folder
+
+
+def run_folders(path: Path) -> tuple[Path, Path]:
+    """Return the folder of a run, and that of the run's model; UserError if the run has no config.yaml."""
+    model = model_folder(path)
+    run = model.parent if model.name == "model" else path
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"{run} has no config.yaml, which says what pictures are held out; expected a run's folder, or the "
+            "model/ within it"
+        )
+    return run, model
+
+
+def read_pixel_run(run: Path, overrides: Sequence[str]) -> LatentRun:
+    """Return the config of a run, with `overrides` of its keys; UserError if its model has no likelihood."""
+    config = read_run(run / "config.yaml", overrides)
+    if not isinstance(config, LatentRun):
+        raise UserError(f"{run} is a run of method {config.method}, which has no likelihood; expected latent")
+    if config.autoencoder is not None:
+        raise of_latents(run)
+    if config.schedule.kind == "flow":
+        raise UserError(f"{run} is a flow model, whose schedule has no variational bound; expected another schedule")
+    return config
+
+
+def of_latents(where: Path) -> UserError:
+    """Return the error for a model of latents in the folder `where`."""
+    return UserError(
+        f"{where} is a model of latents: how likely the decoder makes a picture is unknown, and so is the picture's "
+        "likelihood; expected a model of pixels (autoencoder: null)"
+    )

@@ -1,0 +1,123 @@
+"""Captions or labels of a run's pictures, and the conditioner that turns them into conditions of the denoiser."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from tqdm import tqdm
+
+import conditioning.factory as conditioners
+from conditioning.base import Conditioner, Inputs
+from conditioning.bpe import report_truncated
+from conditioning.factory import ConditioningConfig
+from ldm_kit.config import cache_dir
+from ldm_kit.data import tensor_cache
+from ldm_kit.data.batches import spread
+from ldm_kit.data.images import Record, Split
+from ldm_kit.data.records import compact, labels_of, texts_of
+from ldm_kit.memory import MOST_SAMPLES, BatchSize
+from ldm_kit.methods.dependencies import condition_dependencies
+
+
+@dataclass(eq=False)
+class Conditions:
+    """The conditioner of a run, and the captions or labels of the run's pictures."""
+
+    config: ConditioningConfig  # the config section `condition`
+    data: Split  # training and held-out pictures
+    train: Sequence[str | int]  # captions or labels of the training set
+    heldout: Sequence[str | int]  # captions or labels of the held-out set
+    conditioner: Conditioner = field(init=False)
+    dependencies: dict[str, str] = field(init=False)  # digest of token ids or of a frozen text encoder
+
+    @classmethod
+    def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
+        """Collect captions or labels of `data`, as the config needs; raises ConditioningError if pictures lack them."""
+        return cls(config, data, *split_conditions(config, data))
+
+    def build(self, time_width: int | None) -> Conditioner:
+        """Build the conditioner; `time_width`: channels of the time embedding, to which a class vector is added.
+
+        Raises:
+            ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.
+        """
+        captions = [text for text in self.train if isinstance(text, str)]
+        classes = self.data.train.classes
+        self.conditioner = conditioners.build(self.config, captions=captions, classes=classes, time_width=time_width)
+        return self.conditioner
+
+    def prepare(self) -> tuple[Inputs, Inputs | None]:
+        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: no such set).
+
+        One log line says how many captions of both were cut, and none later: the same captions may be sampled often.
+        """
+        cut: list[tuple[int, int, int]] = []
+        self.conditioner.on_truncated = lambda *counts: cut.append(counts)
+        train, heldout = prepare_conditions(self.conditioner, self.train), None
+        self.dependencies = condition_dependencies(self.conditioner, train)
+        if self.heldout:
+            heldout = prepare_conditions(self.conditioner, self.heldout)
+        self.conditioner.on_truncated = _ignore
+        if cut:
+            report_truncated(sum(row[0] for row in cut), sum(row[1] for row in cut), cut[0][2])
+        self.conditioner.release()
+        return train, heldout
+
+    def examples(self, count: int) -> list[str | int]:
+        """Return captions or labels of `count` held-out pictures, or of training pictures if fewer are held out."""
+        raw = self.heldout if len(self.heldout) >= count else self.train
+        return [raw[i] for i in spread(len(raw), count)]
+
+    def caption(self, condition: str | int) -> str:
+        """Return a condition as text: a caption itself, or the class name of a label."""
+        return condition if isinstance(condition, str) else self.data.train.classes[condition]
+
+
+def _ignore(cut: int, total: int, length: int) -> None:
+    """Do nothing."""
+
+
+def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
+    """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
+
+    For text, a picture may lack a caption (""), and all held-out pictures may lack one, but not all training pictures.
+    For classes, every picture needs a label.
+
+    Raises:
+        ConditioningError: `config` asks for classes and a picture has no label, or it asks for text and no training
+            picture has a caption.
+    """
+    train, heldout = data.train.records, data.heldout.records
+    _raw_values(config, train)
+    values = _raw_values(config, train, heldout)
+    return compact(values[: len(train)]), compact(values[len(train) :])
+
+
+def _raw_values(config: ConditioningConfig, *records: Sequence[Record]) -> list[str | int]:
+    texts, labels = chain.from_iterable(map(texts_of, records)), chain.from_iterable(map(labels_of, records))
+    return config.raw_values([*texts], [*labels])
+
+
+def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:
+    """Return the conditioner's inputs, tensors [N, ...] by name, for N captions or labels `raw`.
+
+    Hidden states of a frozen text encoder are cached on disk.
+
+    Raises:
+        ConditioningError: a class is unknown, or a text encoder cannot be loaded.
+    """
+    if conditioner.cache_key is None:
+        return conditioner.prepare(raw)
+    key = tensor_cache.key_of(*conditioner.cache_key, list(raw))
+    conditioner.in_batches = BatchSize(MOST_SAMPLES).batches
+
+    def encoded() -> Inputs:
+        with tqdm(desc="captions", unit="caption", leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            return conditioner.prepare(raw, progress)
+
+    return tensor_cache.cached(cache_dir() / "states", key, encoded)
