@@ -16,9 +16,10 @@ from ldm_kit.data.images import Split, digest
 from ldm_kit.data.latents import LatentBatches, weights_digest
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.base import TrainingData
+from ldm_kit.methods.conditions import Conditions, split_conditions
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.consistency_students import CodedUNet, ConditionedNetwork, ConditionedStudent, SemanticStudent
-from ldm_kit.methods.inputs import Conditions, FirstStage, split_conditions
+from ldm_kit.methods.inputs import FirstStage
 from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.semantic import pictured_latents
 from ldm_kit.models.consistency import ConsistencyDecoder

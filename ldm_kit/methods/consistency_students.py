@@ -18,7 +18,8 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, TrainingData
-from ldm_kit.methods.inputs import Conditions, drop_conditions
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.models.consistency import save_consistency_model
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
