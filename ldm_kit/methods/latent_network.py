@@ -66,7 +66,7 @@ class GuidedTraining:
     steps: int
 
     def __call__(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        out = self.network(x, t, inputs, self.scale)  # first: autocast would keep casts of weights without gradients
+        out = self.network(x, t, inputs, self.scale)  # first, as some releases cache autocast's casts without gradients
         with torch.no_grad(), eval_mode(self.module):
             null = self.module(x, t, self.null, self.scale)
         return out.float() - guidance_term(out, null, scale_at(self.scale, t, self.steps, self.interval))

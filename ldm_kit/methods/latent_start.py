@@ -6,8 +6,8 @@ from conditioning.base import Conditioner, ConditioningError, Inputs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
-from ldm_kit.methods.inputs import Conditions
 from ldm_kit.models.compatibility import check_compatible
 from ldm_kit.models.pipeline import Pipeline
 
