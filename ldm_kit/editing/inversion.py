@@ -22,6 +22,7 @@ from ldm_kit.diffusion.respacing import Spacing, timesteps
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
+from ldm_kit.models.consistency_names import SOLVER
 from ldm_kit.models.decoding import decode_pictures, encode_pictures
 from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -39,8 +40,13 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
         strength: fraction of the training timesteps, above 0 and at most 1.
 
     Raises:
-        UserError: the user gave more than T - 1 steps.
+        UserError: the user gave more than T - 1 steps, or the model is a consistency model.
     """
+    if pipeline.saved.sampling.get("solver") == SOLVER:
+        raise UserError(
+            "this consistency model leads from noise to pictures in a few steps, and has no inverse; expected the "
+            "model that it was made from, or img2img"
+        )
     total, steps = pipeline.schedule_config.num_train_timesteps, options.steps
     if "steps" not in options.model_fields_set:
         steps = min(steps, total - 1)

@@ -120,6 +120,12 @@ SAMPLERS: dict[str, NamedSampler] = {
         description="Euler-Maruyama on the reverse-time SDE",
         adds_noise=True,
     ),
+    "consistency": NamedSampler(
+        run="ldm_kit.diffusion.consistency_samplers:consistency",
+        description="one step or a few of a consistency model, for which it is the default",
+        adds_noise=True,
+        scheduler="LCMScheduler",
+    ),
 }
 
 
