@@ -94,7 +94,7 @@ class RenderedSet:
             value: the value that the factor has after the edit.
 
         Raises:
-            UserError: no such factor, or a value that it cannot have.
+            UserError: there is no factor of this name, or the factor cannot have this value.
         """
         check_edit(self.factors, factor, value)
         return self.renderer.render([{**self.values(index), factor: value}])[0]

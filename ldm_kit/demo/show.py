@@ -45,10 +45,10 @@ class Summary:
 
 
 def show(model: Path, count: int) -> Summary:
-    """Sample pictures with a run's model, measure them, and write them to sheet.png.
+    """Sample pictures for prompts, write a sheet of them, and measure prompt fidelity and the autoencoder's PSNR.
 
     Args:
-        model: folder of the training run.
+        model: folder of the training run; the sheet is written there, as pictures/sheet.png.
         count: number of prompts to sample from each of the training, held-out and compositional captions.
     """
     split = load(OpenMojiConfig(resolution=32))

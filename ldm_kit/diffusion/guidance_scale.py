@@ -62,7 +62,7 @@ def guidance_term(conditional: Tensor, null: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         conditional: v_c, the network's output under the condition and the scale, [B, ...].
-        null: v_u, its output under the null condition, in the shape of `conditional`.
+        null: v_u, the network's output under the null condition, in the shape of `conditional`.
         scale: guidance scales w [B], above 0; at 1 the term is 0.
 
     Returns:

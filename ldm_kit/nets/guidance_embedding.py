@@ -23,7 +23,7 @@ def takes_guidance_scale(unet: Any) -> TypeGuard[UNet2DConditionModel]:
 def guidance_embedding(scale: Tensor, width: int) -> Tensor:
     """Return sinusoids of the guidance scale w, as diffusers' pipelines give them to a U-Net as `timestep_cond`.
 
-    With D = `width` and k = 0, ..., D/2 - 1 they are sin(1000 (w - 1) r_k), then cos(1000 (w - 1) r_k), with the rates
+    With D = `width` and k = 0, ..., D/2 - 1 these are sin(1000 (w - 1) r_k), then cos(1000 (w - 1) r_k), with the rates
     r_k = 10000^(-k / (D/2 - 1)). At w = 1, no guidance, the angles are zero.
 
     Args:
@@ -57,7 +57,7 @@ def zero_guidance_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def check_no_guidance_scale(width: int | None) -> None:
-    """Check, for a U-Net without tokens, that the guidance scale is to be no input; raises UserError otherwise."""
+    """Check that `width` is None, as a U-Net without tokens cannot take the guidance scale; else raise UserError."""
     if width is not None:
         raise UserError(
             "guidance gives the scale to a U-Net with tokens, but this one has none; expected a condition of tokens, "

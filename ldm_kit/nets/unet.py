@@ -29,12 +29,12 @@ class UNetConfig(LevelsConfig):
     Level 0 works at the latent's resolution; each further level halves it.
     """
 
-    preset: str | None = Field(default=None, description="a published name that fills every field left out")
+    preset: str | None = Field(default=None, description="name of a preset, whose values fill every field left out")
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, True),
-        description="for each level: a transformer (plain attention where there are no tokens)?",
+        description="for each level, whether it has a transformer (plain attention where there are no tokens)",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),
@@ -45,8 +45,8 @@ class UNetConfig(LevelsConfig):
     heads: int | None = Field(
         default=None,
         ge=1,
-        description="attention heads (4); without tokens diffusers has one head size for all levels, the largest that "
-        "gives each at least so many heads",
+        description="attention heads; left out: 4. Without tokens diffusers has one head size for all levels: the "
+        "largest that gives every level at least this number of heads",
     )
     head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
     equal_heads: bool = Field(
@@ -76,10 +76,10 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Return a config's fields `given`, completed by those of the preset that they name.
+        """Return a config's fields `given`, completed by the fields of the preset that they name.
 
-        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset and without
-        these two, heads = 4 is added.
+        If `heads` or `head_size` is given, the preset's `heads`, `head_size` and `equal_heads` are not used. If none
+        of `preset`, `heads` and `head_size` is given, heads = 4 is added.
         """
         if not isinstance(given, Mapping):
             return given
@@ -152,8 +152,8 @@ def build_unet(
         out_channels: output channels; None: as many as the input has.
         vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
             network takes no vector.
-        guidance_width: sinusoids that embed the guidance scale, an input of the network with weights that start at
-            zero; needs tokens. None: the scale is no input.
+        guidance_width: number of sinusoids that embed the guidance scale, an input whose weights start at zero; only
+            for networks with tokens. None: the guidance scale is no input.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
