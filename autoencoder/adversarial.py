@@ -1,4 +1,4 @@
-"""Adversarial training step: one autoencoder pass serves its own and the discriminator's loss (Esser et al. 2021)."""
+"""Adversarial training step: autoencoder's and discriminator's losses from one reconstruction (Esser et al. 2021)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -109,7 +109,8 @@ def whole_batch_weight(
 def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Tensor]:
     """Return the gradients of `nll` and `g` with respect to `last_layer`, in float32.
 
-    Without loss scaling, gradients of means over many pixels would underflow to 0 in float16.
+    The losses are multiplied by `GRADIENT_SCALE` for the backward pass, and the gradients divided by it: otherwise
+    gradients of means over many pixels would underflow to 0 in float16.
     """
     gradients = [torch.autograd.grad(f * GRADIENT_SCALE, last_layer, retain_graph=True)[0] for f in (nll, g)]
     return [gradient.float() / GRADIENT_SCALE for gradient in gradients]
@@ -165,7 +166,7 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 def _usage(made: Reconstruction) -> Logs:
     """Return {"perplexity": the codebook's perplexity over the batch `made`}; {} for a KL model.
 
-    It is biased low in one batch; `CodeUsage` measures a data set.
+    The perplexity of one batch is too low on average; `CodeUsage` measures that of a data set.
     """
     if made.indices is None:
         return {}

@@ -64,7 +64,7 @@ class TimmBackbone(nn.Module):
     """
 
     mean: Tensor  # mean of the model's training pictures, [1, 3, 1, 1], with values in 0..1
-    std: Tensor  # their standard deviation, [1, 3, 1, 1]
+    std: Tensor  # standard deviation of the same values, [1, 3, 1, 1]
 
     def __init__(self, name: str, weights: str | None, stages: tuple[int, ...] | None) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold an EfficientNet's frozen batch norms into its convolutions: the same function, in half the time."""
+    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); leave other models."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):

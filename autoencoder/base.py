@@ -227,7 +227,7 @@ def _render(vae: Any, latents: Tensor) -> Tensor:
 
 
 def float64(x: Tensor) -> Tensor:
-    """Return a tensor as float64; it moves to the CPU if its device does not support float64."""
+    """Return a tensor as float64, on its device or, if the device has no float64, on the CPU."""
     try:
         return x.double()
     except (TypeError, RuntimeError):

@@ -25,8 +25,8 @@ class DiscriminatorConfig(BaseModel):
     layers: int = Field(default=3, ge=1, description="Halvings of the resolution: 3 for 256 px, 1 or 2 up to 64 px.")
     norm: Literal["group", "batch", "spectral", "none"] = Field(
         default="group",
-        description="batch is LDM's, but its statistics are of one micro-batch in one process: the result then depends "
-        "on train.micro_batch and on the number of processes.",
+        description="Normalisation; batch is LDM's, but takes statistics of one micro-batch in one process: the result "
+        "then depends on train.micro_batch and on the number of processes.",
     )
     groups: int = Field(default=16, ge=1, description="Groups of the group norm; must divide twice the width.")
 
@@ -78,7 +78,7 @@ class Discriminator(nn.Module):
         """Return logits [B, 1, h, w], one per overlapping patch of the pictures x.
 
         Raises:
-            AutoencoderError: the pictures are too small.
+            AutoencoderError: the pictures' shorter side is below 3 * 2^layers pixels.
         """
         if min(x.shape[-2:]) < (least := 3 * 2**self.config.layers):
             size, layers = f"{x.shape[-2]}x{x.shape[-1]}", self.config.layers

@@ -53,11 +53,11 @@ class EquivarianceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    share: float = Field(default=0.5, ge=0, le=1, description="Of steps that decode a transformed latent.")
+    share: float = Field(default=0.5, ge=0, le=1, description="Share of steps that decode a transformed latent.")
     small: float = Field(
-        default=0.25, ge=0, le=1, description="Of the other steps, on pictures scaled down beforehand."
+        default=0.25, ge=0, le=1, description="Share of the other steps that first scale the pictures down."
     )
-    least: float = Field(default=0.25, gt=0, lt=1, description="Smallest scale.")
+    least: float = Field(default=0.25, gt=0, lt=1, description="Smallest scale, as a fraction of the side.")
 
     def smallest(self, side: int) -> int:
         """Return the smallest side to which latents of side `side` may be scaled."""

@@ -32,12 +32,14 @@ class AdversarialConfig(BaseModel):
     discriminator_start: int | None = Field(
         default=None, ge=0, description="First step at which the discriminator is trained; by default start."
     )
-    ramp: int = Field(default=0, ge=0, description="Steps over which its weight grows linearly from 0.")
+    ramp: int = Field(default=0, ge=0, description="Steps in which the adversarial weight grows from 0.")
     weight: float = Field(
-        default=0.5, gt=0, description="Its share of the reconstruction's gradient at the last layer."
+        default=0.5,
+        gt=0,
+        description="Adversarial weight; if adaptive, in units of the reconstruction's gradient at the last layer.",
     )
-    adaptive: bool = Field(default=True, description="Scale it by the ratio of the two gradients (lambda).")
-    max_weight: float = Field(default=1e3, gt=0, description="Bound of that ratio, in units of mean losses.")
+    adaptive: bool = Field(default=True, description="Scale the weight by a ratio of gradients, lambda.")
+    max_weight: float = Field(default=1e3, gt=0, description="Upper limit of lambda, for losses that are means.")
 
     @model_validator(mode="after")
     def _ordered(self) -> "AdversarialConfig":
@@ -49,11 +51,11 @@ class AdversarialConfig(BaseModel):
         return self
 
     def factor(self, step: int) -> float:
-        """Return the adversarial weight's factor at a step: 0 before `start`, then linear up to 1 in `ramp` steps."""
+        """Return the factor of the adversarial weight: 0 before the step `start`, then rising to 1 in `ramp` steps."""
         return 0.0 if step < self.start else min(1.0, (step - self.start + 1) / max(1, self.ramp))
 
     def discriminates(self, step: int) -> bool:
-        """Return whether the discriminator is trained at a step."""
+        """Return whether the discriminator is trained at a step: from `discriminator_start`, or else `start`, on."""
         return step >= (self.start if self.discriminator_start is None else self.discriminator_start)
 
 
@@ -69,7 +71,7 @@ class LossConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     balance: Literal["ldm", "elbo", "custom"] = Field(
-        default="ldm", description="Where the three weights below come from."
+        default="ldm", description="Source of kl_weight, perceptual_weight, learned_scale."
     )
     kl_weight: float = Field(default=1e-6, ge=0, description="Weight of the KL in nats, in LDM's sum convention.")
     perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the perceptual distance.")
@@ -77,14 +79,11 @@ class LossConfig(BaseModel):
     perceptual_every: int = Field(
         default=1,
         ge=1,
-        description="Compute it on one picture in so many of each batch, which then counts so many times: the same on "
-        "average.",
+        description="k: the perceptual distance is computed on one of k pictures and multiplied by k.",
     )
     pixel: Literal["l1", "l2"] = Field(default="l1", description="Pixel error.")
     codebook_weight: float = Field(default=1.0, ge=0, description="Weight of a VQ model's codebook loss.")
-    adversarial: AdversarialConfig | None = Field(
-        default=None, description="Adversarial loss; none for no discriminator."
-    )
+    adversarial: AdversarialConfig | None = Field(default=None, description="Adversarial loss; null: no discriminator.")
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +129,7 @@ class AutoencoderLoss(nn.Module):
     """The loss mean nll + w (N_latent / N_pixel) mean KL + codebook loss, of equal size at every resolution.
 
     w is the KL weight; N_latent and N_pixel are the numbers of elements of a latent and of a picture. The module
-    `loss_terms` explains the units. This class has no trained parameters: the learned scale is one of `Autoencode`.
+    `loss_terms` explains the units. This class has no trained parameters: the learned scale belongs to `Autoencode`.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:
@@ -141,9 +140,9 @@ class AutoencoderLoss(nn.Module):
     def judged(self, offset: Tensor, count: int, start: float) -> Tensor | None:
         """Return on which samples the perceptual distance is computed, bool [B]; None: on all.
 
-        One in `perceptual_every` samples of the whole batch is chosen: consecutive ones, from a random position on
-        (cyclically). Each of R ranks takes every R-th sample, so all ranks have the same number of chosen samples, up
-        to one, for any R.
+        One in `perceptual_every` samples of the whole batch is chosen: consecutive samples from a random position on,
+        cyclically. Each of R ranks takes every R-th sample of the batch, so that the numbers of chosen samples of any
+        two ranks differ by at most one.
 
         Args:
             offset: index of each sample in the whole batch, int64 [B].

@@ -31,7 +31,7 @@ class VQConfig(Architecture):
 
     kind: Literal["vq"] = Field(default="vq", description="A VQ autoencoder.")
     codes: int = Field(default=512, ge=2, description="Size K of the codebook.")
-    code_dim: int | None = Field(default=None, ge=1, description="Length of a code; none means latent_channels.")
+    code_dim: int | None = Field(default=None, ge=1, description="Length of a code; null: latent_channels.")
     beta: float = Field(default=0.25, ge=0, description="Weight of the commitment, which moves the encoder.")
     ema: bool = Field(default=False, description="Move codes by moving averages instead of gradients.")
     decay: float = Field(default=0.99, gt=0, lt=1, description="Decay of the moving averages per step.")
@@ -39,7 +39,9 @@ class VQConfig(Architecture):
     revive_below: float = Field(
         default=0.03, ge=0, lt=1, description="A code below this share of the mean count is revived."
     )
-    revive_until: int | None = Field(default=None, ge=0, description="Last step of revival, about 80 % of a run.")
+    revive_until: int | None = Field(
+        default=None, ge=0, description="Last step of revival, such as 80 % of a run; null: no last step."
+    )
 
     @model_validator(mode="before")
     @classmethod

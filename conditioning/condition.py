@@ -73,7 +73,7 @@ class Condition:
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return one batch of this condition's B samples, then those of `other`; None if `other` has another size."""
+        """Return one batch of this condition's B samples, then those of `other`; None if len(other) is not B."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Registry of conditioners: build one from a config, save it into a model's component folders, load it from them.
+"""Registry of conditioners: build a conditioner from a config, save it with a model, load it from a saved model.
 
 A new conditioner needs one file and one line in `BUILT_IN`. Another package registers its subclasses of `Conditioner`
 as values of the entry-point group `ldm_kit.conditioners`.

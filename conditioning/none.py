@@ -64,6 +64,6 @@ class NoCondition(Conditioner):
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
         """Return the prompts as text.
 
-        An unconditional model does not use them, but a classifier that guides it takes them as names of its classes.
+        An unconditional model does not use prompts, but a guiding classifier takes them as names of its classes.
         """
         return [str(prompt) for prompt in prompts]

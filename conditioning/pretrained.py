@@ -1,7 +1,7 @@
 """Condition on captions, by a frozen, pretrained text encoder that runs once (Saharia et al. 2022, section 2.1).
 
-The encoder is neither trained nor averaged (EMA) nor saved with the model: a saved model refers to it by its name and
-the hash of its weights.
+The encoder is neither trained nor averaged (EMA) nor saved with the model: a saved model holds the encoder's name and
+the hash of the encoder's weights.
 """
 
 import json
@@ -182,7 +182,7 @@ def _store(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(unique: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Return the row [N] of each of `captions` in a table of states whose rows are "" and then `unique`."""
+    """Return the row index [N] of each caption in a table whose rows are the states of "" and then of `unique`."""
     row = {caption: index for index, caption in enumerate(["", *unique])}
     return torch.tensor([row[caption] for caption in captions], dtype=torch.long)
 

@@ -21,7 +21,7 @@ class SemanticEncoderConfig(BaseModel):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, False, False),
-        description="attention at each level? (the paper: at 16 pixels)",
+        description="for each level, whether it has attention (the paper: at 16 pixels)",
     )
     blocks: Blocks = Field(
         default="single",
@@ -58,7 +58,7 @@ class StridedEncoderConfig(BaseModel):
     widths: tuple[int, ...] = Field(
         default=(64, 128, 256, 256, 256), min_length=1, description="channels of each convolution; each halves the side"
     )
-    attention: int | None = Field(default=3, ge=1, description="after how many convolutions; null: none")
+    attention: int | None = Field(default=3, ge=1, description="convolutions before the attention; null: no attention")
     heads: int = Field(default=4, ge=1, description="attention heads")
     norm_num_groups: int = Field(
         validation_alias=AliasChoices("norm_num_groups", "groups"),

@@ -133,7 +133,7 @@ def snapshot(
     ignored: str | None = "*/*",
     revision: str | None = None,
 ) -> Path | None:
-    """Return the local copy of a Hub repository if it is complete, else a download of the named files, else None.
+    """Return the folder of a Hub repository's files: a complete local copy, or else a download; None if both fail.
 
     Args:
         repository: name of the repository on the Hub.

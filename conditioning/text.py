@@ -45,7 +45,7 @@ class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
     width: int = Field(128, ge=1, description="channels of the tokens, the denoiser's cross-attention width")
     layers: int = Field(2, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads; divides the width")
-    expansion: int = Field(4, ge=1, description="width of the feed-forward layers, in widths")
+    expansion: int = Field(4, ge=1, description="width of the feed-forward layers, divided by width")
     vocabulary: int = Field(
         2048, description="most tokens of the tokenizer, at least 514: every byte, each at a word's end, start and end"
     )

@@ -39,7 +39,7 @@ def _unwanted(tag: str, first: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML loader: only true and false are booleans ("no" is a precision), no dates, repeated keys are errors."""
+    """Safe YAML loader that reads "no", "yes" and dates as strings, and refuses mappings in which a key comes twice."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         first: [(tag, form) for tag, form in rules if not _unwanted(tag.rsplit(":")[-1], first)]
@@ -65,8 +65,8 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file into an instance of the config class `kind`, after applying overrides such as `optim.lr=3e-4`.
 
     Raises:
-        UserError: no such file, broken YAML, an override that is not `key=value`, an unknown key (the message names
-            similar ones), or a value of the wrong type or out of range. All wrong keys and values are listed.
+        UserError: the file does not exist or is no valid YAML, an override is not `key=value`, a key is unknown, or a
+            value has the wrong type or is out of range. The message lists all wrong keys, with similar known keys.
     """
     return check(kind, tree(path, overrides), str(path))
 
@@ -74,7 +74,7 @@ def read(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Load a YAML file as nested dicts, and apply overrides such as `optim.lr=3e-4`.
 
-    Raises UserError if there is no such file, or the file or an override is malformed; keys are not checked.
+    Raises UserError if the file does not exist or is no valid YAML, or an override is malformed. No key is checked.
     """
     if isinstance(overrides, str):
         raise UserError(f"overrides is the single {overrides!r:.80}; expected a list of such")
@@ -94,7 +94,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply an override, `a.b.c=value` with a YAML value, to nested dicts in place; raise UserError if malformed."""
+    """Apply the override `a.b.c=value`, with a YAML value, to nested dicts in place; UserError if it is malformed."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"cannot understand the override {override!r}; expected key=value, such as optim.lr=3e-4")
@@ -133,9 +133,9 @@ def check(kind: type[C], tree: Any, where: str) -> C:
 
 
 def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Return the config `tree` with its keys' names of older releases replaced, and the (old, new) names of these keys.
+    """Rename the keys of a config `tree` from old names to present ones; return the new tree and all (old, new) names.
 
-    `kind` is the class that will validate `tree`. A key under both names is not renamed, and validation refuses it.
+    `kind` is the class that will validate the tree. If both names are present, the old one stays and is then refused.
     """
     if not isinstance(tree, Mapping):
         return tree, []
@@ -165,7 +165,7 @@ def _old_names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Return whether the dict `tree` has the tag (such as `source: folder`) of another class of a union than `kind`."""
+    """Return whether `tree` is for another class of a union than `kind`, by its tag, such as `source: folder`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
@@ -216,7 +216,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the path of a pydantic error in a config `kind` without the tags that pydantic inserts after a union."""
+    """Return a pydantic error's key path in a config `kind`; drop the union tags that pydantic inserts in the path."""
     names: list[str] = []
     models: list[type[BaseModel]] = [kind]
     for key in path:
@@ -229,7 +229,7 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the allowed keys of the section at `path` in a config `kind`; a union's tag in `path` selects a member."""
+    """Return the allowed keys of the section at `path` in a config `kind`; `path` names a union's member by its tag."""
     return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 

@@ -1,4 +1,4 @@
-"""Locks on open files, between processes; the system releases a lock when its file is closed or its process ends.
+"""Locks on open files, between processes; closing the file, or the end of the process, releases the lock.
 
 Where there is `fcntl`, a whole file is locked, and only against other locks. On Windows, which has `msvcrt`, a byte is
 locked that lies beyond the contents of any file, as nobody else can read or write a byte that is locked.

@@ -25,7 +25,11 @@ def check_writable(folder: Path) -> None:
 
 
 def check_writable_file(path: Path) -> None:
-    """Check that a new file can be written at `path`; raises UserError if it exists, or its folder is not writable."""
+    """Check that a new file can be written at `path`.
+
+    Raises:
+        UserError: `path` exists already, or the folder of `path` cannot be written to (see `check_writable`).
+    """
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
     if path.exists():

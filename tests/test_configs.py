@@ -15,6 +15,7 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.classifier import ClassifierRun
+from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.pdae import PDAERun
@@ -31,6 +32,7 @@ STAGE_2 = {path: config for path, config in RUNS.items() if path not in STAGE_1}
 DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
 CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
 SEMANTIC = {path: run for path, run in STAGE_2.items() if isinstance(run, DiffAERun | PDAERun | PriorRun)}
+CONSISTENCY = {path: config for path, config in STAGE_2.items() if isinstance(config, ConsistencyRun)}
 MINILM_WIDTH = 384
 
 
@@ -40,7 +42,7 @@ def named(path: Path) -> str:
 
 def test_every_file_is_of_a_known_stage():
     assert FILES
-    assert set(FILES) == {*STAGE_1, *DENOISERS, *CLASSIFIERS, *SEMANTIC}
+    assert set(FILES) == {*STAGE_1, *DENOISERS, *CLASSIFIERS, *SEMANTIC, *CONSISTENCY}
     assert not list((ROOT / "configs").rglob("*.yml"))
 
 
@@ -82,6 +84,7 @@ def test_denoisers_build_on_their_autoencoders_latents(path):
             out_channels=out,
             cross_width=width(config),
             vector_width=vector,
+            guidance_width=None if config.guidance is None else config.guidance.width,
         )
         x = torch.zeros(2, channels, side, side)
         more = {} if width(config) is None else {"encoder_hidden_states": torch.zeros(2, 5, width(config) or 0)}
@@ -105,7 +108,27 @@ def test_classifiers_know_the_noise_of_a_generator(path):
     assert config.schedule in [other.schedule for other in generators], "there is nothing here that it can guide"
 
 
-def width(config: LatentRun) -> int | None:
+@pytest.mark.parametrize("path", CONSISTENCY, ids=named)
+def test_consistency_models_start_from_a_run_of_the_same_pictures(path):
+    config = CONSISTENCY[path]
+    if config.mode == "train":
+        channels, side = latents_of(config)
+        with torch.device("meta"):
+            unet = build_unet(config.unet, sample_size=side, channels=channels, cross_width=width(config))
+        assert unet.config["out_channels"] == channels
+        assert config.latent_run().unet == config.unet
+        return
+    (start,) = [other for other in DENOISERS.values() if other.run == config.base]
+    assert start.data == config.data
+    assert width(start) is not None or not isinstance(config.guidance, tuple)
+
+
+def test_there_is_a_consistency_config_of_every_mode_and_a_tiny_one():
+    assert {path.stem for path in CONSISTENCY} == {"tune", "distill", "train", "tiny"}
+    assert {config.mode for config in CONSISTENCY.values()} == {"tune", "distill", "train"}
+
+
+def width(config: LatentRun | ConsistencyRun) -> int | None:
     match config.condition:
         case NoConfig():
             return None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import NamedTuple
 
 import pytest
 from pydantic import BaseModel
+
+import ldm_kit
+from tests.processes import script
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -91,6 +95,7 @@ IN_PROCESS = [page for page in GUIDES if runnable(page) and not any(fence.file f
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ldm_kit, "train", partial(ldm_kit.train, overrides=["train.steps=4"]))  # how well is not asked
     exec(compile(program(page), str(page), "exec"), {"__name__": "snippet"})
 
 
@@ -112,10 +117,8 @@ def test_a_package_written_as_extending_md_shows_trains_and_samples(tmp_path):
     info.joinpath("entry_points.txt").write_text("\n".join(lines) + "\n")
     program_file = tmp_path / "program.py"
     program_file.write_text(program(page), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "LDM_KIT_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        [sys.executable, program_file], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "LDM_KIT_CACHE": str(tmp_path / "cache")}
+    result = script(program_file, cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -1,10 +1,7 @@
 """Additions from another package: found by entry point, trained, sampled and saved, with no file of ours edited."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record, Split, subset
 from ldm_kit.methods import find_method, method_names, read_run
 from ldm_kit.methods.train import train
+from tests.processes import script
 from tests.training.helpers import picture_folder, reset
 
 ROOT = Path(__file__).parents[1]
@@ -135,15 +133,7 @@ def test_the_commands_config_is_all_it_takes(site, tmp_path):
     tree = {**TREE, "run": "run", "data": {"source": "folder", "path": "pictures", "resolution": 8, "heldout": 0.2}}
     picture_folder(tmp_path / "pictures", side=8)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
-    path = os.pathsep.join(filter(None, [str(site), str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_ldm.py"), "toy.yaml", "seed=2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = script(ROOT / "train_ldm.py", "toy.yaml", "seed=2", cwd=tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr
     finished(tmp_path / "run")
     assert "training pictures, " in done.stdout + done.stderr

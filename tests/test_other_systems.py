@@ -3,8 +3,6 @@
 import errno
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ from ldm_kit.data import atomic
 from ldm_kit.locks import LockResult
 from ldm_kit.methods.train import open_method
 from ldm_kit.training.run_folder import Lock
+from tests.processes import script
 from tests.training.helpers import CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, settings
 
-ROOT = Path(__file__).parents[1]
 WITHOUT = """
 import os, signal, sys
 import accelerate, PIL.Image, torch, torch.utils.data  # others' modules, which on Linux want what Linux has
@@ -33,7 +31,6 @@ def open_no_folder(path, flags, *more, **others):
         raise PermissionError(13, "Permission denied", str(path))
     return opened(path, flags, *more, **others)
 os.open = open_no_folder
-sys.path.insert(0, os.getcwd())
 """
 IMPORTS = """
 import importlib, pkgutil
@@ -75,9 +72,9 @@ print("all of them")
 
 
 def test_everything_starts_without_what_windows_lacks(tmp_path):
-    words = [sys.executable, "-c", WITHOUT + IMPORTS + COMMANDS, str(tmp_path)]
-    environment = {"LDM_KIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT + IMPORTS + COMMANDS)
+    found = script(program, tmp_path, cwd=tmp_path, LDM_KIT_CACHE=str(tmp_path / "cache"))
     assert found.returncode == 0, found.stderr
     assert "all of them" in found.stdout
     assert "has no file locks, so a second run in this folder would not be noticed" in found.stderr

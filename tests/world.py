@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
@@ -56,10 +58,15 @@ class World:
 
     root: Path
     trained: dict[str, Path] = field(default_factory=dict)
+    shared: Path | None = None  # where the models and the pictures are; None: in `root`
+
+    @property
+    def models(self) -> Path:
+        return self.shared or self.root
 
     @property
     def pictures(self) -> Path:
-        return self.root / "pictures"
+        return self.models / "pictures"
 
     def common(self, run: str) -> dict[str, Any]:
         return {
@@ -124,9 +131,12 @@ class World:
         """The run's folder of a trained autoencoder ("kl", "vq"), denoiser (MODELS) or classifier (CLASSIFIERS)."""
         if name not in self.trained:
             script, tree = self._run(name)
-            found = through(script, self.write(tree, f"{name}.yaml"))
-            assert found.status == 0, found.err
-            self.trained[name] = self.root / name
+            run = self.models / name
+            with FileLock(self.models / f".{name}.lock"):  # another process of the tests may train it at this moment
+                if not (run / "model").is_dir():
+                    found = through(script, self.write({**tree, "run": str(run)}, f"{name}.yaml"))
+                    assert found.status == 0, found.err
+            self.trained[name] = run
         return self.trained[name]
 
     def _run(self, name: str) -> tuple[str, dict[str, Any]]:
@@ -168,9 +178,19 @@ def make_pictures(folder: Path, count: int = 24) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One world for the session; its models are read, never changed."""
-    root = tmp_path_factory.mktemp("world")
+    """One world for the session; its models are read, never changed, and trained once for all worker processes."""
+    root, shared = tmp_path_factory.mktemp("world"), shared_folder(tmp_path_factory, "world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LDM_KIT_CACHE", str(root / "cache"))
-        make_pictures(root / "pictures")
-        yield World(root)
+        with FileLock(shared / ".pictures.lock"):
+            if not (shared / "pictures").exists():
+                make_pictures(shared / "pictures")
+        yield World(root, shared=shared)
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder of the session that all processes of pytest-xdist see; without it, one of this process."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -56,14 +56,17 @@ def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:
 
 
 def reference_features(drawings: Drawings, features: Features) -> Tensor:
-    """Compute the features of all D drawings, float64 [D, F]; `features` maps pictures in [-1, 1] to their [B, F]."""
+    """Compute the features of all D drawings, float64 [D, F].
+
+    `features` maps pictures [B, C, R, R] in [-1, 1] to features [B, F].
+    """
     return embed(lambda x: features(to_unit(x)), drawings.pixels)
 
 
 def measure_fidelity(
     drawings: Drawings, references: Tensor, pictures: Tensor, prompts: Sequence[str], features: Features
 ) -> Fidelity:
-    """Measure the prompt fidelity of pictures generated for prompts.
+    """Measure how often the drawing nearest to a generated picture is the one that its prompt names.
 
     Args:
         drawings: the reference pictures.

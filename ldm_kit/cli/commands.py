@@ -7,7 +7,12 @@ import typer
 
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.cli.flags import flatten
-from ldm_kit.convert.options import GuidedDiffusionOptions, PdaeOptions, SemanticCheckpointOptions
+from ldm_kit.convert.options import (
+    ConsistencyModelsOptions,
+    GuidedDiffusionOptions,
+    PdaeOptions,
+    SemanticCheckpointOptions,
+)
 from ldm_kit.inference.requests import LikelihoodRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
@@ -75,6 +80,20 @@ def guided_diffusion(
         from ldm_kit.convert.guided_diffusion import convert_guided_diffusion
 
         typer.echo(convert_guided_diffusion(checkpoint, out, options))
+
+
+@convert.command("consistency-models")
+@flatten
+def consistency_models(
+    checkpoint: Annotated[Path, typer.Argument(help="weights of openai/consistency_models, .pt or .safetensors")],
+    out: Out,
+    options: ConsistencyModelsOptions,
+) -> None:
+    """Convert a consistency model of openai/consistency_models to a folder that diffusers opens."""
+    with cli_errors():
+        from ldm_kit.convert.consistency_models import convert_consistency_models
+
+        typer.echo(convert_consistency_models(checkpoint, out, options))
 
 
 @convert.command()

@@ -103,7 +103,7 @@ def build_config(kind: type[Config], values: Mapping[str, Any]) -> Any:
         values: values by field name, or by a field's old name, which prints a warning; other names are ignored.
 
     Raises:
-        UserError: a value that the class does not allow; the message names the flag, the value and the range.
+        UserError: the class does not allow a value; the message names the flag, the value and the range.
     """
     chosen: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
@@ -174,7 +174,7 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> bool | str:
-    """Return a field's `show_default` for typer: True, or a text if the saved model's value precedes the default."""
+    """Return a field's `show_default` for typer: True, or a text if a saved model's value replaces the default."""
     if not _extra(field).get("own"):
         return True
     default = field.get_default(call_default_factory=True)
@@ -218,13 +218,13 @@ def _extra(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:
-    """Return the names under which pydantic reads `field`, named `name`: the present name, then older releases'."""
+    """Return the names under which pydantic reads `field`, named `name`: the present name, then earlier ones."""
     aliases = field.validation_alias
     return [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return pydantic's error about one field as a sentence that names the flag; about several, pydantic's own text.
+    """Return pydantic's error as a sentence that names the flag, or unchanged if it is about several fields.
 
     Args:
         kind: the config's class.

@@ -30,6 +30,21 @@ class GuidedDiffusionOptions(Config):
     )
 
 
+class ConsistencyModelsOptions(Config):
+    """Settings of a model of openai/consistency_models that its checkpoint does not hold."""
+
+    levels: int = Field(
+        default=40,
+        ge=2,
+        description="noise levels of its training: 40 for cd_*, 201 for ct_imagenet64, 151 for ct_*256",
+    )
+    image_size: int | None = Field(
+        default=None, ge=1, description="side of its pictures; left out: 8 times what the network reduces it by"
+    )
+    head_size: int = Field(default=64, ge=1, description="channels of an attention head")
+    legacy_attention: bool = Field(default=False, description="trained without flash attention (attention_type legacy)")
+
+
 class SemanticCheckpointOptions(Config):
     """Settings and files that an autoencoder's checkpoint lacks and a complete semantic model needs.
 

@@ -35,7 +35,7 @@ class Rows(Sequence[Row]):
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Store tuples (name, caption, class name, further values, location, sha256), one a picture, in arrays."""
+        """Store tuples (name, caption, class name, further values, location, sha256), one per picture, in arrays."""
         names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
         classes: dict[str, int] = {}
         labels, locations, hashes = array("i"), array("q"), bytearray()
@@ -76,7 +76,7 @@ class ArchiveSample(NamedTuple):
 
     entry: Entry  # name in the archive, caption, class and further metadata
     location: tuple[int, int]  # argument of `ArchiveReader.read`, such as the file's offset and size in a tar
-    contents: bytes  # of the image file
+    contents: bytes  # bytes of the image file
 
 
 class ArchiveReader(Protocol):

@@ -53,7 +53,7 @@ class ArchiveConfig(Config):
         default=0.05,
         ge=0,
         lt=1,
-        description="share held out, by a hash of each picture's name; unless splits are named",
+        description="share held out, by a hash of each picture's name; not used if splits are named",
     )
     named_splits: bool = Field(
         default=True, description="files or folders named train, val and test are that split; false: all are one set"
@@ -62,14 +62,14 @@ class ArchiveConfig(Config):
         default="skip", description="what to do with a picture that cannot be read"
     )
     max_bad_share: float = Field(
-        default=0.01, ge=0, le=1, description="stop if more is bad; above 0, one bad picture is always allowed"
+        default=0.01, ge=0, le=1, description="stop if a larger share is bad; above 0, one bad picture always passes"
     )
     pixel_limit: int = Field(
-        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
+        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels that an image may have by its header"
     )
     verify: bool = Field(
         default=True,
-        description="decode every picture once, for the index; false: headers, and what breaks later is skipped",
+        description="decode all pictures once, for the index; false: check headers, skip pictures that break later",
     )
     cache: Path | None = Field(
         default=None, description="folder for the indexes; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit"
@@ -119,7 +119,7 @@ class ArchivedPictures:
         return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R], each archive being read from its start to its end."""
+        """Return the pictures at `indices`, uint8 [N, C, R, R]; each archive is read in the order of its contents."""
         numbers = [int(i) for i in indices]
         pixels = torch.empty(len(numbers), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         for row in sorted(range(len(numbers)), key=lambda row: self.locations[numbers[row]].tolist()):
@@ -133,8 +133,8 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     `reader` reads this kind of archive; `suffix`, such as `.tar`, is that of the archives' file names.
 
     Raises:
-        UserError: no such files, files of another kind, no usable picture, more bad pictures than allowed, a bad
-            picture at all (with on_bad: raise), or no picture left to train on.
+        UserError: no archive of this kind is found, no picture is usable or left to train on, one is bad (with
+            `on_bad` "raise"), or more are bad than `max_bad_share` allows.
     """
     files = find_files(config.path, suffix)
     roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
@@ -193,7 +193,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return an archive's usable and bad pictures: as cached, or by `_scan` if the archive is new or has changed."""
+    """Return an archive's usable and bad pictures from the cache, or from `_scan` if the archive is new or changed."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
@@ -214,7 +214,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Check the header (if `config.verify`, the pixels too) of all pictures of an archive; list usable and bad ones."""
+    """Check all pictures of an archive (headers; if `config.verify`, pixels too); return the usable and bad ones."""
     rows: list[Row] = []
     bad: list[str] = []
     profiles: list[tuple[str, str, str]] = []

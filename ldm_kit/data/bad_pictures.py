@@ -32,10 +32,10 @@ def skip_or_raise(complaint: str, settings: BadPictureSettings) -> None:
 
     Args:
         complaint: the picture's name, and what is wrong with it.
-        settings: the data config, whose `on_bad` is skip or raise.
+        settings: the data config, whose `on_bad` is "skip" or "raise".
 
     Raises:
-        UserError: `settings.on_bad` is raise.
+        UserError: `settings.on_bad` is "raise".
     """
     if settings.on_bad == "raise":
         raise UserError(f"bad picture in {settings.path}: {complaint}; repair or remove it, or set data.on_bad: skip")

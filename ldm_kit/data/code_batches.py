@@ -16,7 +16,7 @@ from ldm_kit.data.records import names_of
 
 @dataclass(frozen=True, eq=False)
 class PicturedLatents:
-    """Training batches of latents together with their pictures; pictures are mirrored where their latents are.
+    """Training batches of latents with their pictures; a picture is mirrored if its latent is of the mirrored view.
 
     Args:
         latents: mean and log-variance of the latents of all pictures, in the same order.
@@ -51,8 +51,8 @@ class PicturedLatents:
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            {"mean", "logvar": posterior moments [B, Z, h, w], "inputs": {}, "position": int64 [B], "picture":
-            [B, C, R, R] in [-1, 1]}.
+            {"mean", "logvar": posterior moments [B, Z, h, w], "inputs": {} (there are no conditions), "position":
+            int64 [B], "picture": [B, C, R, R] in [-1, 1]}.
         """
         rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
         picture = to_unit(self.pictures.pictures(rows.tolist()))

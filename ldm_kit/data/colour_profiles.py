@@ -75,7 +75,7 @@ class ProfileCounts:
 
     @property
     def settings(self) -> list[str]:
-        """Texts that enter the picture set's fingerprint: "colours=srgb" if any picture was converted, else none."""
+        """Texts that enter the picture set's fingerprint: "colours=srgb" if any picture was converted, else no text."""
         return ["colours=srgb"] if self.converted else []
 
     def log(self, source: object, total: int) -> None:

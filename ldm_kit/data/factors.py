@@ -39,12 +39,12 @@ class FactorSet(PictureSet, Protocol):
             value: the value that the factor has after the edit.
 
         Raises:
-            UserError: no such factor, or a value that it cannot have in this picture.
+            UserError: there is no factor of this name, or the factor cannot have this value in this picture.
         """
         ...
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value cannot be told from a picture with these values, such as a covered mouth."""
+        """Return the factors whose value a picture with these values does not show, such as a covered mouth."""
         ...
 
 
@@ -68,7 +68,7 @@ class FactorSubset(Subset):
         return self.base.counterpart(int(self.indices[index]), factor, value)
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value cannot be told from a picture with these values; see `FactorSet`."""
+        """Return the factors whose value a picture with these values does not show; see `FactorSet`."""
         return self.base.hidden(values)
 
 
@@ -109,10 +109,10 @@ class FactorSpace:
 
 
 def known_factors(pictures: PictureSet) -> FactorSet:
-    """Return a picture set as one that knows its factors; of a subset, the set that it is taken from must know them.
+    """Return a picture set as one that knows its factors; a subset's factors are those of the whole set.
 
     Raises:
-        UserError: the set does not know its factors, such as a folder of pictures.
+        UserError: the set has no known factors (a folder of pictures has none).
     """
     if isinstance(pictures, FactorSet):
         return pictures
@@ -137,7 +137,7 @@ def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) ->
         value: a value.
 
     Raises:
-        UserError: no such factor, or a value that it cannot have.
+        UserError: `factors` has no factor of this name, or the factor cannot have this value.
     """
     check_factor(factors, factor)
     if value not in factors[factor]:

@@ -55,13 +55,13 @@ class FolderConfig(Config):
     background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
     layout: Layout = Field(
         default="auto",
-        description="what sub-folders mean: auto: splits (train, val, test), kohya's repeats (10_name) or classes, by "
-        "their names; classes, repeats: all are that; plain: nothing",
+        description="what sub-folders mean. auto: splits (train, val, test), kohya's repeats (10_name) or classes, by "
+        "their names; classes: each is a class; repeats: each is one of kohya's; plain: nothing",
     )
     captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
     on_bad_caption: BadCaption = BAD_CAPTION
     heldout: float = Field(
-        default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name; unless folders say"
+        default=0.05, ge=0, lt=1, description="share held out, by a hash of names; not used if folders name splits"
     )
     on_bad: Literal["skip", "raise"] = Field(
         default="skip", description="what to do with a picture that cannot be read"
@@ -73,15 +73,15 @@ class FolderConfig(Config):
         description="stop if more than this share is bad; above 0, one bad picture is always allowed",
     )
     pixel_limit: int = Field(
-        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels an image's header may promise, checked first"
+        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels that an image may have by its header"
     )
     memory_limit: int = Field(
-        default=2 * 2**30, ge=0, description="bytes of decoded pictures kept in memory, else on demand"
+        default=2 * 2**30, ge=0, description="most bytes of a set decoded into memory; larger sets: on demand"
     )
     verify: bool = Field(
         default=True,
-        description="larger sets: decode and hash every picture once at the start; false checks headers alone, and a "
-        "picture that turns out to be broken is skipped in training",
+        description="sets over memory_limit: decode and hash every picture once at the start; false: check headers "
+        "alone, and skip a picture that turns out to be broken in training",
     )
 
 
@@ -121,8 +121,8 @@ def load(config: FolderConfig) -> Split:
     """Load a folder's pictures, split into training and held-out ones by names of sub-folders or a hash of file names.
 
     Raises:
-        UserError: no such folder, invalid metadata, pictures beside class folders, no usable picture, more bad pictures
-            than allowed, a bad picture at all (with on_bad: raise), or no picture left to train on.
+        UserError: the folder does not exist, its metadata is invalid, pictures lie beside class folders, no picture is
+            usable or left to train on, one is bad (with `on_bad` "raise"), or more are bad than allowed.
     """
     pictures = _load(config, training=True)
     names = names_of(pictures.records)
@@ -134,7 +134,7 @@ def load(config: FolderConfig) -> Split:
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name, as `load` does but without splits; raises as `load`."""
+    """Load all usable pictures of a folder, sorted by name; raises UserError where `load` does, but knows no splits."""
     return _load(config, training=False)
 
 
@@ -156,14 +156,14 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; if `training`, without those of an unused split (test pictures if there is val)."""
+    """List a folder's pictures; if `training`, without the split `test` if there is also `val`."""
     entries = folder_entries(config.path, config.layout, config.captions)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     return training_entries(entries, config.path) if training else entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
-    """Load a large folder by a cached list of its usable pictures; if `training`, without those of an unused split.
+    """Load a large folder by a cached list of usable pictures, without `test` if `training` and there is `val`.
 
     `stamp` is a hash of the folder's files (`folder_stamp`). If the pixels fit in memory (`fits`), they are cached too.
     """
@@ -188,7 +188,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
-    """Check a picture, its pixels too if `decode`; return its file's size, hash and so on, or why the file is bad."""
+    """Check a picture, its pixels too if `decode`; return what was found, or a message that says why it is bad."""
     try:
         path = resolve_inside(config.path, name)
         stat = path.stat()  # before it is read: a change meanwhile is noticed later

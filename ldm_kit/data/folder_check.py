@@ -59,7 +59,7 @@ def folder_index(
         check: function that checks one picture, given its name; it returns a message if the picture is bad.
 
     Raises:
-        UserError: `entries` or `check` has raised it, in this process or another.
+        UserError: `entries` or `check` has raised a UserError, in this process or another.
     """
     group, key = peers.host(), digest([CODE_VERSION, str(root.resolve()), *settings])
     path = cache_dir() / "folders" / f"{key[:32]}.safetensors"
@@ -107,7 +107,7 @@ class _Builder:
     def advance(self, results: list[Contents | str] | None) -> list[str] | None:
         """Return the names of the pictures to check next; None if none are left.
 
-        `results` are those of the check of the names that the last call returned; None in the first call.
+        `results` holds, for each name that the last call returned, what its check found; None in the first call.
         """
         try:
             return self.rounds.send(results)
@@ -115,7 +115,7 @@ class _Builder:
             return None
 
     def finish(self) -> FolderIndex | None:
-        """Write the complete `FolderIndex` to the cache and return None; if it cannot be written, return it instead."""
+        """Write the complete `FolderIndex` to the cache and return None; return the index if writing fails."""
         index = self._index(self.stamp)
         try:
             write(self.path, index)
@@ -140,7 +140,7 @@ class _Builder:
                 self._keep()
 
     def _unchanged(self, name: str) -> Contents | None:
-        """Return what an earlier check found of the picture `name`; None if there was none or the file has changed."""
+        """Return what an earlier check found of the picture `name`; None if none was made or the file has changed."""
         stored = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
         if not stored:
             return None
@@ -192,7 +192,7 @@ class _Cursor:
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return size, hash and so on of the picture named `name`; None if the `FolderIndex` has no such picture."""
+        """Return what the index says of the picture's file `name`; None if the index has no such picture."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

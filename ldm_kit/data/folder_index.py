@@ -36,7 +36,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
         captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
 
     Raises:
-        UserError: no such folder, an invalid table (with its line), pictures beside class folders, or no picture.
+        UserError: the folder is missing or has no picture, its table is invalid, or pictures lie beside class folders.
     """
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
@@ -58,7 +58,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return a folder's pictures without those of an unused split; held-out ones lose classes unseen in training.
+    """Return a folder's pictures without an unused split; classes that no training picture has become None.
 
     Args:
         entries: all pictures of a folder. Their split `test` is unused if there is also `val`.
@@ -165,7 +165,7 @@ def _has_text(kinds: Sequence[str]) -> bool:
 def _report_captions(
     root: Path, entries: Sequence[Entry], captioned: int, sidecars: Mapping[str, Sequence[str]]
 ) -> None:
-    """Log how many pictures have no caption file, if some (`captioned`) have, and `sidecars` that belong to none."""
+    """Log how many pictures lack a caption file (if `captioned` others have one), and `sidecars` without a picture."""
     if captioned and captioned < len(entries):
         _log.warning(
             "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
@@ -185,7 +185,7 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl), as HF's imagefolder."""
+    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl; HF's imagefolder)."""
     folders = sorted({table.rpartition("/")[0] for table in files.tables})
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]

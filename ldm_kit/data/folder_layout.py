@@ -65,11 +65,11 @@ def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Seque
         root: the folder, for messages.
         names: paths of the pictures relative to the folder, without a folder that names their split (train, val, test).
         layout: classes: the first folder is the class; repeats: it is one of kohya's, such as `10_dog` of class dog;
-            auto: names decide which of both it is, and at which level of folders.
+            auto: the folders' names decide whether they are classes or kohya's, and on which level they lie.
         captioned: for each of `names`, whether the picture has a caption file beside it.
 
     Raises:
-        UserError: as in `folder_meanings`.
+        UserError: pictures lie beside sub-folders, or (layout: repeats) a folder is not named as kohya's are.
     """
     if not any("/" in name for name in names):
         return [FolderMeaning()] * len(names)
@@ -92,9 +92,9 @@ def _labelled(root: Path, names: Sequence[str], layout: Layout, captioned: Seque
 def _class_level(names: Sequence[str]) -> int | None:
     """Return the position (from 0) of the class folder in the pictures' paths; None if folders are no classes.
 
-    The class folder is the first folder in which paths differ. If some pictures lie directly in the folder that all
-    share, it is the folder at position 0. If one folder holds all pictures, and its name is such as `images` or that of
-    a split, it is no class.
+    The class folder is the first folder in which the paths differ. If some pictures lie directly in the folder that is
+    common to all, the class folder is the one at position 0. Pictures that all lie in one folder, named like `images`
+    or like a split, have no class folder.
     """
     folders = {name.rpartition("/")[0] for name in names}
     paths = [folder.split("/") for folder in folders]
@@ -108,11 +108,12 @@ def _class_level(names: Sequence[str]) -> int | None:
 def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: Sequence[bool]) -> bool:
     """Return whether all class folders are named as kohya's `10_dog` (class dog, each picture counted 10 times).
 
-    With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) count only if some picture has
-    a caption file. `folders` and `captioned` hold, for each picture, its class folder and whether it has such a file.
+    With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) are kohya's only if some
+    picture has a caption file. `folders` holds the class folder of each picture; `captioned`, whether the picture has a
+    caption file.
 
     Raises:
-        UserError: the layout is repeats and a folder is not named so.
+        UserError: the layout is repeats, and some folder is not named like `10_dog`.
     """
     if layout == "classes":
         return False
@@ -145,7 +146,7 @@ def _repeated(folder: str) -> FolderMeaning:
 
 
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
-    """Log that folders within class folders mean nothing, if every class has several, and no picture beside these.
+    """Log that folders within class folders mean nothing, if every class has several, and no picture outside them.
 
     `level` is the position of the class folder in the paths `names`, counted from 0.
     """

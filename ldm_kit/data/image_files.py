@@ -102,8 +102,8 @@ def load_image(
         uint8 [channels, resolution, resolution].
 
     Raises:
-        BadPicture: no such file, not an image, truncated, or a header over `pixel_limit`.
-        UserError: an unknown background colour, or channels other than 1, 3 or 4.
+        BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
+        UserError: `background` is no colour, or `channels` is not 1, 3 or 4.
     """
     if channels not in _MODES:
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
@@ -128,7 +128,7 @@ def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
     """Decode an image file, or the bytes of one, to 8 bits per channel in sRGB, turned by its EXIF orientation.
 
     Raises:
-        BadPicture: no such file, not an image, truncated, or a header over `pixel_limit`.
+        BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: handled or harmless
@@ -152,7 +152,7 @@ def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
         The image's colour profile; None if it has none, or one equivalent to sRGB.
 
     Raises:
-        BadPicture: the file is no image, or has more than `pixel_limit` pixels.
+        BadPicture: the file does not exist, is no image, or has more than `pixel_limit` pixels.
     """
     with _open_checked(path, pixel_limit) as image:
         return conversion_of(image).profile

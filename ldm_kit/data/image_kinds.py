@@ -61,7 +61,7 @@ def is_picture(name: str) -> bool:
 
 
 def formats_of(name: str) -> tuple[str, ...]:
-    """Return the formats, by Pillow's names, to try for a file `name`: all readable ones; TGA only by its suffix."""
+    """Return Pillow's names of the formats to try for a file `name`: all readable ones, TGA only by its suffixes."""
     return (*_formats(), "TGA") if PurePath(name).suffix.lower() in _TGA else _formats()
 
 
@@ -77,5 +77,5 @@ def _formats() -> tuple[str, ...]:
 
 
 def package_for(suffix: str) -> str | None:
-    """Return the Python package that reads files with `suffix` (".heic"); None if none is needed, or it is unknown."""
+    """Return the package needed to read files with `suffix` (".heic"); None if the suffix needs none or is unknown."""
     return next((_PACKAGES[kind] for kind, (suffixes, _) in _OPTIONAL.items() if suffix in suffixes.split()), None)

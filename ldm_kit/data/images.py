@@ -238,7 +238,11 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _utf8(text: str) -> bytes:
-    """Return a string as UTF-8; surrogates become the bytes of a file name that they stand for, else 3 bytes each."""
+    """Return a string as UTF-8; lone surrogates, which strict UTF-8 cannot encode, are kept.
+
+    Python's surrogates for undecodable bytes of a file name become those bytes; if there are others, all become 3
+    bytes each.
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -35,7 +35,8 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
         path: the shard's file.
         moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views (1: plain; 2: also mirrored).
         key: hash of all that the moments depend on (autoencoder, pictures, settings); it is written into the header.
-        replaced: for the index of each broken picture, the index of the picture that was encoded in its place.
+        replaced: for the index of each broken picture, the index of the picture that was encoded in its place;
+            None: no picture is broken.
 
     Raises:
         UserError: the cache's folder cannot be written to.
@@ -140,7 +141,7 @@ def streamed_checksum(path: Path) -> str:
     """Return the CRC-32 (hex) of the tensors mean and logvar in a shard, read in chunks to save memory.
 
     Raises:
-        UserError: the shard lacks a tensor.
+        UserError: the shard lacks the tensor mean or logvar.
     """
     state = 0
     for name in ("mean", "logvar"):

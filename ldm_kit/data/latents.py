@@ -200,8 +200,8 @@ def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] 
 def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most: int | None = None) -> Latents:
     """Return pictures as their own latents, for diffusion in pixel space.
 
-    The mean is the picture in [-1, 1], the log-variance -30. A set is decoded into memory, as bytes, if it has at most
-    PIXELS (2^29) bytes and at most `most` pictures. Pictures of a larger set are decoded on demand.
+    The mean is the picture in [-1, 1], the log-variance -30 (almost no noise). A set is decoded into memory, as
+    bytes, if it has at most PIXELS (2^29) bytes and at most `most` pictures; larger sets are decoded on demand.
 
     Args:
         pictures: the picture set.

@@ -14,7 +14,7 @@ def check_lists(**lists: Any) -> None:
         lists: the values to check, passed as keyword arguments NAME=VALUE; messages use the names.
 
     Raises:
-        UserError: a value that is a string or has no length, or lengths that differ.
+        UserError: a value is a string or has no length, or the lengths differ.
     """
     for name, value in lists.items():
         if isinstance(value, str | bytes | Path):

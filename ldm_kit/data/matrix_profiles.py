@@ -20,7 +20,7 @@ def named_profile(image: Image.Image) -> bytes | None:
     """Return an ICC profile for the colour space that an opened file names without a profile; None if it names none.
 
     A JPEG of a camera that is set to Adobe RGB has the mark R03 in its EXIF data (DCF 2.0). A PNG may have gAMA and
-    cHRM chunks, which count if it has no sRGB chunk (PNG specification, 13.13).
+    cHRM chunks, which count if there is no sRGB chunk (PNG specification, 13.13).
 
     Raises:
         ValueError, ArithmeticError, struct.error: the primaries or the gamma define no colour space.
@@ -75,7 +75,7 @@ def _container(tags: dict[bytes, bytes]) -> bytes:
 
 
 def _curve(exponent: float | None) -> bytes:
-    """Return an ICC tag with the curve from pixel value v to linear light, at 1024 points: v^exponent, None: sRGB's."""
+    """Return an ICC tag with the curve from pixel value v to linear light, at 1024 points: v^exponent; None: sRGB's."""
     v = np.linspace(0, 1, 1024)
     light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4) if exponent is None else v**exponent
     return b"curv\0\0\0\0" + struct.pack(">I", len(v)) + np.round(light * 65535).astype(">u2").tobytes()

@@ -33,8 +33,12 @@ class ParquetConfig(ArchiveConfig):
 
     source: Literal["parquet"] = Field(default="parquet", description="which data: parquet tables")
     image_column: str = Field(default="image", description="column of the pictures: bytes, or a struct {bytes, path}")
-    text_column: str | None = Field(default=None, description="column of captions; null: text or caption, if there")
-    label_column: str | None = Field(default=None, description="column of classes; null: label, if there")
+    text_column: str | None = Field(
+        default=None, description="column of captions; null: the column text or caption, if the table has one"
+    )
+    label_column: str | None = Field(
+        default=None, description="column of classes; null: the column label, if the table has one"
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def _bytes_column(schema: Any, image: str, path: Path) -> str:
 def _class_names(schema: Any, label: str | None) -> list[str]:
     """Return the names of classes 0, 1, ... of column `label` that Hugging Face's `datasets` stored in `schema`.
 
-    The result is [] if it stored none, or `label` is None.
+    The result is [] if `datasets` stored none, or `label` is None.
     """
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]

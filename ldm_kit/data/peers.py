@@ -88,7 +88,7 @@ def from_first(group: Group, make: Callable[[], T]) -> T:
     """Call `make` on the first process of a group, and return its result on every process of the group.
 
     Raises:
-        UserError: `make` has failed on the first process, and this is another one.
+        UserError: `make` has failed on the first process; that process raises the error of `make` instead.
     """
     return agreed(group, make if group.rank == 0 else _nothing)[0]
 
@@ -176,7 +176,10 @@ def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
 
 
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
-    """Yield `function(item)` for each item, in order, from C / P threads: C cores and P processes on this machine."""
+    """Yield `function(item)` for each item, in order, computed by several threads.
+
+    The number of threads is the number of this machine's cores divided by that of the run's processes on it.
+    """
     count = max(1, _cores() // host().size)
     with ThreadPoolExecutor(count) as pool:
         yield from pool.map(function, items)

@@ -51,7 +51,7 @@ class ReadablePictures(DerivedSet):
         """Return the pictures at `indices`, for broken ones the next readable pictures, uint8 [N, C, R, R].
 
         Raises:
-            UserError: more pictures are broken than `max_bad_share` allows, or one is and `on_bad` is raise.
+            UserError: more pictures are broken than `max_bad_share` allows, or one is broken and `on_bad` is "raise".
         """
         while True:
             rows = [self.replaced.get(int(i), int(i)) for i in indices]

@@ -190,7 +190,7 @@ def texts_of(records: Sequence[Record]) -> Sequence[str]:
 
 
 def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
-    """Return the class indices (None: no class) of pictures from their records, quickly if it is a `Records`."""
+    """Return the class indices (None: no class) of pictures, without making objects if `records` is a `Records`."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 

@@ -32,7 +32,7 @@ class Renderer:
         key: all that pixels depend on beside the values: the resolution, versions of code and packages.
         factors: the values that each factor can have, by the factor's name.
         render: function from the values of N pictures to uint8 [N, C, R, R].
-        hidden: function from a picture's values to the factors whose value cannot be told from it.
+        hidden: function from a picture's values to the factors whose value it does not show.
     """
 
     name: str
@@ -94,13 +94,13 @@ class RenderedSet:
             value: the value that the factor has after the edit.
 
         Raises:
-            UserError: no such factor, or a value that it cannot have.
+            UserError: there is no factor of this name, or the factor cannot have this value.
         """
         check_edit(self.factors, factor, value)
         return self.renderer.render([{**self.values(index), factor: value}])[0]
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value cannot be told from a picture with these values."""
+        """Return the factors whose value a picture with these values does not show."""
         return self.renderer.hidden(values)
 
 

@@ -100,7 +100,7 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error for a data set `source` some of whose folders or files name splits (`words`); `others` do not.
+    """Return the error that some folders or files of the data set `source` name splits (`words`), but `others` do not.
 
     `remedy` is advice for the message: how to read the data set without named splits.
     """
@@ -130,7 +130,7 @@ def check_training_role(roles: Iterable[Role | None], source: object, remedy: st
 
 
 def named_files(names: Iterable[str], source: object) -> dict[str, Role | None]:
-    """Return the split (train, val, test) that the name of each archive stands for, by name.
+    """Map the name of each archive to the split (train, val, test) that the name stands for.
 
     All splits are None if the names stand for fewer than two splits. Archives of an unused split (test where there is
     val) are left out. `source` is the name of the data set, for messages.
@@ -185,7 +185,7 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 
 
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
-    """Split a picture set into training and held-out pictures by named splits, or by a hash of names without these.
+    """Split a picture set into training and held-out pictures by named splits, or by a hash of names if there are none.
 
     If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
     unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.

@@ -37,7 +37,7 @@ class StoredTensor(NamedTuple):
     """Location of one tensor in a safetensors file."""
 
     path: Path
-    offset: int  # of the tensor's first byte in the file
+    offset: int  # position of the tensor's first byte in the file
     shape: tuple[int, ...]
     dtype: torch.dtype
 

@@ -57,7 +57,7 @@ class TarReader:
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
         """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
 
-        For a sample without a picture, or whose texts cannot be read, a message is yielded instead.
+        A message is also yielded in place of a sample that has no picture, or whose texts cannot be read.
         """
         samples, complaints = members(path)
         yield from complaints
@@ -130,7 +130,7 @@ def members(path: Path) -> tuple[Samples, list[str]]:
 
 
 class _LimitedReads(io.RawIOBase):
-    """File wrapper that refuses reads of over HEADER_LIMIT (2^20) bytes, as a tar's headers may claim to be larger."""
+    """File wrapper that refuses reads of over HEADER_LIMIT (2^20) bytes, because a tar's header may claim any size."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -197,7 +197,7 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
 def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
     """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
 
-    `spans` holds, by suffix of each of the sample's files, its offset and size in the open tar `file`.
+    `spans` maps the suffix of each of the sample's files to the file's offset and size in the open tar `file`.
 
     Raises:
         ValueError: a file is not valid UTF-8 or JSON.

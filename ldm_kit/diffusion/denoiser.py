@@ -136,8 +136,9 @@ def with_output(
 ) -> Prediction:
     """Return the prediction (x_0, eps) that belongs to a changed network output, for example to a clipped x_0.
 
-    What the output does not determine is taken from the prediction before the change: `fraction`; x_0 where the output
-    is eps and a = 0 (pure noise); eps where the output is x_0 and s = 0 (clean data).
+    What the output does not determine is taken from the prediction before the change. This is always the learned
+    variance `fraction`. It is also x_0 where the output is eps and a = 0 (pure noise), and eps where the output is x_0
+    and s = 0 (clean data).
 
     Args:
         p: prediction before the change, x_0 and eps [B, ...].

@@ -1,8 +1,8 @@
 """Check during sampling that all numbers are finite, without making the CPU wait for the accelerator at every step.
 
 A NaN or an infinity anywhere in sampling would end in black pixels. So every network output, guidance gradient and
-sampler state is noted: whether it is finite is computed on its device. The CPU reads these notes at once if the device
-is the CPU, else after every `POLL` notes and when sampling ends. The error names the component and the step.
+sampler state leaves a note on its device: whether all its numbers are finite. The CPU reads the notes at once if the
+device is the CPU, else after every `POLL` notes and when sampling ends. The error names the component and the step.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class _Note(NamedTuple):
 
 @dataclass(eq=False)
 class FiniteCheck:
-    """Checks that the results of a model's networks and samplers are finite; all networks of a model share one.
+    """Checks that the results of a model's networks and samplers are finite; all networks of a model share one object.
 
     Whether a result is finite is computed at once on the result's device, but read by the CPU later (see the module).
     """

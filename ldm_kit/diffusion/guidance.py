@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, with_output
+from ldm_kit.diffusion.guidance_scale import in_interval
 from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, from_prediction
 from ldm_kit.diffusion.schedule import Schedule
 
@@ -148,8 +149,7 @@ class Interval:
         return self.denoiser.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        share = t / len(self.schedule)
-        inside = (self.low <= share) & (share <= self.high)
+        inside = in_interval(t, len(self.schedule), (self.low, self.high))
         if not inside.any():
             return self.denoiser(x, t, cond)
         guided = self.guided(x, t, cond)

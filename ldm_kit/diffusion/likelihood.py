@@ -72,8 +72,8 @@ def term(
         Bits per dimension, the mean over a sample's dimensions, [B].
 
     Raises:
-        ValueError: an unknown variance, learned_range for a prediction without a fraction, or a schedule for which the
-            bound is not defined.
+        ValueError: `variance` is unknown, or is learned_range although `p` has no fraction; or the bound is not defined
+            for the schedule, see `check_schedule`.
     """
     check_schedule(schedule)
     small = log_variance(schedule, t, "small")
@@ -106,9 +106,9 @@ def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance:
 def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return the natural log probability of 8-bit levels under a Gaussian (Ho et al. 2020, eq. 13).
 
-    The probability of a level is the Gaussian's integral over x_0 - 1/255 .. x_0 + 1/255; for the darkest level it
-    starts at -infinity, for the brightest it ends at infinity. The integral is exact, while the published code
-    approximates it by a tanh (with an error up to 2e-4) and takes no logarithm of less than 1e-12.
+    The probability of a level is the Gaussian's integral over x_0 - 1/255 .. x_0 + 1/255. For the darkest level the
+    lower limit is -infinity, for the brightest level the upper limit is infinity. The integral is exact here; the
+    published code approximates it by a tanh (with an error up to 2e-4) and clamps probabilities at 1e-12.
 
     Args:
         x_0: levels k / 127.5 - 1, k = 0 .. 255, of any shape.
@@ -131,7 +131,7 @@ def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 def _log_normal_integral(x: Tensor) -> Tensor:
     """Return the logarithm of the standard normal's distribution function at x.
 
-    It replaces torch.special.log_ndtr, whose float32 gradient is wrong and then NaN for x below -1000 (torch 2.15).
+    This replaces torch.special.log_ndtr, which in torch 2.15 has wrong float32 gradients, even NaN, for x below -1000.
     """
     z = x / math.sqrt(2)
     low, high = torch.where(x < 0, z, 0.0), torch.where(x < 0, 0.0, z)
@@ -175,13 +175,13 @@ def nll(
         denoiser: the model; its predictions of x_0 are clipped to [-1, 1].
         x_0: pictures [B, ...] of 8-bit levels k / 127.5 - 1.
         noise: function of timesteps [B] to standard normal noise in the shape of x_0.
-        times: timesteps [B] for each term to yield; None: all timesteps, from T-1 to 0.
+        times: one tensor of timesteps [B] for each `Term` to yield; None: all timesteps, from T-1 to 0.
         cond: condition in the form that the denoiser takes.
         variance: variance of the model's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
-        ValueError: an unknown variance, learned_range for a denoiser that learns none, or a schedule for which the
-            bound is not defined.
+        ValueError: `variance` is unknown, or is learned_range although the denoiser predicts no variance; or the bound
+            is not defined for the denoiser's schedule, see `check_schedule`.
     """
     schedule, clipped = denoiser.schedule, Clipped(denoiser)
     all_times = (times_like(x_0, t) for t in reversed(range(len(schedule))))

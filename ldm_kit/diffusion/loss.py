@@ -135,8 +135,8 @@ class Objective:
         """Return the loss of each sample, [B], from its errors.
 
         The hybrid loss is L_simple + vb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), where L_vlb is the sum of the
-        bound's terms over all T timesteps. A sample has one random term, whose expectation is L_vlb / T. It is
-        therefore weighted by vb_weight T, which is 1 for the paper's vb_weight = 0.001 and T = 1000.
+        bound's terms over all T timesteps. A sample has one random term, whose expectation is L_vlb / T. The weight
+        of this term is therefore vb_weight T, which is 1 for the paper's vb_weight = 0.001 and T = 1000.
 
         Args:
             errors: what `errors` or `weighted` returned.

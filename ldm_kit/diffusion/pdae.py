@@ -65,7 +65,7 @@ def pdae_loss(eps_hat: Tensor, gap: Tensor, eps: Tensor, t: Tensor, schedule: Sc
 
 @dataclass(frozen=True, eq=False)
 class NetworkEstimator:
-    """A network as an estimator of the pretrained model's prediction and PDAE's gradient G = grad_x log p(z | x_t).
+    """A network's estimate of a pretrained model's prediction and of G = grad_x log p(z | x_t) for a semantic code z.
 
     Args:
         network: function of x_t [B, C, ...], t [B] and condition to the pretrained model's output and G [B, C, ...].
@@ -167,7 +167,7 @@ def pdae_grid(total: int, steps: int) -> list[int]:
         steps: number of sampling steps, 1 to T-1.
 
     Raises:
-        ValueError: `steps` is out of range.
+        ValueError: `steps` is outside 1 to T-1.
     """
     if not 1 <= steps < total:
         raise ValueError(f"cannot walk {total} training times in {steps} of PDAE's steps; expected 1 to {total - 1}")
@@ -206,7 +206,7 @@ def pdae_decode(
         One state for each step; the last state's x, at timestep 0, is the decoded data.
 
     Raises:
-        ValueError: `stop` is outside 0..1, or above 0 without `frozen`.
+        ValueError: `stop` is outside 0 to 1, or is above 0 although `frozen` is None.
     """
     if not 0 <= stop <= 1:
         raise ValueError(f"stop is {stop}; expected a share of the steps from 0 to 1")
@@ -251,7 +251,7 @@ def shift_codes(z: Tensor, direction: Tensor, strength: float | Tensor, mean: Te
         std: standard deviation of the training set's codes in each dimension, [Z].
 
     Raises:
-        ValueError: a direction of norm 0.
+        ValueError: `direction` has norm 0.
     """
     length = direction.square().sum(dim=-1, keepdim=True).sqrt()
     if not bool((length > 0).all()):

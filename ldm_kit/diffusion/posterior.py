@@ -53,8 +53,8 @@ class Posterior(NamedTuple):
         coef_x: weight of x_t in the posterior's mean.
         coef_x0: weight of x_0 in the posterior's mean.
         variance: the posterior's variance; 0 in the step to clean data.
-        variance_floor: the posterior's variance for logarithms, which 0 has none of: in the step to clean data it is
-            the variance of the step before (Ho et al. 2020, section 3.2), or nan if that step is the only one.
+        variance_floor: the variance whose logarithm is taken: `variance`, except in the step to clean data, where that
+            is 0. There it is the previous step's variance (Ho et al. 2020, section 3.2), or nan if there was no step.
     """
 
     t: int
@@ -83,7 +83,8 @@ class Posterior(NamedTuple):
             A number or, for a learned variance, a tensor in the shape of `fraction`.
 
         Raises:
-            ValueError: learned_range without `fraction`, or `variance_floor` is needed and nan.
+            ValueError: `kind` is learned_range but `fraction` is None; or the variance depends on `variance_floor`,
+                which is nan in a chain whose only step leads to clean data.
         """
         if kind == "small" or (kind == "auto" and fraction is None):
             return self.variance

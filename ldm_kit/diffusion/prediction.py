@@ -49,12 +49,12 @@ def expand_like(c: Tensor, x: Tensor) -> Tensor:
 
 
 def cast_like(c: Tensor, x: Tensor) -> Tensor:
-    """Return c in the dtype and on the device of x; it is cast before it is moved, as the device may lack float64."""
+    """Return c in the dtype and on the device of x; c is cast first, then moved, as the device may lack float64."""
     return c.to(x.dtype).to(x.device)
 
 
 def split_variance(out: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the output of a network that learns its variance into its prediction and `Prediction.fraction`.
+    """Split the output of a network that also learns the variance into the prediction and `Prediction.fraction`.
 
     Args:
         out: [B, 2 C, ...]; the second half of the channels is 2 fraction - 1, where fraction 0 stands for the

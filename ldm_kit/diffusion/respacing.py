@@ -43,7 +43,7 @@ def timesteps(total: int, steps: int, spacing: str = "trailing") -> list[int]:
         spacing: trailing, leading or linspace, see the functions of these names.
 
     Raises:
-        ValueError: an unknown spacing, or `steps` outside 1 to T.
+        ValueError: `spacing` is unknown, or `steps` is outside 1 to T.
     """
     match spacing:
         case "trailing":
@@ -64,12 +64,13 @@ def respacing_sections(total: int, spec: str) -> list[int]:
 
     Args:
         total: number of training timesteps T.
-        spec: "ddimN": N timesteps 0, i, 2i, ..., where i is the smallest integer stride that gives N timesteps. Or
+        spec: "ddimN": N timesteps 0, k, 2k, ..., where k is the smallest integer stride that gives N timesteps. Or
             "n1,n2,...": the training timesteps are cut into as many equal sections, the first with the least noise;
-            section i gives n_i evenly spaced timesteps, from its first to its last.
+            section i gives n_i evenly spaced timesteps, from the section's first to its last.
 
     Raises:
-        ValueError: no integer stride gives N timesteps, a section has fewer than n_i, or `spec` has neither form.
+        ValueError: no integer stride gives N timesteps, section i has fewer than n_i timesteps, or `spec` has neither
+            of the two forms.
     """
     if _RESPACING.fullmatch(spec) is None:
         raise ValueError(f"cannot read the respacing {spec!r}; expected ddimN, or sections such as 90,60,60,20,20")
@@ -108,7 +109,7 @@ def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
         spacing: trailing, leading or linspace, see `timesteps`; or ddimN or n1,n2,..., see `respacing_sections`.
 
     Raises:
-        ValueError: an unknown spacing, `steps` outside 1 to T, or a respacing that T timesteps do not allow.
+        ValueError: `spacing` is unknown, `steps` is outside 1 to T, or the respacing is impossible with T timesteps.
     """
     if _RESPACING.fullmatch(spacing) is None:
         return timesteps(total, steps, spacing)

@@ -77,7 +77,7 @@ def permuted(seed: int, name: str, positions: Tensor, size: int) -> Tensor:
 
     Args:
         seed: seed of the permutation.
-        name: what the permutation is for; those of different names are independent.
+        name: what the permutation is for; permutations of different names are independent.
         positions: int64 [B] on the CPU, each in 0 to size - 1.
         size: number of values that are permuted, at least 1.
 
@@ -123,7 +123,7 @@ def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Ten
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return the standard normal noise from which sampling starts, float32 [B, *shape] on the CPU.
 
-    It is what diffusers draws from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
+    diffusers draws the same noise from `[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`.
 
     Args:
         seeds: a seed for each of the B samples.

@@ -61,7 +61,7 @@ def ddim(
         One state for each step.
 
     Raises:
-        ValueError: eta > 0 without `noise`.
+        ValueError: `eta` is above 0 but `noise` is None.
     """
     if eta > 0 and noise is None:
         raise ValueError(f"eta {eta} adds noise at every step; expected a noise function beside it")
@@ -105,8 +105,8 @@ def ddpm(
         One state for each step.
 
     Raises:
-        ValueError: a learned variance that the denoiser does not predict; or a gradient where the only step leads to
-            clean data and the variance is not the small one.
+        ValueError: `variance` is learned_range but the denoiser predicts no variance; or `gradient` is given with a
+            variance other than small, although the only step leads to clean data, where just the small one is defined.
     """
     for step, one in enumerate(chain(denoiser.schedule, times)):
         time = times_like(x, one.t)
@@ -157,9 +157,9 @@ def euler_maruyama(
 def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) -> Iterator[State]:
     """Sample by Heun's method (Karras et al. 2022, algorithm 1) over falling timesteps; encode over rising timesteps.
 
-    It solves the probability-flow ODE of x_t = a_t x_0 + s_t eps in the coordinates y = x / (a + s), u = s / (a + s),
-    where it is dy/du = eps - x_0. In them every schedule is rectified flow, and pure noise is at u = 1. A step
-    evaluates the denoiser twice, the step to clean data once.
+    Heun's method solves the probability-flow ODE of x_t = a_t x_0 + s_t eps in the coordinates y = x / (a + s) and
+    u = s / (a + s). There the ODE is dy/du = eps - x_0: every schedule becomes rectified flow, with pure noise at
+    u = 1. A step evaluates the denoiser twice, the step to clean data once.
 
     Args:
         denoiser: predicts x_0 and eps.
@@ -192,7 +192,8 @@ class SchedulerLike(Protocol):
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         """Return the next sample, from the network's output `model_output` for `sample` at `timestep`.
 
-        It is wrapped in an object or, with `return_dict=False` among `kwargs`, the first item of a tuple.
+        The next sample is the field `prev_sample` of an object or, with `return_dict=False` among `kwargs`, the first
+        item of a tuple.
         """
         ...
 

@@ -172,10 +172,12 @@ class ScheduleConfig(Config):
         description="number of training timesteps T",
     )
     start: float | None = Field(
-        default=None, gt=0, lt=1, description="first beta (linear 1e-4, scaled_linear 0.00085), or the constant (0.008)"
+        default=None, gt=0, lt=1, description="first beta; left out: linear 1e-4, scaled_linear 0.00085, constant 0.008"
     )
-    end: float | None = Field(default=None, gt=0, lt=1, description="last beta (linear 0.02, scaled_linear 0.012)")
-    betas: tuple[float, ...] | None = Field(default=None, description="given: every beta, in (0, 1]; 1 only the last")
+    end: float | None = Field(
+        default=None, gt=0, lt=1, description="last beta; left out: linear 0.02, scaled_linear 0.012"
+    )
+    betas: tuple[float, ...] | None = Field(default=None, description="kind given: T betas in (0, 1), the last up to 1")
     scale_ends: bool = Field(
         default=False,
         description="linear, scaled_linear: multiply both ends by 1000 / T as guided-diffusion does, so that another T "
@@ -208,8 +210,8 @@ class ScheduleConfig(Config):
         """Check that this schedule allows networks whose prediction type is `target`.
 
         Raises:
-            ValueError: `target` is flow for another schedule than flow, or not flow for the flow schedule; or `target`
-                is eps and the last timestep is pure noise, where eps does not determine x_0 (Lin et al. 2024, 3.2).
+            ValueError: only one of the schedule and `target` is flow, but they belong together; or `target` is eps and
+                the last timestep is pure noise, where eps does not determine x_0 (Lin et al. 2024, section 3.2).
         """
         if (target == "flow") != (self.kind == "flow"):
             raise ValueError(

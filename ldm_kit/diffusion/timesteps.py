@@ -101,8 +101,8 @@ class LossHistory:
     def probabilities(self) -> Tensor:
         """Return the probability of each timestep, float64 [T].
 
-        It is proportional to the root mean square of the timestep's losses (eq. 18), with a weight of 99.9 %, plus a
-        uniform density with 0.1 %; until the buffers of all timesteps are full, it is uniform.
+        The density is 99.9 % proportional to the root mean square of each timestep's losses (eq. 18) and 0.1 % uniform.
+        Until the buffers of all timesteps are full, the density is uniform.
         """
         total = len(self.seen)
         if bool((self.seen < HISTORY).any()):
@@ -198,7 +198,7 @@ class TimestepSampler:
     def state(self) -> dict[str, Tensor]:
         """Return the sampler's tensors for a checkpoint, between two optimiser steps.
 
-        They are the stored losses of each timestep; for a density that does not depend on losses there are none.
+        The tensors are the stored losses of each timestep; {} for a density that does not depend on losses.
         """
         if self.history is None:
             return {}

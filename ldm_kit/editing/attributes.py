@@ -34,8 +34,8 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
         options: the picture, the attributes' names, and how far each is changed.
 
     Raises:
-        UserError: an attribute without a direction, a file that is no picture, a model that is not semantic, or more
-            steps than the model's noise schedule allows.
+        UserError: no direction was learned for an attribute, the file is no picture, the model is not semantic, or
+            the model's noise schedule allows fewer steps than `options` has.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -54,8 +54,8 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
     """Return, for each picture to decode, the list of changes to make in its code, and its caption.
 
-    With --strip that is one picture for each strength; else the reconstruction, without changes, and the changed
-    picture.
+    With --strip, there is one picture for each strength. Without --strip there are two: the reconstruction, whose list
+    of changes is empty, and the changed picture.
     """
     if options.strip is not None:
         names = ", ".join(direction.name for direction in directions)
@@ -72,8 +72,8 @@ def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> l
     """Return one strength for each direction.
 
     Args:
-        strengths: one number for each direction, or one for all; empty: each direction's typical strength, clamped to
-            the allowed range, -`MAX_STRENGTH` to `MAX_STRENGTH`.
+        strengths: one number for each direction, or one for all. Empty: each direction's `typical` strength, clamped
+            to the range from -`MAX_STRENGTH` to `MAX_STRENGTH`.
         directions: the directions of the attributes to change.
     """
     if not strengths:
@@ -89,8 +89,8 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
         options: the files of the two pictures, `content` and `details`, and the numbers of DDIM steps.
 
     Raises:
-        UserError: a file that is no picture, a model that is not semantic, or more steps than the model's noise
-            schedule allows.
+        UserError: one of the two files is no picture, the model is not semantic, or the model's noise schedule allows
+            fewer steps than `options` has.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)
@@ -104,7 +104,9 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
-    """Return the names and cosine similarities of the pictures whose codes are nearest to one picture's, best first.
+    """Return the names of the pictures most similar to one picture, and the cosines of their codes to that picture's.
+
+    The most similar picture comes first.
 
     Args:
         context: the model.
@@ -113,8 +115,8 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
             pictures, nothing is written.
 
     Raises:
-        UserError: a file that is no picture, a model that is not semantic, or an `among` that is neither a folder nor a
-            file of the model's codes.
+        UserError: the file is no picture, the model is not semantic, or `among` is neither a folder nor a file of
+            codes by this model.
     """
     if options.among.is_dir():
         check_writable(options.out)
@@ -136,14 +138,14 @@ def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[t
 def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
     """Encode the pictures of a folder into one code file; return a message for the user.
 
-    The message says how many pictures were encoded, to which file, and which settings were those saved with the model.
+    The message gives the number of encoded pictures, the file, and the settings whose values were saved with the model.
 
     Args:
         context: the model.
         options: the folder of pictures, the file to write, and whether x_T is saved beside z.
 
     Raises:
-        UserError: there is no such folder, or the model is not semantic.
+        UserError: the folder of pictures does not exist, the model is not semantic, or `options.out` exists already.
     """
     out = chosen_out(options)
     check_writable_file(out)
@@ -165,8 +167,8 @@ def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
         options: the code file, the first seed, and the number of steps.
 
     Raises:
-        UserError: no file of this model's codes, a model that is not semantic, or more steps than the model's noise
-            schedule allows.
+        UserError: the file holds no codes, or those of another model; the model is not semantic; or the model's noise
+            schedule allows fewer steps than `options` has.
     """
     model = context.load_semantic_model(context.precision)
     options, note = operations.resolve_steps(model, options)

@@ -47,7 +47,7 @@ class CodeFile:
             key: `protocol.encoder_digest` of the model that will decode the codes; the file's key must be the same.
 
         Raises:
-            UserError: no such file, another kind of file, a damaged one, or codes of another model.
+            UserError: the file does not exist, is damaged or no code file, or holds codes of another model.
         """
         try:
             with safe_open(path, "pt") as file:

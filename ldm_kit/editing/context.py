@@ -21,8 +21,8 @@ class ModelContext(Config):
     """Settings of a command that uses a model: the model's folder and the device."""
 
     model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
-    checkpoint: str | None = Field(default=None, description="of a run: best, last, or a checkpoint's name or step")
-    device: str | None = Field(default=None, description="cpu, cuda, ...; the accelerator if there is one")
+    checkpoint: str | None = Field(default=None, description="checkpoint of a run: best, last, or a name or step")
+    device: str | None = Field(default=None, description="cpu, cuda, ...; left out: the accelerator, if any")
 
     @property
     def folder(self) -> Path:
@@ -50,7 +50,7 @@ class ModelContext(Config):
         """Load the model as a semantic model, whose decoder runs under autocast to `precision` ("no": in float32).
 
         Raises:
-            UserError: the results cannot be written, or there is no semantic model in the folder.
+            UserError: the output folder cannot be written to, or the model's folder holds no semantic model.
         """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.semantic import SemanticModel
@@ -63,7 +63,7 @@ class ModelContext(Config):
         """Load the model as a `Pipeline` of prompts, classes or no condition, which runs under autocast to `precision`.
 
         Raises:
-            UserError: the results cannot be written, or there is no such model in the folder.
+            UserError: the output folder cannot be written to, or the model's folder holds no such model.
         """
         from ldm_kit.models.folder import autocast_dtype, device_named
         from ldm_kit.models.pipeline import Pipeline
@@ -123,9 +123,10 @@ class EditResult(NamedTuple):
 
 
 def chosen_out(options: Any) -> Path:
-    """Return the output path of a command: `options.out` as the user gave it, or else its default.
+    """Return the output path of a command: `options.out` if the user gave it, or else a path where nothing is yet.
 
-    A default that is in use is replaced by a free path, such as edits-2. `options` are any options with a field `out`.
+    That is the default of `out` or, if something is there, a numbered path such as edits-2. `options` are any options
+    with a field `out`.
     """
     from ldm_kit.viz.png import unused_path
 

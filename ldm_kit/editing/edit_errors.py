@@ -60,7 +60,7 @@ class EditJudge:
         """Edit `count` times, and compare each edit with its exact picture; return the errors by factor.
 
         Pictures are taken in order; of each, every factor is edited once, to a value drawn from those that the picture
-        can have, that can be told from the result, and that there is a direction to. The result has fewer than `count`
+        can have, that the result shows, and that there is a direction to. The result has fewer than `count`
         edits if the pictures do not suffice.
 
         Args:
@@ -98,9 +98,7 @@ class EditJudge:
                 edited = self.model.decode(moved, code_noise, self.steps.steps, stop=self.steps.stop)
                 yield from self._judge(pictures, index, edits, results, edited)
 
-    def _plan(
-        self, pictures: FactorSet, index: int, possible: Sequence[PlannedEdit], seed: int
-    ) -> list[PlannedEdit]:
+    def _plan(self, pictures: FactorSet, index: int, possible: Sequence[PlannedEdit], seed: int) -> list[PlannedEdit]:
         """Return one edit of each factor of a picture."""
         chosen: list[PlannedEdit] = []
         values = pictures.values(index)
@@ -113,8 +111,8 @@ class EditJudge:
                 and self._has_direction(edit)
             ]
             if edits:
-                place = float(rng.uniform(seed, f"edit {factor}", torch.tensor([index])))
-                chosen.append(edits[int(place * len(edits))])
+                share = float(rng.uniform(seed, f"edit {factor}", torch.tensor([index])))
+                chosen.append(edits[int(share * len(edits))])
         return chosen
 
     def _has_direction(self, edit: PlannedEdit) -> bool:
@@ -151,14 +149,16 @@ class EditJudge:
             original = pictures.picture(index)
             yield (
                 edit.factor,
-                edit_error(picture, original, candidates, places[edit], readings, labels, number),
+                edit_error(
+                    picture, original, candidates, places[edit], readings=readings, labels=labels, factor=number
+                ),
             )
 
     def _labels(self, values: Values, hidden: frozenset[str]) -> Tensor:
         """Return the number of each factor's value, int64 [F]; -1 for a factor that is hidden or lacking."""
         return torch.tensor([
-            known.index(values[factor]) if factor in values and factor not in hidden else -1
-            for factor, known in self.reader.factors.items()
+            options.index(values[factor]) if factor in values and factor not in hidden else -1
+            for factor, options in self.reader.factors.items()
         ])  # fmt: skip
 
 

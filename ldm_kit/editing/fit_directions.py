@@ -1,12 +1,12 @@
 """Fitting of attribute directions to labelled codes; held-out pictures measure how well each direction classifies.
 
-The default estimator is DiffAE's, a linear classifier. On held-out drawings it classifies an attribute better than a
-difference of means does, and correlated attributes turn its direction less.
+The default estimator is DiffAE's, a linear classifier. On held-out drawings this classifier is more accurate than a
+difference of means, and correlated attributes turn its direction less.
 
 A direction from one value of an attribute to another ("skin tone: light > dark") is the mean step between pairs, which
 are pictures that differ in the attribute alone; at a given picture, the steps of the most similar pairs count most.
-Without pairs, it is the difference of the two values' mean codes. On OpenMoji the pairs' step ends nearer to the true
-picture (docs/results/semantic.md).
+Without pairs, the direction is the difference of the two values' mean codes. On OpenMoji the step of pairs ends nearer
+to the true picture (docs/results/semantic.md).
 """
 
 import logging
@@ -37,20 +37,20 @@ class FitOptions(Config):
     """How attribute directions are fitted to labelled codes."""
 
     estimator: Literal["classifier", "means"] = Field(
-        default="classifier", description="means: the difference of the means of pictures with and without"
+        default="classifier", description="classifier: its weight; means: difference of the mean codes with and without"
     )
     decay: float = Field(default=fitting.DECAY, gt=0, description="weight decay of the classifier")
-    heldout: float = Field(default=0.2, ge=0, lt=1, description="share of the pictures that is only measured")
+    heldout: float = Field(default=0.2, ge=0, lt=1, description="share of the pictures held out for the scores")
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Which of N pictures fit the direction of one value of an attribute, and which measure it: masks, bool [N]."""
+    """The pictures for fitting and for scoring the direction of an attribute's value: masks of N pictures, bool."""
 
-    positive: Tensor  # pictures to fit that have the value
-    negative: Tensor  # pictures to fit that have another value
-    heldout: Tensor  # labelled pictures that only measure the fit
-    labels: Tensor  # all pictures that have the value
+    positive: Tensor  # [N], fitting: pictures that have the value
+    negative: Tensor  # [N], fitting: pictures that have another value
+    heldout: Tensor  # [N], scoring: labelled pictures that are not fitted
+    labels: Tensor  # [N], all pictures that have the value
 
     @property
     def counts(self) -> dict[str, int]:
@@ -60,9 +60,10 @@ class _Split:
 def learn(
     z: Tensor, columns: Sequence[Column], names: Sequence[str], key: str, options: FitOptions | None = None
 ) -> Directions:
-    """Fit one direction to each binary attribute, each value of other attributes, and each two values linked by pairs.
+    """Fit attribute directions to labelled codes.
 
-    Pairs are pictures that differ in one attribute alone.
+    There is one direction for each binary attribute, one for each value of any other attribute, and one from value to
+    value wherever enough pairs link the two. A pair is two pictures that differ in this attribute alone.
 
     Args:
         z: normalised codes [N, D] of N pictures.
@@ -73,7 +74,7 @@ def learn(
         options: estimator, weight decay and held-out fraction; None: the defaults.
 
     Raises:
-        UserError: no attribute has enough pictures with it and enough without it.
+        UserError: no attribute has two pictures with the attribute and two without.
     """
     options = options or FitOptions()
     heldout = torch.tensor([unit_hash("probe", name) < options.heldout for name in names])
@@ -101,7 +102,7 @@ def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directio
         key: `protocol.encoder_digest` of the model, which says whose codes the direction is for.
 
     Raises:
-        UserError: fewer than two pictures in `z` or in `others`, or pictures that do not differ from the others.
+        UserError: `z` or `others` has fewer than two codes, or their means do not differ.
     """
     count = min(len(z), len(z if others is None else others))
     if count < MIN_EXAMPLES:
@@ -140,8 +141,8 @@ def _fit_values(z: Tensor, column: Column, heldout: Tensor, options: FitOptions)
 def _split(positive: Tensor, labelled: Tensor, heldout: Tensor) -> _Split:
     """Split the labelled pictures into pictures to fit and held-out ones.
 
-    No picture is held out if the rest would have fewer than `MIN_EXAMPLES` pictures with or without the value, but all
-    labelled pictures together have enough.
+    A fit needs `MIN_EXAMPLES` (2) pictures with the value and as many without it. If there are enough pictures only
+    when none is held out, none is.
 
     Args:
         positive: bool [N], whether a picture has the value whose direction is fitted.
@@ -180,8 +181,8 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
     Args:
         z: normalised codes [N, D].
         column: the attribute.
-        heldout: bool [N], the picture is only measured; a pair of which one picture is held out is held out too.
-        pairs: this function adds the fitted pairs' codes, under the direction's name.
+        heldout: bool [N], whether a picture is held out for scoring; a pair with a held-out picture is held out.
+        pairs: dictionary to which this function adds the fitted pairs' codes, under the direction's name.
     """
     if column.pairs is None or column.binary:
         return []
@@ -198,7 +199,7 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
 
 
 def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: float) -> _Fitted:
-    """Fit the direction of pairs of pictures: the mean of code(second) - code(first). Score it on held-out pairs.
+    """Fit the direction of pairs of pictures, the mean of code(second) - code(first), and measure its held-out AUROC.
 
     Args:
         z: normalised codes [N, D].
@@ -207,7 +208,8 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
         temperature: softmax temperature of `PairDirections.step`; it is only stored in the result.
 
     Returns:
-        The direction's record, the linear classifier, and the mean code [D] of the pairs' second pictures.
+        The direction's record, with AUROC and average precision on the pictures of held-out pairs; the direction as a
+        linear classifier; and the mean code [D] of the fitted pairs' second pictures.
     """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]

@@ -17,10 +17,10 @@ FOLDS = 20  # most folds of each class in cross-validation
 
 
 class Score(NamedTuple):
-    """How well a direction classifies held-out pictures: `auroc` (chance is 0.5) and `average_precision`.
+    """How well a direction classifies held-out pictures: area under the ROC curve (AUROC) and average precision.
 
-    By chance, the average precision is the fraction of positives. Both are 0 to 1, or None if there are too few
-    examples of one class to measure.
+    Both are from 0 to 1. Guessing gives an AUROC of 0.5, and the fraction of positives as average precision. Both are
+    None if there are too few pictures with the attribute, or without it, to measure them.
     """
 
     auroc: float | None = None
@@ -31,7 +31,7 @@ def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
     """Fit a logistic regression of labels on codes by L-BFGS; the loss is mean cross-entropy plus decay / 2 |weight|^2.
 
     The weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). Attributes that are correlated with the
-    label turn it less than they turn a difference of means, as they help little to classify.
+    label turn this direction less than a difference of means, because they help little to classify.
 
     Args:
         z: normalised codes [N, D].
@@ -99,26 +99,32 @@ def shrunk_covariance(centred: Tensor) -> Tensor:
 
 
 def score(fit: Fit, z: Tensor, positive: Tensor) -> Score:
-    """Score a linear classifier of an attribute on held-out pictures.
+    """Return the area under the ROC curve (AUROC) and the average precision of a classifier on held-out pictures.
 
     Args:
-        fit: the classifier.
+        fit: the linear classifier of an attribute.
         z: normalised codes [N, D] of the held-out pictures.
         positive: bool [N], whether a picture has the attribute.
+
+    Returns:
+        Both from 0 to 1; both None if all pictures have the attribute or none has.
     """
     return _score_logits(fit.logit(z), positive)
 
 
 def cross_validate(positives: Tensor, negatives: Tensor) -> Score:
-    """Score `few_shot` by cross-validation, for sets of codes that are too small to hold a share out.
+    """Return the AUROC and the average precision of `few_shot`, measured by cross-validation.
 
-    Each class is split into as many folds as it has examples, at most twenty. For each fold, `few_shot` is fitted to
-    all other codes of both classes and gives the log-odds of the fold's codes; the score is that of all log-odds
-    together.
+    This is for sets that are too small to hold some codes out. Each class is split into as many folds as it has codes,
+    at most twenty. For each fold, `few_shot` is fitted to all other codes of both classes and gives the log-odds of the
+    fold's codes. AUROC and average precision are then computed once, from the log-odds of all folds.
 
     Args:
         positives: normalised codes [N, D] of pictures with the attribute.
         negatives: normalised codes [M, D] of other pictures.
+
+    Returns:
+        Both from 0 to 1; both None if N or M is below 2.
     """
     if min(len(positives), len(negatives)) < 2:
         return Score()

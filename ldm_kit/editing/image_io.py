@@ -53,7 +53,7 @@ def read_model_picture(model: Semantic, path: Path) -> Tensor:
     """Read the user's picture in the file `path` at the size of a model's pictures: uint8 [1, C, R, R].
 
     Raises:
-        UserError: the file is no picture.
+        UserError: the file is no picture, or the picture is so long that a centre crop would leave most of it out.
     """
     return read_picture(path, model.resolution, model.channels)[None]
 
@@ -80,8 +80,9 @@ def save_sheet(
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
         out: a folder, which is made if it does not exist.
-        columns: number of columns of the sheet, or a multiple of it if there are many pictures; None: one row of up to
-            16 pictures, or about as many columns as rows.
+        columns: if 2 to 16, the sheet has this number of columns, or the smallest multiple with which it has at most
+            twice as many rows as columns. Other numbers: about as many columns as rows. None: one row of up to 16
+            pictures; for more pictures, about as many columns as rows.
         seeds: one for each picture, for the file names; None: 0.
         png_text: metadata of all PNGs; None: no metadata.
     """
@@ -112,7 +113,7 @@ def save_result(
         context: the output folder, and whether PNGs record metadata.
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
-        columns: number of columns of the sheet; None: chosen by `save_sheet`.
+        columns: number of columns of the sheet, see `save_sheet`.
         seeds: one for each picture, for the file names; None: 0.
         settings: settings of the edit by name, for the PNGs' metadata; JSON values.
     """
@@ -131,7 +132,7 @@ def save_animation(frames: Tensor, path: Path, duration: int = 80, *, back: bool
         back: append the frames in reverse order, without repeating the first and the last.
 
     Raises:
-        UserError: another ending, or a duration that is too short for viewers to honour.
+        UserError: `path` has another ending, or `duration` is below `MIN_DURATION` (20), which viewers do not honour.
     """
     if (kind := ANIMATION_FORMATS.get(path.suffix.lower())) is None:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}; expected .gif, .png or .apng")

@@ -22,8 +22,9 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
         options: the two pictures, the number of pictures to decode, the mode, and the animation's file.
 
     Raises:
-        UserError: a file that is no picture, a model that is not semantic, more steps than the model's noise schedule
-            allows, or mode `trajectory` with a model that is no PDAE.
+        UserError: one of the two files is no picture, the model is not semantic, the model's noise schedule allows
+            fewer steps than `options` has, the mode is `trajectory` but the model is no PDAE, or the animation's file
+            exists already.
     """
     if options.morph is not None:
         check_writable_file(options.morph)

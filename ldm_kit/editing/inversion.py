@@ -22,6 +22,7 @@ from ldm_kit.diffusion.respacing import Spacing, timesteps
 from ldm_kit.diffusion.rng import initial_noise
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
+from ldm_kit.models.consistency_names import SOLVER
 from ldm_kit.models.decoding import decode_pictures, encode_pictures
 from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -35,12 +36,17 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
     Args:
         pipeline: the model, whose number of training timesteps is T.
-        options: `steps`, the number of steps, is read.
+        options: only `steps`, the number of steps, is used.
         strength: fraction of the training timesteps, above 0 and at most 1.
 
     Raises:
-        UserError: the user gave more than T - 1 steps.
+        UserError: the user gave more than T - 1 steps, or the model is a consistency model.
     """
+    if pipeline.saved.sampling.get("solver") == SOLVER:
+        raise UserError(
+            "this consistency model leads from noise to pictures in a few steps, and has no inverse; expected the "
+            "model that it was made from, or img2img"
+        )
     total, steps = pipeline.schedule_config.num_train_timesteps, options.steps
     if "steps" not in options.model_fields_set:
         steps = min(steps, total - 1)
@@ -55,11 +61,11 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
     """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
 
-    If `strength` is below 1, `spacing` must be trailing, leading or linspace. If another spacing was saved with the
-    model, it is replaced by trailing.
+    If `strength` is below 1, `options.spacing` must be trailing, leading or linspace. Another spacing that was saved
+    with the model is replaced by trailing; another spacing that the user gave is refused.
 
     Raises:
-        UserError: the user gave another spacing, which is for all training timesteps, and `strength` is below 1.
+        UserError: `strength` is below 1 and the user gave another spacing; such a spacing covers all timesteps.
     """
     if strength == 1 or options.spacing in get_args(Spacing):
         return options

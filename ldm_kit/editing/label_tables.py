@@ -34,7 +34,7 @@ class Table:
     def add(self, name: str, values: Mapping[str, str]) -> None:
         """Add the row of one picture.
 
-        Columns without a value in the row stay shorter; a later value or `pad` fills the gap with None.
+        A column for which `values` has no value is not lengthened; a later `add` or `pad` fills the gap with None.
 
         Args:
             name: the picture's name.

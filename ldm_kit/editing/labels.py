@@ -83,12 +83,13 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 
 
 def from_factors(pictures: PictureSet) -> list[Column]:
-    """Return each factor as an attribute, of pictures that know their factors (`data.factors`).
+    """Return the factors of a data set as attributes, such as the hair colour of faces (see `data.factors`).
 
-    Pictures that are equal in all other factors are pairs. A value that a picture hides is not known.
+    Two pictures that are equal in all factors but one are a pair of this factor. A value that a
+    picture hides is not known.
 
     Raises:
-        UserError: the pictures do not know their factors.
+        UserError: the data set has no factors.
     """
     factor_set = known_factors(pictures)
     rows = [factor_set.values(index) for index in range(len(factor_set))]
@@ -117,18 +118,19 @@ def from_file(
 ) -> list[Column]:
     """Read the attributes of a folder's pictures from a table (.csv, .tsv, .jsonl, or CelebA's .txt).
 
-    A column of more than 32 different numbers, such as an age, becomes a binary attribute: the number is above the
-    median. Whole numbers that are all different, such as serial numbers, do so only if `columns` names their column.
+    A column of more than 32 different numbers, such as an age, becomes a binary attribute: whether the number is above
+    the median. If these are whole numbers and all different, such as serial numbers, `columns` must name the column.
 
     Args:
-        path: the table. Each row has file_name and the attributes of one picture; an empty value is not known.
-        names: the pictures' paths relative to the folder. The attributes of a picture without a row are not known;
-            rows of other pictures are ignored.
-        columns: the attributes to read; empty: all columns that have 2 to 32 values, or numbers.
-        pair: the column that has equal values for pictures that differ in one attribute alone.
+        path: the table. Each row has file_name and the attributes of one picture; an empty cell means unknown.
+        names: the pictures' paths relative to the folder. A picture without a row has only unknown attributes; rows
+            of pictures that are not in `names` are ignored.
+        columns: names of the columns to read; empty: all columns of 2 to 32 different values, or of numbers.
+        pair: name of the column whose value is the same for pictures that differ in one attribute alone; None: none.
 
     Raises:
-        UserError: no such file or column, a broken row, or no row of a picture of the folder.
+        UserError: the table cannot be read, has a broken row or lacks a named column; no column is an attribute; or
+            no row is for a picture in `names`.
     """
     table = read_table(path)
     rows = _rows_of(path, table.rows, names)
@@ -153,13 +155,13 @@ def from_file(
 def _column(
     name: str, values: tuple[str | None, ...], pairs: tuple[str | None, ...] | None, named: bool
 ) -> Column | None:
-    """Return a column of a table as an attribute; None if it is not one.
+    """Return a column of a table as an attribute; None if it has no usable number of values (see `from_file`).
 
     Args:
         name: the column's name.
         values: the value of each picture; None: not known.
         pairs: pair name of each picture; None: there are no pairs.
-        named: whether the user asked for the column by its name, so that it may have any number of values.
+        named: whether the user named the column; a named column may have any number of values.
     """
     distinct = {value for value in values if value is not None}
     if len(distinct) > MAX_VALUES and (numbers := _numbers(distinct)):
@@ -194,8 +196,8 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
     """Return the index of each picture's row in a table; None for a picture without a row.
 
     Pictures and rows are matched by path; if no path matches, by file name; if no file name matches, by file name
-    without suffix. Published tables name the file alone, and .jpg where a converted folder has .png. Numbers of rows
-    without a picture and of pictures without a row are logged.
+    without suffix. Published tables give the file name alone, and say .jpg where a converted folder has .png. A warning
+    counts the rows without a picture, another the pictures without a row.
 
     Args:
         path: the table's path, for messages.
@@ -203,7 +205,7 @@ def _rows_of(path: Path, rows: Mapping[str, int], names: Sequence[str]) -> list[
         names: names of the folder's pictures.
 
     Raises:
-        UserError: no row is of a picture of the folder.
+        UserError: no row of the table is for a picture in `names`.
     """
     matched = next(filter(None, (_matched(rows, names, key) for key in (str, _base, _stem))), {})
     if not matched:

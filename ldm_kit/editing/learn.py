@@ -34,8 +34,8 @@ def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Direc
             examples.
 
     Raises:
-        UserError: labels that do not match the pictures, too few pictures, a model that is not semantic, or a model's
-            folder that cannot be written to.
+        UserError: the labels do not match the pictures, there are too few pictures, the model is not semantic, or the
+            model's folder cannot be written to.
     """
     check_writable(context.directions)
     model = context.load_semantic_model()
@@ -64,7 +64,7 @@ def _rendered(model: Semantic, kind: type[FacesConfig | ShapesConfig]) -> tuple[
     """Load the training part of faces or shapes; return its pictures, their factors, and the pictures' names.
 
     Raises:
-        UserError: the model's pictures are not in colour, or a package is missing.
+        UserError: the model's pictures are not in colour, or the package that draws the data set is not installed.
     """
     config = kind(resolution=model.resolution)
     if model.channels != config.channels:
@@ -74,10 +74,10 @@ def _rendered(model: Semantic, kind: type[FacesConfig | ShapesConfig]) -> tuple[
 
 
 def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load OpenMoji's training set at `model`'s size; return its pictures, their attributes, and a group name of each.
+    """Load OpenMoji's training set at `model`'s size; return its pictures, their attributes, and each one's group name.
 
     The group name is the caption without gender and skin tone, such as "astronaut". All drawings of a group are held
-    out together, or none.
+    out, or none.
     """
     if model.channels != 3:
         raise UserError(f"OpenMoji is in colour, but this model's pictures have {model.channels} channels")
@@ -86,10 +86,10 @@ def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
 
 
 def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load a folder at `model`'s size, and labels; return the pictures, their attributes, and a group name of each.
+    """Load a folder's pictures at `model`'s size; return them, their attributes, and a group name for each picture.
 
-    The group name is the value in the column `examples.pair`; without such a column or value, the picture's name.
-    Pictures of a group are held out together, or none.
+    The attributes come from the table `examples.labels`. The group name is the picture's value in the column
+    `examples.pair`; without such a column or value, the picture's name. All pictures of a group are held out, or none.
     """
     assert examples.images is not None
     assert examples.labels is not None

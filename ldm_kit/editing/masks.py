@@ -24,10 +24,10 @@ _log = logging.getLogger("ldm_kit.editing")
 def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
     """Read the mask of the pixels that are to be sampled again, bool [R, R], scaled and cropped as the picture is.
 
-    In a mask without transparency these pixels are white. In a mask with transparency they are opaque, whatever their
-    colours; but if the mask is the picture itself with a part erased, they are transparent. For a mask with
-    transparency, a warning says which of the two was chosen. A pixel of the result is True if any pixel of the mask in
-    it is to be sampled again, so that no line is too thin.
+    A mask without transparency is white where the picture is sampled again. A mask with transparency is opaque there,
+    in any colour, unless the mask is the picture itself with a part erased: then this transparent part is sampled
+    again. A warning says which of these two cases was found. A pixel of the result is True if any of the mask's pixels
+    that fall into it is to be sampled again, so that thin lines are not lost.
 
     Args:
         path: the mask.
@@ -35,8 +35,8 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
         picture: the file of the picture that is inpainted.
 
     Raises:
-        BadPicture: a file is no picture.
-        UserError: a mask that leaves nothing to sample or nothing to keep.
+        BadPicture: `path` or `picture` is no picture.
+        UserError: the mask marks no pixel, or every pixel, to be sampled again.
     """
     image, original = decode(path).image, decode(picture).image
     if image.size != original.size:
@@ -87,11 +87,11 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
 
 
 def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Scale a mask to [R, R] and crop it to the centre, as its picture is cropped; R = `resolution`.
+    """Crop a mask to the same square as the picture to inpaint, and scale it to [R, R] with R = `resolution`.
 
     `new` is the mask, bool [h, w]; `size` is the picture's (width, height), which may differ from the mask's.
 
-    A box filter weighs all mask pixels within a pixel of the result alike: the result is True if any of them is True.
+    A pixel of the result is True if any of the mask's pixels that fall into it is True.
     """
     width, height = size
     side = min(size)

@@ -67,8 +67,8 @@ def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
     A number of steps that the user left out is reduced to the most that the model's noise schedule allows.
 
     Raises:
-        UserError: the user asks for more steps than that, or for `stop` with a model that is no PDAE; the message names
-            the flag.
+        UserError: the user asks for more steps than the schedule allows, or for `stop` although the model is no PDAE;
+            the message names the flag.
     """
     given = options.model_fields_set
     options, note = model.saved.fill(options, options.SECTION, options.SAVED)

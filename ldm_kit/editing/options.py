@@ -17,7 +17,7 @@ STRENGTHS = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, where -0.5 to 0.5 is sensib
 ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 MIN_DURATION = 20  # shortest frame, in milliseconds, that viewers honour
 _IMAGE = "the picture; scaled and cropped to the model's size"
-BATCH_SIZE = "pictures at once; changes a picture by rounding alone"
+BATCH_SIZE = "most pictures at once; changes a picture by rounding alone"
 
 
 def check_strength(strength: float) -> float:
@@ -28,7 +28,7 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Base of options that default to values saved with the model: those with which its training run was evaluated."""
+    """Base of options that default to values saved with the model, with which the training run was evaluated."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
@@ -44,7 +44,10 @@ class StepOptions(ModelDefaults):
     """How codes are decoded: the fraction of steps that a PDAE leaves to its base model; subclasses add step counts."""
 
     stop: float = Field(
-        default=0.0, ge=0, le=1, description="PDAE: share of the last steps left to the base model; 0.3 after a prior"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="PDAE: share of last steps by the base model; 0.3 for a prior's codes",
     )
 
     @property
@@ -82,8 +85,8 @@ class ChangeOptions(RoundTripSteps):
 
     image: Path = Field(description=_IMAGE)
     attribute: tuple[str, ...] = Field(description='"glasses", "skin tone: dark", "skin tone: light > dark"')
-    strength: tuple[float, ...] = Field(default=(), description="one each, or one for all; typical if left out")
-    strip: str | None = Field(default=None, description='strengths side by side: "-0.3,0,0.3"')
+    strength: tuple[float, ...] = Field(default=(), description="one for each attribute or for all; left out: typical")
+    strip: str | None = Field(default=None, description='one picture for each of these strengths: "-0.3,0,0.3"')
 
     @field_validator("attribute")
     @classmethod
@@ -134,7 +137,7 @@ class TrainingExamples(Config):
 
     images: Path | None = Field(default=None, description="a folder of pictures, labelled or not")
     labels: Path | None = Field(default=None, description=".csv or .jsonl: file_name and attributes")
-    column: tuple[str, ...] = Field(default=(), description="of the labels; all if left out")
+    column: tuple[str, ...] = Field(default=(), description="column of the labels to learn; left out: all")
     pair: str | None = Field(
         default=None, description="column that is equal for pictures that differ in one attribute alone"
     )
@@ -143,10 +146,10 @@ class TrainingExamples(Config):
         default=None, description="learn every factor of a built-in set: faces or shapes"
     )
     positive: Path | None = Field(default=None, description="a folder of a dozen examples")
-    negative: Path | None = Field(default=None, description="counter-examples; the training set if left out")
+    negative: Path | None = Field(default=None, description="counter-examples; left out: the training set")
     name: str | None = Field(default=None, description="what the examples have in common")
     estimator: Literal["classifier", "means"] = Field(
-        default="classifier", description="how labels are used; means: the difference of the means"
+        default="classifier", description="classifier: its weight; means: difference of mean codes"
     )
 
     @model_validator(mode="after")
@@ -173,14 +176,14 @@ class InterpolationOptions(RoundTripSteps):
     """Options of `edit.py interpolate`: the two pictures, and how to interpolate between them."""
 
     image: tuple[Path, ...] = Field(description="the two pictures, each by its own --image")
-    count: int = Field(default=8, ge=2, description="pictures, both ends among them")
+    count: int = Field(default=8, ge=2, description="number of pictures, both ends among them")
     mode: Literal["latent", "trajectory"] = Field(
         default="latent",
         validation_alias=AliasChoices("mode", "along"),
-        description="latent: the codes are interpolated; trajectory: a PDAE's gradients, at every step",
+        description="latent: interpolate the codes; trajectory: interpolate a PDAE's gradients in every step",
     )
     morph: Path | None = Field(default=None, description="an animation as well, a new file: .gif, .png or .apng")
-    duration: int = Field(default=80, ge=MIN_DURATION, description="of a frame of the animation, in milliseconds")
+    duration: int = Field(default=80, ge=MIN_DURATION, description="milliseconds for each frame of the animation")
 
     @field_validator("image")
     @classmethod
@@ -209,7 +212,7 @@ class NeighboursOptions(Config):
 
     image: Path = Field(description=_IMAGE)
     among: Path = Field(description="a folder of pictures, or a file that encode wrote")
-    count: int = Field(default=8, ge=1, description="pictures")
+    count: int = Field(default=8, ge=1, description="number of pictures to find")
     out: Path = Field(
         default=Path("edits"),
         description="folder for the pictures and sheet.png, beside earlier ones, which stay; left out: a new folder",
@@ -246,7 +249,7 @@ class DecodeOptions(DecodeSteps):
     """Options of `edit.py decode`: the code file whose pictures are decoded."""
 
     codes: Path = Field(description="a file that encode wrote")
-    seed: Seed = Field(default=0, description="of the first picture, where the file has no x_T; the next counts up")
+    seed: Seed = Field(default=0, description="without x_T in the file: seed of the first picture; the next add 1")
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
 

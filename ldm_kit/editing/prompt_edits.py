@@ -49,8 +49,8 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
         options: the picture, its own and the other prompt, and how the picture is inverted and sampled.
 
     Raises:
-        UserError: a file that is no picture, a model without prompts, or more steps than the model's noise schedule
-            allows.
+        UserError: the file is no picture, the model is unconditional, or the model's noise schedule allows fewer steps
+            than `options` has.
     """
     pipeline = context.load_pipeline(context.precision)
     if pipeline.conditioner.null is None:
@@ -80,8 +80,8 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
             level is added.
 
     Raises:
-        UserError: a file that is no picture, a prompt that does not fit the model, or more steps than the model's noise
-            schedule allows.
+        UserError: the file is no picture, the prompt does not fit the model (`_condition`), or the model's noise
+            schedule allows fewer steps than `options` has.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -107,8 +107,8 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
         options: the files of picture and mask, the prompt, the seeds, and how often each step is repeated.
 
     Raises:
-        UserError: a file that is no picture, an empty or full mask, a prompt that does not fit the model, or more steps
-            than the model's noise schedule allows.
+        UserError: a file is no picture, the mask marks no pixel or every pixel, the prompt does not fit the model
+            (`_condition`), or the model's noise schedule allows fewer steps than `options` has.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -128,12 +128,12 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
 
 
 class _Task(NamedTuple):
-    """What pictures are sampled from, under which condition, and what the progress bar and errors say."""
+    """What `_in_batches` samples: the latents to start from, the condition, and the texts of the progress bar."""
 
     x_0: Tensor  # latents [1, Z, h, w] of the picture
     cond: Condition  # condition of all pictures
-    steps: int  # number of steps
-    description: str  # name of the process
+    steps: int  # number of sampling steps
+    description: str  # name of the process, such as "sampling", for the progress bar and errors
 
 
 def _in_batches(
@@ -143,7 +143,7 @@ def _in_batches(
     task: _Task,
     states: Callable[[Denoiser, Tensor, Condition, Sequence[int]], Iterator[State]],
 ) -> Tensor:
-    """Sample `options.count` pictures, at most `options.batch_size` at once; halved when memory runs out.
+    """Sample `options.count` pictures, at most `options.batch_size` at once; halve the batch when memory runs out.
 
     Args:
         pipeline: the model.
@@ -177,7 +177,8 @@ def _settings(
         options: the command's options.
         sampling: the same options, completed with the values saved with the model.
         times: timesteps that were visited, the first and the last among them.
-        left_out: names of options that are not recorded: paths, numbers in the file names, options without effect.
+        left_out: names of options that are not recorded: paths, numbers that the file names give, and options that
+            have no effect.
     """
     sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields})
     done = {**options.model_dump(mode="json", exclude=left_out), **sampled, "steps": len(times) - 1}
@@ -185,7 +186,7 @@ def _settings(
 
 
 def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Read the picture `path` at the model's size; return it as uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
+    """Return the picture in the file `path` at the model's size, uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
     channels, side = picture_shape(pipeline)
     picture = read_picture(path, side, channels)[None]
     return picture, encode_image(pipeline, picture)
@@ -199,7 +200,7 @@ def _condition(pipeline: Pipeline, options: SeedOptions) -> Condition:
         options: `prompt`, None for an unconditional model, and `count`, the number of pictures.
 
     Raises:
-        UserError: a prompt for an unconditional model, or no prompt for a conditional one.
+        UserError: the model is unconditional but `options` has a prompt; or it is conditional and `options` has none.
     """
     if pipeline.conditioner.null is None:
         if options.prompt is not None:

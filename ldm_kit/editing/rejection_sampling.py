@@ -21,7 +21,7 @@ class AttributeThreshold:
     """The condition under which a code is accepted: the probability of an attribute is above a threshold."""
 
     attribute: str  # name of the attribute
-    threshold: float = 0.5  # that the probability must exceed, 0 to 1
+    threshold: float = 0.5  # a code is accepted if the attribute's probability is above this, 0 to 1
     tries: int = 1000  # most codes that are tried for each picture
 
 
@@ -29,8 +29,8 @@ class AcceptedCodes(NamedTuple):
     """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
     z: Tensor  # [N, D], as the function `sample` of `sample_accepted` returned them
-    probability: Tensor  # [N], that the code has the attribute
-    tried: int  # sum over the pictures; each picture counts its codes up to the accepted one
+    probability: Tensor  # [N], probability that each code has the attribute
+    tried: int  # codes tried for a picture, up to and with the accepted one; summed over the pictures
 
     @property
     def rate(self) -> float:

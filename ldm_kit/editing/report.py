@@ -30,7 +30,7 @@ from ldm_kit.models.folder import device_named
 from ldm_kit.models.protocol import encode_pictures, encoder_digest, normalise
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.paths import check_writable_file
-from ldm_kit.viz.png import write_atomic
+from ldm_kit.viz.png import unused_path, write_atomic
 
 FORMAT = "ldm_kit report 1"
 Report = dict[str, Any]
@@ -50,7 +50,8 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
         UserError: a model that is not semantic, a set without labels, a factor that does not exist, a group size that
             does not divide a code, a missing package, or a file that cannot be written.
     """
-    out = options.out or context.folder / "reports" / f"{options.source}.json"
+    default = context.folder / "reports" / f"{options.source}.json"
+    out = options.out if "out" in options.model_fields_set else unused_path(default)
     check_writable_file(out)
     check_packages()
     model = context.load_semantic_model()
@@ -156,14 +157,14 @@ def _table(report: Report) -> list[str]:
             report["probes"].items()]  # fmt: skip
     if edits is None:
         return _lines([head, *rows])
-    head += ["reader", "edits", "right", "of the truth", "others kept", "closer", "distance", "nearest"]
+    head += ["reader", "edits", "right", "of the truth", "others unchanged", "closer", "distance", "nearest"]
     rows = [row + _edit_cells(edits["reader"].get(row[0]), edits["factors"].get(row[0], {})) for row in rows]
     total = ["all", "", "", *_edit_cells(statistics.fmean(edits["reader"].values()), edits["all"])]
     return _lines([head, *rows, total])
 
 
 def _edit_cells(reader: float | None, errors: Mapping[str, Any]) -> list[str]:
-    shares = [_share(errors.get(name)) for name in ("right", "readable", "kept", "closer")]
+    shares = [_share(errors.get(name)) for name in ("right", "readable", "unchanged", "closer")]
     return [_share(reader), str(errors.get("edits", 0)), *shares, _number(errors.get("ratio")),
             _share(errors.get("nearest"))]  # fmt: skip
 

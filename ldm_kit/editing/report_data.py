@@ -52,8 +52,8 @@ class ReportData:
 
 
 def _numbers(column: Column) -> Tensor:
-    known = {value: i for i, value in enumerate(sorted({value for value in column.values if value is not None}))}
-    return torch.tensor([-1 if value is None else known[value] for value in column.values])
+    numbers = {value: i for i, value in enumerate(sorted({value for value in column.values if value is not None}))}
+    return torch.tensor([-1 if value is None else numbers[value] for value in column.values])
 
 
 def load_data(model: Semantic, options: ReportOptions) -> ReportData:

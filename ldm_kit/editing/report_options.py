@@ -21,7 +21,7 @@ class ReportOptions(RoundTripSteps):
     images: Path | None = Field(default=None, description="a folder of pictures")
     labels: Path | None = Field(default=None, description="its labels, .csv or .jsonl: file_name and attributes")
     column: tuple[str, ...] = Field(default=(), description="of the labels; all if left out")
-    count: int = Field(default=6000, ge=20, description="faces or shapes, in all parts of the split")
+    count: int = Field(default=6000, ge=1, description="faces or shapes, in all parts of the split")
     edits: int = Field(default=200, ge=0, description="edits of held-out pictures, compared with the exact result")
     factor: tuple[str, ...] = Field(default=(), description="factors to edit; all if left out")
     scale: float = Field(default=1.0, gt=0, le=4, description="strength of an edit, times the typical one")
@@ -35,7 +35,7 @@ class ReportOptions(RoundTripSteps):
     reader_count: int = Field(default=8000, ge=20, description="pictures that the reader of factors is trained on")
     reader_epochs: int = Field(default=8, ge=1, description="times that the reader sees each")
     seed: Seed = Field(default=0, description="of the votes, the edits' values and the reader")
-    out: Path | None = Field(default=None, description="a .json file; left out: reports/ in the model's folder")
+    out: Path = Field(default=Path("report.json"), description="a .json file; left out: reports/ in the model's folder")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -47,7 +47,7 @@ class ReportOptions(RoundTripSteps):
             raise ValueError("--column is for --labels FILE")
         if self.dataset is None and self.factor:
             raise ValueError("--factor is for --dataset NAME, as the true results of other edits are not known")
-        if self.out is not None and self.out.suffix != ".json":
+        if self.out.suffix != ".json":
             raise ValueError("--out: expected a file that ends in .json")
         return self
 

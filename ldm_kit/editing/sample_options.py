@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _SAMPLING = SamplingOptions.model_fields  # fields that are flags here as well, with the same range and help
 _IMAGE = "the picture; scaled and cropped to the model's size"
-_STRENGTH = "share of the way to pure noise; less keeps more, 0.5 to 0.8 is usual"
+_STRENGTH = "share of the way to pure noise; less keeps more of the picture, 0.5 to 0.8 is usual"
 
 
 class SeedOptions(Config):
     """How many pictures are sampled, under which prompt, and from which seeds."""
 
     prompt: str | None = Field(default=None, description="a prompt or a class; none for unconditional models")
-    count: int = Field(default=1, ge=1, description="pictures")
-    seed: Seed = Field(default=0, description="of the first picture; the next counts up")
+    count: int = Field(default=1, ge=1, description="number of pictures")
+    seed: Seed = Field(default=0, description="seed of the first picture; the next add 1")
 
     @model_validator(mode="after")
     def _seeds_in_range(self) -> Self:
@@ -42,15 +42,15 @@ class SeedOptions(Config):
 
     @property
     def captions(self) -> list[str]:
-        """One caption for each picture: its prompt and its seed."""
+        """One caption for each picture: the prompt, or "sample" without one, and the picture's seed."""
         return [f"{self.prompt or 'sample'}, seed {seed}" for seed in self.seeds]
 
 
 class GuidedOptions(Config):
     """Steps and classifier-free guidance with which a picture is sampled again.
 
-    The fields mean what they mean in `SamplerOptions`. One that the user leaves out takes the value saved with the
-    model, if there is one.
+    The fields mean what they mean in `SamplerOptions`. A field that the user leaves out takes the value saved with the
+    model, if there is such a value.
     """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {"steps": 50, "solver": "ddim"}  # for models without saved options
@@ -75,7 +75,7 @@ class GuidedOptions(Config):
             fixed: options, by name, whose values the command fixes.
 
         Raises:
-            UserError: options that the model cannot follow.
+            UserError: an option has no effect on the model, or is impossible with it; the message names the flag.
         """
         given = self.model_dump(include=self.model_fields_set & SamplingOptions.model_fields.keys()) | fixed
         if str(pipeline.saved.sampling.get("solver")).startswith(DIFFUSERS_PREFIX):  # its grid starts at pure noise
@@ -89,7 +89,7 @@ class RepromptOptions(GuidedOptions):
     steps: int = Field(default=50, ge=1, description="DDIM steps of the inversion, and as many of sampling")
     image: Path = Field(description=_IMAGE)
     source: str = Field(description="what the picture shows: a prompt or a class")
-    prompt: str = Field(description="what it is to show instead")
+    prompt: str = Field(description="what the edited picture shows: a prompt or a class")
     strength: float = Field(default=1.0, gt=0, le=1, description=_STRENGTH)
     refine: int = Field(
         default=0, ge=0, description="further evaluations in each step of the inversion; 3 is nearly exact"
@@ -117,7 +117,7 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 
     image: Path = Field(description=_IMAGE)
     mask: Path = Field(description="a picture: white is sampled again, black stays")
-    resample: int = Field(default=4, ge=1, description="times that each step is repeated; more fits better")
+    resample: int = Field(default=4, ge=1, description="times that each step is taken; more blends in better")
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 
 
@@ -134,17 +134,17 @@ class SamplePriorOptions(StepOptions, SeedOptions):
     prompt: str | None = Field(
         default=None, description="condition of the prior", json_schema_extra={"flags": ["--class"]}
     )
-    count: int = Field(default=8, ge=1, description="pictures")
+    count: int = Field(default=8, ge=1, description="number of pictures")
     attribute: str | None = Field(default=None, description="sample until the code has this learned attribute")
     threshold: float | None = Field(
-        default=None, ge=0, lt=1, description="that the attribute's probability must exceed; 0.5 if left out"
+        default=None, ge=0, lt=1, description="probability of the attribute that codes must exceed; left out: 0.5"
     )
-    tries: int = Field(default=1000, ge=1, description="codes for each picture, at most")
+    tries: int = Field(default=1000, ge=1, description="most codes tried for each picture")
     steps: int = Field(default=100, ge=1, description="DDIM steps of the code", json_schema_extra=OWN)
     decode_steps: int = Field(default=100, ge=1, description="DDIM steps of the picture", json_schema_extra=OWN)
     guidance_scale: Annotated[float, _SAMPLING["guidance_scale"]] = 1.0
     clip: Literal["none", "published"] = Field(
-        default="none", description="published: codes are clipped as PDAE's code does by mistake"
+        default="none", description="published: clip codes to [-1, 1], a mistake of PDAE's code"
     )
     batch_size: int = Field(default=32, ge=1, description=BATCH_SIZE)
 

@@ -34,8 +34,8 @@ def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePri
         options: class or prompt, seeds, and steps. If they name an attribute, only codes that have it are accepted.
 
     Raises:
-        UserError: a model without a prior, a class or prompt that does not fit it, an unknown attribute, no accepted
-            code, or more steps than training timesteps.
+        UserError: the model has no prior, the class or prompt does not fit the prior, the attribute is unknown, no code
+            was accepted for a picture, or the number of steps is above the number of training timesteps.
     """
     model = context.load_semantic_model(context.precision)
     options, note = _resolve(model, options)
@@ -51,8 +51,8 @@ def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SampleP
     """Return options with the model's saved values for those that the user left out, and a note on these values.
 
     Raises:
-        UserError: no prior, more steps than training timesteps, or guidance with a null condition that was never
-            trained.
+        UserError: the model has no prior, a number of steps is above the number of training timesteps, or the user asks
+            for guidance but the prior's null condition was never trained.
     """
     if model.prior is None:
         raise UserError("this model has no prior to sample codes from; train one with `method: prior`")
@@ -80,8 +80,8 @@ def attribute_threshold(options: SamplePriorOptions) -> AttributeThreshold | Non
 def _settings(options: SamplePriorOptions) -> dict[str, object]:
     """Return the settings of sampling, by name, for the PNGs' metadata.
 
-    They are count, prompt, steps and guidance scale; clipping, an attribute's threshold and `stop` only where they are
-    used.
+    Count, prompt, steps and guidance scale are always recorded; clipping, the attribute with its threshold, and `stop`
+    only if they are used.
     """
     criterion = attribute_threshold(options)
     threshold = {} if criterion is None else {"attribute": criterion.attribute, "threshold": criterion.threshold}

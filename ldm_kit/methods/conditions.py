@@ -47,7 +47,7 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Return the conditioner's inputs, [N, ...] by name, of training and held-out set (None: no such set).
+        """Return the conditioner's inputs, [N, ...] by name, of the training and the held-out set (None if empty).
 
         One log line says how many captions of both were cut, and none later: the same captions may be sampled often.
         """

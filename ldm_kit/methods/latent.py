@@ -2,7 +2,8 @@
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
 Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a text or class encoder tau_theta(y). It
-          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1).
+          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or take the guidance
+          scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154).
 Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
@@ -30,32 +31,16 @@ from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
+from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
+from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
+from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
-from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
-
-
-class LatentDiffusion(nn.Module):
-    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
-
-    def __init__(self, unet: nn.Module, conditioner: Conditioner) -> None:
-        super().__init__()
-        self.unet, self.conditioner = unet, conditioner
-
-    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the U-Net's output.
-
-        Args:
-            x: noisy latents [B, Z, h, w].
-            t: timesteps [B].
-            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids.
-        """
-        return apply_unet(self.unet, x, t, self.conditioner(**inputs))  # pyright: ignore[reportArgumentType]
 
 
 class Latent(Method[LatentRun]):
@@ -120,6 +105,7 @@ class Latent(Method[LatentRun]):
             out_channels=2 * channels if config.variance == "learned_range" else channels,
             cross_width=conditioner.width,
             vector_width=conditioner.vector_width,
+            guidance_width=None if config.guidance is None else config.guidance.width,
         )
         inputs, heldout_inputs = conditions.prepare()
         heldout = None
@@ -130,6 +116,8 @@ class Latent(Method[LatentRun]):
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
         method.prompts = prompts
+        if config.guidance is not None and config.guidance.base is not None:
+            method.dependencies["guidance.base"] = start_from(config.guidance.base, method.pipeline, inputs, conditions)
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -162,12 +150,20 @@ class Latent(Method[LatentRun]):
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
-        errors = self.errors(batch, t, self.config.seed, inputs, self.ddp_modules["denoiser"])
+        errors = self.errors(batch, t, self.config.seed, inputs, self._trained_network(position))
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
+
+    def _trained_network(self, position: Tensor) -> Callable[..., Tensor]:
+        """Return the network of (x_t, t, inputs) whose errors train, for samples at these positions [B] in the run."""
+        network, guidance = self.ddp_modules["denoiser"], self.config.guidance
+        if guidance is None:
+            return network
+        scale = draw_scales(guidance, self.config.seed, position)
+        return GuidedTraining(network, self.module, self.null, scale, guidance.interval, len(self.schedule))
 
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
@@ -202,6 +198,7 @@ class Latent(Method[LatentRun]):
         """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
+        saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         return Pipeline(
             self.vae,
             unet,
@@ -209,7 +206,7 @@ class Latent(Method[LatentRun]):
             config.schedule,
             config.prediction_type,
             variance=config.variance,
-            saved=SavedSampling.of(SAMPLING, config.sample, config.condition_dropout),
+            saved=saved if config.guidance is None else saved.joined(config.guidance.saved),
         )
 
     def samples(self) -> Grid:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.run_config import ConditionedRun, NoisedRun, check_saved, check_steps
-from ldm_kit.models.sampler_options import SamplerOptions
+from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
+from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
 from ldm_kit.solvers.table import SamplerName
 
@@ -21,6 +23,35 @@ class SampleConfig(SamplerOptions):
         default=(), description="prompts or class names to sample; empty: captions or classes from the data set"
     )
     solver: SamplerName = Field(default="dpm++", description="sampler")
+
+
+class GuidanceConfig(Config):
+    """Settings of a network that takes the guidance scale as input and is trained to predict the guided output."""
+
+    max_scale: float = Field(default=8.0, gt=1, description="greatest guidance scale; the least is 1, no guidance")
+    interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="shares of time, LOW and HIGH, between which the training is guided; 0 is clean",
+    )
+    width: int = Field(
+        default=256, ge=4, multiple_of=2, description="sinusoids that embed the scale (diffusers: time_cond_proj_dim)"
+    )
+    base: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a trained model to start from, its folder or its run's, of the same networks but for the scale; "
+        "null: from random weights",
+    )
+
+    @field_validator("interval")
+    @classmethod
+    def _rising_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        return check_interval(interval)
+
+    @property
+    def saved(self) -> SavedSampling:
+        """The scales and times of the training, as the saved model's `sampling.json` has them."""
+        return SavedSampling({GUIDANCE: self.model_dump(mode="json", include={*GuidanceRange._fields})})
 
 
 class LatentRun(ConditionedRun, NoisedRun):
@@ -46,6 +77,11 @@ class LatentRun(ConditionedRun, NoisedRun):
         default=1e-3,
         gt=0,
         description="hybrid: weight of the whole bound, a sum of T terms; a step draws one of them and multiplies by T",
+    )
+    guidance: GuidanceConfig | None = Field(
+        default=None,
+        description="the guidance scale as an input of the network: sampling takes one evaluation a step at any scale; "
+        "null: classifier-free guidance, two evaluations",
     )
     sample: SampleConfig = SampleConfig()
 
@@ -82,6 +118,20 @@ class LatentRun(ConditionedRun, NoisedRun):
             raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
         if self.loss == "vlb" and self.min_snr is not None:
             raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> "LatentRun":
+        if self.guidance is None:
+            return self
+        if type(self.condition).unconditional or self.condition_dropout == 0:
+            raise ValueError(
+                "guidance steers away from the null condition; expected a condition, and a condition_dropout above 0 "
+                "that trains the null condition"
+            )
+        if self.loss != "simple":
+            raise ValueError(f"guidance trains the squared error, but loss is {self.loss}; expected simple")
+        check_scale(self.sample, GuidanceRange(self.guidance.max_scale, self.guidance.interval), prefix="sample.")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ is that dimension's importance R_ij for factor j.
 """
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +32,7 @@ class DCI(NamedTuple):
     """The three scores, each at most 1, and what they are computed from."""
 
     disentanglement: float  # each dimension tells one factor alone: 1
-    completeness: float  # each factor is told by one dimension alone: 1
+    completeness: float  # each factor is in one dimension alone: 1
     informativeness: float  # mean over factors of the share of values predicted right in pictures not fitted to
     importance: Tensor  # float64 [D, F] or, for groups, [G, F]; the sum over dimensions is 1
     accuracy: Tensor  # float64 [F], of which informativeness is the mean
@@ -125,7 +126,9 @@ def _forest(x: Any, y: Any, seed: int) -> Any:
 
     def fit(depth: int) -> Any:
         options = {"oob_score": True, "max_features": None, "random_state": seed}
-        return _ensemble().RandomForestClassifier(TREES, max_depth=depth, **options).fit(x, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some inputs do not have OOB scores")  # of a few pictures, in all trees
+            return _ensemble().RandomForestClassifier(TREES, max_depth=depth, **options).fit(x, y)
 
     forests: Sequence[Any] = [fit(depth) for depth in FOREST_DEPTHS]
     best = max(forest.oob_score_ for forest in forests)

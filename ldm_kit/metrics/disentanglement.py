@@ -1,7 +1,7 @@
 """Measures of disentanglement: DCI, FactorVAE score, mutual information gap (MIG) and total AUROC difference (TAD).
 
-Each is a function of codes [N, D] and of what is known about the N pictures: factors [N, F], the whole number of each
-factor's value, or attributes [N, A], 0 or 1; -1 where it is not known. `groups` names dimensions that count as one, such
+Each is a function of codes [N, D] and of what is known about the N pictures: factors [N, F], the number of each
+factor's value, or attributes [N, A], 0 or 1; -1 where not known. `groups` names dimensions that count as one, such
 as those of a token or of a chunk. A group counts by the sum of its importances (DCI), the mean of its normalised
 variances (FactorVAE score) or its first principal component (MIG, TAD).
 """
@@ -19,7 +19,9 @@ VOTES = 10_000, 5_000  # of the FactorVAE score: those that fit the majority vot
 VOTE_PICTURES = 64  # pictures that a vote compares
 BINS = 20  # of the histogram by which MIG makes a dimension discrete
 CAPTURED = 0.75  # AUROC from which an attribute counts as captured (TAD)
-REDUNDANT = 0.2  # share of an attribute's entropy above which another attribute tells it, so that it is left out (TAD)
+REDUNDANT = (
+    0.2  # share of an attribute's entropy above which another attribute predicts it, so that it is left out (TAD)
+)
 _BLOCK = 256  # votes that are computed at once
 
 
@@ -28,7 +30,7 @@ class TotalAUROCDifference(NamedTuple):
 
     total: float
     captured: int  # attributes that one dimension detects with an AUROC of CAPTURED or more
-    attributes: int  # attributes with both values, and not told by another one
+    attributes: int  # attributes with both values, and not predicted by another one
 
 
 def factor_vae_score(
@@ -123,11 +125,11 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, groups: Groups | None
     binned = _histogram(first_components(codes, groups))
     gaps: list[float] = []
     for values in factors.T:
-        known = values >= 0
-        numbers = values[known].unique(return_inverse=True)[1]
+        labelled = values >= 0
+        numbers = values[labelled].unique(return_inverse=True)[1]
         entropy = _entropy(numbers.bincount())
         if entropy > 0:
-            shared = [_mutual_information(column, numbers) for column in binned[known].T]
+            shared = [_mutual_information(column, numbers) for column in binned[labelled].T]
             first, second = sorted([0.0, *shared])[-1:-3:-1]
             gaps.append((first - second) / entropy)
     if not gaps:
@@ -175,7 +177,7 @@ def total_auroc_difference(
     codes = first_components(codes, groups)
     usable = [column for column in attributes.T if {0, 1} <= {*column.tolist()}]
     differences: list[float] = []
-    independent = [a for a in usable if all(a is b or _told_share(a, b) <= REDUNDANT for b in usable)]
+    independent = [a for a in usable if all(a is b or _predicted_share(a, b) <= REDUNDANT for b in usable)]
     for column in independent:
         scores = aurocs(codes[column >= 0], column[column >= 0] == 1)
         best, second = sorted([0.5, *torch.maximum(scores, 1 - scores).tolist()])[-1:-3:-1]
@@ -183,11 +185,11 @@ def total_auroc_difference(
     return TotalAUROCDifference(sum(differences), len(differences), len(independent))
 
 
-def _told_share(a: Tensor, b: Tensor) -> float:
-    """Return the share of attribute a's entropy that attribute b tells, I(a; b) / H(a), where both are known."""
-    known = (a >= 0) & (b >= 0)
-    entropy = _entropy(a[known].bincount())
-    return _mutual_information(a[known], b[known]) / entropy if entropy > 0 else 0.0
+def _predicted_share(a: Tensor, b: Tensor) -> float:
+    """Return the share of attribute a's entropy that attribute b predicts, I(a; b) / H(a), where both are known."""
+    labelled = (a >= 0) & (b >= 0)
+    entropy = _entropy(a[labelled].bincount())
+    return _mutual_information(a[labelled], b[labelled]) / entropy if entropy > 0 else 0.0
 
 
 def aurocs(codes: Tensor, positive: Tensor) -> Tensor:
@@ -208,8 +210,8 @@ def aurocs(codes: Tensor, positive: Tensor) -> Tensor:
 
 def _mean_ranks(values: Tensor) -> Tensor:
     """Return the rank of each value from 1, float64 [N]; equal values share the mean of their ranks."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
 
 
 def first_components(codes: Tensor, groups: Groups | None) -> Tensor:

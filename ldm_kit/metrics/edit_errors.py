@@ -13,8 +13,8 @@ class EditError(NamedTuple):
     """How one edit compares with the exact picture of that edit, its truth."""
 
     right: bool  # the reader finds the wanted value of the edited factor
-    kept: int  # other factors whose value the reader finds unchanged
-    others: int  # other factors whose value can be told from the truth
+    unchanged: int  # other factors whose value the reader finds unchanged
+    others: int  # other factors whose value the truth shows
     ratio: float  # distance of the edited picture to the truth over that of the unedited one; below 1: it came closer
     rank: int  # of the truth among the candidates by distance to the edited picture; 1: it is the nearest
     candidates: int  # the unedited picture and the true results of all edits of it
@@ -22,7 +22,7 @@ class EditError(NamedTuple):
 
 
 def edit_error(
-    edited: Tensor, original: Tensor, candidates: Tensor, truth: int, readings: Tensor, labels: Tensor, factor: int
+    edited: Tensor, original: Tensor, candidates: Tensor, truth: int, *, readings: Tensor, labels: Tensor, factor: int
 ) -> EditError:
     """Compare an edited picture with the exact picture of the edit.
 
@@ -32,7 +32,7 @@ def edit_error(
         candidates: true results of all edits of one factor of this picture, uint8 [M, C, R, R].
         truth: index of the wanted one among them.
         readings: int64 [2, F], the numbers of the values that the reader finds in the edited picture and in the truth.
-        labels: int64 [F], the numbers of the truth's values; -1: not known, or it cannot be told from the picture.
+        labels: int64 [F], the numbers of the truth's values; -1: not known, or the truth does not show it.
         factor: index of the edited factor.
     """
     distances = (torch.cat([candidates, original[None]]).double() - edited.double()).flatten(1).norm(dim=1)
@@ -42,7 +42,7 @@ def edit_error(
     others[factor] = False
     return EditError(
         right=bool(right[0, factor]),
-        kept=int(right[0, others].sum()),
+        unchanged=int(right[0, others].sum()),
         others=int(others.sum()),
         ratio=float(distances[truth] / unedited.clamp_min(1e-9)),
         rank=1 + int((distances < distances[truth]).sum()),
@@ -54,7 +54,7 @@ def edit_error(
 def summarise(errors: Sequence[EditError]) -> dict[str, Any]:
     """Return shares and means over edits, for JSON; with 95 % intervals [low, high] of shares by Wilson's score.
 
-    `right`: the wanted factor is found; `kept`: mean share of the other factors that are found unchanged; `closer`: the
+    `right`: the wanted factor is found; `unchanged`: mean share of other factors found unchanged; `closer`: the
     edited picture is nearer to the truth than the unedited one; `ratio`: mean of the distances' ratio; `nearest`: the
     truth is the nearest of all candidates; `rank`: the truth's median rank; `readable`: the reader finds the wanted
     factor in the truth.
@@ -68,12 +68,12 @@ def summarise(errors: Sequence[EditError]) -> dict[str, Any]:
         "nearest": sum(error.rank == 1 for error in errors) / count,
         "readable": sum(error.readable for error in errors) / count,
     }
-    kept = [error.kept / error.others for error in errors if error.others]
+    shares_unchanged = [error.unchanged / error.others for error in errors if error.others]
     return {
         "edits": count,
         **shares,
         **{f"{name}_interval": [*wilson(share, count)] for name, share in shares.items()},
-        "kept": sum(kept) / len(kept) if kept else None,
+        "unchanged": sum(shares_unchanged) / len(shares_unchanged) if shares_unchanged else None,
         "ratio": sum(error.ratio for error in errors) / count,
         "rank": float(torch.tensor([float(error.rank) for error in errors]).median()),
         "candidates": sum(error.candidates for error in errors) / count,

@@ -80,9 +80,9 @@ class FactorReader(nn.Module):
 
     def values(self, pictures: Tensor) -> list[dict[str, str]]:
         """Return the value of each factor, by the factor's name, in pictures uint8 [N, C, R, R]."""
-        known = self.factors.items()
+        options = self.factors.items()
         return [
-            {factor: values[i] for (factor, values), i in zip(known, row, strict=True)}
+            {factor: values[i] for (factor, values), i in zip(options, row, strict=True)}
             for row in self.read(pictures).tolist()
         ]
 
@@ -118,9 +118,9 @@ def train_reader(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, max(steps, 2), pct_start=0.2)
     reader.train()
     for step in tqdm(range(steps), desc="training the reader", unit="step"):
-        epoch, place = divmod(step, len(labels) // size)
+        epoch, batch = divmod(step, len(labels) // size)
         draw = torch.Generator().manual_seed(derive_seed(config.seed, "reader order", epoch))
-        rows = torch.randperm(len(labels), generator=draw)[place * size : (place + 1) * size]
+        rows = torch.randperm(len(labels), generator=draw)[batch * size : (batch + 1) * size]
         x = _noisy(_unit(pictures(rows.tolist())), config, step)
         loss = _loss(reader(x.to(device)), labels[rows].to(device))
         optimizer.zero_grad()
@@ -144,7 +144,7 @@ def _noisy(x: Tensor, config: ReaderConfig, step: int) -> Tensor:
 def _loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Return the sum over factors of the mean cross-entropy of known labels [B, F]."""
     losses = [
-        cross_entropy(one[known], column[known]) if bool((known := column >= 0).any()) else one.sum() * 0
+        cross_entropy(one[labelled], column[labelled]) if bool((labelled := column >= 0).any()) else one.sum() * 0
         for one, column in zip(logits, labels.T, strict=True)
     ]
     return torch.stack(losses).sum()

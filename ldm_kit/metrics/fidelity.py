@@ -32,7 +32,7 @@ class Fidelity:
 
     rank1: float  # share of prompts whose true picture is the nearest reference, in [0, 1]
     rank5: float  # share of prompts whose true picture is among the five nearest
-    tone: float  # of prompts that name a skin tone, the share whose nearest reference has it; NaN if none names one
+    tone: float  # share of prompts with a skin tone whose nearest reference has the same tone; NaN if there are none
     tone_count: int  # prompts that name one skin tone
     count: int  # all prompts
 
@@ -76,7 +76,7 @@ def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distan
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, or the distance is unknown.
+        ValueError: a shape is not as above, an index is outside 0..N - 1, or the distance is unknown.
     """
     _check(generated, references, truth)
     blocks = zip(_distances(generated, references, distance), truth.cpu().split(_BLOCK), strict=True)
@@ -98,7 +98,7 @@ def agreement(
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+        ValueError: a shape is not as above, an index is outside 0..N - 1, the distance is unknown, or there is not one
             value for each reference.
     """
     _check(generated, references, truth)
@@ -120,18 +120,18 @@ def fidelity(
     tones: Sequence[str] | None = None,
     distance: Distance = "cosine",
 ) -> Fidelity:
-    """Return the prompt fidelity of generated pictures.
+    """Return how often the nearest reference to a generated picture is its true picture, or has the same skin tone.
 
     Args:
         generated: features [M, D] of the generated pictures.
         references: features [N, D] of the reference pictures.
         truth: int64 [M], the index of each generated picture's true picture among the references.
-        tones: skin tone of each of the N references; prompts for one whose tone is "" or "mixed" do not count towards
-            the share `tone`. None: the share is NaN.
+        tones: skin tone of each of the N references; a true picture whose tone is "" or "mixed" does not count
+            towards the share `tone`. None: that share is NaN.
         distance: cosine or euclidean.
 
     Raises:
-        ValueError: shapes do not match, an index is outside 0..N - 1, the distance is unknown, or there is not one
+        ValueError: a shape is not as above, an index is outside 0..N - 1, the distance is unknown, or there is not one
             tone for each reference.
     """
     if tones is not None and len(tones) != len(references):
@@ -188,7 +188,7 @@ def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
 
     It is |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for means m_a, m_b and covariances A, B (divided by N - 1),
     in float64. It is biased upwards by about 1 / N, so values are comparable only at equal N. The warning says so if a
-    set has fewer than 10 D samples of D features; with D samples or fewer, it says that the covariance is singular.
+    set has fewer than 10 D samples; for D samples or fewer, the warning says that the covariance is singular.
 
     Raises:
         ValueError: features are not [N, D] and [M, D] with at least 2 samples each, or are not finite.

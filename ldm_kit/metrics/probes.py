@@ -42,7 +42,7 @@ class LinearProbe:
             decay: factor of the penalty, which is the sum of squared weights divided by K; biases are not penalised.
 
         Raises:
-            ValueError: shapes do not match, or a label is outside 0..classes - 1.
+            ValueError: a shape is not as above, or a label is outside 0..classes - 1.
         """
         _check(features, labels, classes)
         mean, std = features.mean(0), features.std(0) + 1e-6

@@ -43,7 +43,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
         y: reconstructions, of the same shape; clamped to [-1, 1].
 
     Raises:
-        ValueError: as for `mse`.
+        ValueError: x and y are not floats of one shape [B, C, H, W].
     """
     return decibels(mse(x, y))
 
@@ -60,7 +60,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
         y: reconstructions, of the same shape; clamped to [-1, 1].
 
     Raises:
-        ValueError: as for `mse`, or a side below 6 pixels.
+        ValueError: x and y are not floats of one shape [B, C, H, W], or a side is below 6 pixels.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # slow to import
 

@@ -9,6 +9,7 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.components import FIRST_STAGE, load_first_stage
+from ldm_kit.models.consistency import ConsistencyDecoder, is_consistency_model
 from ldm_kit.models.decoders import SHIFT, UNET, CodeDecoder, Decoder, ShiftDecoder
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.nets.execution import prepare_loaded
@@ -40,7 +41,8 @@ def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
             f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but a semantic "
             "model's U-Net predicts eps or v alone"
         )
-    return CodeDecoder(unet, vae, schedule, prediction_type)
+    decoder = ConsistencyDecoder if is_consistency_model(folder.index) else CodeDecoder
+    return decoder(unet, vae, schedule, prediction_type)
 
 
 def _load_shift(folder: ModelFolder, device: torch.device | str) -> ShiftDecoder:

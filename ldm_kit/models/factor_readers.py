@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import sources
-from ldm_kit.data.factors import FactorSet, known_factors
 from ldm_kit.data.faces import dataset as faces
 from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.factors import FactorSet, known_factors
 from ldm_kit.data.images import PictureSet, subset
 from ldm_kit.data.shapes import dataset as shapes
 from ldm_kit.data.shapes.dataset import ShapesConfig
@@ -52,7 +52,7 @@ def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: 
 
 
 def factor_labels(pictures: FactorSet) -> Tensor:
-    """Return the number of each factor's value, int64 [N, F]; -1 where a picture lacks the factor or hides its value."""
+    """Return the number of each factor's value, int64 [N, F]; -1 where a picture lacks the factor or hides it."""
     numbers = {factor: {value: i for i, value in enumerate(values)} for factor, values in pictures.factors.items()}
     rows: list[list[int]] = []
     for index in range(len(pictures)):
@@ -69,12 +69,10 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
         reader: the reader.
         pictures: real pictures that know their factors, not those that the reader was trained on.
     """
-    known = known_factors(pictures)
-    labels = factor_labels(known)
-    right = reader.read(known.pictures(range(len(known)))) == labels
-    return {
-        factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)
-    }
+    factor_set = known_factors(pictures)
+    labels = factor_labels(factor_set)
+    right = reader.read(factor_set.pictures(range(len(factor_set)))) == labels
+    return {factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)}
 
 
 def _training_pictures(data: DataConfig, config: ReaderConfig) -> FactorSet:
@@ -82,7 +80,7 @@ def _training_pictures(data: DataConfig, config: ReaderConfig) -> FactorSet:
         pictures = known_factors(sources.load(data).train)
         return known_factors(subset(pictures, range(min(len(pictures), config.count))))
     split = sources.load(data)
-    judged = {record.name for part in split[1:] if part is not None for record in part.records}
+    judged = {record.name for pictures in split[1:] if pictures is not None for record in pictures.records}
     seed = derive_seed(data.seed + config.seed, "reader pictures") % 2**31
     return _others(_render(data.model_copy(update={"seed": seed, "count": config.count})), judged)
 

@@ -1,13 +1,48 @@
-"""Apply sampling options to a model: classifier-free guidance and clipping of its denoiser, and the step variance."""
+"""Apply sampling options to a model: guidance and clipping of its denoiser, and the variance of its steps."""
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
 
 from conditioning.base import Condition
-from ldm_kit.diffusion.denoiser import Clipped, Denoiser, Thresholded
-from ldm_kit.diffusion.guidance import ClassifierFree, Interval, Rescaled
+from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, Interval, Rescaled
+from ldm_kit.diffusion.guidance_scale import scale_at
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.models.compatibility import FixedCondition
 from ldm_kit.models.options import ResolvedOptions
+
+if TYPE_CHECKING:
+    from ldm_kit.models.pipeline import Pipeline
+
+
+def guided_denoiser(pipeline: "Pipeline", prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
+    """Return a model's denoiser with classifier-free guidance, then autoguidance, then clipping, as `options` ask.
+
+    A U-Net that takes the guidance scale as input gets it, in place of classifier-free guidance.
+
+    Args:
+        pipeline: the model.
+        prompts: B prompts, which the guide model encodes here; the model's condition is passed at each call.
+        options: sampling options, resolved for the model.
+    """
+    denoiser: Denoiser = pipeline.denoiser(options if pipeline.takes_scale else None)
+    null = None if pipeline.takes_scale else pipeline.conditioner.null
+    if null is not None and options.guidance_scale != 1:
+        negative = null if options.negative_prompt is None else options.negative_prompt
+        condition = pipeline.condition([negative] * len(prompts))
+        denoiser = classifier_free(denoiser, condition, options, pipeline.target)
+    if pipeline.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
+        guide = pipeline.autoguidance_model
+        network = pipeline.finite.network("the guide model's U-Net", guide.network())
+        fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts))
+        denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
+    if not isinstance(denoiser, NetworkDenoiser):
+        denoiser = pipeline.finite.denoiser("guidance", denoiser)
+    return clipped(denoiser, options.clip)
 
 
 def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions, target: PredictionType) -> Denoiser:
@@ -25,6 +60,23 @@ def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions
     if options.guidance_interval != (0.0, 1.0):
         guided = Interval(guided, network, *options.guidance_interval)
     return guided
+
+
+def with_scale(
+    network: Callable[..., Tensor], options: ResolvedOptions, steps: int
+) -> Callable[[Any, Any, Any], Tensor]:
+    """Return a network of (x, t, cond) that is given the guidance scale as input: that of `options`, by time.
+
+    Args:
+        network: function of (x, t, cond, scale=), such as `apply_unet` for one U-Net.
+        options: the guidance scale and interval are read; outside the interval the network gets scale 1.
+        steps: number T of training timesteps.
+    """
+
+    def scaled(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return network(x, t, cond, scale=scale_at(options.guidance_scale, t, steps, options.guidance_interval))
+
+    return scaled
 
 
 def clipped(denoiser: Denoiser, clip: str) -> Denoiser:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
-from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, own_settings
+from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ class SamplingOptions(SamplerOptions):
         decided["own"] = tuple(name for name in own if values[name] == own[name] and name not in self._unguided(model))
         resolved = ResolvedOptions(**options.model_dump() | decided)
         resolved._check_sampler(model)
+        if model.takes_scale:
+            try:
+                check_scale(resolved, model.saved.guidance_range)
+            except ValueError as error:
+                raise UserError(str(error)) from None
         return resolved
 
     @property

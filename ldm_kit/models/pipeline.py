@@ -21,7 +21,7 @@ from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, NetworkDenoiser
 from ldm_kit.diffusion.finite import FiniteCheck
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierGradient, ClassifierGuided
+from ldm_kit.diffusion.guidance import ClassifierGradient, ClassifierGuided
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
@@ -29,16 +29,17 @@ from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import compatibility
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
-from ldm_kit.models.compatibility import FixedCondition, LatentSpace
+from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.components import Components, load_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
-from ldm_kit.models.guided import classifier_free, clipped, step_variance
+from ldm_kit.models.guided import clipped, guided_denoiser, step_variance, with_scale
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.execution import cast_weights
+from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.solvers.samplers import sample
 
 
@@ -66,6 +67,11 @@ class Pipeline:
     def device(self) -> torch.device:
         """Device on which the networks are."""
         return next(self.unet.parameters()).device
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether the U-Net takes the guidance scale as input."""
+        return takes_guidance_scale(self.unet)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -97,8 +103,11 @@ class Pipeline:
                 self.finite.note("the encoder of prompts or classes", value)
         return condition
 
-    def _network(self) -> Callable[..., Any]:
-        return autocast_network(partial(apply_unet, self.unet), self.precision)
+    def network(self, options: ResolvedOptions | None = None) -> Callable[..., Any]:
+        """Return the U-Net as a function of (x, t, cond) in the model's precision; `options` as for `denoiser`."""
+        network = partial(apply_unet, self.unet)
+        network = network if options is None else with_scale(network, options, len(self.schedule))
+        return autocast_network(network, self.precision)
 
     def with_guides(
         self, classifier: NoisyClassifier | None = None, autoguidance_model: "Pipeline | None" = None
@@ -120,30 +129,21 @@ class Pipeline:
             compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
-    def denoiser(self) -> NetworkDenoiser:
-        """Return the U-Net as a denoiser, without guidance and without clipping of x_0."""
-        network = self.finite.network("the U-Net", self._network())
+    def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
+        """Return the U-Net as a denoiser without clipping; `options` guide one that takes the scale, None does not."""
+        network = self.finite.network("the U-Net", self.network(options))
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
     def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
         """Return the denoiser wrapped in classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
+        A U-Net that takes the guidance scale as input gets it, in place of classifier-free guidance.
+
         Args:
             prompts: B prompts, which the guide model encodes here; this model's condition is passed at each call.
             options: sampling options, resolved for this model.
         """
-        denoiser: Denoiser = self.denoiser()
-        if self.conditioner.null is not None and options.guidance_scale != 1:
-            negative = self.conditioner.null if options.negative_prompt is None else options.negative_prompt
-            denoiser = classifier_free(denoiser, self.condition([negative] * len(prompts)), options, self.target)
-        if self.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
-            guide = self.autoguidance_model
-            network = self.finite.network("the guide model's U-Net", guide._network())
-            fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts))
-            denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
-        if not isinstance(denoiser, NetworkDenoiser):
-            denoiser = self.finite.denoiser("guidance", denoiser)
-        return clipped(denoiser, options.clip)
+        return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return the classifier's labels [B] of B prompts; None: no classifier. UserError: a class is unknown."""

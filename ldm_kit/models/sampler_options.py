@@ -5,8 +5,9 @@ A run evaluates its samples with these options, and its saved model stores them.
 This module imports no heavy library, so that `--help` answers at once.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -40,6 +41,21 @@ UNTRAINED_NULL = (  # an error's text; the name of the flag that asks for guidan
     "expected --guidance_scale 1"
 )
 _ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that take eta
+
+
+def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """Return the interval, if it has two rising shares of time within 0 to 1; else raise ValueError."""
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
+    return interval
+
+
+class GuidanceRange(NamedTuple):
+    """The guidance scales and times on which a U-Net that takes the scale as input was trained."""
+
+    max_scale: float = math.inf  # the greatest scale; the least is 1
+    interval: tuple[float, float] = (0.0, 1.0)  # shares of time between which the training was guided
 
 
 class SamplerOptions(Config):
@@ -105,10 +121,7 @@ class SamplerOptions(Config):
     @field_validator("guidance_interval")
     @classmethod
     def _rising_interval(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        low, high = interval
-        if not 0 <= low < high <= 1:
-            raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
-        return interval
+        return check_interval(interval)
 
     @model_validator(mode="after")
     def _sampler_agrees(self) -> Self:
@@ -131,6 +144,34 @@ class SamplerOptions(Config):
         """Return the first of the options called `names` whose value is not its default; None: there is none."""
         defaults = type(self).model_fields
         return next((name for name in names if getattr(self, name) != defaults[name].default), None)
+
+
+def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "--") -> None:
+    """Check the guidance options for a model whose U-Net takes the guidance scale as input.
+
+    Args:
+        options: the options of sampling.
+        trained: scales and times on which the U-Net was trained.
+        prefix: what stands before an option's name in a message: "--" of a flag, "sample." of a config.
+
+    Raises:
+        ValueError: an option of classifier-free guidance, or a scale or interval on which the U-Net was not trained.
+    """
+    if idle := options._given(("negative_prompt", "guidance_rescale")):
+        raise ValueError(
+            f"{prefix}{idle} is for classifier-free guidance, but this model's network takes the guidance scale as "
+            "input; leave it out"
+        )
+    scale, most = options.guidance_scale, trained.max_scale
+    if not 1 <= scale <= most:
+        scales = "1 or more" if math.isinf(most) else f"1 to {most:g}"
+        raise ValueError(f"{prefix}guidance_scale is {scale:g}, but this model's network takes scales of {scales}")
+    (low, high), (least, greatest) = options.guidance_interval, trained.interval
+    if (low, high) != (0.0, 1.0) and not least <= low < high <= greatest:
+        raise ValueError(
+            f"{prefix}guidance_interval is {low:g} {high:g}, but this model was trained with guidance between "
+            f"{least:g} and {greatest:g}"
+        )
 
 
 def own_settings(options: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ diffusers ignores the file, as model_index.json does not name it.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ from pydantic import Field
 
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.models.folder import read_json
-from ldm_kit.models.sampler_options import UNTRAINED_NULL, own_settings
+from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange, own_settings
 
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"
 """Sections of the file: options of a diffusion model; steps of encoding and decoding pictures; options of a prior."""
+GUIDANCE = "guidance"
+"""A further section: the guidance scales that a U-Net with the scale as input was trained on."""
 
 PUBLISHED_STEPS = {"encode_steps": 250, "decode_steps": 100}  # Preechakul et al. 2022, appendix A
 _DROPOUT = "condition_dropout"  # key beside a section's options: 0 means that the null condition was never trained
@@ -79,6 +82,13 @@ class SavedSampling:
     def sampling(self) -> Mapping[str, Any]:
         """Saved options of sampling from a diffusion model; empty if none are saved."""
         return self.sections.get(SAMPLING, {})
+
+    @property
+    def guidance_range(self) -> GuidanceRange:
+        """Guidance scales and times that the model takes as input; any, if the file does not say."""
+        values = self.sections.get(GUIDANCE, {})
+        low, high = values.get("interval", (0.0, 1.0))
+        return GuidanceRange(values.get("max_scale", math.inf), (low, high))
 
     @property
     def trains_null(self) -> bool:
@@ -154,3 +164,5 @@ class _Numbers(Config):
     guidance_scale: float = Field(default=1.0, ge=0)
     stop: float = Field(default=0.0, ge=0, le=1)
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
+    max_scale: float = Field(default=1.0, ge=1)
+    interval: tuple[float, float] = (0.0, 1.0)

@@ -7,8 +7,8 @@ apply the time's scale t_s and shift t_b first, then the code's scale z_s (in PD
     (1 + z_s) ((1 + t_s) n + t_b) + z_b = n (1 + scale) + shift,
     scale = (1 + z_s) (1 + t_s) - 1,  shift = (1 + z_s) t_b + z_b.
 
-To condition a block on a code, it is therefore enough to give it the concatenated embeddings of time and code as temb
-and to replace its projection `time_emb_proj` by a `SemanticProjection`.
+To condition a block on a code, it is therefore enough to pass the time embedding and the code, concatenated, as temb
+and to replace the block's `time_emb_proj` by a `SemanticProjection`.
 """
 
 from typing import Any
@@ -76,11 +76,11 @@ def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = 
         z_width: Z, channels of the code.
         z_shift: False: the code only scales (DiffAE); True: it also shifts (PDAE).
         keep_time: keep the blocks' weights for the time and start those for the code at zero, so that the blocks'
-            outputs do not change yet. A block that only adds the time has no scale to keep: its weights for the time
-            are new.
+            outputs do not change yet. Blocks that only add the time have no weights for a scale by the time; they get
+            new random weights for the time.
 
     Raises:
-        UserError: `module` has no `ResnetBlock2D`, or has one without a time embedding.
+        UserError: `module` has no `ResnetBlock2D`, or a `ResnetBlock2D` of `module` takes no time embedding.
     """
     blocks = [block for block in module.modules() if isinstance(block, ResnetBlock2D)]
     if not blocks:

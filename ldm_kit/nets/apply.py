@@ -10,6 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from ldm_kit.nets.guidance_embedding import embed_scale, takes_guidance_scale
 from ldm_kit.nets.unet import UNet
 
 
@@ -37,7 +38,9 @@ class ConditionLike(Protocol):
         ...
 
 
-def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None = None) -> Tensor:
+def apply_unet(
+    unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None = None, *, scale: Tensor | None = None
+) -> Tensor:
     """Return a U-Net's output for a noisy input, computed in the dtype of its weights (or of an enclosing autocast).
 
     Args:
@@ -45,12 +48,15 @@ def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None
         x: noisy latents or pictures [B, C, h, w].
         t: integer timesteps [B].
         condition: a condition with B rows, or with one row for the whole batch; None: unconditional.
+        scale: guidance scales [B], for a network that takes them as input (`takes_guidance_scale`); None: scale 1, no
+            guidance, for such a network.
 
     Returns:
         The network's output [B, C', h, w].
 
     Raises:
-        ValueError: the condition lacks a tensor that the network needs, or has one that the network cannot use.
+        ValueError: the condition lacks a tensor that the network needs, or has one that the network cannot use; or
+            `scale` is given to a network that takes none.
     """
     dtype = unet.conv_in.weight.dtype
     tensors = _expanded(condition, len(x), dtype)
@@ -60,6 +66,11 @@ def apply_unet(unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None
     arguments: dict[str, Any] = {"class_labels": tensors["vector"], "return_dict": False}
     if isinstance(unet, UNet2DConditionModel):
         arguments |= {"encoder_hidden_states": tensors["tokens"], "encoder_attention_mask": tensors["mask"]}
+    if takes_guidance_scale(unet):
+        scale = torch.ones(1, device=x.device) if scale is None else scale
+        arguments["timestep_cond"] = embed_scale(unet, scale.expand(len(x)))
+    elif scale is not None:
+        raise ValueError(f"this {type(unet).__name__} takes no guidance scale as input; expected scale None")
     return unet(x.to(dtype), t, **arguments)[0]
 
 

@@ -30,7 +30,7 @@ class HalfUNetConfig(LevelsConfig):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(True, True, True),
-        description="for each level: attention? (the middle block always has it)",
+        description="for each level, whether it has attention; the middle block always has",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),

@@ -13,7 +13,8 @@ class LevelsConfig(Config):
 
     widths: tuple[int, ...] = Field(min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
-        validation_alias=AliasChoices("attention_levels", "attention"), description="for each level: attention?"
+        validation_alias=AliasChoices("attention_levels", "attention"),
+        description="for each level, whether it has attention",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"), ge=1, description="residual blocks of each level"

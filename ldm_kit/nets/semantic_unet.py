@@ -37,7 +37,7 @@ class SemanticUNetConfig(LevelsConfig):
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, False),
-        description="attention at each level? (the papers: at 16 pixels); always in the middle block",
+        description="for each level, whether it has attention (the papers: at 16 pixels); the middle block always has",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),
@@ -46,7 +46,7 @@ class SemanticUNetConfig(LevelsConfig):
         description="residual blocks of each level down; one more on the way up",
     )
     heads: int = Field(default=1, ge=1, description="attention heads at the narrowest level that has attention")
-    time_width: int = Field(default=512, ge=1, description="channels of the embedded time; free of the code's width")
+    time_width: int = Field(default=512, ge=1, description="channels of the time embedding; may differ from z_width")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout in residual blocks")
 
     @model_validator(mode="after")

@@ -59,17 +59,17 @@ class ShiftUNet(ModelMixin, ConfigMixin):
         Args:
             base: the pretrained U-Net; its up blocks must be made of `ResnetBlock2D`.
             z_width: Z, dimensions of a semantic code.
-            copied: True: the second decoder starts from the weights of `base`, with the blocks' projections of z and
-                the last convolution at zero; if the blocks of `base` only add the time embedding, their projections of
-                it are new. False: it starts from random weights, as in the paper.
+            copied: True: the second decoder starts from the weights of `base`, but the blocks' projections of z and the
+                last convolution start at zero. Blocks of `base` that only add the time embedding get new projections
+                of the time, which start at random. False: the second decoder starts at random, as in the paper.
             learned_range: whether `base` learns its variance, in the second half of its output channels.
             base_digest: hash (`digest`) of the U-Net's weights, in bfloat16, that a saved estimator was trained on;
                 None for a new estimator.
             base_digest_float16: the same in float16; None for a new estimator, or one saved by release 0.1 or 0.2.
 
         Raises:
-            UserError: `base` has up blocks of another kind, no middle block or no last norm; or its weights have
-                neither of the digests.
+            UserError: `base` has up blocks of another kind, no middle block or no last norm; or the hash of the weights
+                of `base` is neither of the two digests.
         """
         super().__init__()
         _check_blocks(base)
@@ -164,14 +164,14 @@ def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
 
 
 def _check_digests(trained: Sequence[str | None], given: Sequence[str | None]) -> dict[str, str | None]:
-    """Return the digests of a frozen U-Net as entries of the config: in bfloat16 and in float16.
+    """Return the digests of a frozen U-Net as config entries: the saved ones or, if none is saved, the given ones.
 
     Args:
-        trained: digests that the gradient estimator was saved with; those of the U-Net that it was trained on.
-        given: digests of the U-Net that it is opened with.
+        trained: (bfloat16, float16) digests of the U-Net that the gradient estimator was trained on; None: not saved.
+        given: (bfloat16, float16) digests of the U-Net that is passed now; None: not known.
 
     Raises:
-        UserError: both have digests, and none is equal.
+        UserError: digests can be compared in at least one of the two precisions, and they differ in each of these.
     """
     pairs = [pair for pair in zip(trained, given, strict=True) if None not in pair]
     if pairs and not any(one == other for one, other in pairs):

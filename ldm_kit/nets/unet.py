@@ -9,19 +9,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import AliasChoices, Field, model_validator
-from torch import nn
 
 from ldm_kit.config import UserError
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.guidance_embedding import check_no_guidance_scale, zero_guidance_scale
 from ldm_kit.nets.levels import LevelsConfig
 from ldm_kit.nets.presets import PRESETS
+from ldm_kit.nets.zero_init import zero_init_like_adm as zero_init_like_adm
 
 UNet = UNet2DConditionModel | UNet2DModel
 
@@ -32,12 +29,12 @@ class UNetConfig(LevelsConfig):
     Level 0 works at the latent's resolution; each further level halves it.
     """
 
-    preset: str | None = Field(default=None, description="a published name that fills every field left out")
+    preset: str | None = Field(default=None, description="name of a preset, whose values fill every field left out")
     widths: tuple[int, ...] = Field(default=(64, 128, 128), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(
         validation_alias=AliasChoices("attention_levels", "attention"),
         default=(False, True, True),
-        description="for each level: a transformer (plain attention where there are no tokens)?",
+        description="for each level, whether it has a transformer (plain attention where there are no tokens)",
     )
     layers_per_block: int = Field(
         validation_alias=AliasChoices("layers_per_block", "layers"),
@@ -48,8 +45,8 @@ class UNetConfig(LevelsConfig):
     heads: int | None = Field(
         default=None,
         ge=1,
-        description="attention heads (4); without tokens diffusers has one head size for all levels, the largest that "
-        "gives each at least so many heads",
+        description="attention heads; left out: 4. Without tokens diffusers has one head size for all levels: the "
+        "largest that gives every level at least this number of heads",
     )
     head_size: int | None = Field(default=None, ge=1, description="channels of a head, instead of heads")
     equal_heads: bool = Field(
@@ -79,10 +76,10 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Return a config's fields `given`, completed by those of the preset that they name.
+        """Return a config's fields `given`, completed by the fields of the preset that they name.
 
-        A given `heads` or `head_size` replaces both of the preset's, and `equal_heads`. Without a preset and without
-        these two, heads = 4 is added.
+        If `heads` or `head_size` is given, the preset's `heads`, `head_size` and `equal_heads` are not used. If none
+        of `preset`, `heads` and `head_size` is given, heads = 4 is added.
         """
         if not isinstance(given, Mapping):
             return given
@@ -143,6 +140,7 @@ def build_unet(
     cross_width: int | None,
     out_channels: int | None = None,
     vector_width: int | None = None,
+    guidance_width: int | None = None,
 ) -> UNet:
     """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], with diffusers' random initialisation.
 
@@ -154,10 +152,13 @@ def build_unet(
         out_channels: output channels; None: as many as the input has.
         vector_width: channels V of a condition's `vector` [B, V], which is added to the time embedding. None: the
             network takes no vector.
+        guidance_width: number of sinusoids that embed the guidance scale, an input whose weights start at zero; only
+            for networks with tokens. None: the guidance scale is no input.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
-            `vector_width` is not the width of the time embedding; or, with tokens, `config.resample` is "resnet".
+            `vector_width` is not the width of the time embedding, or `guidance_width` is given; or, with tokens,
+            `config.resample` is "resnet".
     """
     if sample_size % config.factor:
         raise UserError(
@@ -176,11 +177,13 @@ def build_unet(
         "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
     }
     if cross_width is None:
+        check_no_guidance_scale(guidance_width)
         settings = {**shape, **_plain(config, vector_width)}
         if config.equal_heads and len({*config.attended}) > 1:
             return AdmUNet(**settings, heads=config.heads or 1)
         return UNet2DModel(**settings, attention_head_dim=config.common_head_size())
-    return UNet2DConditionModel(**shape, **_crossed(config, cross_width, vector_width))
+    crossed = _crossed(config, cross_width, vector_width)
+    return zero_guidance_scale(UNet2DConditionModel(**shape, **crossed, time_cond_proj_dim=guidance_width))
 
 
 def _plain(config: UNetConfig, vector_width: int | None) -> dict[str, Any]:
@@ -233,27 +236,3 @@ def _block(kind: str, bare: str, way: str, attention: bool) -> str:
     """
     sample = f"{way}sample" if bare else way
     return f"{kind}{way}Block2D" if attention else f"{bare}{sample}Block2D"
-
-
-@torch.no_grad()
-def zero_init_like_adm(unet: nn.Module) -> None:
-    """Zero the last layer of every residual branch and `conv_out`, in place, as ADM and LDM do but diffusers does not.
-
-    The last layers are the second convolution of each residual block and the output projection of each transformer or
-    plain attention layer. Each branch then starts as the identity, and the network's first output is zero.
-    """
-    for module in unet.modules():
-        match module:
-            case ResnetBlock2D():
-                _zero(module.conv2)
-            case Transformer2DModel():
-                _zero(module.proj_out)
-            case Attention() if module.residual_connection:  # plain, not a transformer's
-                _zero(module.to_out[0])  # pyright: ignore[reportOptionalSubscript]
-            case UNet2DModel() | UNet2DConditionModel():
-                _zero(module.conv_out)
-
-
-def _zero(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)

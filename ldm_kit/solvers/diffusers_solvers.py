@@ -85,8 +85,9 @@ def run_diffusers_scheduler(
         The sampler's states, one for each evaluation of the denoiser: Heun's method, for one, has two in a step.
 
     Raises:
-        ValueError: diffusers has no such scheduler; the scheduler cannot represent the noise schedule or needs
-            non-integer timesteps; no seeds for a scheduler that takes a generator; or an eta for one that takes none.
+        ValueError: diffusers has no scheduler `name`, or it cannot be used, see `build_diffusers_scheduler`. Or the
+            scheduler's `step` takes a generator, but `seeds` has not one seed for each sample; or `eta` is above 0, but
+            `step` takes no eta.
     """
     solver = build_diffusers_scheduler(name, denoiser.schedule, times)
     parameters = inspect.signature(solver.step).parameters
@@ -137,10 +138,11 @@ def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
     """Return a diffusers scheduler of the class `kind` with the betas of a variance-preserving schedule.
 
-    Its prediction type is v; signal levels a_t below `SMALLEST_A` are raised to it.
+    The scheduler's prediction type is v. Signal levels a_t below `SMALLEST_A` are raised to `SMALLEST_A`.
 
     Raises:
-        ValueError: the class does not take or keep betas, or its `step` takes other arguments than usual.
+        ValueError: the class takes no betas or changes them, or its `step` has other required arguments than
+            (model_output, timestep, sample).
     """
     alpha_bar = schedule.a.clamp_min(SMALLEST_A).square().cpu()
     betas = 1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])

@@ -46,8 +46,8 @@ def sample(
         The sampler's states after each step; the last state is clean data, t = -1.
 
     Raises:
-        ValueError: an unknown name; no seeds for a sampler that adds noise; or an eta or gradient for a sampler that
-            takes none.
+        ValueError: `name` is unknown; the sampler adds noise, but `seeds` has not one seed for each sample; or `eta` is
+            above 0 or `gradient` is given, but the sampler takes no eta or no gradient.
     """
     record = None if name.startswith(DIFFUSERS_PREFIX) else find_sampler(name)
     if gradient is not None and not (record and record.shifts_mean):

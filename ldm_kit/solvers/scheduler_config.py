@@ -28,7 +28,7 @@ def scheduler_config(
 ) -> dict[str, Any]:
     """Return the settings (scheduler_config.json) of a diffusers scheduler for a noise schedule and a network.
 
-    The timestep spacing is trailing; for a network that learns its variance it is linspace, as in guided-diffusion.
+    The timestep spacing is trailing, or linspace for a network that learns its variance, as in guided-diffusion.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -124,8 +124,8 @@ def default_scheduler(
 ) -> SchedulerMixin:
     """Return the diffusers scheduler that is saved with a model by default.
 
-    It is DDIM. For flow it is DPM-Solver++, which older versions of diffusers' pipelines can run as well. For a learned
-    variance it is DDPM, the only one that takes twice the output channels.
+    For a learned variance this is DDPM, the only scheduler that takes twice the output channels; for flow it is
+    DPM-Solver++, which older versions of diffusers' pipelines can run as well; for all other models it is DDIM.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -150,7 +150,7 @@ def saved_scheduler(
         variance: variance of ddpm's reverse step: small (the posterior's), large (beta) or learned_range.
 
     Raises:
-        UserError: the schedule does not allow the prediction type, or no scheduler of diffusers supports the two.
+        UserError: `schedule` does not allow the prediction type, or no scheduler of diffusers supports both together.
     """
     if variance == "large":
         return to_scheduler("ddpm-large", schedule, prediction_type)
@@ -166,7 +166,7 @@ def read_variance(config: Mapping[str, Any]) -> VarianceType:
     """Return the variance of ddpm's reverse step (small, large or learned_range) from a parsed scheduler_config.json.
 
     Raises:
-        UserError: a variance that ldm_kit does not support, such as diffusers' "learned".
+        UserError: `config` has a variance that ldm_kit does not support, such as diffusers' "learned".
     """
     match read_scheduler_file(config).variance_type:
         case None | "fixed_small" | "fixed_small_log":
@@ -192,7 +192,8 @@ def from_scheduler_config(config: Mapping[str, Any]) -> tuple[ScheduleConfig, Pr
         config: the parsed file.
 
     Raises:
-        UserError: betas, a prediction type or a variance that ldm_kit does not support, or a value of the wrong type.
+        UserError: `config` has betas, a prediction type or a variance that ldm_kit does not support, or a value has the
+            wrong type.
     """
     name, file = scheduler_name(config), read_scheduler_file(config)
     steps = file.num_train_timesteps

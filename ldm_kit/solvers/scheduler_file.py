@@ -44,7 +44,7 @@ def read_scheduler_file(config: Mapping[str, Any]) -> SchedulerFile:
         config: the parsed file; `_class_name` names the scheduler class whose defaults absent keys have.
 
     Raises:
-        UserError: a value of the wrong type or out of range, or an absent key without a default.
+        UserError: a value has the wrong type or is out of range, or a key is absent and has no default.
     """
     name = scheduler_name(config)
     defaults = _defaults(name)

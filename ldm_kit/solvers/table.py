@@ -120,6 +120,12 @@ SAMPLERS: dict[str, NamedSampler] = {
         description="Euler-Maruyama on the reverse-time SDE",
         adds_noise=True,
     ),
+    "consistency": NamedSampler(
+        run="ldm_kit.diffusion.consistency_samplers:consistency",
+        description="one step or a few of a consistency model, for which it is the default",
+        adds_noise=True,
+        scheduler="LCMScheduler",
+    ),
 }
 
 
@@ -137,7 +143,7 @@ def find_sampler(name: str) -> NamedSampler:
     """Return the `NamedSampler` of a name such as ddim, from the table or from an installed package's entry point.
 
     Raises:
-        ValueError: an unknown name, or an entry point that is neither a `NamedSampler` nor a function.
+        ValueError: there is no sampler `name`, or its entry point is neither a `NamedSampler` nor a function.
     """
     if name not in SAMPLERS:
         entries = [entry for entry in entry_points(group=ENTRY_POINTS) if entry.name == name]
@@ -158,10 +164,10 @@ def _record(name: str, loaded: NamedSampler | Callable[..., Iterator[Any]]) -> N
 
 
 def check_sampler(name: str) -> str:
-    """Check that a sampler has this name, and return the name. Of diffusers:CLASS the class is checked only when used.
+    """Check that there is a sampler `name`, and return the name; diffusers:CLASS always passes, for any CLASS.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: there is no sampler `name`.
     """
     if not name.startswith(DIFFUSERS_PREFIX) and name not in sampler_names():
         find_sampler(name)

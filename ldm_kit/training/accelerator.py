@@ -20,7 +20,8 @@ def open_accelerator(precision: Precision, folder: Path, *, tensorboard: bool) -
         tensorboard: whether to write TensorBoard events.
 
     Raises:
-        UserError: the launch mode is not supported, or the device cannot train in this precision.
+        UserError: the launcher asks for a mode other than one process or data parallelism, or the device cannot train
+            in this precision.
     """
     launch.check_environment(os.environ)
     accelerators = torch.accelerator.is_available() and not launch.asks_for_cpu(os.environ)

@@ -118,7 +118,7 @@ class StepBatchSampler:
 
 
 def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoader[Any]:
-    """Return a DataLoader that yields the micro-batches of a data set; iterating keeps the global random state.
+    """Return a DataLoader that yields the micro-batches of a data set; the global random state is left unchanged.
 
     Worker processes are forked on Linux, whatever Python's default: workers of a fork server would outlive a trainer
     that is killed.

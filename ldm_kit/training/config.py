@@ -13,13 +13,13 @@ class TrainConfig(Config):
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")
     micro_batch: int | None = Field(
-        default=None, gt=0, description="most pictures at once in a process; halved when memory runs out"
+        default=None, gt=0, description="most pictures at once in a process, halved when memory runs out; null: all"
     )
     eval_batch: int | None = Field(
         default=None,
         gt=0,
-        description="most pictures at once where nothing is trained: latents, codes, evaluations, samples; halved when "
-        "memory runs out; null: 64, fewer of more than 181 px (8 of 512 px)",
+        description="most pictures at once where nothing is trained (latents, codes, samples, evaluations); halved if "
+        "memory runs out; null: 64 pictures, or fewer if these are larger than 181 px (8 of 512 px)",
     )
     precision: Precision = Field(
         default="no",
@@ -27,7 +27,7 @@ class TrainConfig(Config):
     )
     attention: Literal["auto", "sdpa", "math", "xformers"] = Field(
         default="auto",
-        description="kernel of attention; auto: math on a CPU, else sdpa; xformers only if it works here",
+        description="kernel of attention; auto: math on a CPU, else sdpa; xformers: torch's own if that cannot be used",
     )
     channels_last: bool | None = Field(
         default=None,
@@ -52,7 +52,8 @@ class TrainConfig(Config):
     )
     keep_best: str | None = Field(
         default=None,
-        description="figure of the evaluations whose best checkpoint stays: heldout_loss, or max:heldout_psnr",
+        description="metric whose best checkpoint stays: NAME, of which lower is better (heldout_loss), or max:NAME "
+        "(max:heldout_psnr); null: none",
     )
     save_attempts: int = Field(default=3, ge=1, description="failed saves in a row after which the run stops")
     max_skips: int = Field(default=50, ge=1, description="fp16: overflowing steps in a row after which the run stops")

@@ -42,7 +42,7 @@ def _gloo_group(world: dist.ProcessGroup | None) -> Any:
 
 
 def all_reduce_max(value: int) -> int:
-    """Return the maximum of `value` over all ranks; every rank must call it."""
+    """Return the maximum of `value` over all ranks; every rank must call this function."""
     if not is_distributed():
         return value
     tensor = torch.tensor(value)
@@ -78,7 +78,7 @@ class RankGroup:
     group: Any = None  # torch's process group; None: one rank
 
     def gather(self, value: Any) -> list[Any]:
-        """Return a list of `value` of each rank in the group, in rank order; every rank in the group must call it."""
+        """Return the `value` of each rank in the group, in rank order; every rank of the group must call this."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -87,7 +87,7 @@ class RankGroup:
 
 
 def work_groups() -> tuple[RankGroup, RankGroup]:
-    """Return two groups for work such as filling caches: all ranks, and this machine's; every rank must call it."""
+    """Return two groups for work such as filling caches: all ranks, and this machine's; all ranks must call this."""
     if not is_distributed():
         return RankGroup(), RankGroup()
     machine = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))  # several launchers may run on one host

@@ -19,10 +19,10 @@ class EmaConfig(Config):
         default="power", description="power: a fixed share of the run so far; constant: a fixed half-life with warm-up"
     )
     std: float = Field(
-        default=0.1, gt=0, lt=0.29, description="power: relative deviation of the profile (0.05 to 0.15)"
+        default=0.1, gt=0, lt=0.29, description="power: deviation of averaged steps / steps so far (0.05 to 0.15)"
     )
     decay: float = Field(
-        default=0.9999, gt=0, lt=1, description="constant: decay per step, warmed up as (1 + n) / (10 + n)"
+        default=0.9999, gt=0, lt=1, description="constant: decay per step; at step n at most (1 + n) / (10 + n)"
     )
 
 

@@ -19,7 +19,7 @@ class NonFiniteError(UserError):
     """Error on all ranks that a loss or gradient is infinite or NaN; weights have not been updated with it.
 
     Args:
-        report: what `fault_report` returned: in which module, at which step and on which rank.
+        report: the report of `fault_report`, which names the modules, the step and the ranks.
         overflows: under fp16, how many steps in a row have overflowed; else 0.
     """
 

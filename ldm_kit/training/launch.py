@@ -61,7 +61,7 @@ def _is_set(environment: Mapping[str, str], variable: str) -> bool:
 
 
 def launched_precision(config: TrainConfig, environment: Mapping[str, str]) -> Precision:
-    """Return a run's precision: the launcher's if the config sets none or `auto`, else the config's.
+    """Return a run's precision: the launcher's if it asks for one, else the config's.
 
     `accelerate launch` also sets "no" if the user asked for no precision, so "no" is taken for no request.
 
@@ -70,7 +70,8 @@ def launched_precision(config: TrainConfig, environment: Mapping[str, str]) -> P
         environment: the environment variables.
 
     Raises:
-        UserError: launcher and config ask for different precisions, or the launcher's is not supported.
+        UserError: the config sets a precision that is neither `auto` nor the launcher's, or the launcher's is not fp16
+            or bf16.
     """
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
     source = "--mixed_precision of `accelerate launch`, or `accelerate config`"
@@ -90,7 +91,7 @@ def check_distributed_type(kind: DistributedType) -> None:
     """Check that the distributed mode that accelerate has chosen is supported.
 
     Raises:
-        UserError: the mode is not one process, or data parallelism on CPUs or CUDA GPUs.
+        UserError: the mode is neither a single process nor data parallelism on CPUs or CUDA GPUs.
     """
     if kind not in SUPPORTED:
         raise UserError(f"{kind.value} is not supported: it has not been tried; {_ADVICE}")

@@ -28,7 +28,7 @@ class LogConfig(Config):
     max_heldout: int = Field(
         default=10_000,
         gt=0,
-        description="most held-out samples that an evaluation measures; of more, a fixed choice spread by a hash",
+        description="most held-out samples that an evaluation measures; if there are more, a hash chooses them",
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard events into the run's folder")
     pictures: int = Field(default=16, gt=0, description="pictures in a grid")
@@ -45,7 +45,7 @@ class Log:
         accelerator: reduces metrics over ranks, and holds the trackers.
         folder: the run's folder, in which metrics.jsonl is written.
         config: the config section `log`, with the steps between two lines.
-        first: number of steps completed before (of a resumed run), else 0.
+        first: number of steps that a resumed run had completed before it was resumed; 0 for a new run.
         total: number of steps of the whole run.
     """
 
@@ -58,7 +58,7 @@ class Log:
         self.bar = tqdm(total=total, initial=first, desc=folder.name, unit="step", disable=not self.main, mininterval=2)
 
     def step(self, step: TrainStep) -> None:
-        """Add a step's losses and gradient norms; every `config.every` steps, and at the last, write their means."""
+        """Add a step's losses and gradient norms; every `config.every` steps, and after the last, write their means."""
         values = {**step.logs, **{f"{module}_grad_norm": norm for module, norm in step.norms.items()}}
         for name, value in values.items():
             total, count = self.sums.get(name, (torch.zeros_like(value), 0))

@@ -39,7 +39,7 @@ class Trainer:
     config: TrainConfig  # section `train` of the run's config
     ema_config: EmaConfig  # section `ema` of the run's config
     _: KW_ONLY
-    seed: int  # of the order of samples, and of dropout and other random numbers of the modules
+    seed: int  # seed of the order of samples, and of dropout and other random numbers of the modules
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
     dependencies: Mapping[str, str] = field(default_factory=dict)  # digests of untrained models in the checkpoint
@@ -74,7 +74,7 @@ class Trainer:
         Raises:
             UserError: the checkpoint that this run resumed from was trained on other data, or with another tokenizer.
             NonFiniteError: a loss or gradient is not finite on a rank; the weights are those from before that step.
-            torch.OutOfMemoryError: not even one sample at a time fits.
+            torch.OutOfMemoryError: memory does not suffice for one sample at a time.
         """
         check_unchanged(self.step, data, self.task, source=self.source, dependencies=self.dependencies)
         self.source = data.fingerprint
@@ -96,7 +96,7 @@ class Trainer:
         return iter(loader(data, sampler, self.config.workers))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
-        """Compute a step's losses and accumulate their gradients; None on every rank if any rank is out of memory.
+        """Compute a step's losses and gradients; return the losses, or None on all ranks if one is out of memory.
 
         `batches` yields micro-batches, of which the step takes as many as it needs.
         """
@@ -158,7 +158,7 @@ class Trainer:
         """Return whether this step's losses (`stats`) and gradient `norms` (by module) are finite on all ranks.
 
         Raises:
-            NonFiniteError: one is not (in fp16, `train.max_skips` steps in a row); its report has inputs from `data`.
+            NonFiniteError: a loss or norm is not finite (in fp16: `train.max_skips` steps in a row).
         """
         if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
             self.overflows = 0
@@ -201,7 +201,7 @@ class Trainer:
 
     @torch.no_grad()
     def _undo_attempt(self) -> None:
-        """Restore the buffers as before this failed step, and have a `StatefulTask` discard what it collected."""
+        """Restore the buffers as they were before this failed step, and call a `StatefulTask`'s `discard_step`."""
         for buffer, saved in zip(distributed.buffers(self.task.modules.values()), self.saved_buffers, strict=True):
             buffer.copy_(saved)
         if isinstance(self.task, StatefulTask):
@@ -227,7 +227,7 @@ class Trainer:
             extra: contents of further JSON files in the checkpoint, by file name.
 
         Raises:
-            UserError: on every rank, if the checkpoint cannot be written; an existing one is then unchanged.
+            UserError: the checkpoint cannot be written (raised on every rank); an existing one is then unchanged.
         """
         path, failure = folder / (name or f"checkpoint-{self.step:08d}"), None
         if self.accelerator.is_main_process:

@@ -30,7 +30,7 @@ class MuonConfig(Config):
     lr: float = Field(
         default=3e-3, gt=0, description="peak learning rate; updates are scaled to the root mean square of AdamW's"
     )
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="of the gradient, with Nesterov's look-ahead")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="gradient momentum, with Nesterov's look-ahead")
     iterations: int = Field(default=5, ge=1, description="Newton-Schulz iterations; fewer are cheaper and less exact")
     block: int | None = Field(
         default=128,
@@ -43,7 +43,7 @@ class MuonConfig(Config):
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
     """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order in memory of `like`'s elements.
 
-    It is a view if `weight` has the same memory layout as `like`, else a copy.
+    The result is a view if `weight` has the same memory layout as `like`, else a copy.
 
     Args:
         weight: a weight or its gradient.
@@ -70,10 +70,10 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def blocks(rows: int, most: int | None) -> int:
-    """Return into how many blocks of equal size, each of at most `most` rows, a matrix of `rows` rows is split.
+    """Return the number of equal blocks into which a matrix of `rows` rows is split, with at most `most` rows each.
 
-    With f = ceil(rows / most), it is the smallest number from f to 2 f - 1 that divides `rows`. If none does, as with a
-    prime number of rows, or `most` is None, it is 1: all rows are one block, which may have more than `most` rows.
+    This is the smallest number from f to 2 f - 1 that divides `rows`, where f = ceil(rows / most). If none does, as
+    with a prime number of rows, or `most` is None, it is 1: all rows are one block, which may have more than `most`.
     """
     fewest = 1 if most is None else math.ceil(rows / most)
     return next((count for count in range(fewest, 2 * fewest) if rows % count == 0), 1)
@@ -83,9 +83,9 @@ def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
     """Return matrices with the singular vectors of x and singular values near 1, by Newton-Schulz iterations.
 
     An iteration is x <- F x with F = a I + b G + c G^2, G = x x^T and a, b, c = LINEAR, CUBIC, QUINTIC. F commutes with
-    G, so the F of a few iterations are multiplied, as m x m matrices, before their product is applied to x. Not those
-    of all iterations: rounding gives G eigenvalues slightly below 0, which iterations amplify. So G is computed anew
-    from x after the first two iterations, then after every three. bfloat16 is used where it is fast.
+    G, so the F of a few iterations are multiplied, as m x m matrices, before their product is applied to x. But
+    rounding gives G eigenvalues slightly below 0, which iterations amplify. So G is computed anew from x after the
+    first two iterations, then after every three. bfloat16 is used where it is fast.
 
     Args:
         x: matrices [K, m, n].

@@ -27,7 +27,7 @@ class OptimConfig(Config):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         validation_alias=AliasChoices("lr_schedule", "decay"),
         default="constant",
-        description="shape after warm-up, to 0 at the end",
+        description="learning rate after warm-up; linear and cosine fall to 0 at the end",
     )
     max_grad_norm: float | None = Field(
         validation_alias=AliasChoices("max_grad_norm", "clip"),
@@ -38,7 +38,7 @@ class OptimConfig(Config):
     muon: MuonConfig | None = Field(
         default=None,
         description="Muon for matrices and convolutions with both sides at least 64, of every trained module but the "
-        "discriminator, which has discriminator_optim for that; null: AdamW for all",
+        "discriminator, whose settings are discriminator_optim; null: AdamW for all weights",
     )
 
 
@@ -84,7 +84,7 @@ def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfi
 def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict[str, OptimConfig]:
     """Return the optimiser configs, with Muon added for each module that Muon trained in a checkpoint.
 
-    Until version 0.1 `optim.muon` also applied to the discriminator; a run of that time is resumed as it began.
+    Until version 0.1 `optim.muon` also applied to the discriminator; a run of that time keeps Muon for it when resumed.
 
     Args:
         configs: optimiser config of each module, by name.
@@ -107,7 +107,7 @@ def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, tota
 
 
 def update(optimiser: torch.optim.Optimizer, lr: float, scaler: Any = None) -> None:
-    """Run an optimiser step at learning rate `lr`, by the GradScaler `scaler` unless it is None; drop the gradients."""
+    """Run an optimiser step at learning rate `lr`, through the GradScaler `scaler` if given; drop the gradients."""
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step() if scaler is None else scaler.step(optimiser)
@@ -155,7 +155,7 @@ def grad_norm(module: nn.Module) -> Tensor:
 
 
 def clip(module: nn.Module, max_norm: float | None, norm: Tensor) -> None:
-    """Scale a module's gradient, whose L2 norm is `norm`, in place to `max_norm` if it is larger; None: never."""
+    """Scale a module's gradient in place so that its L2 norm, now `norm`, is at most `max_norm` (None: no limit)."""
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(trainable(module), max_norm, norm)
 

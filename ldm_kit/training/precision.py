@@ -31,7 +31,7 @@ def check_trainable(precision: Precision, device: torch.device | str) -> None:
     """Check that a device can train in a precision.
 
     Raises:
-        UserError: fp16 on a CPU, where there is no loss scaling, so that small gradients would underflow.
+        UserError: the precision is fp16 and the device a CPU, where small gradients underflow without loss scaling.
     """
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise UserError("train.precision fp16 needs a GPU, and this run is on a CPU; take bf16, auto or no")

@@ -43,7 +43,7 @@ class BestCheckpoint:
         """Return whether an evaluation's `metrics`, by name, beat the best value so far; a NaN never does.
 
         Raises:
-            UserError: the evaluation has no such metric.
+            UserError: the evaluation lacks the metric that `train.keep_best` names.
         """
         check_keep_best(self.spec, metrics)
         best, value = self._read(), metrics[self.metric]
@@ -105,7 +105,7 @@ class CheckpointRetention:
         """Return whether the main rank's evaluation (None: there was none) is the best so far; every rank must call it.
 
         Raises:
-            UserError: on every rank, if the evaluation has no such metric.
+            UserError: the evaluation lacks the metric that `train.keep_best` names (raised on every rank).
         """
         spec, best, error_text = self.settings.train.keep_best, False, None
         if spec is None:

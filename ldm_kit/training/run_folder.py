@@ -157,7 +157,7 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 
 
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return a saved config (nested dicts) with key names and defaults of the class `kind`; if invalid, as it is."""
+    """Return a saved config (nested dicts) with key names and defaults of class `kind`, or an invalid one unchanged."""
     try:
         return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:

@@ -29,7 +29,7 @@ from ldm_kit.training.training_state import check_unchanged
 
 
 class Settings(Protocol):
-    """The fields of a run's config that a session reads: its folder (`run`), its seed, and three of its sections."""
+    """The fields of a run's config that a session reads: its folder (`run`), seed, and sections train, ema and log."""
 
     @property
     def run(self) -> str: ...
@@ -106,7 +106,7 @@ class Session:
     def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
-        From now on a stop signal no longer ends the process at once: the run ends after the current step. When all
+        After this call a stop signal no longer ends the process at once: the run ends after the current step. When all
         checks have passed, the config is written, and metrics later than the checkpoint are dropped.
 
         Args:
@@ -147,8 +147,8 @@ class Session:
 
         Raises:
             Stopped: a rank has caught a stop signal; the checkpoint is already saved.
-            UserError: a checkpoint could not be written, which must be (the last one, or before a stop) or is the
-                `train.save_attempts`-th in a row to fail; or the evaluation has no metric that `train.keep_best` names.
+            UserError: saving failed after the last step, before a stop, or for the `train.save_attempts`-th time in a
+                row; or the evaluation lacks the metric that `train.keep_best` names.
         """
         config, stop_signal, is_best = trainer.config, self.signals.caught_by_any(), self.retention.is_best(metrics)
         is_last = step.number == config.steps
@@ -188,7 +188,7 @@ class Session:
 
 
 def due(step: TrainStep, every: int, last: int) -> bool:
-    """Return whether `step` is one of every `every` steps, or step number `last`, after which an action is due."""
+    """Return whether an action is due after `step`: it is after every `every` steps, and after step number `last`."""
     return step.number % every == 0 or step.number == last
 
 
@@ -225,10 +225,11 @@ def _open_folder(
 ) -> Path | None:
     """Lock the run's folder, on the main rank; return the checkpoint to resume from (None: a new run), on all ranks.
 
-    `stack` will release the lock; it is None on all ranks but the main one. `resume` is as in `session`.
+    `stack` will release the lock; it is None on all ranks but the main one. `resume` is `latest`, the
+    folder of a checkpoint, or None for a new run.
 
     Raises:
-        UserError: on every rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
+        UserError: on each rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
     path, error_text = None, None
     if stack is not None:

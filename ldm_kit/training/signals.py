@@ -38,7 +38,7 @@ class Signals:
         self._previous = {}
 
     def caught_by_any(self) -> int:
-        """Return the largest number of a signal that any rank has caught, 0 if none has; every rank must call it."""
+        """Return the largest signal number that any rank has caught, 0 if none has; every rank must call this."""
         return distributed.all_reduce_max(self.caught)
 
     def _set_caught(self, number: int, frame: FrameType | None) -> None:

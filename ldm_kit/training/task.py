@@ -19,7 +19,7 @@ class Task(Protocol):
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Trained modules by name; the loop gives each its own optimisers, and may wrap it for DDP."""
+        """Trained modules by name; the loop gives each module its own optimisers, and may wrap each for DDP."""
         ...
 
     @property
@@ -83,7 +83,7 @@ class DependentTask(Protocol):
 
 @runtime_checkable
 class WholeBatchTask(Protocol):
-    """A task whose loss is no mean over samples: it sees all micro-batches of a step before `losses` is called."""
+    """A task whose loss is no mean over samples, so that `losses` depends on all micro-batches of a step."""
 
     def needs_whole_batch(self, step: int) -> bool:
         """Return whether `see_whole_batch` must be called after `step` completed steps, the same on every rank."""

@@ -75,7 +75,7 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint's weights into the task's modules, averaged (EMA) ones if it has them, and the task's state."""
+    """Load a checkpoint's weights into the task's modules (averages, EMA, where there are any), and its task state."""
     for name, module in task.modules.items():
         module.load_state_dict(_read(folder, f"model/{name}"))
     for name, module in task.ema_modules.items():
@@ -134,7 +134,7 @@ def check_unchanged(
         dependencies: digests in the checkpoint, by config key; empty in checkpoints of release 0.2 and before.
 
     Raises:
-        UserError: the data have changed; or a tokenizer, a text encoder or another model that is not trained.
+        UserError: the data have changed, or a tokenizer, a text encoder or another model that is not trained has.
     """
     if source not in (None, data.fingerprint):
         raise UserError(

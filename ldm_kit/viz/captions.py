@@ -71,7 +71,7 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption with characters that no font has replaced by their sound, name or code point (`U+...`)."""
+    """Return a caption in which the sound, name or code point (`U+...`) replaces each character without a font."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
@@ -131,7 +131,7 @@ def _default() -> Any:
 
 @cache
 def _font_of(character: str) -> _Font | None:
-    """Return the first font that has a character, from installed packages, else from the system; None: no font has."""
+    """Return the first font that has a character, from installed packages, else from the system; None if none has."""
     packaged = (_OPENMOJI, *_PACKAGED) if character >= _EMOJI else _PACKAGED
     for font in chain(map(_packaged_font, packaged), _loaded_system_fonts()):
         if font is not None and ord(character) in font.characters:

@@ -64,8 +64,8 @@ def grid(
         padding: pixels between cells and around the grid.
 
     Raises:
-        ValueError: no pictures, pictures that are not uint8 [N, 1 | 3 | 4, H, W], `columns` or `scale` below 1,
-            negative `padding`, or another number of captions than of pictures.
+        ValueError: there are no pictures, they are not uint8 [N, 1 | 3 | 4, H, W], `columns` or `scale` is below 1,
+            `padding` is negative, or the number of captions is not N.
     """
     return _lay(_captioned(pictures, scale, captions), columns, padding)
 
@@ -90,7 +90,8 @@ def pairs_grid(
         padding: pixels between cells and around the grid.
 
     Raises:
-        ValueError: originals and reconstructions differ in shape; or as `grid`.
+        ValueError: originals and reconstructions differ in shape, there are none, they are not uint8 [N, 1 | 3 | 4, H,
+            W], `columns` or `scale` is below 1, `padding` is negative, or the number of captions is not N.
     """
     if originals.shape != reconstructions.shape:
         raise ValueError(f"got shapes {[*originals.shape]} and {[*reconstructions.shape]}; expected equal ones")
@@ -107,7 +108,10 @@ def strip(pictures: Tensor, scale: int = 1, captions: Sequence[str] | None = Non
     """Lay out pictures, uint8 [N, C, H, W], in one row, each with its caption (None: no captions) below.
 
     Each pixel is repeated `scale` times in both directions; `padding` pixels are between pictures and around the row.
-    Raises ValueError as `grid` does.
+
+    Raises:
+        ValueError: there are no pictures, they are not uint8 [N, 1 | 3 | 4, H, W], `scale` is below 1, `padding` is
+            negative, or the number of captions is not N.
     """
     return grid(pictures, max(len(pictures), 1), scale, captions, padding)
 

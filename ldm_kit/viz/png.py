@@ -79,7 +79,7 @@ def file_name(seed: int, index: int, prompt: str) -> str:
     outside the folder, to a hidden file, or to a name that a file system does not allow.
 
     Raises:
-        ValueError: seed or index outside 0..2^64 - 1.
+        ValueError: `seed` or `index` lies outside 0..2^64 - 1.
     """
     for name, number in (("seed", seed), ("index", index)):
         if not 0 <= number <= MAX_SEED:

@@ -14,6 +14,7 @@ from conditioning.factory import BUILT_IN, CONDITIONERS, components, kind_of
 from conditioning.labels import ClassConditioner, ClassConfig, ClassEmbedder
 from conditioning.none import NoCondition, NoConfig
 from conditioning.text import TextConfig
+from tests.processes import script
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,8 +96,8 @@ def installed(folder: Path, value: str) -> str:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-lengths\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[ldm_kit.conditioners]\nlength = {value}\n")
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\n{USE}"
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    (folder / "use.py").write_text(USE)
+    run = script(folder / "use.py", cwd=folder)
     return run.stdout + run.stderr
 
 

@@ -117,7 +117,9 @@ def test_the_layout_is_free_of_traces(world: World):
         f"classifier/{WEIGHTS}",
         "scheduler/scheduler_config.json",
     }
-    traces = {str(world.root), str(Path.home()), "/tmp", os.getcwd()} | ({getpass.getuser()} - {"root"})
+    traces = {str(world.root), str(world.models), str(Path.home()), "/tmp", os.getcwd()} | (
+        {getpass.getuser()} - {"root"}
+    )
     mask = os.umask(0)
     os.umask(mask)
     for name in files:

@@ -62,7 +62,9 @@ def test_load_of_save_draws_the_same_bits(world, tmp_path, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_file_is_free_of_traces_and_has_the_umasks_mode(world, name):
     folder = world.model(name) / "model"
-    traces = {str(world.root), str(Path.home()), "/tmp", os.getcwd()} | ({getpass.getuser()} - {"root"})
+    traces = {str(world.root), str(world.models), str(Path.home()), "/tmp", os.getcwd()} | (
+        {getpass.getuser()} - {"root"}
+    )
     for path in folder.rglob("*"):
         if path.is_file():
             assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask(), path

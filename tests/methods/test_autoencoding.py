@@ -101,13 +101,13 @@ def test_equivariance_makes_the_decoder_as_good_at_moved_latents():
     found = {}
     for wanted in (None, {}):
         made = task(equivariance=wanted, loss={"pixel": "l2", "perceptual_weight": 0.0, **CUSTOM})
-        optimiser = torch.optim.AdamW(made.autoencode.parameters(), lr=5e-3)
-        for step in range(100):
-            gradient(made, waves(16, seed=100 + step), torch.arange(16 * step, 16 * step + 16), step)
+        optimiser = torch.optim.AdamW(made.autoencode.parameters(), lr=1e-2)
+        for step in range(70):
+            gradient(made, waves(8, seed=100 + step), torch.arange(8 * step, 8 * step + 8), step)
             optimiser.step()
         moves = [Move(8, 8, 1), Move(6, 8, 3), Move(4, 8, 2)]
         found[wanted is not None] = sum(wrong(made, move) for move in moves) / 3 / wrong(made, Move(8, 8))
-    assert found[True] < 1.1 < 1.25 < found[False]
+    assert found[True] < 1.05 < 1.1 < found[False]
 
 
 def test_what_cannot_be_moved_is_refused():

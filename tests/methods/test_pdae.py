@@ -119,7 +119,7 @@ def test_it_learns_what_the_frozen_model_does_not_know(pictures, bases, tmp_path
     method = method_of(pictures, tmp_path, bases["plain"], timestep_sampling={"density": "logit_normal", "mean": 1.0})
     frozen = method.heldout_loss()  # the gradient starts at zero
     assert swapped(method)[0] == swapped(method)[1]
-    trained(method, 400, 3e-3)
+    trained(method, 300, 3e-3)
     assert method.heldout_loss() < 0.5 * frozen
     own, others = swapped(method)
     assert own < others

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from ldm_kit.models.options import SamplingOptions
-from ldm_kit.solvers.table import SAMPLERS
 from ldm_kit.viz.png import read_metadata
 from tests.world import World, through
 
@@ -81,8 +80,10 @@ def test_the_run_and_its_model_are_the_same(world: World, tmp_path):
     assert all(np.array_equal(run[name], model[name]) for name in run)
 
 
-@pytest.mark.parametrize("model", ["text", "flow"])
-@pytest.mark.parametrize("solver", list(SAMPLERS))
+@pytest.mark.parametrize(
+    ("solver", "model"),  # of one kind each: ours with and without noise, diffusers' with and without
+    [("ddpm", "text"), ("ddim", "flow"), ("dpm++", "flow"), ("sde", "text")],
+)
 def test_batch_mates_change_nothing(world: World, tmp_path, solver, model):
     arguments = (world.model(model), "red square", "blue square 3", "green", "--count", 2, "--solver", solver)
     alone = draw(tmp_path / "alone", *arguments, "--batch_size", 1)

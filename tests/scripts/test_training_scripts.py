@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.processes import script as process
 from tests.world import MODELS, World, through
 
 ROOT = Path(__file__).parents[2]
@@ -75,11 +76,11 @@ def test_resume_goes_on(world: World, tmp_path):
 def test_the_three_scripts_as_processes(world: World, tmp_path):
     ae = world.write(world.ae("kl", "unused") | {"run": "runs/ae"}, "process-ae.yaml")
     ldm = world.write(world.ldm("text", "unused") | {"run": "runs/ldm", "autoencoder": "runs/ae"}, "process-ldm.yaml")
-    first = command(ROOT / "train_ae.py", ae, "train.steps=1", cwd=tmp_path)
+    first = process(ROOT / "train_ae.py", ae, "train.steps=1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    second = command(ROOT / "train_ldm.py", ldm, "train.steps=1", "sample.steps=1", cwd=tmp_path)
+    second = process(ROOT / "train_ldm.py", ldm, "train.steps=1", "sample.steps=1", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
-    third = command(ROOT / "sample.py", "runs/ldm", "red square", "--steps", "2", cwd=tmp_path)
+    third = process(ROOT / "sample.py", "runs/ldm", "red square", "--steps", "2", cwd=tmp_path)
     assert third.returncode == 0, third.stderr
     assert "1 pictures in samples" in third.stdout
     for said in (first.stderr, second.stderr, third.stderr):
@@ -89,11 +90,17 @@ def test_the_three_scripts_as_processes(world: World, tmp_path):
         assert picture.size == (16, 16)
 
 
-def test_a_mistake_as_a_process(tmp_path):
-    found = command(ROOT / "train_ae.py", "nowhere.yaml", cwd=tmp_path)
+@pytest.mark.parametrize("script", ["train_ae.py", "train_ldm.py"])
+def test_a_mistake_as_a_process(tmp_path, script):
+    """The config is read before torch is imported: a wrong path is said at once."""
+    found = command("-X", "importtime", ROOT / script, "nowhere.yaml", cwd=tmp_path)
+    lines = found.stderr.splitlines(keepends=True)
+    imports = [line for line in lines if line.startswith("import time:")]
+    assert imports
+    assert not [line for line in imports if line.split("|")[-1].strip() == "torch"]
     assert (found.returncode, found.stdout) == (2, "")
     sentence = "error: cannot read the config nowhere.yaml: No such file or directory; expected a YAML file\n"
-    assert found.stderr == sentence
+    assert [line for line in lines if line not in imports] == [sentence]
 
 
 def test_help_shows_every_flag():

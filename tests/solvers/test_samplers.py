@@ -24,6 +24,7 @@ CONFIGS = {
     "flow": ScheduleConfig(kind="flow"),
 }
 NOISE = initial_noise(range(200), (1,)).double()
+OF_DENOISERS = [name for name in SAMPLERS if name != "consistency"]  # which takes x_0 for the end of a trajectory
 STOCHASTIC = ("ddpm", "ddpm-large", "euler-a", "sde")
 
 
@@ -47,7 +48,7 @@ def last(states):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_every_solver_recovers_a_gaussian(name, kind):
     exact, seeds = Gaussian(build(CONFIGS[kind]), m=2.0, s=0.5), range(60)
     x = last(draw(name, exact, initial_noise(seeds, (300,)), 150, seeds=seeds))

@@ -106,7 +106,7 @@ def test_a_record_in_the_table_is_all_that_a_sampler_needs(monkeypatch):
 def test_what_samplers_take():
     assert names_where(lambda one: one.shifts_mean) == ["ddpm", "ddpm-large"]
     assert names_where(lambda one: one.takes_eta) == ["ddim"]
-    assert names_where(lambda one: one.adds_noise) == ["ddpm", "ddpm-large", "euler-a", "sde"]
+    assert names_where(lambda one: one.adds_noise) == ["ddpm", "ddpm-large", "euler-a", "sde", "consistency"]
     assert names_where(lambda one: one.scheduler is None) == ["sde"]
     for record in SAMPLERS.values():
         assert callable(record.function)

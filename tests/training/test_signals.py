@@ -92,6 +92,7 @@ def test_a_script_saves_and_leaves_and_goes_on_bit_for_bit(script, tree, number,
     (os.killpg if everyone else os.kill)(process.pid, number)  # a scheduler asks workers of the data loader as well
     _, said = process.communicate(timeout=900)
     assert process.returncode == 128 + number, said
+    assert "Warning" not in said
     ((stopped, path),) = checkpoint.steps(run).items()
     assert f"stopped by {signal.Signals(number).name} after step {stopped}, saved; add --resume latest to go on" in said
     checkpoint.verify(path)

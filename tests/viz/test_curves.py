@@ -4,11 +4,12 @@ import math
 import matplotlib
 import pytest
 from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ldm_kit.config import UserError
-from ldm_kit.viz.curves import _panel, _series, curves
+from ldm_kit.viz.curves import _panel, _series, _set_margins, curves
 
 
 def write_metrics(path, entries):
@@ -39,6 +40,39 @@ def test_losses_are_logarithmic_where_positive(tmp_path):
         _panel(axes, key, series[key])
         scales.append(axes.get_yscale())
     assert dict(zip(series, scales, strict=True)) == {"loss": "log", "loss_d": "linear", "lr": "linear"}
+
+
+def test_labels_of_a_logarithmic_axis_differ_however_narrow_it_is():
+    for low, high in ((0.050, 0.058), (1e-8, 1.0)):
+        axes = Figure().add_subplot()
+        _panel(axes, "loss", {1: low, 2: high})
+        ticks = (*axes.yaxis.get_majorticklocs(), *axes.yaxis.get_minorticklocs())
+        shown = {x for x in ticks if low <= x <= high}
+        kinds = (axes.yaxis.get_major_ticks, axes.yaxis.get_minor_ticks)
+        labels = [
+            tick.label1.get_text() for ticks in kinds for tick in _updated(axes, ticks) if tick.get_loc() in shown
+        ]
+        labels = [label for label in labels if label]
+        assert len(labels) >= 2
+        assert len({*labels}) == len(labels)
+
+
+def _updated(axes, ticks):
+    axes.yaxis._update_ticks()
+    return ticks()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_panels_and_their_labels_lie_side_by_side(count):
+    rows, columns = -(-count // 3), min(count, 3)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows))
+    _set_margins(figure, rows, columns)
+    for number in range(1, count + 1):
+        _panel(figure.add_subplot(rows, columns, number), "lr", {1: 1.23456e-4 * number, 2: 1.3e-4 * number})
+    boxes = [axes.get_tightbbox(FigureCanvasAgg(figure).get_renderer()) for axes in figure.axes]
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+    assert all(box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height for box in boxes)
+    assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
 
 
 def test_what_is_not_finite_leaves_a_gap_and_what_is_true_is_no_number(tmp_path):

@@ -76,7 +76,7 @@ UNSEEN: tuple[Mapping[str, str], ...] = (  # pairs that training never shows; to
     {"eyebrows": "worried", "mouth": "laughing"},
     {"eyes": "winking", "skin": "tan"},
 )
-HIDDEN: Mapping[str, frozenset[tuple[str, str]]] = {  # factor -> pairs (its value, the skin) that cannot be told apart
+HIDDEN: Mapping[str, frozenset[tuple[str, str]]] = {  # factor -> pairs (its value, the skin) that look alike
     "mouth": frozenset({("smiling", "dark"), ("frowning", "dark")})  # a thin translucent line, 7 of 255 levels darker
 }
 PHRASINGS = (
@@ -104,7 +104,7 @@ def options_of(values: Mapping[str, str]) -> dict[str, str | int]:
 
 
 def hidden(values: Mapping[str, str]) -> frozenset[str]:
-    """Return the factors whose value cannot be told from a face: a closed mouth on dark skin, smiling or frowning.
+    """Return the factors whose value a face does not show: a closed mouth on dark skin, smiling or frowning.
 
     Args:
         values: the value of each factor.

@@ -44,7 +44,7 @@ class OpenMojiSet(InMemory):
             value: the skin tone or gender after the edit.
 
         Raises:
-            UserError: no such factor or value, a drawing without that factor, or no such drawing in OpenMoji.
+            UserError: no factor or value has this name, the drawing lacks the factor, or OpenMoji has no such drawing.
         """
         check_edit(FACTORS, factor, value)
         own, record = self.values(index), self.records[index]

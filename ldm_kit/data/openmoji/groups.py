@@ -72,7 +72,7 @@ GROUPS = tuple(_RANGES)
 
 
 def group_of(emoji: str) -> str:
-    """Return the group of an emoji (a string of one or more code points); "" if its first code point is in no range."""
+    """Return the group of an emoji (a string of one or more code points); "" if its first code point is in no group."""
     starts, ends, groups = _table()
     first = ord(emoji[0])
     row = bisect_right(starts, first) - 1

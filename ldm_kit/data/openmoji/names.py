@@ -52,8 +52,8 @@ class Description(NamedTuple):
     """An emoji's caption and attributes."""
 
     text: str  # caption, such as "woman astronaut, dark skin tone"
-    gender: str  # man, woman, person, mixed, or "" if it has none
-    skin_tone: str  # one of TONES, mixed, or "" if it has none
+    gender: str  # man, woman, person, mixed, or "" if the emoji has none
+    skin_tone: str  # one of TONES, mixed, or "" if the emoji has none
     role: str  # the caption without gender and skin tone, such as astronaut
 
 
@@ -79,7 +79,7 @@ def describe(name: str, emoji: str = "") -> Description:
 
 
 def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
-    """Return descriptions with the gender "person" for emoji without one ("astronaut") whose role others have with one.
+    """Return descriptions in which an emoji without gender is a "person" if one of the same role has a gender.
 
     So "astronaut" becomes a person if there is a "woman astronaut".
     """

@@ -1,0 +1,253 @@
+"""Consistency models: sampling in one step or a few, by tuning, by distillation, or from nothing.
+
+Papers:   Song et al. 2023, "Consistency Models" (CT, CD); Song & Dhariwal 2024, "Improved Techniques for Training
+          Consistency Models" (iCT); Geng et al. 2024, "Consistency Models Made Easy" (ECT); Luo et al. 2023, "Latent
+          Consistency Models".
+Idea:     train f(x_t, t), the predicted x_0, to be equal at neighbouring points of a trajectory, whose end it then is.
+Parts:    a network like that of a trained model, in modes tune and distill that model's own; a frozen teacher where one
+          is needed; perhaps a target network, an average of past weights.
+Run:      accelerate launch train_ldm.py configs/consistency/tune.yaml
+Expected: see the header of that config.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conditioning.base import Inputs
+from ldm_kit.config import UserError
+from ldm_kit.data.images import Split
+from ldm_kit.diffusion.consistency import (
+    ConsistencyDenoiser,
+    ConsistencyFunction,
+    Metric,
+    Pair,
+    consistency_function,
+    consistency_loss,
+    l1,
+    l2,
+    pseudo_huber,
+)
+from ldm_kit.diffusion.consistency_targets import ddim_step
+from ldm_kit.diffusion.prediction import Prediction, cast_like
+from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.methods.base import Grid, Method
+from ldm_kit.methods.consistency_base import conditioned_student, new_student, semantic_student
+from ldm_kit.methods.consistency_config import ConsistencyRun
+from ldm_kit.methods.consistency_levels import Levels
+from ldm_kit.methods.consistency_students import Student
+from ldm_kit.methods.consistency_teacher import Guidance, Teacher, bound_denoiser
+from ldm_kit.methods.inputs import NoisedBatch, noise_batch
+from ldm_kit.methods.networks import millions
+from ldm_kit.models.folder import SEMANTIC, ModelFolder
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.nets.guidance_embedding import takes_guidance_scale
+from ldm_kit.training.precision import autocast
+from ldm_kit.training.task import LossTerm
+
+NAME = "consistency"
+
+
+class Consistency(Method[ConsistencyRun]):
+    """Training method of consistency models.
+
+    Attributes:
+        student: the network that is trained, with its data.
+        levels: timesteps, weights and guidance scales of samples.
+        teacher: the frozen copy of the base that makes the steps of distillation and of guidance; None: neither.
+        target: the target network, an average of the student's weights; None: the student itself.
+    """
+
+    Config = ConsistencyRun
+
+    def __init__(self, config: ConsistencyRun, student: Student) -> None:
+        _check_levels(config, student.schedule_config)
+        super().__init__(
+            config,
+            student.data,
+            modules={NAME: student.module},
+            ema_modules=student.ema_modules,
+            schedule=build(student.schedule_config),
+        )
+        self.student, self.dependencies = student, student.dependencies
+        self.levels = Levels(config, self.schedule)
+        guided = config.guidance != 1
+        if guided:
+            student.check_guidance()
+        self.teacher = student.teacher() if guided or config.mode == "distill" else None
+        self.target = student.teacher() if config.decay != 0 else None
+
+    @classmethod
+    def build(cls, config: ConsistencyRun, data: Split, device: torch.device) -> "Consistency":
+        """Open the base on `device`, or build a new network; cache latents and captions or labels of `data`.
+
+        Raises:
+            UserError: the base cannot be opened, or does not fit the pictures or the config; or what `Latent.build`
+                raises.
+            AutoencoderError, ConditioningError: as for `Latent.build`.
+        """
+        if config.mode == "train":
+            return cls(config, new_student(config, data, device))
+        from ldm_kit.methods.export import saved_model  # which imports the training program, and that the methods
+
+        folder = ModelFolder.open(saved_model(str(config.base), device=str(device)))
+        if folder.class_name == SEMANTIC:
+            return cls(config, semantic_student(config, SemanticModel.load(folder.path, device), folder.path, data))
+        return cls(config, conditioned_student(config, Pipeline.load(folder.path, device), folder.path, data))
+
+    def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
+        """Store `wrapped`, the module by name (or DDP's wrapper); move what is not trained to its device.
+
+        The target network starts at the student's weights, which are the same on every rank by now.
+        """
+        super().set_ddp_modules(wrapped)
+        self.student.to(self.device)
+        for module in (self.teacher, self.target):
+            if module is not None:
+                module.to(self.device)
+        if self.target is not None:
+            self.target.load_state_dict(self.student.module.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights of the target network, if there is one."""
+        return {} if self.target is None else {f"target.{k}": v for k, v in self.target.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the tensors that `state` returned."""
+        if self.target is not None:
+            self.target.load_state_dict({name.removeprefix("target."): value for name, value in state.items()})
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
+        """Average the student's new weights into the target network (Song et al. 2023, algorithms 2 and 3)."""
+        if self.target is None:
+            return
+        pairs = zip(self.target.state_dict().values(), self.student.module.state_dict().values(), strict=True)
+        for average, weight in pairs:
+            if average.is_floating_point():
+                average.lerp_(weight, 1 - self.levels.target_decay(step))
+            else:
+                average.copy_(weight)
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
+        """Yield a batch's weighted loss, and the distance without weights as `distance`.
+
+        `batch` is one that the student's batches returned: moments of latents, positions, and the condition's inputs.
+        The run's seed and a sample's position in the run determine its noise, timestep, guidance and dropped condition.
+        """
+        config, position = self.config, batch["position"]
+        t = self.levels.student_timesteps(position, step)
+        r = self.levels.target_timesteps(t, step)
+        inputs = self.student.inputs(batch, config.seed, config.condition_dropout)
+        noised = noise_batch(batch, t, config.seed, self.schedule)
+        network = self.ddp_modules[NAME]
+        distance = self.distances(noised, r, inputs, self.levels.scales(position), network)
+        weight = self.levels.weight(t, r)
+        yield NAME, (distance * cast_like(weight, distance)).mean(), {"distance": distance.mean()}
+
+    def distances(
+        self,
+        noised: NoisedBatch,
+        r: Tensor,
+        inputs: Inputs,
+        scale: Tensor | None,
+        network: Callable[..., Tensor],
+    ) -> Tensor:
+        """Return the distance [B] of the student's f(x_t, t) and the target's f(x_r, r), without weights.
+
+        Args:
+            noised: clean and noised latents, noise and timesteps t.
+            r: timesteps [B] of the target; -1 is clean data.
+            inputs: the condition's inputs by name, [B, ...] each.
+            scale: guidance scales [B]; None: no guidance.
+            network: the student, or its DDP wrapper.
+        """
+        x_r = self.next_points(noised, r, inputs, scale)
+        target = network if self.target is None else self._autocast(self.target.train(self.student.module.training))
+        student, aim = (self.function(net, inputs, scale) for net in (network, target))
+        return consistency_loss(student, aim, Pair(noised.x_t, noised.t, x_r, r), self.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the config's `loss`."""
+        return {"l1": l1, "l2": l2, "huber": partial(pseudo_huber, c=self.config.huber_c)}[self.config.loss]
+
+    def function(self, network: Callable[..., Tensor], inputs: Inputs, scale: Tensor | None) -> ConsistencyFunction:
+        """Return f(x, t) of a network under a condition; a network that takes the guidance scale gets `scale`."""
+        given = scale if takes_guidance_scale(self.student.module.unet) else None
+        denoiser = bound_denoiser(network, self.schedule, self.student.target, inputs, given)
+        return consistency_function(ConsistencyDenoiser(denoiser))
+
+    @torch.no_grad()
+    def next_points(self, noised: NoisedBatch, r: Tensor, inputs: Inputs, scale: Tensor | None) -> Tensor:
+        """Return the points x_r [B, ...] of the trajectories at timesteps r, from which the target goes on.
+
+        Without a teacher they are noised from the data's x_0 and eps; with one, `Teacher` says what they are.
+        """
+        if self.teacher is None:
+            return ddim_step(Prediction(noised.x_0, noised.eps), r, self.schedule)
+        network, null = self._autocast(self.teacher), None if scale is None else self.student.null(inputs)
+        takes = self.student.teacher_takes_scale
+        teacher = Teacher(network, takes, self.schedule, self.student.target, self.config.teacher_step)
+        points = teacher.distilled if self.config.mode == "distill" else teacher.guided_data
+        return points(noised, r, Guidance(inputs, null, scale))
+
+    def _autocast(self, network: nn.Module) -> Callable[..., Tensor]:
+        def call(*arguments: Any) -> Tensor:
+            with autocast(self.device, self.precision):
+                return network(*arguments)
+
+        return call
+
+    def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
+        """Return the distance [B] of each held-out sample at timesteps t [B], with the levels of the last step."""
+        inputs = self.student.inputs(batch, seed, 0.0)
+        noised, r = (
+            noise_batch(batch, t, seed, self.schedule),
+            self.levels.target_timesteps(t, self.config.train.steps - 1),
+        )
+        return self.distances(noised, r, inputs, self.levels.scales(batch["position"]), self.student.module)
+
+    def samples(self) -> Grid:
+        """Return a grid of pictures sampled with the current weights, from fixed seeds."""
+        return self.student.samples(self.config.log.pictures, self.eval_batch)
+
+    def save(self, folder: Path) -> None:
+        """Save the model in the folder layout of diffusers, with diffusers' scheduler of consistency models."""
+        self.student.save(folder)
+
+    def describe_data(self) -> str:
+        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
+        return f"{len(self.data.train)} training pictures as latents {self.student.shape}"
+
+    def describe_model(self) -> str:
+        """Return a phrase on the network and where it starts for `describe`, the log's opening text."""
+        start = "from nothing" if self.config.mode == "train" else f"of {self.config.base}"
+        unet, count = type(self.student.module.unet).__name__, millions(self.student.module)
+        return f"consistency model {start} ({self.config.mode}), {unet} with {count} trained parameters"
+
+
+def _check_levels(config: ConsistencyRun, schedule: ScheduleConfig) -> None:
+    """Check schedule, levels and sampling steps of a config against the student's noise schedule.
+
+    Raises:
+        UserError: the config states another schedule, or has more levels or sampling steps than training timesteps.
+    """
+    total = schedule.num_train_timesteps
+    if config.schedule not in (ScheduleConfig(), schedule):
+        raise UserError(
+            f"schedule is {config.schedule.kind} with {config.schedule.num_train_timesteps} training timesteps, but "
+            f"that of base {config.base} is {schedule.kind} with {total}; leave schedule out"
+        )
+    counts = {"levels": config.levels if config.mode == "distill" else 1, "sample.steps": config.sample.steps}
+    for name, count in counts.items():
+        if count > total:
+            raise UserError(
+                f"{name} is {count}, but the model has {total} training timesteps; expected at most as many"
+            )

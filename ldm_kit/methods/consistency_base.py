@@ -1,0 +1,196 @@
+"""Open the trained model that becomes a consistency model, or build a new one, with the data to train it on."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from conditioning.base import Conditioner
+from conditioning.factory import kind_of
+from ldm_kit.config import UserError
+from ldm_kit.data.images import Split, digest
+from ldm_kit.data.latents import LatentBatches, weights_digest
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.methods.base import TrainingData
+from ldm_kit.methods.conditions import Conditions, split_conditions
+from ldm_kit.methods.consistency_config import ConsistencyRun
+from ldm_kit.methods.consistency_students import CodedUNet, ConditionedNetwork, ConditionedStudent, SemanticStudent
+from ldm_kit.methods.inputs import FirstStage
+from ldm_kit.methods.latent import Latent
+from ldm_kit.methods.semantic import pictured_latents
+from ldm_kit.models.consistency import ConsistencyDecoder
+from ldm_kit.models.decoders import CodeDecoder
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.saved_sampling import GUIDANCE, RECONSTRUCTION, SAMPLING, SavedSampling
+from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.nets.guidance_embedding import check_no_guidance_scale, takes_guidance_scale, zero_guidance_scale
+
+GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023)
+
+
+def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
+    """Build a student of mode train, as the method `latent` builds its network; raises what `Latent.build` raises."""
+    latent = Latent.build(config.latent_run(), data, device)
+    pipeline = replace(latent.pipeline, saved=_saved(config))
+    module = ConditionedNetwork(pipeline.unet, pipeline.conditioner)
+    return ConditionedStudent(
+        module=module,
+        ema_modules=latent.ema_modules,
+        schedule_config=config.schedule,
+        target=config.prediction_type,
+        vae=latent.vae,
+        shape=latent.latent_shape,
+        data=TrainingData(data, latent.batches, latent.heldout),
+        dependencies=latent.dependencies,
+        pipeline=pipeline,
+        conditions=latent.conditions,
+        prompts=latent.prompts,
+    )
+
+
+def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, data: Split) -> ConditionedStudent:
+    """Return the student that starts from a trained model of prompts, classes or no condition.
+
+    Args:
+        config: the run's config.
+        base: the trained model, whose networks the student takes.
+        folder: the trained model's folder, for messages and the cache of latents.
+        data: the run's pictures.
+
+    Raises:
+        UserError: the pictures do not fit the model, or guidance cannot be its input.
+        ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
+    """
+    sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
+    shape = base.latent_shape
+    unet, takes_scale = _without_variance(base.unet, shape[0]), takes_guidance_scale(base.unet)
+    if isinstance(config.guidance, tuple):
+        unet = _with_guidance_scale(unet)
+    elif takes_scale:
+        raise UserError(
+            f"guidance is {config.guidance:g}, but the model in {folder} takes the scale as input; expected two, "
+            "LOW and HIGH"
+        )
+    conditions = _conditions(base.conditioner, data)
+    prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
+    base.conditioner.prepare(prompts)
+    latents = _first_stage(config, base.vae, folder, base.device).latents
+    train = latents(data.train, "train")
+    _check_shape(tuple(train.shape), shape, folder)
+    inputs, heldout_inputs = conditions.prepare()
+    heldout = None
+    if heldout_inputs is not None and len(data.heldout):
+        heldout = LatentBatches(latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
+    pipeline = replace(base, unet=unet, variance="small", saved=_saved(config))
+    trainable(unet, *base.conditioner.trainable.values())
+    return ConditionedStudent(
+        module=ConditionedNetwork(unet, base.conditioner),
+        ema_modules={"unet": unet, **base.conditioner.trainable},
+        schedule_config=base.schedule_config,
+        target=base.target,
+        vae=base.vae,
+        shape=tuple(train.shape),
+        data=TrainingData(data, LatentBatches(train, inputs, conditions.train, config.seed), heldout),
+        dependencies={"base": sha256, **conditions.dependencies},
+        teacher_takes_scale=takes_scale,
+        pipeline=pipeline,
+        conditions=conditions,
+        prompts=prompts,
+    )
+
+
+def semantic_student(config: ConsistencyRun, base: SemanticModel, folder: Path, data: Split) -> SemanticStudent:
+    """Return the student that starts from a trained DiffAE.
+
+    Raises:
+        UserError: the model is a PDAE, or the pictures do not fit it.
+    """
+    decoder = base.decoder
+    if not isinstance(decoder, CodeDecoder):
+        raise UserError(f"{folder} is a PDAE, which decodes by a frozen model; expected a DiffAE or a diffusion model")
+    networks: dict[str, nn.Module] = {"unet": decoder.unet, "encoder": base.encoder}
+    sha256 = _digest(decoder.schedule_config, decoder.target, networks, decoder.vae)
+    training, shape = pictured_latents(config, _first_stage(config, decoder.vae, folder, base.device), data)
+    _check_shape(shape, decoder.shape, folder)
+    steps = {"decode_steps": config.sample.steps}
+    few = ConsistencyDecoder(decoder.unet, decoder.vae, decoder.schedule_config, decoder.target)
+    saved = base.saved.joined(SavedSampling({RECONSTRUCTION: steps}))
+    trainable(decoder.unet)
+    return SemanticStudent(
+        module=CodedUNet(decoder.unet),
+        ema_modules={"unet": decoder.unet},
+        schedule_config=decoder.schedule_config,
+        target=decoder.target,
+        vae=decoder.vae,
+        shape=shape,
+        data=training,
+        dependencies={"base": sha256},
+        model=replace(base, decoder=few, saved=saved),
+        steps=config.sample.steps,
+    )
+
+
+def trainable(*modules: nn.Module) -> None:
+    """Turn on gradients and training mode of loaded networks, in place."""
+    for module in modules:
+        module.train().requires_grad_(True)
+
+
+def _saved(config: ConsistencyRun) -> SavedSampling:
+    saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
+    if isinstance(config.guidance, tuple):
+        return saved.joined(SavedSampling({GUIDANCE: {"max_scale": config.guidance[1]}}))
+    return saved
+
+
+def _digest(schedule: ScheduleConfig, target: str, networks: Mapping[str, nn.Module], vae: nn.Module | None) -> str:
+    named = {**networks, **({} if vae is None else {"vae": vae})}
+    return digest([schedule.model_dump_json(), target, *(f"{n} {weights_digest(net)}" for n, net in named.items())])
+
+
+def _first_stage(config: ConsistencyRun, vae: Any, folder: Path, device: torch.device) -> FirstStage:
+    return FirstStage(config.model_copy(update={"autoencoder": None if vae is None else str(folder)}), vae, device)
+
+
+def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
+    """Return captions or class names of the pictures, as a loaded conditioner takes them."""
+    config = type(conditioner).Config.model_construct(kind=kind_of(type(conditioner)))
+    train, heldout = (
+        [raw if isinstance(raw, str) else data.train.classes[raw] for raw in values]
+        for values in split_conditions(config, data)
+    )
+    conditions = Conditions(config, data, train, heldout)
+    conditions.conditioner = conditioner
+    return conditions
+
+
+def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], folder: Path) -> None:
+    if shape != expected:
+        given, needed = ("x".join(map(str, numbers)) for numbers in (shape, expected))
+        raise UserError(f"data gives latents of {given}, but the model in {folder} denoises {needed}; take its size")
+
+
+def _without_variance(unet: Any, channels: int) -> Any:
+    """Cut a U-Net's output to `channels`, in place: a consistency model needs no learned variance."""
+    if unet.config["out_channels"] != channels:
+        layer = unet.conv_out
+        cut = nn.Conv2d(layer.in_channels, channels, layer.kernel_size, padding=layer.padding)
+        cut.load_state_dict({name: value[:channels] for name, value in layer.state_dict().items()})
+        unet.conv_out = cut.to(layer.weight)
+        unet.register_to_config(out_channels=channels)
+    return unet
+
+
+def _with_guidance_scale(unet: Any) -> Any:
+    """Return a U-Net with the same weights that takes the guidance scale as input; at first it has no effect."""
+    if takes_guidance_scale(unet):
+        return unet
+    if not isinstance(unet, UNet2DConditionModel):
+        check_no_guidance_scale(GUIDANCE_WIDTH)
+    scaled: Any = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": GUIDANCE_WIDTH})
+    zero_guidance_scale(scaled).load_state_dict(unet.state_dict(), strict=False)
+    return scaled.to(unet.conv_in.weight)

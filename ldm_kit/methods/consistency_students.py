@@ -1,0 +1,183 @@
+"""The network that becomes a consistency model, with its data: a model of prompts or classes, or a semantic one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import Tensor, nn
+
+from conditioning.base import Conditioner, Inputs, drop
+from ldm_kit.config import UserError
+from ldm_kit.data.batches import spread
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.memory import BatchSize
+from ldm_kit.methods.base import Grid, TrainingData
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import drop_conditions
+from ldm_kit.models.consistency import save_consistency_model
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.nets.apply import apply_unet
+from ldm_kit.nets.semantic_unet import SemanticUNet
+from ldm_kit.viz.grid import columns_for, enlargement, grid
+
+
+class ConditionedNetwork(nn.Module):
+    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
+
+    def __init__(self, unet: Any, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet, self.conditioner = unet, conditioner
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], scale: Tensor | None = None) -> Tensor:
+        """Return the U-Net's output for noisy latents [B, Z, h, w], timesteps [B] and the conditioner's inputs.
+
+        `scale` are guidance scales [B], for a U-Net that takes them as input; else None.
+        """
+        return apply_unet(self.unet, x, t, self.conditioner(**inputs), scale=scale)
+
+
+class CodedUNet(nn.Module):
+    """A DiffAE's U-Net, called as a `ConditionedNetwork` is; its only input is the code z [B, D]."""
+
+    def __init__(self, unet: SemanticUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], scale: Tensor | None = None) -> Tensor:
+        """Return the U-Net's output for noisy latents [B, Z, h, w], timesteps [B] and codes; `scale` is None."""
+        return self.unet(x, t, inputs["z"])
+
+
+@dataclass(eq=False, kw_only=True)
+class Student(ABC):
+    """A network to train as a consistency model, the data to train it on, and how it is sampled and saved."""
+
+    module: nn.Module  # maps (x_t, t, inputs, scale) to `target`
+    ema_modules: dict[str, nn.Module]
+    schedule_config: ScheduleConfig
+    target: PredictionType  # what the network predicts
+    vae: AutoencoderKL | VQModel | None  # None: a pixel model
+    shape: tuple[int, ...]  # (channels, height, width) of a latent
+    data: TrainingData
+    dependencies: dict[str, str]  # digests of what is not trained, by config key
+    teacher_takes_scale: bool = False  # whether the base was trained with the guidance scale as input
+
+    @abstractmethod
+    def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
+        """Return the condition's inputs of a batch, [B, ...] by name; a share `dropout` of them is the null's."""
+
+    def null(self, inputs: Inputs) -> Inputs:
+        """Return the null condition's inputs in the shapes of `inputs`."""
+        raise UserError("guidance needs a null condition, and a semantic model has none; leave guidance out")
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move what is not trained to the training device."""
+
+    @abstractmethod
+    def check_guidance(self) -> None:
+        """Check that there is a trained null condition; raises UserError otherwise."""
+
+    @abstractmethod
+    def samples(self, count: int, batch: BatchSize) -> Grid:
+        """Return a grid of pictures sampled with the current weights, from fixed seeds."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model with the current weights into an empty folder."""
+
+    def teacher(self) -> nn.Module:
+        """Return a frozen copy of the network with its present weights."""
+        return deepcopy(self.module).eval().requires_grad_(False)
+
+
+@dataclass(eq=False, kw_only=True)
+class ConditionedStudent(Student):
+    """A model of prompts, of classes or without a condition."""
+
+    pipeline: Pipeline  # shares the networks of `module`
+    conditions: Conditions
+    prompts: Sequence[str | int]
+    nulls: Inputs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nulls = self.pipeline.conditioner.null_inputs()
+
+    def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
+        """Return the conditioner's inputs of a batch, [B, ...] by name; some are replaced by the null's."""
+        return drop_conditions(batch, self.nulls, seed, dropout)
+
+    def null(self, inputs: Inputs) -> Inputs:
+        """Return the null condition's inputs in the shapes of `inputs`."""
+        count = len(next(iter(inputs.values())))
+        return drop(inputs, self.nulls, torch.ones(count, dtype=torch.bool, device=next(iter(inputs.values())).device))
+
+    def to(self, device: torch.device) -> None:
+        """Move the null condition's inputs to the training device."""
+        self.nulls = {name: value.to(device) for name, value in self.nulls.items()}
+
+    def check_guidance(self) -> None:
+        """Check that there is a trained null condition; raises UserError otherwise."""
+        if self.pipeline.conditioner.null is None:
+            raise UserError("guidance needs a null condition, but the base is unconditional; leave guidance out")
+        if not self.pipeline.saved.trains_null:
+            raise UserError("guidance needs a null condition, but the base's was never trained (condition_dropout 0)")
+
+    def samples(self, count: int, batch: BatchSize) -> Grid:
+        """Return a grid of pictures, one for each prompt, from seeds 0, 1, 2, ..."""
+        prompts, pipeline = self.prompts, self.current()
+        pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch)))
+        captions = None
+        if pipeline.conditioner.null is not None:
+            captions = [self.conditions.caption(prompt) for prompt in prompts]
+        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
+
+    def current(self) -> Pipeline:
+        """Return the pipeline on the device of the networks."""
+        return replace(self.pipeline)
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline in the diffusers layout, with the scheduler of consistency models."""
+        save_consistency_model(self.current(), folder)
+
+
+@dataclass(eq=False, kw_only=True)
+class SemanticStudent(Student):
+    """The U-Net of a DiffAE; its encoder is frozen, so that codes, directions and priors stay valid."""
+
+    model: SemanticModel  # whose decoder holds the U-Net of `module`
+    steps: int  # with which pictures are decoded
+
+    def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
+        """Return the codes of a batch's pictures, {"z": [B, D]}; none is dropped."""
+        with torch.no_grad():
+            return {"z": self.model.encoder(batch["picture"])}
+
+    def to(self, device: torch.device) -> None:
+        """Move encoder and autoencoder to the training device."""
+        self.model.to(device)
+
+    def check_guidance(self) -> None:
+        """Raise UserError: there is no null condition."""
+        raise UserError("guidance needs a null condition, and a semantic model has none; leave guidance out")
+
+    def samples(self, count: int, batch: BatchSize) -> Grid:
+        """Return a grid of pictures, each beside one that is decoded from its code and random noise."""
+        data = self.data.pictures
+        shown = data.heldout if len(data.heldout) else data.train
+        pictures = shown.pictures(spread(len(shown), count))
+        decoded = self.model.decode(self.model.encode(pictures, batch), None, self.steps, batch)
+        rows = torch.stack([pictures, decoded], dim=1).flatten(0, 1)
+        captions = ["picture", "random noise"] * len(pictures)
+        return Grid(grid(rows, columns_for(len(rows), 6), enlargement(self.model.resolution), captions), "decoded")
+
+    def save(self, folder: Path) -> None:
+        """Write the semantic model, with the scheduler of consistency models."""
+        self.model.save(folder)

@@ -1,0 +1,80 @@
+"""The trained network of latent diffusion, U-Net and conditioner, and its training with the guidance scale as input."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioning.base import Conditioner
+from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.float64 import exact, move_back
+from ldm_kit.diffusion.guidance_scale import draw_scale, guidance_term, scale_at
+from ldm_kit.methods.latent_config import GuidanceConfig
+from ldm_kit.methods.networks import eval_mode
+from ldm_kit.nets.apply import apply_unet
+
+
+class LatentDiffusion(nn.Module):
+    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
+
+    def __init__(self, unet: nn.Module, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet, self.conditioner = unet, conditioner
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], scale: Tensor | None = None) -> Tensor:
+        """Return the U-Net's output.
+
+        Args:
+            x: noisy latents [B, Z, h, w].
+            t: timesteps [B].
+            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids.
+            scale: guidance scales [B], for a U-Net that takes them as input; None: scale 1, no guidance.
+        """
+        unet: Any = self.unet
+        return apply_unet(unet, x, t, self.conditioner(**inputs), scale=scale)
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedTraining:
+    """A network whose squared error against the plain target trains the guided output (`diffusion.guidance_scale`).
+
+    Model guidance adds (1 - 1/w) (v_c - v_u) to the target. A call returns the output minus this term, which has the
+    same error and the same gradient, whatever the weights of the loss. v_c is the output itself. v_u costs one more
+    evaluation without gradients; it is that of the weights in training, as in improved MeanFlow, and not of their
+    average, and without dropout. In a sample without condition v_c and v_u agree but for dropout, and in the minimum
+    its output is unguided at every scale.
+
+    Outside the interval of guidance the network gets the scale as well, but the term is left out: it learns to ignore
+    the scale there.
+
+    Args:
+        network: the network that is trained, a `LatentDiffusion` or its DDP wrapper.
+        module: the `LatentDiffusion` itself.
+        null: the conditioner's inputs of the null condition, one row each.
+        scale: guidance scales w [B].
+        interval: shares of the training timesteps between which the training is guided.
+        steps: number T of training timesteps.
+    """
+
+    network: Callable[..., Tensor]
+    module: LatentDiffusion
+    null: Mapping[str, Tensor]
+    scale: Tensor
+    interval: tuple[float, float]
+    steps: int
+
+    def __call__(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        out = self.network(x, t, inputs, self.scale)  # first, as some releases cache autocast's casts without gradients
+        with torch.no_grad(), eval_mode(self.module):
+            null = self.module(x, t, self.null, self.scale)
+        return out.float() - guidance_term(out, null, scale_at(self.scale, t, self.steps, self.interval))
+
+
+def draw_scales(config: GuidanceConfig, seed: int, position: Tensor) -> Tensor:
+    """Draw a guidance scale for each sample, log-uniformly from 1 to `config.max_scale`, [B].
+
+    `seed` and a sample's position [B] in the run fix the draw.
+    """
+    return move_back(draw_scale(rng.uniform(seed, "guidance", exact(position)), config.max_scale), position)

@@ -1,0 +1,81 @@
+"""Start a latent diffusion run from a trained model, to tune it with the guidance scale as a further input."""
+
+from torch import nn
+
+from conditioning.base import Conditioner, ConditioningError, Inputs
+from ldm_kit.config import UserError
+from ldm_kit.data.images import digest
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.dependencies import condition_dependencies
+from ldm_kit.models.compatibility import check_compatible
+from ldm_kit.models.pipeline import Pipeline
+
+_NEW = {"time_embedding.cond_proj.weight"}  # weights that the base may lack: those of the guidance scale, which are 0
+
+
+def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Conditions) -> str:
+    """Copy the weights of a trained model into a new one, which differs at most by the guidance scale as input.
+
+    The new model then computes at every guidance scale what the base computes, since the weights of the scale are zero.
+
+    Args:
+        base: folder of the trained model or of its run.
+        model: the new model, whose U-Net and conditioner are changed in place.
+        inputs: the conditioner's inputs of the training set.
+        conditions: the captions or classes of the training set.
+
+    Returns:
+        A digest of the base's weights, by which a resumed run knows it.
+
+    Raises:
+        UserError: the base cannot be opened, or its noise schedule, latents, prediction type, condition or networks are
+            not those of the new model.
+    """
+    trained = Pipeline.load(base)
+    check_compatible(f"guidance.base {base}", trained.space, model.space)
+    if (trained.target, trained.variance) != (model.target, model.variance):
+        raise UserError(
+            f"guidance.base {base} predicts {trained.target} with variance {trained.variance}, but this run's network "
+            f"{model.target} with {model.variance}; expected the same"
+        )
+    _check_condition(base, trained.conditioner, model.conditioner, inputs, conditions)
+    new = {"unet": model.unet, **model.conditioner.trainable}
+    old = {"unet": trained.unet, **trained.conditioner.trainable}
+    for name, network in new.items():
+        _copy(base, name, old[name], network)
+    return digest([f"{name} {weights_digest(network)}" for name, network in old.items()])
+
+
+def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: Inputs, conditions: Conditions) -> None:
+    """Check that both conditioners turn the training set's captions or classes into the same inputs."""
+    values = [*dict.fromkeys(conditions.train)]
+    same = type(trained) is type(new) and trained.trainable.keys() == new.trainable.keys()
+    try:
+        same = same and trained.class_names(values) == new.class_names(values)
+        prepared = {} if new.encoder_digest or not same else trained.prepare(conditions.train)
+    except ConditioningError as error:
+        raise UserError(f"guidance.base {base} does not know the conditions of this run: {error}") from None
+    if not same or condition_dependencies(trained, prepared) != condition_dependencies(new, inputs):
+        raise UserError(
+            f"guidance.base {base} has other tokens, classes or another text encoder than this run; expected the "
+            "condition and the pictures of its own training"
+        )
+
+
+def _copy(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
+    """Copy the weights of `old` into `new`, whose weights of the guidance scale may be missing in `old`.
+
+    Raises:
+        UserError: other weights are missing, too many, or of another shape; the message has the first one's name.
+    """
+    trained = old.state_dict()
+    given = {key: tuple(value.shape) for key, value in trained.items()}
+    expected = {key: tuple(value.shape) for key, value in new.state_dict().items() if key in given or key not in _NEW}
+    if misfits := sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)):
+        shapes = [shape.get(misfits[0], "nothing") for shape in (given, expected)]
+        raise UserError(
+            f"guidance.base {base} does not fit this run's {name}: {misfits[0]} is {shapes[0]} there, expected "
+            f"{shapes[1]}"
+        )
+    new.load_state_dict(trained, strict=False)
