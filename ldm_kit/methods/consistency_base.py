@@ -62,7 +62,8 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or guidance cannot be its input.
+        UserError: the pictures do not fit the model, or `config.guidance` is one scale although the model takes the
+            scale as input.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
