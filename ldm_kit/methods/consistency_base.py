@@ -33,7 +33,10 @@ GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023
 
 
 def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
-    """Build a student of mode train, as the method `latent` builds its network; raises what `Latent.build` raises."""
+    """Build a new network for consistency training without a teacher (`mode: train`), as method `latent` builds one.
+
+    It raises what `Latent.build` raises.
+    """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config))
     module = ConditionedNetwork(pipeline.unet, pipeline.conditioner)
