@@ -38,11 +38,13 @@ def measure(pipeline: kit.Pipeline, split: Split, prompts: int) -> dict[str, Fid
     drawings, rows = Drawings.all(split), {}
     texts = {name: choose_prompts(pictures, prompts, name) for name, pictures in _parts(split).items()}
     options = kit.SamplingOptions().resolve(pipeline, OPTIONS)
-    pictures = {name: kit.generate(pipeline, part, range(len(part)), options) for name, part in texts.items()}
+    pictures = {
+        name: kit.generate(pipeline, captions, range(len(captions)), options) for name, captions in texts.items()
+    }
     for judge, features in judges(pipeline.vae, torch.device("cpu")).items():
         references = reference_features(drawings, features)
-        for name, part in texts.items():
-            row = measure_fidelity(drawings, references, pictures[name], part, features)
+        for name, captions in texts.items():
+            row = measure_fidelity(drawings, references, pictures[name], captions, features)
             rows[f"{name}, nearest in {judge}"] = row
     return rows
 

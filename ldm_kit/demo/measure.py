@@ -19,7 +19,7 @@ MEAN, ALL, COUNT = "mean of the factors", "all factors at once", "pictures"
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """How many pictures of those that show a factor have the value that is asked for."""
 
     right: int
@@ -38,8 +38,10 @@ class Share:
     @property
     def figures(self) -> dict[str, Any]:
         """The share for JSON, with its interval and the number of pictures; None without pictures."""
-        known = {"share": self.value, "interval": [*self.interval]} if self.count else {"share": None, "interval": None}
-        return {**known, "count": self.count}
+        estimate = (
+            {"share": self.value, "interval": [*self.interval]} if self.count else {"share": None, "interval": None}
+        )
+        return {**estimate, "count": self.count}
 
     def __str__(self) -> str:
         return percent(self.value, self.count)
@@ -49,8 +51,8 @@ class Share:
 class FactorShares:
     """How often pictures have the values that are asked for."""
 
-    factors: Mapping[str, Share]  # by factor: over the pictures that show its value
-    all: Share  # pictures in which every value that shows is right
+    factors: Mapping[str, Proportion]  # by factor: over the pictures that show its value
+    all: Proportion  # pictures in which every value that shows is right
 
     @property
     def mean(self) -> float:
@@ -74,12 +76,12 @@ def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> Facto
         labels: int64 [N, F], the number of each factor's value; -1: the value cannot show, and does not count.
     """
     right, shown = reader.read(pictures) == labels, labels >= 0
-    factors = {name: _share(right[shown[:, i], i]) for i, name in enumerate(reader.factors)}
-    return FactorShares(factors, _share((right | ~shown).all(1)))
+    factors = {name: _proportion(right[shown[:, i], i]) for i, name in enumerate(reader.factors)}
+    return FactorShares(factors, _proportion((right | ~shown).all(1)))
 
 
-def _share(right: Tensor) -> Share:
-    return Share(int(right.sum()), len(right))
+def _proportion(right: Tensor) -> Proportion:
+    return Proportion(int(right.sum()), len(right))
 
 
 def fidelity_table(columns: Mapping[str, FactorShares]) -> str:

@@ -28,9 +28,9 @@ def sheet(sections: Sequence[Section], attribution: str) -> Image.Image:
         sections: at least one section, with at least one picture each, all of one shape.
         attribution: who made the pictures that the model was trained on, and their licence.
     """
-    grids = [grid(part.pictures, COLUMNS, SCALE, captions=part.prompts) for part in sections]
+    grids = [grid(one.pictures, COLUMNS, SCALE, captions=one.prompts) for one in sections]
     width = max(image.width for image in grids)
-    rows = [row for part, image in zip(sections, grids, strict=True) for row in (_line(part.title, width), image)]
+    rows = [row for one, image in zip(sections, grids, strict=True) for row in (_line(one.title, width), image)]
     return _stack([*rows, _line(attribution, width)], width)
 
 

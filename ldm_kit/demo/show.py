@@ -108,9 +108,9 @@ def parts_of(split: Split) -> dict[str, PictureSet]:
 
 def measure_real(reader: FactorReader, split: Split) -> FactorShares:
     """Count how often a reader is right about the real held-out and compositional pictures, none of which it knows."""
-    parts = [known_factors(part) for part in (split.heldout, split.compositional) if part is not None]
-    pictures = torch.cat([part.pictures(range(len(part))) for part in parts])
-    return count_right(reader, pictures, torch.cat([factor_labels(part) for part in parts]))
+    sets = [known_factors(pictures) for pictures in (split.heldout, split.compositional) if pictures is not None]
+    pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
+    return count_right(reader, pixels, torch.cat([factor_labels(pictures) for pictures in sets]))
 
 
 def _summary(columns: Mapping[str, FactorShares], psnr: float, path: Path) -> Summary:

@@ -8,7 +8,7 @@ from ldm_kit.data import sources
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.shapes.dataset import ShapesConfig
-from ldm_kit.demo.measure import ALL, MEAN, Share, choose_prompts, count_right, fidelity_table, sample_prompts
+from ldm_kit.demo.measure import ALL, MEAN, Proportion, choose_prompts, count_right, fidelity_table, sample_prompts
 from ldm_kit.demo.show import REAL, measure_parts
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.fidelity import wilson
@@ -18,29 +18,29 @@ from ldm_kit.models.options import SamplingOptions
 FACTORS = {"hair": ("bun", "spiky"), "mouth": ("smiling", "laughing", "frowning")}
 
 
-class Told(FactorReader):
+class FirstRow(FactorReader):
     """Reads from a picture the numbers in the first pixels of its first row."""
 
     def read(self, pictures: Tensor, batch: object = None) -> Tensor:
         return pictures[:, 0, 0, : len(self.factors)].long()
 
 
-def told(readings: list[list[int]], factors=FACTORS) -> tuple[FactorReader, Tensor]:
+def reading(readings: list[list[int]], factors=FACTORS) -> tuple[FactorReader, Tensor]:
     pictures = torch.zeros(len(readings), 3, 8, 8, dtype=torch.uint8)
     pictures[:, 0, 0, : len(factors)] = torch.tensor(readings, dtype=torch.uint8)
-    return Told(factors, 3, 8, 2), pictures
+    return FirstRow(factors, 3, 8, 2), pictures
 
 
 def test_shares_are_counted_where_a_value_shows():
-    reader, pictures = told([[0, 0], [1, 2], [1, 1], [0, 0]])
+    reader, pictures = reading([[0, 0], [1, 2], [1, 1], [0, 0]])
     shares = count_right(reader, pictures, torch.tensor([[0, 0], [1, 1], [0, -1], [0, -1]]))
-    assert shares.factors == {"hair": Share(3, 4), "mouth": Share(1, 2)}
-    assert shares.all == Share(2, 4), "a hidden value is neither right nor wrong"
+    assert shares.factors == {"hair": Proportion(3, 4), "mouth": Proportion(1, 2)}
+    assert shares.all == Proportion(2, 4), "a hidden value is neither right nor wrong"
     assert shares.mean == pytest.approx((0.75 + 0.5) / 2)
 
 
 def test_intervals_are_wilsons_and_every_number_is_stored():
-    reader, pictures = told([[0, 0], [1, 2]])
+    reader, pictures = reading([[0, 0], [1, 2]])
     figures = count_right(reader, pictures, torch.tensor([[0, 0], [1, -1]])).figures
     assert figures["hair"] == {"share": 1.0, "interval": [*wilson(1.0, 2)], "count": 2}
     assert figures["mouth"]["count"] == 1
@@ -51,7 +51,7 @@ def test_intervals_are_wilsons_and_every_number_is_stored():
 
 
 def test_the_table_has_a_row_for_each_factor_and_a_column_for_each_set():
-    reader, pictures = told([[0, 0], [1, 2]])
+    reader, pictures = reading([[0, 0], [1, 2]])
     half, none = (torch.tensor(rows) for rows in ([[0, 0], [0, 2]], [[1, -1], [0, -1]]))
     columns = {name: count_right(reader, pictures, labels) for name, labels in (("a", half), ("b", none))}
     head, _, hair, mouth, mean, everything, count = fidelity_table(columns).splitlines()
@@ -88,13 +88,13 @@ class Perfect(FactorReader):
 
     def __init__(self, parts: list[PictureSet]) -> None:
         super().__init__(known_factors(parts[0]).factors, 3, 16, 2)
-        self.known: dict[bytes, Tensor] = {}
+        self.labels: dict[bytes, Tensor] = {}
         for part in parts:
             labels = factor_labels(known_factors(part))
-            self.known |= {part.picture(i).numpy().tobytes(): labels[i] for i in range(len(part))}
+            self.labels |= {part.picture(i).numpy().tobytes(): labels[i] for i in range(len(part))}
 
     def read(self, pictures: Tensor, batch: object = None) -> Tensor:
-        return torch.stack([self.known[one.numpy().tobytes()] for one in pictures])
+        return torch.stack([self.labels[one.numpy().tobytes()] for one in pictures])
 
 
 def test_the_true_pictures_reach_100_percent_and_others_do_not(split):
