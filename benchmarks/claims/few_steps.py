@@ -1,9 +1,9 @@
 """Few evaluations on faces: a trained model with ordinary solvers, and models made of it that need fewer evaluations.
 
 These are consistency models, and a model that takes the guidance scale as input.
-`python -m benchmarks.claims.few_steps BASE tune=RUN,RUN,RUN distill=RUN,... guidance=RUN` samples held-out and never-combined
-prompts with each, and has the reader of attributes say how often a picture shows what its prompt says. Several runs of
-a kind differ in their seed; their mean stands with its 95 % interval over runs (Student's t).
+`python -m benchmarks.claims.few_steps BASE tune=RUN,RUN,RUN distill=RUN,... guidance=RUN` samples held-out and
+never-combined prompts with each, and has the reader of attributes say how often a picture shows what its prompt says.
+Several runs of a kind differ in their seed; their mean stands with its 95 % interval over runs (Student's t).
 """
 
 import math
