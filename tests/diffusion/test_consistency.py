@@ -36,6 +36,14 @@ def end_of(schedule: Schedule, x: Tensor, t: Tensor, r: Tensor | None = None) ->
     return expand_like(b, x) * M + expand_like(spread, x) * (x - expand_like(a, x) * M)
 
 
+def test_clean_data_are_their_own_end_whatever_the_denoiser():
+    denoiser = NetworkDenoiser(network, linear(), "eps")
+    x, t = torch.randn(3, 1, 2, 2), torch.tensor([-1, 5, -1])
+    end = cm.consistency_function(denoiser)(x, t)
+    assert torch.equal(end[[0, 2]], x[[0, 2]])
+    assert not torch.equal(end[1], x[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_boundary_is_exact(dtype):
     x = torch.randn(8, 3, dtype=dtype)
