@@ -1,6 +1,6 @@
 """Sample pictures from a trained model.
 
-python sample.py runs/demo/ldm/model "woman astronaut, dark skin tone" --count 4
+python sample.py runs/demo/ldm "ginger hair in a bun, full beard, winking, smiling, tan skin, blue T-shirt" --count 4
 """
 
 from pathlib import Path

@@ -45,10 +45,10 @@ class Reconstruction(NamedTuple):
     """Result of one training pass through `Autoencode`."""
 
     picture: Tensor  # [B, C, H, W], not clamped
-    moments: Moments  # raw, not normalised
+    moments: Moments  # as the encoder returns them, before the latents' normalisation
     codebook_loss: Tensor  # scalar; 0 for KL
     indices: Tensor | None = None  # [B, h, w] int64 for VQ
-    log_scale: Tensor | None = None  # scalar s of the learned likelihood (`elbo`), a parameter of `Autoencode`
+    log_scale: Tensor | None = None  # learned log variance s of the decoder (loss `elbo`); None: another loss
 
 
 def sample(moments: Moments, noise: Tensor) -> Tensor:

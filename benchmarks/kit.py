@@ -39,9 +39,10 @@ from ldm_kit.training.task import BatchSource
 
 RUNS = Path("runs/benchmarks")
 NATIVE = autocast_dtype("auto", torch.device("cpu"))  # bf16 where this processor computes it natively
-AE, LDM = Path("configs/demo/ae.yaml"), Path("configs/demo/ldm.yaml")
+AE, LDM = Path("configs/openmoji/ae_quick.yaml"), Path("configs/openmoji/ldm_quick.yaml")  # the quick recipe
+QUICK, QUICK_AE = Path("runs/openmoji/ldm_quick"), Path("runs/openmoji/ae_quick")  # their runs
 PIXELS = Path("configs/pixels/openmoji32_uncond.yaml")
-SIDE, CHANNELS = 8, 4  # of the demo's latents
+SIDE, CHANNELS = 8, 4  # of the quick recipe's latents
 
 __all__ = ["AE", "LDM", "AutoencoderRun", "LatentRun", "NoisyClassifier", "Pipeline", "SamplingOptions"]
 __all__ += ["SemanticModel", "cache_dir"]
@@ -184,12 +185,12 @@ def _pipeline(config: Any, vae: Any, unet: Any, conditioner: Any, precision: tor
 
 
 def read_latent(*overrides: str, config: Path = LDM) -> LatentRun:
-    """Read the demo's config of stage 2 (the denoiser), or another `config`, with overrides such as `train.steps=4`."""
+    """Read the quick recipe of stage 2 (the denoiser), or another `config`, with overrides such as `train.steps=4`."""
     return read(LatentRun, config, list(overrides))
 
 
 def read_autoencoder(*overrides: str, config: Path = AE) -> AutoencoderRun:
-    """Read the demo's config of stage 1 (the autoencoder), or another, with overrides such as `train.steps=4`."""
+    """Read the quick recipe of stage 1 (the autoencoder), or another, with overrides such as `train.steps=4`."""
     return read(AutoencoderRun, config, list(overrides))
 
 

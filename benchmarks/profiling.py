@@ -1,6 +1,6 @@
 """Profile of a training step on this machine, by phase of the loop and by kind of operation.
 
-python -m benchmarks.profiling                    both stages of the demo, written to the page performance.md
+python -m benchmarks.profiling                    both stages of the quick recipe, written to the page performance.md
 python -m benchmarks.profiling stage1 --steps 20
 
 Phases are timed by wrapping the loop's own parts; processor time is what other programs on the machine cannot disturb.
@@ -205,7 +205,7 @@ def profile_stage(stage: str, space: Workspace, steps: int, top: int) -> str:
     with clock_on_phases() as clock:
         units = STAGES[stage](space)
         _warm(units)
-        paragraphs = [f"### The demo's {stage[:-1]} {stage[-1]}", phase_table(clock, units, steps)]
+        paragraphs = [f"### The quick recipe's {stage[:-1]} {stage[-1]}", phase_table(clock, units, steps)]
         paragraphs.append(operation_table(units, max(2, steps // 4), top))
     for name, open_stage in VARIATIONS[stage].items():
         units = open_stage(space)

@@ -18,8 +18,11 @@ from tests.world import world as world  # (for the session: synthetic pictures a
 def pytest_configure(config: pytest.Config) -> None:
     """Give the suite a cache of its own, which its processes share.
 
-    Rasterised OpenMoji stays for the next session; what was cached of a session's folders a day ago is removed.
+    Rasterised OpenMoji stays for the next session; what was cached of a session's folders a day ago is removed. With
+    pytest's own cache switched off, the user's cache is used.
     """
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     shared = Path(config.cache.mkdir("ldm_kit"))
     os.environ["LDM_KIT_CACHE"] = str(shared)
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -140,7 +140,7 @@ def width(config: LatentRun | ConsistencyRun) -> int | None:
             return config.condition.width
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "demo"], ids=named)
+@pytest.mark.parametrize("path", FILES, ids=named)
 def test_headers(path):
     text = path.read_text(encoding="utf-8")
     script = "train_ae.py" if path in STAGE_1 else "train_ldm.py"

@@ -10,7 +10,7 @@ from conditioning.none import NoCondition
 from ldm_kit.data import latents
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.data.tensors import from_tensor
-from ldm_kit.demo.show import _psnr
+from ldm_kit.demo.show import autoencoder_psnr
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.editing import code_files
 from ldm_kit.memory import BatchSize, is_out_of_memory
@@ -172,7 +172,7 @@ def features(models, folder):
 def psnr(models, folder):
     from types import SimpleNamespace
 
-    return [torch.tensor(_psnr(SimpleNamespace(vae=models["vae"], device="cpu"), pictures()))]  # pyright: ignore
+    return [torch.tensor(autoencoder_psnr(SimpleNamespace(vae=models["vae"], device="cpu"), pictures()))]  # pyright: ignore
 
 
 PASSES = [moments, stage_1, grid, evaluation, samples, decoded, learned, coded, codes, features, psnr]

@@ -101,7 +101,9 @@ def test_no_autoencoder_is_one_sentence(capsys):
 
     with pytest.raises(SystemExit):
         run_cli(quality.quality, ["recipes", "--autoencoder", "nowhere", "--no_page"])
-    assert capsys.readouterr().err.startswith("error: no autoencoder in nowhere; `make demo` trains one")
+    assert capsys.readouterr().err.startswith(
+        "error: no autoencoder in nowhere; configs/openmoji/ae_quick.yaml trains one"
+    )
     with pytest.raises(SystemExit):
         run_cli(quality.quality, ["steps", "--autoencoder", "tests", "--model", "tests/model", "--no_page"])
     assert capsys.readouterr().err.startswith(

@@ -1,8 +1,9 @@
-"""Few sampling steps on faces: a trained model with ordinary solvers, and consistency models that were made of it.
+"""Few evaluations on faces: a trained model with ordinary solvers, and models made of it that need fewer evaluations.
 
-`python -m benchmarks.claims.few_steps BASE tune=RUN,RUN,RUN distill=RUN,...` samples held-out and never-combined
-prompts with each, and has the reader of attributes say how often a picture shows what its prompt says. Several runs of
-a kind differ in their seed; their mean stands with its 95 % interval over runs (Student's t).
+These are consistency models, and a model that takes the guidance scale as input.
+`python -m benchmarks.claims.few_steps BASE tune=RUN,RUN,RUN distill=RUN,... guidance=RUN` samples held-out and
+never-combined prompts with each, and has the reader of attributes say how often a picture shows what its prompt says.
+Several runs of a kind differ in their seed; their mean stands with its 95 % interval over runs (Student's t).
 """
 
 import math
@@ -25,6 +26,7 @@ from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import subset, to_unit
 from ldm_kit.demo.measure import choose_prompts, count_right, sample_prompts
 from ldm_kit.methods import read_run
+from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
@@ -115,16 +117,28 @@ def row(name: str, solver: str, evaluations: int, runs: Sequence[Figures]) -> li
     return [name, solver, str(evaluations), interval(mean), interval(every), interval(distance), interval(spent, 0)]
 
 
+def ways(run: Path, guidance_scale: float) -> list[tuple[str, int, float]]:
+    """Return how a run's model is sampled with one evaluation a step: solvers, steps, and guidance scales.
+
+    Guidance at one scale is trained into a consistency model, which is then sampled without any.
+    """
+    config = read_run(run / "config.yaml")
+    if not isinstance(config, ConsistencyRun):
+        return [(solver, steps, guidance_scale) for solver, steps in SOLVERS if solver == "dpm++"]
+    scale = guidance_scale if isinstance(config.guidance, tuple) else 1.0
+    return [("consistency", steps, scale) for steps in FEW]
+
+
 def main(
     base: Annotated[Path, typer.Argument(help="run of the base model, on faces")],
-    made: Annotated[list[str] | None, typer.Argument(help="NAME=RUN,RUN,...: consistency models made of it")] = None,
+    made: Annotated[list[str] | None, typer.Argument(help="NAME=RUN,RUN,...: models made of it")] = None,
     prompts: Annotated[int, typer.Option(help="most prompts of each kind")] = 200,
     guidance_scale: Annotated[float, typer.Option(help="of the base model's solvers")] = 2.0,
     page: Annotated[
         bool, typer.Option(help="write the table into docs/results/few-steps.md, and its sheet beside")
     ] = True,
 ) -> None:
-    """Compare few steps of a base model's solvers with those of consistency models made of it."""
+    """Compare few evaluations of a base model's solvers with those of models made of it."""
     judge, rows, shown, names = Judge.open(base, prompts), [], [], []
 
     def add(name: str, solver: str, evaluations: int, runs: Sequence[tuple[Figures, Tensor]]) -> None:
@@ -139,9 +153,11 @@ def main(
         add("base", f"{solver}, {steps} steps", steps * (1 + (guidance_scale != 1)), [judge.measure(pipeline, options)])
     for kind in made or ():
         name, _, listed = kind.partition("=")
-        pipelines = [Pipeline.load(Path(run) / "model") for run in listed.split(",")]
-        for steps in FEW:
-            add(name, f"{steps} steps", steps, [judge.measure(own, SamplingOptions(steps=steps)) for own in pipelines])
+        runs = [Path(run) for run in listed.split(",")]
+        pipelines = [Pipeline.load(run / "model") for run in runs]
+        for solver, steps, scale in ways(runs[0], guidance_scale):
+            options = SamplingOptions(solver=solver, steps=steps, guidance_scale=scale)
+            add(name, f"{solver}, {steps} steps", steps, [judge.measure(own, options) for own in pipelines])
     table = markdown(HEAD, rows)
     typer.echo(table)
     if page:

@@ -1,9 +1,9 @@
 """Claims about quality after a given training time on OpenMoji, for whole recipes and single settings, over seeds.
 
 recipes     ours after 0.5, 1 and 2 minutes of a core beside the peers' script after 10
-widths      the demo's recipe with narrower and wider U-Nets, 10 minutes each
+widths      the quick recipe with narrower and wider U-Nets, 10 minutes each
 choices     the recipe with one thing changed, on a wide U-Net, each for 2 minutes
-steps       the demo's model under several solvers and numbers of steps; --model names another of its recipe
+steps       the quick recipe's model under several solvers and numbers of steps; --model names another of its recipe
 
 Every training has a core to itself, one thread, and a budget of that core's processor time, so that what else the
 machine does meanwhile changes little. Figures are kept in runs/benchmarks/quality, so that a second call goes on.
@@ -29,8 +29,8 @@ TRAINED = {"recipes": recipe_jobs, "widths": width_jobs, "choices": choice_jobs}
 SECTIONS = (*TRAINED, "steps")
 TITLES = {
     "recipes": "## Time to quality: whole recipes",
-    "widths": "## Time to quality: how wide a U-Net\n\nThe demo's recipe, channels of the two levels:",
-    "choices": "## Time to quality: single choices\n\nThe demo's recipe on a U-Net 128 and 256 channels wide, with one "
+    "widths": "## Time to quality: how wide a U-Net\n\nThe quick recipe, channels of the two levels:",
+    "choices": "## Time to quality: single choices\n\nThe quick recipe on a U-Net 128 and 256 channels wide, with one "
     "thing changed in each row, each for as long:",
 }
 FIGURES = {
@@ -44,8 +44,8 @@ FIGURES = {
 def quality(
     tables: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(SECTIONS)}; all when left out")] = None,
     *,
-    autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = Path("runs/demo/ae/model"),
-    model: Annotated[Path, typer.Option(help="what `steps` samples from")] = Path("runs/demo/ldm/model"),
+    autoencoder: Annotated[Path, typer.Option(help="first stage of all")] = kit.QUICK_AE / "model",
+    model: Annotated[Path, typer.Option(help="what `steps` samples from")] = kit.QUICK / "model",
     minutes: Annotated[float, typer.Option(help="of one core, for the peers; choices have a fifth of it")] = 10,
     seeds: Annotated[int, typer.Option(help="trainings of each row")] = 3,
     prompts: Annotated[int, typer.Option(help="pictures that a figure is taken from")] = 200,
@@ -54,7 +54,7 @@ def quality(
     """Train recipes for a given time, measure their pictures, print the tables, and write them to performance.md."""
     with cli_errors():
         if not autoencoder.is_dir():
-            raise UserError(f"no autoencoder in {autoencoder}; `make demo` trains one, or name another: --autoencoder")
+            raise UserError(f"no autoencoder in {autoencoder}; {kit.AE} trains one, or name another: --autoencoder")
         setting, target = Setting(autoencoder, prompts), page_of("performance.md") if page else None
         for name in chosen(tables, SECTIONS):
             if name == "steps":

@@ -17,9 +17,9 @@ WIDE, WIDE_NAME = "unet.widths=[128,256]", "U-Net 128 and 256 wide"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way of training the demo's denoiser."""
+    """A way of training the quick recipe's denoiser."""
 
-    overrides: tuple[str, ...] = ()  # overrides of the demo's config, KEY=VALUE
+    overrides: tuple[str, ...] = ()  # overrides of the quick recipe, KEY=VALUE
     peer_lr: float | None = None  # learning rate of diffusers' script, which trains it; None: ldm_kit trains it
     first_stage: tuple[str, ...] | None = None  # overrides of the autoencoder's config; None: the table's autoencoder
 
@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def folder(self) -> Path:
-        """Folder of results; its name is a hash of the demo's config, the autoencoder and the number of prompts."""
+        """Folder of results; its name is a hash of the quick recipe, the autoencoder and the number of prompts."""
         digest = hashlib.sha256(f"{self.prompts} {_training_keys(kit.LDM, steps=False)}".encode())
         for path in sorted(self.autoencoder.glob("*.safetensors")):
             digest.update(path.read_bytes())

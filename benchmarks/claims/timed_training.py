@@ -21,12 +21,19 @@ from tqdm import tqdm
 
 from autoencoder.perceptual import Perceptual
 from benchmarks import kit
+from benchmarks.claims.drawings import (
+    LITE0,
+    OPTIONS,
+    Drawings,
+    choose_prompts,
+    judges,
+    measure_fidelity,
+    reference_features,
+)
 from benchmarks.claims.recipes import Figures, Job, Recipe, Setting, file_name
 from benchmarks.speed import peers
 from benchmarks.speed.workspace import Workspace
 from ldm_kit.data.images import to_unit
-from ldm_kit.demo.measure import Drawings, choose_prompts, measure_fidelity, reference_features
-from ldm_kit.demo.show import LITE0, OPTIONS, judges
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.training.launch import cores
 
@@ -71,17 +78,17 @@ def _take_core() -> None:
 
 
 def _train_first_stage(run: Path, overrides: Sequence[str]) -> None:
-    """Train the demo's autoencoder with overrides of its config, in the run folder `run`."""
+    """Train the quick recipe's autoencoder with overrides of it, in the run folder `run`."""
     given = [f"run={run}", "log.tensorboard=false", *overrides]
     subprocess.run([sys.executable, "train_ae.py", str(kit.AE), *given], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
 def open_recipe(recipe: Recipe, autoencoder: Path, steps: int, seed: int = 0) -> Iterator[kit.Training]:
-    """Return a context with a training run, in a temporary folder, of the demo's denoiser with a recipe's overrides.
+    """Return a context with a training run of the quick recipe's denoiser with overrides, in a temporary folder.
 
     Args:
-        recipe: overrides of the demo's config.
+        recipe: overrides of the quick recipe.
         autoencoder: folder of the saved autoencoder.
         steps: steps of the run.
         seed: the run's seed.

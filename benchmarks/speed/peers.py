@@ -112,7 +112,7 @@ def train_stage2(
     Args:
         space: folders and pictures that all variants share.
         precision: accelerate's mixed precision, no or bf16.
-        overrides: overrides of the demo's config, which describes the U-Net and the batch.
+        overrides: overrides of the quick recipe, which describes the U-Net and the batch.
         lr: learning rate.
     """
     config = space.stage2(*overrides)
@@ -143,7 +143,7 @@ def train_stage1(space: Workspace, precision: str, overrides: Sequence[str] = ()
 
     With a discriminator, steps of both modules alternate, and it yields after one step of each.
 
-    `precision` is accelerate's mixed precision, no or bf16. `overrides` change the demo's config, which describes the
+    `precision` is accelerate's mixed precision, no or bf16. `overrides` change the quick recipe, which describes the
     autoencoder, the losses and the batch.
     """
     config = space.stage1(*overrides)

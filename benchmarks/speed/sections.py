@@ -33,7 +33,7 @@ class Size:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """Overrides of the demo's config, KEY=VALUE, that set this size."""
+        """Overrides of the quick recipe, KEY=VALUE, that set this size."""
         return f"unet.widths={list(self.widths)}", f"train.batch_size={self.batch}"
 
     @property
@@ -217,7 +217,7 @@ def machine_share(bench: Bench) -> str:
     head = ("", "GFLOP/s", "of the bf16 matrix product", "... in processor time")
     title = (
         f"## Share of the machine\n\nA step of a U-Net {size.text} is {flops['our training step'] / 1e9:.0f} GFLOP "
-        f"(matrix products and convolutions, forward and backward), one of the demo's autoencoder "
+        f"(matrix products and convolutions, forward and backward), one of the quick recipe's autoencoder "
         f"{flops['our training step of stage 1'] / 1e9:.1f} (the perceptual distance not counted):"
     )
     return f"{title}\n\n{markdown(head, rows)}"

@@ -1,4 +1,4 @@
-"""What all timed variants share: OpenMoji at 32 px, the demo's configs, and saved networks with random weights."""
+"""What all timed variants share: OpenMoji at 32 px, the quick recipe, and saved networks with random weights."""
 
 import os
 import tempfile
@@ -45,7 +45,7 @@ class Workspace:
         return space
 
     def with_model(self, name: str, *overrides: str) -> "Workspace":
-        """Save a pipeline with random weights, named `name`; `overrides` change the demo's config of the denoiser."""
+        """Save a pipeline with random weights, named `name`; `overrides` change the quick recipe of the denoiser."""
         space = replace(self, name=name)
         kit.build_pipeline(self.stage2(*overrides), self.autoencoder).save(space.model)
         return space
@@ -62,7 +62,7 @@ class Workspace:
 
     @property
     def text_encoder(self) -> Path:
-        """Folder of the demo's frozen text encoder, which transformers can load."""
+        """Folder of the quick recipe's frozen text encoder, which transformers can load."""
         condition: Any = self.stage2().condition
         return sources.find(condition.model).folder
 
@@ -73,14 +73,14 @@ class Workspace:
         return Split(subset(whole.train, few), subset(whole.train, []), None)
 
     def stage2(self, *overrides: str) -> kit.LatentRun:
-        """Read the demo's config of the denoiser for a new run folder, with overrides.
+        """Read the quick recipe of the denoiser for a new run folder, with overrides.
 
         Conditions are text tokens alone, without a pooled embedding, as in diffusers' script.
         """
         return kit.read_latent(*self._run(), f"autoencoder={self.autoencoder}", "condition.pool=false", *overrides)
 
     def stage1(self, *overrides: str) -> kit.AutoencoderRun:
-        """Read the demo's config of the autoencoder for a new run folder, with overrides."""
+        """Read the quick recipe of the autoencoder for a new run folder, with overrides."""
         return kit.read_autoencoder(*self._run(), *overrides)
 
     def pixels(self, *overrides: str) -> kit.LatentRun:
@@ -96,7 +96,7 @@ def train_stage2(space: Workspace, overrides: Sequence[str] = (), cached: bool =
 
     Args:
         space: folders and pictures that all variants share.
-        overrides: overrides of the demo's config.
+        overrides: overrides of the quick recipe.
         cached: whether latents and text states are encoded before training; else in every step.
     """
     config = space.stage2(*overrides)
@@ -111,14 +111,14 @@ def train_random(space: Workspace, side: int, count: int, tokens: int, overrides
         side: height and width of the latents.
         count: number of latents in the data set.
         tokens: number of random text states of each latent.
-        overrides: overrides of the demo's config.
+        overrides: overrides of the quick recipe.
     """
     config = space.stage2(*overrides)
     return kit.train_steps(config, partial(kit.open_random_latents, config, side, count, tokens))
 
 
 def train_stage1(space: Workspace, overrides: Sequence[str] = ()) -> Iterator[object]:
-    """Train the autoencoder with ldm_kit, and yield after each step; `overrides` change the demo's config."""
+    """Train the autoencoder with ldm_kit, and yield after each step; `overrides` change the quick recipe."""
     config = space.stage1(*overrides)
     return kit.train_steps(config, lambda _: kit.open_autoencoder(config, space.split()))
 

@@ -43,6 +43,10 @@ class FactorSet(PictureSet, Protocol):
         """
         ...
 
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return the factors whose value a picture with these values does not show, such as a covered mouth."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class FactorSubset(Subset):
@@ -62,6 +66,10 @@ class FactorSubset(Subset):
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
         """Return the exact picture of an edit; see `FactorSet`."""
         return self.base.counterpart(int(self.indices[index]), factor, value)
+
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return the factors whose value a picture with these values does not show; see `FactorSet`."""
+        return self.base.hidden(values)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,12 @@ def known_factors(pictures: PictureSet) -> FactorSet:
     raise UserError("these pictures have no known factors, so no counterparts; expected faces, shapes or openmoji")
 
 
+def check_factor(factors: Mapping[str, Sequence[str]], factor: str) -> None:
+    """Check that a factor exists among `factors`, values by the factor's name; raises UserError."""
+    if factor not in factors:
+        raise UserError(f"there is no factor {factor!r}; expected one of {', '.join(factors)}")
+
+
 def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) -> None:
     """Check that a factor exists and can have a value.
 
@@ -125,8 +139,7 @@ def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) ->
     Raises:
         UserError: `factors` has no factor of this name, or the factor cannot have this value.
     """
-    if factor not in factors:
-        raise UserError(f"there is no factor {factor!r}; expected one of {', '.join(factors)}")
+    check_factor(factors, factor)
     if value not in factors[factor]:
         raise UserError(f"{factor} cannot be {value!r}; expected one of {', '.join(factors[factor])}")
 

@@ -82,7 +82,8 @@ class ReadablePictures(DerivedSet):
 def readable(split: Split, settings: BadPictureSettings) -> Split:
     """Return a split whose training and held-out sets replace a broken picture by another one of the same set.
 
-    `settings` is the data config; its `on_bad` and `max_bad_share` say how many pictures may be broken.
+    `settings` is the data config. Reading raises UserError for a broken picture if `on_bad` is raise, and for one more
+    than the share `max_bad_share` of the set otherwise.
     """
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)

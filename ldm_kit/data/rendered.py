@@ -32,12 +32,14 @@ class Renderer:
         key: all that pixels depend on beside the values: the resolution, versions of code and packages.
         factors: the values that each factor can have, by the factor's name.
         render: function from the values of N pictures to uint8 [N, C, R, R].
+        hidden: function from a picture's values to the factors whose value it does not show.
     """
 
     name: str
     key: Sequence[str]
     factors: Mapping[str, tuple[str, ...]]
     render: Callable[[Sequence[Values]], Tensor]
+    hidden: Callable[[Values], frozenset[str]] = lambda values: frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,10 @@ class RenderedSet:
         """
         check_edit(self.factors, factor, value)
         return self.renderer.render([{**self.values(index), factor: value}])[0]
+
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return the factors whose value a picture with these values does not show."""
+        return self.renderer.hidden(values)
 
 
 def render_set(renderer: Renderer, records: Sequence[Record], classes: Sequence[str], folder: Path) -> RenderedSet:

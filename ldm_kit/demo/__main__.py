@@ -1,6 +1,6 @@
-"""Train both stages of latent diffusion on OpenMoji with the training scripts, then sample and measure.
+"""Train both stages of latent diffusion on faces with the training scripts, then sample and measure.
 
-Run it with `python -m ldm_kit.demo`.
+Run it with `python -m ldm_kit.demo`. A finished run is measured with `python -m ldm_kit.demo --measure RUN`.
 """
 
 import json
@@ -15,6 +15,8 @@ import typer
 from ldm_kit.cli import cli_errors, run_cli
 
 AE, LDM = Path("runs/demo/ae"), Path("runs/demo/ldm")
+STAGE_1 = ("train_ae.py", "configs/faces/ae_kl.yaml", f"run={AE}")
+STAGE_2 = ("train_ldm.py", "configs/faces/ldm_minilm.yaml", f"run={LDM}", f"autoencoder={AE}")
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
 PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -24,34 +26,45 @@ def main(
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="train anew, or go on where an earlier demo stopped")
     ] = True,
+    measure: Annotated[Path | None, typer.Option(help="train nothing; sample and measure this finished run")] = None,
 ) -> None:
-    """Train an autoencoder and a text-to-image model on OpenMoji; end with pictures and figures."""
+    """Train an autoencoder and a text-to-image model on faces; end with pictures and figures."""
     with cli_errors():
         began = time.monotonic()
-        _print("1/3  stage 1: an autoencoder (32 px pictures to 8x8 latents)")
-        _train("train_ae.py", "configs/demo/ae.yaml", AE, fresh)
-        _print(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
-        _train("train_ldm.py", "configs/demo/ldm.yaml", LDM, fresh)
-        _print(f"3/3  sampling and measuring ({_minutes(began)} so far)")
-        from ldm_kit.demo.show import show
-
-        summary = show(LDM, prompts)
-        (LDM / "demo.json").write_text(json.dumps({**summary.figures, "seconds": time.monotonic() - began}, indent=1))
-        typer.echo(summary.text)
-        _print(f"done in {_minutes(began)}; look at {summary.sheet}")
+        if measure is None:
+            _print("1/3  stage 1: an autoencoder (64 px pictures to 8x8 latents)")
+            _train(STAGE_1, AE, fresh)
+            _print(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
+            _train(STAGE_2, LDM, fresh)
+            _print(f"3/3  sampling and measuring ({_minutes(began)} so far)")
+        _show(measure or LDM, prompts, began)
 
 
-def _train(script: str, config: str, run: Path, fresh: bool) -> None:
-    """Run a training script on a config file through accelerate; exit with the script's status if it fails.
+def _show(run: Path, prompts: int, began: float) -> None:
+    """Sample and measure a run; print the results, and write them to demo.json beside the sheet of pictures."""
+    from ldm_kit.demo.show import show
 
-    `run` is the folder of the run. If `fresh`, it is deleted before; else the run is resumed from its last checkpoint.
+    summary = show(run, prompts)
+    figures = {**summary.figures, "seconds": time.monotonic() - began}
+    summary.sheet.with_name("demo.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    typer.echo(summary.text)
+    _print(f"done in {_minutes(began)}; look at {summary.sheet}")
+
+
+def _train(command: tuple[str, ...], run: Path, fresh: bool) -> None:
+    """Run a training script through accelerate; exit with the script's status if it fails.
+
+    Args:
+        command: the script, its config and overrides.
+        run: folder of the run.
+        fresh: whether the folder is deleted before; else the run is resumed from its last checkpoint.
     """
     import shutil
 
     if fresh and run.exists():
         shutil.rmtree(run)
     resume = ["--resume", "latest"] if not fresh else []
-    process = subprocess.run([*LAUNCH, *PLAIN, script, config, *resume], check=False)
+    process = subprocess.run([*LAUNCH, *PLAIN, *command, *resume], check=False)
     if process.returncode:
         raise typer.Exit(process.returncode)
 

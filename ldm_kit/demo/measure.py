@@ -1,56 +1,108 @@
-"""Prompt fidelity of the demo's model, measured with all drawings of OpenMoji as reference pictures."""
+"""Fidelity of generated pictures to their prompts, factor by factor, by an independent reader of attributes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.data.images import PictureSet, Record, Split, subset, to_unit
+from ldm_kit.data.images import PictureSet
 from ldm_kit.diffusion.rng import derive_seed
-from ldm_kit.metrics.fidelity import Fidelity, embed, fidelity
+from ldm_kit.metrics.factor_reader import FactorReader
+from ldm_kit.metrics.fidelity import percent, wilson
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 
-Features = Callable[[Tensor], Tensor]  # pictures [B, C, R, R] in [-1, 1] -> [B, D]
+MEAN, ALL, COUNT = "mean of the factors", "all factors at once", "pictures"
 
 
-@dataclass(frozen=True, eq=False)
-class Drawings:
-    """All distinct drawings of a data set, with their captions.
+@dataclass(frozen=True)
+class Proportion:
+    """How many pictures of those that show a factor have the value that is asked for."""
 
-    A tenth of OpenMoji's emoji share a drawing with another emoji ("cook", "man cook"). Such a drawing has several
-    captions and is right for each of them, since no model could distinguish these emoji.
+    right: int
+    count: int
+
+    @property
+    def value(self) -> float:
+        """The share, 0 to 1; NaN without pictures."""
+        return self.right / self.count if self.count else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The share's 95 % confidence interval (low, high) by Wilson's score."""
+        return wilson(self.value, self.count)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The share for JSON, with its interval and the number of pictures; None without pictures."""
+        estimate = (
+            {"share": self.value, "interval": [*self.interval]} if self.count else {"share": None, "interval": None}
+        )
+        return {**estimate, "count": self.count}
+
+    def __str__(self) -> str:
+        return percent(self.value, self.count)
+
+
+@dataclass(frozen=True)
+class FactorShares:
+    """How often pictures have the values that are asked for."""
+
+    factors: Mapping[str, Proportion]  # by factor: over the pictures that show its value
+    all: Proportion  # pictures in which every value that shows is right
+
+    @property
+    def mean(self) -> float:
+        """Mean of the factors' shares, each factor weighing the same; factors that no picture shows are left out."""
+        values = [share.value for share in self.factors.values() if share.count]
+        return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The shares for JSON: by name the share, its interval and the number of pictures; the mean as a number."""
+        named = {**self.factors, ALL: self.all}
+        return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
+
+
+def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> FactorShares:
+    """Count how often a reader reads from pictures the values that are asked for.
+
+    Args:
+        reader: the reader; it must not have been trained on these pictures.
+        pictures: uint8 [N, C, R, R].
+        labels: int64 [N, F], the number of each factor's value; -1: the value cannot show, and does not count.
     """
-
-    pixels: Tensor  # uint8 [D, C, R, R]: D drawings of R x R pixels
-    of: dict[str, int]  # caption -> index (0 to D - 1) of the drawing
-    tones: list[str]  # skin tone of each drawing, "" if it has none
-
-    @classmethod
-    def all(cls, split: Split) -> "Drawings":
-        """Collect the drawings of all pictures in `split`; pictures with equal pixels are one drawing."""
-        sets = [pictures for pictures in (split.train, split.heldout, split.compositional) if pictures]
-        pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
-        records: list[Record] = [record for pictures in sets for record in pictures.records]
-        distinct, indices = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)
-        tones = [""] * len(distinct)
-        for record, index in zip(records, indices.tolist(), strict=True):
-            tones[index] = record.fields.get("skin_tone", "")
-        of = {record.text: index for record, index in zip(records, indices.tolist(), strict=True)}
-        return cls(distinct.view(-1, *pixels.shape[1:]), of, tones)
+    right, shown = reader.read(pictures) == labels, labels >= 0
+    factors = {name: _proportion(right[shown[:, i], i]) for i, name in enumerate(reader.factors)}
+    return FactorShares(factors, _proportion((right | ~shown).all(1)))
 
 
-def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
-    """Return those of the held-out `pictures` that are not pixel by pixel equal to a picture in `train`."""
-    seen = {train.picture(i).numpy().tobytes() for i in range(len(train))}
-    return subset(pictures, [i for i in range(len(pictures)) if pictures.picture(i).numpy().tobytes() not in seen])
+def _proportion(right: Tensor) -> Proportion:
+    return Proportion(int(right.sum()), len(right))
 
 
-def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:
-    """Return at most `count` captions of a picture set, those with the lowest hashes of (`name`, caption)."""
-    return sorted((record.text for record in pictures.records), key=lambda text: derive_seed(0, name, text))[:count]
+def fidelity_table(columns: Mapping[str, FactorShares]) -> str:
+    """Return a Markdown table with a row for each factor; intervals of 95 % in brackets.
+
+    Args:
+        columns: shares by the columns' titles, of the same factors.
+    """
+    first = next(iter(columns.values()))
+    rows = [[name, *(str(shares.factors[name]) for shares in columns.values())] for name in first.factors]
+    rows.append([f"**{MEAN}**", *(f"**{100 * shares.mean:.1f} %**" for shares in columns.values())])
+    rows.append([ALL, *(str(shares.all) for shares in columns.values())])
+    rows.append([COUNT, *(str(shares.all.count) for shares in columns.values())])
+    head = [["", *columns], ["---"] * (1 + len(columns))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
+
+
+def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:
+    """Return the indices of at most `count` pictures of a set: those with the lowest hashes of (`name`, caption)."""
+    texts = [record.text for record in pictures.records]
+    return sorted(range(len(texts)), key=lambda i: derive_seed(0, name, texts[i]))[:count]
 
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
@@ -61,28 +113,3 @@ def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: Sampling
             batches.append(pictures)
             bar.update(len(pictures))
     return torch.cat(batches)
-
-
-def reference_features(drawings: Drawings, features: Features) -> Tensor:
-    """Compute the features of all D drawings, float64 [D, F].
-
-    `features` maps pictures [B, C, R, R] in [-1, 1] to features [B, F].
-    """
-    return embed(lambda x: features(to_unit(x)), drawings.pixels)
-
-
-def measure_fidelity(
-    drawings: Drawings, references: Tensor, pictures: Tensor, prompts: Sequence[str], features: Features
-) -> Fidelity:
-    """Measure how often the drawing nearest to a generated picture is the one that its prompt names.
-
-    Args:
-        drawings: the reference pictures.
-        references: features of the D drawings, float64 [D, F], as `reference_features` returns them.
-        pictures: uint8 [N, C, R, R], one for each prompt.
-        prompts: N captions of drawings.
-        features: function from pictures [B, C, R, R] in [-1, 1] to features [B, F].
-    """
-    generated = embed(lambda x: features(to_unit(x)), pictures)
-    truth = torch.tensor([drawings.of[prompt] for prompt in prompts])
-    return fidelity(generated, references, truth, drawings.tones)

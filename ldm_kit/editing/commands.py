@@ -16,6 +16,7 @@ from ldm_kit.editing.options import (
     NeighboursOptions,
     TrainingExamples,
 )
+from ldm_kit.editing.report_options import ReportOptions
 from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions, SamplePriorOptions
 
 _log = logging.getLogger("ldm_kit.editing")
@@ -42,6 +43,17 @@ def learn(context: ModelContext, options: TrainingExamples) -> str:
     directions = learn_attributes(context, options)
     count = f"{len(directions.names)} directions saved in {context.directions}"
     return "\n".join([*describe_directions(directions), count])
+
+
+def report(context: ModelContext, options: ReportOptions) -> str:
+    """Measure a semantic model: disentanglement of its codes, probes, and edits against their exact results.
+
+    `context` has the model, `options` the flags of `edit.py report`. Returns the text to print.
+    """
+    from ldm_kit.editing.report import describe, report_model
+
+    measured, path = report_model(context, options)
+    return f"{describe(measured)}\n\nreport in {path}"
 
 
 def interpolate(context: EditContext, options: InterpolationOptions) -> str:
@@ -148,6 +160,7 @@ def inpaint(context: EditContext, options: InpaintOptions) -> str:
 COMMANDS: tuple[Callable[..., str], ...] = (
     change,
     learn,
+    report,
     interpolate,
     mix,
     neighbours,

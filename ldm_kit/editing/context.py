@@ -106,7 +106,10 @@ class EditContext(ModelContext):
         check_writable(self.out_folder)
 
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
-        """Return the metadata of PNGs: `settings` of the edit, model and precision; None if `metadata` is False."""
+        """Return the metadata to write into PNGs; None if the option `metadata` is False.
+
+        It is the edit's `settings`, and this context's model and precision, which are added to them.
+        """
         return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 

@@ -85,19 +85,21 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 def from_factors(pictures: PictureSet) -> list[Column]:
     """Return the factors of a data set as attributes, such as the hair colour of faces (see `data.factors`).
 
-    Two pictures that are equal in all factors but one are a pair of this factor.
+    Two pictures that are equal in all factors but one are a pair of this factor. A value that a
+    picture hides is not known.
 
     Raises:
         UserError: the data set has no factors.
     """
     factor_set = known_factors(pictures)
     rows = [factor_set.values(index) for index in range(len(factor_set))]
+    shown = [{factor: row[factor] for factor in row.keys() - factor_set.hidden(row)} for row in rows]
 
     def pair(row: Mapping[str, str], factor: str) -> str:
         return "/".join(value for other, value in row.items() if other != factor)
 
     return [
-        Column(factor, tuple(row.get(factor) for row in rows), tuple(pair(row, factor) for row in rows))
+        Column(factor, tuple(row.get(factor) for row in shown), tuple(pair(row, factor) for row in rows))
         for factor in factor_set.factors
     ]
 

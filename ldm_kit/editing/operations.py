@@ -138,8 +138,8 @@ def mix_codes(content: Code, details: Code) -> Code:
 def nearest(model: Semantic, query: Tensor, z: Tensor, count: int) -> tuple[list[int], list[float]]:
     """Return the indices of the `count` codes z [N, D] that are most similar to a code `query` [D], and their cosines.
 
-    The best come first. All codes are normalised before, by `model`'s statistics, so that no dimension outweighs the
-    others.
+    The best come first. This function first normalises all codes by `model`'s statistics, so that no dimension
+    outweighs the others.
     """
     mean, std = statistics(model)
     cosines = torch.cosine_similarity(((query - mean) / std)[None], (z - mean) / std, dim=1)

@@ -70,7 +70,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @classmethod
     def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks, and training batches of `data`; the trainer moves the networks to the device."""
+        """Build the networks and batches of `data`; `device` is not used, since the trainer moves the networks."""
         method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}

@@ -19,7 +19,7 @@ TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies of held-out pictures: one value for each of 8 (`LEVELS`) noise levels, rising."""
+    """Mean loss and accuracies of held-out pictures: a value for each of the 8 (`LEVELS`) noise levels, least first."""
 
     losses: tuple[float, ...]  # mean cross-entropy
     first: tuple[float, ...]  # top-1 accuracy

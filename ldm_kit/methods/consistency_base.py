@@ -33,7 +33,10 @@ GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023
 
 
 def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
-    """Build a student of mode train, as the method `latent` builds its network; raises what `Latent.build` raises."""
+    """Build a new network for consistency training without a teacher (`mode: train`), as method `latent` builds one.
+
+    It raises what `Latent.build` raises.
+    """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config))
     module = ConditionedNetwork(pipeline.unet, pipeline.conditioner)
@@ -62,7 +65,8 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or guidance cannot be its input.
+        UserError: the pictures do not fit the model, or `config.guidance` is one scale although the model takes the
+            scale as input.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)

@@ -64,7 +64,13 @@ def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: 
 
 
 def _copy(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
-    """Copy the weights of `old` into `new`, whose weights of the guidance scale may be missing in `old`.
+    """Copy the weights of `old` into `new`; weights for the guidance scale that `old` lacks keep their values.
+
+    Args:
+        base: the trained model's folder, for the message.
+        name: the network's name, such as unet, for the message.
+        old: network of the trained model.
+        new: network of the same kind, which is changed in place.
 
     Raises:
         UserError: other weights are missing, too many, or of another shape; the message has the first one's name.

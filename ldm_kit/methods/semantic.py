@@ -71,7 +71,7 @@ class CodedNetwork(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The network that decodes codes: the attribute that `folder` names."""
+        """The network that decodes codes, held by the attribute whose name is the text `folder`."""
         return getattr(self, self.folder)
 
 

@@ -160,11 +160,19 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
+def percent(share: float, count: int) -> str:
+    """Return a share of `count` trials as text: in per cent, with its 95 % interval in brackets; "-" without trials."""
+    if not count:
+        return "-"
+    low, high = wilson(share, count)
+    return f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def table(rows: Mapping[str, Fidelity]) -> str:
     """Return a markdown table of named results, one row each: shares in per cent with their 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
-        shares = [_percent(row.rank1, row.count), _percent(row.rank5, row.count), _percent(row.tone, row.tone_count)]
+        shares = [percent(row.rank1, row.count), percent(row.rank5, row.count), percent(row.tone, row.tone_count)]
         escaped = " ".join(name.split()).replace("|", "\\|")
         lines.append(f"| {escaped} | {' | '.join(shares)} | {row.count} ({row.tone_count}) |")
     return "\n".join(lines)
@@ -243,10 +251,3 @@ def _check(generated: Tensor, references: Tensor, truth: Tensor) -> None:
         raise ValueError(f"expected one index a generated picture, at least one, got shapes {shapes}")
     if truth.is_floating_point() or int(truth.min()) < 0 or int(truth.max()) >= len(references):
         raise ValueError(f"indices of true pictures must be whole numbers in 0..{len(references) - 1}")
-
-
-def _percent(share: float, count: int) -> str:
-    if not count:
-        return "-"
-    low, high = wilson(share, count)
-    return f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

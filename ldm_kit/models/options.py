@@ -146,7 +146,7 @@ class SamplingOptions(SamplerOptions):
         return decided
 
     def _check_guides(self, model: "Pipeline") -> None:
-        """Check that the model has the guide or the null condition that a given option needs; else raise UserError."""
+        """Raise UserError if an option is set that needs a guide or null condition which the model lacks."""
         if model.classifier is None and (idle := self._given(_OF_CLASSIFIER)):
             raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
         if model.autoguidance_model is None and self.autoguidance_scale is not None:

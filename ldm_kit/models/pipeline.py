@@ -167,8 +167,8 @@ class Pipeline:
         """Sample one batch of latents, and yield the state after each step.
 
         A classifier's gradient is applied after guidance and clipping: it shifts the mean of ddpm's step (Algorithm 1
-        of Dhariwal & Nichol 2021) or eps (Algorithm 2). Algorithm 2 thereby moves x_0 by s^2 / a times the gradient,
-        which is very far where a is almost 0. So x_0 is clipped once more, which the published code does not do.
+        of Dhariwal & Nichol 2021) or eps (Algorithm 2). Algorithm 2 thereby moves x_0 by s^2 / a times the gradient
+        (x_t = a x_0 + s eps), very far where a is almost 0. So x_0 is clipped again; the published code does not.
 
         Args:
             prompts: B prompts, or classes by name or number; "" for an unconditional model.

@@ -9,7 +9,7 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.data.faces import dataset
 from ldm_kit.data.faces.dataset import SPACE, FacesConfig, load, load_all
-from ldm_kit.data.faces.values import FACTORS, OPTIONS, PHRASINGS, UNSEEN, caption, options_of
+from ldm_kit.data.faces.values import FACTORS, OPTIONS, PHRASINGS, UNSEEN, caption, hidden, options_of
 from ldm_kit.data.images import Split
 from ldm_kit.data.rendered import RenderedSet
 from ldm_kit.data.sources import load as load_any
@@ -84,6 +84,19 @@ def test_colours_are_those_of_their_names(values_drawn):
     assert cloth["red"][0] > 2 * max(cloth["red"][1:])
     assert cloth["green"][1] > 1.5 * max(cloth["green"][::2])
     assert cloth["blue"][2] > 2 * max(cloth["blue"][:2])
+
+
+def test_hidden_values_are_those_that_cannot_be_told_apart():
+    """Over beards and skins, `hidden` names a mouth exactly where another one gives nearly the same picture."""
+    plain = {factor: values[0] for factor, values in FACTORS.items()}
+    render = dataset._renderer(FacesConfig(resolution=64)).render
+    for skin in FACTORS["skin"]:
+        for beard in ("no beard", "full beard", "moustache and chin beard"):
+            faces = [{**plain, "skin": skin, "beard": beard, "mouth": mouth} for mouth in FACTORS["mouth"]]
+            pixels = render(faces).int()
+            for i, values in enumerate(faces):
+                nearest = min(int((pixels[i] - other).abs().max()) for j, other in enumerate(pixels) if j != i)
+                assert (nearest < 10) == (hidden(values) == {"mouth"}), (skin, beard, values["mouth"], nearest)
 
 
 def test_every_option_exists_in_toonhead():

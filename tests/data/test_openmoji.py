@@ -154,7 +154,7 @@ def test_missing_packages_are_told(monkeypatch, tmp_path):
 
     real = importlib.import_module
     monkeypatch.setattr(dataset.importlib, "import_module", absent)
-    with pytest.raises(UserError, match=r"needs the package resvg_py; pip install 'ldm_kit\[demo\]'"):
+    with pytest.raises(UserError, match=r"needs the package resvg_py; pip install 'ldm_kit\[openmoji\]'"):
         load_all(OpenMojiConfig(cache=tmp_path))
 
 

@@ -1,54 +1,125 @@
-"""The demo's yardstick: distinct drawings, prompts that stay the same, and a ceiling of 100 %."""
+"""How often faces show what their prompts say: counted by hand, hidden values left out, and the true faces at 100 %."""
 
+import pytest
 import torch
+from torch import Tensor
 
-from ldm_kit.data.images import InMemory, Record, Split, subset
-from ldm_kit.demo.measure import Drawings, choose_prompts, measure_fidelity, reference_features, without_twins
+from ldm_kit.data import sources
+from ldm_kit.data.factors import known_factors
+from ldm_kit.data.images import PictureSet, Split, subset
+from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.demo.measure import ALL, MEAN, Proportion, choose_prompts, count_right, fidelity_table, sample_prompts
+from ldm_kit.demo.show import REAL, measure_parts
+from ldm_kit.metrics.factor_reader import FactorReader
+from ldm_kit.metrics.fidelity import wilson
+from ldm_kit.models.factor_readers import factor_labels
+from ldm_kit.models.options import SamplingOptions
 
-
-def records(*texts: str) -> list[Record]:
-    return [Record(text, text, 0, {"skin_tone": text.partition(", ")[2].removesuffix(" skin tone")}) for text in texts]
-
-
-def split() -> Split:
-    """Four captions, of which `cook` and `man cook` share a drawing; one each is held out."""
-    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pixels[1] = pixels[0]
-    whole = InMemory(records("cook", "man cook", "fox", "hand, dark skin tone"), ["all"], pixels, "made up")
-    return Split(subset(whole, [0, 2]), subset(whole, [1]), subset(whole, [3]))
-
-
-def pixel_features(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(1)
+FACTORS = {"hair": ("bun", "spiky"), "mouth": ("smiling", "laughing", "frowning")}
 
 
-def test_a_drawing_that_stands_twice_is_one_drawing_with_two_captions():
-    drawings = Drawings.all(split())
-    assert len(drawings.pixels) == 3
-    assert drawings.of["cook"] == drawings.of["man cook"] != drawings.of["fox"]
-    assert drawings.tones[drawings.of["hand, dark skin tone"]] == "dark"
+class FirstRow(FactorReader):
+    """Reads from a picture the numbers in the first pixels of its first row."""
+
+    def read(self, pictures: Tensor, batch: object = None) -> Tensor:
+        return pictures[:, 0, 0, : len(self.factors)].long()
 
 
-def test_the_true_pictures_reach_the_ceiling_and_others_do_not():
-    parts = split()
-    drawings = Drawings.all(parts)
-    prompts = ["man cook", "fox", "hand, dark skin tone"]
-    true = torch.stack([drawings.pixels[drawings.of[prompt]] for prompt in prompts])
-    references = reference_features(drawings, pixel_features)
-    best = measure_fidelity(drawings, references, true, prompts, pixel_features)
-    assert (best.rank1, best.tone, best.tone_count) == (1.0, 1.0, 1)
-    worst = measure_fidelity(drawings, references, true.roll(1, 0), prompts, pixel_features)
-    assert (worst.rank1, worst.tone) == (0.0, 0.0)
+def reading(readings: list[list[int]], factors=FACTORS) -> tuple[FactorReader, Tensor]:
+    pictures = torch.zeros(len(readings), 3, 8, 8, dtype=torch.uint8)
+    pictures[:, 0, 0, : len(factors)] = torch.tensor(readings, dtype=torch.uint8)
+    return FirstRow(factors, 3, 8, 2), pictures
 
 
-def test_chosen_prompts_do_not_depend_on_the_order_of_the_set():
-    whole = split().train
-    assert choose_prompts(whole, 2, "a") == choose_prompts(subset(whole, [1, 0]), 2, "a")
-    assert len(choose_prompts(whole, 1, "a")) == 1
+def test_shares_are_counted_where_a_value_shows():
+    reader, pictures = reading([[0, 0], [1, 2], [1, 1], [0, 0]])
+    shares = count_right(reader, pictures, torch.tensor([[0, 0], [1, 1], [0, -1], [0, -1]]))
+    assert shares.factors == {"hair": Proportion(3, 4), "mouth": Proportion(1, 2)}
+    assert shares.all == Proportion(2, 4), "a hidden value is neither right nor wrong"
+    assert shares.mean == pytest.approx((0.75 + 0.5) / 2)
 
 
-def test_a_held_out_picture_with_a_twin_in_training_is_not_unseen():
-    parts = split()  # "man cook" is held out, and drawn as the training picture "cook"
-    assert len(without_twins(parts.heldout, parts.train)) == 0
-    assert parts.compositional is not None
-    assert len(without_twins(parts.compositional, parts.train)) == 1
+def test_intervals_are_wilsons_and_every_number_is_stored():
+    reader, pictures = reading([[0, 0], [1, 2]])
+    figures = count_right(reader, pictures, torch.tensor([[0, 0], [1, -1]])).figures
+    assert figures["hair"] == {"share": 1.0, "interval": [*wilson(1.0, 2)], "count": 2}
+    assert figures["mouth"]["count"] == 1
+    assert [*figures] == ["hair", "mouth", ALL, MEAN]
+    hidden = count_right(reader, pictures, torch.tensor([[0, -1], [1, -1]])).figures
+    assert hidden["mouth"] == {"share": None, "interval": None, "count": 0}, "JSON has no NaN"
+    assert hidden[MEAN] == 1.0
+
+
+def test_the_table_has_a_row_for_each_factor_and_a_column_for_each_set():
+    reader, pictures = reading([[0, 0], [1, 2]])
+    half, none = (torch.tensor(rows) for rows in ([[0, 0], [0, 2]], [[1, -1], [0, -1]]))
+    columns = {name: count_right(reader, pictures, labels) for name, labels in (("a", half), ("b", none))}
+    head, _, hair, mouth, mean, everything, count = fidelity_table(columns).splitlines()
+    low, high = (100 * bound for bound in wilson(0.5, 2))
+    assert head == "|  | a | b |"
+    assert hair.startswith(f"| hair | 50.0 % [{low:.1f}, {high:.1f}] | 0.0 % [0.0, ")
+    assert mouth.endswith("| - |"), "no picture shows it"
+    assert mean == "| **mean of the factors** | **75.0 %** | **0.0 %** |"
+    assert everything.startswith("| all factors at once | 50.0 % [")
+    assert count == "| pictures | 2 | 2 |"
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    cache = tmp_path_factory.mktemp("shapes")
+    return sources.load(ShapesConfig(resolution=16, count=60, heldout=0.2, cache=cache))
+
+
+class Painter:
+    """Stands in for a pipeline: generates the true picture of a caption, or that of the caption before it."""
+
+    def __init__(self, parts: list[PictureSet], shift: int) -> None:
+        self.pictures = {r.text: part.picture(i) for part in parts for i, r in enumerate(part.records)}
+        self.shift = shift
+
+    def generate(self, prompts, seeds, options, batch):
+        assert [*seeds] == [*range(len(prompts))]
+        pictures = torch.stack([self.pictures[text] for text in prompts]).roll(self.shift, 0)
+        yield from pictures.split(batch)
+
+
+class Perfect(FactorReader):
+    """Knows every picture of a split by its pixels."""
+
+    def __init__(self, parts: list[PictureSet]) -> None:
+        super().__init__(known_factors(parts[0]).factors, 3, 16, 2)
+        self.labels: dict[bytes, Tensor] = {}
+        for part in parts:
+            labels = factor_labels(known_factors(part))
+            self.labels |= {part.picture(i).numpy().tobytes(): labels[i] for i in range(len(part))}
+
+    def read(self, pictures: Tensor, batch: object = None) -> Tensor:
+        return torch.stack([self.labels[one.numpy().tobytes()] for one in pictures])
+
+
+def test_the_true_pictures_reach_100_percent_and_others_do_not(split):
+    parts = [split.train, split.heldout, split.compositional]
+    reader = Perfect(parts)
+    columns, sections = measure_parts(Painter(parts, 0), reader, split, 6, SamplingOptions())
+    assert [*columns] == [REAL, "seen in training", "held-out faces", "never combined"]
+    assert all(shares.mean == 1 and shares.all.value == 1 for shares in columns.values())
+    assert columns[REAL].all.count == len(split.heldout) + len(split.compositional)
+    for section, part in zip(sections, parts, strict=True):
+        assert {*section.prompts} <= {record.text for record in part.records}
+        assert len(section.pictures) == len(section.prompts) == min(6, len(part))
+    shifted, _ = measure_parts(Painter(parts, 1), reader, split, 6, SamplingOptions())
+    assert all(shares.all.value < 0.5 for name, shares in shifted.items() if name != REAL)
+
+
+def test_chosen_prompts_do_not_depend_on_the_order_of_the_set(split):
+    train, turned = split.train, subset(split.train, [*reversed(range(len(split.train)))])
+    chosen = [train.records[i].name for i in choose_prompts(train, 5, "a")]
+    assert chosen == [turned.records[i].name for i in choose_prompts(turned, 5, "a")]
+    assert chosen != [train.records[i].name for i in choose_prompts(train, 5, "b")]
+    assert len(choose_prompts(train, 10**6, "a")) == len(train)
+
+
+def test_prompts_are_sampled_in_order_whatever_the_batch(split):
+    painter, prompts = Painter([split.train], 0), [record.text for record in split.train.records][:5]
+    pictures = sample_prompts(painter, prompts, SamplingOptions(), batch=2)
+    assert torch.equal(pictures, split.train.pictures(range(5)))

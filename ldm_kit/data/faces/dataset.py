@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ldm_kit.config import Config, UserError, cache_dir
-from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, options_of
+from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, hidden, options_of
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import Record, Split
@@ -91,7 +91,7 @@ def _renderer(config: FacesConfig) -> Renderer:
     def render(values: Sequence[Values]) -> Tensor:
         return torch.stack([_rasterise(_drawing(one), config.resolution, background) for one in values])
 
-    return Renderer(config.source, key, FACTORS, render)
+    return Renderer(config.source, key, FACTORS, render, hidden)
 
 
 def _drawing(values: Values) -> str:

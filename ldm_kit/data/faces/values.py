@@ -76,6 +76,9 @@ UNSEEN: tuple[Mapping[str, str], ...] = (  # pairs that training never shows; to
     {"eyebrows": "worried", "mouth": "laughing"},
     {"eyes": "winking", "skin": "tan"},
 )
+HIDDEN: Mapping[str, frozenset[tuple[str, str]]] = {  # factor -> pairs (its value, the skin) that look alike
+    "mouth": frozenset({("smiling", "dark"), ("frowning", "dark")})  # a thin translucent line, 7 of 255 levels darker
+}
 PHRASINGS = (
     "{hair}, {rear}, {beard}, {eyes}, {brows}, {mouth}, {skin} skin, {clothes}",
     "a person with {skin} skin, {hair}, {rear}, {beard}, {eyes}, {brows}, {mouth}, wearing {article} {clothes}",
@@ -98,6 +101,17 @@ def options_of(values: Mapping[str, str]) -> dict[str, str | int]:
         else:
             options |= {f"{component}Variant": option, f"{component}Probability": 100}
     return options
+
+
+def hidden(values: Mapping[str, str]) -> frozenset[str]:
+    """Return the factors whose value a face does not show: a closed mouth on dark skin, smiling or frowning.
+
+    Args:
+        values: the value of each factor.
+    """
+    return frozenset(
+        factor for factor, pairs in HIDDEN.items() if (values.get(factor, ""), values.get("skin", "")) in pairs
+    )
 
 
 def caption(values: Mapping[str, str], phrasing: int) -> str:

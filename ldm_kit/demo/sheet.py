@@ -1,0 +1,46 @@
+"""The demo's sheet: generated faces in sections under titles, with their prompts, and the attribution."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from ldm_kit.viz import captions
+from ldm_kit.viz.grid import grid
+
+COLUMNS, SCALE = 4, 4  # faces in a row; times that a pixel is repeated
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Faces that belong together."""
+
+    title: str
+    pictures: Tensor  # uint8 [N, C, R, R]
+    prompts: Sequence[str]  # N prompts
+
+
+def sheet(sections: Sequence[Section], attribution: str) -> Image.Image:
+    """Lay out sections below each other, each under its title, and a line of attribution below all.
+
+    Args:
+        sections: at least one section, with at least one picture each, all of one shape.
+        attribution: who made the pictures that the model was trained on, and their licence.
+    """
+    grids = [grid(one.pictures, COLUMNS, SCALE, captions=one.prompts) for one in sections]
+    width = max(image.width for image in grids)
+    rows = [row for one, image in zip(sections, grids, strict=True) for row in (_line(one.title, width), image)]
+    return _stack([*rows, _line(attribution, width)], width)
+
+
+def _line(text: str, width: int) -> Image.Image:
+    return captions.draw(["", *captions.wrap(text, width), ""], width)
+
+
+def _stack(images: Sequence[Image.Image], width: int) -> Image.Image:
+    canvas, top = Image.new("RGB", (width, sum(image.height for image in images)), "white"), 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas

@@ -1,0 +1,72 @@
+"""The demo's commands, its sheet, and what it says of runs that it cannot measure."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm_kit.config import UserError
+from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.demo import __main__ as demo
+from ldm_kit.demo.sheet import COLUMNS, Section, sheet
+from ldm_kit.demo.show import show
+from ldm_kit.methods import read_run
+from ldm_kit.methods.autoencoder import AutoencoderRun
+from ldm_kit.methods.latent import LatentRun
+
+
+def test_the_two_stages_fit_each_other_and_are_trained_on_faces():
+    first, second = (read_run(config, overrides) for _, config, *overrides in (demo.STAGE_1, demo.STAGE_2))
+    assert isinstance(first, AutoencoderRun)
+    assert isinstance(second, LatentRun)
+    assert (first.run, second.run) == (str(demo.AE), str(demo.LDM))
+    assert second.autoencoder == first.run
+    assert first.data == second.data == FacesConfig(resolution=64)
+    assert all(Path(script).is_file() for script, *_ in (demo.STAGE_1, demo.STAGE_2))
+
+
+def test_a_stage_that_fails_ends_the_demo_with_its_status(monkeypatch, tmp_path, capfd):
+    import subprocess
+
+    import typer
+
+    ran = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: ran.append(command) or subprocess.CompletedProcess([], 3)
+    )
+    (tmp_path / "run").mkdir()
+    with pytest.raises(typer.Exit) as stopped:
+        demo._train(demo.STAGE_1, tmp_path / "run", fresh=True)
+    assert stopped.value.exit_code == 3
+    assert not (tmp_path / "run").exists()
+    assert [*ran[0][-3:]] == [*demo.STAGE_1]
+    with pytest.raises(typer.Exit):
+        demo._train(demo.STAGE_2, tmp_path / "run", fresh=False)
+    assert ran[1][-2:] == ["--resume", "latest"]
+
+
+def test_the_sheet_has_every_picture_below_its_title_and_ends_with_the_attribution():
+    pictures = torch.zeros(COLUMNS + 1, 3, 32, 32, dtype=torch.uint8)
+    pictures[:, 0] = 255
+    prompts = ["a face"] * len(pictures)
+    one, two = (sheet([Section(f"{i}", pictures, prompts) for i in range(n)], "by somebody") for n in (1, 2))
+    assert one.width == two.width
+
+    def red(image: Image.Image) -> int:
+        return sum(pixel == (255, 0, 0) for pixel in image.get_flattened_data())
+
+    assert red(two) == 2 * red(one) == 2 * len(pictures) * (32 * 4) ** 2
+    without = sheet([Section("0", pictures, prompts)], "")
+    assert one.height > without.height or one.tobytes() != without.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [("configs/openmoji/ldm_quick.yaml", "was trained on openmoji; expected a run on faces"), (None, "config.yaml")],
+)
+def test_a_run_that_cannot_be_measured_is_one_sentence(config, message, tmp_path):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(Path(config).read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match=message):
+        show(tmp_path, 1)
