@@ -104,11 +104,14 @@ def trained(method: Any, steps: int, lr: float = 2e-3) -> list[float]:
     return losses
 
 
-def base(folder: Path, kind: str = "plain", schedule: ScheduleConfig = LINEAR) -> Path:
+def base(
+    folder: Path, kind: str = "plain", schedule: ScheduleConfig = LINEAR, widths: tuple[int, ...] = (16, 32)
+) -> Path:
     """A saved diffusion model with random weights: plain, of classes, with a learned variance, or of latents."""
     torch.manual_seed(0)
+    levels = (*(False for _ in widths[1:]), True)
     config = UNetConfig(
-        widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8, layers_per_block=1, dropout=0.3
+        widths=widths, attention_levels=levels, heads=2, norm_num_groups=8, layers_per_block=1, dropout=0.3
     )
     conditioner = NoCondition()
     if kind == "classes":
