@@ -12,6 +12,7 @@ from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.demo.__main__ import STAGE_1 as DEMO
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.classifier import ClassifierRun
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 RUNS: dict[Path, RunConfig] = {path: read_run(path) for path in FILES}
 STAGE_1 = {path: config for path, config in RUNS.items() if isinstance(config, AutoencoderRun)}
+DEMO_STAGE_1 = read_run(DEMO[1], DEMO[2:])  # the config of one of STAGE_1, in the demo's own run folder
 STAGE_2 = {path: config for path, config in RUNS.items() if path not in STAGE_1}
 DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
 CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
@@ -64,7 +66,7 @@ def latents_of(config: NoisedRun) -> tuple[int, int]:
     """Channels and side of what a run noises: its autoencoder's latents, or the pictures."""
     if config.autoencoder is None:
         return 3 if isinstance(config.data, OpenMojiConfig) else config.data.channels, config.data.resolution
-    first = [stage for stage in STAGE_1.values() if stage.run == config.autoencoder]
+    first = [stage for stage in (*STAGE_1.values(), DEMO_STAGE_1) if stage.run == config.autoencoder]
     assert len(first) == 1, f"{config.autoencoder} is the run of no config here"
     assert first[0].data == config.data
     return first[0].autoencoder.latent_channels, first[0].autoencoder.side
