@@ -8,6 +8,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.data import peers
+from ldm_kit.data.peers import Alone
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.methods.train import open_method
@@ -56,7 +57,8 @@ def evaluated(methods, tmp_path, broken=lambda rank: None):
         method = methods[rank]
         method.shared_work = SharedWork(peers.everyone(), peers.host())
         broken(rank)
-        return method.shared_work.on_main(lambda: method.evaluate(2, tmp_path), method.in_evaluation)
+        with peers.shared_by(Alone(), Alone()):  # only a pass is shared
+            return method.shared_work.on_main(lambda: method.evaluate(2, tmp_path), method.in_evaluation)
 
     return together(process)
 
