@@ -121,8 +121,8 @@ def test_it_learns_what_the_frozen_model_does_not_know(pictures, bases, tmp_path
     assert swapped(method)[0] == swapped(method)[1]
     trained(method, 300, 3e-3)
     assert method.heldout_loss() < 0.5 * frozen
-    own, others = swapped(method)
-    assert own < others
+    own, others = (sum(errors) for errors in zip(*(swapped(method, seed) for seed in range(8)), strict=True))
+    assert own < 0.995 * others  # over one draw of the noise the ratio varies by 1.5 %
 
 
 @pytest.mark.parametrize("kind", KINDS)
