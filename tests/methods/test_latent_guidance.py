@@ -17,7 +17,6 @@ from ldm_kit.nets.unet import UNet2DConditionModel
 from tests.training.helpers import CLASSES, STAGE_2, TEXT, picture_folder, play, settings
 
 SCALED = ("guidance.max_scale=6", "guidance.width=16", "sample.guidance_scale=2")
-SMALL = ("unet.widths=[8]", "unet.attention_levels=[true]")
 CALM = ("unet.dropout=0", "condition_dropout=0.3")
 
 
@@ -27,7 +26,7 @@ def pictures(tmp_path_factory):
 
 
 def opened(pictures, *overrides, tree=CLASSES) -> Latent:
-    return open_method(settings(tree, pictures, pictures.parent / "run", *SMALL, *overrides))  # type: ignore[return-value]
+    return open_method(settings(tree, pictures, pictures.parent / "run", *overrides))  # type: ignore[return-value]
 
 
 def randomise(method: Latent) -> Latent:
@@ -217,7 +216,7 @@ def test_a_start_from_a_trained_model_computes_what_it_does_at_any_scale(picture
 @pytest.mark.parametrize(
     ("tree", "overrides", "said"),
     [
-        (CLASSES, ("unet.widths=[16]",), "does not fit this run's unet: .* expected"),
+        (CLASSES, ("unet.widths=[8, 24]",), "does not fit this run's unet: .* expected"),
         (CLASSES, ("prediction_type=eps",), "predicts v with variance small, but this run's network eps"),
         (CLASSES, ("schedule.num_train_timesteps=40",), "was trained under the noise schedule"),
         (CLASSES, ("condition.width=8",), "does not fit this run's unet"),
@@ -239,7 +238,7 @@ def test_a_start_from_nothing_is_refused(pictures, tmp_path):
 def test_it_resumes_bit_for_bit(pictures, base, tmp_path):
     def config(run: str) -> LatentRun:
         more = (f"guidance.base={base[1]}", "train.steps=2", "train.checkpoint_every=1")
-        return settings(CLASSES, pictures, tmp_path / run, *SMALL, *SCALED, *more)  # type: ignore[return-value]
+        return settings(CLASSES, pictures, tmp_path / run, *SCALED, *more)  # type: ignore[return-value]
 
     whole = play(config("whole"))
     part, rest = play(config("run"), until=1), play(config("run"), "latest")
