@@ -12,7 +12,7 @@ from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
-from ldm_kit.demo.__main__ import STAGE_1 as DEMO
+from ldm_kit.demo import __main__ as demo
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.classifier import ClassifierRun
@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 RUNS: dict[Path, RunConfig] = {path: read_run(path) for path in FILES}
 STAGE_1 = {path: config for path, config in RUNS.items() if isinstance(config, AutoencoderRun)}
-DEMO_STAGE_1 = read_run(DEMO[1], DEMO[2:])  # the config of one of STAGE_1, in the demo's own run folder
+DEMO_STAGE_1 = read_run(demo.STAGE_1[1], demo.STAGE_1[2:])  # two of the configs, in the demo's own run folders
+DEMO_STAGE_2 = read_run(demo.STAGE_2[1], demo.STAGE_2[2:])
 STAGE_2 = {path: config for path, config in RUNS.items() if path not in STAGE_1}
 DENOISERS = {path: config for path, config in STAGE_2.items() if isinstance(config, LatentRun)}
 CLASSIFIERS = {path: config for path, config in STAGE_2.items() if isinstance(config, ClassifierRun)}
@@ -120,7 +121,7 @@ def test_consistency_models_start_from_a_run_of_the_same_pictures(path):
         assert unet.config["out_channels"] == channels
         assert config.latent_run().unet == config.unet
         return
-    (start,) = [other for other in DENOISERS.values() if other.run == config.base]
+    (start,) = [other for other in (*DENOISERS.values(), DEMO_STAGE_2) if other.run == config.base]
     assert start.data == config.data
     assert width(start) is not None or not isinstance(config.guidance, tuple)
 

@@ -25,7 +25,7 @@ toy = toy_kit:Toy
 absent = toy_kit:Absent
 function = toy_kit:grid
 """
-OWN = ["autoencoder", "classifier", "diffae", "latent", "pdae", "prior"]
+OWN = ["autoencoder", "classifier", "consistency", "diffae", "latent", "pdae", "prior"]
 TREE = {
     "method": "toy",
     "flip": True,

@@ -53,7 +53,11 @@ GUIDANCE = [  # the same, of guidance and of where samplers walk; {world:x} is t
     ("plain", ["--classifier_scale", "4"], "--classifier_scale needs --classifier DIR"),
     ("plain", ["--classifier_class", "red"], "--classifier_class needs --classifier DIR"),
     ("plain", ["--algorithm", "2"], "--algorithm needs --classifier DIR"),
-    ("plain", [*JUDGED, "red", "--classifier_scale", "-1"], "--classifier_scale is -1.0; expected .* 0 is no guidance"),
+    (
+        "plain",
+        [*JUDGED, "red", "--classifier_scale", "-1"],
+        "--classifier_scale is -1.0; expected 0 or more .* 0: no guidance",
+    ),
     ("plain", [*JUDGED, "red", "--classifier_scale", "nan"], "--classifier_scale is nan; expected 0 or more"),
     ("plain", [*JUDGED, "red", "--algorithm", "3"], "--algorithm is 3; expected 1 or 2"),
     ("plain", [*JUDGED, "red", "--algorithm", "1"], "--algorithm 1 shifts the mean of ddpm.*, and dpm[+][+] has none"),

@@ -56,7 +56,7 @@ AE = [  # (overrides, what the sentence says)
 CLASSIFIER = [
     (
         ["method=clasifier"],
-        "unknown method 'clasifier'; expected one of autoencoder, classifier, diffae, latent, pdae, prior",
+        "unknown method 'clasifier'; expected one of autoencoder, classifier, consistency, diffae, latent, pdae, prior",
     ),
     (["unet={}"], "unknown key 'unet'; nearest known: net"),
     (["prediction_type=eps"], "unknown key 'prediction_type'"),
@@ -113,7 +113,7 @@ LDM = [
     ),
     (["condition.kind=clas"], "unknown condition.kind 'clas'; expected one of none, class, text, pretrained"),
     (["condition.heads=3"], "heads must divide width, got width 16 and 3 heads"),
-    (["condition.vocabulary=10"], "condition.vocabulary: expected"),
+    (["condition.vocabulary=10"], "condition.vocabulary: 10 tokens cannot write every caption; expected 514 or more"),
     (
         ["condition={kind: class}", "data.path={root}/single"],
         "some pictures have no label; expected one sub-folder per",

@@ -12,7 +12,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.faces.dataset import ATTRIBUTION, FacesConfig
 from ldm_kit.data.factors import known_factors
-from ldm_kit.data.images import PictureSet, Split, subset, to_unit
+from ldm_kit.data.images import PictureSet, Split, subset, to_bytes, to_unit
 from ldm_kit.demo.measure import FactorShares, choose_prompts, count_right, fidelity_table, sample_prompts
 from ldm_kit.demo.sheet import Section, sheet
 from ldm_kit.memory import BatchSize
@@ -27,7 +27,7 @@ from ldm_kit.training.precision import is_bf16_fast
 from ldm_kit.viz.png import save_png
 
 OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models that were saved without options
-REAL = "real faces"
+REAL, RECONSTRUCTED = "real faces", "held-out faces, autoencoded"
 EACH = 8  # faces of a section of the sheet
 
 
@@ -60,6 +60,8 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     resolved = (options or SamplingOptions()).resolve(pipeline, OPTIONS)
     reader = factor_reader(data, device=str(device or "cpu"))
     columns, sections = measure_parts(pipeline, reader, split, count, resolved)
+    bound = measure_reconstructed(pipeline, reader, split.heldout)
+    columns = {REAL: columns.pop(REAL), RECONSTRUCTED: bound, **columns}
     path = run / "pictures" / "sheet.png"
     save_png(sheet(sections, ATTRIBUTION), path, {"attribution": ATTRIBUTION})
     return _summary(columns, autoencoder_psnr(pipeline, split.heldout), path)
@@ -111,6 +113,24 @@ def measure_real(reader: FactorReader, split: Split) -> FactorShares:
     sets = [known_factors(pictures) for pictures in (split.heldout, split.compositional) if pictures is not None]
     pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
     return count_right(reader, pixels, torch.cat([factor_labels(pictures) for pictures in sets]))
+
+
+def measure_reconstructed(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> FactorShares:
+    """Count how often a reader is right about real pictures after encoding and decoding: a bound for generated ones.
+
+    Args:
+        pipeline: the model, whose autoencoder reconstructs the pictures.
+        reader: reads factors from pictures; not trained on these.
+        pictures: real pictures that know their factors.
+    """
+
+    def reconstructed(indices: Sequence[int]) -> Tensor:
+        x = to_unit(pictures.pictures(indices)).to(pipeline.device)
+        return to_bytes(reconstruct(pipeline.vae, x)).cpu()
+
+    size = BatchSize.for_pictures(None, pictures.resolution)
+    pixels = torch.cat([*size.batches(len(pictures), reconstructed)])
+    return count_right(reader, pixels, factor_labels(known_factors(pictures)))
 
 
 def _summary(columns: Mapping[str, FactorShares], psnr: float, path: Path) -> Summary:

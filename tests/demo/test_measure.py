@@ -1,5 +1,7 @@
 """How often faces show what their prompts say: counted by hand, hidden values left out, and the true faces at 100 %."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +10,9 @@ from ldm_kit.data import sources
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.demo import show
 from ldm_kit.demo.measure import ALL, MEAN, Proportion, choose_prompts, count_right, fidelity_table, sample_prompts
-from ldm_kit.demo.show import REAL, measure_parts
+from ldm_kit.demo.show import REAL, measure_parts, measure_reconstructed
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.models.factor_readers import factor_labels
@@ -123,3 +126,14 @@ def test_prompts_are_sampled_in_order_whatever_the_batch(split):
     painter, prompts = Painter([split.train], 0), [record.text for record in split.train.records][:5]
     pictures = sample_prompts(painter, prompts, SamplingOptions(), batch=2)
     assert torch.equal(pictures, split.train.pictures(range(5)))
+
+
+def test_what_the_autoencoder_loses_is_measured_on_real_pictures(split, monkeypatch):
+    parts = [split.train, split.heldout, split.compositional]
+    reader, model = Perfect(parts), SimpleNamespace(vae=None, device="cpu")
+    monkeypatch.setattr(show, "reconstruct", lambda vae, x: x)
+    lossless = measure_reconstructed(model, reader, split.heldout)
+    assert lossless.all.value == 1
+    assert lossless.all.count == len(split.heldout)
+    monkeypatch.setattr(show, "reconstruct", lambda vae, x: x.roll(1, 0))
+    assert measure_reconstructed(model, reader, split.heldout).all.value < 0.5

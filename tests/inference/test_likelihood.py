@@ -50,7 +50,6 @@ def labelled(world):
 
 def found_in(run):
     last = max(run.glob("nll*.json"), key=lambda path: path.stat().st_mtime_ns)
-    assert last.with_suffix(".png").exists()
     return json.loads(last.read_text())
 
 

@@ -23,7 +23,7 @@ SOURCES = sorted(
         *(ROOT / name for name in ("train_ae.py", "train_ldm.py", "sample.py", "edit.py")),
     ]
 )
-PLAIN = {"model", "fast", "resume", "help", "device", "prompts", "fresh", "old"}
+PLAIN = {"model", "fast", "resume", "help", "device", "prompts", "fresh", "old", "measure"}
 """Parameters of commands that are no fields, and the example of cli/flags.py."""
 OTHERS = {"num_processes", "num_machines", "machine_rank", "multi_gpu", "mixed_precision", "dynamo_backend"}
 """Those of accelerate."""

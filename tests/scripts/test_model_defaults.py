@@ -118,13 +118,13 @@ def test_python_takes_them_too_and_keeps_them(models, tmp_path):
 
 
 def test_img2img_takes_them(models, picture, tmp_path):
-    given = ("--model", models["latent"], "--image", picture, "--prompt", "red square 1", "--out", tmp_path)
-    outcome = run("edit", "img2img", *given, "--strength", 0.5)
-    about = recorded(tmp_path)
+    given = ("--model", models["latent"], "--image", picture, "--prompt", "red square 1")
+    outcome = run("edit", "img2img", *given, "--strength", 0.5, "--out", tmp_path / "own")
+    about = recorded(tmp_path / "own")
     assert {name: about[name] for name in OWN} == OWN
     assert "own settings, with which its run was judged: steps 3" in outcome.out
-    run("edit", "img2img", *given, "--solver", "heun", "--steps", 2, "--guidance_scale", 1)
-    about = recorded(tmp_path)
+    run("edit", "img2img", *given, "--solver", "heun", "--steps", 2, "--guidance_scale", 1, "--out", tmp_path / "given")
+    about = recorded(tmp_path / "given")
     assert (about["solver"], about["steps"], about["guidance_scale"]) == ("heun", 2, 1.0)
     assert about["guidance_rescale"] == 0.0, "without effect at scale 1"
 
@@ -155,16 +155,16 @@ def test_reprompt_takes_guidance_but_not_the_steps_of_another_sampler(models, pi
 
 def test_a_strength_has_all_its_steps(models, picture, tmp_path):
     """One step at strength 0.1 starts from the noise of 0.1: the picture stays."""
-    given = ("--model", models["pixels"], "--image", picture, "--prompt", "red", "--strength", 0.1, "--out", tmp_path)
+    given = ("--model", models["pixels"], "--image", picture, "--prompt", "red", "--strength", 0.1)
     for steps, done in ((1, 1), (500, None), (50, 10)):
-        outcome = through("edit", *map(str, ("img2img", *given, "--steps", steps)))
+        outcome = through("edit", *map(str, ("img2img", *given, "--steps", steps, "--out", tmp_path / str(steps))))
         if done is None:
             assert outcome.errors == [
                 "error: --steps 500: cannot walk 100 training times in 500 steps; expected 1 to 100"
             ]
             continue
         assert outcome.status == 0, outcome.err
-        about = recorded(tmp_path)
+        about = recorded(tmp_path / str(steps))
         assert (about["steps"], about["strength"]) == (done, 0.1), "what was done"
 
 
