@@ -26,7 +26,10 @@ class Move(NamedTuple):
     turns: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Transform latents or pictures [B, C, H, W], in float32 or better; H and W must be multiples of `of`."""
+        """Return latents or pictures [B, C, H, W], scaled and rotated; computed in float32 or better.
+
+        H and W must be multiples of the field `of`, the denominator of the scale.
+        """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.side != self.of:
             rows, columns = (_resized(length, length * self.side // self.of).to(x) for length in x.shape[-2:])

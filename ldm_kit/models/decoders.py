@@ -242,7 +242,10 @@ class ShiftDecoder:
         return self
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write `shift/` to a model's folder; return its entry for model_index.json, and that of the base model."""
+        """Write the network to `shift/` in a model's folder; return the entries of model_index.json, by name.
+
+        The entry of the base model, which is not written, says where it lies.
+        """
         self.shift.save_pretrained(folder / "shift")
         return {"shift": SHIFT, "base": self.base.reference(folder)}
 

@@ -219,7 +219,7 @@ def stack_directions(
         fitted: for each direction its `DirectionRecord`, the linear classifier whose weight it is, and the mean
             normalised code [D] of pictures with the attribute.
         key: `protocol.encoder_digest` of the model whose codes were fitted.
-        pairs: name of a direction learned from pairs -> codes of the pairs; None: no direction was learned from pairs.
+        pairs: by name, for directions in `fitted` that were learned from pairs of pictures, those pairs' codes.
     """
     lengths = torch.stack([fit.weight.norm() for _, fit, _ in fitted])
     vectors = torch.stack([fit.weight for _, fit, _ in fitted]) / lengths[:, None]
