@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check slow torture clean
+.PHONY: demo test types behaviour slow torture clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m ldm_kit.demo
@@ -14,8 +14,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+	$(MAKE) -j2 types behaviour # pyright has one thread: the tests take the other cores meanwhile
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright
+
+behaviour: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 slow: $(VENV)/.installed-dev
