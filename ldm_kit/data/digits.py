@@ -5,15 +5,15 @@
 """
 
 import hashlib
-import importlib
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config
 from ldm_kit.data.images import InMemory, Record, Split, digest, heldout_split
+from ldm_kit.packages import import_extra
 
 CLASSES = tuple("0123456789")
 
@@ -74,9 +74,4 @@ def _record(name: str, index: int, label: int) -> Record:
 
 
 def _module(name: str, package: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"the digits come in the package {package}; install it with pip install 'ldm_kit[digits]'"
-        ) from None
+    return import_extra(name, package, "digits", "data.source digits")

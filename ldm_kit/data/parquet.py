@@ -21,6 +21,7 @@ from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.metadata import Entry, as_text
+from ldm_kit.packages import import_extra
 
 _log = logging.getLogger("ldm_kit.data")
 GROUP_LIMIT = 512 * 2**20  # most bytes of the pictures in a row group, uncompressed
@@ -134,10 +135,7 @@ def load(config: ParquetConfig) -> Split:
 
 
 def _parquet() -> Any:
-    try:
-        return importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise UserError("data.source parquet needs the package pyarrow; pip install 'ldm_kit[parquet]'") from None
+    return import_extra("pyarrow.parquet", "pyarrow", "parquet", "data.source parquet")
 
 
 def _read_errors() -> tuple[type[Exception], ...]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm_kit.config import Config, cache_dir
 from ldm_kit.data import atomic, peers
 from ldm_kit.data.factors import Values, check_edit
 from ldm_kit.data.images import Record, digest
@@ -21,6 +23,27 @@ from ldm_kit.data.tensor_cache import key_of
 CHUNK = 256  # pictures in a file of the cache
 _BLOCK = 32  # pictures that a thread renders at once
 _log = logging.getLogger("ldm_kit.data")
+
+
+class RenderedConfig(Config):
+    """Options that every rendered data set has."""
+
+    resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
+    seed: int = Field(default=0, ge=0, description="which pictures are drawn")
+    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture's name")
+    cache: Path | None = Field(
+        default=None, description="folder for the rendered set; default: LDM_KIT_CACHE, else ~/.cache/ldm_kit"
+    )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: 3, RGB."""
+        return 3
+
+    @property
+    def folder(self) -> Path:
+        """Folder that the rendered pictures are cached in."""
+        return (self.cache or cache_dir()).expanduser() / "rendered"
 
 
 @dataclass(frozen=True)
@@ -86,16 +109,7 @@ class RenderedSet:
         return dict(self.records[index].fields)
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Render the picture of an edit, uint8 [C, R, R]: one factor has another value, all else is unchanged.
-
-        Args:
-            index: index of the picture that is edited.
-            factor: name of a factor.
-            value: the value that the factor has after the edit.
-
-        Raises:
-            UserError: there is no factor of this name, or the factor cannot have this value.
-        """
+        """Render the exact picture of an edit, uint8 [C, R, R]; see `FactorSet`."""
         check_edit(self.factors, factor, value)
         return self.renderer.render([{**self.values(index), factor: value}])[0]
 

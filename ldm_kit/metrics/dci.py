@@ -9,7 +9,6 @@ is that dimension's importance R_ij for factor j.
   theirs is. Every split sees all dimensions: otherwise splits that only see useless ones give these importance.
 """
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,9 +16,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
 from ldm_kit.metrics.disentanglement import Groups, check_shapes
+from ldm_kit.packages import import_extra
 
 Regressor = Literal["boosting", "forest"]
 FOREST_DEPTHS = (3, 5, 8, 16)  # tried for each factor; the least of those that predict equally well is taken
@@ -136,7 +135,4 @@ def _forest(x: Any, y: Any, seed: int) -> Any:
 
 
 def _ensemble() -> Any:
-    try:
-        return importlib.import_module("sklearn.ensemble")
-    except ImportError:
-        raise UserError("DCI needs the package scikit-learn; install it with pip install 'ldm_kit[report]'") from None
+    return import_extra("sklearn.ensemble", "scikit-learn", "report", "DCI")

@@ -59,5 +59,5 @@ def test_a_config_asks_for_them_by_source():
 )
 def test_a_missing_package_is_told_with_its_remedy(name, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"{package}; install it with pip install 'ldm_kit\[digits\]'"):
+    with pytest.raises(UserError, match=rf"needs the package {package}; pip install 'ldm_kit\[digits\]'"):
         load(DigitsConfig(name=name))

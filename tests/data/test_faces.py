@@ -156,5 +156,5 @@ def test_missing_packages_are_told(monkeypatch, tmp_path):
 
     real = importlib.import_module
     monkeypatch.setattr(dataset.importlib, "import_module", absent)
-    with pytest.raises(UserError, match=r"needs? the package dicebear-core; pip install 'ldm_kit\[faces\]'"):
+    with pytest.raises(UserError, match=r"needs the package dicebear-core; pip install 'ldm_kit\[faces\]'"):
         load_all(FacesConfig(cache=tmp_path))

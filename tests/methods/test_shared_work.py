@@ -15,6 +15,7 @@ from ldm_kit.methods.train import open_method
 from tests.data.test_peers import together
 from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, VQ, picture_folder, reset, settings
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 KINDS = {"kl": KL, "vq": VQ, "class": CLASSES, "classifier": CLASSIFIER, "diffae": DIFFAE}
 HELDOUT = 5  # more than one process takes, and not the same for each of two
 
@@ -25,8 +26,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+def fresh_accelerate_state():
     reset()
 
 

