@@ -31,7 +31,7 @@ LAYERS = (
     {"models"},
     {"nets", "solvers", "data", "training", "metrics", "viz"},
     {"diffusion"},
-    {"config", "locks", "memory", "paths"},
+    {"config", "locks", "memory", "packages", "paths"},
 )
 """The rooms of ldm_kit, from the top; `_api` (functions of the public API alone) stands above them."""
 
