@@ -78,8 +78,6 @@ class Consistency(Method[ConsistencyRun]):
         self.student, self.dependencies = student, student.dependencies
         self.levels = Levels(config, self.schedule)
         guided = config.guidance != 1
-        if guided:
-            student.check_guidance()
         self.teacher = student.teacher() if guided or config.mode == "distill" else None
         self.target = student.teacher() if config.decay != 0 else None
 

@@ -65,20 +65,16 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or `config.guidance` is one scale although the model takes the
-            scale as input.
+        UserError: the pictures do not fit the model; or `config.guidance` is one scale although the model takes the
+            scale as input, or needs a trained null condition that the model lacks.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
     shape = base.latent_shape
-    unet, takes_scale = _without_variance(base.unet, shape[0]), takes_guidance_scale(base.unet)
+    _check_guidance(config, base, folder)
+    unet = _without_variance(base.unet, shape[0])
     if isinstance(config.guidance, tuple):
         unet = _with_guidance_scale(unet)
-    elif takes_scale:
-        raise UserError(
-            f"guidance is {config.guidance:g}, but the model in {folder} takes the scale as input; expected two, "
-            "LOW and HIGH"
-        )
     conditions = _conditions(base.conditioner, data)
     prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
     base.conditioner.prepare(prompts)
@@ -100,7 +96,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         shape=tuple(train.shape),
         data=TrainingData(data, LatentBatches(train, inputs, conditions.train, config.seed), heldout),
         dependencies={"base": sha256, **conditions.dependencies},
-        teacher_takes_scale=takes_scale,
+        teacher_takes_scale=base.takes_scale,
         pipeline=pipeline,
         conditions=conditions,
         prompts=prompts,
@@ -111,11 +107,13 @@ def semantic_student(config: ConsistencyRun, base: SemanticModel, folder: Path, 
     """Return the student that starts from a trained DiffAE.
 
     Raises:
-        UserError: the model is a PDAE, or the pictures do not fit it.
+        UserError: the model is a PDAE, the pictures do not fit it, or the config asks for guidance.
     """
     decoder = base.decoder
     if not isinstance(decoder, CodeDecoder):
         raise UserError(f"{folder} is a PDAE, which decodes by a frozen model; expected a DiffAE or a diffusion model")
+    if config.guidance != 1:
+        raise UserError(f"guidance needs a null condition, and the semantic model in {folder} has none; leave it out")
     networks: dict[str, nn.Module] = {"unet": decoder.unet, "encoder": base.encoder}
     sha256 = _digest(decoder.schedule_config, decoder.target, networks, decoder.vae)
     training, shape = pictured_latents(config, _first_stage(config, decoder.vae, folder, base.device), data)
@@ -170,6 +168,23 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
     conditions = Conditions(config, data, train, heldout)
     conditions.conditioner = conditioner
     return conditions
+
+
+def _check_guidance(config: ConsistencyRun, base: Pipeline, folder: Path) -> None:
+    """Check that the base can be the teacher of `config.guidance`, by its input of the scale or its null condition."""
+    if base.takes_scale:
+        if not isinstance(config.guidance, tuple):
+            raise UserError(
+                f"guidance is {config.guidance:g}, but the model in {folder} takes the scale as input; expected two, "
+                "LOW and HIGH"
+            )
+    elif config.guidance != 1 and base.conditioner.null is None:
+        raise UserError(f"guidance needs a null condition, but the model in {folder} is unconditional; leave it out")
+    elif config.guidance != 1 and not base.saved.trains_null:
+        raise UserError(
+            f"guidance needs a null condition, but that of the model in {folder} was never trained "
+            "(condition_dropout 0); leave it out"
+        )
 
 
 def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], folder: Path) -> None:

@@ -81,6 +81,11 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     sample: FewStepConfig = FewStepConfig()
 
     @property
+    def needs_captions(self) -> bool:
+        """Whether the condition is made of captions or classes; taken to be, where it is the base's."""
+        return self.mode != "train" or super().needs_captions
+
+    @property
     def sample_guidance(self) -> float:
         """Guidance scale with which the run evaluates its samples; 1: no guidance."""
         return 1.0 if isinstance(self.guidance, tuple) else self.sample.guidance_scale

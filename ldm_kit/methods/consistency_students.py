@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs, drop
-from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
@@ -73,17 +72,13 @@ class Student(ABC):
     def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
         """Return the condition's inputs of a batch, [B, ...] by name; a share `dropout` of them is the null's."""
 
-    def null(self, inputs: Inputs) -> Inputs:
-        """Return the null condition's inputs in the shapes of `inputs`."""
-        raise UserError("guidance needs a null condition, and a semantic model has none; leave guidance out")
+    def null(self, inputs: Inputs) -> Inputs | None:
+        """Return the null condition's inputs in the shapes of `inputs`; None: the model has no null condition."""
+        return None
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
         """Move what is not trained to the training device."""
-
-    @abstractmethod
-    def check_guidance(self) -> None:
-        """Check that there is a trained null condition; raises UserError otherwise."""
 
     @abstractmethod
     def samples(self, count: int, batch: BatchSize) -> Grid:
@@ -123,13 +118,6 @@ class ConditionedStudent(Student):
         """Move the null condition's inputs to the training device."""
         self.nulls = {name: value.to(device) for name, value in self.nulls.items()}
 
-    def check_guidance(self) -> None:
-        """Check that there is a trained null condition; raises UserError otherwise."""
-        if self.pipeline.conditioner.null is None:
-            raise UserError("guidance needs a null condition, but the base is unconditional; leave guidance out")
-        if not self.pipeline.saved.trains_null:
-            raise UserError("guidance needs a null condition, but the base's was never trained (condition_dropout 0)")
-
     def samples(self, count: int, batch: BatchSize) -> Grid:
         """Return a grid of pictures, one for each prompt, from seeds 0, 1, 2, ..."""
         prompts, pipeline = self.prompts, self.current()
@@ -163,10 +151,6 @@ class SemanticStudent(Student):
     def to(self, device: torch.device) -> None:
         """Move encoder and autoencoder to the training device."""
         self.model.to(device)
-
-    def check_guidance(self) -> None:
-        """Raise UserError: there is no null condition."""
-        raise UserError("guidance needs a null condition, and a semantic model has none; leave guidance out")
 
     def samples(self, count: int, batch: BatchSize) -> Grid:
         """Return a grid of pictures, each beside one that is decoded from its code and random noise."""

@@ -97,7 +97,7 @@ class ConditionedRun(RunConfig):
     def cautions(self) -> list[str]:
         """Return a warning for each setting without effect, such as guidance with an untrained null condition."""
         scale, warnings = self.sample_guidance, super().cautions()
-        if scale != 1 and self.condition_dropout == 0 and not type(self.condition).unconditional:
+        if scale != 1 and self.condition_dropout == 0 and self.needs_captions:
             warnings.append(
                 f"sample.guidance_scale is {scale:g}, but condition_dropout is 0, so that the null condition is never "
                 "trained: the model is sampled without guidance"

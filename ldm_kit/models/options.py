@@ -115,12 +115,12 @@ class SamplingOptions(SamplerOptions):
         """Return {"guidance_scale": 1.0} if classifier-free guidance must be off for `model`, else {}.
 
         The result is {} whenever the user gave a guidance scale. Guidance must be off if the null condition was not
-        trained. It is also off with a guide model, whose guidance takes its place, unless the user gave another option
-        of classifier-free guidance.
+        trained, but not in a U-Net that takes the scale as input and needs no null condition. It is also off with a
+        guide model, whose guidance takes its place, unless the user gave another option of classifier-free guidance.
         """
         if "guidance_scale" in self.model_fields_set:
             return {}
-        no_null = model.conditioner.null is None or not model.saved.trains_null
+        no_null = not model.takes_scale and (model.conditioner.null is None or not model.saved.trains_null)
         guided = model.autoguidance_model is not None and self._given(OF_CONDITION) is None
         return {"guidance_scale": 1.0} if no_null or guided else {}
 
@@ -154,7 +154,7 @@ class SamplingOptions(SamplerOptions):
         guiding = "guidance_scale" if self._given_values.get("guidance_scale", 1) != 1 else self._given(OF_CONDITION)
         if guiding is not None and model.conditioner.null is None:
             raise UserError(f"--{guiding} is for models with a condition, and this one is unconditional")
-        if guiding is not None and not model.saved.trains_null:
+        if guiding is not None and not (model.takes_scale or model.saved.trains_null):
             raise UserError(f"--{guiding} {UNTRAINED_NULL}")
 
     def _timesteps(self, model: "Pipeline") -> tuple[int, ...]:

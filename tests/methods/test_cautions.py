@@ -76,6 +76,16 @@ def test_guidance_without_a_trained_null(condition, dropout, scale, said):
         assert run.cautions() == cautions
 
 
+@pytest.mark.parametrize("mode", ["tune", "distill"])
+def test_guidance_of_a_tuned_model_whose_condition_only_its_base_knows(mode):
+    common = {"run": "r", "method": "consistency", "base": "b", "mode": mode, "data": DATA}
+    tree = {**common, "train": {"steps": 200, "batch_size": 4}, "condition_dropout": 0.0}
+    (caution,) = check_run({**tree, "sample": {"guidance_scale": 3}}, "here").cautions()
+    assert caution.startswith("sample.guidance_scale is 3, but condition_dropout is 0")
+    ranged = check_run({**tree, "guidance": [1, 4], "sample": {"guidance_scale": 3}}, "here")
+    assert ranged.cautions() == [], "a network that takes the scale as input needs no null condition"
+
+
 def test_options_of_a_run_exclude_each_other_by_their_keys():
     tree = {"run": "r", "data": DATA, "unet": UNET, "train": {"steps": 2, "batch_size": 4}, "sample": {"eta": 0.5}}
     with pytest.raises(UserError, match=r"here: sample: eta 0.5 is for ddim alone, but solver is dpm\+\+"):

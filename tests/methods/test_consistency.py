@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from ldm_kit.methods.consistency import Consistency
 from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNetConfig, build_unet
@@ -279,9 +281,9 @@ def test_a_base_that_changed_is_refused_and_the_same_is_not(bases, pictures, tmp
         (None, {**TRAIN, "s_1": 40}, "up to 41 noise levels out of 40 training timesteps"),
         (None, {**TRAIN, "s_0": 9, "s_1": 8}, "expected s_0 <= s_1"),
         ("plain", {"schedule": {"kind": "cosine"}}, "schedule is cosine with 1000 .* is linear with 200"),
-        ("plain", {"guidance": 3}, "the base is unconditional"),
-        ("plain", {"guidance": [1, 3]}, "the scale to a U-Net with tokens"),
-        ("semantic", {"guidance": 3}, "a semantic model has none"),
+        ("plain", {"guidance": 3}, "is unconditional"),
+        ("plain", {"guidance": [1, 3]}, "is unconditional"),
+        ("semantic", {"guidance": 3}, "the semantic model in .* has none"),
         ("plain", {"base": "/nowhere"}, "nowhere"),
         ("plain", {"timestep_sampling": {"density": "loss_second_moment"}}, "expected uniform or logit_normal"),
     ],
@@ -291,6 +293,23 @@ def test_what_cannot_be_is_refused_in_a_sentence(bases, pictures, kind, more, sa
     with pytest.raises(UserError, match=said) as refused:
         opened(config_of(pictures, "run", **{**given, **more}))
     assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def untrained_null(bases, tmp_path_factory):
+    """The model of classes, as a run with condition_dropout 0 saves it."""
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    without = SavedSampling({"sampling": {"condition_dropout": 0.0}})
+    replace(Pipeline.load(bases["classes"]), saved=without).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance", [3.0, [1, 3]])
+def test_a_teacher_needs_a_null_of_its_own_training(bases, pictures, untrained_null, guidance):
+    """Whether the run drops conditions says nothing of the base."""
+    with pytest.raises(UserError, match=r"that of the model in .* was never trained"):
+        method_of(pictures, untrained_null, guidance=guidance, condition_dropout=0.1)
+    assert method_of(pictures, bases["classes"], guidance=guidance, condition_dropout=0.0).teacher is not None
 
 
 def test_pictures_of_another_size_are_refused(bases, pictures):
@@ -389,6 +408,15 @@ def test_the_scale_as_input_changes_what_is_sampled_once_it_is_trained(saved, tm
     assert not torch.equal(one, other)
     with pytest.raises(UserError, match="--guidance_scale is 5"):
         SamplingOptions(guidance_scale=5.0).resolve(model)
+
+
+def test_the_scale_as_input_needs_no_trained_null(bases, pictures):
+    method = method_of(pictures, bases["classes"], guidance=[1, 4], condition_dropout=0.0)
+    model = method.student.current()
+    assert not model.saved.trains_null
+    assert SamplingOptions().resolve(model).guidance_scale == 2.5
+    assert SamplingOptions(guidance_scale=3.0).resolve(model).guidance_scale == 3
+    assert method.config.cautions() == []
 
 
 def test_a_semantic_model_keeps_its_codes_and_decodes_in_few_steps(saved, bases, pictures):
