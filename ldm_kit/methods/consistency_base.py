@@ -65,8 +65,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model; or `config.guidance` is one scale although the model takes the
-            scale as input, or needs a trained null condition that the model lacks.
+        UserError: the pictures do not fit the model, or it cannot be the teacher of `config.guidance`.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
@@ -145,7 +144,8 @@ def trainable(*modules: nn.Module) -> None:
 def _saved(config: ConsistencyRun) -> SavedSampling:
     saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
     if isinstance(config.guidance, tuple):
-        return saved.joined(SavedSampling({GUIDANCE: {"max_scale": config.guidance[1]}}))
+        scales = config.guidance_range
+        return saved.joined(SavedSampling({GUIDANCE: {"min_scale": scales.min_scale, "max_scale": scales.max_scale}}))
     return saved
 
 
@@ -171,12 +171,25 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
 
 
 def _check_guidance(config: ConsistencyRun, base: Pipeline, folder: Path) -> None:
-    """Check that the base can be the teacher of `config.guidance`, by its input of the scale or its null condition."""
+    """Check that the base can be the teacher of `config.guidance`, by its input of the scale or its null condition.
+
+    Raises:
+        UserError: the base takes the scale as input, and the config gives one scale, or scales on which it was not
+            trained; or it does not, and has no trained null condition.
+    """
     if base.takes_scale:
         if not isinstance(config.guidance, tuple):
             raise UserError(
                 f"guidance is {config.guidance:g}, but the model in {folder} takes the scale as input; expected two, "
                 "LOW and HIGH"
+            )
+        needed, taken = config.guidance_range, base.saved.guidance_range
+        if config.mode == "tune":  # whose guidance is the difference to scale 1
+            needed = needed._replace(min_scale=1.0)
+        if not taken.min_scale <= needed.min_scale <= needed.max_scale <= taken.max_scale:
+            raise UserError(
+                f"guidance [{config.guidance[0]:g}, {config.guidance[1]:g}] takes a teacher for scales of {needed}, "
+                f"but the model in {folder} takes {taken}"
             )
     elif config.guidance != 1 and base.conditioner.null is None:
         raise UserError(f"guidance needs a null condition, but the model in {folder} is unconditional; leave it out")

@@ -9,6 +9,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.latent_config import LatentRun, SampleConfig
 from ldm_kit.methods.run_config import ConditionedRun, NoisedRun, check_any_density, check_saved, check_steps
 from ldm_kit.models.consistency_names import SOLVER
+from ldm_kit.models.sampler_options import GuidanceRange, check_scale
 from ldm_kit.nets.unet import UNetConfig
 from ldm_kit.solvers.table import SamplerName
 
@@ -91,6 +92,12 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
         return 1.0 if isinstance(self.guidance, tuple) else self.sample.guidance_scale
 
     @property
+    def guidance_range(self) -> GuidanceRange:
+        """The guidance scales that are trained in, from `guidance`."""
+        low, high = self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
+        return GuidanceRange(max_scale=high, min_scale=low)
+
+    @property
     def intervals(self) -> tuple[int, int]:
         """Mode train: intervals between noise levels at the start and at the end, s_0 and s_1 of the papers."""
         first, last = (2, 150) if self.curriculum == "ct" else (10, 1280)
@@ -158,9 +165,11 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     @model_validator(mode="after")
     def _check_numbers(self) -> "ConsistencyRun":
         check_any_density(self.timestep_sampling)
-        low, high = self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
+        high, _, low = self.guidance_range
         if not (1 <= low <= high) or (isinstance(self.guidance, tuple) and low == high):
             raise ValueError(f"guidance is {self.guidance}; expected a scale of 1 or more, or two, LOW below HIGH")
+        if isinstance(self.guidance, tuple):
+            check_scale(self.sample, self.guidance_range, prefix="sample.")
         if self.huber_c is not None and self.loss != "huber":
             raise ValueError(f"huber_c is for loss huber, but loss is {self.loss}; leave it out")
         if self.mode == "distill" and self.sample.steps > self.levels:

@@ -116,13 +116,14 @@ class SamplingOptions(SamplerOptions):
 
         The result is {} whenever the user gave a guidance scale. Guidance must be off if the null condition was not
         trained, but not in a U-Net that takes the scale as input and needs no null condition. It is also off with a
-        guide model, whose guidance takes its place, unless the user gave another option of classifier-free guidance.
+        guide model, whose guidance takes its place, unless the user gave another option of classifier-free guidance;
+        a U-Net that takes the scale then gets the least that it was trained on.
         """
         if "guidance_scale" in self.model_fields_set:
             return {}
         no_null = not model.takes_scale and (model.conditioner.null is None or not model.saved.trains_null)
         guided = model.autoguidance_model is not None and self._given(OF_CONDITION) is None
-        return {"guidance_scale": 1.0} if no_null or guided else {}
+        return {"guidance_scale": model.least_scale} if no_null or guided else {}
 
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
         """Return the number of sampling steps: as the user gave it, or else `values["steps"]`, or else the default.

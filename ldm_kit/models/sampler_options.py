@@ -54,8 +54,13 @@ def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
 class GuidanceRange(NamedTuple):
     """The guidance scales and times on which a U-Net that takes the scale as input was trained."""
 
-    max_scale: float = math.inf  # the greatest scale; the least is 1
+    max_scale: float = math.inf  # the greatest scale
     interval: tuple[float, float] = (0.0, 1.0)  # shares of time between which the training was guided
+    min_scale: float = 1.0  # the least scale; 1 is no guidance
+
+    def __str__(self) -> str:
+        """Return the scales as text, such as "1 to 8"."""
+        return f"{self.min_scale:g} " + ("or more" if math.isinf(self.max_scale) else f"to {self.max_scale:g}")
 
 
 class SamplerOptions(Config):
@@ -162,12 +167,18 @@ def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "
             f"{prefix}{idle} is for classifier-free guidance, but this model's network takes the guidance scale as "
             "input; leave it out"
         )
-    scale, most = options.guidance_scale, trained.max_scale
-    if not 1 <= scale <= most:
-        scales = "1 or more" if math.isinf(most) else f"1 to {most:g}"
-        raise ValueError(f"{prefix}guidance_scale is {scale:g}, but this model's network takes scales of {scales}")
+    scale = options.guidance_scale
+    if not trained.min_scale <= scale <= trained.max_scale:
+        raise ValueError(f"{prefix}guidance_scale is {scale:g}, but this model's network takes scales of {trained}")
     (low, high), (least, greatest) = options.guidance_interval, trained.interval
-    if (low, high) != (0.0, 1.0) and not least <= low < high <= greatest:
+    if (low, high) == (0.0, 1.0):
+        return
+    if trained.min_scale > 1:
+        raise ValueError(
+            f"{prefix}guidance_interval gives scale 1 to the network outside of {low:g} {high:g}, but this model's "
+            f"takes scales of {trained}; leave it out"
+        )
+    if not least <= low < high <= greatest:
         raise ValueError(
             f"{prefix}guidance_interval is {low:g} {high:g}, but this model was trained with guidance between "
             f"{least:g} and {greatest:g}"

@@ -88,7 +88,7 @@ class SavedSampling:
         """Guidance scales and times that the model takes as input; any, if the file does not say."""
         values = self.sections.get(GUIDANCE, {})
         low, high = values.get("interval", (0.0, 1.0))
-        return GuidanceRange(values.get("max_scale", math.inf), (low, high))
+        return GuidanceRange(values.get("max_scale", math.inf), (low, high), values.get("min_scale", 1.0))
 
     @property
     def trains_null(self) -> bool:
@@ -165,4 +165,5 @@ class _Numbers(Config):
     stop: float = Field(default=0.0, ge=0, le=1)
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
     max_scale: float = Field(default=1.0, ge=1)
+    min_scale: float = Field(default=1.0, ge=1)
     interval: tuple[float, float] = (0.0, 1.0)

@@ -270,6 +270,21 @@ def test_a_base_that_changed_is_refused_and_the_same_is_not(bases, pictures, tmp
         ("plain", {"mode": "distill", "q": 3}, "q is for mode tune"),
         ("plain", {"guidance": 0.5}, "expected a scale of 1 or more"),
         ("plain", {"guidance": [3, 2]}, "LOW below HIGH"),
+        (
+            "classes",
+            {"guidance": [2, 4], "sample": {"guidance_scale": 8}},
+            "sample.guidance_scale is 8, .* scales of 2 to 4",
+        ),
+        (
+            "classes",
+            {"guidance": [2, 4], "sample": {"guidance_scale": 1}},
+            "sample.guidance_scale is 1, .* scales of 2 to 4",
+        ),
+        (
+            "classes",
+            {"guidance": [2, 4], "sample": {"guidance_interval": [0, 0.5]}},
+            "sample.guidance_interval gives scale 1 .* scales of 2 to 4",
+        ),
         ("plain", {"loss": "l2", "huber_c": 0.1}, "huber_c is for loss huber"),
         (
             "plain",
@@ -408,6 +423,35 @@ def test_the_scale_as_input_changes_what_is_sampled_once_it_is_trained(saved, tm
     assert not torch.equal(one, other)
     with pytest.raises(UserError, match="--guidance_scale is 5"):
         SamplingOptions(guidance_scale=5.0).resolve(model)
+
+
+def test_a_model_is_sampled_at_no_scale_below_those_it_was_trained_on(bases, pictures):
+    model = method_of(pictures, bases["classes"], guidance=[2, 4]).student.current()
+    assert model.saved.guidance_range == (4.0, (0.0, 1.0), 2.0)
+    assert SamplingOptions(guidance_scale=2.0).resolve(model).guidance_scale == 2
+    for scale in (1.0, 4.5):
+        with pytest.raises(UserError, match=f"--guidance_scale is {scale:g}, .* scales of 2 to 4"):
+            SamplingOptions(guidance_scale=scale).resolve(model)
+    with pytest.raises(UserError, match="--guidance_interval gives scale 1 to the network outside of 0 "):
+        SamplingOptions(guidance_interval=(0, 0.5)).resolve(model)
+    assert SamplingOptions().resolve(model).guidance_scale == 3
+    assert SamplingOptions().resolve(model.with_guides(autoguidance_model=model)).guidance_scale == 2
+
+
+def test_a_teacher_with_the_scale_as_input_is_asked_for_no_other_scale(saved, pictures, tmp_path):
+    """The model of classes takes 1 to 4, its copy 2 to 4; tuning asks for 1 as well, the scale without guidance."""
+    copy = replace(Pipeline.load(saved["classes"]), saved=SavedSampling({"guidance": {"min_scale": 2, "max_scale": 4}}))
+    copy.save(tmp_path / "copy")
+    for folder, mode, guidance, said in (
+        (saved["classes"], "distill", [1, 8], "for scales of 1 to 8, but .* takes 1 to 4"),
+        (tmp_path / "copy", "distill", [1, 4], "for scales of 1 to 4, but .* takes 2 to 4"),
+        (tmp_path / "copy", "tune", [2, 4], "for scales of 1 to 4, but .* takes 2 to 4"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            method_of(pictures, folder, mode=mode, guidance=guidance)
+        assert "\n" not in str(refused.value)
+    assert method_of(pictures, tmp_path / "copy", mode="distill", guidance=[2, 4]).student.teacher_takes_scale
+    assert method_of(pictures, saved["classes"], mode="tune", guidance=[2, 4]).student.teacher_takes_scale
 
 
 def test_the_scale_as_input_needs_no_trained_null(bases, pictures):

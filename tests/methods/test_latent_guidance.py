@@ -262,7 +262,7 @@ def test_sampling_evaluates_once_a_step_at_the_scale(method, tmp_path):
     method.save_model(folder)
     pipeline, count = Pipeline.load(folder), Counted()
     assert pipeline.takes_scale
-    assert pipeline.saved.guidance_range == (6.0, (0.0, 1.0))
+    assert pipeline.saved.guidance_range == (6.0, (0.0, 1.0), 1.0)
     handle = pipeline.unet.register_forward_hook(count)
     pictures = {
         scale: next(
