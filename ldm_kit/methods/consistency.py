@@ -145,7 +145,7 @@ class Consistency(Method[ConsistencyRun]):
         inputs = self.student.inputs(batch, config.seed, config.condition_dropout)
         noised = noise_batch(batch, t, config.seed, self.schedule)
         network = self.ddp_modules[NAME]
-        distance = self.distances(noised, r, inputs, self.levels.scales(position), network)
+        distance = self.distances(noised, r, inputs, self.levels.scales(position, config.seed), network)
         weight = self.levels.weight(t, r)
         yield NAME, (distance * cast_like(weight, distance)).mean(), {"distance": distance.mean()}
 
@@ -206,11 +206,9 @@ class Consistency(Method[ConsistencyRun]):
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Return the distance [B] of each held-out sample at timesteps t [B], with the levels of the last step."""
         inputs = self.student.inputs(batch, seed, 0.0)
-        noised, r = (
-            noise_batch(batch, t, seed, self.schedule),
-            self.levels.target_timesteps(t, self.config.train.steps - 1),
-        )
-        return self.distances(noised, r, inputs, self.levels.scales(batch["position"]), self.student.module)
+        r = self.levels.target_timesteps(t, self.config.train.steps - 1)
+        noised, scales = noise_batch(batch, t, seed, self.schedule), self.levels.scales(batch["position"], seed)
+        return self.distances(noised, r, inputs, scales, self.student.module)
 
     def samples(self) -> Grid:
         """Return a grid of pictures sampled with the current weights, from fixed seeds."""

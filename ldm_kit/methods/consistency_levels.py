@@ -75,11 +75,14 @@ class Levels:
                 r = curricula.timesteps_at(self.schedule, curricula.ect_mapping(sigma, stage, config.q))
                 return r.minimum(where - 1).to(t.device)
 
-    def scales(self, position: Tensor) -> Tensor | None:
-        """Return the guidance scales [B] that are trained in at samples' positions [B]; None: no guidance."""
+    def scales(self, position: Tensor, seed: int) -> Tensor | None:
+        """Return the guidance scales [B] that are trained in; None: no guidance.
+
+        `seed` and a sample's position [B] in the run fix the draw from a range.
+        """
         match self.config.guidance:
             case (low, high):
-                u = rng.uniform(self.config.seed, "guidance", exact(position))
+                u = rng.uniform(seed, "guidance", exact(position))
                 return (low + (high - low) * u).float().to(position.device)
             case scale if scale != 1:
                 return torch.full((len(position),), float(scale), device=position.device)  # pyright: ignore[reportArgumentType]

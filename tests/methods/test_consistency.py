@@ -146,7 +146,7 @@ def test_a_step_of_distillation_is_the_teachers_under_guidance(bases, pictures):
     method = method_of(pictures, bases["classes"], mode="distill", levels=10, guidance=[2, 5])
     pipeline, batch = Pipeline.load(bases["classes"]), batch_of(method)
     position, t = batch["position"], method.levels.student_timesteps(batch["position"], 0)
-    r, scales = method.levels.target_timesteps(t, 0), method.levels.scales(position)
+    r, scales = method.levels.target_timesteps(t, 0), method.levels.scales(position, 0)
     assert torch.equal(r, (t - STEPS // 10).clamp_min(-1))
     assert ((scales >= 2) & (scales <= 5)).all()
     assert len({*scales.tolist()}) == 8
@@ -166,7 +166,7 @@ def test_guidance_moves_the_data_of_tuning_by_what_it_adds_to_the_teacher(bases,
     distilled = method_of(pictures, bases["classes"], mode="distill", guidance=3.0)
     plain = method_of(pictures, bases["classes"], mode="distill")
     batch = batch_of(tuned)
-    t, scale = torch.linspace(20, 190, 8).long(), tuned.levels.scales(batch["position"])
+    t, scale = torch.linspace(20, 190, 8).long(), tuned.levels.scales(batch["position"], 0)
     noised, r = noise_batch(batch, t, 0, tuned.schedule), t - 15
     moved, guided, unguided = (
         method.next_points(noised, r, batch["inputs"], value)
@@ -345,6 +345,10 @@ def test_the_held_out_loss_is_the_same_each_time_and_without_dropout(bases, pict
     method = method_of(pictures, bases["classes"], guidance=[1, 4])
     assert method.heldout_loss() == method.heldout_loss() == pytest.approx(method.heldout_loss(3), rel=1e-4)
     assert method.student.module.training
+    other = method_of(pictures, bases["classes"], guidance=[1, 4], seed=7)
+    assert other.heldout_loss() == method.heldout_loss(), "the seed of the run draws the scales of held-out samples"
+    position = torch.arange(8)
+    assert not torch.equal(method.levels.scales(position, 0), method.levels.scales(position, 7))
 
 
 @pytest.fixture(scope="module")
