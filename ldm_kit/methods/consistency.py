@@ -142,7 +142,7 @@ class Consistency(Method[ConsistencyRun]):
         config, position = self.config, batch["position"]
         t = self.levels.student_timesteps(position, step)
         r = self.levels.target_timesteps(t, step)
-        inputs = self.student.inputs(batch, config.seed, config.condition_dropout)
+        inputs = self.student.inputs(batch, config.seed, self.student.dropout)
         noised = noise_batch(batch, t, config.seed, self.schedule)
         network = self.ddp_modules[NAME]
         distance = self.distances(noised, r, inputs, self.levels.scales(position, config.seed), network)

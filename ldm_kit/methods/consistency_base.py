@@ -38,7 +38,7 @@ def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> Co
     It raises what `Latent.build` raises.
     """
     latent = Latent.build(config.latent_run(), data, device)
-    pipeline = replace(latent.pipeline, saved=_saved(config))
+    pipeline = replace(latent.pipeline, saved=_saved(config, config.condition_dropout))
     module = ConditionedNetwork(pipeline.unet, pipeline.conditioner)
     return ConditionedStudent(
         module=module,
@@ -49,6 +49,7 @@ def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> Co
         shape=latent.latent_shape,
         data=TrainingData(data, latent.batches, latent.heldout),
         dependencies=latent.dependencies,
+        dropout=config.condition_dropout,
         pipeline=pipeline,
         conditions=latent.conditions,
         prompts=latent.prompts,
@@ -65,7 +66,8 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or it cannot be the teacher of `config.guidance`.
+        UserError: the pictures do not fit the model, or it cannot be the teacher of `config.guidance` or of the null
+            condition.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
@@ -84,7 +86,8 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
     heldout = None
     if heldout_inputs is not None and len(data.heldout):
         heldout = LatentBatches(latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
-    pipeline = replace(base, unet=unet, variance="small", saved=_saved(config))
+    dropout = _dropout(config, base, folder)
+    pipeline = replace(base, unet=unet, variance="small", saved=_saved(config, dropout))
     trainable(unet, *base.conditioner.trainable.values())
     return ConditionedStudent(
         module=ConditionedNetwork(unet, base.conditioner),
@@ -95,6 +98,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         shape=tuple(train.shape),
         data=TrainingData(data, LatentBatches(train, inputs, conditions.train, config.seed), heldout),
         dependencies={"base": sha256, **conditions.dependencies},
+        dropout=dropout,
         teacher_takes_scale=base.takes_scale,
         pipeline=pipeline,
         conditions=conditions,
@@ -141,8 +145,26 @@ def trainable(*modules: nn.Module) -> None:
         module.train().requires_grad_(True)
 
 
-def _saved(config: ConsistencyRun) -> SavedSampling:
-    saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
+def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:
+    """Return the share of samples to train on the null condition: 0 if the teacher's was never trained.
+
+    Tuning takes its targets from the data and can train what the base lacks; a distilled null is the teacher's.
+
+    Raises:
+        UserError: the config asks for another share than the default of a teacher whose null condition was never trained.
+    """
+    if config.mode != "distill" or base.saved.trains_null:
+        return config.condition_dropout
+    if config.condition_dropout not in (0, type(config).model_fields["condition_dropout"].default):
+        raise UserError(
+            f"condition_dropout is {config.condition_dropout:g}, but the null condition of the teacher in {folder} was "
+            "never trained (condition_dropout 0); expected 0"
+        )
+    return 0.0
+
+
+def _saved(config: ConsistencyRun, dropout: float) -> SavedSampling:
+    saved = SavedSampling.of(SAMPLING, config.sample, dropout)
     if isinstance(config.guidance, tuple):
         scales = config.guidance_range
         return saved.joined(SavedSampling({GUIDANCE: {"min_scale": scales.min_scale, "max_scale": scales.max_scale}}))

@@ -66,6 +66,7 @@ class Student(ABC):
     shape: tuple[int, ...]  # (channels, height, width) of a latent
     data: TrainingData
     dependencies: dict[str, str]  # digests of what is not trained, by config key
+    dropout: float = 0.0  # share of the samples that are trained on the null condition
     teacher_takes_scale: bool = False  # whether the base was trained with the guidance scale as input
 
     @abstractmethod

@@ -327,6 +327,23 @@ def test_a_teacher_needs_a_null_of_its_own_training(bases, pictures, untrained_n
     assert method_of(pictures, bases["classes"], guidance=guidance, condition_dropout=0.0).teacher is not None
 
 
+def test_a_null_that_the_teacher_never_learned_is_neither_distilled_nor_claimed(bases, pictures, untrained_null):
+    learned = method_of(pictures, bases["classes"], mode="distill", condition_dropout=0.05).student
+    assert (learned.dropout, learned.current().saved.sampling["condition_dropout"]) == (0.05, 0.05)
+    method = method_of(pictures, untrained_null, mode="distill")
+    assert method.config.condition_dropout > 0
+    assert not method.student.current().saved.trains_null
+    seen = []
+    method.student.inputs = lambda batch, seed, dropout: seen.append(dropout) or batch["inputs"]
+    next(method.losses(batch_of(method), 0))
+    assert seen == [0]
+    with pytest.raises(UserError, match=r"condition_dropout is 0.03, but the null condition of the teacher .* never"):
+        method_of(pictures, untrained_null, mode="distill", condition_dropout=0.03)
+    tuned = method_of(pictures, untrained_null).student
+    assert tuned.dropout > 0
+    assert tuned.current().saved.trains_null
+
+
 def test_pictures_of_another_size_are_refused(bases, pictures):
     data = FolderConfig(source="folder", resolution=16, path=pictures)
     with pytest.raises(UserError, match=r"latents of 3x16x16, but the model in .* denoises 3x8x8"):
