@@ -151,7 +151,7 @@ def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:
     Tuning takes its targets from the data and can train what the base lacks; a distilled null is the teacher's.
 
     Raises:
-        UserError: the config asks for another share than the default of a teacher whose null condition was never trained.
+        UserError: the config asks for another share than the default although the teacher's null was never trained.
     """
     if config.mode != "distill" or base.saved.trains_null:
         return config.condition_dropout

@@ -81,8 +81,12 @@ class Teacher:
         What guidance adds to the teacher's prediction at x_t is added to x_0 and eps. In expectation over the data this
         is a step of the guided teacher, as far as the teacher's own prediction is the expected one.
         """
-        guided = self.denoiser(guidance)(noised.x_t, noised.t)
-        plain = self.denoiser(guidance._replace(scale=None))(noised.x_t, noised.t)
+        denoiser, (x, t) = self.denoiser(guidance), (noised.x_t, noised.t)
+        if isinstance(denoiser, _Guided):  # whose unguided prediction is a part of the guided one
+            plain = denoiser.conditional(x, t)
+            guided = denoiser.guide(plain, x, t)
+        else:
+            guided, plain = denoiser(x, t), self.denoiser(guidance._replace(scale=None))(x, t)
         moved = Prediction(noised.x_0 + guided.x_0 - plain.x_0, noised.eps + guided.eps - plain.eps)
         return ddim_step(moved, r, self.schedule)
 
@@ -95,4 +99,8 @@ class _Guided:
         self.schedule = conditional.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        return guided_prediction(self.conditional(x, t), self.null(x, t), self.scale)
+        return self.guide(self.conditional(x, t), x, t)
+
+    def guide(self, conditional: Prediction, x: Tensor, t: Tensor) -> Prediction:
+        """Return the guided prediction at x [B, ...] and timesteps t [B] from the prediction under the condition."""
+        return guided_prediction(conditional, self.null(x, t), self.scale)

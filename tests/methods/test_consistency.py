@@ -175,6 +175,11 @@ def test_guidance_moves_the_data_of_tuning_by_what_it_adds_to_the_teacher(bases,
     of_data = method_of(pictures, bases["classes"]).next_points(noised, r, batch["inputs"], None)
     assert torch.allclose(moved - of_data, guided - unguided, atol=1e-2)
     assert (guided - unguided).abs().max() > 0.1
+    calls = []
+    handle = tuned.teacher.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(tuned.next_points(noised, r, batch["inputs"], scale), moved)
+    handle.remove()
+    assert len(calls) == 2, "one under the condition, one under the null"
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun"])
