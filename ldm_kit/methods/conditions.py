@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import torch
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
@@ -17,6 +18,9 @@ from ldm_kit.data.images import Record, Split
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
 from ldm_kit.methods.dependencies import condition_dependencies
+from ldm_kit.methods.records import Grid
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 @dataclass(eq=False)
@@ -71,6 +75,14 @@ class Conditions:
     def caption(self, condition: str | int) -> str:
         """Return a condition as text: a caption itself, or the class name of a label."""
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
+
+    def sample_grid(self, pipeline: Pipeline, prompts: Sequence[str | int], batch: BatchSize) -> Grid:
+        """Return a grid of pictures, one sampled by `pipeline` for each prompt, from seeds 0, 1, 2, ..."""
+        pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch)))
+        captions = None
+        if pipeline.conditioner.null is not None:  # else the pictures are of nothing in particular
+            captions = [self.caption(prompt) for prompt in prompts]
+        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
 
 def _ignore(cut: int, total: int, length: int) -> None:

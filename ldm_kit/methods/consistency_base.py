@@ -18,9 +18,11 @@ from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.base import TrainingData
 from ldm_kit.methods.conditions import Conditions, split_conditions
 from ldm_kit.methods.consistency_config import ConsistencyRun
-from ldm_kit.methods.consistency_students import CodedUNet, ConditionedNetwork, ConditionedStudent, SemanticStudent
+from ldm_kit.methods.consistency_students import CodedUNet, ConditionedStudent, SemanticStudent
 from ldm_kit.methods.inputs import FirstStage
 from ldm_kit.methods.latent import Latent
+from ldm_kit.methods.latent_network import LatentDiffusion
+from ldm_kit.methods.latent_start import copy_weights
 from ldm_kit.methods.semantic import pictured_latents
 from ldm_kit.models.consistency import ConsistencyDecoder
 from ldm_kit.models.decoders import CodeDecoder
@@ -39,7 +41,7 @@ def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> Co
     """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config, config.condition_dropout))
-    module = ConditionedNetwork(pipeline.unet, pipeline.conditioner)
+    module = LatentDiffusion(pipeline.unet, pipeline.conditioner)
     return ConditionedStudent(
         module=module,
         ema_modules=latent.ema_modules,
@@ -75,7 +77,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
     _check_guidance(config, base, folder)
     unet = _without_variance(base.unet, shape[0])
     if isinstance(config.guidance, tuple):
-        unet = _with_guidance_scale(unet)
+        unet = _with_guidance_scale(unet, folder)
     conditions = _conditions(base.conditioner, data)
     prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
     base.conditioner.prepare(prompts)
@@ -90,7 +92,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
     pipeline = replace(base, unet=unet, variance="small", saved=_saved(config, dropout))
     trainable(unet, *base.conditioner.trainable.values())
     return ConditionedStudent(
-        module=ConditionedNetwork(unet, base.conditioner),
+        module=LatentDiffusion(unet, base.conditioner),
         ema_modules={"unet": unet, **base.conditioner.trainable},
         schedule_config=base.schedule_config,
         target=base.target,
@@ -239,12 +241,12 @@ def _without_variance(unet: Any, channels: int) -> Any:
     return unet
 
 
-def _with_guidance_scale(unet: Any) -> Any:
+def _with_guidance_scale(unet: Any, folder: Path) -> Any:
     """Return a U-Net with the same weights that takes the guidance scale as input; at first it has no effect."""
     if takes_guidance_scale(unet):
         return unet
     if not isinstance(unet, UNet2DConditionModel):
         check_no_guidance_scale(GUIDANCE_WIDTH)
     scaled: Any = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": GUIDANCE_WIDTH})
-    zero_guidance_scale(scaled).load_state_dict(unet.state_dict(), strict=False)
+    copy_weights(f"base {folder}", "unet", unet, zero_guidance_scale(scaled))
     return scaled.to(unet.conv_in.weight)

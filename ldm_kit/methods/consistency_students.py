@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
-from conditioning.base import Conditioner, Inputs, drop
+from conditioning.base import Inputs, drop
 from ldm_kit.data.batches import spread
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
@@ -22,28 +22,12 @@ from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.models.consistency import save_consistency_model
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
-class ConditionedNetwork(nn.Module):
-    """U-Net and conditioner as one module, so that one DDP wrapper averages the gradients of both."""
-
-    def __init__(self, unet: Any, conditioner: Conditioner) -> None:
-        super().__init__()
-        self.unet, self.conditioner = unet, conditioner
-
-    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], scale: Tensor | None = None) -> Tensor:
-        """Return the U-Net's output for noisy latents [B, Z, h, w], timesteps [B] and the conditioner's inputs.
-
-        `scale` are guidance scales [B], for a U-Net that takes them as input; else None.
-        """
-        return apply_unet(self.unet, x, t, self.conditioner(**inputs), scale=scale)
-
-
 class CodedUNet(nn.Module):
-    """A DiffAE's U-Net, called as a `ConditionedNetwork` is; its only input is the code z [B, D]."""
+    """A DiffAE's U-Net, called as a `LatentDiffusion` is; its only input is the code z [B, D]."""
 
     def __init__(self, unet: SemanticUNet) -> None:
         super().__init__()
@@ -121,12 +105,7 @@ class ConditionedStudent(Student):
 
     def samples(self, count: int, batch: BatchSize) -> Grid:
         """Return a grid of pictures, one for each prompt, from seeds 0, 1, 2, ..."""
-        prompts, pipeline = self.prompts, self.current()
-        pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch)))
-        captions = None
-        if pipeline.conditioner.null is not None:
-            captions = [self.conditions.caption(prompt) for prompt in prompts]
-        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
+        return self.conditions.sample_grid(self.current(), self.prompts, batch)
 
     def current(self) -> Pipeline:
         """Return the pipeline on the device of the networks."""

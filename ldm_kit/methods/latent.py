@@ -40,7 +40,6 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
-from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 class Latent(Method[LatentRun]):
@@ -211,12 +210,7 @@ class Latent(Method[LatentRun]):
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""
-        prompts = self.prompts
-        pictures = torch.cat(list(self.pipeline.generate(prompts, range(len(prompts)), None, self.eval_batch)))
-        captions = None
-        if self.module.conditioner.null is not None:  # else the pictures are of nothing in particular
-            captions = [self.conditions.caption(prompt) for prompt in prompts]
-        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
+        return self.conditions.sample_grid(self.pipeline, self.prompts, self.eval_batch)
 
     def save(self, folder: Path) -> None:
         """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""

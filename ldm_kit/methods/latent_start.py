@@ -43,7 +43,7 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
     new = {"unet": model.unet, **model.conditioner.trainable}
     old = {"unet": trained.unet, **trained.conditioner.trainable}
     for name, network in new.items():
-        _copy(base, name, old[name], network)
+        copy_weights(f"guidance.base {base}", name, old[name], network)
     return digest([f"{name} {weights_digest(network)}" for name, network in old.items()])
 
 
@@ -63,11 +63,11 @@ def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: 
         )
 
 
-def _copy(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
+def copy_weights(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
     """Copy the weights of `old` into `new`; weights for the guidance scale that `old` lacks keep their values.
 
     Args:
-        base: the trained model's folder, for the message.
+        base: the config's key of the trained model and its folder, for the message.
         name: the network's name, such as unet, for the message.
         old: network of the trained model.
         new: network of the same kind, which is changed in place.
@@ -81,7 +81,6 @@ def _copy(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
     if misfits := sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)):
         shapes = [shape.get(misfits[0], "nothing") for shape in (given, expected)]
         raise UserError(
-            f"guidance.base {base} does not fit this run's {name}: {misfits[0]} is {shapes[0]} there, expected "
-            f"{shapes[1]}"
+            f"{base} does not fit this run's {name}: {misfits[0]} is {shapes[0]} there, expected {shapes[1]}"
         )
     new.load_state_dict(trained, strict=False)
