@@ -16,6 +16,7 @@ from autoencoder.kl import KLConfig
 from conditioning.factory import build as build_conditioner
 from conditioning.labels import ClassConfig
 from conditioning.none import NoCondition
+from conditioning.text import TextConfig
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods import check_run
 from ldm_kit.methods.train import open_method
@@ -107,7 +108,7 @@ def trained(method: Any, steps: int, lr: float = 2e-3) -> list[float]:
 def base(
     folder: Path, kind: str = "plain", schedule: ScheduleConfig = LINEAR, widths: tuple[int, ...] = (16, 32)
 ) -> Path:
-    """A saved diffusion model with random weights: plain, of classes, with a learned variance, or of latents."""
+    """A saved diffusion model with random weights: plain, of classes or captions, with a learned variance, or of latents."""
     torch.manual_seed(0)
     levels = (*(False for _ in widths[1:]), True)
     config = UNetConfig(
@@ -116,6 +117,9 @@ def base(
     conditioner = NoCondition()
     if kind == "classes":
         conditioner = build_conditioner(ClassConfig(kind="class", form="token", width=12), classes=["b", "t"])
+    if kind == "text":
+        shape = {"width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}
+        conditioner = build_conditioner(TextConfig(kind="text", **shape), captions=["left", "right"])
     learned, vae = kind == "learned", None
     channels, side = 3, SIDE
     if kind == "latents":

@@ -15,8 +15,10 @@ from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.diffusion import consistency_curricula as curricula
+from ldm_kit.diffusion.consistency_targets import ddim_step
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierFree
+from ldm_kit.diffusion.prediction import Prediction
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.editing.inversion import inversion_times
 from ldm_kit.editing.sample_options import RepromptOptions
@@ -40,7 +42,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_cache"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
 ]
-KINDS = ("plain", "classes", "latents", "learned", "flow", "semantic")
+KINDS = ("plain", "classes", "text", "latents", "learned", "flow", "semantic")
 NET = {"widths": [16], "attention_levels": [True], "heads": 2, "norm_num_groups": 8, "layers_per_block": 1}
 SMALL = {"widths": [8], "attention_levels": [False], "norm_num_groups": 4, "layers_per_block": 1, "dropout": 0.2}
 LEVEL = {"widths": [16], "attention_levels": [False]}
@@ -74,7 +76,9 @@ def bases(tmp_path_factory, pictures):
     """Untrained models of every kind that can be tuned, with dropout."""
     root = tmp_path_factory.mktemp("bases")
     torch.manual_seed(0)
-    folders = {kind: base(root / kind, kind, widths=(16,)) for kind in ("plain", "classes", "latents", "learned")}
+    folders = {
+        kind: base(root / kind, kind, widths=(16,)) for kind in ("plain", "classes", "text", "latents", "learned")
+    }
     return {**folders, "flow": flow_base(root / "flow"), "semantic": semantic_base(root / "semantic", pictures)}
 
 
@@ -424,16 +428,17 @@ def test_plain_diffusers_opens_latent_and_flow_models(saved):
     assert Pipeline.load(saved["flow"]).schedule_config == ScheduleConfig(kind="flow", num_train_timesteps=STEPS)
 
 
-@pytest.mark.parametrize("kind", ["plain", "classes", "latents", "flow", "new"])
+@pytest.mark.parametrize("kind", ["plain", "classes", "text", "latents", "flow", "new"])
 def test_a_saved_model_is_sampled_as_a_consistency_model(saved, kind):
     model = Pipeline.load(saved[kind])
     options = SamplingOptions().resolve(model)
     assert (options.solver, options.steps) == ("consistency", 2)
     assert options.guidance_scale == (2.5 if kind == "classes" else 1)
     assert SamplingOptions(steps=1).resolve(model).timesteps == (model.schedule_config.num_train_timesteps - 1, -1)
-    prompts = ["b", "t"] if kind == "classes" else ["", ""]
-    pictures = next(model.generate(prompts, [0, 1]))
-    assert torch.equal(next(model.generate(prompts[1:], [1])), pictures[1:])
+    prompts = {"classes": ["b", "t"], "text": ["left", "right"]}.get(kind, ["", ""])
+    pictures = next(model.generate(prompts, [0, 1])).int()
+    alone = next(model.generate(prompts[1:], [1])).int()
+    assert (alone - pictures[1:]).abs().max() <= 1  # kernels differ by the batch's size
     with pytest.raises(UserError, match="has no inverse") as refused:
         inversion_times(model, RepromptOptions(image="a.png", source="b", prompt="t"))
     assert "\n" not in str(refused.value)
@@ -526,6 +531,75 @@ def test_tuning_a_few_steps_makes_one_step_agree_with_two(bases, pictures):
     net.eval()
     with torch.no_grad():
         assert float(method.heldout_losses(batch, t, 3).mean()) < 0.8 * before
+
+
+@pytest.fixture(scope="module")
+def scaled(saved, tmp_path_factory):
+    """The saved model of classes with scales from 1 to 4, whose input of the scale has an effect."""
+    model, folder = Pipeline.load(saved["classes"]), tmp_path_factory.mktemp("scaled") / "model"
+    torch.nn.init.normal_(model.unet.time_embedding.cond_proj.weight, generator=torch.Generator().manual_seed(3))
+    model.save(folder)
+    return folder
+
+
+@torch.no_grad()
+def prediction_at(folder, method, x, t, inputs, scale):
+    """What a saved model predicts at guidance scales that its U-Net takes as input."""
+    pipeline = Pipeline.load(folder)
+
+    def network(x, t, _):
+        return apply_unet(pipeline.unet, x, t, pipeline.conditioner(**inputs), scale=scale)
+
+    return NetworkDenoiser(network, method.schedule, "eps")(x, t)
+
+
+def guided_points(method):
+    """A batch, its scales, timesteps and noise, the points of the target, and how often the teacher was evaluated."""
+    batch, t, calls = batch_of(method), torch.linspace(40, 199, 8).long(), []
+    scale, noised = method.levels.scales(batch["position"], 0), noise_batch(batch, t, 0, method.schedule)
+    handle = method.teacher.register_forward_hook(lambda *_: calls.append(1))
+    points = method.next_points(noised, t - 20, batch["inputs"], scale)
+    handle.remove()
+    return batch["inputs"], scale, t, noised, points, len(calls)
+
+
+def test_a_student_takes_the_scale_as_its_base_does(scaled, pictures):
+    method = method_of(pictures, scaled, guidance=[1, 4])
+    method.student.module.eval()
+    batch, scale, t = batch_of(method), torch.linspace(1, 4, 8), torch.linspace(40, 199, 8).long()
+    x, inputs = batch["mean"], batch["inputs"]
+    f = method.function(method.student.module, inputs, scale)(x, t)
+    assert torch.allclose(f, prediction_at(scaled, method, x, t, inputs, scale).x_0, atol=1e-3)
+    assert not torch.allclose(f, prediction_at(scaled, method, x, t, inputs, torch.ones(8)).x_0, atol=1e-1)
+
+
+def test_a_new_input_of_the_scale_has_no_effect_at_first(bases, pictures):
+    method = method_of(pictures, bases["classes"], guidance=[1, 4])
+    method.student.module.eval()
+    batch, t = batch_of(method), torch.linspace(40, 199, 8).long()
+    f = method.function(method.student.module, batch["inputs"], torch.linspace(1, 4, 8))(batch["mean"], t)
+    base_model = prediction_at(bases["classes"], method, batch["mean"], t, batch["inputs"], None)
+    assert torch.allclose(f, base_model.x_0, atol=1e-3)
+
+
+def test_a_teacher_that_takes_the_scale_is_evaluated_once_at_that_of_each_sample(scaled, pictures):
+    method = method_of(pictures, scaled, mode="distill", guidance=[1, 4], levels=10)
+    inputs, scale, t, noised, points, calls = guided_points(method)
+    assert calls == 1
+    guided = prediction_at(scaled, method, noised.x_t, t, inputs, scale)
+    assert torch.allclose(points, ddim_step(guided, t - 20, method.schedule), atol=1e-3)
+
+
+def test_guided_tuning_moves_the_data_by_the_difference_of_two_scales(scaled, pictures):
+    method = method_of(pictures, scaled, guidance=[1, 4])
+    inputs, scale, t, noised, points, calls = guided_points(method)
+    assert calls == 2
+    guided, plain = (
+        prediction_at(scaled, method, noised.x_t, t, inputs, value) for value in (scale, torch.ones_like(scale))
+    )
+    moved = Prediction(noised.x_0 + guided.x_0 - plain.x_0, noised.eps + guided.eps - plain.eps)
+    assert torch.allclose(points, ddim_step(moved, t - 20, method.schedule), atol=1e-3)
+    assert (guided.x_0 - plain.x_0).abs().max() > 0.1
 
 
 def test_the_labels_of_the_pictures_are_the_models_classes_by_name(bases, pictures, tmp_path):
