@@ -112,13 +112,16 @@ def semantic_student(config: ConsistencyRun, base: SemanticModel, folder: Path, 
     """Return the student that starts from a trained DiffAE.
 
     Raises:
-        UserError: the model is a PDAE, the pictures do not fit it, or the config asks for guidance.
+        UserError: the model is a PDAE, the pictures do not fit it, or the config asks for guidance or has another
+            setting of conditions.
     """
     decoder = base.decoder
     if not isinstance(decoder, CodeDecoder):
         raise UserError(f"{folder} is a PDAE, which decodes by a frozen model; expected a DiffAE or a diffusion model")
     if config.guidance != 1:
         raise UserError(f"guidance needs a null condition, and the semantic model in {folder} has none; leave it out")
+    if (idle := config.idle_for_codes) is not None:
+        raise UserError(f"{idle} has no effect on the semantic model in {folder}, which decodes codes; leave it out")
     networks: dict[str, nn.Module] = {"unet": decoder.unet, "encoder": base.encoder}
     sha256 = _digest(decoder.schedule_config, decoder.target, networks, decoder.vae)
     training, shape = pictured_latents(config, _first_stage(config, decoder.vae, folder, base.device), data)

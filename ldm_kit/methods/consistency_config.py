@@ -19,7 +19,7 @@ _OF_MODE: Mapping[str, tuple[str, ...]] = {  # keys that only one mode has
     "distill": ("levels", "teacher_step"),
     "train": ("curriculum", "s_0", "s_1", "log_sigma"),
 }
-_LATENT = ("run", "seed", "data", "flip", "optim", "ema", "train", "log", "autoencoder", "latents", "schedule")
+_LATENT = (*ConditionedRun.model_fields, *NoisedRun.model_fields, "unet", "prediction_type")  # in both configs
 
 
 class FewStepConfig(SampleConfig):
@@ -120,10 +120,17 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     def latent_run(self) -> LatentRun:
         """Return the config of method `latent` with the same data, network and schedule, for mode train."""
-        shared = {name: getattr(self, name) for name in _LATENT}
-        more = {name: getattr(self, name) for name in ("condition", "condition_dropout", "unet", "prediction_type")}
         sample = SampleConfig(prompts=self.sample.prompts, steps=self.sample.steps, guidance_scale=1.0)
-        return LatentRun.model_construct(**{**LatentRun.model_construct().__dict__, **shared, **more, "sample": sample})
+        return LatentRun(**{name: getattr(self, name) for name in _LATENT}, sample=sample)
+
+    @property
+    def idle_for_codes(self) -> str | None:
+        """The first setting that has no effect on a semantic model, which decodes codes in `sample.steps`; or None."""
+        if not self._is_default("condition_dropout"):
+            return "condition_dropout"
+        defaults = FewStepConfig()
+        given = [name for name, value in self.sample if name != "steps" and value != getattr(defaults, name)]
+        return f"sample.{given[0]}" if given else None
 
     @model_validator(mode="before")
     @classmethod

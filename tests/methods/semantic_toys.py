@@ -108,7 +108,7 @@ def trained(method: Any, steps: int, lr: float = 2e-3) -> list[float]:
 def base(
     folder: Path, kind: str = "plain", schedule: ScheduleConfig = LINEAR, widths: tuple[int, ...] = (16, 32)
 ) -> Path:
-    """A saved diffusion model with random weights: plain, of classes or captions, with a learned variance, or of latents."""
+    """A saved diffusion model with random weights: plain, of classes, text or latents, or with a learned variance."""
     torch.manual_seed(0)
     levels = (*(False for _ in widths[1:]), True)
     config = UNetConfig(

@@ -308,6 +308,10 @@ def test_a_base_that_changed_is_refused_and_the_same_is_not(bases, pictures, tmp
         ("plain", {"guidance": 3}, "is unconditional"),
         ("plain", {"guidance": [1, 3]}, "is unconditional"),
         ("semantic", {"guidance": 3}, "the semantic model in .* has none"),
+        ("semantic", {"condition_dropout": 0.2}, "condition_dropout has no effect on the semantic model"),
+        ("semantic", {"sample": {"guidance_scale": 2}}, "sample.guidance_scale has no effect on the semantic"),
+        ("semantic", {"sample": {"solver": "ddim"}}, "sample.solver has no effect on the semantic"),
+        ("semantic", {"sample": {"prompts": ["b"], "steps": 3}}, "sample.prompts has no effect on the semantic"),
         ("plain", {"base": "/nowhere"}, "nowhere"),
         ("plain", {"timestep_sampling": {"density": "loss_second_moment"}}, "expected uniform or logit_normal"),
     ],
@@ -365,6 +369,19 @@ def test_a_config_that_was_saved_is_read_again(bases, pictures):
         assert type(config).model_validate(json.loads(config.model_dump_json())) == config
     config = config_of(pictures, "run", base=str(bases["classes"]), guidance=[1, 3])
     assert config.sample.guidance_scale == 2
+
+
+def test_a_new_network_is_built_by_a_whole_config_of_latent_diffusion(pictures):
+    """Each setting that both configs have is the run's, and the config is one that is accepted by itself."""
+    more = {"seed": 3, "flip": True, "condition": {"kind": "class"}, "condition_dropout": 0.2, "latents": "there"}
+    more["timestep_sampling"] = {"density": "logit_normal"}
+    config = config_of(pictures, "run", **TRAIN, **more, sample={"steps": 3, "prompts": ["b"]})
+    run = config.latent_run()
+    assert type(run).model_validate(json.loads(run.model_dump_json())) == run
+    own = {"method", "loss", "guidance", "sample"}  # names in both configs for different things
+    shared = type(run).model_fields.keys() & type(config).model_fields.keys() - own
+    assert {name: getattr(run, name) for name in shared} == {name: getattr(config, name) for name in shared}
+    assert (run.sample.steps, run.sample.prompts, run.sample.guidance_scale) == (3, ("b",), 1)
 
 
 def test_the_held_out_loss_is_the_same_each_time_and_without_dropout(bases, pictures):
