@@ -123,7 +123,8 @@ class SamplingOptions(SamplerOptions):
             return {}
         no_null = not model.takes_scale and (model.conditioner.null is None or not model.saved.trains_null)
         guided = model.autoguidance_model is not None and self._given(OF_CONDITION) is None
-        return {"guidance_scale": model.least_scale} if no_null or guided else {}
+        least = model.saved.guidance_range.min_scale if model.takes_scale else 1.0
+        return {"guidance_scale": least} if no_null or guided else {}
 
     def _steps(self, model: "Pipeline", values: Mapping[str, Any]) -> int:
         """Return the number of sampling steps: as the user gave it, or else `values["steps"]`, or else the default.

@@ -74,11 +74,6 @@ class Pipeline:
         return takes_guidance_scale(self.unet)
 
     @property
-    def least_scale(self) -> float:
-        """The guidance scale that guides least: the least of a U-Net that takes the scale as input, else 1."""
-        return self.saved.guidance_range.min_scale if self.takes_scale else 1.0
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of a latent, at the size that the U-Net was trained on."""
         config: Any = self.unet.config
