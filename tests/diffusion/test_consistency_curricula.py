@@ -8,6 +8,7 @@ import torch
 from diffusers import CMStochasticIterativeScheduler
 
 from ldm_kit.diffusion import consistency_curricula as curricula
+from ldm_kit.diffusion.consistency import pseudo_huber
 from ldm_kit.diffusion.schedule import flow, linear, scaled_linear, zero_terminal
 
 
@@ -89,3 +90,15 @@ def test_even_levels_are_distinct_and_span_the_schedule():
     for wrong in (1, 1001):
         with pytest.raises(ValueError, match="2 to 1000"):
             curricula.even_levels(1000, wrong)
+
+
+def test_the_gradient_of_tuning_grows_by_q_with_each_stage_until_a_gap_is_a_hundredth():
+    """Of the weighted pseudo-Huber metric, at outputs that differ in proportion to the gap of their levels."""
+    sigma, lengths = torch.tensor([5.0], dtype=torch.float64), []
+    for stage in range(10):
+        r = curricula.ect_mapping(sigma, stage)
+        x = (torch.ones(1, 4, dtype=torch.float64) * (sigma - r)).requires_grad_()
+        (curricula.inverse_gaps(sigma, r) * pseudo_huber(x, torch.zeros_like(x))).sum().backward()
+        lengths.append(float(x.grad.norm()))
+    assert [b / a for a, b in pairwise(lengths[:6])] == pytest.approx([2.0] * 5, rel=1e-3)
+    assert lengths[7:] == pytest.approx([20.0] * 3, rel=1e-2), "weights of 100 / sigma"
