@@ -90,7 +90,9 @@ class Judge:
         labels = torch.cat([factor_labels(part) for part in chosen])
         lite0 = Perceptual(LITE0)
         real = torch.cat([part.pictures(range(len(part))) for part in chosen])
-        return cls(prompts, labels, embed(lambda x: lite0.features(to_unit(x)), real), factor_reader(data), lite0)
+        return cls(
+            prompts, labels, embed(lambda x: lite0.features(to_unit(x)), real), factor_reader(data, split), lite0
+        )
 
     def measure(self, pipeline: Pipeline, options: SamplingOptions) -> tuple[Figures, Tensor]:
         """Sample a picture for each prompt; return what is measured of them, and the pictures, uint8 [N, C, R, R]."""
