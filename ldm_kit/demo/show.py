@@ -64,7 +64,7 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     Raises:
         UserError: the run was trained on other data, or an option is impossible with its model.
     """
-    data = _faces_of(run)
+    data = faces_of(run)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(run / "model", device or "cpu", torch.bfloat16 if is_bf16_fast(device or "cpu") else None)
     resolved = (options or SamplingOptions()).resolve(pipeline, OPTIONS)
@@ -77,7 +77,7 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     return summarise(columns, lost, resolved, path)
 
 
-def _faces_of(run: Path) -> FacesConfig:
+def faces_of(run: Path) -> FacesConfig:
     """Return the config of the faces that a run was trained on; raise UserError if these are other data."""
     data = read_run(run / "config.yaml").data
     if not isinstance(data, FacesConfig):
