@@ -46,8 +46,8 @@ def factor_reader(
         reader = FactorReader(pictures.factors, **shape).to(device)
 
     def train() -> dict[str, Tensor]:
-        known = pictures.load()
-        trained = train_reader(reader, known.pictures, factor_labels(known), config)
+        loaded = pictures.load()
+        trained = train_reader(reader, loaded.pictures, factor_labels(loaded), config)
         return {name: value.detach().cpu() for name, value in trained.state_dict().items()}
 
     reader.load_state_dict(cached_by_all(cache_dir() / "readers", key, train))  # by all, as all share the rendering
@@ -98,7 +98,7 @@ def _training_pictures(data: DataConfig, split: Split, config: ReaderConfig) -> 
 
 
 def _other_renders(data: RenderedConfig, split: Split, config: ReaderConfig) -> _Pictures:
-    judged = {record.name for part in split[1:] if part is not None for record in part.records}
+    judged = {record.name for pictures in split[1:] if pictures is not None for record in pictures.records}
     seed = derive_seed(data.seed + config.seed, "reader pictures") % 2**31
     drawn = sources.draw(data.model_copy(update={"seed": seed, "count": config.count}))
     rows = [i for i, record in enumerate(drawn.records) if record.name not in judged]
