@@ -99,5 +99,3 @@ def test_a_training_step_is_halved_and_stays_the_same(device, tmp_path, monkeypa
         assert float(first.norms[name]) == pytest.approx(norm, rel=1e-3)
         assert float(first.logs[f"{name}_loss"]) == pytest.approx(whole.losses[name], rel=1e-4)
         assert half.error(whole, name) < 1e-3
-
-
