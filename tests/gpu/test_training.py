@@ -33,6 +33,7 @@ from tests.training.helpers import (
 )
 
 KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "classifier": CLASSIFIER, "diffae": DIFFAE}
+EXACT = "train.deterministic=true"  # an operation without a deterministic kernel is an error
 STEPS = "train.steps=5"
 LAST = "checkpoint-00000005"
 PRECISIONS = ["no", "bf16", pytest.param("fp16", marks=pytest.mark.skipif(REHEARSAL, reason="fp16 needs a GPU"))]
@@ -41,16 +42,6 @@ PRECISIONS = ["no", "bf16", pytest.param("fp16", marks=pytest.mark.skipif(REHEAR
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return picture_folder(tmp_path_factory.mktemp("pictures") / "set")
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    """Deterministic kernels where there are any; an operation without one is told in a warning."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def two_halves(kind: str, pictures: Path, run: Path, *overrides: str) -> Played:
@@ -62,11 +53,11 @@ def two_halves(kind: str, pictures: Path, run: Path, *overrides: str) -> Played:
 
 
 def assert_resumes(kind: str, precision: str, device: torch.device, pictures: Path, folder: Path) -> None:
-    given = f"train.precision={precision}"
+    given = (f"train.precision={precision}", EXACT)
     with training_on(device):
-        expected = play(settings(KINDS[kind], pictures, folder / "whole", STEPS, given))
+        expected = play(settings(KINDS[kind], pictures, folder / "whole", STEPS, *given))
     with training_on(device):
-        found = two_halves(kind, pictures, folder / "resumed", given)
+        found = two_halves(kind, pictures, folder / "resumed", *given)
     assert found == expected
     assert tensors_of(folder / "resumed" / LAST) == tensors_of(folder / "whole" / LAST)
     states = [json.loads((folder / run / LAST / "trainer_state.json").read_text()) for run in ("whole", "resumed")]
@@ -75,26 +66,23 @@ def assert_resumes(kind: str, precision: str, device: torch.device, pictures: Pa
 
 
 @rehearsed
-@pytest.mark.usefixtures("deterministic")
 def test_resumed_equals_uninterrupted(device, pictures, tmp_path):
     assert_resumes("text", "no", device, pictures, tmp_path)
 
 
-@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_equals_uninterrupted_for_all(kind, precision, device, pictures, tmp_path):
     assert_resumes(kind, precision, device, pictures, tmp_path)
 
 
-@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("kind", ["kl", "text"])
 def test_workers_change_nothing(kind, device, pictures, tmp_path):
     """Data-loader processes are forked after CUDA has started; they must not touch it."""
     with training_on(device):
-        plain = play(settings(KINDS[kind], pictures, tmp_path / "plain", "train.steps=3"))
+        plain = play(settings(KINDS[kind], pictures, tmp_path / "plain", "train.steps=3", EXACT))
     with training_on(device):
-        loaded = play(settings(KINDS[kind], pictures, tmp_path / "loaded", "train.steps=3", "train.workers=1"))
+        loaded = play(settings(KINDS[kind], pictures, tmp_path / "loaded", "train.steps=3", EXACT, "train.workers=1"))
     assert loaded == plain
 
 
