@@ -23,6 +23,7 @@ from tests.training.helpers import (
     DIFFAE,
     KL,
     ROOT,
+    STAGE_2,
     TEXT,
     VQ,
     Played,
@@ -32,7 +33,9 @@ from tests.training.helpers import (
     tensors_of,
 )
 
-KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "classifier": CLASSIFIER, "diffae": DIFFAE}
+AWARE = {**STAGE_2, "variance": "learned_range", "prediction_type": "eps", "loss": "vlb"}
+AWARE["timestep_sampling"] = {"density": "loss_second_moment"}
+KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "aware": AWARE, "classifier": CLASSIFIER, "diffae": DIFFAE}
 EXACT = "train.deterministic=true"  # an operation without a deterministic kernel is an error
 STEPS = "train.steps=5"
 LAST = "checkpoint-00000005"
