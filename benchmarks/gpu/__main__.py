@@ -107,7 +107,7 @@ def run_all(wanted: list[str], resume: bool, work: Path, rehearse: bool, minutes
             continue
         if name == "faces" and rendering is not None:
             rendering.wait()
-        limit = SECTIONS[name]
+        limit = SECTIONS[name] * (5 if rehearse else 1)
         typer.echo(f"=== {name} (at {time.monotonic() - began:.0f} s, limit {limit} s)")
         _run_section(name, work, rehearse, limit, results)
     if rendering is not None:
@@ -167,7 +167,7 @@ def run_inside(name: str, plan: sizes.Sizes, work: Path, out: Path, results: Res
 
 def _tests(plan: sizes.Sizes) -> Figures:
     """Run the tests marked gpu; return the last line of pytest's output and the names of the failed ones."""
-    more = () if plan.device.type == "cpu" else ("-n", "4")
+    more = () if plan.device.type == "cpu" else ("-n", "6", "--dist", "worksteal")
     environment = {**os.environ, **({"LDM_KIT_REHEARSE": "1"} if plan.device.type == "cpu" else {})}
     done = subprocess.run([sys.executable, *TESTS, *more], capture_output=True, text=True, check=False, env=environment)
     print(done.stdout, done.stderr, flush=True)

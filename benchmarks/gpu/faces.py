@@ -50,8 +50,7 @@ def render(overrides: list[str]) -> None:
     dist.init_process_group("gloo")
     data = read_run(FACES_2, overrides).data
     with shared_by(Gloo(), Gloo()):
-        sources.load(data)
-        factor_readers._training_pictures(data, ReaderConfig())
+        factor_readers._training_pictures(data, sources.load(data), ReaderConfig()).load()
     dist.destroy_process_group()
 
 
@@ -71,25 +70,28 @@ def faces(sizes: Sizes, folder: Path, out: Path) -> Figures:
         RuntimeError: a script has failed; the message holds the end of its output.
     """
     ae, ldm = folder / "faces_ae", folder / "faces_ldm"
-    times = {
-        "stage 1": _run("train_ae.py", str(FACES_1), f"run={ae}", *sizes.faces, *sizes.faces_1),
-        "stage 2": _run("train_ldm.py", str(FACES_2), f"run={ldm}", f"autoencoder={ae}", *sizes.faces, *sizes.faces_2),
-        "judging": _run("-m", "ldm_kit.demo", "--measure", str(ldm), "--prompts", str(sizes.prompts)),
+    commands = {
+        "stage 1": ("train_ae.py", str(FACES_1), f"run={ae}", *sizes.faces, *sizes.faces_1),
+        "stage 2": ("train_ldm.py", str(FACES_2), f"run={ldm}", f"autoencoder={ae}", *sizes.faces, *sizes.faces_2),
+        "judging": ("-m", "ldm_kit.demo", "--measure", str(ldm), "--prompts", str(sizes.prompts)),
     }
+    times, printed = {}, ""
+    for name, command in commands.items():
+        times[name], printed = _run(*command)
     for name in OUTPUTS:
         (out / name).write_bytes((ldm / "pictures" / name).read_bytes())
     logs = {"stage 1": _metrics(ae), "stage 2": _metrics(ldm)}
-    return {"seconds": times, "figures": json.loads((out / "demo.json").read_text(encoding="utf-8")), "metrics": logs}
+    return {"seconds": times, "text": printed, "metrics": logs}
 
 
-def _run(*command: str) -> float:
-    """Run a Python script, and return its seconds."""
+def _run(*command: str) -> tuple[float, str]:
+    """Run a Python script, and return its seconds and what it printed."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     print(done.stdout[-3000:], done.stderr[-1500:], flush=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-1500:]}")
-    return time.perf_counter() - began
+    return time.perf_counter() - began, done.stdout
 
 
 def _metrics(run: Path) -> list[Figures]:

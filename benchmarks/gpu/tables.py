@@ -91,8 +91,5 @@ def _sampling(results: Results) -> str:
 def _faces(results: Results) -> str:
     figures = results["faces"]
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in figures["seconds"].items())
-    shares = {k: v for k, v in figures["figures"].items() if isinstance(v, dict)}
-    rows = [(name, *[f"{value:.1f}" if isinstance(value, float) else value for value in values.values()])
-            for name, values in shares.items()]  # fmt: skip
-    head = ("", *next(iter(shares.values()), {}))
-    return f"### Faces of 128 px: {times}; PSNR {figures['figures']['psnr']:.2f} dB\n\n{markdown(head, rows)}"
+    text = "\n".join(line for line in figures["text"].splitlines() if not line.startswith("==="))
+    return f"### Faces of 128 px: {times}\n\n{text.strip()}"
