@@ -1,5 +1,6 @@
 """The processes of a run share held-out evaluation and code statistics; here they are threads."""
 
+import copy
 import threading
 from collections import Counter
 from functools import partial
@@ -7,14 +8,17 @@ from functools import partial
 import pytest
 import torch
 
+from autoencoder.statistics import measure
 from ldm_kit.config import UserError
 from ldm_kit.data import peers
+from ldm_kit.data.images import to_unit
 from ldm_kit.data.peers import Alone
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.methods.train import open_method
+from ldm_kit.models.codes import CodeStatistics, encode_set
 from ldm_kit.training.log import Log
-from tests.data.test_peers import together
+from tests.data.test_peers import Member, together
 from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, VQ, picture_folder, reset, settings
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -78,19 +82,66 @@ def test_two_processes_measure_what_one_does_each_a_part(kind, pictures, tmp_pat
     assert metrics.keys() == alone.keys()
     torch.testing.assert_close([*metrics.values()], [*alone.values()], rtol=1e-5, atol=1e-6)
     assert len(measured) == 2
-    if kind != "diffae":  # whose main process decodes pictures beside
-        assert measured.total() == whole
-        assert min(measured.values()) == whole * 2 // HELDOUT
+    assert measured.total() == whole
+    assert min(measured.values()) == whole * 2 // HELDOUT
 
 
-def test_codes_of_the_training_set_are_shared(pictures, tmp_path, measured):
+def deep_sizes(value):
+    """Numbers in each tensor of a nested value that one process sends to others."""
+    if isinstance(value, torch.Tensor):
+        return [value.numel()]
+    return [size for item in value for size in deep_sizes(item)] if isinstance(value, tuple | list) else []
+
+
+def saved(method, folder, monkeypatch):
+    """Save as two processes do; return the numbers in each tensor that they exchange."""
+    exchanged, gather = [], Member.gather
+
+    def recording(self, value):
+        exchanged.extend(deep_sizes(value))
+        return gather(self, value)
+
+    monkeypatch.setattr(Member, "gather", recording)
+
+    def process(rank):
+        own = copy.copy(method)
+        own.shared_work = SharedWork(peers.everyone(), peers.host())
+        with peers.shared_by(Alone(), Alone()):
+            own.shared_work.on_main(lambda: own.save(folder), own.in_evaluation)
+        return own
+
+    main, other = together(process)
+    assert not isinstance(main, Exception), main
+    assert not isinstance(other, Exception), other
+    return main, exchanged
+
+
+def test_statistics_of_the_training_sets_codes_are_shared_and_no_code_is_sent(
+    pictures, tmp_path, measured, monkeypatch
+):
     method = method_of("diffae", pictures, tmp_path)
-    alone = method.training_codes()
+    z = encode_set(method.module.eval().encoder, method.data.train).double()
     measured.clear()
-    first, second = together(lambda rank: method.training_codes())
-    torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)
-    assert torch.equal(first, second)
-    assert [*measured.values()] == [len(alone) // 2] * 2
+    _, exchanged = saved(method, tmp_path / "model", monkeypatch)
+    statistics = CodeStatistics.load(tmp_path / "model", z.shape[1])
+    torch.testing.assert_close(statistics.mean, z.mean(0).float(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(statistics.std, z.std(0, correction=0).float(), rtol=1e-6, atol=1e-7)
+    assert sorted(measured.values()) == [len(z) // 2, len(z) - len(z) // 2]
+    assert {*exchanged} == {z.shape[1]}, "sums alone"
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_statistics_of_latents_are_shared(kind, pictures, tmp_path, measured, monkeypatch):
+    method = method_of(kind, pictures, tmp_path)
+    train = method.data.train
+    alone = measure(method.vae.eval(), [to_unit(train.pictures(range(len(train))))])
+    measured.clear()
+    method.statistics = None
+    main, _ = saved(method, tmp_path / "model", monkeypatch)
+    torch.testing.assert_close(main.statistics.mean, alone.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(main.statistics.std, alone.std, rtol=1e-5, atol=1e-6)
+    assert main.statistics.count == alone.count == len(train)
+    assert sorted(measured.values()) == [len(train) // 2, len(train) - len(train) // 2]
 
 
 def processes(call, task, count=2):
