@@ -117,7 +117,9 @@ class StepBatchSampler:
         return (self.stop - self.start) * self.split.accumulation
 
 
-def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoader[Any]:
+def loader(
+    dataset: Any, batches: StepBatchSampler, workers: int = 0, device: torch.device | str = "cpu"
+) -> DataLoader[Any]:
     """Return a DataLoader that yields the micro-batches of a data set; the global random state is left unchanged.
 
     Worker processes are forked on Linux, whatever Python's default: workers of a fork server would outlive a trainer
@@ -127,6 +129,7 @@ def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoa
         dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch for a list of samples.
         batches: the sampler, which yields the list of samples of each micro-batch.
         workers: number of data-loader processes; 0: load in this process.
+        device: where batches will be moved to; for a GPU they are put into page-locked memory, which it copies itself.
     """
     return DataLoader(
         dataset,
@@ -135,6 +138,7 @@ def loader(dataset: Any, batches: StepBatchSampler, workers: int = 0) -> DataLoa
         collate_fn=_identity,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=workers > 0,
+        pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=signals.ignore_signals if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )

@@ -34,6 +34,16 @@ class TrainConfig(Config):
         description="memory layout of the networks; null: what the environment variable LDM_KIT_CHANNELS_LAST (0 or 1) "
         "says, else channels-last on GPUs and on CPUs with AMX, where it is fast",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="only algorithms that repeat their sums bit for bit, so that a run resumed on a GPU equals an "
+        "uninterrupted one; slower. On a CPU the usual ones do",
+    )
+    tf32: bool = Field(
+        default=False,
+        description="compute float32 matrix products in TF32 (10 bits of mantissa) on an NVIDIA GPU: faster without "
+        "autocast; convolutions use it in any case",
+    )
     compile: bool = Field(
         default=False, description="have torch compile residual and transformer blocks; the first steps take minutes"
     )

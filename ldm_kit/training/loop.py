@@ -90,7 +90,7 @@ class Trainer:
 
     def _batches(self, data: BatchSource) -> Iterator[Any]:
         sampler = StepBatchSampler(self.split, self.seed, len(data), self.step, self.config.steps)
-        return iter(loader(data, sampler, self.config.workers))
+        return iter(loader(data, sampler, self.config.workers, self.accelerator.device))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
         """Compute a step's losses and gradients; return the losses, or None on all ranks if one is out of memory.

@@ -17,6 +17,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import checkpoint, distributed, launch, run_folder
 from ldm_kit.training.accelerator import open_accelerator
+from ldm_kit.training.backends import backends
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import EmaConfig
 from ldm_kit.training.faults import NonFiniteError
@@ -213,6 +214,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
     if launch.is_launched():
         launch.watch_parent()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(backends(settings.train, accelerator.device))
         checkpoint_path = distributed.on_main(partial(_open_folder, folder, settings, resume, stack))
         torch.manual_seed(derive_seed(settings.seed, "weights"))  # every rank starts from the same weights
         run = Session(accelerator, folder, settings, checkpoint_path)

@@ -1,0 +1,39 @@
+"""torch's process-wide switches of a run on a GPU: deterministic algorithms, TF32, and the search for fast ones."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ldm_kit.training.config import TrainConfig
+
+CUBLAS_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS repeats its sums
+
+
+@contextmanager
+def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Set torch's switches as `train.deterministic` and `train.tf32` ask, within this context.
+
+    On an NVIDIA GPU cuDNN otherwise times its convolution algorithms once for each shape and takes the fastest
+    (`torch.backends.cudnn.benchmark`), which may be another one in another process.
+
+    Args:
+        config: the `train:` section of the run's config.
+        device: the device that trains; on a CPU, `train.tf32` changes nothing.
+    """
+    was_strict, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    benchmark = torch.backends.cudnn.benchmark
+    if config.deterministic:
+        os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACE)  # read when the first matrix product is computed
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.deterministic
+        if config.tf32:
+            torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_strict)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = benchmark
