@@ -112,8 +112,8 @@ def _outcome(error: Exception | None) -> _Outcome:
         return _Outcome()
     if not isinstance(error, OSError):
         return _Outcome(error_text(error))
-    known = error.errno is not None and error.strerror is not None
-    return _Outcome(error_text(error), (error.errno, error.strerror, error.filename) if known else (str(error),))
+    has_number = error.errno is not None and error.strerror is not None
+    return _Outcome(error_text(error), (error.errno, error.strerror, error.filename) if has_number else (str(error),))
 
 
 @dataclass(frozen=True)
