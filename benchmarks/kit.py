@@ -32,7 +32,7 @@ from ldm_kit.models.folder import autocast_dtype
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.nets.execution import set_attention
+from ldm_kit.nets.execution import configure_network
 from ldm_kit.nets.unet import UNet, build_unet
 from ldm_kit.training.session import session
 from ldm_kit.training.task import BatchSource
@@ -107,21 +107,26 @@ def open_latent(config: LatentRun, data: Split, device: torch.device, cached: bo
     return Opened(method, method.batches if cached else _Uncached(method), method.vae)
 
 
-def open_autoencoder(config: AutoencoderRun, data: Split) -> Opened:
+def open_autoencoder(config: AutoencoderRun, data: Split, device: torch.device) -> Opened:
     """Build an autoencoder's training task, and its batches of the training pictures of `data`."""
-    return Opened(Autoencoding(config), PictureBatches(data.train, config.seed, config.flip))
+    task = Autoencoding(config)
+    for module in task.modules.values():
+        configure_network(module, device, config.train)
+    return Opened(task, PictureBatches(data.train, config.seed, config.flip))
 
 
 def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, device: torch.device) -> Opened:
     """Build a latent run on random data: `count` latents [CHANNELS, side, side], each with `tokens` text states."""
     conditioner = build_conditioner(config)
     unet = build_denoiser(config, conditioner.width, side)
-    set_attention(unet, device)
     mean = torch.randn(count, 1, CHANNELS, side, side).half()
     states = torch.empty(count, tokens, conditioner.width or 1, dtype=torch.bfloat16).normal_()
     inputs = {"states": states, "mask": torch.ones(count, tokens, dtype=torch.bool)}
     batches = LatentBatches(Latents(mean, torch.zeros_like(mean), "random"), inputs, [""] * count, config.seed)
-    return Opened(Latent(config, unet, conditioner), batches)
+    task = Latent(config, unet, conditioner)
+    for module in task.modules.values():
+        configure_network(module, device, config.train)
+    return Opened(task, batches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN 9
+    "CUDA error: out of memory",  # memory that is not the allocator's: libraries, kernels
     "MPS backend out of memory",
 )
 

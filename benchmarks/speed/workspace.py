@@ -120,7 +120,7 @@ def train_random(space: Workspace, side: int, count: int, tokens: int, overrides
 def train_stage1(space: Workspace, overrides: Sequence[str] = ()) -> Iterator[object]:
     """Train the autoencoder with ldm_kit, and yield after each step; `overrides` change the quick recipe."""
     config = space.stage1(*overrides)
-    return kit.train_steps(config, lambda _: kit.open_autoencoder(config, space.split()))
+    return kit.train_steps(config, lambda device: kit.open_autoencoder(config, space.split(), device))
 
 
 def train_pixels(space: Workspace, overrides: Sequence[str]) -> Iterator[object]:

@@ -1,5 +1,6 @@
 """Picture sets that know their factors: what each picture shows, factor by factor, and the exact picture of an edit."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) ->
 def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float, source: str) -> Split:
     """Split rendered pictures: those that show a pair of values are compositional; of the others a share is held out.
 
+    The compositional part is None if no picture shows a pair.
+
     Args:
         pictures: pictures whose records have the value of each factor as a field.
         pairs: pairs of values that training does not show together, each as {factor: value, other factor: value}.
@@ -162,10 +165,20 @@ def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float,
     train, held = split_off([records[i] for i in rest], heldout)
     if not train:
         raise UserError(f"all {len(records)} {source} are held out; raise data.count")
-    parts = [rest[i] for i in train], [rest[i] for i in held], sorted(compositional)
-    return Split(*(subset(pictures, numbers) for numbers in parts))
+    unseen = subset(pictures, sorted(compositional)) if compositional else None
+    return Split(subset(pictures, [rest[i] for i in train]), subset(pictures, [rest[i] for i in held]), unseen)
 
 
 def shows_pair(record: Record, pairs: Sequence[Values]) -> bool:
     """Return whether a picture's fields have both values of any of the pairs."""
     return any(pair.items() <= record.fields.items() for pair in pairs)
+
+
+def pixel_digest(picture: Tensor) -> bytes:
+    """Return a sha256 of a picture's pixels, uint8 [C, R, R], by which equal pictures of different names are found."""
+    return hashlib.sha256(picture.contiguous().numpy().data).digest()
+
+
+def pixel_digests(pictures: PictureSet) -> frozenset[bytes]:
+    """Return the digests (`pixel_digest`) of all pictures of a set."""
+    return frozenset(pixel_digest(pictures.picture(index)) for index in range(len(pictures)))

@@ -118,11 +118,9 @@ class RenderedSet:
         return self.renderer.hidden(values)
 
 
-def render_set(renderer: Renderer, records: Sequence[Record], classes: Sequence[str], folder: Path) -> RenderedSet:
-    """Return the set of the pictures that records describe; render those that are not in the cache.
-
-    The processes of a run share the work. Pictures are cached by contents, in files of CHUNK pictures: a larger count
-    of the same seed renders only what is new.
+@dataclass(frozen=True)
+class DrawnSet:
+    """Records of pictures that are not rendered yet.
 
     Args:
         renderer: the renderer.
@@ -130,13 +128,31 @@ def render_set(renderer: Renderer, records: Sequence[Record], classes: Sequence[
         classes: class names that `Record.label` indexes.
         folder: folder of the cache.
     """
-    chunks = [_Chunk.make(renderer, records[i : i + CHUNK], folder) for i in range(0, len(records), CHUNK)]
-    missing = partial(_missing, chunks)
-    total = sum(len(chunks[i].values) for i in missing()) // peers.everyone().size
-    with tqdm(total=total, desc=f"rendering {renderer.name}", disable=None if total else True) as bar:
-        peers.make_missing(missing, lambda i: chunks[i].store(bar.update))
-    names = (record.name for record in records)
-    return RenderedSet(records, classes, [chunk.load() for chunk in chunks], digest([*renderer.key, *names]), renderer)
+
+    renderer: Renderer
+    records: Sequence[Record]
+    classes: Sequence[str]
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of all that the pictures depend on: the renderer's key and the pictures' names."""
+        return digest([*self.renderer.key, *(record.name for record in self.records)])
+
+    def render(self) -> RenderedSet:
+        """Return the set of the pictures; render those that are not in the cache.
+
+        The processes of a run share the work. Pictures are cached by contents, in files of CHUNK pictures: a larger
+        count of the same seed renders only what is new, and the last file again if it was not full.
+        """
+        records, folder = self.records, self.folder
+        chunks = [_Chunk.make(self.renderer, records[i : i + CHUNK], folder) for i in range(0, len(records), CHUNK)]
+        missing = partial(_missing, chunks)
+        total = sum(len(chunks[i].values) for i in missing()) // peers.everyone().size
+        with tqdm(total=total, desc=f"rendering {self.renderer.name}", disable=None if total else True) as bar:
+            peers.make_missing(missing, lambda i: chunks[i].store(bar.update))
+        loaded = [chunk.load() for chunk in chunks]
+        return RenderedSet(records, self.classes, loaded, self.fingerprint, self.renderer)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
+from ldm_kit.data.rendered import DrawnSet, RenderedConfig
 from ldm_kit.data.shapes import dataset as shapes
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.webdataset import WebDatasetConfig
@@ -32,6 +33,8 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
     ShapesConfig: shapes.load,
     GivenConfig: given.load,
 }
+
+RENDERED: dict[type, Callable[[Any], DrawnSet]] = {FacesConfig: faces.draw, ShapesConfig: shapes.draw}
 
 if TYPE_CHECKING:
 
@@ -61,3 +64,12 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
     if not captions and isinstance(config, FolderConfig | WebDatasetConfig):
         config = config.model_copy(update={"on_bad_caption": "ignore"})
     return SOURCES[type(config)](config)
+
+
+def draw(config: RenderedConfig) -> DrawnSet:
+    """Draw the records of all pictures of faces or shapes, without rendering them.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    return RENDERED[type(config)](config)

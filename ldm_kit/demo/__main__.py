@@ -8,45 +8,62 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ldm_kit.cli import cli_errors, run_cli
 
+if TYPE_CHECKING:
+    from ldm_kit.models.options import SamplingOptions
+
 AE, LDM = Path("runs/demo/ae"), Path("runs/demo/ldm")
 STAGE_1 = ("train_ae.py", "configs/faces/ae_kl.yaml", f"run={AE}")
 STAGE_2 = ("train_ldm.py", "configs/faces/ldm_minilm.yaml", f"run={LDM}", f"autoencoder={AE}")
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+_SAVED = "of sampling; left out: as the run was judged"
 PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
 
 
 def main(
-    prompts: Annotated[int, typer.Option(help="prompts of each kind to measure")] = 200,
+    prompts: Annotated[int, typer.Option(min=1, help="prompts of each kind to measure")] = 200,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="train anew, or go on where an earlier demo stopped")
     ] = True,
     measure: Annotated[Path | None, typer.Option(help="train nothing; sample and measure this finished run")] = None,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance_scale", help=_SAVED)] = None,
+    steps: Annotated[int | None, typer.Option(help=_SAVED)] = None,
 ) -> None:
     """Train an autoencoder and a text-to-image model on faces; end with pictures and figures."""
     with cli_errors():
         began = time.monotonic()
+        given = {"guidance_scale": guidance_scale, "steps": steps}
+        options = _options({name: value for name, value in given.items() if value is not None})
         if measure is None:
             _print("1/3  stage 1: an autoencoder (64 px pictures to 8x8 latents)")
             _train(STAGE_1, AE, fresh)
             _print(f"2/3  stage 2: latent diffusion with text cross-attention ({_minutes(began)} so far)")
             _train(STAGE_2, LDM, fresh)
             _print(f"3/3  sampling and measuring ({_minutes(began)} so far)")
-        _show(measure or LDM, prompts, began)
+        _show(measure or LDM, prompts, options, began)
 
 
-def _show(run: Path, prompts: int, began: float) -> None:
+def _options(given: dict[str, Any]) -> "SamplingOptions":
+    """Return sampling options of the values that are given; raise UserError if one is wrong."""
+    from ldm_kit.config import check
+    from ldm_kit.models.options import SamplingOptions
+
+    return check(SamplingOptions, given, "ldm_kit.demo")
+
+
+def _show(run: Path, prompts: int, options: "SamplingOptions", began: float) -> None:
     """Sample and measure a run; print the results, and write them to demo.json beside the sheet of pictures."""
     from ldm_kit.demo.show import show
 
-    summary = show(run, prompts)
+    summary = show(run, prompts, options)
     figures = {**summary.figures, "seconds": time.monotonic() - began}
-    summary.sheet.with_name("demo.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    text = json.dumps(figures, indent=1, allow_nan=False)
+    summary.sheet.with_name("demo.json").write_text(text, encoding="utf-8")
     typer.echo(summary.text)
     _print(f"done in {_minutes(began)}; look at {summary.sheet}")
 

@@ -55,10 +55,13 @@ class FactorShares:
     all: Proportion  # pictures in which every value that shows is right
 
     @property
-    def mean(self) -> float:
-        """Mean of the factors' shares, each factor weighing the same; factors that no picture shows are left out."""
+    def mean(self) -> float | None:
+        """Mean of the factors' shares, each factor weighing the same; factors that no picture shows are left out.
+
+        None if no picture shows any factor.
+        """
         values = [share.value for share in self.factors.values() if share.count]
-        return sum(values) / len(values) if values else float("nan")
+        return sum(values) / len(values) if values else None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -92,11 +95,15 @@ def fidelity_table(columns: Mapping[str, FactorShares]) -> str:
     """
     first = next(iter(columns.values()))
     rows = [[name, *(str(shares.factors[name]) for shares in columns.values())] for name in first.factors]
-    rows.append([f"**{MEAN}**", *(f"**{100 * shares.mean:.1f} %**" for shares in columns.values())])
+    rows.append([f"**{MEAN}**", *(_bold(shares.mean) for shares in columns.values())])
     rows.append([ALL, *(str(shares.all) for shares in columns.values())])
     rows.append([COUNT, *(str(shares.all.count) for shares in columns.values())])
     head = [["", *columns], ["---"] * (1 + len(columns))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *rows))
+
+
+def _bold(share: float | None) -> str:
+    return "-" if share is None else f"**{100 * share:.1f} %**"
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:

@@ -20,8 +20,9 @@ from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
+from ldm_kit.metrics.reconstruction import ssim as ssim_of
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
-from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.precision import is_bf16_fast
 from ldm_kit.viz.png import save_png
@@ -29,6 +30,15 @@ from ldm_kit.viz.png import save_png
 OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models that were saved without options
 REAL, RECONSTRUCTED = "real faces", "held-out faces, autoencoded"
 EACH = 8  # faces of a section of the sheet
+
+
+@dataclass(frozen=True)
+class AutoencoderLoss:
+    """What is left of real pictures after encoding and decoding."""
+
+    shares: FactorShares  # how often a reader is still right about them
+    psnr: float  # mean PSNR in dB
+    ssim: float  # mean SSIM
 
 
 @dataclass(frozen=True)
@@ -43,31 +53,31 @@ class Summary:
 def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summary:
     """Sample pictures with a run's model, measure them, and write sheet.png to the run's pictures.
 
-    The reader that judges them is trained on first use, and is read from the cache later.
+    The reader that judges them is trained on first use, and is read from the cache later. Parts of the split that have
+    no picture are left out.
 
     Args:
         run: folder of a finished run of latent diffusion on the built-in faces.
         count: number of prompts to sample from each of the training, held-out and compositional captions.
-        options: sampling options; None: those that the run was judged with.
+        options: sampling options; None, and values not given: those that the run was judged with.
 
     Raises:
-        UserError: the run was trained on other data.
+        UserError: the run was trained on other data, or an option is impossible with its model.
     """
-    data = _faces_of(run)
-    split = sources.load(data)
+    data = faces_of(run)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     pipeline = Pipeline.load(run / "model", device or "cpu", torch.bfloat16 if is_bf16_fast(device or "cpu") else None)
     resolved = (options or SamplingOptions()).resolve(pipeline, OPTIONS)
-    reader = factor_reader(data, device=str(device or "cpu"))
+    split = sources.load(data)
+    reader = factor_reader(data, split, device=str(device or "cpu"))
     columns, sections = measure_parts(pipeline, reader, split, count, resolved)
-    bound = measure_reconstructed(pipeline, reader, split.heldout)
-    columns = {REAL: columns.pop(REAL), RECONSTRUCTED: bound, **columns}
+    lost = measure_autoencoder(pipeline, reader, split.heldout) if len(split.heldout) else None
     path = run / "pictures" / "sheet.png"
     save_png(sheet(sections, ATTRIBUTION), path, {"attribution": ATTRIBUTION})
-    return _summary(columns, autoencoder_psnr(pipeline, split.heldout), path)
+    return summarise(columns, lost, resolved, path)
 
 
-def _faces_of(run: Path) -> FacesConfig:
+def faces_of(run: Path) -> FacesConfig:
     """Return the config of the faces that a run was trained on; raise UserError if these are other data."""
     data = read_run(run / "config.yaml").data
     if not isinstance(data, FacesConfig):
@@ -88,10 +98,10 @@ def measure_parts(
         options: sampling options.
 
     Returns:
-        Shares of right values by name, first those of the real held-out and compositional pictures; and a section of
-        the sheet for each part.
+        Shares of right values by name, first those of the real held-out and compositional pictures, if there are any;
+        and a section of the sheet for each part.
     """
-    columns = {REAL: measure_real(reader, split)}
+    columns = {REAL: measure_real(reader, split)} if len(parts_of(split)) > 1 else {}
     sections: list[Section] = []
     for name, pictures in parts_of(split).items():
         chosen = subset(pictures, choose_prompts(pictures, count, name))
@@ -103,9 +113,9 @@ def measure_parts(
 
 
 def parts_of(split: Split) -> dict[str, PictureSet]:
-    """Return the parts of a split from which prompts are taken, by the names under which they are shown."""
+    """Return the parts of a split that have pictures, and so prompts, by the names under which they are shown."""
     parts = {"seen in training": split.train, "held-out faces": split.heldout, "never combined": split.compositional}
-    return {name: pictures for name, pictures in parts.items() if pictures is not None}
+    return {name: pictures for name, pictures in parts.items() if pictures is not None and len(pictures)}
 
 
 def measure_real(reader: FactorReader, split: Split) -> FactorShares:
@@ -115,39 +125,55 @@ def measure_real(reader: FactorReader, split: Split) -> FactorShares:
     return count_right(reader, pixels, torch.cat([factor_labels(pictures) for pictures in sets]))
 
 
-def measure_reconstructed(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> FactorShares:
-    """Count how often a reader is right about real pictures after encoding and decoding: a bound for generated ones.
+def measure_autoencoder(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> AutoencoderLoss:
+    """Encode and decode real pictures; measure how much they change, and whether a reader is still right about them.
+
+    The shares of right values are a bound for those of generated pictures.
 
     Args:
         pipeline: the model, whose autoencoder reconstructs the pictures.
         reader: reads factors from pictures; not trained on these.
-        pictures: real pictures that know their factors.
+        pictures: real pictures that know their factors, at least one.
     """
+    pixels, psnr, ssim = reconstruct_all(pipeline, pictures)
+    shares = count_right(reader, pixels, factor_labels(known_factors(pictures)))
+    return AutoencoderLoss(shares, float(psnr.mean()), float(ssim.mean()))
 
-    def reconstructed(indices: Sequence[int]) -> Tensor:
+
+def reconstruct_all(pipeline: Pipeline, pictures: PictureSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode and decode pictures; return them as uint8 [N, C, R, R], and each one's PSNR in dB and SSIM, [N]."""
+
+    def reconstructed(indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_unit(pictures.pictures(indices)).to(pipeline.device)
-        return to_bytes(reconstruct(pipeline.vae, x)).cpu()
+        y = reconstruct(pipeline.vae, x)
+        return to_bytes(y).cpu(), psnr_of(x, y), ssim_of(x, y).cpu()
 
     size = BatchSize.for_pictures(None, pictures.resolution)
-    pixels = torch.cat([*size.batches(len(pictures), reconstructed)])
-    return count_right(reader, pixels, factor_labels(known_factors(pictures)))
+    pixels, psnr, ssim = zip(*size.batches(len(pictures), reconstructed), strict=True)
+    return torch.cat(pixels), torch.cat(psnr), torch.cat(ssim)
 
 
-def _summary(columns: Mapping[str, FactorShares], psnr: float, path: Path) -> Summary:
-    figures = {"psnr": psnr, **{name: shares.figures for name, shares in columns.items()}}
-    text = (
-        f"PSNR of the autoencoder on held-out faces: {psnr:.2f} dB\n\n"
-        f"how often a face shows what its prompt says, read by an independent classifier:\n{fidelity_table(columns)}"
-    )
-    return Summary(figures, text, path)
+def summarise(
+    columns: Mapping[str, FactorShares], lost: AutoencoderLoss | None, options: ResolvedOptions, path: Path
+) -> Summary:
+    """Return the results as figures and as text.
 
-
-def autoencoder_psnr(pipeline: Pipeline, pictures: PictureSet) -> float:
-    """Compute the mean PSNR in dB of pictures after encoding and decoding by the pipeline's autoencoder."""
-
-    def decibels(indices: Sequence[int]) -> Tensor:
-        x = to_unit(pictures.pictures(indices)).to(pipeline.device)
-        return psnr_of(x, reconstruct(pipeline.vae, x))
-
-    size = BatchSize.for_pictures(None, pictures.resolution)
-    return float(torch.cat([*size.batches(len(pictures), decibels)]).mean())
+    Args:
+        columns: shares of right values by name, as `measure_parts` returns them.
+        lost: what the autoencoder changes of held-out pictures; None: there are no held-out pictures.
+        options: the options with which the pictures were sampled.
+        path: path of the sheet.
+    """
+    quality: dict[str, Any] = {"psnr": None, "ssim": None}
+    lines = [
+        f"sampled in {options.steps} steps of {options.solver} with guidance {options.guidance_scale:g};",
+        "how often a face shows what its prompt says, read by an independent classifier, with 95 % intervals:",
+        "",
+    ]
+    if lost is not None:
+        columns = {**{k: v for k, v in columns.items() if k == REAL}, RECONSTRUCTED: lost.shares,
+                   **{k: v for k, v in columns.items() if k != REAL}}  # fmt: skip
+        quality = {"psnr": lost.psnr, "ssim": lost.ssim}
+        lines = [f"the autoencoder on held-out faces: PSNR {lost.psnr:.2f} dB, SSIM {lost.ssim:.3f}", "", *lines]
+    figures = {**quality, "options": options.settings(), **{name: shares.figures for name, shares in columns.items()}}
+    return Summary(figures, "\n".join([*lines, fidelity_table(columns)]), path)

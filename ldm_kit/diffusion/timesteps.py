@@ -77,7 +77,7 @@ def timesteps_at_quantiles(u: Tensor, probabilities: Tensor) -> Tensor:
     Returns:
         Timesteps, int64 [B], 0 to T-1.
     """
-    edges = probabilities.to(u).cumsum(0)
+    edges = probabilities.to("cpu", u.dtype).cumsum(0).to(u.device)  # CUDA's cumulative sum does not repeat its bits
     return torch.searchsorted(edges / edges[-1], u, right=True).clamp_max(len(edges) - 1)
 
 

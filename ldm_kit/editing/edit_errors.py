@@ -1,8 +1,9 @@
 """Edits of held-out pictures by a semantic model, each compared with the exact picture of that edit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -10,17 +11,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
-from ldm_kit.data.factors import FactorSet, Values, check_factor
+from ldm_kit.data.factors import FactorSet, Values, check_factor, pixel_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.editing import operations
 from ldm_kit.editing.operations import Change
 from ldm_kit.editing.options import MAX_STRENGTH, RoundTripSteps
+from ldm_kit.memory import BatchSize
 from ldm_kit.metrics.edit_errors import EditError, edit_error
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.models.directions import TO, Directions
 from ldm_kit.models.protocol import Semantic, normalise
-
-_BLOCK = 8  # pictures that are encoded at once
 
 
 class PlannedEdit(NamedTuple):
@@ -55,7 +55,12 @@ class EditJudge:
     scale: float = 1.0
 
     def measure(
-        self, pictures: FactorSet, count: int, factors: Sequence[str] = (), seed: int = 0
+        self,
+        pictures: FactorSet,
+        count: int,
+        factors: Sequence[str] = (),
+        seed: int = 0,
+        seen: frozenset[bytes] = frozenset(),
     ) -> dict[str, list[EditError]]:
         """Edit `count` times, and compare each edit with its exact picture; return the errors by factor.
 
@@ -68,6 +73,8 @@ class EditJudge:
             count: number of edits.
             factors: the factors to edit; empty: all.
             seed: seed of the values.
+            seen: digests (`factors.pixel_digests`) of the pictures that the model was trained on; an edit whose exact
+                picture is one of these is not made.
 
         Raises:
             UserError: a factor that the pictures do not have.
@@ -75,45 +82,48 @@ class EditJudge:
         for factor in factors:
             check_factor(pictures.factors, factor)
         errors: dict[str, list[EditError]] = {factor: [] for factor in factors or pictures.factors}
-        starts = range(0, len(pictures), _BLOCK)
-        blocks = (range(start, min(start + _BLOCK, len(pictures))) for start in starts)
-        measured = (one for indices in blocks for one in self._block(pictures, indices, [*errors], seed))
-        for factor, error in tqdm(islice(measured, count), total=count, desc="editing", unit="edit"):
-            errors[factor].append(error)
+        planned = (edit for i in range(len(pictures)) for edit in self._plan(pictures, i, [*errors], seed, seen))
+        plans = [(i, [edit for _, edit in some]) for i, some in groupby(islice(planned, count), key=itemgetter(0))]
+        with tqdm(total=sum(len(edits) for _, edits in plans), desc="editing", unit="edit") as bar:
+            for factor, error in self._measure(pictures, plans):
+                errors[factor].append(error)
+                bar.update()
         return errors
 
-    def _block(
-        self, pictures: FactorSet, indices: range, factors: Sequence[str], seed: int
+    def _measure(
+        self, pictures: FactorSet, plans: Sequence[tuple[int, Sequence[PlannedEdit]]]
     ) -> Iterator[tuple[str, EditError]]:
-        """Yield factor and error of each edit of the pictures at `indices`."""
-        originals = pictures.pictures(indices)
-        z = self.model.encode(originals)
-        x_T = self.model.invert(originals, z, steps=self.steps.invert_steps).float().cpu()
-        for i, index in enumerate(indices):
-            results = counterparts(pictures, index)
-            edits = self._plan(pictures, index, [one for one in results if one.factor in factors], seed)
-            if edits:
-                moved = self._move(z[[i]].float().cpu(), edits)
-                code_noise = x_T[[i]].expand(len(edits), *x_T.shape[1:])
-                edited = self.model.decode(moved, code_noise, self.steps.steps, stop=self.steps.stop)
-                yield from self._judge(pictures, index, edits, results, edited)
+        """Yield factor and error of each edit; `plans` has the index of each picture with its edits."""
+        size = BatchSize.for_pictures(None, pictures.resolution)
 
-    def _plan(self, pictures: FactorSet, index: int, possible: Sequence[PlannedEdit], seed: int) -> list[PlannedEdit]:
-        """Return one edit of each factor of a picture."""
-        chosen: list[PlannedEdit] = []
+        def encode(rows: range) -> list[tuple[Tensor, Tensor]]:
+            originals = pictures.pictures([plans[row][0] for row in rows])
+            z = self.model.encode(originals, size)
+            x_T = self.model.invert(originals, z, self.steps.invert_steps, size)
+            return [*zip(z.float().cpu().split(1), x_T.float().cpu().split(1), strict=True)]
+
+        codes = chain.from_iterable(size.batches(len(plans), encode))
+        for (index, edits), (z, x_T) in zip(plans, codes, strict=True):
+            noise = x_T.expand(len(edits), *x_T.shape[1:])
+            edited = self.model.decode(self._move(z, edits), noise, self.steps.steps, size, stop=self.steps.stop)
+            yield from self._judge(pictures, index, edits, edited)
+
+    def _plan(
+        self, pictures: FactorSet, index: int, factors: Sequence[str], seed: int, seen: frozenset[bytes]
+    ) -> Iterator[tuple[int, PlannedEdit]]:
+        """Yield the picture's index with one edit of each factor that can be edited."""
         values = pictures.values(index)
-        for factor in dict.fromkeys(edit.factor for edit in possible):
+        for factor in (factor for factor in factors if factor in values):
             edits = [
                 edit
-                for edit in possible
-                if edit.factor == factor
-                and factor not in pictures.hidden(values) | pictures.hidden({**values, factor: edit.after})
+                for edit, picture in counterparts(pictures, index, [factor]).items()
+                if factor not in pictures.hidden(values) | pictures.hidden({**values, factor: edit.after})
                 and self._has_direction(edit)
+                and not (seen and pixel_digest(picture) in seen)
             ]
             if edits:
                 share = float(rng.uniform(seed, f"edit {factor}", torch.tensor([index])))
-                chosen.append(edits[int(share * len(edits))])
-        return chosen
+                yield index, edits[int(share * len(edits))]
 
     def _has_direction(self, edit: PlannedEdit) -> bool:
         try:
@@ -133,13 +143,9 @@ class EditJudge:
         return torch.cat(moved)
 
     def _judge(
-        self,
-        pictures: FactorSet,
-        index: int,
-        edits: Sequence[PlannedEdit],
-        results: Mapping[PlannedEdit, Tensor],
-        edited: Tensor,
+        self, pictures: FactorSet, index: int, edits: Sequence[PlannedEdit], edited: Tensor
     ) -> Iterator[tuple[str, EditError]]:
+        results = counterparts(pictures, index, [*pictures.values(index)])
         candidates, places = torch.stack([*results.values()]), {edit: i for i, edit in enumerate(results)}
         for edit, picture in zip(edits, edited, strict=True):
             readings = self.reader.read(torch.stack([picture, results[edit]]))
@@ -162,19 +168,24 @@ class EditJudge:
         ])  # fmt: skip
 
 
-def counterparts(pictures: FactorSet, index: int) -> dict[PlannedEdit, Tensor]:
-    """Return the exact picture, uint8 [C, R, R], of every edit of one factor of a picture, as far as they exist.
+def counterparts(pictures: FactorSet, index: int, factors: Sequence[str]) -> dict[PlannedEdit, Tensor]:
+    """Return the exact picture, uint8 [C, R, R], of every edit of one factor of a picture.
+
+    Edits whose exact picture does not exist are left out, and so are those that change no pixel.
 
     Args:
         pictures: pictures that know their factors.
         index: index of the picture.
+        factors: the factors to edit, of those that the picture has.
     """
     results: dict[PlannedEdit, Tensor] = {}
-    for factor, before in pictures.values(index).items():
-        for value in pictures.factors[factor]:
-            if value != before:
-                try:
-                    results[PlannedEdit(factor, before, value)] = pictures.counterpart(index, factor, value)
-                except UserError:  # OpenMoji does not draw every role in every skin tone and gender
-                    continue
+    values, original = pictures.values(index), pictures.picture(index)
+    for factor, value in ((name, value) for name in factors for value in pictures.factors[name]):
+        if value != values[factor]:
+            try:
+                result = pictures.counterpart(index, factor, value)
+            except UserError:  # OpenMoji does not draw every role in every skin tone and gender
+                continue
+            if not torch.equal(result, original):
+                results[PlannedEdit(factor, values[factor], value)] = result
     return results

@@ -85,8 +85,8 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 def from_factors(pictures: PictureSet) -> list[Column]:
     """Return the factors of a data set as attributes, such as the hair colour of faces (see `data.factors`).
 
-    Two pictures that are equal in all factors but one are a pair of this factor. A value that a
-    picture hides is not known.
+    Two pictures that are equal in all factors but one are a pair of this factor; drawings of OpenMoji, which has roles
+    beside factors, are no pair unless they are of one role. A value that a picture hides is not known.
 
     Raises:
         UserError: the data set has no factors.
@@ -95,12 +95,14 @@ def from_factors(pictures: PictureSet) -> list[Column]:
     rows = [factor_set.values(index) for index in range(len(factor_set))]
     shown = [{factor: row[factor] for factor in row.keys() - factor_set.hidden(row)} for row in rows]
 
-    def pair(row: Mapping[str, str], factor: str) -> str:
-        return "/".join(value for other, value in row.items() if other != factor)
+    roles = [record.fields.get("role", "") for record in factor_set.records]
+
+    def pair_names(factor: str) -> tuple[str, ...]:
+        others = (("/".join(row[other] for other in row if other != factor)) for row in rows)
+        return tuple(f"{role}/{values}" for role, values in zip(roles, others, strict=True))
 
     return [
-        Column(factor, tuple(row.get(factor) for row in shown), tuple(pair(row, factor) for row in rows))
-        for factor in factor_set.factors
+        Column(factor, tuple(row.get(factor) for row in shown), pair_names(factor)) for factor in factor_set.factors
     ]
 
 

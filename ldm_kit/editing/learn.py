@@ -1,18 +1,14 @@
 """`edit.py learn`: directions from a table of labels, from a built-in data set, or from folders of examples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from ldm_kit.config import UserError
-from ldm_kit.data import sources
-from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import load_all
 from ldm_kit.data.images import PictureSet
-from ldm_kit.data.openmoji import dataset as openmoji
-from ldm_kit.data.openmoji.dataset import OpenMojiConfig
-from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.editing import labels
+from ldm_kit.editing.built_in import load_built_in
 from ldm_kit.editing.context import ModelContext
 from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few
 from ldm_kit.editing.image_io import folder_config
@@ -21,8 +17,6 @@ from ldm_kit.editing.options import TrainingExamples
 from ldm_kit.models.directions import FILE, Directions
 from ldm_kit.models.protocol import Semantic, encode_pictures, encoder_digest, normalise
 from ldm_kit.paths import check_writable
-
-_BUILT_IN: dict[str, type[FacesConfig | ShapesConfig]] = {"faces": FacesConfig, "shapes": ShapesConfig}
 
 
 def learn_attributes(context: ModelContext, examples: TrainingExamples) -> Directions:
@@ -54,35 +48,15 @@ def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Direc
     return learn(z, columns, groups, key, FitOptions(estimator=examples.estimator))
 
 
-def _labelled_pictures(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:
-    if examples.dataset is not None:
-        return _rendered(model, _BUILT_IN[examples.dataset])
-    return _openmoji(model) if examples.openmoji else _labelled(model, examples)
-
-
-def _rendered(model: Semantic, kind: type[FacesConfig | ShapesConfig]) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load the training part of faces or shapes; return its pictures, their factors, and the pictures' names.
-
-    Raises:
-        UserError: the model's pictures are not in colour, or the package that draws the data set is not installed.
-    """
-    config = kind(resolution=model.resolution)
-    if model.channels != config.channels:
-        raise UserError(f"{config.source} are in colour, but this model's pictures have {model.channels} channels")
-    pictures = sources.load(config).train
-    return pictures, labels.from_factors(pictures), [record.name for record in pictures.records]
-
-
-def _openmoji(model: Semantic) -> tuple[PictureSet, list[Column], list[str]]:
-    """Load OpenMoji's training set at `model`'s size; return its pictures, their attributes, and each one's group name.
-
-    The group name is the caption without gender and skin tone, such as "astronaut". All drawings of a group are held
-    out, or none.
-    """
-    if model.channels != 3:
-        raise UserError(f"OpenMoji is in colour, but this model's pictures have {model.channels} channels")
-    pictures = openmoji.load(OpenMojiConfig(resolution=model.resolution)).train
-    return pictures, labels.from_openmoji(pictures), [record.fields["role"] for record in pictures.records]
+def _labelled_pictures(
+    model: Semantic, examples: TrainingExamples
+) -> tuple[PictureSet, Sequence[Column], Sequence[str]]:
+    """Load the pictures to learn from; return them, their attributes, and a group name for each picture."""
+    name = "openmoji" if examples.openmoji else examples.dataset
+    if name is None:
+        return _labelled(model, examples)
+    data = load_built_in(model, name)
+    return data.split.train, data.columns, data.names
 
 
 def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, list[Column], list[str]]:

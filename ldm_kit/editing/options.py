@@ -18,6 +18,7 @@ ANIMATION_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 MIN_DURATION = 20  # shortest frame, in milliseconds, that viewers honour
 _IMAGE = "the picture; scaled and cropped to the model's size"
 BATCH_SIZE = "most pictures at once; changes a picture by rounding alone"
+BuiltInName = Literal["faces", "shapes", "openmoji"]  # data sets whose attributes are known
 
 
 def check_strength(strength: float) -> float:
@@ -141,10 +142,8 @@ class TrainingExamples(Config):
     pair: str | None = Field(
         default=None, description="column that is equal for pictures that differ in one attribute alone"
     )
-    openmoji: bool = Field(default=False, description="learn gender, skin tone and group of OpenMoji")
-    dataset: Literal["faces", "shapes"] | None = Field(
-        default=None, description="learn every factor of a built-in set: faces or shapes"
-    )
+    openmoji: bool = Field(default=False, description="learn gender, skin tone and group: --dataset openmoji")
+    dataset: BuiltInName | None = Field(default=None, description="learn every attribute of a built-in set")
     positive: Path | None = Field(default=None, description="a folder of a dozen examples")
     negative: Path | None = Field(default=None, description="counter-examples; left out: the training set")
     name: str | None = Field(default=None, description="what the examples have in common")

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.factors import known_factors, pixel_digests
 from ldm_kit.editing import operations
+from ldm_kit.editing.built_in import BuiltIn
 from ldm_kit.editing.context import ModelContext
 from ldm_kit.editing.edit_errors import EditJudge
 from ldm_kit.editing.fit_directions import FitOptions, learn
@@ -69,9 +71,9 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
         "codes": _codes(z, data, groups, options),
         "probes": _probes(directions, data),
     }
-    if data.config is not None and options.edits:
-        report["edits"] = _edits(context, model, directions, data, options)
-    write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    if data.built_in is not None and options.edits:
+        report["edits"] = _edits(context, model, directions, data.built_in, options)
+    write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return report, out
 
 
@@ -115,17 +117,19 @@ def _probes(directions: Directions, data: ReportData) -> dict[str, float | None]
 
 
 def _edits(
-    context: ModelContext, model: SemanticModel, directions: Directions, data: ReportData, options: ReportOptions
+    context: ModelContext, model: SemanticModel, directions: Directions, data: BuiltIn, options: ReportOptions
 ) -> Report:
-    """Return the errors of edits of held-out pictures, over all factors and by factor, and the reader's accuracy."""
-    assert data.config is not None
-    assert data.heldout is not None
+    """Return the errors of edits of held-out pictures, over all factors and by factor, and the reader's accuracy.
+
+    Edits whose exact picture is a training picture are left out.
+    """
+    heldout, seen = known_factors(data.split.heldout), pixel_digests(data.split.train)
     config = ReaderConfig(count=options.reader_count, epochs=options.reader_epochs, seed=options.seed)
-    reader = factor_reader(data.config, config, str(device_named(context.device)))
+    reader = factor_reader(data.config, data.split, config, str(device_named(context.device)))
     judge = EditJudge(model, directions, reader, options, options.scale)
-    errors = judge.measure(data.heldout, options.edits, options.factor, options.seed)
+    errors = judge.measure(heldout, options.edits, options.factor, options.seed, seen)
     return {
-        "reader": reader_accuracy(reader, data.heldout),
+        "reader": reader_accuracy(reader, heldout),
         "all": summarise([error for some in errors.values() for error in some]),
         "factors": {factor: summarise(some) for factor, some in errors.items()},
     }
@@ -159,7 +163,8 @@ def _table(report: Report) -> list[str]:
         return _lines([head, *rows])
     head += ["reader", "edits", "right", "of the truth", "others unchanged", "closer", "distance", "nearest"]
     rows = [row + _edit_cells(edits["reader"].get(row[0]), edits["factors"].get(row[0], {})) for row in rows]
-    total = ["all", "", "", *_edit_cells(statistics.fmean(edits["reader"].values()), edits["all"])]
+    shares = [share for share in edits["reader"].values() if share is not None]
+    total = ["all", "", "", *_edit_cells(statistics.fmean(shares) if shares else None, edits["all"])]
     return _lines([head, *rows, total])
 
 

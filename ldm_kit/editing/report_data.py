@@ -1,36 +1,32 @@
 """The pictures that `edit.py report` measures a model on, and what is known about each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.data import sources
-from ldm_kit.data.faces.dataset import FacesConfig
-from ldm_kit.data.factors import FactorSet, check_factor, known_factors
+from ldm_kit.data.factors import check_factor, known_factors
 from ldm_kit.data.folder import load_all
 from ldm_kit.data.images import PictureSet
-from ldm_kit.data.openmoji.dataset import OpenMojiConfig
-from ldm_kit.data.shapes.dataset import ShapesConfig
-from ldm_kit.data.sources import DataConfig
 from ldm_kit.editing import labels
+from ldm_kit.editing.built_in import BuiltIn, load_built_in
 from ldm_kit.editing.image_io import folder_config
 from ldm_kit.editing.labels import Column
+from ldm_kit.editing.options import BuiltInName
 from ldm_kit.editing.report_options import ReportOptions
 from ldm_kit.models.protocol import Semantic
 
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Pictures to measure codes on, and, for a set that knows its factors, held-out pictures to edit."""
+    """Pictures to measure codes on, and, for a set that knows its factors, what is edited."""
 
     pictures: PictureSet  # N pictures
     columns: Sequence[Column]  # attributes, each with a value of every picture
     names: Sequence[str]  # N names; pictures of one name are held out from a probe together
-    config: DataConfig | None  # of a built-in set; None: a folder, whose edits have no known result
-    heldout: FactorSet | None  # pictures to edit; None for a folder
+    built_in: BuiltIn | None  # the set, whose held-out pictures are edited; None: a folder, of unknown results of edits
 
     @property
     def factor_numbers(self) -> Tensor:
@@ -63,31 +59,18 @@ def load_data(model: Semantic, options: ReportOptions) -> ReportData:
         UserError: pictures that are not as the model's, no label of two values, a factor that does not exist, or a
             missing package.
     """
-    data = _built_in(model, options) if options.dataset is not None else _labelled(model, options)
+    data = _labelled(model, options) if options.dataset is None else _built_in(model, options.dataset, options)
     columns = [column for column in data.columns if len({*column.values} - {None}) > 1]
     if not columns:
         raise UserError(f"{options.source} has no label with two values; a report needs one that differs")
-    return ReportData(data.pictures, columns, data.names, data.config, data.heldout)
+    return replace(data, columns=columns)
 
 
-def _built_in(model: Semantic, options: ReportOptions) -> ReportData:
-    config = _config(model, options)
-    if model.channels != config.channels:
-        raise UserError(f"{config.source} are in colour, but this model's pictures have {model.channels} channels")
-    split = sources.load(config)
-    heldout = known_factors(split.heldout)
+def _built_in(model: Semantic, name: BuiltInName, options: ReportOptions) -> ReportData:
+    data = load_built_in(model, name, options.count)
     for factor in options.factor:
-        check_factor(heldout.factors, factor)
-    records = split.train.records
-    names = [record.fields.get("role", record.name) for record in records]  # OpenMoji: drawings of one role together
-    return ReportData(split.train, labels.from_factors(split.train), names, config, heldout)
-
-
-def _config(model: Semantic, options: ReportOptions) -> DataConfig:
-    if options.dataset == "openmoji":
-        return OpenMojiConfig(resolution=model.resolution)
-    kind = FacesConfig if options.dataset == "faces" else ShapesConfig
-    return kind(resolution=model.resolution, count=options.count)
+        check_factor(known_factors(data.split.heldout).factors, factor)
+    return ReportData(data.split.train, data.columns, data.names, data)
 
 
 def _labelled(model: Semantic, options: ReportOptions) -> ReportData:
@@ -95,4 +78,4 @@ def _labelled(model: Semantic, options: ReportOptions) -> ReportData:
     assert options.labels is not None
     pictures = load_all(folder_config(model, options.images))
     names = [record.name for record in pictures.records]
-    return ReportData(pictures, labels.from_file(options.labels, names, columns=options.column), names, None, None)
+    return ReportData(pictures, labels.from_file(options.labels, names, columns=options.column), names, None)

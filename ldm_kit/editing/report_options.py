@@ -8,16 +8,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ldm_kit.editing.options import RoundTripSteps
+from ldm_kit.editing.options import BuiltInName, RoundTripSteps
 from ldm_kit.models.sampler_options import Seed
 
 
 class ReportOptions(RoundTripSteps):
     """Options of `edit.py report`: a data set whose factors are known, or a labelled folder, and what is measured."""
 
-    dataset: Literal["faces", "shapes", "openmoji"] | None = Field(
-        default=None, description="a built-in set that knows its factors"
-    )
+    dataset: BuiltInName | None = Field(default=None, description="a built-in set that knows its factors")
     images: Path | None = Field(default=None, description="a folder of pictures")
     labels: Path | None = Field(default=None, description="its labels, .csv or .jsonl: file_name and attributes")
     column: tuple[str, ...] = Field(default=(), description="of the labels; all if left out")

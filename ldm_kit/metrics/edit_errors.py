@@ -34,9 +34,14 @@ def edit_error(
         readings: int64 [2, F], the numbers of the values that the reader finds in the edited picture and in the truth.
         labels: int64 [F], the numbers of the truth's values; -1: not known, or the truth does not show it.
         factor: index of the edited factor.
+
+    Raises:
+        ValueError: the truth is the unedited picture itself, to which no distance can be related.
     """
     distances = (torch.cat([candidates, original[None]]).double() - edited.double()).flatten(1).norm(dim=1)
     unedited = (original.double() - candidates[truth].double()).norm()
+    if unedited == 0:
+        raise ValueError("the true result of the edit equals the unedited picture")
     right = readings == labels
     others = labels >= 0
     others[factor] = False
@@ -44,7 +49,7 @@ def edit_error(
         right=bool(right[0, factor]),
         unchanged=int(right[0, others].sum()),
         others=int(others.sum()),
-        ratio=float(distances[truth] / unedited.clamp_min(1e-9)),
+        ratio=float(distances[truth] / unedited),
         rank=1 + int((distances < distances[truth]).sum()),
         candidates=len(distances),
         readable=bool(right[1, factor]),

@@ -1,32 +1,34 @@
 """Trained readers of the built-in data sets' factors, in the cache: trained on first use, and read from there later."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import sources
-from ldm_kit.data.faces import dataset as faces
-from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.factors import FactorSet, known_factors
-from ldm_kit.data.images import PictureSet, subset
-from ldm_kit.data.shapes import dataset as shapes
-from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.images import PictureSet, Split, digest, subset
+from ldm_kit.data.rendered import RenderedConfig
 from ldm_kit.data.sources import DataConfig
-from ldm_kit.data.tensor_cache import cached, key_of
+from ldm_kit.data.tensor_cache import cached_by_all, key_of
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.metrics.factor_reader import CODE_VERSION, FactorReader, ReaderConfig, train_reader
 
 
-def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: str = "cpu") -> FactorReader:
+def factor_reader(
+    data: DataConfig, split: Split, config: ReaderConfig | None = None, device: str = "cpu"
+) -> FactorReader:
     """Return a reader of the factors of a data set, trained on pictures that are in no held-out part of it.
 
     For faces and shapes these are other renders, under a seed of their own, of all combinations of values, without
-    those that are held out or compositional in `data`; for other sets, the training part.
+    those that are held out or compositional in `split`; for other sets, the training part. They are rendered only if
+    no such reader is in the cache.
 
     Args:
         data: config of a data set that knows its factors.
+        split: its pictures.
         config: how the reader is trained; None: the defaults.
         device: device to train on, and that of the returned reader.
 
@@ -34,8 +36,8 @@ def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: 
         UserError: the data set does not know its factors, or a package is missing.
     """
     config = config or ReaderConfig()
-    pictures = _training_pictures(data, config)
-    shape = {"channels": pictures.channels, "side": pictures.resolution, "width": config.width}
+    pictures = _training_pictures(data, split, config)
+    shape = {"channels": data.channels, "side": data.resolution, "width": config.width}
     key = key_of("reader", CODE_VERSION, pictures.fingerprint, {k: [*v] for k, v in pictures.factors.items()},
                  config.model_dump(mode="json"))  # fmt: skip
 
@@ -44,10 +46,11 @@ def factor_reader(data: DataConfig, config: ReaderConfig | None = None, device: 
         reader = FactorReader(pictures.factors, **shape).to(device)
 
     def train() -> dict[str, Tensor]:
-        trained = train_reader(reader, pictures.pictures, factor_labels(pictures), config)
+        loaded = pictures.load()
+        trained = train_reader(reader, loaded.pictures, factor_labels(loaded), config)
         return {name: value.detach().cpu() for name, value in trained.state_dict().items()}
 
-    reader.load_state_dict(cached(cache_dir() / "readers", key, train))
+    reader.load_state_dict(cached_by_all(cache_dir() / "readers", key, train))  # by all, as all share the rendering
     return reader.eval()
 
 
@@ -62,8 +65,10 @@ def factor_labels(pictures: FactorSet) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).view(-1, len(numbers))
 
 
-def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, float]:
+def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, float | None]:
     """Return by factor the share of pictures whose value the reader reads right, where the value shows.
+
+    A factor that no picture shows has None.
 
     Args:
         reader: the reader.
@@ -72,23 +77,30 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
     factor_set = known_factors(pictures)
     labels = factor_labels(factor_set)
     right = reader.read(factor_set.pictures(range(len(factor_set)))) == labels
-    return {factor: float(right[labels[:, i] >= 0, i].double().mean()) for i, factor in enumerate(reader.factors)}
+    shown = [right[labels[:, i] >= 0, i].double() for i in range(len(reader.factors))]
+    return {f: float(one.mean()) if len(one) else None for f, one in zip(reader.factors, shown, strict=True)}
 
 
-def _training_pictures(data: DataConfig, config: ReaderConfig) -> FactorSet:
-    if not isinstance(data, FacesConfig | ShapesConfig):
-        pictures = known_factors(sources.load(data).train)
-        return known_factors(subset(pictures, range(min(len(pictures), config.count))))
-    split = sources.load(data)
+class _Pictures(NamedTuple):
+    """Pictures to train a reader on; `load` renders them, or loads them from the cache."""
+
+    factors: Mapping[str, Sequence[str]]
+    fingerprint: str
+    load: Callable[[], FactorSet]
+
+
+def _training_pictures(data: DataConfig, split: Split, config: ReaderConfig) -> _Pictures:
+    if isinstance(data, RenderedConfig):
+        return _other_renders(data, split, config)
+    first = range(min(len(split.train), config.count))
+    pictures = known_factors(subset(split.train, first))
+    return _Pictures(pictures.factors, pictures.fingerprint, lambda: pictures)
+
+
+def _other_renders(data: RenderedConfig, split: Split, config: ReaderConfig) -> _Pictures:
     judged = {record.name for pictures in split[1:] if pictures is not None for record in pictures.records}
     seed = derive_seed(data.seed + config.seed, "reader pictures") % 2**31
-    return _others(_render(data.model_copy(update={"seed": seed, "count": config.count})), judged)
-
-
-def _render(data: FacesConfig | ShapesConfig) -> PictureSet:
-    return faces.load_all(data) if isinstance(data, FacesConfig) else shapes.load_all(data)
-
-
-def _others(pictures: PictureSet, judged: set[str]) -> FactorSet:
-    rows: Sequence[int] = [i for i, record in enumerate(pictures.records) if record.name not in judged]
-    return known_factors(subset(pictures, rows))
+    drawn = sources.draw(data.model_copy(update={"seed": seed, "count": config.count}))
+    rows = [i for i, record in enumerate(drawn.records) if record.name not in judged]
+    fingerprint = digest([drawn.fingerprint, *map(str, rows)])
+    return _Pictures(drawn.renderer.factors, fingerprint, lambda: known_factors(subset(drawn.render(), rows)))

@@ -7,10 +7,10 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.data import rendered
-from ldm_kit.data.factors import FactorSet, FactorSpace, known_factors
+from ldm_kit.data.factors import FactorSet, FactorSpace, known_factors, pixel_digest, pixel_digests, split_factors
 from ldm_kit.data.images import InMemory, Record, subset
 from ldm_kit.data.openmoji.factors import OpenMojiSet
-from ldm_kit.data.rendered import Renderer, render_set
+from ldm_kit.data.rendered import DrawnSet, Renderer
 from tests.data.test_peers import together
 
 SPACE = FactorSpace({"size": ("small", "large"), "colour": ("red", "green", "blue")})
@@ -34,7 +34,7 @@ def record(number, phrasing=0):
 
 def painted(folder, painter, count=6):
     records = [record(number) for number in range(count)]
-    return render_set(Renderer("squares", ["v1"], SPACE.factors, painter), records, (), folder)
+    return DrawnSet(Renderer("squares", ["v1"], SPACE.factors, painter), records, (), folder).render()
 
 
 @pytest.fixture
@@ -109,14 +109,32 @@ def test_pictures_are_rendered_once_and_more_render_only_what_is_new(tmp_path, m
     assert painter.count == 4
     assert torch.equal(first.pictures(range(4)), again.pictures(range(4)))
     assert first.fingerprint == again.fingerprint
-    more = painted(tmp_path, painter, 6)
-    assert painter.count == 6
-    assert torch.equal(more.pictures([0, 5])[:, 0, 0, 0], torch.tensor([0, 12]).byte())
-    assert more.fingerprint != first.fingerprint
+    more = painted(tmp_path, painter, 5)
+    assert painter.count == 5
+    whole = painted(tmp_path, painter, 6)
+    assert painter.count == 7, "a file that was not full is rendered again"
+    assert torch.equal(whole.pictures([0, 5])[:, 0, 0, 0], torch.tensor([0, 12]).byte())
+    assert len({first.fingerprint, more.fingerprint, whole.fingerprint}) == 3
+
+
+def test_records_are_known_before_anything_is_rendered(tmp_path):
+    painter = Painter()
+    drawn = DrawnSet(Renderer("squares", ["v1"], SPACE.factors, painter), [record(3), record(1)], (), tmp_path)
+    fingerprint = drawn.fingerprint
+    assert painter.count == 0
+    assert drawn.render().fingerprint == fingerprint
+
+
+def test_no_picture_with_an_unseen_pair_is_no_part(squares):
+    unseen = {"size": "large", "colour": "red"}
+    assert split_factors(squares, [{"size": "huge"}], 0, "squares").compositional is None
+    compositional = split_factors(squares, [unseen], 0, "squares").compositional
+    assert compositional is not None
+    assert [record.fields for record in compositional.records] == [unseen]
 
 
 def test_settings_have_files_and_fingerprints_of_their_own(tmp_path, squares):
-    other = render_set(replace(squares.renderer, key=["v2"]), squares.records, (), tmp_path)
+    other = DrawnSet(replace(squares.renderer, key=["v2"]), squares.records, (), tmp_path).render()
     assert len([*tmp_path.iterdir()]) == 2
     assert other.fingerprint != squares.fingerprint
 
@@ -155,6 +173,14 @@ def test_indices_outside_are_errors(squares):
     assert squares.pictures([]).shape == (0, 1, 2, 2)
     with pytest.raises(IndexError):
         squares.picture(6)
+
+
+def test_equal_pixels_have_equal_digests(squares):
+    digests = pixel_digests(squares)
+    assert len(digests) == len(squares)
+    assert pixel_digest(squares.picture(2).clone()) in digests
+    assert pixel_digest(squares.picture(2) + 1 + 50) not in digests
+    assert pixel_digest(squares.picture(2).mT) in digests, "of pixels, not of memory"
 
 
 def drawing(name, role, gender="", tone=""):

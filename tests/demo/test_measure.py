@@ -1,5 +1,7 @@
 """How often faces show what their prompts say: counted by hand, hidden values left out, and the true faces at 100 %."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +14,13 @@ from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.demo import show
 from ldm_kit.demo.measure import ALL, MEAN, Proportion, choose_prompts, count_right, fidelity_table, sample_prompts
-from ldm_kit.demo.show import REAL, measure_parts, measure_reconstructed
+from ldm_kit.demo.show import REAL, AutoencoderLoss, measure_autoencoder, measure_parts, summarise
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.models.factor_readers import factor_labels
-from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 
+RESOLVED = ResolvedOptions(solver="heun", steps=7, guidance_scale=1.5, timesteps=(9, -1))
 FACTORS = {"hair": ("bun", "spiky"), "mouth": ("smiling", "laughing", "frowning")}
 
 
@@ -132,8 +135,45 @@ def test_what_the_autoencoder_loses_is_measured_on_real_pictures(split, monkeypa
     parts = [split.train, split.heldout, split.compositional]
     reader, model = Perfect(parts), SimpleNamespace(vae=None, device="cpu")
     monkeypatch.setattr(show, "reconstruct", lambda vae, x: x)
-    lossless = measure_reconstructed(model, reader, split.heldout)
-    assert lossless.all.value == 1
-    assert lossless.all.count == len(split.heldout)
+    lossless = measure_autoencoder(model, reader, split.heldout)
+    assert lossless.shares.all == Proportion(len(split.heldout), len(split.heldout))
+    assert lossless.psnr > 100
+    assert lossless.ssim == pytest.approx(1, abs=1e-4)
     monkeypatch.setattr(show, "reconstruct", lambda vae, x: x.roll(1, 0))
-    assert measure_reconstructed(model, reader, split.heldout).all.value < 0.5
+    lossy = measure_autoencoder(model, reader, split.heldout)
+    assert lossy.shares.all.value < 0.5
+    assert lossy.psnr < 40
+    assert lossy.ssim < 0.99
+
+
+def test_parts_without_pictures_are_left_out(split):
+    """As with data.heldout 0, and where no picture shows an unseen pair."""
+    alone = Split(split.train, subset(split.train, []), None)
+    reader = Perfect([split.train])
+    columns, sections = measure_parts(Painter([split.train], 0), reader, alone, 3, SamplingOptions())
+    assert [*columns] == ["seen in training"]
+    assert [section.title for section in sections] == ["seen in training"]
+    summary = summarise(columns, None, RESOLVED, Path("sheet.png"))
+    assert (summary.figures["psnr"], summary.figures["ssim"]) == (None, None)
+    assert "PSNR" not in summary.text
+    json.dumps(summary.figures, allow_nan=False)
+
+
+def test_the_text_has_every_figure_and_how_it_was_sampled():
+    reader, pictures = reading([[0, 0], [1, 2]])
+    real, made, lost = (count_right(reader, pictures, torch.tensor(x)) for x in ([[0, 0], [1, 2]],) * 3)
+    columns = {REAL: real, "held-out faces": made}
+    text = summarise(columns, AutoencoderLoss(lost, 35.811, 0.9834), RESOLVED, Path("sheet.png")).text
+    assert "PSNR 35.81 dB, SSIM 0.983" in text
+    assert "sampled in 7 steps of heun with guidance 1.5" in text
+    head, _, *rows = text[text.index("|") :].splitlines()
+    assert head == "|  | real faces | held-out faces, autoencoded | held-out faces |"
+    assert all(row.count("[") == 3 for row in rows if "mean" not in row and "pictures" not in row)
+
+
+def test_a_mean_of_nothing_is_none():
+    reader, pictures = reading([[0, 0]])
+    shares = count_right(reader, pictures, torch.tensor([[-1, -1]]))
+    assert shares.mean is None
+    json.dumps(shares.figures, allow_nan=False)
+    assert "| - |" in fidelity_table({"a": shares})

@@ -1,7 +1,9 @@
 """The demo's commands, its sheet, and what it says of runs that it cannot measure."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,8 +11,9 @@ from PIL import Image
 from ldm_kit.config import UserError
 from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.demo import __main__ as demo
+from ldm_kit.demo import show as showing
 from ldm_kit.demo.sheet import COLUMNS, Section, sheet
-from ldm_kit.demo.show import show
+from ldm_kit.demo.show import Summary, show
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.latent import LatentRun
@@ -46,6 +49,31 @@ def test_a_stage_that_fails_ends_the_demo_with_its_status(monkeypatch, tmp_path,
     assert ran[1][-2:] == ["--resume", "latest"]
 
 
+def test_a_finished_run_is_measured_with_the_given_options(monkeypatch, tmp_path, capsys):
+    asked = []
+    summary = Summary({"mean": None}, "the table", tmp_path / "sheet.png")
+    monkeypatch.setattr(showing, "show", lambda *given: asked.append(given) or summary)
+    demo.main(prompts=3, measure=tmp_path, guidance_scale=1.3, steps=40)
+    ((run, count, options),) = asked
+    assert (run, count) == (tmp_path, 3)
+    assert options.model_fields_set == {"guidance_scale", "steps"}
+    assert (options.guidance_scale, options.steps) == (1.3, 40)
+    assert "the table" in capsys.readouterr().out
+    assert json.loads((tmp_path / "demo.json").read_text())["mean"] is None
+    summary.figures["mean"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        demo.main(measure=tmp_path)
+
+
+def test_a_wrong_option_is_said_before_training(monkeypatch, capsys):
+    import typer
+
+    monkeypatch.setattr(demo, "_train", lambda *rest: pytest.fail("trained first"))
+    with pytest.raises(typer.Exit):
+        demo.main(steps=0)
+    assert "steps" in capsys.readouterr().err
+
+
 def test_the_sheet_has_every_picture_below_its_title_and_ends_with_the_attribution():
     pictures = torch.zeros(COLUMNS + 1, 3, 32, 32, dtype=torch.uint8)
     pictures[:, 0] = 255
@@ -54,7 +82,7 @@ def test_the_sheet_has_every_picture_below_its_title_and_ends_with_the_attributi
     assert one.width == two.width
 
     def red(image: Image.Image) -> int:
-        return sum(pixel == (255, 0, 0) for pixel in image.get_flattened_data())
+        return int((np.asarray(image) == (255, 0, 0)).all(-1).sum())
 
     assert red(two) == 2 * red(one) == 2 * len(pictures) * (32 * 4) ** 2
     without = sheet([Section("0", pictures, prompts)], "")

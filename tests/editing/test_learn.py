@@ -9,10 +9,11 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.data.factors import FactorSpace
-from ldm_kit.data.images import InMemory, Record, subset, unit_hash
+from ldm_kit.data.images import InMemory, Record, Split, subset, unit_hash
+from ldm_kit.data.openmoji.factors import OpenMojiSet
 from ldm_kit.data.rendered import RenderedSet, Renderer
 from ldm_kit.data.shapes.dataset import ShapesConfig, load
-from ldm_kit.editing import labels
+from ldm_kit.editing import built_in, labels
 from ldm_kit.editing import learn as learning
 from ldm_kit.editing.fit_directions import FitOptions, learn, learn_few, paired_indices
 from ldm_kit.editing.labels import Column
@@ -160,15 +161,50 @@ def test_factors_are_attributes_and_pairs():
 def test_a_built_in_set_brings_its_factors(monkeypatch, tmp_path):
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
     few = partial(ShapesConfig, count=40)
-    monkeypatch.setattr(learning, "_BUILT_IN", {"shapes": few})
+    monkeypatch.setattr(built_in, "_CONFIGS", {"shapes": few})
     model, examples = SimpleNamespace(resolution=8, channels=3), TrainingExamples(dataset="shapes")
     pictures, columns, groups = learning._labelled_pictures(model, examples)
     assert pictures.fingerprint == load(few(resolution=8)).train.fingerprint
     assert [column.name for column in columns] == ["floor", "wall", "object", "scale", "shape", "orientation"]
     assert groups == [record.name for record in pictures.records]
     model.channels = 1
-    with pytest.raises(UserError, match="shapes are in colour, but this model's pictures have 1 channels"):
+    with pytest.raises(UserError, match="pictures of shapes are in colour, but this model's have 1 channels"):
         learning._labelled_pictures(model, examples)
+
+
+ROLES = ("astronaut", "cook", "judge")
+
+
+def emoji() -> OpenMojiSet:
+    """Three roles, each once as a man and as a woman, but for the last, which is a man alone."""
+    people = [(role, gender) for role in ROLES for gender in ("man", "woman")][:-1]
+    records = [
+        Record(f"{gender} {role}", "", 0, {"role": role, "gender": gender, "skin_tone": "dark", "group": "people"})
+        for role, gender in people
+    ]
+    pixels = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+    return OpenMojiSet(records, ["people"], pixels, "f")
+
+
+def test_no_two_roles_are_a_pair(monkeypatch):
+    """A man who is an astronaut and a woman who is a cook differ in more than their gender."""
+    pictures = emoji()
+    monkeypatch.setattr(built_in.sources, "load", lambda config: Split(pictures, pictures, None))
+    model = SimpleNamespace(resolution=8, channels=3)
+    of_set = built_in.load_built_in(model, "openmoji").columns
+    assert [column.name for column in of_set] == ["gender", "skin tone", "group"]
+    for columns in (of_set, labels.from_factors(pictures)):
+        (gender,) = [column for column in columns if column.name == "gender"]
+        assert gender.paired_rows == {("man", "woman"): [(0, 1), (2, 3)], ("woman", "man"): [(1, 0), (3, 2)]}
+
+
+def test_openmoji_is_one_set_by_two_flags(monkeypatch):
+    asked = []
+    data = SimpleNamespace(split=SimpleNamespace(train="pictures"), columns=[], names=[])
+    monkeypatch.setattr(learning, "load_built_in", lambda model, name: asked.append(name) or data)
+    for examples in (TrainingExamples(openmoji=True), TrainingExamples(dataset="openmoji")):
+        assert learning._labelled_pictures(None, examples) == ("pictures", [], [])
+    assert asked == ["openmoji", "openmoji"]
 
 
 def test_few_examples_become_a_direction():

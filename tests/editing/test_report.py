@@ -2,19 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.data.factors import FactorSpace, known_factors
-from ldm_kit.data.images import Record, subset
-from ldm_kit.data.rendered import RenderedSet, Renderer, render_set
+from ldm_kit.data.factors import FactorSpace, known_factors, pixel_digests
+from ldm_kit.data.images import PictureSet, Record, Split, subset
+from ldm_kit.data.rendered import DrawnSet, RenderedSet, Renderer
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.editing import labels
+from ldm_kit.editing import report as report_module
+from ldm_kit.editing.built_in import BuiltIn
 from ldm_kit.editing.edit_errors import EditJudge, counterparts
 from ldm_kit.editing.fit_directions import FitOptions, learn
 from ldm_kit.editing.options import RoundTripSteps
+from ldm_kit.editing.report_options import ReportOptions
 from ldm_kit.metrics import dci as dci_module
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.models.protocol import encode_pictures, normalise
@@ -53,21 +58,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> RenderedSet:
     combinations = [SPACE.combination(i) for i in range(SPACE.size)]
     records = [Record(f"{i}", "", None, values) for i, values in enumerate(combinations)]
     renderer = Renderer("halves", ["1"], SPACE.factors, halves)
-    return render_set(renderer, records, (), tmp_path_factory.mktemp("halves"))
+    return DrawnSet(renderer, records, (), tmp_path_factory.mktemp("halves")).render()
 
 
-def judge(pictures: RenderedSet, scale: float = 1.0) -> EditJudge:
-    model = Fake()
-    columns = [labels.Column(column.name, column.values) for column in labels.from_factors(pictures)]  # no pairs
+def judge(pictures: RenderedSet, scale: float = 1.0, pairs: bool = False, model: Fake | None = None) -> EditJudge:
+    model = model or Fake()
+    columns = labels.from_factors(pictures)
+    if not pairs:
+        columns = [labels.Column(column.name, column.values) for column in columns]
     z = normalise(model, encode_pictures(model, pictures))
     names = [str(i) for i in range(len(pictures))]
     directions = learn(z, columns, names, "key", FitOptions(estimator="means", heldout=0.0))
     return EditJudge(model, directions, ExactReader(pictures.factors, 3, 16, 4), STEPS, scale)
 
 
-def test_edits_along_exact_directions_end_at_the_truth(pictures):
-    """In a model whose pictures are linear in z, the means of a full design differ in one factor alone."""
-    errors = judge(pictures).measure(pictures, 15)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_edits_along_exact_directions_end_at_the_truth(pictures, pairs):
+    """In a model whose pictures are linear in z, the means of a full design differ in one factor alone, as pairs do."""
+    errors = judge(pictures, pairs=pairs).measure(pictures, 15)
     assert sum(map(len, errors.values())) == 15
     assert {factor: len(some) > 5 for factor, some in errors.items()} == {"top": True, "bottom": True}
     for error in (error for some in errors.values() for error in some):
@@ -115,8 +123,69 @@ def test_hidden_factors_are_neither_edited_nor_judged(pictures):
     assert {error.others for error in errors["bottom"]} == {1}
 
 
+class Watched(Fake):
+    """Notes how many pictures are inverted, and has memory for two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inverted: list[int] = []
+        self.refused = 0
+
+    def invert(self, pictures, z, steps=250, batch=32, **rest):
+        if len(pictures) > 2:
+            self.refused += 1
+            raise torch.OutOfMemoryError("too many")
+        self.inverted.append(len(pictures))
+        return super().invert(pictures, z, steps, batch, **rest)
+
+
+def test_only_pictures_that_are_edited_are_inverted(pictures):
+    model = Watched()
+    watched = judge(pictures, model=model)
+    assert [len(some) for some in watched.measure(pictures, 3).values()] == [2, 1]
+    assert model.inverted == [2]
+    in_halves, at_once = watched.measure(pictures, 99), judge(pictures).measure(pictures, 99)
+    assert model.refused
+    assert [len(some) for some in in_halves.values()] == [12, 12]
+    for factor, errors in in_halves.items():
+        for one, other in zip(errors, at_once[factor], strict=True):
+            assert one.ratio == pytest.approx(other.ratio, abs=1e-3)
+
+
+def test_edits_that_change_nothing_or_end_at_a_training_picture_are_not_made(pictures, tmp_path):
+    """Two names of one grey level: edits from one to the other have no distance to measure."""
+    space = FactorSpace({"top": ("0", "00", "80"), "bottom": ("10", "70")})
+    records = [Record(f"{i}", "", None, space.combination(i)) for i in range(space.size)]
+    double = DrawnSet(Renderer("doubles", ["1"], space.factors, halves), records, (), tmp_path).render()
+    for index in range(len(double)):
+        top = double.values(index)["top"]
+        assert {edit.after for edit in counterparts(double, index, ["top"])} == {"0", "00", "80"} - (
+            {"80"} if top == "80" else {"0", "00"}
+        )
+    errors = judge(double).measure(double, 99)
+    assert all(error.ratio < 0.1 for some in errors.values() for error in some)
+    seen = pixel_digests(subset(pictures, [i for i in range(len(pictures)) if pictures.values(i)["top"] != "40"]))
+    left = judge(pictures).measure(pictures, 99, seen=seen)
+    assert len(left["top"]) == 9, "to a top of 40 alone"
+    assert len(left["bottom"]) == 3, "of a top of 40 alone"
+
+
+def test_the_report_makes_no_edit_whose_result_was_trained_on(pictures, monkeypatch):
+    exact = judge(pictures)
+    monkeypatch.setattr(report_module, "factor_reader", lambda *rest: exact.reader)
+    options = ReportOptions(dataset="shapes", edits=99, steps=2, invert_steps=2)
+
+    def edits(train: PictureSet) -> int:
+        data = BuiltIn(ShapesConfig(), Split(train, pictures, None), [], [])
+        context = SimpleNamespace(device="cpu")
+        return report_module._edits(context, exact.model, exact.directions, data, options)["all"]["edits"]
+
+    assert edits(subset(pictures, [])) == 24
+    assert edits(pictures) == 0
+
+
 def test_counterparts_are_all_other_values(pictures):
-    results = counterparts(pictures, 5)
+    results = counterparts(pictures, 5, [*SPACE.factors])
     own = pictures.values(5)
     assert [(edit.factor, edit.after) for edit in results] == [
         (factor, value) for factor, values in SPACE.factors.items() for value in values if value != own[factor]

@@ -25,6 +25,13 @@ def test_distances(edited, ratio, rank):
     assert (error.ratio, error.rank, error.candidates) == (pytest.approx(ratio), rank, 4)
 
 
+def test_an_edit_that_changes_nothing_has_no_error():
+    candidates = torch.stack([flat(120), flat(100)])
+    labels = torch.tensor([1])
+    with pytest.raises(ValueError, match="equals the unedited picture"):
+        edit_error(flat(110), flat(100), candidates, 1, readings=labels.expand(2, 1), labels=labels, factor=0)
+
+
 def test_readings():
     """The wanted factor is the second; the third cannot be told; the first and the fourth are others."""
     error = error_of(200, [[0, 1, 2, 3], [0, 2, 1, 3]], [0, 2, -1, 0], factor=1)

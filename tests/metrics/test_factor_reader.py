@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm_kit.data import sources
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import subset
+from ldm_kit.data.rendered import DrawnSet
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.metrics import factor_reader as module
 from ldm_kit.metrics.factor_reader import FactorReader, ReaderConfig, train_reader
@@ -82,17 +83,20 @@ def test_unknown_values_are_not_trained_on():
 
 def test_it_is_trained_once_and_then_read_from_the_cache(config, tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
+    split = sources.load(config)
     before = torch.random.get_rng_state()
-    first = factor_reader(config, SHAPES)
+    first = factor_reader(config, split, SHAPES)
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator is left alone"
     trainings: list[int] = []
     monkeypatch.setattr(factor_readers, "train_reader", lambda reader, *rest: trainings.append(1) or reader)
-    again = factor_reader(config, SHAPES)
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawnSet, "render", lambda drawn: pytest.fail("rendered for a reader that is in the cache"))
+        again = factor_reader(config, split, SHAPES)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
     assert not trainings
     assert not first.training
     for other in (SHAPES.model_copy(update={"seed": 1}), SHAPES.model_copy(update={"epochs": 2})):
-        factor_reader(config, other)
+        factor_reader(config, split, other)
     assert len(trainings) == 2, "another seed and another config are other readers"
 
 
@@ -101,8 +105,10 @@ def test_it_never_sees_what_is_judged(config, monkeypatch):
     split = sources.load(config)
     train = {record.name for record in split.train.records}
     monkeypatch.setattr(factor_readers, "derive_seed", lambda seed, *address: config.seed)
-    seen = factor_readers._training_pictures(config, ReaderConfig(count=60))
+    source = factor_readers._training_pictures(config, split, ReaderConfig(count=60))
+    seen = source.load()
     assert {record.name for record in seen.records} == train
+    assert seen.fingerprint == source.fingerprint, "known before anything is rendered"
     assert len(train) < 60
 
 
@@ -123,7 +129,7 @@ def test_labels_leave_out_hidden_values(config):
     assert torch.equal(hidden.roll(-wall, 1)[:, 1:], labels.roll(-wall, 1)[:, 1:])
 
 
-def test_accuracy_is_the_share_read_right(config):
+def test_accuracy_is_the_share_read_right(config, monkeypatch):
     shapes = known_factors(subset(sources.load(config).train, range(10)))
     labels = factor_labels(shapes)
 
@@ -135,3 +141,6 @@ def test_accuracy_is_the_share_read_right(config):
 
     shares = reader_accuracy(Reader(shapes.factors, 3, 16, 4), shapes)
     assert shares == {factor: 0.6 if i == 1 else 1.0 for i, factor in enumerate(shapes.factors)}
+    labels[:, 2] = -1
+    monkeypatch.setattr(factor_readers, "factor_labels", lambda pictures: labels)
+    assert reader_accuracy(Reader(shapes.factors, 3, 16, 4), shapes)[[*shapes.factors][2]] is None, "JSON has no NaN"

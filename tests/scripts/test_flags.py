@@ -82,7 +82,6 @@ DIFFERENT = {  # flags that mean another thing in another command, which their h
     "attribute": "those to change; the one that samples must have",
     "images": "needed, or one source of several",
     "prompt": "needed by reprompt alone",
-    "dataset": "report has openmoji among them, for which learn has a flag of its own",
     "details": "the picture whose x_T is taken, or whether x_T is saved",
     "image_size": "needed, or read from the file",
     "heads": "of either project's networks",

@@ -157,7 +157,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
     """Sha256 over tensors, by name."""
     state = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        state.update(name.encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(name.encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
     return state.hexdigest()
 
 

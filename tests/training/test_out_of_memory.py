@@ -92,6 +92,9 @@ def test_what_counts_as_short_of_memory():
     assert is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     )
+    for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"):
+        assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(trainer(Toy(lambda loss, step: (_ for _ in ()).throw(RuntimeError("shapes")))).train(Numbers()))

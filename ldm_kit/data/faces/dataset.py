@@ -25,7 +25,7 @@ from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, hidde
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.rendered import RenderedConfig, RenderedSet, Renderer, render_set
+from ldm_kit.data.rendered import DrawnSet, RenderedConfig, RenderedSet, Renderer
 from ldm_kit.data.svg import rasterise
 from ldm_kit.packages import check_extra
 
@@ -58,9 +58,18 @@ def load_all(config: FacesConfig) -> RenderedSet:
     Raises:
         UserError: the `faces` extra is not installed.
     """
+    return draw(config).render()
+
+
+def draw(config: FacesConfig) -> DrawnSet:
+    """Draw the records of all faces, which are rendered when asked for.
+
+    Raises:
+        UserError: the `faces` extra is not installed.
+    """
     check_extra(_PACKAGES, "faces", "data.source faces")
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
-    return render_set(_renderer(config), records, FACTORS["hair"], config.folder)
+    return DrawnSet(_renderer(config), records, FACTORS["hair"], config.folder)
 
 
 def _record(number: int, phrasing: int) -> Record:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.images import Record, Split
-from ldm_kit.data.rendered import RenderedConfig, RenderedSet, Renderer, render_set
+from ldm_kit.data.rendered import DrawnSet, RenderedConfig, RenderedSet, Renderer
 from ldm_kit.data.shapes.scene import Solid, render
 
 CODE_VERSION = 1  # raise it whenever pixels change: old caches are then not read
@@ -67,8 +67,13 @@ def load(config: ShapesConfig) -> Split:
 
 def load_all(config: ShapesConfig) -> RenderedSet:
     """Load all pictures as one set, in the order in which they are drawn; render and cache them if needed."""
+    return draw(config).render()
+
+
+def draw(config: ShapesConfig) -> DrawnSet:
+    """Draw the records of all pictures, which are rendered when asked for."""
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
-    return render_set(_renderer(config), records, FACTORS["shape"], config.folder)
+    return DrawnSet(_renderer(config), records, FACTORS["shape"], config.folder)
 
 
 def caption(values: Values, phrasing: int) -> str:
@@ -88,10 +93,10 @@ def _record(number: int, phrasing: int) -> Record:
 
 
 def _renderer(config: ShapesConfig) -> Renderer:
-    def draw(values: Sequence[Values]) -> Tensor:
+    def rendered(values: Sequence[Values]) -> Tensor:
         return torch.stack([_draw(one, config.resolution) for one in values])
 
-    return Renderer(config.source, [f"code={CODE_VERSION}", str(config.resolution)], FACTORS, draw)
+    return Renderer(config.source, [f"code={CODE_VERSION}", str(config.resolution)], FACTORS, rendered)
 
 
 def _draw(values: Values, resolution: int) -> Tensor:

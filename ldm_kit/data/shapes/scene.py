@@ -1,9 +1,9 @@
 """Ray casting of a solid in the corner of a room, seen from above, with shading, highlight and antialiasing.
 
 Lengths are in sides of the cube at scale 1; y is up, the floor is y = 0, and the walls are the planes x = -WALL and
-z = -WALL. The camera turns about the solid, so an orientation of 0 sees the room's corner in the middle. Rays are
-computed by sums, products, quotients and square roots alone, which are exactly rounded: how many pictures are rendered
-at once, and on which machine, does not change them.
+z = -WALL. The camera turns about the solid, so an orientation of 0 sees the room's corner in the middle. Rays
+are computed by sums, products, quotients and square roots alone, which are exactly rounded, so that how many pictures
+are rendered at once does not change them. The camera's angle goes through the machine's sine and cosine.
 """
 
 import math

@@ -1,0 +1,57 @@
+"""Timing of work on a device: blocks of units of work between synchronisations, and the most memory in use."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.sizes import Sizes
+
+Work = Callable[[], Iterator[object]]  # opens a variant; each `next` does one unit of work, such as a training step
+Figures = dict[str, Any]
+
+
+def measure(work: Work, sizes: Sizes, units: int | None = None, warmup: int | None = None) -> Figures:
+    """Open a variant, warm it up, and time it in blocks.
+
+    Args:
+        work: function that opens the variant; the variant is closed afterwards.
+        sizes: lengths of the measurement, and the device.
+        units: units of work in a block; None: `sizes.block`.
+        warmup: units of work before the first block; None: `sizes.warmup`.
+
+    Returns:
+        `seconds`, the median over blocks of a unit's seconds; `blocks`, those of each block; `first`, the seconds of
+        opening and of the first unit; `memory`, the most bytes of the device that tensors took while it was timed.
+    """
+    release()
+    units, warmup = units or sizes.block, warmup or sizes.warmup
+    with closing(work()) as running:  # pyright: ignore[reportArgumentType]
+        first = _timed(running, 1, sizes.device)
+        _timed(running, max(0, warmup - 1), sizes.device)
+        if sizes.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        blocks = [_timed(running, units, sizes.device) / units for _ in range(sizes.blocks)]
+        memory = torch.cuda.max_memory_allocated() if sizes.device.type == "cuda" else 0
+    release()
+    return {"seconds": statistics.median(blocks), "blocks": blocks, "first": first, "memory": memory}
+
+
+def _timed(running: Iterator[object], count: int, device: torch.device) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        next(running)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def release() -> None:
+    """Free the memory of what is no longer used, on the device too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
