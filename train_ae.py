@@ -19,11 +19,11 @@ def main(
 ) -> None:
     """Train an autoencoder; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
     with cli_errors():
-        tree(config, overrides or ())  # a wrong file or override is refused before torch is imported, which is slow
-        from ldm_kit.methods import read_run
+        content = tree(config, overrides or ())  # refuses a wrong file or override before the slow import of torch
+        from ldm_kit.methods import check_run
         from ldm_kit.methods.train import train
 
-        train(read_run(config, overrides or (), method="autoencoder"), resume=resume)
+        train(check_run(content, str(config), "autoencoder"), resume=resume)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ def main(
 ) -> None:
     """Train a diffusion model; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
     with cli_errors():
-        tree(config, overrides or ())  # a wrong file or override is refused before torch is imported, which is slow
+        content = tree(config, overrides or ())  # refuses a wrong file or override before the slow import of torch
+        from ldm_kit.methods import check_run
         from ldm_kit.methods.train import train
 
-        train(config, overrides or (), resume=resume)
+        train(check_run(content, str(config)), resume=resume)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ KL model the whole normalisation (a shift and a scale per channel) therefore goe
 scaling_factor becomes 1: every pipeline then normalises exactly.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,7 @@ class LatentStatistics:
 
 
 @torch.no_grad()
-def measure(
-    vae: AutoencoderKL | VQModel, batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None
-) -> LatentStatistics:
+def measure(vae: AutoencoderKL | VQModel, batches: Iterable[Tensor]) -> LatentStatistics:
     """Measure the mean and standard deviation of the latents of a data set.
 
     They are exact, in float64: no noise is drawn, the posterior's variance is added instead.
@@ -43,12 +41,11 @@ def measure(
     Args:
         vae: the autoencoder.
         batches: batches of pictures [B, C, H, W] in [-1, 1].
-        reduce: function that sums a tensor over ranks; None: there is one rank.
 
     Raises:
         AutoencoderError: there are no pictures, or a latent channel is constant or not finite.
     """
-    return from_sums((latent_sums(vae, x) for x in batches), reduce)
+    return from_sums(latent_sums(vae, x) for x in batches)
 
 
 @torch.no_grad()
@@ -65,10 +62,8 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     return torch.cat([sums, elements, torch.full_like(elements, len(x))]).cpu()
 
 
-def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> LatentStatistics:
+def from_sums(sums: Iterable[Tensor]) -> LatentStatistics:
     """Return latent statistics from the sums that `latent_sums` returned for each batch.
-
-    `reduce` sums a tensor over ranks; None: there is one rank.
 
     Raises:
         AutoencoderError: there are no sums, or a latent channel is constant or not finite.
@@ -77,8 +72,8 @@ def from_sums(sums: Iterable[Tensor], reduce: Callable[[Tensor], Tensor] | None 
     for batch in sums:
         total = batch if total is None else total + batch
     if total is None:
-        raise AutoencoderError("Latent statistics need at least one batch of pictures on every rank, got none.")
-    first, second, elements, pictures = reduce(total) if reduce else total
+        raise AutoencoderError("Latent statistics need at least one batch of pictures, got none.")
+    first, second, elements, pictures = total
     mean = first / elements
     std = (second / elements - mean.square()).clamp_min(0).sqrt()
     return _check(LatentStatistics(mean, std, int(pictures[0])))

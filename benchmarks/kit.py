@@ -88,7 +88,7 @@ def open_training(config: RunConfig, open_run: Callable[[torch.device], Opened])
     """
     with session(config, None) as run:
         opened = open_run(run.device)
-        trainer = run.trainer(opened.task)
+        trainer = run.trainer(opened.task, opened.batches)
         yield Training(config, opened, trainer, run.log(trainer))
 
 

@@ -75,7 +75,7 @@ def worker(pictures: Path, began: float) -> None:
         with shared_by(*work_groups()):
             method = open_method(config, None, run.device)
         loaded = time.time()
-        next(iter(run.trainer(method).train(method.batches)))
+        next(iter(run.trainer(method, method.batches).train(method.batches)))
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         usage = resource.getrusage(resource.RUSAGE_SELF)
         measured = {name: int(status[key].split()[0]) / 1024 for name, key in (("own", "RssAnon"), ("peak", "VmHWM"))}

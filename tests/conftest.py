@@ -1,36 +1,33 @@
 """Make the repository's root importable, and provide the fixtures that every room's tests share."""
 
 import os
-import shutil
 import sys
-import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.suite_cache import cache_name, drop_unused
 from tests.world import world as world  # (for the session: synthetic pictures and tiny trained models)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the suite a cache of its own, which its processes share.
 
-    Rasterised OpenMoji stays for the next session; what was cached of a session's folders a day ago is removed. With
-    pytest's own cache switched off, the user's cache is used.
+    What the code that is tested has cached, such as rasterised OpenMoji, stays for the next session; other code has
+    another cache. Caches that no session has used for a day are removed, and of the present one what is a day old and
+    belongs to a session's own folders. With pytest's cache switched off, LDM_KIT_CACHE stays as it is.
     """
     if not config.pluginmanager.hasplugin("cacheprovider"):
         return
-    shared = Path(config.cache.mkdir("ldm_kit"))
+    shared = Path(config.cache.mkdir(cache_name(Path(__file__).parents[1])))
     os.environ["LDM_KIT_CACHE"] = str(shared)
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    for path in shared.glob("*/*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86400:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    os.utime(shared)  # the time of last use
+    drop_unused([*shared.parent.glob("ldm_kit*"), *shared.glob("*/*")])
 
 
 @pytest.fixture(params=["contiguous", "channels_last"])

@@ -30,6 +30,33 @@ def test_a_mistake_is_caught_or_survives_or_cannot_be_planted(tmp_path):
     assert (tmp_path / "thing.py").read_text() == THING
 
 
+CACHE = """
+import os
+from pathlib import Path
+
+
+def test_cache():
+    file = Path(os.environ["LDM_KIT_CACHE"]) / "made"
+    assert not file.exists()
+    file.parent.mkdir(parents=True)
+    file.touch()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of a fork beside threads, Python 3.12
+def test_what_a_mistake_leaves_in_a_cache_is_read_by_nothing_else(tmp_path, monkeypatch):
+    users = tmp_path / "users"
+    users.mkdir()
+    monkeypatch.setenv("LDM_KIT_CACHE", str(users))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "thing.py").write_text(THING)
+    (tmp_path / "copy" / "test_thing.py").write_text(CACHE)
+    for _ in range(2):
+        mutant = Mutant(mistake="it", file="thing.py", old="2 * x", new="3 * x", tests=("test_thing.py",))
+        assert Copy(tmp_path / "copy").plant(mutant) == ("survived", "")
+    assert not [*users.iterdir()]
+
+
 def test_the_table_names_files_and_tests_that_are_there():
     mutants = read_mutants(TABLE)
     assert len({mutant.mistake for mutant in mutants}) == len(mutants) > 50

@@ -161,6 +161,9 @@ def _run_pytest(root: Path, log: Path, tests: list[str]) -> None:
             del sys.modules[name]
     sys.path[:] = [str(root), *(path for path in sys.path if path not in ("", str(Path.cwd())))]
     os.environ["PYTHONPATH"] = str(root)  # of the processes that tests start
+    cache = root / ".mutants.cache"  # neither the user's, nor what another planted mistake has left
+    shutil.rmtree(cache, ignore_errors=True)
+    os.environ["LDM_KIT_CACHE"] = str(cache)
     os.chdir(root)
     sys.dont_write_bytecode = True
     file = log.open("w", encoding="utf-8", errors="replace")

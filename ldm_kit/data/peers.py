@@ -23,6 +23,10 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
+class PeerError(UserError):
+    """Error of another process of the run, which raises its own; the message is that of the other's error."""
+
+
 class Group(Protocol):
     """A group of processes of a run; this process is one of the group."""
 
@@ -114,20 +118,25 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
     """Call `make` on every process of a group, and return the results of all processes, in order of rank.
 
     Raises:
-        UserError: `make` has failed on another process; the message is that of the other process's error.
+        PeerError: `make` has failed on another process; the message is that of the other process's error.
     """
     if group.size == 1:
         return [make()]
     try:
         result = make()
     except Exception as error:
-        group.gather((None, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"))
+        group.gather((None, error_text(error)))
         raise
     gathered = group.gather((result, None))
     for _, text in gathered:
         if text is not None:
-            raise UserError(text)
+            raise PeerError(text)
     return [value for value, _ in gathered]
+
+
+def error_text(error: Exception) -> str:
+    """Return the message with which other processes report `error`; only that of a UserError needs no class name."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -150,6 +159,26 @@ def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
     for rank, share in enumerate([first, *others][:count]):  # further processes have no index
         results[rank :: group.size] = share
     return results
+
+
+def summed(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """Divide the indices 0 to N - 1 among the processes that share work, and add up their results.
+
+    Args:
+        count: N, at least 1.
+        compute: function of some indices that returns a sum over them, of the same shape for any indices.
+
+    Returns:
+        The sum over all indices; the same tensor on every process.
+
+    Raises:
+        UserError: `compute` has failed on another process.
+    """
+    group = everyone()
+    own = range(group.rank, count, group.size)
+    shares = agreed(group, lambda: compute(own) if own else None)  # further processes have no index
+    first, *others = [share for share in shares if share is not None]
+    return sum(others, first)
 
 
 def make_missing(missing: Callable[[], Sequence[T]], make: Callable[[T], object]) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import Split, to_unit
+from ldm_kit.data.images import PictureSet, Split, to_unit
 from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
@@ -75,7 +75,7 @@ def evaluate_likelihood(
 ) -> str:
     """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
 
-    Where an earlier measurement is there, the files are nll-2.json and nll-2.png.
+    Where one of these is there, as of an earlier measurement, the files are nll-2.json and nll-2.png.
 
     Args:
         path: a finished run's folder, or the model/ within it.
@@ -89,7 +89,8 @@ def evaluate_likelihood(
 
     Raises:
         UserError: the run or model is missing, has no likelihood (a latent or a flow model) or has no held-out
-            pictures; or `request.times` is not below the number of all timesteps.
+            pictures; the pictures differ from the model's in size or channels; or `request.times` is not below the
+            number of all timesteps.
         NonFiniteError: the bound is NaN or infinity.
     """
     run, model = run_folders(path)
@@ -102,10 +103,11 @@ def evaluate_likelihood(
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
         raise of_latents(model)
+    _check_pictures(split.heldout, pipeline, model)
     bound, curve = _measure(pipeline, split, config, request)
     check_finite("the likelihood", torch.tensor(bound.total))
     report = {**asdict(bound), "mean_term_by_time": [None if math.isnan(bits) else bits for bits in curve.tolist()]}
-    out = unused_path(run / "nll.json")
+    out = unused_path(run / "nll.json", ".png")
     write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
     _plot(curve, out.with_suffix(".png"))
     return f"{bound}; written to {out} and {out.with_suffix('.png')}"
@@ -114,6 +116,15 @@ def evaluate_likelihood(
 def _check_times(request: LikelihoodRequest, steps: int) -> None:
     if request.times is not None and request.times >= steps:
         raise UserError(f"--times is {request.times}, but there are {steps} times in all; leave it out to take all")
+
+
+def _check_pictures(pictures: PictureSet, pipeline: Pipeline, model: Path) -> None:
+    channels, side, _ = pipeline.latent_shape  # of a picture: the model has no autoencoder
+    if (pictures.resolution, pictures.channels) != (side, channels):
+        raise UserError(
+            f"the held-out pictures have {pictures.resolution} px and {pictures.channels} channels; "
+            f"expected {side} px and {channels} channels, as the model in {model} has"
+        )
 
 
 def _measure(

@@ -10,7 +10,6 @@ Expected: see the header of that config.
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,14 @@ from autoencoder.equivariance import DRAWS, Move
 from autoencoder.loss import AutoencoderLoss
 from autoencoder.loss_terms import generator_loss
 from autoencoder.perceptual import Perceptual
-from autoencoder.statistics import LatentStatistics, fold, from_sums, latent_sums
+from autoencoder.statistics import LatentStatistics, fold, from_sums
 from autoencoder.vq import VQConfig
 from ldm_kit.data.batches import PictureBatches, chosen, spread
 from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct
+from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct, sums_of_latents
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import list_metrics
@@ -216,22 +215,21 @@ class Autoencoding(Method[AutoencoderRun]):
             AutoencoderError: a channel of the latents is constant or not finite.
         """
         vae = copy.deepcopy(self.vae).eval()
-        self.statistics = self._statistics(vae)
+        self.statistics = self._statistics()
         fold(vae, self.statistics)
         vae.save_pretrained(folder)
         strip_paths(folder)
 
-    def _statistics(self, vae: nn.Module) -> LatentStatistics:
-        chosen = spread(len(self.data.train), STATISTICS_PICTURES)
-
-        def sums(indices: range) -> Tensor:
-            pictures = self.data.train.pictures([chosen[i] for i in indices])
-            return latent_sums(cast(Any, vae), to_unit(pictures.to(self.device)))
-
+    def _statistics(self) -> LatentStatistics:
         try:
-            return from_sums(self.eval_batch.batches(len(chosen), sums))
+            return from_sums([self.shared_work.run(self.in_evaluation, "training_sums")])
         except AutoencoderError as error:
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
+
+    def training_sums(self) -> Tensor:
+        """Return `latent_sums` of training pictures, float64 [4, Z]; processes that share work encode a part each."""
+        rows = spread(len(self.data.train), STATISTICS_PICTURES)
+        return sums_of_latents(self.vae, self.data.train, rows, self.eval_batch)
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl whose training curves are plotted."""

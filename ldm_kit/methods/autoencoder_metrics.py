@@ -10,8 +10,9 @@ from torch import Tensor
 from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
 from autoencoder.codebook import CodeUsage
 from autoencoder.perceptual import Perceptual
+from autoencoder.statistics import latent_sums
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.data.peers import agreed, divided, everyone
+from ldm_kit.data.peers import agreed, divided, everyone, summed
 from ldm_kit.memory import BatchSize
 from ldm_kit.metrics.reconstruction import psnr, ssim
 
@@ -64,6 +65,26 @@ def evaluate(
         usage.counts = torch.stack(agreed(everyone(), usage.counts.cpu)).sum(0)
         metrics |= {f"heldout_codebook_{name}": value for name, value in usage.summary().items()}
     return metrics
+
+
+def sums_of_latents(vae: Any, pictures: PictureSet, rows: Sequence[int], size: BatchSize) -> Tensor:
+    """Return `latent_sums`, float64 [4, Z], of pictures; processes that share work encode a part of them each.
+
+    Args:
+        vae: the autoencoder.
+        pictures: the set that the pictures belong to.
+        rows: indices of the pictures in the set, at least one.
+        size: number of pictures in a batch; reduced when memory runs out.
+    """
+    device = next(vae.parameters()).device
+
+    def own(indices: Sequence[int]) -> Tensor:
+        def sums(batch: range) -> Tensor:
+            return latent_sums(vae, to_unit(pictures.pictures([rows[indices[i]] for i in batch]).to(device)))
+
+        return torch.stack([*size.batches(len(indices), sums)]).sum(0)
+
+    return summed(len(rows), own)
 
 
 @torch.no_grad()

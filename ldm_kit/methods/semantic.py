@@ -1,13 +1,11 @@
 """Base of DiffAE and PDAE: an encoder turns the picture into a code; a decoder denoises its latent, given the code."""
 
-import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,13 +14,12 @@ from ldm_kit.config import Config
 from ldm_kit.data.batches import spread
 from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import Split
-from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
-from ldm_kit.methods.networks import eval_mode, millions
+from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models import codes
@@ -30,12 +27,10 @@ from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import Decoder
 from ldm_kit.models.saved_sampling import RECONSTRUCTION, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 NAME = "semantic"
-_log = logging.getLogger("ldm_kit.evaluation")
 _RECONSTRUCTION = ("heldout_mse_inferred", "heldout_mse_random")  # decoded from inferred or random x_T
 
 
@@ -154,24 +149,14 @@ class SemanticMethod(Method[R], Generic[R, N]):
         saved = SavedSampling.of(RECONSTRUCTION, config.sample)
         return SemanticModel(self.module.encoder, self.decoder(), *statistics, saved=saved).to(self.device)
 
-    def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return held-out loss and reconstruction errors after step `step`; write reconstructions into `folder`.
+    def samples(self) -> Grid:
+        """Return a grid of pictures with reconstructions from inferred and from random x_T; add errors to `metrics`.
 
-        Pictures are reconstructed from inferred and from random noise x_T, and written as a grid. If a reconstruction
-        has a NaN or an infinity, a warning is logged, and there are neither a grid nor errors of reconstructions.
+        Errors of reconstructions are those of held-out pictures; without these, training pictures are shown.
+
+        Raises:
+            NonFiniteError: a reconstruction has a NaN or an infinity; `metrics` then gets no errors.
         """
-        self.metrics = self.shared_work.run(self.in_evaluation, "heldout_metrics")
-        with eval_mode(self.module), autocast(self.device, self.precision):
-            try:
-                image = self._reconstruct()
-            except NonFiniteError as error:
-                _log.warning("no reconstructions of step %d: %s", step, error)
-                return self.metrics
-        self.write_grid(Grid(image, "decoded"), step, folder)
-        return self.metrics
-
-    def _reconstruct(self) -> Image:
-        """Return a grid of pictures with reconstructions from inferred and from random x_T; add errors to `metrics`."""
         model, config, size = self.model(), self.config.sample, self.eval_batch
         shown = self.data.heldout if len(self.data.heldout) else self.data.train
         pictures = shown.pictures(spread(len(shown), self.config.log.pictures))
@@ -183,7 +168,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
             self.metrics |= dict(zip(_RECONSTRUCTION, errors, strict=True))
         rows = torch.stack([pictures, inferred, random], dim=1).flatten(0, 1)
         captions = ["picture", "inferred noise", "random noise"] * len(pictures)
-        return grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions)
+        return Grid(grid(rows, columns_for(len(rows), 6), enlargement(model.resolution), captions), "decoded")
 
     @classmethod
     def figures(cls, config: R, data: Split | None) -> list[str]:
@@ -193,12 +178,12 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def save(self, folder: Path) -> None:
         """Measure mean and deviation of the training set's codes; save the semantic model with them into `folder`."""
         model = self.model()
-        model.mean, model.std = codes.code_statistics(self.shared_work.run(self.in_evaluation, "training_codes"))
+        model.mean, model.std = self.shared_work.run(self.in_evaluation, "training_statistics")
         model.save(folder)
 
-    def training_codes(self) -> Tensor:
-        """Return the codes of the training pictures by the encoder's current weights, float32 [N, D] on the CPU."""
-        return codes.encode_set(self.module.encoder, self.data.train, self.eval_batch)
+    def training_statistics(self) -> codes.CodeStatistics:
+        """Return mean and deviation of the training pictures' codes by the encoder's current weights."""
+        return codes.set_statistics(self.module.encoder, self.data.train, self.eval_batch)
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out metrics."""

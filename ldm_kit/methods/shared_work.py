@@ -7,27 +7,38 @@ The main process evaluates, samples and saves, while the other processes wait. F
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ldm_kit.config import UserError
-from ldm_kit.data.peers import Alone, Group, shared_by
+from ldm_kit.data.peers import Alone, Group, PeerError, error_text, shared_by
 
 T = TypeVar("T")
 
 
-@dataclass
+class _Message(NamedTuple):
+    """What the main process tells those that wait: the pass that begins, or that its task has ended."""
+
+    name: str | None = None  # function to call; None: the task has ended
+    error: str | None = None  # message of the error with which the task ended; None: it succeeded
+
+
+class _Outcome(NamedTuple):
+    """How a pass ended on one process."""
+
+    error: str | None = None  # message of the process's own error; None: there is none
+    os_error: tuple[Any, ...] = ()  # arguments of the error if it is an OSError, for which `Log.evaluate` only skips
+
+
+@dataclass(frozen=True)
 class SharedWork:
     """Connection of this process to a run's other processes, which take a share of the main process's evaluation.
 
     Attributes:
         everyone: all processes of the run.
         host: the processes on this machine.
-        shared: whether the other processes wait for work now; always False except on the main process.
     """
 
     everyone: Group = field(default_factory=Alone)
     host: Group = field(default_factory=Alone)
-    shared: bool = False
 
     def on_main(self, task: Callable[[], T], call: Callable[[str], Any]) -> T | None:
         """Call `task` on the main process; until it ends, the other processes take part in the passes that it starts.
@@ -41,37 +52,108 @@ class SharedWork:
             The result of `task` on the main process, None on the others.
 
         Raises:
-            UserError: a pass failed on one of the processes.
+            UserError: on the other processes: `task` has failed on the main process, which raises the error of `task`.
         """
         if self.everyone.rank != 0:
-            while (name := self.everyone.gather(None)[0]) is not None:
-                self._call(call, name)
-            return None
-        self.shared = self.everyone.size > 1
+            return self._wait(call)
         try:
-            return task()
-        finally:
-            if self.shared:
-                self.everyone.gather(None)
-            self.shared = False
+            result = task()
+        except Exception as error:
+            self.everyone.gather(_Message(error=error_text(error)))
+            raise
+        self.everyone.gather(_Message())
+        return result
+
+    def _wait(self, call: Callable[[str], Any]) -> None:
+        """Take part in passes until the main process's task ends; it alone decides whether an error ends the run."""
+        error = None
+        while (message := self.everyone.gather(None)[0]).name is not None:
+            _, error, _ = _attempt(call, message.name, _Pass(self.everyone), self.host)
+        if message.error is not None:
+            raise PeerError(message.error) from error
 
     def run(self, call: Callable[[str], Any], name: str) -> Any:
         """Return `call(name)`; the processes that wait in `on_main` make the same call, and each does its share.
 
-        Raises:
-            UserError: the call cannot read a file, or it failed on another process.
-        """
-        if not self.shared:
-            return call(name)
-        self.everyone.gather(name)
-        return self._call(call, name)
+        Processes may exchange values within the call by `ldm_kit.data.peers`, in the group of all processes alone.
 
-    def _call(self, call: Callable[[str], Any], name: str) -> Any:
-        with shared_by(self.everyone, self.host):
-            try:
-                return call(name)
-            except Exception as error:
-                self.shared = False  # a pass that fails on one process ends on all of them
-                if isinstance(error, OSError):  # for which the main process alone would only skip the evaluation
-                    raise UserError(f"cannot evaluate: {error}") from error
-                raise
+        Raises:
+            OSError: the call has failed on another process with an OSError, and on none with another error.
+            UserError: the call has failed on another process with another error.
+        """
+        if self.everyone.size == 1:
+            return call(name)
+        self.everyone.gather(_Message(name))
+        result, error, outcomes = _attempt(call, name, _Pass(self.everyone), self.host)
+        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        worst = min(failures, key=lambda outcome: bool(outcome.os_error), default=outcomes[0])
+        if worst != outcomes[0]:
+            raise OSError(*worst.os_error) if worst.os_error else PeerError(str(worst.error))
+        if error is not None:
+            raise error
+        return result
+
+
+def _attempt(
+    call: Callable[[str], Any], name: str, group: "_Pass", host: Group
+) -> tuple[Any, Exception | None, list[_Outcome]]:
+    """Return the result of `call(name)`, the error it raised (or None), and how it ended on each process."""
+    result, error = None, None
+    with shared_by(group, host):
+        try:
+            result = call(name)
+        except Exception as failure:
+            error = failure
+    return result, error, group.end(_outcome(error))
+
+
+def _outcome(error: Exception | None) -> _Outcome:
+    if error is None or isinstance(error, PeerError):
+        return _Outcome()
+    if not isinstance(error, OSError):
+        return _Outcome(error_text(error))
+    has_number = error.errno is not None and error.strerror is not None
+    return _Outcome(error_text(error), (error.errno, error.strerror, error.filename) if has_number else (str(error),))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The group of all processes during a pass, in which one may fail where another still exchanges values.
+
+    Each exchange says whether its sender has ended the pass. If one has, those that still exchange values leave the
+    pass with an error, and all exchange outcomes until every process has ended it: so all call `gather` equally often.
+    """
+
+    everyone: Group
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, 0 to size - 1."""
+        return self.everyone.rank
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.everyone.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in order of rank.
+
+        Raises:
+            PeerError: another process has ended the pass with an error.
+            RuntimeError: another process has ended the pass without an error.
+        """
+        outcomes, values = zip(*self.everyone.gather((None, value)), strict=True)
+        if ended := [outcome for outcome in outcomes if outcome is not None]:
+            errors = [outcome.error for outcome in ended if outcome.error is not None]
+            if errors:
+                raise PeerError(errors[0])
+            raise RuntimeError("another process has ended the pass without this one")
+        return list(values)
+
+    def end(self, outcome: _Outcome) -> list[_Outcome]:
+        """Wait until every process has ended the pass; return how it ended on each."""
+        while True:
+            outcomes = [other for other, _ in self.everyone.gather((outcome, None))]
+            if None not in outcomes:
+                return outcomes

@@ -4,6 +4,7 @@ Codes are computed in float32 and from the pictures as they are, never mirrored 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from conditioning.semantic import SemanticEncoder, StridedEncoder
 from ldm_kit.config import UserError
 from ldm_kit.data.images import PictureSet, to_unit
-from ldm_kit.data.peers import divided
+from ldm_kit.data.peers import divided, summed
 from ldm_kit.diffusion.finite import check_finite
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.folder import SEMANTIC, ModelFolder
@@ -101,15 +102,30 @@ def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Ten
     Returns:
         Codes, not normalised, float32 [N, D] on the CPU.
     """
-    size = BatchSize.of(batch)
+    return divided(len(pictures), partial(_encode_some, encoder, pictures, BatchSize.of(batch)))
 
-    def own(indices: Sequence[int]) -> Tensor:
-        parts = size.batches(
-            len(indices), lambda some: _encode(encoder, pictures.pictures(indices[some.start : some.stop]))
-        )
-        return torch.cat([torch.zeros(0, encoder.config["z_width"]), *parts])
 
-    return divided(len(pictures), own)
+def set_statistics(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> CodeStatistics:
+    """Return `code_statistics` of a set's codes; processes that share work encode a part each and exchange sums alone.
+
+    `batch` is the most pictures that are read and encoded at once.
+    """
+    codes: list[Tensor] = []  # [of this process's part], float64
+
+    def total(own: Sequence[int]) -> Tensor:
+        codes.append(_encode_some(encoder, pictures, BatchSize.of(batch), own).double())
+        return codes[0].sum(0)
+
+    mean = summed(len(pictures), total) / len(pictures)
+    variance = summed(len(pictures), lambda own: (codes[0] - mean).square().sum(0)) / len(pictures)
+    return CodeStatistics(mean.float(), variance.sqrt().clamp_min(SMALLEST).float())
+
+
+def _encode_some(encoder: Encoder, pictures: PictureSet, size: BatchSize, indices: Sequence[int]) -> Tensor:
+    parts = size.batches(
+        len(indices), lambda some: _encode(encoder, pictures.pictures(indices[some.start : some.stop]))
+    )
+    return torch.cat([torch.zeros(0, encoder.config["z_width"]), *parts])
 
 
 @torch.no_grad()

@@ -10,17 +10,20 @@ so that they wait for processes and never for a device.
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm_kit.config import UserError
+
+T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # the other ranks wait for the main one while it samples pictures
 WORK_TIMEOUT = timedelta(days=30)  # to wait for another rank's share of a cache; a rank that dies closes its connection
 BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
@@ -67,6 +70,26 @@ def all_gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=_gloo_group(dist.group.WORLD))
     return values
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Call `action` on the main rank alone, and return its result on every rank; every rank must call this function.
+
+    Raises:
+        UserError: on the other ranks: `action` has failed on the main rank, which raises the error of `action` itself.
+    """
+    result: Any = None
+    if not is_distributed() or dist.get_rank() == 0:
+        try:
+            result = action()
+        except Exception as error:
+            error_text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            all_gather_objects((None, error_text))
+            raise
+    result, error_text = all_gather_objects((result, None))[0]
+    if error_text is not None:
+        raise UserError(error_text)
+    return result
 
 
 @dataclass(frozen=True)

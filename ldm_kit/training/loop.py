@@ -42,7 +42,6 @@ class Trainer:
     seed: int  # seed of the order of samples, and of dropout and other random numbers of the modules
     step: int = 0  # completed steps
     source: str | None = None  # fingerprint of the data that the completed steps were trained on
-    dependencies: Mapping[str, str] = field(default_factory=dict)  # digests of untrained models in the checkpoint
     overflows: int = 0  # steps in a row that overflowed under fp16
     ema: Ema = field(init=False)  # averages of the weights
     ddp_modules: dict[str, nn.Module] = field(init=False)  # the task's modules, wrapped by DDP if it is used
@@ -72,11 +71,9 @@ class Trainer:
             data: source of the training batches.
 
         Raises:
-            UserError: the checkpoint that this run resumed from was trained on other data, or with another tokenizer.
             NonFiniteError: a loss or gradient is not finite on a rank; the weights are those from before that step.
             torch.OutOfMemoryError: memory does not suffice for one sample at a time.
         """
-        check_unchanged(self.step, data, self.task, source=self.source, dependencies=self.dependencies)
         self.source = data.fingerprint
         batches = self._batches(data)
         while self.step < self.config.steps:
@@ -229,32 +226,35 @@ class Trainer:
         Raises:
             UserError: the checkpoint cannot be written (raised on every rank); an existing one is then unchanged.
         """
-        path, failure = folder / (name or f"checkpoint-{self.step:08d}"), None
-        if self.accelerator.is_main_process:
-            halved = self.split.size if self.split != self._configured_split() else None
-            try:
-                values = metadata(config, self.split, self.step, self.source, task=self.task, micro_batch=halved)
-                self._state().save(path, values, extra or {})
-            except UserError as error:
-                failure = str(error)
-        if (failure := distributed.all_gather_objects(failure)[0]) is not None:
-            raise UserError(failure)
+        path = folder / (name or f"checkpoint-{self.step:08d}")
+        halved = self.split.size if self.split != self._configured_split() else None
+
+        def write() -> None:
+            values = metadata(config, self.split, self.step, self.source, task=self.task, micro_batch=halved)
+            self._state().save(path, values, extra or {})
+
+        distributed.on_main(write)
         return path
 
     def _state(self) -> TrainingState:
         return TrainingState(self.task, self.optimisers, self.ema, self.accelerator.scaler)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, data: BatchSource) -> None:
         """Restore weights, optimisers, EMA and step from a verified checkpoint's folder; every rank reads the files.
 
+        `data` is the source of the training batches with which this run goes on.
+
         Raises:
-            UserError: the checkpoint is past the last step of this run.
+            UserError: the checkpoint is past the last step of this run; or it was trained on other data, or with other
+                models that are not trained.
         """
         saved = read_metadata(folder)
         if saved["step"] > self.config.steps:
             raise UserError(f"{folder} is at step {saved['step']}, past the end: train.steps is {self.config.steps}")
+        dependencies = saved.get("dependencies", {})
+        check_unchanged(saved["step"], data, self.task, source=saved["source"], dependencies=dependencies)
         self.optim = optim.as_saved(self.optim, saved["optimizer"])
         self.optimisers = optim.build_all(self.task.modules, self.optim)
         self._state().load(folder, saved)
-        self.step, self.source, self.dependencies = saved["step"], saved["source"], saved.get("dependencies", {})
+        self.step, self.source = saved["step"], saved["source"]
         self.split = self._configured_split().limited_to(saved.get("micro_batch"))

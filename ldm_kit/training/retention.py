@@ -107,18 +107,11 @@ class CheckpointRetention:
         Raises:
             UserError: the evaluation lacks the metric that `train.keep_best` names (raised on every rank).
         """
-        spec, best, error_text = self.settings.train.keep_best, False, None
-        if spec is None:
+        if (spec := self.settings.train.keep_best) is None:
             return False
-        if metrics is not None:
-            try:
-                best = BestCheckpoint(self.folder, spec).is_beaten_by(metrics)
-            except UserError as error:
-                error_text = str(error)
-        best, error_text = distributed.all_gather_objects((best, error_text))[0]
-        if error_text is not None:
-            raise UserError(error_text)
-        return best
+        return distributed.on_main(
+            lambda: metrics is not None and BestCheckpoint(self.folder, spec).is_beaten_by(metrics)
+        )
 
     def save(self, trainer: Trainer, step: TrainStep, best: Mapping[str, float] | None, required: bool) -> None:
         """Save a checkpoint, and remove old ones that are not to be kept; every rank must call it.
@@ -132,11 +125,9 @@ class CheckpointRetention:
         Raises:
             UserError: the save failed, and this failure ends the run.
         """
-        error_text = None
         try:
             path = trainer.save(self.folder, self.settings)
-            error_text = self._prune(trainer, path, best) if trainer.accelerator.is_main_process else None
-            error_text = distributed.all_gather_objects(error_text)[0]
+            error_text = distributed.on_main(lambda: self._prune(trainer, path, best))
         except UserError as error:
             error_text = str(error)
         self.failed_saves = 0 if error_text is None else self.failed_saves + 1

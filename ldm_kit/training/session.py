@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,6 @@ from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import BatchSource, Task, TrainStep
-from ldm_kit.training.training_state import check_unchanged
 
 
 class Settings(Protocol):
@@ -104,7 +104,7 @@ class Session:
         assert isinstance(value, torch.Tensor)
         return value
 
-    def trainer(self, task: OptimisedTask, data: BatchSource | None = None) -> Trainer:
+    def trainer(self, task: OptimisedTask, data: BatchSource) -> Trainer:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
         After this call a stop signal no longer ends the process at once: the run ends after the current step. When all
@@ -112,27 +112,30 @@ class Session:
 
         Args:
             task: what is trained.
-            data: training samples; of a resumed run they must be those of the checkpoint. None: not checked yet.
+            data: training samples; of a resumed run they must be those of the checkpoint.
 
         Raises:
-            UserError: the data, or models that the task uses but does not train, differ from the checkpoint's.
+            UserError: the data, or models that the task uses but does not train, differ from the checkpoint's; or, on
+                all ranks but the main one, the main one has failed to write.
+            OSError: on the main rank: a file cannot be written.
         """
         settings = self.settings
         trainer = Trainer(self.accelerator, task, task.optim, settings.train, settings.ema, seed=settings.seed)
         if self.resume is not None:
-            trainer.load(self.resume)
-            if data is not None:
-                check_unchanged(trainer.step, data, task, source=trainer.source, dependencies=trainer.dependencies)
+            trainer.load(self.resume, data)
             distributed.print_on_main(f"going on from step {trainer.step}, {self.resume}")
-        if settings.log.tensorboard:  # its events after the checkpoint are dropped
-            dropped = {} if self.resume is None else {"purge_step": trainer.step + 1}
-            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped})
-        if self.is_main_process:
-            run_folder.write_config(self.folder, settings)
-            cut_metrics(self.folder / FILE, trainer.step)
+        distributed.on_main(partial(self._write_start, trainer.step))
         self.signals.watch()
         self.active_trainer = trainer
         return trainer
+
+    def _write_start(self, step: int) -> None:
+        """Write what the run begins with: trackers and config; drop metrics and events later than `step`."""
+        if self.settings.log.tensorboard:
+            dropped = {} if self.resume is None else {"purge_step": step + 1}
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped})
+        run_folder.write_config(self.folder, self.settings)
+        cut_metrics(self.folder / FILE, step)
 
     def log(self, trainer: Trainer) -> Log:
         """Return the run's log, starting at the trainer's step."""
@@ -212,7 +215,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
         launch.watch_parent()
     with contextlib.ExitStack() as stack:
         stack.enter_context(backends(settings.train, accelerator.device))
-        checkpoint_path = _open_folder(folder, settings, resume, stack if accelerator.is_main_process else None)
+        checkpoint_path = distributed.on_main(partial(_open_folder, folder, settings, resume, stack))
         torch.manual_seed(derive_seed(settings.seed, "weights"))  # every rank starts from the same weights
         run = Session(accelerator, folder, settings, checkpoint_path)
         stack.callback(run.signals.release)
@@ -222,29 +225,17 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
             raise run.save_fault(error) from None
 
 
-def _open_folder(
-    folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack | None
-) -> Path | None:
-    """Lock the run's folder, on the main rank; return the checkpoint to resume from (None: a new run), on all ranks.
+def _open_folder(folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack) -> Path | None:
+    """Lock the run's folder until `stack` is closed; return the checkpoint to resume from (None: a new run).
 
-    `stack` will release the lock; it is None on all ranks but the main one. `resume` is `latest`, the
-    folder of a checkpoint, or None for a new run.
+    `resume` is `latest`, the folder of a checkpoint, or None for a new run.
 
     Raises:
-        UserError: on each rank: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
+        UserError: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
-    path, error_text = None, None
-    if stack is not None:
-        try:
-            stack.enter_context(run_folder.Lock(folder))
-            checkpoint.remove_stale_tmp(folder)
-            path = _checkpoint_to_resume(folder, settings, resume)
-        except UserError as error:
-            error_text = str(error)
-    path, error_text = distributed.all_gather_objects((path, error_text))[0]
-    if error_text is not None:
-        raise UserError(error_text)
-    return path
+    stack.enter_context(run_folder.Lock(folder))
+    checkpoint.remove_stale_tmp(folder)
+    return _checkpoint_to_resume(folder, settings, resume)
 
 
 def _checkpoint_to_resume(folder: Path, settings: Any, resume: str | None) -> Path | None:

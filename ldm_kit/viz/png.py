@@ -101,17 +101,25 @@ def next_index(folder: Path) -> int:
     return max((int(match[1]) + 1 for match in map(_PICTURE.match, names) if match), default=0)
 
 
-def unused_path(path: Path) -> Path:
+def unused_path(path: Path, *suffixes: str) -> Path:
     """Return a path to write to without overwriting the results of an earlier command.
 
     It is `path` itself if nothing is there, else the first free one of `NAME-2`, `NAME-3`, ... (the number is before
     the file's suffix). A path at which there is an empty folder is free.
+
+    Args:
+        path: the path that is preferred.
+        suffixes: suffixes, such as ".png", of further files of the same name, which must be free as well.
     """
     number, candidate = 1, path
-    while candidate.exists() and (candidate.is_file() or any(candidate.iterdir())):
+    while any(_is_used(other) for other in (candidate, *map(candidate.with_suffix, suffixes))):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def _is_used(path: Path) -> bool:
+    return path.exists() and (path.is_file() or any(path.iterdir()))
 
 
 def write_atomic(path: Path, content: bytes) -> None:

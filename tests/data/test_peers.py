@@ -21,10 +21,11 @@ class Exchange:
     """What the members of a group share."""
 
     size: int
+    timeout: float
     values: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.values, self.barrier = [None] * self.size, threading.Barrier(self.size, timeout=600)
+        self.values, self.barrier = [None] * self.size, threading.Barrier(self.size, timeout=self.timeout)
 
 
 @dataclass
@@ -44,17 +45,20 @@ class Member:
         return values
 
 
-def together(function, hosts=(0, 0)):
-    """Call function(rank) in one thread for each of `hosts`, and return results or errors."""
-    world = Exchange(len(hosts))
-    local = {host: Exchange(hosts.count(host)) for host in hosts}
+def together(function, hosts=(0, 0), timeout=600):
+    """Call function(rank) in one thread for each of `hosts`, and return results or errors.
+
+    A thread that waits for others more than `timeout` seconds raises a BrokenBarrierError.
+    """
+    world = Exchange(len(hosts), timeout)
+    local = {host: Exchange(hosts.count(host), timeout) for host in hosts}
 
     def run(rank):
         host = hosts[rank]
         with peers.shared_by(Member(rank, world), Member(hosts[:rank].count(host), local[host])):
             try:
                 return function(rank)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 return error
 
     with ThreadPoolExecutor(len(hosts)) as pool:

@@ -115,7 +115,7 @@ def test_an_overflowing_step_is_skipped_and_its_scale_kept(device, pictures, tmp
         assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with training_on(device):
         resumed = trainer_of(config, tmp_path)
-        resumed.load(path)
+        resumed.load(path, resumed.task.batches)
         assert resumed.step == LATER + 1
         assert resumed.accelerator.scaler.get_scale() == 2.0**39
 

@@ -175,6 +175,23 @@ def test_pictures_of_a_program_are_given_again_or_found_in_files(labelled, tmp_p
     assert from_program == from_files
 
 
+def test_pictures_of_another_kind_than_the_models_are_refused(labelled):
+    config = read(LatentRun, labelled / "config.yaml").data
+    for change, words in (({"resolution": 12}, "12 px and 3"), ({"channels": 1}, "16 px and 1")):
+        data = load(config.model_copy(update=change))
+        with pytest.raises(UserError, match=rf"have {words} channels; expected 16 px and 3 channels, as the model in"):
+            evaluate_likelihood(labelled, LikelihoodRequest(), "cpu", data=data)
+
+
+def test_no_picture_of_an_earlier_measurement_is_overwritten(labelled, tmp_path):
+    run = Path(shutil.copytree(labelled, tmp_path / "run", ignore=shutil.ignore_patterns("nll*")))
+    (run / "nll.png").write_text("the user's")
+    said = evaluate_likelihood(run, LikelihoodRequest(count=1, times=1), "cpu")
+    assert said.endswith(f"written to {run / 'nll-2.json'} and {run / 'nll-2.png'}")
+    assert sorted(path.name for path in run.glob("nll*")) == ["nll-2.json", "nll-2.png", "nll.png"]
+    assert (run / "nll.png").read_text() == "the user's"
+
+
 def test_the_command_refuses_bad_input(labelled, tmp_path):
     found = CliRunner().invoke(app, ["nll", str(labelled), "--count", "2", "--batch_size", "2", "--device", "cpu"])
     assert found.exit_code == 0

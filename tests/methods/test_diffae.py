@@ -194,7 +194,7 @@ def test_reconstructions_that_are_not_finite_cost_their_grid_alone(pictures, tmp
     monkeypatch.setattr(SemanticModel, "decode", fail)
     metrics = method.evaluate(3, tmp_path / "run")
     assert set(metrics) == {"heldout_loss"}
-    assert "no reconstructions of step 3: the U-Net gives" in caplog.text
+    assert "no sample pictures of step 3: the U-Net gives" in caplog.text
     assert not [*(tmp_path / "run").rglob("*.png")]
 
 

@@ -1,6 +1,7 @@
 """Training from the outside: what a run's folder holds in the end, and that true processes say the same."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm_kit.methods import check_run
 from tests.processes import script as process
+from tests.training.helpers import CLASSES, KL
 from tests.world import MODELS, World, through
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,22 @@ def test_the_resolved_config_makes_the_same_run_again(world: World, tmp_path, sc
     for file in sorted((world.model(name) / "model").rglob("*.safetensors")):
         twin = again / "model" / file.relative_to(world.model(name) / "model")
         assert file.read_bytes() == twin.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(("script", "tree"), [("train_ae", KL), ("train_ldm", CLASSES)])
+def test_a_config_can_come_from_a_pipe(script, tree, monkeypatch):
+    """Which can be read once."""
+    configs = []
+    monkeypatch.setattr("ldm_kit.methods.train.train", lambda config, *_, resume: configs.append((config, resume)))
+    reader, writer = os.pipe()
+    os.write(writer, yaml.safe_dump({**tree, "run": "a"}).encode())
+    os.close(writer)
+    try:
+        found = through(script, f"/dev/fd/{reader}", "data.path=b", "--resume", "latest")
+    finally:
+        os.close(reader)
+    assert found.status == 0, found.err
+    assert configs == [(check_run({**tree, "run": "a", "data": {**tree["data"], "path": "b"}}, "the same"), "latest")]
 
 
 def test_nothing_held_out(world: World, tmp_path):

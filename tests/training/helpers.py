@@ -134,7 +134,7 @@ def play(
             config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         )
         method.precision = run.precision
-        trainer, lines = run.trainer(method), []
+        trainer, lines = run.trainer(method, method.batches), []
         for step in trainer.train(method.batches):
             values = {**step.logs, **{f"{name}_norm": norm for name, norm in step.norms.items()}}
             means = {name: run.all_reduce_mean(value.detach().clone()) for name, value in values.items()}

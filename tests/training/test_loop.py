@@ -103,9 +103,9 @@ def test_a_checkpoint_past_the_end_is_refused(tmp_path):
     assert path is not None
     assert json.loads((path / "trainer_state.json").read_text())["position"] == 24
     with pytest.raises(UserError, match=r"checkpoint-00000006 is at step 6, past the end: train\.steps is 4"):
-        trainer(Toy(), steps=4).load(path)
+        trainer(Toy(), steps=4).load(path, Numbers())
     again = trainer(Toy())
-    again.load(path)
+    again.load(path, Numbers())
     assert list(again.train(Numbers())) == []
 
 

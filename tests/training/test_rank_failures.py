@@ -1,5 +1,6 @@
 """Two processes that talk gloo: a fault of one is everybody's, and nobody waits for ever."""
 
+import errno
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.methods.autoencoder import Autoencoding
-from ldm_kit.training import checkpoint
+from ldm_kit.training import checkpoint, run_folder
 from ldm_kit.training.optim import lr_factor
 from tests.training.helpers import KL, TEXT, picture_folder, play, ranks, settings
 from tests.training.test_out_of_memory import GAME, PLACES, with_room_for
@@ -69,6 +70,23 @@ def full():
     checkpoint.write = write
 
 
+def unwritable(config):
+    """The error with which a run ends whose config cannot be written; only the main process tries."""
+
+    def write_config(folder, config):
+        raise OSError(errno.ENOSPC, "no room", "config.yaml")
+
+    before, run_folder.write_config = run_folder.write_config, write_config
+    try:
+        play(config)
+    except OSError as error:
+        return f"OSError: {error}"
+    except UserError as error:
+        return str(error)
+    finally:
+        run_folder.write_config = before
+
+
 def infinite(loss, step):
     return loss + float("inf") if second() and step == 2 else loss
 
@@ -95,6 +113,7 @@ def everything(pictures, folder):
         "lost": lost(),
         "thrown": told(settings(TEXT, pictures, folder / "thrown", "optim.lr=1e18", "optim.warmup=0")),
         "full": told(settings(TEXT, pictures, folder / "full", "train.checkpoint_every=2"), full),
+        "unwritable": unwritable(settings(TEXT, pictures, folder / "unwritable")),
         "curve": play(settings(TEXT, pictures, folder / "g", "train.micro_batch=1", *CURVE)),
     }
 
@@ -149,6 +168,11 @@ def test_the_bundle_of_two_is_one(together):
 def test_a_full_disk_stops_both_in_the_end(together):
     (found, _), _ = together
     assert found["full"] == "no room, 3 times in a row; the run stops after step 6, --resume latest goes on"
+
+
+def test_a_config_that_cannot_be_written_stops_both(together):
+    (found, _), _ = together
+    assert found["unwritable"] == f"OSError: [Errno {errno.ENOSPC}] no room: 'config.yaml'"
 
 
 def test_the_curve_counts_optimiser_steps(together, tmp_path):

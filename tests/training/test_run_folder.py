@@ -100,6 +100,7 @@ def refused(tree, tmp_path, old, new):
         "train.steps=80",
         "train.checkpointing=true",
         "train.micro_batch=4",
+        "train.eval_batch=4",
         "train.compile=true",
         "train.attention=math",
         "train.channels_last=true",
