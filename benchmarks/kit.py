@@ -118,7 +118,8 @@ def open_autoencoder(config: AutoencoderRun, data: Split, device: torch.device) 
 def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, device: torch.device) -> Opened:
     """Build a latent run on random data: `count` latents [CHANNELS, side, side], each with `tokens` text states."""
     conditioner = build_conditioner(config)
-    unet = build_denoiser(config, conditioner.width, side)
+    with torch.device(device):  # a billion random weights take a GPU a moment
+        unet = build_denoiser(config, conditioner.width, side)
     mean = torch.randn(count, 1, CHANNELS, side, side).half()
     states = torch.empty(count, tokens, conditioner.width or 1, dtype=torch.bfloat16).normal_()
     inputs = {"states": states, "mask": torch.ones(count, tokens, dtype=torch.bool)}

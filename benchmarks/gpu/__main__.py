@@ -27,8 +27,30 @@ from benchmarks.tables import chosen, page_of, write_section
 from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.config import UserError
 
-SECTIONS = {"tests": 150, "peak": 40, "stage2": 120, "stage1": 90, "sampling": 90, "faces": 240, "settings": 120}
-TESTS = ("-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider")
+SECTIONS = {
+    "tests": 150,
+    "peak": 40,
+    "stage2": 120,
+    "stage1": 90,
+    "sampling": 90,
+    "faces": 240,
+    "settings": 120,
+    "profile": 90,
+}
+TESTS = (
+    "-m",
+    "pytest",
+    "-m",
+    "gpu",
+    "tests/gpu",
+    "-q",
+    "-rfE",
+    "--tb=short",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:benchmark",
+)
 
 
 def main(
@@ -151,7 +173,7 @@ def run_inside(name: str, plan: sizes.Sizes, work: Path, out: Path, results: Res
 
         results.write(name, peak(plan))
         return
-    from benchmarks.gpu import sampling, training
+    from benchmarks.gpu import profile, sampling, training
     from benchmarks.gpu.model import Space
 
     space = Space(work, plan)
@@ -161,6 +183,7 @@ def run_inside(name: str, plan: sizes.Sizes, work: Path, out: Path, results: Res
         "stage1": training.stage1,
         "settings": training.settings,
         "sampling": sampling.sampling,
+        "profile": profile.profile,
     }[name]
     results.write(name, section(space))
 

@@ -39,7 +39,8 @@ def train_stage2(sizes: Sizes, model: Path, encode: bool) -> Iterator[object]:
     """
     accelerator, dtype, device = _accelerator(sizes), torch.bfloat16, sizes.device
     with silence_diffusers():
-        unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model / "unet")).train()
+        with torch.device(device):
+            unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model / "unet")).train()
         vae: Any = AutoencoderKL.from_pretrained(model / "vae").requires_grad_(False).to(device, dtype)
         text: Any = CLIPTextModel.from_pretrained(model / "text_encoder").requires_grad_(False).to(device, dtype)
     module = PreparedModule(accelerator, unet, 1e-4, foreach=True)

@@ -20,8 +20,8 @@ def sampling(space: Space) -> Figures:
         "diffusers, fp16": partial(_diffusers, space, torch.float16),
         "diffusers, bf16": partial(_diffusers, space, torch.bfloat16),
         "diffusers, bf16, channels-last": partial(_diffusers, space, torch.bfloat16, True),
-        "ours, bf16": partial(_ours, space, torch.bfloat16),
-        "ours, fp16": partial(_ours, space, torch.float16),
+        "ours, bf16": partial(sample_ours, space, torch.bfloat16),
+        "ours, fp16": partial(sample_ours, space, torch.float16),
     }
     results = {}
     for name, work in variants.items():
@@ -57,7 +57,7 @@ def _diffusers(space: Space, dtype: torch.dtype, channels_last: bool = False) ->
 
 
 @torch.no_grad()
-def _ours(space: Space, dtype: torch.dtype) -> Iterator[object]:
+def sample_ours(space: Space, dtype: torch.dtype) -> Iterator[object]:
     sizes = space.sizes
     pipeline = kit.Pipeline.load(space.model, sizes.device, dtype)
     options = kit.sampling(steps=sizes.steps, solver="dpm++", guidance_scale=GUIDANCE)

@@ -25,8 +25,8 @@ class Sizes:
     tokens: int  # text states of a latent
     matrix: int  # side of the matrices whose product is timed
     blocks: int = 3  # blocks of each variant
-    block: int = 8  # training steps in a block
-    warmup: int = 4  # training steps before the first block
+    block: int = 5  # training steps in a block
+    warmup: int = 3  # training steps before the first block
     stage1: tuple[str, ...] = ()  # overrides of configs/gpu/ae_kl_f8.yaml
     stage2: tuple[str, ...] = ()  # overrides of configs/gpu/ldm_sd1.yaml
     small: tuple[str, ...] = ()  # ... that make its U-Net a small one, for the section `settings`

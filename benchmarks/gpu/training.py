@@ -24,9 +24,9 @@ def stage2(space: Space) -> Figures:
     variants: dict[str, Work] = {
         "diffusers, encoding in each step": partial(peers.train_stage2, sizes, space.model, True),
         "diffusers, latents and states given": partial(peers.train_stage2, sizes, space.model, False),
-        "ours": partial(_denoiser, space),
-        "ours, contiguous": partial(_denoiser, space, "train.channels_last=false"),
-        "ours, activations made again": partial(_denoiser, space, "train.checkpointing=true"),
+        "ours": partial(train_denoiser, space),
+        "ours, contiguous": partial(train_denoiser, space, "train.channels_last=false"),
+        "ours, activations made again": partial(train_denoiser, space, "train.checkpointing=true"),
     }
     flops = machine.step_flops(
         space.frozen(), kit.build_conditioner(space.frozen()).width or 0, sizes.tokens, sizes.latent
@@ -39,8 +39,8 @@ def stage1(space: Space) -> Figures:
     sizes = space.sizes
     variants: dict[str, Work] = {
         "diffusers, bf16 weights": partial(peers.train_stage1, sizes, space.stage1()),
-        "ours": partial(_autoencoder, space),
-        "ours, contiguous": partial(_autoencoder, space, "train.channels_last=false"),
+        "ours": partial(train_autoencoder, space),
+        "ours, contiguous": partial(train_autoencoder, space, "train.channels_last=false"),
     }
     flops = machine.autoencoder_flops(space.stage1())
     return {"batch": sizes.batch_ae, "flops": flops, "variants": _measured(space, variants)}
@@ -66,7 +66,7 @@ def settings(space: Space) -> Figures:
     """Time the training step of a small U-Net with single settings changed; return the figures of each."""
     small = (*space.sizes.small, f"train.batch_size={_small_batch(space)}")
     variants: dict[str, Work] = {
-        name: partial(_denoiser, space, *small, *given, side=space.sizes.small_side)
+        name: partial(train_denoiser, space, *small, *given, side=space.sizes.small_side)
         for name, given in SETTINGS.items()
         if space.sizes.device.type == "cuda" or name not in GPU_ONLY
     }
@@ -90,14 +90,14 @@ def _measured(space: Space, variants: Mapping[str, Work]) -> dict[str, Figures]:
     return results
 
 
-def _denoiser(space: Space, *overrides: str, side: int | None = None) -> Iterator[object]:
+def train_denoiser(space: Space, *overrides: str, side: int | None = None) -> Iterator[object]:
     """Train the denoiser with ldm_kit on cached latents and states of a frozen text encoder."""
     config = space.frozen("train.precision=bf16", *overrides)
     side, tokens = side or space.sizes.latent, space.sizes.tokens
     return kit.train_steps(config, partial(kit.open_random_latents, config, side, COUNT, tokens))
 
 
-def _autoencoder(space: Space, *overrides: str) -> Iterator[object]:
+def train_autoencoder(space: Space, *overrides: str) -> Iterator[object]:
     config = space.stage1("train.precision=bf16", *overrides)
     return kit.train_steps(config, partial(kit.open_autoencoder, config, _random_pictures(space.sizes.side)))
 

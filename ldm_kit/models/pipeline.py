@@ -38,7 +38,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.execution import cast_weights
+from ldm_kit.nets.execution import cast_weights, is_cast
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.solvers.samplers import sample
 
@@ -107,7 +107,7 @@ class Pipeline:
         """Return the U-Net as a function of (x, t, cond) in the model's precision; `options` as for `denoiser`."""
         network = partial(apply_unet, self.unet)
         network = network if options is None else with_scale(network, options, len(self.schedule))
-        return autocast_network(network, self.precision)
+        return autocast_network(network, None if is_cast(self.unet, self.precision) else self.precision)
 
     def with_guides(
         self, classifier: NoisyClassifier | None = None, autoguidance_model: "Pipeline | None" = None
@@ -247,7 +247,7 @@ class Pipeline:
         Args:
             folder: a model's folder, as ldm_kit or diffusers wrote it, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: dtype of autocast in sampling, to which U-Net weights are cast now; None: no autocast, no cast.
+            precision: dtype in which the U-Net samples; its weights are cast to it now. None: no cast.
 
         Raises:
             UserError: the folder does not exist, or a component is missing, is broken, does not fit or is not

@@ -125,7 +125,7 @@ def write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def check_uncast(unet: nn.Module, folder: Path) -> None:
-    """Check that all weights of a U-Net have one dtype, before it is saved.
+    """Check that no weights of a U-Net have been cast to a lower precision, before it is saved.
 
     Args:
         unet: the U-Net.
@@ -134,7 +134,8 @@ def check_uncast(unet: nn.Module, folder: Path) -> None:
     Raises:
         UserError: `cast_weights` has cast some of the weights to a lower precision for sampling.
     """
-    if len(types := {str(weight.dtype) for weight in unet.parameters()}) > 1:
+    types = {str(weight.dtype) for weight in unet.parameters()}
+    if len(types) > 1 or any(weight.dtype.itemsize == 2 for weight in unet.parameters()):
         raise UserError(
             f"{folder}: not saved: the U-Net's weights were cast for sampling ({', '.join(sorted(types))}); "
             "open the model without a precision to save it"
