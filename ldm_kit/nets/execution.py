@@ -256,7 +256,7 @@ def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     compute norms in float32, and so move twice the bytes. Such a network `is_cast`, and is called without autocast.
     """
     if next(net.parameters()).device.type != "cpu":
-        net.to(dtype)
+        nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
         return
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
