@@ -2,11 +2,12 @@
 # make test   checks style, types, import directions and behaviour
 # make torture   kills, corrupts and starves the trainer about 1,300 times (two hours); writes docs/results/stress.md
 # make torture QUICK=1   a fixed 2 % of those trials, at least one of each promise (a few minutes); prints the table
+# make gpu   measures this machine's NVIDIA GPU: tests, training and sampling beside diffusers (about eight minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test types behaviour slow torture clean
+.PHONY: demo test types behaviour slow torture gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m ldm_kit.demo
@@ -29,6 +30,9 @@ slow: $(VENV)/.installed-dev
 torture: $(VENV)/.installed-dev
 	-$(BIN)/python -m pip install -q ckpt-chaos==0.1.8 # an independent crash test; the table says so if it is not there
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress tests/stress $(if $(QUICK),--quick,--page docs/results/stress.md)
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -38,7 +38,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
 from ldm_kit.nets.apply import apply_unet
-from ldm_kit.nets.execution import cast_weights, is_cast
+from ldm_kit.nets.casting import cast_weights, is_cast
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.solvers.samplers import sample
 

@@ -104,7 +104,8 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
 def default_layout(device: torch.device | str) -> torch.memory_format:
     """Return the memory layout of networks on `device` where a run's config does not set `train.channels_last`.
 
-    It is channels-last where that is fast, on accelerators and on CPUs with AMX, and contiguous on other CPUs. The
+    It is channels-last on CPUs with AMX, where that is fast, and contiguous elsewhere: an NVIDIA H100 trains an
+    autoencoder in bf16 a fifth slower in channels-last (docs/results/gpu.md). The
     environment variable `LDM_KIT_CHANNELS_LAST` (1: channels-last, 0: contiguous) overrides this, for training and
     loading alike.
 
@@ -114,7 +115,7 @@ def default_layout(device: torch.device | str) -> torch.memory_format:
     value = os.environ.get(LAYOUT_VARIABLE, "")
     if value not in ("", "0", "1"):
         raise UserError(f"the environment variable {LAYOUT_VARIABLE} is {value!r:.80}; expected 0 or 1")
-    fast = torch.device(device).type != "cpu" or torch.cpu._is_amx_tile_supported()
+    fast = torch.device(device).type == "cpu" and torch.cpu._is_amx_tile_supported()
     return layout_for(device, value == "1" if value else fast)
 
 
@@ -245,24 +246,3 @@ def _trial(processor: Any, device: torch.device, dtype: torch.dtype, head_size: 
     out = attention(x.to(device, dtype), tokens.to(device, dtype), attention_mask=mask)
     out.float().square().sum().backward()
     return [out.float().detach(), *(p.grad.float() for p in attention.parameters() if p.grad is not None)]
-
-
-def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of `net` to `dtype`, in place, for sampling.
-
-    On a CPU these are the weights of linear layers and convolutions, and the network is called under autocast. Its
-    outputs do not change: autocast would cast the same weights anew in every call, which takes a tenth of the time of a
-    call. On an accelerator they are all weights, as where diffusers loads a network with `torch_dtype`: autocast would
-    compute norms in float32, and so move twice the bytes. Such a network `is_cast`, and is called without autocast.
-    """
-    if next(net.parameters()).device.type != "cpu":
-        nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
-        return
-    for module in net.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
-
-
-def is_cast(net: nn.Module, dtype: torch.dtype | None) -> bool:
-    """Return whether all weights of `net` have this dtype, so that it needs no autocast to compute in it."""
-    return dtype is not None and all(weight.dtype is dtype for weight in net.parameters())

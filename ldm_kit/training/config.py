@@ -32,7 +32,7 @@ class TrainConfig(Config):
     channels_last: bool | None = Field(
         default=None,
         description="memory layout of the networks; null: what the environment variable LDM_KIT_CHANNELS_LAST (0 or 1) "
-        "says, else channels-last on GPUs and on CPUs with AMX, where it is fast",
+        "says, else channels-last on CPUs with AMX, where it is fast",
     )
     deterministic: bool = Field(
         default=False,

@@ -299,3 +299,17 @@ def test_guidance_asks_the_network_once_a_step(world, name, monkeypatch):
     *_, apart = model.states(NAMES, SEEDS, options.resolve(model))
     assert asked == [4, 4, 4, *[2] * 6]
     torch.testing.assert_close(joined.x, apart.x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text", "class_pixels"])
+def test_a_network_cast_as_a_whole_samples_without_autocast(name, world, monkeypatch):
+    """So it is cast on an accelerator."""
+    exact, cast = (Pipeline.load(world.model(name) / "model") for _ in range(2))
+    cast = replace(cast, precision=torch.bfloat16)
+    torch.nn.Module.to(cast.unet, torch.bfloat16)
+    options = SamplingOptions(steps=3, solver="dpm++", guidance_scale=2.0)
+    *_, expected = exact.states(NAMES, SEEDS, options.resolve(exact))
+    monkeypatch.setattr(torch, "autocast", None)  # is not called
+    *_, found = cast.states(NAMES, SEEDS, options.resolve(cast))
+    error = (found.x - expected.x).norm() / expected.x.norm()
+    assert 0 < error < 0.1

