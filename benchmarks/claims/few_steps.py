@@ -27,11 +27,12 @@ from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import subset, to_unit
-from ldm_kit.demo.measure import choose_prompts, count_right, sample_prompts
+from ldm_kit.demo.measure import choose_prompts, sample_prompts
 from ldm_kit.demo.show import faces_of
 from ldm_kit.methods import read_run
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.metrics.factor_reader import FactorReader
+from ldm_kit.metrics.factor_shares import count_right
 from ldm_kit.metrics.fidelity import embed, frechet
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
 from ldm_kit.models.options import SamplingOptions

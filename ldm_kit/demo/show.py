@@ -13,12 +13,13 @@ from ldm_kit.data import sources
 from ldm_kit.data.faces.dataset import ATTRIBUTION, FacesConfig
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset, to_bytes, to_unit
-from ldm_kit.demo.measure import FactorShares, choose_prompts, count_right, fidelity_table, sample_prompts
+from ldm_kit.demo.measure import choose_prompts, sample_prompts
 from ldm_kit.demo.sheet import Section, sheet
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics.factor_reader import FactorReader
+from ldm_kit.metrics.factor_shares import FactorShares, count_right, fidelity_table
 from ldm_kit.metrics.reconstruction import psnr as psnr_of
 from ldm_kit.metrics.reconstruction import ssim as ssim_of
 from ldm_kit.models.factor_readers import factor_labels, factor_reader

@@ -76,7 +76,7 @@ def generate_to_folder(
     check_writable(output.out)
     device = device_named(output.device)
     precision = autocast_dtype(output.precision, device)
-    pipeline = _load(model, guides, device, precision)
+    pipeline = load_guided(model, guides, device, precision)
     resolved = options.resolve(pipeline)
     texts = _check_prompts(pipeline, texts, resolved)
     jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
@@ -120,7 +120,18 @@ def _save_pictures(
     return first
 
 
-def _load(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:
+def load_guided(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:
+    """Load a diffusion model with its guides from folders of saved models, runs or checkpoints.
+
+    Args:
+        model: folder of the model.
+        guides: folders of the guides.
+        device: device of all networks.
+        precision: dtype of autocast while sampling; None: no autocast.
+
+    Raises:
+        UserError: a folder holds no such model, or a guide does not fit the model.
+    """
     pipeline = Pipeline.load(saved_model(model), device, precision)
     classifier = None if guides.classifier is None else NoisyClassifier.load(saved_model(guides.classifier), device)
     worse = None if guides.autoguidance_model is None else saved_model(guides.autoguidance_model)

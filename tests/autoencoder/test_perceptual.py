@@ -54,7 +54,7 @@ def test_fused_features_are_timm_s(lite0):
     import timm
 
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    backbones._fill_timm(model, backbones._read(f"package:{PACKAGE}"), PACKAGE)
+    backbones._fill_timm(model, backbones.read_weights(f"package:{PACKAGE}"), PACKAGE)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)

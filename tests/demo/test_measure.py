@@ -13,9 +13,10 @@ from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.demo import show
-from ldm_kit.demo.measure import ALL, MEAN, Proportion, choose_prompts, count_right, fidelity_table, sample_prompts
+from ldm_kit.demo.measure import choose_prompts, sample_prompts
 from ldm_kit.demo.show import REAL, AutoencoderLoss, measure_autoencoder, measure_parts, summarise
 from ldm_kit.metrics.factor_reader import FactorReader
+from ldm_kit.metrics.factor_shares import ALL, MEAN, Proportion, count_right, fidelity_table
 from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.models.factor_readers import factor_labels
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions

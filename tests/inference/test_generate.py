@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm_kit.diffusion import likelihood
 from ldm_kit.diffusion.likelihood import Term
-from ldm_kit.inference.generate import _load, generate_to_folder
+from ldm_kit.inference.generate import generate_to_folder, load_guided
 from ldm_kit.inference.likelihood import LikelihoodRequest, _random, _Sums
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
 from ldm_kit.models.options import SamplingOptions
@@ -40,7 +40,7 @@ def test_every_picture_has_a_seed_of_its_own_and_prompts_of_a_file_come_last(tmp
 
 
 def test_the_guide_model_is_loaded_in_the_precision_asked_for():
-    pipeline = _load(MODEL, GuideModels(autoguidance_model=MODEL), torch.device("cpu"), torch.bfloat16)
+    pipeline = load_guided(MODEL, GuideModels(autoguidance_model=MODEL), torch.device("cpu"), torch.bfloat16)
     assert pipeline.autoguidance_model is not None
     assert pipeline.precision == pipeline.autoguidance_model.precision == torch.bfloat16
 

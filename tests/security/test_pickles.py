@@ -81,11 +81,11 @@ def of_an_autoencoder_without_safetensors(folder, evil):
 
 
 def of_perceptual_weights(folder, evil):
-    backbones._read(str(evil(folder / "trunk.pth")))
+    backbones.read_weights(str(evil(folder / "trunk.pth")))
 
 
 def of_perceptual_safetensors(folder, evil):
-    backbones._read(str(evil(folder / "trunk.safetensors")))
+    backbones.read_weights(str(evil(folder / "trunk.safetensors")))
 
 
 def of_a_text_encoder(folder, evil):
