@@ -203,9 +203,7 @@ def _in_package(name: str, setting: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         pip = name.replace("_", "-")
-        raise AutoencoderError(
-            f"{setting} asks for the Python package {name}: install it (pip install {pip})."
-        )
+        raise AutoencoderError(f"{setting} asks for the Python package {name}: install it (pip install {pip}).")
     root = Path(spec.submodule_search_locations[0])
     files = sorted(p for end in ("pth", "safetensors") for p in root.rglob(f"*.{end}"))
     if len(files) != 1:

@@ -14,8 +14,8 @@ GROUPS: dict[str, list[str]] = {
     "Train": [
         "train", "Method", "RunConfig", "from_tensor", "Split", "PictureSet", "Record", "FactorSet", "known_factors",
     ],
-    "Load, sample, save": [
-        "load", "Pipeline", "SemanticModel", "NoisyClassifier", "SamplingOptions", "ResolvedOptions",
+    "Load, sample, save, evaluate": [
+        "load", "Pipeline", "SemanticModel", "NoisyClassifier", "SamplingOptions", "ResolvedOptions", "evaluate",
     ],
     "Noise schedules and predictions": [
         "Schedule", "ScheduleConfig", "Prediction", "Denoiser", "NetworkDenoiser",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldm_kit.diffusion.prediction import Prediction
     from ldm_kit.diffusion.samplers import State
     from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
+    from ldm_kit.inference.evaluate import evaluate
     from ldm_kit.methods.base import Method
     from ldm_kit.methods.run_config import RunConfig
     from ldm_kit.methods.train import train
@@ -67,6 +68,7 @@ __all__ = [
     "State",
     "Thresholded",
     "UserError",
+    "evaluate",
     "from_tensor",
     "known_factors",
     "load",
@@ -92,6 +94,7 @@ _MODULES = {
     "ldm_kit.diffusion.prediction": ["Prediction"],
     "ldm_kit.diffusion.samplers": ["State"],
     "ldm_kit.diffusion.schedule": ["Schedule", "ScheduleConfig"],
+    "ldm_kit.inference.evaluate": ["evaluate"],
     "ldm_kit.methods.base": ["Method"],
     "ldm_kit.methods.run_config": ["RunConfig"],
     "ldm_kit.methods.train": ["train"],

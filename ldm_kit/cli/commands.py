@@ -1,4 +1,4 @@
-"""The console script `ldm-kit` with its commands doctor, nll, export and convert."""
+"""The console script `ldm-kit` with its commands doctor, evaluate, nll, export and convert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,8 @@ from ldm_kit.convert.options import (
     PdaeOptions,
     SemanticCheckpointOptions,
 )
-from ldm_kit.inference.requests import LikelihoodRequest
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels, LikelihoodRequest
+from ldm_kit.models.options import SamplingOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
@@ -36,6 +37,26 @@ def doctor() -> None:
         typer.echo(f"{name:14} {version}")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     typer.echo(f"{'device':14} {device}\n{'attention':14} sdpa (cpu: math)\n{'threads':14} {torch.get_num_threads()}")
+
+
+@app.command()
+@flatten
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="a saved model, an autoencoder, a run, or a folder of pictures")],
+    request: EvaluationRequest,
+    options: SamplingOptions,
+    guides: GuideModels,
+) -> None:
+    """Compare a model's pictures with reference pictures: FID or another Fréchet distance, KID, precision and so on."""
+    with cli_errors():
+        from ldm_kit.inference.evaluate import default_out, run_evaluation
+
+        named = request.out is not None
+        result = run_evaluation(path, request, options, guides)
+        out = request.out if named else default_out(path)
+        if not named:
+            result.write(out)
+        typer.echo(f"{result}\n\nwritten to {out}")
 
 
 @app.command()

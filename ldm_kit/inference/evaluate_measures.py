@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.metrics import distributions
 from ldm_kit.metrics.factor_shares import ALL, FactorShares, count_readings
-from ldm_kit.metrics.fidelity import frechet, frechet_checked
+from ldm_kit.metrics.fidelity import frechet, sample_warning
 from ldm_kit.metrics.intervals import bootstrap
 from ldm_kit.models.feature_nets import FeatureNet
 
@@ -39,7 +39,13 @@ class Figure:
         """The figure as JSON values; None for a value that is not finite."""
         interval = None if self.interval is None else [_finite(bound) for bound in self.interval]
         counts = {"count": self.count, "reference_count": self.reference_count}
-        return {"title": self.title, "value": _finite(self.value), "interval": interval, "better": self.better, **counts}
+        return {
+            "title": self.title,
+            "value": _finite(self.value),
+            "interval": interval,
+            "better": self.better,
+            **counts,
+        }
 
 
 def _finite(value: float) -> float | None:
@@ -206,8 +212,8 @@ def set_figures(
         else:
             interval = draws.interval(value, statistic, features)
         figures.append(Figure(name, title, value, interval, measure.better, len(features), len(references)))
-    few = frechet_checked(features[:, :1], references[:, :1]) and min(len(features), len(references))
-    return figures, _small(few, features.shape[1]) if "fd" in names else []
+    warning = sample_warning(min(len(features), len(references)), features.shape[1]) if "fd" in names else ""
+    return figures, [f"{prefix}{net.distance}: {warning}"] if warning else []
 
 
 def _of_rows(value: SetValue, references: Tensor, seed: int, rows: Tensor) -> float:
@@ -246,7 +252,9 @@ def prompt_figures(
     count = len(readings)
     return [
         Figure(PROMPTS, "prompt fidelity, mean of factors", value, draws.interval(value, mean, rows), "higher", count),
-        Figure("prompt_fidelity_all", f"prompt fidelity, {ALL}", shares.all.value, shares.all.interval, "higher", count),
+        Figure(
+            "prompt_fidelity_all", f"prompt fidelity, {ALL}", shares.all.value, shares.all.interval, "higher", count
+        ),
     ], shares
 
 

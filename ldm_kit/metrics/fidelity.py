@@ -200,10 +200,11 @@ def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("expected finite features, got NaN or infinity")
     distance = frechet_of_moments(*moments(a), *moments(b))
-    return Frechet(distance, _warning(min(len(a), len(b)), a.shape[1]))
+    return Frechet(distance, sample_warning(min(len(a), len(b)), a.shape[1]))
 
 
-def _warning(count: int, dimensions: int) -> str:
+def sample_warning(count: int, dimensions: int) -> str:
+    """Return a sentence if `count` samples are few for a Fréchet distance of `dimensions` features; "" if not."""
     if count >= MIN_SAMPLES * dimensions:
         return ""
     reason = "the covariance is singular and" if count <= dimensions else "the distance is biased upwards:"

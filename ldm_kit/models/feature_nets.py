@@ -156,7 +156,9 @@ def _open_clip(name: str, device: torch.device) -> FeatureNet:
             require_pretrained=True,
         )  # fmt: skip
     except Exception as error:  # of many unrelated classes: torn files, other shapes
-        raise UserError(f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}") from None
+        raise UserError(
+            f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}"
+        ) from None
     tower, size = model.visual, model.visual.image_size
     config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
     side = size[0] if isinstance(size, tuple | list) else size

@@ -1,0 +1,209 @@
+"""Evaluate a model, an autoencoder or a folder of pictures against reference pictures: measures with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_kit import config as configs
+from ldm_kit.config import UserError
+from ldm_kit.data.images import Split
+from ldm_kit.inference.evaluate_measures import (
+    INCEPTION,
+    PROMPTS,
+    Draws,
+    Figure,
+    check_names,
+    inception_figure,
+    picture_figures,
+    plan,
+    prompt_figures,
+    set_figures,
+)
+from ldm_kit.inference.evaluate_reference import Reference, open_reference
+from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels
+from ldm_kit.memory import BatchSize
+from ldm_kit.models.factor_readers import factor_labels, factor_reader
+from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
+from ldm_kit.models.folder import device_named
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.sampler_options import check_seeds
+from ldm_kit.paths import check_writable, check_writable_file
+from ldm_kit.viz.png import unused_path
+
+
+def evaluate(
+    path: Path | str,
+    options: SamplingOptions | None = None,
+    guides: GuideModels | None = None,
+    *,
+    data: Split | None = None,
+    **request: Any,
+) -> Evaluation:
+    """Measure how good a model's pictures are, compared with reference pictures; nothing is written unless `out` is set.
+
+    Args:
+        path: a saved diffusion model or autoencoder, a run or a checkpoint of one, or a folder of pictures.
+        options: how a model is sampled; None, and values not given: as its run was judged.
+        guides: folders of the models that guide sampling; None: no guides.
+        data: the reference, if `reference` is not given; None: the data of the run.
+        request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
+            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each.
+
+    Returns:
+        The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
+
+    Raises:
+        UserError: something is missing, unknown or does not fit; before anything is sampled.
+    """
+    return run_evaluation(Path(path), configs.check(EvaluationRequest, request, "evaluate"), options, guides, data=data)
+
+
+def run_evaluation(
+    path: Path,
+    request: EvaluationRequest,
+    options: SamplingOptions | None = None,
+    guides: GuideModels | None = None,
+    *,
+    data: Split | None = None,
+) -> Evaluation:
+    """Evaluate what is at `path` as a request says, and write the result if the request names a file; see `evaluate`."""
+    check_names(request.chosen)
+    if request.out is not None:
+        check_writable_file(request.out)
+    subject = open_subject(path, request, options, guides)
+    captions = isinstance(subject, Sampled) and subject.pipeline.conditioner.null is not None
+    reference = open_reference(request, run_of(path), subject.shape, data, captions=captions)
+    rows = subject.rows(reference, request.count)
+    _check_seeds(request.seed, len(rows))
+    impossible = {**_without_factors(reference), **subject.impossible}
+    if not request.features.startswith("inception"):
+        impossible[INCEPTION] = "it is defined for --features inception alone"
+    names, warnings = plan(request.chosen, impossible, len(rows), len(reference.pictures))
+    device = device_named(request.device)
+    job = _Job(
+        subject, reference, rows, load_feature_net(request.features, request.feature_size, device), names,
+        BatchSize.for_pictures(request.batch_size, subject.shape[1]), Draws(request.bootstrap, request.seed),
+    )  # fmt: skip
+    figures, more, details = job.run()
+    result = Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
+    if request.out is not None:
+        result.write(request.out)
+    return result
+
+
+def default_out(path: Path) -> Path:
+    """Return the file that the command writes to if none is named: in the run's folder, or else in the current one.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = run_of(path) or Path()
+    check_writable(folder)
+    return unused_path(folder / "evaluation.json")
+
+
+def _check_seeds(seed: int, count: int) -> None:
+    try:
+        check_seeds(seed, count)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _without_factors(reference: Reference) -> dict[str, str]:
+    if reference.factors is not None:
+        return {}
+    return {PROMPTS: f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"}
+
+
+@dataclass(eq=False)
+class _Job:
+    """All that an evaluation needs, checked and loaded."""
+
+    subject: Subject
+    reference: Reference
+    rows: list[int]  # row of the reference, or of the folder, of each picture that is judged
+    net: FeatureNet
+    names: Sequence[str]  # the measures
+    size: BatchSize
+    draws: Draws
+
+    def run(self) -> tuple[list[Figure], list[str], dict[str, Any]]:
+        """Make the pictures and measure them; return the figures, warnings, and details for the JSON file."""
+        references = self.reference.features(self.net, self.size)
+        judged = self._judge()
+        prefix = "r" if isinstance(self.subject, Reconstructed) else ""
+        figures, warnings = set_figures(self.names, self.net, judged.features, references, self.draws, prefix)
+        details: dict[str, Any] = {}
+        if INCEPTION in self.names and judged.probabilities is not None:
+            figures.append(inception_figure(judged.probabilities, self.draws))
+        if judged.readings is not None and self.reference.factors is not None:
+            labels = factor_labels(self.reference.factors)[self.rows]
+            more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.draws)
+            figures, details = [*figures, *more], {"prompt_fidelity": shares.figures}
+        values = {name: column for name, column in judged.values.items() if name in self.names}
+        return [*figures, *picture_figures(values, self._titles(), self.draws)], warnings, details
+
+    def _judge(self) -> "_Measured":
+        reader = None
+        if PROMPTS in self.names:
+            reader = factor_reader(self.reference.data, self.reference.split, device=str(self.net.device))
+        features, probabilities, readings = [], [], []
+        values: dict[str, list[Tensor]] = {}
+        with tqdm(total=len(self.rows), desc=self.subject.kind, unit="picture", leave=False) as bar:
+            for pictures, measured in self.subject.batches(self.reference, self.rows, self.draws.seed, self.size):
+                for one in self.size.map(pictures, self.net):
+                    features.append(one.features)
+                    probabilities.append(one.probabilities)
+                if reader is not None:
+                    readings.append(reader.read(pictures))
+                for name, column in measured.items():
+                    values.setdefault(name, []).append(column)
+                bar.update(len(pictures))
+        return _Measured(
+            torch.cat(features),
+            None if probabilities[0] is None else torch.cat(probabilities),
+            torch.cat(readings) if readings else None,
+            {name: torch.cat(columns) for name, columns in values.items()},
+        )
+
+    def _titles(self) -> dict[str, str]:
+        """Return the perceptual distance's title with the name of its network."""
+        if not isinstance(self.subject, Reconstructed) or self.subject.perceptual is None:
+            return {}
+        config = self.subject.perceptual.config
+        return {
+            "perceptual": f"LPIPS ({config.net})" if config.spec == "lpips" else f"perceptual distance ({config.spec})"
+        }
+
+    def settings(self, path: Path, request: EvaluationRequest) -> dict[str, Any]:
+        """Return what the result depends on, as JSON values."""
+        reference, net = self.reference, self.net
+        return {
+            "judged": {"path": str(path), "count": len(self.rows), **self.subject.description},
+            "reference": {
+                "name": reference.name,
+                "part": reference.part,
+                "count": len(reference.pictures),
+                "fingerprint": reference.pictures.fingerprint,
+            },
+            "features": {"name": net.name, "spec": request.features, "resize": net.resize, "sha256": net.sha256},
+            "seed": request.seed,
+            "bootstrap": request.bootstrap,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What was computed of the N pictures that are judged."""
+
+    features: Tensor  # [N, D]
+    probabilities: Tensor | None  # [N, K] of an Inception network's classes
+    readings: Tensor | None  # int64 [N, F], the factors' values that a reader has read
+    values: Mapping[str, Tensor]  # [N] by name of a measure of reconstructions

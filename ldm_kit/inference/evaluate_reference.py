@@ -1,0 +1,175 @@
+"""Reference pictures of an evaluation: which data set and part, and their features, which are cached by content."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_kit import config as configs
+from ldm_kit.config import UserError, cache_dir
+from ldm_kit.data import sources
+from ldm_kit.data.batches import spread
+from ldm_kit.data.digits import DigitsConfig
+from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.factors import FactorSet, known_factors
+from ldm_kit.data.folder import FolderConfig
+from ldm_kit.data.images import PictureSet, Split, subset
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.tensor_cache import cached, key_of
+from ldm_kit.inference.requests import EvaluationRequest
+from ldm_kit.memory import BatchSize
+from ldm_kit.methods import read_run
+from ldm_kit.models.feature_nets import FeatureNet
+
+BUILT_IN: dict[str, type] = {
+    "faces": FacesConfig,
+    "openmoji": OpenMojiConfig,
+    "shapes": ShapesConfig,
+    "digits": DigitsConfig,
+}
+CODE_VERSION = 1  # raise it whenever features change: cached ones are then not read
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The pictures to compare with.
+
+    Attributes:
+        name: the data set in words, for reports.
+        part: "heldout" or "train".
+        split: the whole data set.
+        pictures: those pictures of the part that are compared with.
+        data: config of the data set; None: the pictures came from a Python program.
+    """
+
+    name: str
+    part: str
+    split: Split
+    pictures: PictureSet
+    data: Any = None
+
+    @property
+    def factors(self) -> FactorSet | None:
+        """The pictures as a set that knows its factors; None where it does not."""
+        try:
+            return None if self.data is None else known_factors(self.pictures)
+        except UserError:
+            return None
+
+    def features(self, net: FeatureNet, size: BatchSize) -> Tensor:
+        """Return the features float32 [M, D] of the pictures, from the cache if these pictures were seen before.
+
+        They are cached by the pictures' contents, the network's weights and how pictures are resized for it.
+        """
+        key = key_of("features", CODE_VERSION, self.pictures.fingerprint, net.name, net.sha256, net.resize)
+
+        def compute() -> dict[str, Tensor]:
+            bar = tqdm(total=len(self.pictures), desc="reference features", unit="picture", leave=False)
+
+            def batch(indices: range) -> Tensor:
+                features = net(self.pictures.pictures(indices)).features
+                bar.update(indices.stop - bar.n)
+                return features
+
+            with bar:
+                return {"features": torch.cat([*size.batches(len(self.pictures), batch)])}
+
+        return cached(cache_dir() / "features", key, compute)["features"]
+
+
+def open_reference(
+    request: EvaluationRequest, run: Path | None, shape: tuple[int, int], data: Split | None, *, captions: bool
+) -> Reference:
+    """Open the reference that a request names.
+
+    Args:
+        request: names the data set, its part, and how many pictures of it.
+        run: folder of the run that is evaluated, whose data are the reference if the request names none; None: no run.
+        shape: channels and side of the pictures that are judged.
+        data: pictures that a Python program passed; None: none.
+        captions: whether captions or classes of the reference are used.
+
+    Raises:
+        UserError: there is no such data set, it has no picture in the part, or its pictures have another shape.
+    """
+    config = None if data is not None and request.reference is None else _config(request.reference, run, shape)
+    name = "given pictures" if config is None else _name(config)
+    split = data if config is None else sources.load(config, captions=captions)
+    assert split is not None
+    whole = split.train if request.part == "train" else split.heldout
+    if not len(whole):
+        raise UserError(f"the reference {name} has no picture in its part {request.part}; expected the other --part")
+    if (whole.channels, whole.resolution) != shape:
+        raise UserError(
+            f"the reference {name} has pictures of {whole.resolution} px and {whole.channels} channels, but those that "
+            f"are judged have {shape[1]} px and {shape[0]} channels"
+        )
+    pictures = whole
+    if request.reference_count is not None and request.reference_count < len(whole):
+        pictures = subset(whole, spread(len(whole), request.reference_count))
+    return Reference(name, request.part, split, pictures, config)
+
+
+def _name(config: Any) -> str:
+    path = getattr(config, "path", None)
+    return config.source if path is None else f"{config.source} {path}"
+
+
+def _config(text: str | None, run: Path | None, shape: tuple[int, int]) -> Any:
+    """Return the config of a data set; `text` is --reference, None: the data of the run."""
+    if text is None:
+        if run is None:
+            raise UserError("what is evaluated belongs to no run, whose data would be the reference; give --reference")
+        return read_run(run / "config.yaml").data
+    if text in BUILT_IN:
+        sized = "resolution" in BUILT_IN[text].model_fields
+        return BUILT_IN[text](**({"resolution": shape[1]} if sized else {}))
+    path = Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return _of_yaml(path)
+    if (path / "config.yaml").is_file():
+        return _of_yaml(path / "config.yaml")
+    if path.is_dir():
+        return FolderConfig(path=path, resolution=shape[1], channels=shape[0])  # pyright: ignore[reportArgumentType]
+    raise UserError(
+        f"--reference is {text!r:.80}; expected {', '.join(BUILT_IN)}, a folder of pictures, a run or a config"
+    )
+
+
+def _of_yaml(path: Path) -> Any:
+    """Return the data config that a run's config has in its section `data`, or that a file is itself."""
+    tree = configs.tree(path)
+    if "source" not in tree:
+        return read_run(path).data
+    try:
+        return TypeAdapter(sources.DataConfig).validate_python(tree)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def prompts_of(reference: Reference, rows: Sequence[int], *, classes: bool) -> list[str]:
+    """Return the caption, or the class name, of each of some of the reference's pictures.
+
+    Raises:
+        UserError: a picture has no class, or none has a caption.
+    """
+    records = [reference.pictures.records[i] for i in rows]
+    if not classes:
+        if not any(record.text for record in records):
+            raise UserError(f"the reference {reference.name} has no captions, which the model is sampled with")
+        return [record.text for record in records]
+    if any(record.label is None for record in records):
+        raise UserError(f"the reference {reference.name} has pictures without a class, but the model samples classes")
+    return [reference.pictures.classes[record.label] for record in records if record.label is not None]
+
+
+def cycled(total: int, count: int) -> list[int]:
+    """Return `count` indices: evenly spaced over 0..total - 1, or all of these, again and again, if `count` is more."""
+    return spread(total, count) if count <= total else [i % total for i in range(count)]

@@ -1,0 +1,82 @@
+"""The result of an evaluation: a table as text, and a JSON file that is never overwritten."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ldm_kit.inference.evaluate_measures import Figure
+from ldm_kit.paths import check_writable_file
+from ldm_kit.viz.png import write_atomic
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measured values with their intervals, and all that they depend on; `str(result)` is a Markdown table.
+
+    Attributes:
+        figures: the values, in the table's order.
+        settings: what was judged, reference, feature network with sha256, seed and so on, as JSON values.
+        warnings: sentences on what limits the values.
+    """
+
+    figures: tuple[Figure, ...]
+    settings: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Figure:
+        """Return the figure of a measure, by the name that --measures takes; KeyError: it was not measured."""
+        figures = {figure.name: figure for figure in self.figures}
+        return figures[name]
+
+    def __iter__(self) -> Iterator[Figure]:
+        return iter(self.figures)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The whole result as JSON values."""
+        version: str = import_module("ldm_kit").__version__  # an import of the public API from below would be a cycle
+        measures = {figure.name: figure.json for figure in self.figures}
+        return {"Software": f"ldm_kit {version}", **self.settings, "measures": measures, "warnings": [*self.warnings]}
+
+    def write(self, path: Path) -> None:
+        """Write the result to a new JSON file; UserError: the file exists, or cannot be written."""
+        check_writable_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(self.json, indent=1, allow_nan=False) + "\n").encode())
+
+    def __str__(self) -> str:
+        judged, reference, net = (self.settings[name] for name in ("judged", "reference", "features"))
+        lines = [
+            f"{judged['kind']} {judged['path']}, {judged['count']} pictures, sha256 {_short(judged)}",
+            f"reference: {reference['name']}, part {reference['part']}, {reference['count']} pictures",
+            f"features: {net['name']}, sha256 {net['sha256'][:12]}; pictures resized {net['resize']}",
+            f"seed {self.settings['seed']}; 95 % intervals over the pictures of this one model, "
+            f"{self.settings['bootstrap']} draws",
+        ]
+        if "sampling" in judged:
+            options = judged["sampling"]
+            lines.append(
+                f"sampled in {options['steps']} steps of {options['solver']}, guidance {options['guidance_scale']:g}"
+            )
+        head = "| measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|"
+        return "\n".join([*lines, "", head, *map(_row, self.figures), *(f"warning: {text}" for text in self.warnings)])
+
+
+def _short(judged: Mapping[str, Any]) -> str:
+    return str(judged.get("model") or judged.get("sha256") or "unknown")[:12]
+
+
+def _row(figure: Figure) -> str:
+    interval = "-" if figure.interval is None else "[" + ", ".join(map(_number, figure.interval)) + "]"
+    compared = "" if figure.reference_count is None else f" / {figure.reference_count}"
+    return f"| {figure.title} | {_number(figure.value)} | {interval} | {figure.better} | {figure.count}{compared} |"
+
+
+def _number(value: float) -> str:
+    """Return a value with four digits, without an exponent."""
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"

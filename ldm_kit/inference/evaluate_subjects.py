@@ -1,0 +1,304 @@
+"""What an evaluation judges: pictures that a model samples, reconstructions by an autoencoder, or a folder's pictures."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autoencoder import saved
+from autoencoder.base import AutoencoderError, reduction
+from autoencoder.perceptual import Perceptual
+from ldm_kit.config import UserError
+from ldm_kit.data.image_files import BadPicture, load_image
+from ldm_kit.data.image_kinds import is_picture
+from ldm_kit.data.images import digest, to_bytes, to_unit
+from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
+from ldm_kit.inference.generate import load_guided
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels
+from ldm_kit.memory import BatchSize
+from ldm_kit.methods import read_run
+from ldm_kit.methods.autoencoder_config import AutoencoderRun
+from ldm_kit.methods.autoencoder_metrics import reconstruct
+from ldm_kit.methods.export import is_checkpoint, saved_model
+from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
+from ldm_kit.models.folder import INDEX, autocast_dtype, device_named, model_folder
+from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.provenance import manifest_hash, provenance
+from ldm_kit.training.checkpoint import sha256_all
+
+_GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
+_CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
+
+
+class Judged(NamedTuple):
+    """A batch of pictures that are judged; of reconstructions, also values picture by picture."""
+
+    pictures: Tensor  # uint8 [B, C, R, R]
+    values: dict[str, Tensor]  # by name of a measure of reconstructions, [B]
+
+
+class Subject(Protocol):
+    """What is judged."""
+
+    kind: str  # "model", "autoencoder" or "folder"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and side of the pictures."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """JSON values that say what was judged: the model's sha256, options of sampling and so on."""
+        ...
+
+    @property
+    def impossible(self) -> dict[str, str]:
+        """Why a measure cannot be taken, by the measure's name."""
+        ...
+
+    def rows(self, reference: Reference, count: int | None) -> list[int]:
+        """Return the row of the reference that each picture to judge belongs to; raise UserError if that cannot be."""
+        ...
+
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+        """Yield the pictures to judge, batch by batch, in the order of `rows`."""
+        ...
+
+
+_NO_ORIGINALS = dict.fromkeys(
+    ("psnr", "ssim", "ssim_zero_padded", "perceptual"), "it is for reconstructions, which only an autoencoder makes"
+)
+
+
+@dataclass(eq=False)
+class Sampled:
+    """Pictures that a diffusion model samples, for the captions or classes of reference pictures."""
+
+    pipeline: Pipeline
+    options: ResolvedOptions
+    model: dict[str, str]  # sha256 of the model and its guides, precision, release
+    kind: str = "model"
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the model is sampled with class names."""
+        return self.pipeline.conditioner.null is not None and self.pipeline.conditioner.modality == "classes"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and side of the pictures."""
+        vae: Any = self.pipeline.vae
+        channels, side, _ = self.pipeline.latent_shape
+        return (channels, side) if vae is None else (vae.config.out_channels, side * reduction(vae))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The model's sha256, release and precision, and the options of sampling."""
+        return {"kind": self.kind, **self.model, "sampling": self.options.settings()}
+
+    @property
+    def impossible(self) -> dict[str, str]:
+        """Why a measure cannot be taken, by the measure's name."""
+        if self.pipeline.conditioner.null is not None and not self.takes_classes:
+            return _NO_ORIGINALS
+        return {**_NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
+
+    def rows(self, reference: Reference, count: int | None) -> list[int]:
+        """Return evenly spaced rows of the reference; check that they have captions or classes which the model knows."""
+        rows = cycled(len(reference.pictures), count or len(reference.pictures))
+        if self.takes_classes:
+            names = sorted({*self._prompts(reference, rows)})
+            self.pipeline.conditioner.prepare(names)
+        self.pipeline.labels(self._prompts(reference, rows[:1]), self.options)
+        return rows
+
+    def _prompts(self, reference: Reference, rows: Sequence[int]) -> list[str]:
+        if self.pipeline.conditioner.null is None:
+            return [""] * len(rows)
+        return prompts_of(reference, rows, classes=self.takes_classes)
+
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+        """Sample a picture for each row, with the seeds `seed`, `seed` + 1, ..."""
+        prompts, seeds = self._prompts(reference, rows), range(seed, seed + len(rows))
+        for pictures in self.pipeline.generate(prompts, seeds, self.options, size):
+            yield Judged(pictures, {})
+
+
+@dataclass(eq=False)
+class Reconstructed:
+    """Reference pictures that an autoencoder has encoded to posterior means and decoded."""
+
+    vae: Any
+    perceptual: Perceptual | None  # distance that is measured; None: `missing` says why there is none
+    missing: str
+    sha256: str | None  # of the model's manifest
+    kind: str = "autoencoder"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and side of the pictures; any side that the autoencoder's reduction divides fits."""
+        return self.vae.config.in_channels, self.vae.config.sample_size
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The model's sha256, and the network of the perceptual distance."""
+        config = None if self.perceptual is None else self.perceptual.config.model_dump(mode="json")
+        return {"kind": self.kind, "model": self.sha256, "perceptual": config}
+
+    @property
+    def impossible(self) -> dict[str, str]:
+        """Why a measure cannot be taken, by the measure's name."""
+        prompts = {"prompt_fidelity": "it is for models that are sampled with captions"}
+        return prompts if self.perceptual is not None else {**prompts, "perceptual": self.missing}
+
+    def rows(self, reference: Reference, count: int | None) -> list[int]:
+        """Return evenly spaced rows of the reference; UserError: there are fewer than `count`."""
+        total = len(reference.pictures)
+        if count is not None and count > total:
+            raise UserError(
+                f"--count is {count}, but the reference {reference.name} has {total} pictures to reconstruct"
+            )
+        return cycled(total, count or total)
+
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+        """Encode and decode the pictures of the rows, and compare each with its original."""
+        measures = {"psnr": psnr, "ssim": ssim, "ssim_zero_padded": ssim_zero_padded}
+        device = next(self.vae.parameters()).device
+
+        @torch.no_grad()
+        def batch(indices: range) -> Judged:
+            x = to_unit(reference.pictures.pictures([rows[i] for i in indices])).to(device)
+            y = reconstruct(self.vae, x)
+            values = {name: measure(x, y).cpu() for name, measure in measures.items()}
+            if self.perceptual is not None:
+                values["perceptual"] = self.perceptual(y, x).cpu()
+            return Judged(to_bytes(y).cpu(), values)
+
+        yield from size.batches(len(rows), batch)
+
+
+@dataclass(eq=False)
+class Folder:
+    """Pictures in a folder, all of one size; grid.png, which sample.py writes beside them, is left out."""
+
+    path: Path
+    files: list[Path]
+    shape: tuple[int, int]
+    kind: str = "folder"
+    impossible: dict[str, str] = field(
+        default_factory=lambda: {**_NO_ORIGINALS, "prompt_fidelity": "a folder's pictures have no prompts"}
+    )
+
+    @classmethod
+    def open(cls, path: Path) -> "Folder":
+        """List a folder's pictures, those of sub-folders too, and read their sizes.
+
+        Raises:
+            UserError: there is no picture, one cannot be read or is not square, or sizes or channels differ.
+        """
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; expected a model, a run, an autoencoder or a folder of pictures")
+        files = sorted(p for p in path.rglob("*") if is_picture(p.name) and p.is_file() and not _GRID.fullmatch(p.name))
+        if not files:
+            raise UserError(f"{path} holds neither a model nor a picture")
+        shapes = {_shape(file): file for file in reversed(files)}
+        if len(shapes) > 1:
+            (a, first), (b, second), *_ = shapes.items()
+            raise UserError(f"{_words(first, a)}, but {_words(second, b)}; expected pictures of one size")
+        (channels, width, height) = next(iter(shapes))
+        if width != height:
+            raise UserError(f"{_words(files[0], (channels, width, height))}; expected square pictures")
+        return cls(path, files, (channels, width))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Hash of the files' names and contents."""
+        names = [file.relative_to(self.path).as_posix() for file in self.files]
+        return {"kind": self.kind, "sha256": digest([*names, *sha256_all(self.files)])}
+
+    def rows(self, reference: Reference, count: int | None) -> list[int]:
+        """Return the indices of the files to judge; UserError: the folder holds fewer than `count`."""
+        if count is not None and count > len(self.files):
+            raise UserError(f"--count is {count}, but {self.path} holds {len(self.files)} pictures")
+        return cycled(len(self.files), count or len(self.files))
+
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+        """Read the files."""
+        channels, side = self.shape
+
+        def batch(indices: range) -> Judged:
+            try:
+                return Judged(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
+            except BadPicture as error:
+                raise UserError(str(error)) from None
+
+        yield from size.batches(len(rows), batch)
+
+
+def _shape(file: Path) -> tuple[int, int, int]:
+    """Return channels, width and height of a picture, from the file's header."""
+    try:
+        with Image.open(file) as image:
+            return _CHANNELS.get(image.mode, 3), *image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a picture: {error}") from None
+
+
+def _words(file: Path, shape: tuple[int, int, int]) -> str:
+    return f"{file} has {shape[1]} x {shape[2]} px and {shape[0]} channels"
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run's folder to which a run, its model/ or one of its checkpoints belongs; None: there is none."""
+    candidates = (path, *([path.parent] if path.name == "model" or is_checkpoint(path) else []))
+    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+
+
+def open_subject(
+    path: Path, request: EvaluationRequest, options: SamplingOptions | None, guides: GuideModels | None
+) -> Subject:
+    """Open what is at `path`: a diffusion model, an autoencoder, the run or checkpoint of one, or a folder of pictures.
+
+    Raises:
+        UserError: there is no such thing, or options or guides do not fit it.
+    """
+    folder = saved_model(path, device=request.device)
+    if (model_folder(folder) / INDEX).exists():
+        return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
+    given = [*(options.model_fields_set if options else ()), *(guides.model_fields_set if guides else ())]
+    if given:
+        raise UserError(f"--{sorted(given)[0]} is for models that are sampled, and {path} holds none")
+    try:
+        saved.find(folder)
+    except AutoencoderError:
+        return Folder.open(path)
+    return _reconstructed(path, folder, request)
+
+
+def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions, guides: GuideModels) -> Sampled:
+    device = device_named(request.device)
+    precision = autocast_dtype(request.precision, device)
+    pipeline = load_guided(folder, guides, device, precision)
+    return Sampled(pipeline, options.resolve(pipeline), provenance(folder, precision, **dict(guides)))
+
+
+def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reconstructed:
+    vae: Any = open_first_stage(folder).to(device_named(request.device))
+    run, perceptual, missing = run_of(path), None, "the autoencoder belongs to no run, whose distance it would be"
+    config = None if run is None else read_run(run / "config.yaml")
+    if isinstance(config, AutoencoderRun):
+        missing = "the run has none (perceptual.spec is none)"
+        if config.perceptual.spec != "none":
+            try:
+                perceptual = Perceptual(config.perceptual).to(vae.device)
+            except AutoencoderError as error:
+                missing = str(error)
+    return Reconstructed(vae, perceptual, missing, manifest_hash(folder))
