@@ -17,13 +17,12 @@ from ldm_kit.inference.evaluate_measures import (
     PROMPTS,
     Draws,
     Figure,
-    check_names,
     inception_figure,
     picture_figures,
-    plan,
     prompt_figures,
     set_figures,
 )
+from ldm_kit.inference.evaluate_plan import check_names, plan
 from ldm_kit.inference.evaluate_reference import Reference, open_reference
 from ldm_kit.inference.evaluate_report import Evaluation
 from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
@@ -46,7 +45,7 @@ def evaluate(
     data: Split | None = None,
     **request: Any,
 ) -> Evaluation:
-    """Measure how good a model's pictures are, compared with reference pictures; nothing is written unless `out` is set.
+    """Measure how good a model's pictures are, compared with reference pictures.
 
     Args:
         path: a saved diffusion model or autoencoder, a run or a checkpoint of one, or a folder of pictures.
@@ -54,7 +53,8 @@ def evaluate(
         guides: folders of the models that guide sampling; None: no guides.
         data: the reference, if `reference` is not given; None: the data of the run.
         request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
-            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each.
+            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Nothing is
+            written unless `out` is given.
 
     Returns:
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
@@ -73,7 +73,7 @@ def run_evaluation(
     *,
     data: Split | None = None,
 ) -> Evaluation:
-    """Evaluate what is at `path` as a request says, and write the result if the request names a file; see `evaluate`."""
+    """Evaluate what is at `path` as a request says; write the result if the request names a file. See `evaluate`."""
     check_names(request.chosen)
     if request.out is not None:
         check_writable_file(request.out)

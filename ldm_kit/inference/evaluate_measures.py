@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldm_kit.config import UserError
 from ldm_kit.metrics import distributions
 from ldm_kit.metrics.factor_shares import ALL, FactorShares, count_readings
 from ldm_kit.metrics.fidelity import frechet, sample_warning
@@ -70,7 +69,7 @@ class SetMeasure:
 
 
 def _frechet(a: Tensor, b: Tensor, seed: int) -> float:
-    return frechet(*within_span(a, b))
+    return frechet(a, b)
 
 
 def _kernel(a: Tensor, b: Tensor, seed: int) -> float:
@@ -99,43 +98,6 @@ PICTURES: Mapping[str, tuple[str, Better]] = {  # of reconstructions, picture by
     "perceptual": ("perceptual distance", "lower"),
 }
 NAMES = (*SETS, INCEPTION, PROMPTS, *PICTURES)
-
-
-def check_names(names: Sequence[str] | None) -> None:
-    """Check that measures exist; UserError: one of `names` does not. None stands for all."""
-    if unknown := [name for name in names or () if name not in NAMES]:
-        raise UserError(f"--measures names {unknown[0]!r:.60}; expected some of {', '.join(NAMES)}")
-
-
-def plan(
-    names: Sequence[str] | None, reasons: Mapping[str, str], count: int, reference_count: int
-) -> tuple[list[str], list[str]]:
-    """Return the measures to take, and a warning for each that is left out because there are too few pictures.
-
-    Args:
-        names: the measures that are asked for; None: all that can be taken.
-        reasons: by name of a measure that cannot be taken, why.
-        count: number of pictures to judge.
-        reference_count: number of reference pictures.
-
-    Raises:
-        UserError: a measure that is asked for cannot be taken, or no measure can.
-    """
-    few = {
-        name: f"{measure.title} needs {measure.least} pictures and as many of the reference, but there are {count} and "
-        f"{reference_count}"
-        for name, measure in SETS.items()
-        if min(count, reference_count) < measure.least
-    }
-    impossible = {**few, **reasons}
-    if names is not None:
-        if refused := [name for name in names if name in impossible]:
-            raise UserError(f"--measures {refused[0]}: {impossible[refused[0]]}")
-        return [name for name in NAMES if name in names], []
-    taken = [name for name in NAMES if name not in impossible]
-    if not taken:
-        raise UserError("no measure can be taken: " + "; ".join(dict.fromkeys(impossible.values())))
-    return taken, [f"left out: {text}" for name, text in few.items() if name not in reasons]
 
 
 def within_span(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,13 +166,9 @@ def set_figures(
             continue
         title = prefix + net.distance if name == "fd" else measure.title
         title = title if net.is_inception or name == "fd" else f"{title} of {net.name}"
-        value = measure.value(features, references, draws.seed)
-        statistic = partial(_of_rows, measure.value, references, draws.seed)
-        if name == "fd":
-            a, b = within_span(features, references)
-            interval = draws.interval(value, lambda rows: frechet(rows, b), a)
-        else:
-            interval = draws.interval(value, statistic, features)
+        a, b = within_span(features, references) if name == "fd" else (features, references)
+        value = measure.value(a, b, draws.seed)
+        interval = draws.interval(value, partial(_of_rows, measure.value, b, draws.seed), a)
         figures.append(Figure(name, title, value, interval, measure.better, len(features), len(references)))
     warning = sample_warning(min(len(features), len(references)), features.shape[1]) if "fd" in names else ""
     return figures, [f"{prefix}{net.distance}: {warning}"] if warning else []

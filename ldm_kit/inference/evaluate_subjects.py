@@ -1,22 +1,18 @@
-"""What an evaluation judges: pictures that a model samples, reconstructions by an autoencoder, or a folder's pictures."""
+"""What an evaluation judges: samples of a model, reconstructions by an autoencoder, or the pictures in a folder."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from autoencoder import saved
 from autoencoder.base import AutoencoderError, reduction
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
-from ldm_kit.data.image_files import BadPicture, load_image
-from ldm_kit.data.image_kinds import is_picture
-from ldm_kit.data.images import digest, to_bytes, to_unit
+from ldm_kit.data.images import to_bytes, to_unit
+from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, Judged
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -31,17 +27,6 @@ from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
-from ldm_kit.training.checkpoint import sha256_all
-
-_GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
-_CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
-
-
-class Judged(NamedTuple):
-    """A batch of pictures that are judged; of reconstructions, also values picture by picture."""
-
-    pictures: Tensor  # uint8 [B, C, R, R]
-    values: dict[str, Tensor]  # by name of a measure of reconstructions, [B]
 
 
 class Subject(Protocol):
@@ -71,11 +56,6 @@ class Subject(Protocol):
     def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
         """Yield the pictures to judge, batch by batch, in the order of `rows`."""
         ...
-
-
-_NO_ORIGINALS = dict.fromkeys(
-    ("psnr", "ssim", "ssim_zero_padded", "perceptual"), "it is for reconstructions, which only an autoencoder makes"
-)
 
 
 @dataclass(eq=False)
@@ -108,11 +88,11 @@ class Sampled:
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
         if self.pipeline.conditioner.null is not None and not self.takes_classes:
-            return _NO_ORIGINALS
-        return {**_NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
+            return NO_ORIGINALS
+        return {**NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
-        """Return evenly spaced rows of the reference; check that they have captions or classes which the model knows."""
+        """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
         rows = cycled(len(reference.pictures), count or len(reference.pictures))
         if self.takes_classes:
             names = sorted({*self._prompts(reference, rows)})
@@ -183,77 +163,6 @@ class Reconstructed:
             return Judged(to_bytes(y).cpu(), values)
 
         yield from size.batches(len(rows), batch)
-
-
-@dataclass(eq=False)
-class Folder:
-    """Pictures in a folder, all of one size; grid.png, which sample.py writes beside them, is left out."""
-
-    path: Path
-    files: list[Path]
-    shape: tuple[int, int]
-    kind: str = "folder"
-    impossible: dict[str, str] = field(
-        default_factory=lambda: {**_NO_ORIGINALS, "prompt_fidelity": "a folder's pictures have no prompts"}
-    )
-
-    @classmethod
-    def open(cls, path: Path) -> "Folder":
-        """List a folder's pictures, those of sub-folders too, and read their sizes.
-
-        Raises:
-            UserError: there is no picture, one cannot be read or is not square, or sizes or channels differ.
-        """
-        if not path.is_dir():
-            raise UserError(f"{path} is no folder; expected a model, a run, an autoencoder or a folder of pictures")
-        files = sorted(p for p in path.rglob("*") if is_picture(p.name) and p.is_file() and not _GRID.fullmatch(p.name))
-        if not files:
-            raise UserError(f"{path} holds neither a model nor a picture")
-        shapes = {_shape(file): file for file in reversed(files)}
-        if len(shapes) > 1:
-            (a, first), (b, second), *_ = shapes.items()
-            raise UserError(f"{_words(first, a)}, but {_words(second, b)}; expected pictures of one size")
-        (channels, width, height) = next(iter(shapes))
-        if width != height:
-            raise UserError(f"{_words(files[0], (channels, width, height))}; expected square pictures")
-        return cls(path, files, (channels, width))
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Hash of the files' names and contents."""
-        names = [file.relative_to(self.path).as_posix() for file in self.files]
-        return {"kind": self.kind, "sha256": digest([*names, *sha256_all(self.files)])}
-
-    def rows(self, reference: Reference, count: int | None) -> list[int]:
-        """Return the indices of the files to judge; UserError: the folder holds fewer than `count`."""
-        if count is not None and count > len(self.files):
-            raise UserError(f"--count is {count}, but {self.path} holds {len(self.files)} pictures")
-        return cycled(len(self.files), count or len(self.files))
-
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
-        """Read the files."""
-        channels, side = self.shape
-
-        def batch(indices: range) -> Judged:
-            try:
-                return Judged(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
-            except BadPicture as error:
-                raise UserError(str(error)) from None
-
-        yield from size.batches(len(rows), batch)
-
-
-def _shape(file: Path) -> tuple[int, int, int]:
-    """Return channels, width and height of a picture, from the file's header."""
-    try:
-        with Image.open(file) as image:
-            return _CHANNELS.get(image.mode, 3), *image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a picture: {error}") from None
-
-
-def _words(file: Path, shape: tuple[int, int, int]) -> str:
-    return f"{file} has {shape[1]} x {shape[2]} px and {shape[0]} channels"
 
 
 def run_of(path: Path) -> Path | None:

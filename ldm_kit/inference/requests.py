@@ -103,7 +103,7 @@ class LikelihoodRequest(Config):
 
 
 class EvaluationRequest(Config):
-    """What a model, an autoencoder or a folder of pictures is compared with, by which measures, and where results go."""
+    """What a model or a folder of pictures is compared with, by which measures, and where the results are written."""
 
     reference: str | None = Field(
         default=None,

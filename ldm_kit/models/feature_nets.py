@@ -70,7 +70,7 @@ class FeatureNet:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Features:
-        """Return the features, on the CPU, of pictures uint8 [N, C, R, R]; grey ones are seen as RGB, alpha is not seen.
+        """Return the features, on the CPU, of pictures uint8 [N, C, R, R]; grey becomes RGB, and alpha is left out.
 
         Raises:
             UserError: pictures have neither 1, 3 nor 4 channels.
@@ -170,8 +170,8 @@ def _inception(path: str | None, device: torch.device) -> FeatureNet:
     file = Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION_URL).name) if path is None else Path(path)
     if not file.expanduser().is_file():
         raise UserError(
-            f"the FID's Inception weights are not at {file}; mkdir -p {file.parent} && curl -L -o {file} {INCEPTION_URL} "
-            f"downloads them, {FLAG} inception@PATH reads another file"
+            f"the FID's Inception weights are not at {file}; mkdir -p {file.parent} && curl -L -o {file} "
+            f"{INCEPTION_URL} downloads them, {FLAG} inception@PATH reads another file"
         )
     safe = io.BytesIO()  # torch-fidelity unpickles what it is given, so it is given tensors that were read safely
     try:
