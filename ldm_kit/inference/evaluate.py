@@ -53,8 +53,8 @@ def evaluate(
         guides: folders of the models that guide sampling; None: no guides.
         data: the reference, if `reference` is not given; None: the data of the run.
         request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
-            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Nothing is
-            written unless `out` is given.
+            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Without `out`
+            nothing is written.
 
     Returns:
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
@@ -86,6 +86,8 @@ def run_evaluation(
     if not request.features.startswith("inception"):
         impossible[INCEPTION] = "it is defined for --features inception alone"
     names, warnings = plan(request.chosen, impossible, len(rows), len(reference.pictures))
+    if request.chosen is None and isinstance(subject, Reconstructed) and subject.weights_missing:
+        warnings.append(f"left out: {subject.missing}")
     device = device_named(request.device)
     job = _Job(
         subject, reference, rows, load_feature_net(request.features, request.feature_size, device), names,
@@ -139,7 +141,7 @@ class _Job:
         references = self.reference.features(self.net, self.size)
         judged = self._judge()
         prefix = "r" if isinstance(self.subject, Reconstructed) else ""
-        figures, warnings = set_figures(self.names, self.net, judged.features, references, self.draws, prefix)
+        figures, warnings = set_figures(self.names, self.net, judged.features, references, self.draws, prefix=prefix)
         details: dict[str, Any] = {}
         if INCEPTION in self.names and judged.probabilities is not None:
             figures.append(inception_figure(judged.probabilities, self.draws))

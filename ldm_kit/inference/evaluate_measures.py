@@ -90,6 +90,7 @@ SETS: Mapping[str, SetMeasure] = {
     "density": SetMeasure("density", "higher", 6, lambda a, b, _: distributions.density_coverage(a, b).density),
     "coverage": SetMeasure("coverage", "higher", 6, lambda a, b, _: distributions.density_coverage(a, b).coverage),
 }
+SHARES = ("precision", "recall", "coverage")  # measures in [0, 1]
 INCEPTION, PROMPTS = "inception_score", "prompt_fidelity"
 PICTURES: Mapping[str, tuple[str, Better]] = {  # of reconstructions, picture by picture
     "psnr": ("PSNR, dB", "higher"),
@@ -123,8 +124,7 @@ class Draws:
         """Return the 95 % interval around a value: that of the bootstrap's deviations from their mean.
 
         Draws with repetition hold 63 % of the different rows, which biases Fréchet distances and nearest-neighbour
-        measures by as much in every draw; the deviations from the draws' mean are free of that. Where the deviation of
-        the value itself would leave the interval, nothing is clamped.
+        measures by as much in every draw; the deviations from the draws' mean are free of that.
 
         Args:
             value: the statistic of all rows.
@@ -145,7 +145,7 @@ class Draws:
 
 
 def set_figures(
-    names: Sequence[str], net: FeatureNet, features: Tensor, references: Tensor, draws: Draws, prefix: str = ""
+    names: Sequence[str], net: FeatureNet, features: Tensor, references: Tensor, draws: Draws, *, prefix: str = ""
 ) -> tuple[list[Figure], list[str]]:
     """Measure two sets of features.
 
@@ -169,9 +169,14 @@ def set_figures(
         a, b = within_span(features, references) if name == "fd" else (features, references)
         value = measure.value(a, b, draws.seed)
         interval = draws.interval(value, partial(_of_rows, measure.value, b, draws.seed), a)
+        interval = _within_unit(interval) if name in SHARES else interval
         figures.append(Figure(name, title, value, interval, measure.better, len(features), len(references)))
     warning = sample_warning(min(len(features), len(references)), features.shape[1]) if "fd" in names else ""
     return figures, [f"{prefix}{net.distance}: {warning}"] if warning else []
+
+
+def _within_unit(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def _of_rows(value: SetValue, references: Tensor, seed: int, rows: Tensor) -> float:
@@ -209,7 +214,14 @@ def prompt_figures(
     value = shares.mean or 0.0
     count = len(readings)
     return [
-        Figure(PROMPTS, "prompt fidelity, mean of factors", value, draws.interval(value, mean, rows), "higher", count),
+        Figure(
+            PROMPTS,
+            "prompt fidelity, mean of factors",
+            value,
+            _within_unit(draws.interval(value, mean, rows)),
+            "higher",
+            count,
+        ),
         Figure(
             "prompt_fidelity_all", f"prompt fidelity, {ALL}", shares.all.value, shares.all.interval, "higher", count
         ),

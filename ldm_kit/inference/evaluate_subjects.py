@@ -120,6 +120,7 @@ class Reconstructed:
     perceptual: Perceptual | None  # distance that is measured; None: `missing` says why there is none
     missing: str
     sha256: str | None  # of the model's manifest
+    weights_missing: bool = False  # whether there is no distance because its weights are missing
     kind: str = "autoencoder"
 
     @property
@@ -201,6 +202,7 @@ def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions,
 
 def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reconstructed:
     vae: Any = open_first_stage(folder).to(device_named(request.device))
+    weights_missing = False
     run, perceptual, missing = run_of(path), None, "the autoencoder belongs to no run, whose distance it would be"
     config = None if run is None else read_run(run / "config.yaml")
     if isinstance(config, AutoencoderRun):
@@ -209,5 +211,5 @@ def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reco
             try:
                 perceptual = Perceptual(config.perceptual).to(vae.device)
             except AutoencoderError as error:
-                missing = str(error)
-    return Reconstructed(vae, perceptual, missing, manifest_hash(folder))
+                missing, weights_missing = str(error), True
+    return Reconstructed(vae, perceptual, missing, manifest_hash(folder), weights_missing)

