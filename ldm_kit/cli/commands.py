@@ -51,11 +51,8 @@ def evaluate(
     with cli_errors():
         from ldm_kit.inference.evaluate import default_out, run_evaluation
 
-        named = request.out is not None
-        result = run_evaluation(path, request, options, guides)
-        out = request.out if named else default_out(path)
-        if not named:
-            result.write(out)
+        out = request.out or default_out(path)
+        result = run_evaluation(path, request.model_copy(update={"out": out}), options, guides)
         typer.echo(f"{result}\n\nwritten to {out}")
 
 

@@ -53,8 +53,8 @@ def evaluate(
         guides: folders of the models that guide sampling; None: no guides.
         data: the reference, if `reference` is not given; None: the data of the run.
         request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
-            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Nothing is
-            written without `out`.
+            `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Without
+            `out` nothing is written.
 
     Returns:
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
@@ -78,7 +78,7 @@ def run_evaluation(
     if request.out is not None:
         check_writable_file(request.out)
     subject = open_subject(path, request, options, guides)
-    captions = isinstance(subject, Sampled) and subject.pipeline.conditioner.null is not None
+    captions = isinstance(subject, Sampled) and subject.takes_prompts
     reference = open_reference(request, run_of(path), subject.shape, data, captions=captions)
     rows = subject.rows(reference, request.count)
     _check_seeds(request.seed, len(rows))

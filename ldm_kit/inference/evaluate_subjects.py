@@ -69,8 +69,15 @@ class Sampled:
 
     @property
     def takes_classes(self) -> bool:
-        """Whether the model is sampled with class names."""
-        return self.pipeline.conditioner.null is not None and self.pipeline.conditioner.modality == "classes"
+        """Whether the model, or the classifier that guides an unconditional one, is sampled with class names."""
+        if self.pipeline.conditioner.null is None:
+            return self.pipeline.classifier is not None and self.options.classifier_class is None
+        return self.pipeline.conditioner.modality == "classes"
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the model is sampled with captions or class names."""
+        return self.pipeline.conditioner.null is not None or self.takes_classes
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +94,7 @@ class Sampled:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        if self.pipeline.conditioner.null is not None and not self.takes_classes:
+        if self.takes_prompts and not self.takes_classes:
             return NO_ORIGINALS
         return {**NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
 
@@ -101,7 +108,7 @@ class Sampled:
         return rows
 
     def _prompts(self, reference: Reference, rows: Sequence[int]) -> list[str]:
-        if self.pipeline.conditioner.null is None:
+        if not self.takes_prompts:
             return [""] * len(rows)
         return prompts_of(reference, rows, classes=self.takes_classes)
 
