@@ -56,7 +56,9 @@ class Folder:
         files = sorted(p for p in path.rglob("*") if is_picture(p.name) and p.is_file() and not _GRID.fullmatch(p.name))
         if not files:
             raise UserError(f"{path} holds neither a model nor a picture")
-        shapes = {_shape(file): file for file in reversed(files)}
+        shapes: dict[tuple[int, int, int], Path] = {}  # the first file of each shape
+        for file in files:
+            shapes.setdefault(_shape(file), file)
         if len(shapes) > 1:
             (a, first), (b, second), *_ = shapes.items()
             raise UserError(f"{_words(first, a)}, but {_words(second, b)}; expected pictures of one size")

@@ -101,10 +101,10 @@ class Sampled:
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
         rows = cycled(len(reference.pictures), count or len(reference.pictures))
+        prompts = sorted({*self._prompts(reference, rows)})
         if self.takes_classes:
-            names = sorted({*self._prompts(reference, rows)})
-            self.pipeline.conditioner.prepare(names)
-        self.pipeline.labels(self._prompts(reference, rows[:1]), self.options)
+            self.pipeline.conditioner.prepare(prompts)
+        self.pipeline.labels(prompts, self.options)
         return rows
 
     def _prompts(self, reference: Reference, rows: Sequence[int]) -> list[str]:
