@@ -52,7 +52,7 @@ def evaluate(
         options: how a model is sampled; None, and values not given: as its run was judged.
         guides: folders of the models that guide sampling; None: no guides.
         data: the reference, if `reference` is not given; None: the data of the run.
-        request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `part="train"`,
+        request: fields of `ldm_kit.inference.requests.EvaluationRequest`, such as `reference="faces"`, `split="train"`,
             `count=200`, `features="inception"`, `measures="fd,kid"`; `ldm-kit evaluate --help` explains each. Without
             `out` nothing is written.
 
@@ -191,7 +191,7 @@ class _Job:
             "judged": {"path": str(path), "count": len(self.rows), **self.subject.description},
             "reference": {
                 "name": reference.name,
-                "part": reference.part,
+                "split": reference.split_name,
                 "count": len(reference.pictures),
                 "fingerprint": reference.pictures.fingerprint,
             },

