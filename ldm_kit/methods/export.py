@@ -26,7 +26,7 @@ from ldm_kit.methods import check_run, find_method, method_of
 from ldm_kit.methods.base import Method
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.directions import FILE as DIRECTIONS
-from ldm_kit.models.folder import device_named, model_folder
+from ldm_kit.models.folder import device_named
 from ldm_kit.paths import check_writable
 from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
@@ -92,7 +92,8 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
     """
     path = Path(path)
     if checkpoint is None and not is_checkpoint(path):
-        if not any((model_folder(path) / name).exists() for name in _INDICES) and checkpoints.steps(path):
+        finished = any((folder / name).exists() for folder in (path, path / "model") for name in _INDICES)
+        if not finished and checkpoints.steps(path):
             raise UserError(
                 f"the run in {path} has no finished model yet; --checkpoint last or best takes one of its checkpoints, "
                 f"and `ldm-kit export {path}` makes a model of it"

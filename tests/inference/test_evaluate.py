@@ -124,6 +124,7 @@ def test_a_model_is_sampled_with_the_captions_of_the_reference(world, colours):
 
 
 def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with_nothing(world, colours, monkeypatch):
+    runs = [world.model(name) for name in ("class_pixels", "pixels")]
     asked: list[list[str]] = []
     generate = Pipeline.generate
 
@@ -132,9 +133,9 @@ def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with
         return generate(self, prompts, *more)
 
     monkeypatch.setattr(Pipeline, "generate", spy)
-    for name in ("class_pixels", "pixels"):
-        evaluate(world.model(name), QUICK, split="train", count=3, measures="fd", bootstrap=0)
-    pictures = load(read_run(world.model("class_pixels") / "config.yaml").data).train
+    for run in runs:
+        evaluate(run, QUICK, split="train", count=3, measures="fd", bootstrap=0)
+    pictures = load(read_run(runs[0] / "config.yaml").data).train
     rows = [i * len(pictures) // 3 for i in range(3)]
     assert asked == [[pictures.classes[pictures.records[i].label] for i in rows], [""] * 3]
 
@@ -264,9 +265,10 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
     def never(*_, **__):
         raise AssertionError("nothing may be sampled or embedded")
 
+    run, classes, autoencoder = (world.model(name) for name in ("text", "class", "kl"))
     monkeypatch.setattr(Pipeline, "generate", never)
-    monkeypatch.setattr(colours.__class__, "__call__", never)
-    run, pixels = world.model("text"), noise(6)
+    monkeypatch.setattr(Colours, "__call__", never)
+    pixels = noise(6)
     folder = save(pixels, tmp_path / "six")
     (tmp_path / "empty").mkdir()
     uneven = save(pixels, tmp_path / "uneven")
@@ -293,10 +295,10 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
         (run, {"split": "train", "seed": 2**64 - 1, "count": 4}, "--seed is"),
         (run, {"split": "train", "measures": "psnr"}, "only an autoencoder makes"),
         (run, {"split": "train", "data": split}, "16 px"),
-        (world.model("class"), {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "a class"),
+        (classes, {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "a class"),
         (run, {"data": split_of(noise(6).repeat_interleave(2, 2).repeat_interleave(2, 3))}, "no captions"),
         (run, {"seed": -1}, "seed"),
-        (world.model("kl"), {"split": "train", "count": 10**4}, "pictures to reconstruct"),
+        (autoencoder, {"split": "train", "count": 10**4}, "pictures to reconstruct"),
     ]  # fmt: skip
     for path, request, message in cases:
         with pytest.raises(UserError, match=message):
