@@ -53,8 +53,8 @@ class Posterior(NamedTuple):
         coef_x: weight of x_t in the posterior's mean.
         coef_x0: weight of x_0 in the posterior's mean.
         variance: the posterior's variance; 0 in the step to clean data.
-        variance_floor: the variance whose logarithm is taken: `variance`, except in the step to clean data, where that
-            is 0. There it is the previous step's variance (Ho et al. 2020, section 3.2), or nan if there was no step.
+        variance_floor: `variance`, or a value in its place in the step to clean data, where `variance` is 0 and has no
+            logarithm: the previous step's variance (Ho et al. 2020, section 3.2), or nan if there was no step.
     """
 
     t: int
@@ -67,7 +67,7 @@ class Posterior(NamedTuple):
     variance_floor: float
 
     def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
-        """Return the mean of q(x_next | x_t, x_0) for x = x_t and x_0 of one shape; it is x_0 if x_next is clean."""
+        """Return the mean of q(x_next | x_t, x_0) for x = x_t and x_0, [B, ...] each; x_0 itself if x_next is clean."""
         return self.coef_x * x + self.coef_x0 * x_0
 
     def reverse_variance(self, kind: VarianceType | Literal["auto"], fraction: Tensor | None = None) -> Tensor | float:
