@@ -83,7 +83,7 @@ class StridedEncoder(ModelMixin, ConfigMixin):
             channels: C of the pictures.
             z_width: Z, numbers in a code.
             widths: output channels of each convolution; each convolution halves the side.
-            attention: number of convolutions after which attention follows, 1 to the number of widths; None: no
+            attention: place of the one attention layer: the number of convolutions before it, from 1; None: no
                 attention.
             heads: attention heads; must divide the width at the attention.
             groups: groups of every GroupNorm; must divide every width.
@@ -99,7 +99,7 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1] * side * side, z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return codes z [B, Z] of pictures in [-1, 1], computed in the weights' dtype.
+        """Return codes z [B, Z] of pictures [B, C, R, R] in [-1, 1], computed in the weights' dtype.
 
         Raises:
             ConditioningError: the pictures are not of the size `resolution`.
@@ -132,7 +132,7 @@ def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3
 
 
 def condition_of(z: Tensor) -> Condition:
-    """Return a condition whose vector is the codes z [B, Z]."""
+    """Return a `Condition` with the semantic codes z [B, Z] as its vector, for a decoder."""
     return Condition(vector=z)
 
 
