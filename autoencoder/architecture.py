@@ -51,7 +51,7 @@ class Architecture(BaseModel):
 
     @property
     def side(self) -> int:
-        """Side of the latent of a training picture."""
+        """Height and width of the latent of a training picture: resolution / factor."""
         return self.resolution // self.factor
 
     def diffusers(self) -> dict[str, Any]:

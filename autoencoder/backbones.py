@@ -224,7 +224,7 @@ def _absorb(conv: nn.Conv2d, norm: Any) -> None:
 
 @contextmanager
 def _short_timeout() -> Iterator[None]:
-    """Limit the wait for a server that does not answer to `CONNECT_SECONDS`, within the context."""
+    """Let sockets time out after `CONNECT_SECONDS`, within the context, so that a silent server is soon given up."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)
     try:
@@ -235,7 +235,7 @@ def _short_timeout() -> Iterator[None]:
 
 @contextmanager
 def _cache_only_unless_reachable() -> Iterator[None]:
-    """Use only the Hub's local cache if the Hub does not answer a request, within the context.
+    """Set huggingface_hub offline within the context, so that it uses its local cache only, if the Hub does not answer.
 
     huggingface_hub itself would retry for most of a minute.
     """

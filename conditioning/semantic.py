@@ -162,7 +162,11 @@ class SingleBlock(nn.Module):
 class DoubleBlock(nn.Module):
     """diffusers' residual block without a time embedding; as in ADM, its second convolution starts at zero.
 
-    The arguments are those of `SingleBlock`.
+    Args:
+        before: input channels.
+        after: output channels.
+        groups: groups of each GroupNorm.
+        down: whether the block halves height and width.
     """
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:

@@ -43,8 +43,8 @@ def cm_scalings(sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_data: float =
     """Return the coefficients of a consistency model (Song et al. 2023, appendix C).
 
     c_skip = d^2 / ((sigma - sigma_min)^2 + d^2), c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2) and
-    c_in = 1 / sqrt(sigma^2 + d^2), where d is `sigma_data`. At sigma_min they are 1 and 0: f(x, sigma_min) = x exactly.
-    With sigma_min 0 they are those of EDM's denoiser (Karras et al. 2022, table 1).
+    c_in = 1 / sqrt(sigma^2 + d^2), where d is `sigma_data`. At sigma_min, c_skip is 1 and c_out is 0, so that
+    f(x, sigma_min) = x exactly. With sigma_min = 0 they are those of EDM's denoiser (Karras et al. 2022, table 1).
 
     Args:
         sigma: noise levels [B] of x = x_0 + sigma eps, sigma_min or more.
@@ -80,7 +80,7 @@ def lcm_scalings(
 
 @dataclass(frozen=True, eq=False)
 class KarrasConsistency:
-    """The consistency function f(x, sigma) = c_skip x + c_out F(c_in x, 250 ln sigma) of x = x_0 + sigma eps.
+    """The consistency function f(x, sigma) = c_skip x + c_out F(c_in x, 250 ln sigma), where x = x_0 + sigma eps.
 
     Args:
         network: F, a function of scaled data [B, ...], times [B] and condition to an output in the shape of the data.
