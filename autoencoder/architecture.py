@@ -77,8 +77,8 @@ def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
     """Complete the fields that a user gives for a config by those of the preset that the user names.
 
     Args:
-        given: values by field name. The value of "preset", if given, is the preset's name; if not, or if `given` is no
-            mapping, it is returned unchanged.
+        given: values by field name; the value of "preset" is the preset's name. If there is none, or if `given` is no
+            mapping, `given` is returned unchanged.
         presets: the fields of each preset, by the preset's name.
 
     Raises:

@@ -89,9 +89,10 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
 
 
 def check_config(vae: Vae, where: str) -> Vae:
-    """Check the normalisation and the channels that an autoencoder's config states; return the autoencoder.
+    """Check the channels and the normalisation of latents that an autoencoder's config states; return the autoencoder.
 
-    The normalisation must be invertible, and the channels must be whole numbers of 1 or more.
+    The numbers of channels must be 1 or more. The normalisation (scaling_factor, shift_factor, latents_mean,
+    latents_std) must be invertible.
 
     Raises:
         AutoencoderError: a value is invalid; the message names `where`, the origin of the config, and the key.

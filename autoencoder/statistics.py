@@ -56,8 +56,8 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     """Sum the first and second moments of the latents of pictures x [B, C, H, W] in [-1, 1], for `from_sums`.
 
     Returns:
-        Float64 [4, Z] on the CPU. Rows: the expected sums of z and of z^2 over
-        the batch and all positions, the number of elements per channel, and the number of pictures.
+        Float64 [4, Z] on the CPU, with four numbers for each channel: the expected sums of z and of z^2 over the batch
+        and all positions (z: latents sampled from the posterior), the number of elements, and the number of pictures.
     """
     mean, logvar = (float64(m) for m in encode(vae, x))
     sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])

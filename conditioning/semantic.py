@@ -189,9 +189,9 @@ class DoubleBlock(nn.Module):
 def _levels(
     widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
 ) -> list[nn.Module]:
-    """Return the layers between the first convolution and the last norm, in the order of DiffAE's released code.
+    """Return the layers of `SemanticEncoder` between its first convolution and its last norm.
 
-    The arguments are those of `SemanticEncoder`.
+    They are in the order of DiffAE's released code. The arguments are those of `SemanticEncoder`.
     """
     block = SingleBlock if blocks == "single" else DoubleBlock
     modules: list[nn.Module] = []

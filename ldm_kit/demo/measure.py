@@ -68,7 +68,7 @@ class FactorShares:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The shares for JSON: `Proportion.figures` by the factor's name and of all factors at once; and the mean."""
+        """A dict for JSON: `Proportion.figures` by factor and for "all factors at once", and the mean share."""
         named = {**self.factors, ALL: self.all}
         return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
 

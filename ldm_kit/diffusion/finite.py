@@ -123,8 +123,8 @@ class CheckedDenoiser:
     """A denoiser whose predictions are checked to be finite.
 
     Args:
-        inner: the denoiser.
-        check: checks the predictions.
+        inner: the denoiser whose predictions are checked.
+        check: the object that notes and reads whether results are finite.
         component: name of the denoiser in error messages, such as "the U-Net".
     """
 

@@ -88,7 +88,7 @@ class LossHistory:
     """The newest losses at each timestep, which give a density over timesteps (Nichol & Dhariwal 2021, section 3.3).
 
     Args:
-        losses: ring buffers of the newest losses, one for each timestep, float64 [T, HISTORY].
+        losses: ring buffers of the newest HISTORY (10) losses of each timestep, float64 [T, HISTORY].
         seen: number of losses ever stored for each timestep, int64 [T].
     """
 

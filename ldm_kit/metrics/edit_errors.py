@@ -63,14 +63,15 @@ def edit_error(
 def summarise(errors: Sequence[EditError]) -> dict[str, Any]:
     """Return shares and means over edits by name, for JSON; shares have 95 % intervals [low, high] (Wilson's score).
 
-    The names, with the terms of `EditError`:
+    The names (the truth, the candidates and the fields of each edit are explained in `EditError`):
         edits: number of edits.
-        right, readable: share of edits where the reader finds the wanted value in the edited picture, in the truth.
+        right: share of edits where a classifier finds the wanted value of the edited factor in the edited picture.
+        readable: share of edits where it finds that value in the truth.
         closer: share of edits whose result is nearer to the truth than the unedited picture is.
         nearest: share of edits where the truth is the nearest of all candidates.
-        unchanged: mean share of the other factors that the reader finds unchanged.
-        ratio, candidates: means over edits.
-        rank: median of the truth's rank.
+        unchanged: mean over edits of the share of the other factors that the classifier finds unchanged.
+        ratio, candidates: means over edits of the fields with these names.
+        rank: median over edits of the truth's rank.
     """
     if not errors:
         return {"edits": 0}

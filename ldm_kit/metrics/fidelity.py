@@ -175,7 +175,7 @@ def percent(share: float, count: int) -> str:
 
 
 def table(rows: Mapping[str, Fidelity]) -> str:
-    """Return a markdown table of named results, one row each: shares in per cent with their 95 % intervals."""
+    """Return a markdown table with a row for each `Fidelity`, by its title: shares in per cent with 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         shares = [percent(row.rank1, row.count), percent(row.rank5, row.count), percent(row.tone, row.tone_count)]
