@@ -148,7 +148,7 @@ class Method(ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update what gradients do not train, after the `optimisers`, by name, made step `step` (counted from 0)."""
+        """Update tensors that no gradient trains, after `optimisers`, by name, made step `step` (the first is 0)."""
 
     def discard_step(self) -> None:
         """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""

@@ -144,7 +144,8 @@ class Latent(Method[LatentRun]):
         """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
         `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
-        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
+        The run's seed and a sample's position (its number among all samples of the run) determine its noise, timestep
+        and condition dropout.
         """
         position = batch["position"]
         t, weight = self.times.draw(position)
@@ -157,7 +158,11 @@ class Latent(Method[LatentRun]):
         yield "denoiser", (losses * weight).mean(), logs
 
     def _trained_network(self, position: Tensor) -> Callable[..., Tensor]:
-        """Return the network of (x_t, t, inputs) whose errors train, for samples at these positions [B] in the run."""
+        """Return the function of (x_t, t, inputs) whose output the loss compares with its target, for one batch.
+
+        It is the network or, if the network takes the guidance scale, `GuidedTraining` with a scale drawn for each
+        sample; `position` [B] is the sample's number among all samples of the run.
+        """
         network, guidance = self.ddp_modules["denoiser"], self.config.guidance
         if guidance is None:
             return network
