@@ -77,7 +77,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """Optimiser config of each module; by default the discriminator's is `optim` without Muon."""
+        """Optimiser config by module name; the discriminator's, if the config has none, is `optim` without Muon."""
         config = self.config
         adamw = config.optim.model_copy(update={"muon": None})
         return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
@@ -115,7 +115,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield (name, loss, scalars to log) of the autoencoder and, if step `step` trains it, of the discriminator."""
+        """Yield (name, loss of a batch, scalars to log) of autoencoder and, if step `step` trains it, discriminator."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -165,7 +165,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw step `step`'s equivariance transforms of pictures and of latents of width `side`; None: no transform."""
+        """Draw step `step`'s EQ-VAE transforms of pictures and of latents of width `side`; None: no transform."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -209,7 +209,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save into `folder` a copy of the autoencoder whose weights include the normalisation of the latents.
+        """Save the autoencoder into `folder`, changed so that it encodes to latents of standard deviation 1.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.

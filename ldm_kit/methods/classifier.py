@@ -140,7 +140,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
+        """Return mean loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
 

@@ -181,7 +181,13 @@ class Consistency(Method[ConsistencyRun]):
         return {"l1": l1, "l2": l2, "huber": partial(pseudo_huber, c=self.config.huber_c)}[self.config.loss]
 
     def function(self, network: Callable[..., Tensor], inputs: Inputs, scale: Tensor | None) -> ConsistencyFunction:
-        """Return f(x, t), a network's prediction of x_0, under the condition `inputs`; `scale` [B] if it takes one."""
+        """Return f(x, t), a network's prediction of x_0 under a batch's condition.
+
+        Args:
+            network: function of (x_t, t, inputs, scale).
+            inputs: the condition's inputs by name, [B, ...] each.
+            scale: guidance scales [B], given to a network that takes them as input; None: no guidance.
+        """
         given = scale if takes_guidance_scale(self.student.module.unet) else None
         denoiser = bound_denoiser(network, self.schedule, self.student.target, inputs, given)
         return consistency_function(ConsistencyDenoiser(denoiser))

@@ -43,7 +43,7 @@ class CodedUNet(nn.Module):
 
 @dataclass(eq=False, kw_only=True)
 class Student(ABC):
-    """A network to train as a consistency model, the data to train it on, and how it is sampled and saved."""
+    """A network to train as a consistency model, with its training data; subclasses sample and save it."""
 
     module: nn.Module  # maps (x_t, t, inputs of the condition, guidance scale) to `target`
     ema_modules: dict[str, nn.Module]  # networks whose weights are averaged, by folder in the saved model
@@ -69,7 +69,7 @@ class Student(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
-        """Move networks and tensors that are not trained to the training device."""
+        """Move networks and tensors that are not trained to `device`, the training device."""
 
     @abstractmethod
     def samples(self, count: int, batch: BatchSize) -> Grid:

@@ -102,5 +102,5 @@ class _Guided:
         return self.guide(self.conditional(x, t), x, t)
 
     def guide(self, conditional: Prediction, x: Tensor, t: Tensor) -> Prediction:
-        """Return the guided prediction at x [B, ...] and timesteps t [B], given that under the condition."""
+        """Return the guided prediction at x [B, ...] and timesteps t [B]; `conditional` is that under the condition."""
         return guided_prediction(conditional, self.null(x, t), self.scale)

@@ -143,7 +143,7 @@ class Latent(Method[LatentRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
-        `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
+        `batch` is from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position (its number among all samples of the run) determine its noise, timestep
         and condition dropout.
         """
@@ -172,12 +172,12 @@ class Latent(Method[LatentRun]):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Return the errors of the network's predictions for a batch that is noised to timesteps t [B].
+        """Return each sample's squared error and, if the loss contains the variational bound, the bound's term.
 
-        Each error is that of one sample, without min-SNR weights and the importance weights of sampled timesteps.
+        The errors are those before min-SNR weights and the importance weights of sampled timesteps are applied.
 
         Args:
-            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B] in the run.
+            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B], its number in the run.
             t: timesteps [B].
             seed: seed that, with the position, determines a sample's noise.
             inputs: the conditioner's inputs by name, [B, ...] each.
@@ -190,7 +190,7 @@ class Latent(Method[LatentRun]):
         """Return the loss [B] of each held-out sample, without min-SNR weights and without condition dropout.
 
         Args:
-            batch: a batch from `LatentBatches`: moments of the latents, positions, and the conditioner's inputs.
+            batch: a batch from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
             t: timesteps [B] to which the latents are noised.
             seed: seed of the noise.
         """

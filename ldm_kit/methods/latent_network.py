@@ -38,13 +38,14 @@ class LatentDiffusion(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class GuidedTraining:
-    """A function of (x_t, t, inputs) for the loss: squared error against the plain target trains guided output.
+    """A wrapper of the network for the loss: squared error against the plain target trains it to give guided output.
 
     Model guidance adds g = (1 - 1/w) (v_c - v_u) to the target, where w is the guidance scale, v_c the network's output
-    under the condition and v_u its output under the null condition. A call returns v_c - g instead, which has the same
-    error and the same gradient, whatever the weights of the loss. v_u costs one more evaluation, without gradients and
-    dropout; it uses the weights in training, not their average, as in improved MeanFlow. For samples whose condition is
-    dropped, v_c and v_u are equal but for dropout, so that the network learns unguided output at every scale.
+    under the condition and v_u its output under the null condition. A call (x_t, t, inputs) returns v_c - g instead,
+    with the same error and gradient, whatever the weights of the loss. v_u costs one more evaluation, without gradients
+    and dropout; it uses the weights in training, not their average, as in improved MeanFlow. For samples whose
+    condition is dropped, v_c and v_u are equal but for dropout, so that the network learns unguided output at every
+    scale.
 
     Outside the interval of guidance the network still gets the scale, but g is left out, so that it learns to ignore
     the scale there.

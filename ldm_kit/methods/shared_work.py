@@ -22,7 +22,7 @@ class _Message(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """How a pass ended on one process."""
+    """How a pass, a call that all processes make together, ended on one of them."""
 
     error: str | None = None  # message of the process's own error; None: there is none
     os_error: tuple[Any, ...] = ()  # arguments of the error if it is an OSError, such as a full disk; the run goes on
