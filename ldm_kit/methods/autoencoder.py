@@ -227,7 +227,7 @@ class Autoencoding(Method[AutoencoderRun]):
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
 
     def training_sums(self) -> Tensor:
-        """Return the sums [4, Z] from which `save` computes mean and deviation of the latents, see `latent_sums`."""
+        """Return the sums [4, Z] over training pictures from which `save` takes mean and deviation of the latents."""
         rows = spread(len(self.data.train), STATISTICS_PICTURES)
         return sums_of_latents(self.vae, self.data.train, rows, self.eval_batch)
 

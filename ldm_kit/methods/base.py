@@ -252,9 +252,9 @@ class Method(ABC, Generic[C]):
         return "\n".join([paragraph, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures) for `describe`."""
+        """Return a phrase on the training set (how many pictures) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (names, trained parameters) for `describe`."""
+        """Return a phrase on the networks (names, trained parameters) for `describe`, the log's opening text."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"

@@ -196,8 +196,8 @@ class Consistency(Method[ConsistencyRun]):
     def next_points(self, noised: NoisedBatch, r: Tensor, inputs: Inputs, scale: Tensor | None) -> Tensor:
         """Return the points x_r [B, ...] of the trajectories at timesteps r [B], at which the target network predicts.
 
-        Without a teacher, x_r is noised from the data's x_0 and eps; with one, see `Teacher.distilled` and
-        `Teacher.guided_data`.
+        Without a teacher, x_r is noised from the data's x_0 and eps. In mode distill it is the end of the teacher's
+        step from x_t; in mode tune it is noised from x_0 and eps to which the teacher's guidance was added.
         """
         if self.teacher is None:
             return ddim_step(Prediction(noised.x_0, noised.eps), r, self.schedule)
@@ -215,7 +215,11 @@ class Consistency(Method[ConsistencyRun]):
         return call
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return the distance [B] of held-out samples at timesteps t [B], with target timesteps as in the last step."""
+        """Return the distance [B] between student and target network in predicting x_0 of held-out samples.
+
+        The student predicts at timesteps t [B], the target network at those that the run's last step takes. `batch` has
+        the keys of that of `losses`; `seed` fixes noise and guidance scale.
+        """
         inputs = self.student.inputs(batch, seed, 0.0)
         r = self.levels.target_timesteps(t, self.config.train.steps - 1)
         noised, scales = noise_batch(batch, t, seed, self.schedule), self.levels.scales(batch["position"], seed)

@@ -153,7 +153,7 @@ def trainable(*modules: nn.Module) -> None:
 def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:
     """Return the share of samples to train on the null condition.
 
-    It is 0 in distillation from a teacher whose null condition was never trained, as the student would learn that.
+    It is 0 in distillation from a teacher whose null condition was never trained, which the student could only copy.
     Tuning takes its targets from the data, so that it can train a null condition that `base` lacks.
 
     Raises:

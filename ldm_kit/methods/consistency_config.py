@@ -125,7 +125,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
         return by_gap if self.weight is None else self.weight == "inverse_gap"
 
     def latent_run(self) -> LatentRun:
-        """Return a config of method `latent` with the same data, network and schedule, which mode train builds."""
+        """Return the config of method `latent` with which mode train builds its data, network and schedule."""
         sample = SampleConfig(prompts=self.sample.prompts, steps=self.sample.steps, guidance_scale=1.0)
         return LatentRun(**{name: getattr(self, name) for name in _LATENT}, sample=sample)
 

@@ -39,7 +39,7 @@ class Levels:
         return curricula.ct_decay(step, config.train.steps, *config.intervals, MU_0)
 
     def level_count(self, step: int) -> int:
-        """Return the number of noise levels of mode train at a step (0 is the first)."""
+        """Return the number N(k) of discrete noise levels in step k = `step` (0 is the first) of mode train."""
         count = curricula.ct_levels if self.config.curriculum == "ct" else curricula.ict_levels
         return count(step, self.config.train.steps, *self.config.intervals)
 

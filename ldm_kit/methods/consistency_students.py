@@ -1,4 +1,4 @@
-"""The network that becomes a consistency model, with its data: a model of prompts or classes, or a semantic one."""
+"""The network that becomes a consistency model, with its data: a model of prompts or classes, or a DiffAE."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Student(ABC):
     data: TrainingData  # pictures, and batches made from them
     dependencies: dict[str, str]  # digests of models that are not trained, by the config key that names them
     dropout: float = 0.0  # share of the samples that are trained on the null condition
-    teacher_takes_scale: bool = False  # whether the base was trained with the guidance scale as input
+    teacher_takes_scale: bool = False  # whether the model it starts from takes the guidance scale as input
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
@@ -85,7 +85,7 @@ class Student(ABC):
         """Write the model with the current weights into an empty folder."""
 
     def teacher(self) -> nn.Module:
-        """Return a frozen copy of the network with its present weights."""
+        """Return a frozen copy of the network with its present weights, as teacher or target network."""
         return deepcopy(self.module).eval().requires_grad_(False)
 
 

@@ -133,7 +133,7 @@ class Latent(Method[LatentRun]):
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Add the step's losses, from all processes, to those that the timestep density loss_second_moment uses."""
+        """Update the timestep density loss_second_moment, if used, with the step's losses from all processes."""
         self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:

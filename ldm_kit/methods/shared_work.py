@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Message(NamedTuple):
-    """What the main process tells those that wait: the pass that begins, or that its task has ended."""
+    """Message of the main process to the waiting processes: which pass begins, or that its task has ended."""
 
     name: str | None = None  # function to call; None: the task has ended
     error: str | None = None  # message of the error with which the task ended; None: it succeeded
