@@ -62,8 +62,7 @@ class Consistency(Method[ConsistencyRun]):
     Attributes:
         student: the network that is trained, and its data.
         levels: chooses timesteps, loss weights and guidance scales of samples.
-        teacher: frozen copy of the base, the trained model that the run starts from; computes the steps of distillation
-            and the guidance. None: the run has neither.
+        teacher: frozen copy of the model that the run starts from, for distillation or guidance; None: neither is used.
         target: the target network, an average of the student's past weights; None: the student itself.
     """
 
@@ -181,12 +180,9 @@ class Consistency(Method[ConsistencyRun]):
         return {"l1": l1, "l2": l2, "huber": partial(pseudo_huber, c=self.config.huber_c)}[self.config.loss]
 
     def function(self, network: Callable[..., Tensor], inputs: Inputs, scale: Tensor | None) -> ConsistencyFunction:
-        """Return f(x, t), a network's prediction of x_0 under a batch's condition.
+        """Return f(x, t), the x_0 that `network`, a function of (x_t, t, inputs, scale), predicts for one batch.
 
-        Args:
-            network: function of (x_t, t, inputs, scale).
-            inputs: the condition's inputs by name, [B, ...] each.
-            scale: guidance scales [B], given to a network that takes them as input; None: no guidance.
+        `inputs` are those of the condition, [B, ...] by name; `scale` [B] is for networks that take guidance scales.
         """
         given = scale if takes_guidance_scale(self.student.module.unet) else None
         denoiser = bound_denoiser(network, self.schedule, self.student.target, inputs, given)
