@@ -75,7 +75,10 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
 
 
 def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
-    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator."""
+    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator.
+
+    Of the gradient estimator, the state dict and the settings are returned.
+    """
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
     with name_in_errors(checkpoint):
         encoder = _encoder(strip_prefix(state_dict, "ema_encoder."), options.image_size, options.encoder_heads)

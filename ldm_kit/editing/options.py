@@ -29,7 +29,7 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Base of options that default to values saved with the model, with which the training run was evaluated."""
+    """Base class of options whose defaults are saved with the model: the values used to evaluate its training run."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
@@ -42,7 +42,10 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded: the fraction of steps that a PDAE leaves to its base model; subclasses add step counts."""
+    """Base class of decoding options: the fraction of steps, at the end, that a PDAE leaves to its base model.
+
+    Subclasses add numbers of steps. For the class attributes see `ModelDefaults`.
+    """
 
     stop: float = Field(
         default=0.0,

@@ -72,7 +72,7 @@ class GuidedOptions(Config):
 
         Args:
             pipeline: the model.
-            fixed: options, by name, whose values the command fixes.
+            fixed: values, by the option's name, that the command sets whatever the user or the model says.
 
         Raises:
             UserError: an option has no effect on the model, or is impossible with it; the message names the flag.

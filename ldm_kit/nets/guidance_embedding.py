@@ -49,9 +49,9 @@ def embed_scale(unet: UNet2DConditionModel, scale: Tensor) -> Tensor:
 
 
 def zero_guidance_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Zero the weights of the guidance scale, in place, so that the output is the same at every scale; return `unet`.
+    """Zero the linear map of the guidance scale's embedding, in place, and return `unet`.
 
-    A U-Net that does not take the scale is left as it is.
+    The U-Net's output is then the same at every scale. A U-Net that does not take the scale is left as it is.
     """
     projection: Any = unet.time_embedding.cond_proj
     if projection is not None:

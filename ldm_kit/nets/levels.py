@@ -41,7 +41,7 @@ class LevelsConfig(Config):
 
     @property
     def attended(self) -> list[int]:
-        """Feature channels of each attention layer: those of the levels with attention, then of the middle block."""
+        """Feature channels of each level with attention, then those of the middle block (the last width)."""
         return [*compress(self.widths, self.attention_levels), self.widths[-1]]
 
     def check_heads(self, divisor: int, setting: str) -> None:
