@@ -104,7 +104,7 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
-    """Return the names of the pictures most similar to one picture, and the cosines of their codes to that picture's.
+    """Return the names of the pictures most similar to one picture, and the cosine similarity of each code.
 
     The most similar picture comes first.
 

@@ -26,7 +26,7 @@ class Column:
 
     name: str  # the attribute's name
     values: tuple[str | None, ...]  # value of each picture
-    pairs: tuple[str | None, ...] | None = None  # pair names: pictures with equal ones differ in this attribute alone
+    pairs: tuple[str | None, ...] | None = None  # a name each: pictures of equal names differ in this attribute alone
 
     @cached_property
     def binary(self) -> bool:

@@ -42,10 +42,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """Base class of decoding options: the fraction of steps, at the end, that a PDAE leaves to its base model.
-
-    Subclasses add numbers of steps. For the class attributes see `ModelDefaults`.
-    """
+    """Base class of decoding options: `stop` is the fraction of steps, at the end, that a PDAE leaves to its base model."""
 
     stop: float = Field(
         default=0.0,
@@ -64,7 +61,7 @@ _INVERT_STEPS = Field(ge=1, description="DDIM steps of the inversion to a stocha
 
 
 class DecodeSteps(StepOptions):
-    """The number of DDIM steps in which codes are decoded as pictures; for the class attributes see `ModelDefaults`."""
+    """Decoding options with the number of DDIM steps, which defaults to the saved option that `SAVED` names."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"steps": "decode_steps"}
@@ -75,7 +72,8 @@ class DecodeSteps(StepOptions):
 class RoundTripSteps(DecodeSteps):
     """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again.
 
-    `invert_steps` are those of the inversion. For the class attributes see `ModelDefaults`.
+    `invert_steps` are those of the inversion, `steps` those of decoding. `STEP_FIELDS` names both; `SAVED` maps each to
+    the option, saved with the model, that it defaults to.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
@@ -224,7 +222,8 @@ class NeighboursOptions(Config):
 class EncodeOptions(ModelDefaults):
     """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
 
-    `invert_steps` is the number of DDIM steps to x_T. For the class attributes see `ModelDefaults`.
+    `invert_steps` is the number of DDIM steps to x_T; `SAVED` names the option, saved with the model, that is its
+    default.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)

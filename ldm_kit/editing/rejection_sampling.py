@@ -28,7 +28,7 @@ class AttributeThreshold:
 class AcceptedCodes(NamedTuple):
     """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
-    z: Tensor  # [N, D], as the function `sample` of `sample_accepted` returned them
+    z: Tensor  # accepted codes [N, D], in the form in which the sampling function returned them
     probability: Tensor  # [N], probability that each code has the attribute
     tried: int  # codes tried for a picture, up to and with the accepted one; summed over the pictures
 

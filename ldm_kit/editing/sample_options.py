@@ -124,7 +124,8 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 class SamplePriorOptions(StepOptions, SeedOptions):
     """Options of `edit.py sample`: how codes are sampled from a prior, and decoded as new pictures.
 
-    For the class attributes see `ModelDefaults`.
+    `STEP_FIELDS` names the fields that count steps of the decoder; `SAVED` maps fields to the options, saved with the
+    model in the section `SECTION`, that they default to.
     """
 
     SECTION: ClassVar[str] = "prior"

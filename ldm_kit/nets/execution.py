@@ -37,7 +37,7 @@ class ExecutionConfig(Protocol):
 
     @property
     def precision(self) -> str:
-        """Autocast precision: no, auto, bf16 or fp16 (the keys of `DTYPES`)."""
+        """Precision of autocast: no, bf16, fp16, or auto (bf16 where the device is fast in it, else no)."""
         ...
 
     @property
