@@ -110,7 +110,7 @@ def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: in
 
 
 def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
-    """Build the base model; return it, and the state dict and settings of the gradient estimator.
+    """Build the base model in a PDAE's decoder; return it, and the gradient estimator's state dict and settings.
 
     Args:
         state_dict: the weights of PDAE's decoder, with original names.

@@ -42,7 +42,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """Base class of decoding options: `stop` is the fraction of steps, at the end, that a PDAE leaves to its base model."""
+    """Base class of decoding options: `stop` is the fraction of last steps that a PDAE leaves to its base model."""
 
     stop: float = Field(
         default=0.0,
@@ -53,7 +53,7 @@ class StepOptions(ModelDefaults):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Decoding settings for the PNGs' metadata: `step_counts` and, unless it is 0, `stop`, by name."""
+        """Decoding settings by name, for the PNGs' metadata: the `step_counts` and, unless it is 0, `stop`."""
         return self.step_counts | ({"stop": self.stop} if self.stop else {})
 
 

@@ -128,7 +128,7 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
 
 
 class _Task(NamedTuple):
-    """Input of `_in_batches`: the latents to start from, the condition, the number of steps and the progress bar's text."""
+    """Input of `_in_batches`: latents to start from, condition, number of steps, and the progress bar's text."""
 
     x_0: Tensor  # latents [1, Z, h, w] of the picture
     cond: Condition  # condition of all pictures

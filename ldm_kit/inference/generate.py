@@ -130,7 +130,8 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
-    For an unconditional model they come from `_unconditional_prompts`. `options` are the sampling options.
+    For an unconditional model these are the classes to which a classifier guides it, or one empty prompt. `options` are
+    the sampling options.
 
     Raises:
         UserError: the model is conditional and `texts` is empty, or the classifier does not know a class.

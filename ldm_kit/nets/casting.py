@@ -10,7 +10,7 @@ def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     On a CPU only linear layers and convolutions are cast, and the network must still be called under autocast. Its
     outputs are those of autocast alone, which would cast the same weights anew in every call, for a tenth of the call's
     time. On an accelerator all weights are cast, as by diffusers' `torch_dtype`, and the network is called without
-    autocast (see `is_cast`), which would compute norms in float32 and so move twice the bytes.
+    autocast (see `is_cast`): autocast would compute norms in float32 and so move twice the bytes.
     """
     if next(net.parameters()).device.type != "cpu":
         nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
