@@ -67,7 +67,7 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
 
 
 def draw(config: RenderedConfig) -> DrawnSet:
-    """Draw the records of all pictures of faces or shapes, without rendering them.
+    """Choose the pictures of faces or shapes at random by the config's seed, without rendering them.
 
     Raises:
         UserError: a package is missing.

@@ -82,7 +82,7 @@ class BatchSplit:
         return None if accumulation is None else replace(self, accumulation=accumulation)
 
     def limited_to(self, micro_batch: int | None) -> "BatchSplit":
-        """Return this division with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
+        """Return this division, micro-batches halved until they have at most `micro_batch` (>= 1; None: any) samples."""
         split: BatchSplit | None = self
         while micro_batch is not None and split is not None and split.size > micro_batch:
             split = split.halved()
@@ -129,7 +129,7 @@ def loader(
         dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch for a list of samples.
         batches: the sampler, which yields the list of samples of each micro-batch.
         workers: number of data-loader processes; 0: load in this process.
-        device: where batches will be moved to; for a GPU they are put into page-locked memory, which it copies itself.
+        device: where batches will be moved to; for a GPU they are put into page-locked memory, for fast copies.
     """
     return DataLoader(
         dataset,
