@@ -22,7 +22,7 @@ def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
         config: the `train:` section of the run's config.
         device: the device that trains; on a CPU, `train.tf32` changes nothing.
     """
-    was_strict, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    debug_mode, precision = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
     benchmark = torch.backends.cudnn.benchmark
     if config.deterministic:
         os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACE)  # read when the first matrix product is computed
@@ -34,6 +34,6 @@ def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_strict)
+        torch.set_deterministic_debug_mode(debug_mode)
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.benchmark = benchmark
