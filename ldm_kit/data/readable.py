@@ -32,7 +32,7 @@ class ReadablePictures(DerivedSet):
 
     @property
     def records(self) -> Sequence[Record]:
-        """Records of all pictures, including broken ones."""
+        """Records (name, caption, class) of all pictures, including broken ones."""
         return self.base.records
 
     @property

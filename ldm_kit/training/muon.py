@@ -41,9 +41,10 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order in memory of `like`'s elements.
+    """Return a weight [O, ...] as a matrix [O, N], where N is the product of the other dimensions.
 
-    The result is a view if `weight` has the same memory layout as `like`, else a copy.
+    Columns are in the order in which a row of `like` lies in memory. The result is a view if `weight` has the memory
+    layout of `like`, else a copy.
 
     Args:
         weight: a weight or its gradient.

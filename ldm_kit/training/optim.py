@@ -132,7 +132,7 @@ def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset(
     Args:
         module: module whose parameters that require a gradient are updated.
         config: learning rate, betas, weight decay.
-        without: `id` of each parameter to leave out.
+        without: `id(parameter)` of each parameter to leave out.
     """
     weights = [weight for weight in trainable(module) if id(weight) not in without]
     groups = [

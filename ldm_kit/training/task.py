@@ -40,7 +40,7 @@ class Task(Protocol):
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
-        """Yield a loss term for each module; the loop runs the backward pass of one before it asks for the next.
+        """Yield (module name, loss, scalars to log) for each module; each backward pass runs before the next loss.
 
         An attempt at a step may fail (out of memory, loss not finite) and be repeated, so nothing but gradients and
         buffers may change here. A task that changes more is a `StatefulTask`.
@@ -125,7 +125,7 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, samples: Sequence[SampleIndex], /) -> Any:
-        """Return a batch, a tensor or a dict of tensors, for (position in the run, index in the data set) pairs."""
+        """Return the batch (a tensor or a dict) of the `samples`, (position in the run, index in the data set) each."""
         ...
 
 
@@ -137,7 +137,7 @@ class StepStats:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch
 
     def add(self, module: str, loss: Tensor, logs: Mapping[str, Tensor], accumulation: int) -> None:
-        """Add a module's loss and `logs` of one of `accumulation` micro-batches, over which logs are averaged."""
+        """Add one micro-batch's loss and `logs` (scalars) of a module; logs are means over `accumulation` of these."""
         self.losses.setdefault(module, []).append(loss.detach())
         for name, value in {f"{module}_loss": loss, **logs}.items():
             self.logs[name] = self.logs.get(name, torch.zeros_like(value)).detach() + value.detach() / accumulation

@@ -31,7 +31,7 @@ class TrainingState:
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
     def collect(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """Return the tensors to save, by file name and tensor name, and values of optimisers and scaler for JSON."""
+        """Return {file name: {tensor name: tensor}} to save, and plain values of optimisers and scaler, for JSON."""
         files: TensorFiles = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
         groups: dict[str, Any] = {}
         for name, optimiser in self.optimisers.items():
@@ -75,7 +75,10 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint's weights into the task's modules (averages, EMA, where there are any), and its task state."""
+    """Load a checkpoint into a task: the weights of its modules, averaged (EMA) if the checkpoint has averages.
+
+    The tensors that the task has beside weights (`Task.state`) are loaded too.
+    """
     for name, module in task.modules.items():
         module.load_state_dict(_read(folder, f"model/{name}"))
     for name, module in task.ema_modules.items():
