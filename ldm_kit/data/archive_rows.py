@@ -23,7 +23,10 @@ Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """Metadata of the N pictures of an archive (a tar shard or a parquet file), as arrays; read as `Row` tuples."""
+    """Metadata of an archive's N pictures, stored as arrays.
+
+    An element is a tuple (name, caption, class name, further values, location in the archive, sha256) of one picture.
+    """
 
     names: Strings  # the pictures' names in the archive
     texts: Strings  # captions

@@ -87,7 +87,7 @@ class FactorSpace:
 
     @cached_property
     def size(self) -> int:
-        """Number of combinations."""
+        """Number of combinations of values."""
         return math.prod(map(len, self.factors.values()))
 
     def draw(self, seed: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from ldm_kit.data.records import Record as Record
 
 
 class PictureSet(Protocol):
-    """A set of pictures of one resolution, uint8 [C, R, R], in a fixed order, with their records."""
+    """A set of pictures in a fixed order, uint8 [C, R, R] each: C channels, R x R pixels, with captions and classes."""
 
     @property
     def records(self) -> Sequence[Record]:

@@ -100,9 +100,10 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error that some folders or files of the data set `source` name splits (`words`), but `others` do not.
+    """Return the error that some folders or files of the data set `source` are named as splits, and others are not.
 
-    `remedy` is advice for the message: how to read the data set without named splits.
+    `words` are the names of splits, `others` the other names. `remedy` is advice for the message: how to read the data
+    set without named splits.
     """
     return UserError(
         f"{source} holds splits ({', '.join(sorted(words))}) beside others ({_some(others)}); move those into a split, "

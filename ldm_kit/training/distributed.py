@@ -30,7 +30,7 @@ BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
 
 
 class StepAborted(Exception):
-    """Another rank has aborted this step; this rank must leave it too, without another collective."""
+    """Exception because another rank has aborted the step: this rank must leave it too, without another collective."""
 
 
 def is_distributed() -> bool:

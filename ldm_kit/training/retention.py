@@ -30,7 +30,7 @@ class BestCheckpoint:
 
     @property
     def metric(self) -> str:
-        """Name of the metric, without `max:`."""
+        """Name of the metric in `spec`, without the prefix `max:` (higher is better)."""
         return self.spec.removeprefix("max:")
 
     @property

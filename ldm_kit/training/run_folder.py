@@ -158,7 +158,10 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 
 
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return a saved config (nested dicts) with key names and defaults of class `kind`, or an invalid one unchanged."""
+    """Return a saved config (nested dicts) brought up to date: old keys renamed, missing fields set to defaults.
+
+    `kind` is the config's class. A config that is not valid is returned unchanged.
+    """
     try:
         return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:

@@ -86,7 +86,7 @@ class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples, so that `losses` depends on all micro-batches of a step."""
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether `see_whole_batch` must be called after `step` completed steps, the same on every rank."""
+        """Return whether the step after `step` completed ones needs `see_whole_batch`; the same on every rank."""
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:

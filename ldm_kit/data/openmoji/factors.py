@@ -24,10 +24,10 @@ class OpenMojiSet(InMemory):
         return FACTORS
 
     def values(self, index: int) -> dict[str, str]:
-        """Return the skin tone and the gender of a drawing, as far as it has them.
+        """Return {"skin tone": value, "gender": value} of a drawing, without a factor that the drawing does not have.
 
-        A yellow drawing has the skin tone "none" if its role is also drawn in skin tones. Things have neither, nor have
-        drawings of people who differ in skin tone or gender.
+        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. A drawing
+        of a thing has neither factor, nor has one of people who differ in skin tone or gender.
         """
         fields = self.records[index].fields
         if "mixed" in (fields["skin_tone"], fields["gender"]):

@@ -134,7 +134,10 @@ def _plane(rays: _Rays, axis: int, level: float) -> Tensor:
 
 
 def _shadow(view: _View, radius: float) -> Tensor:
-    """Return the factor in 0 to 1, for each of P rays, by which a solid of this radius darkens the floor it sees."""
+    """Return a factor in 0 to 1 on the brightness that each of P rays sees: below 1 in the shadow of a solid.
+
+    `radius` is the solid's; its shadow lies on the floor about the axis x = z = 0.
+    """
     near = 1 + view.from_axis / (radius * radius)
     near = near * near
     return torch.where(view.on_floor, 1 - _SHADOW * 4 / (near * near).clamp(min=4), 1.0)
