@@ -95,7 +95,7 @@ class FactorSpace:
         return rng.permuted(seed, "factors", torch.arange(count), self.size).tolist()
 
     def draw_records(self, seed: int, count: int, phrasings: int, describe: Callable[[int, int], Record]) -> Records:
-        """Return the records of pictures of `count` different random combinations.
+        """Return the records (name, caption, class, values) of pictures of `count` different random combinations.
 
         The i-th record is a function of `seed` and i alone, whatever `count` is.
 

@@ -51,7 +51,7 @@ class TarReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar", `fields`, and the rule for captions: part of the key of a tar's cached list of pictures."""
+        """Texts for `fields` and `on_bad_caption`: part of the key under which a tar's list of pictures is cached."""
         return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:

@@ -101,7 +101,7 @@ def module_of(name: str) -> str:
 
 
 def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
-    """Return an optimiser's learning rate at step `step` (1, ..., `total`), by the `config` of the module it trains."""
+    """Return an optimiser's learning rate at step `step` (1, ..., `total`); `config` is that of its module."""
     peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
     return peak * lr_factor(config, step, total)
 

@@ -181,6 +181,6 @@ def versions() -> dict[str, str]:
 
 
 def write_config(folder: Path, config: BaseModel) -> None:
-    """Write the resolved config to config.yaml in the run's folder."""
+    """Write the resolved config, with all defaults filled in, to config.yaml in the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     configs.write(config, folder / "config.yaml")

@@ -90,9 +90,10 @@ class WholeBatchTask(Protocol):
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of `batches`, all micro-batches of this rank in this step, on the device.
+        """Compute and keep what `losses` must know of a whole step, before `losses` is called for its micro-batches.
 
-        `step` is the number of steps completed before this one.
+        `batches` are all micro-batches of this rank in the step, on the device; `step` is the number of steps completed
+        before it.
         """
         ...
 

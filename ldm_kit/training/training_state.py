@@ -43,7 +43,7 @@ class TrainingState:
         return files, {"optimizer": groups, "scaler": scale}
 
     def save(self, folder: Path, values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Write a checkpoint atomically.
+        """Write a checkpoint atomically: its folder is complete or absent.
 
         Args:
             folder: the checkpoint's folder.
@@ -103,7 +103,7 @@ def metadata(
         config: the run's config.
         split: division of a batch among ranks and into micro-batches.
         step: number of completed steps.
-        source: fingerprint of the training data.
+        source: fingerprint (hash) of the training data.
         task: the trained task, whose `dependencies` are stored if it is a `DependentTask`.
         micro_batch: size of a micro-batch, if it was halved because memory ran out; else None.
     """
@@ -133,7 +133,7 @@ def check_unchanged(
         step: step of the checkpoint, for the message.
         data: training data of the resumed run.
         task: the resumed task.
-        source: fingerprint of the data of the checkpoint; None: the run is not resumed.
+        source: fingerprint (hash) of the data of the checkpoint; None: the run is not resumed.
         dependencies: digests in the checkpoint, by config key; empty in checkpoints of release 0.2 and before.
 
     Raises:

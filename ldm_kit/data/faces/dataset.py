@@ -66,7 +66,7 @@ def load_all(config: FacesConfig) -> RenderedSet:
 
 
 def draw(config: FacesConfig) -> DrawnSet:
-    """Choose faces at random by the seed, and return their records; `DrawnSet.render` renders them.
+    """Choose faces at random by the seed, with captions and values; `DrawnSet.render` renders them.
 
     Raises:
         UserError: the `faces` extra is not installed.
