@@ -1,4 +1,4 @@
-"""torch's process-wide switches of a run on a GPU: deterministic algorithms, TF32, and the search for fast ones."""
+"""torch's process-wide switches of a run on a GPU: deterministic algorithms, TF32, search for fast convolutions."""
 
 import os
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ CUBLAS_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with
 def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Set torch's switches as `train.deterministic` and `train.tf32` ask, within this context.
 
-    On an NVIDIA GPU cuDNN otherwise times its convolution algorithms once for each shape and takes the fastest
-    (`torch.backends.cudnn.benchmark`), which may be another one in another process.
+    On an NVIDIA GPU, without `train.deterministic`, cuDNN times its convolution algorithms once for each shape and uses
+    the fastest (`torch.backends.cudnn.benchmark`), which may be another one in another process.
 
     Args:
         config: the `train:` section of the run's config.
