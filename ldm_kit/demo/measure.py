@@ -13,7 +13,10 @@ from ldm_kit.models.pipeline import Pipeline
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:
-    """Return the indices of at most `count` pictures of a set: those with the lowest hashes of (`name`, caption)."""
+    """Choose at most `count` pictures, whose captions become prompts, at random but always alike; return their indices.
+
+    They are the pictures with the lowest hashes of (`name`, caption), where `name` is any name for the choice.
+    """
     texts = [record.text for record in pictures.records]
     return sorted(range(len(texts)), key=lambda i: derive_seed(0, name, texts[i]))[:count]
 
