@@ -22,7 +22,7 @@ def test_moments_are_numpys():
 
 
 def test_frechet_of_gaussians_in_closed_form():
-    """Diagonal covariances: |m_a - m_b|^2 + sum (s_a - s_b)^2. A = M M^T and B = I: tr (A B)^1/2 is M's nuclear norm."""
+    """Diagonal: |m_a - m_b|^2 + sum (s_a - s_b)^2. For A = M M^T and B = I, tr (A B)^1/2 is the nuclear norm of M."""
     mean, a, b = torch.tensor([1.0, -2]), torch.diag(torch.tensor([4.0, 9])), torch.diag(torch.tensor([1.0, 0]))
     assert frechet_of_moments(mean, a, -mean, b) == pytest.approx(20 + 1 + 9, rel=1e-9)
     m = cloud(4, 4)
