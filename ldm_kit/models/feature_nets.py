@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoder.backbones import load_timm, read_weights
+from autoencoder.backbones import load_timm
 from autoencoder.base import AutoencoderError
+from autoencoder.weights import read_weights
 from conditioning import sources
 from conditioning.base import ConditioningError
 from ldm_kit.config import UserError
