@@ -20,7 +20,7 @@ from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
-NO_ORIGINALS = dict.fromkeys(
+NO_ORIGINALS: dict[str, str] = dict.fromkeys(
     ("psnr", "ssim", "ssim_zero_padded", "perceptual"), "it is for reconstructions, which only an autoencoder makes"
 )
 
