@@ -208,7 +208,9 @@ def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions,
 
 
 def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reconstructed:
-    vae: Any = open_first_stage(folder).to(device_named(request.device))
+    device = device_named(request.device)
+    first_stage: Any = open_first_stage(folder)
+    vae = first_stage.to(device)
     weights_missing = False
     run, perceptual, missing = run_of(path), None, "the autoencoder belongs to no run, whose distance it would be"
     config = None if run is None else read_run(run / "config.yaml")
@@ -216,7 +218,7 @@ def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reco
         missing = "the run has none (perceptual.spec is none)"
         if config.perceptual.spec != "none":
             try:
-                perceptual = Perceptual(config.perceptual).to(vae.device)
+                perceptual = Perceptual(config.perceptual).to(device)
             except AutoencoderError as error:
                 missing, weights_missing = str(error), True
     return Reconstructed(vae, perceptual, missing, manifest_hash(folder), weights_missing)
