@@ -111,7 +111,7 @@ def inception_score(probabilities: Tensor, splits: int = 10, *, seed: int = 0) -
     if not 1 <= splits <= len(p):
         raise ValueError(f"expected 1 to {len(p)} parts of {len(p)} pictures, got {splits}")
     parts = p[_subset(len(p), len(p), seed, "inception score")].tensor_split(splits)
-    scores = torch.stack([_mean_divergence(block).exp() for block in parts])
+    scores = torch.stack([_mean_divergence(rows).exp() for rows in parts])
     return Estimate(scores.mean().item(), scores.std(correction=0).item())
 
 
