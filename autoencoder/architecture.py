@@ -97,7 +97,7 @@ def published(
     """Return the fields of a config, for an autoencoder of LDM's model zoo that was trained at 256 px.
 
     The channels of its levels are 128 times `multiples` (one for each level), with two residual blocks per level. The
-    other arguments are fields of the config by name.
+    other arguments (`latent_channels`, `attention_levels`, `more`) are fields of the config by name.
     """
     shape = {
         "resolution": 256,
