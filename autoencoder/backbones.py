@@ -200,7 +200,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); return other models as is."""
+    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); other models stay."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):
