@@ -74,7 +74,7 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Complete the fields that a user gives for a config by those of the preset that the user names.
+    """Return the fields that a user gives for a config, completed by the fields of the preset that the user names.
 
     Args:
         given: values by field name; the value of "preset" is the preset's name. If there is none, or if `given` is no

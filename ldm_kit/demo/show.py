@@ -102,8 +102,8 @@ def measure_parts(
         options: sampling options.
 
     Returns:
-        Shares of right values by the name of the part, before them those of the real held-out and compositional
-        pictures, if there are any; and a section of the demo's sheet for each part.
+        Shares of right values by the name of the part, after the shares for the real held-out and compositional
+        pictures, if there are any; and for each part a section of the demo's sheet (pictures with their prompts).
     """
     columns = {REAL: measure_real(reader, split)} if len(parts_of(split)) > 1 else {}
     sections: list[Section] = []

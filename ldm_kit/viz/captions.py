@@ -71,7 +71,7 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption in which each character that no font has is replaced by its reading (such as ka), name or code."""
+    """Return a caption in which text (reading, name or code point) replaces each character that no font has."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
