@@ -224,7 +224,7 @@ def _names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return a validation error of pydantic as a sentence that names the flag and the value that was given.
+    """Return a validation error of pydantic as a sentence that names the flag and its value, if one was given.
 
     The text of an error that is about several fields is returned unchanged.
 
