@@ -169,7 +169,7 @@ def named_members(names: Sequence[str], source: object) -> list[Role | None]:
 def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
     """Return the split that is left out ("test" if there is also "val"), or None; log how the named splits are used.
 
-    `roles` holds the split of each picture or file; None where no split is named.
+    `roles` holds the split of each picture or file; None where no split is named. `source` names the data set in logs.
     """
     present: set[Role] = {role for role in roles if role is not None}
     if present <= {"train"}:
@@ -231,8 +231,8 @@ def _heldout_role(roles: Collection[Role | None]) -> Role:
 def repeated(split: Split) -> Split:
     """Return a split in which the training pictures in kohya's folders are repeated: those in `10_dog` 10 times.
 
-    A picture of class dog in another folder counts once. The numbers of repeats are divided by their greatest common
-    divisor, because only their ratio matters.
+    A kohya folder's name is a number and the class of its pictures; pictures in other folders count once. The numbers
+    are divided by their greatest common divisor, because only their ratio matters.
     """
     classes, records = split.train.classes, split.train.records
     pairs = zip(names_of(records), labels_of(records), strict=True)

@@ -58,7 +58,7 @@ class TarReader:
         """Yield a message for each file in the tar `path` that cannot be used, then each picture with its metadata.
 
         Pictures come in order. A message takes the place of a sample without a picture or, if `on_bad_caption` is
-        "skip", with unreadable texts.
+        "skip", with unreadable texts; else ("ignore") such a sample is a picture without texts.
         """
         samples, complaints = members(path)
         yield from complaints

@@ -24,10 +24,10 @@ class OpenMojiSet(InMemory):
         return FACTORS
 
     def values(self, index: int) -> dict[str, str]:
-        """Return {"skin tone": value, "gender": value} of a drawing, without a factor that the drawing does not have.
+        """Return {"skin tone": value, "gender": value} of the drawing at `index`, without factors that it lacks.
 
-        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. A drawing
-        of a thing has neither factor, nor has one of people who differ in skin tone or gender.
+        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. Drawings
+        of things, and of people who differ in skin tone or gender, have neither factor.
         """
         fields = self.records[index].fields
         if "mixed" in (fields["skin_tone"], fields["gender"]):
@@ -36,9 +36,9 @@ class OpenMojiSet(InMemory):
         return {factor: value for factor, value in {"skin tone": tone, "gender": fields["gender"]}.items() if value}
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Return the drawing of the same role (such as astronaut) in another skin tone or gender.
+        """Return the drawing of the same role (such as astronaut) in another skin tone or gender, uint8 [3, R, R].
 
-        It is uint8 [3, R, R], with R x R pixels.
+        R is the number of pixels along each side.
 
         Args:
             index: index of the drawing that is edited.
