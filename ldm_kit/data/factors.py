@@ -181,7 +181,7 @@ def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float,
 
 
 def shows_pair(record: Record, pairs: Sequence[Values]) -> bool:
-    """Return whether the picture of `record` has both values of any of `pairs`, {factor: value, other: value} each."""
+    """Return whether `record` has both values of at least one of `pairs`, {factor: value, other factor: value} each."""
     return any(pair.items() <= record.fields.items() for pair in pairs)
 
 

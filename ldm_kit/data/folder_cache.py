@@ -53,7 +53,7 @@ class FolderIndex(NamedTuple):
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
-    """Return a hash of names, sizes and times of change of all files below a folder, and the files' number.
+    """Return a hash of names, sizes and times of change of all files below a folder, and the number of files.
 
     The hash tells whether the folder has changed since a list of its pictures was cached.
     """

@@ -59,7 +59,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return the pictures of a folder that a training run loads: all, or without split `test` if there is also `val`.
+    """Return the pictures of a folder that a training run loads: all, but not split `test` if there is also `val`.
 
     A picture's class is kept if some training picture has it; otherwise it becomes None.
 

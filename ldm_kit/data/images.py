@@ -240,8 +240,8 @@ def digest(texts: Iterable[str]) -> str:
 def _utf8(text: str) -> bytes:
     """Return a string as UTF-8; lone surrogates, which strict UTF-8 cannot encode, are kept.
 
-    Python's surrogates for undecodable bytes of a file name become those bytes; if there are others, all become 3
-    bytes each.
+    Surrogates by which Python stands for undecodable bytes of a file name become those bytes; if the string has other
+    surrogates, all of them become 3 bytes each.
     """
     try:
         return text.encode("utf-8", "surrogateescape")

@@ -188,8 +188,8 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
     """Split a picture set into training and held-out pictures by named splits, or by a hash of names if there are none.
 
-    If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
-    unlabelled held-out pictures too unless some training pictures are unlabelled: no model can have learned them.
+    If training pictures are labelled, a held-out picture is left out if no training picture has its class, or if it has
+    no class and every training picture has one: no model can have learned it.
 
     Args:
         pictures: all pictures of the data set.

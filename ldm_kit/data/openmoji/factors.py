@@ -16,7 +16,7 @@ FACTORS = {"skin tone": ("none", *TONES), "gender": ("person", "man", "woman")}
 
 @dataclass(frozen=True, eq=False)
 class OpenMojiSet(InMemory):
-    """OpenMoji's drawings as a `FactorSet`: skin tone and gender are known where a single person or hand is drawn."""
+    """OpenMoji's drawings with known factors (a `FactorSet`): skin tone and gender of a single drawn person or hand."""
 
     @property
     def factors(self) -> Mapping[str, tuple[str, ...]]:

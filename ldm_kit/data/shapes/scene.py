@@ -137,9 +137,9 @@ def _plane(rays: _Rays, axis: int, level: float) -> Tensor:
 
 
 def _shadow(view: _View, radius: float) -> Tensor:
-    """Return a factor in 0 to 1 on the brightness that each of P rays sees: below 1 in the shadow of a solid.
+    """Return a factor [P], in 0 to 1, for the brightness along each of P rays: below 1 in the shadow of a solid.
 
-    `radius` is the solid's; its shadow lies on the floor about the axis x = z = 0.
+    `view` is the empty room along the rays, `radius` the solid's; the shadow is on the floor about the axis x = z = 0.
     """
     near = 1 + view.from_axis / (radius * radius)
     near = near * near
