@@ -156,7 +156,7 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; if `training`, without those in a folder `test` if there is also a folder `val`."""
+    """List a folder's pictures; if `training`, leave out the folder `test` where there is also a folder `val`."""
     entries = folder_entries(config.path, config.layout, config.captions)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     return training_entries(entries, config.path) if training else entries

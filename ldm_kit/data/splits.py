@@ -61,7 +61,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
         remedy: advice for the message: how to read the data set without named splits.
 
     Returns:
-        Splits and shortened paths, in the order of `names`; None if the folders name fewer than two splits.
+        Splits, and `names` without the folders that name splits; None if folders name fewer than two splits.
 
     Raises:
         UserError: of the folders at one level, some name splits and others do not.

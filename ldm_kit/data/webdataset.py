@@ -47,7 +47,7 @@ class TarReader:
     """Reader of the pictures, captions and classes in uncompressed tar files."""
 
     fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
-    on_bad_caption: BadCaption = "skip"  # what is done with a picture whose caption or class cannot be read
+    on_bad_caption: BadCaption = "skip"  # skip: leave out a picture whose texts cannot be read; ignore: use none
 
     @property
     def key(self) -> Sequence[str]:

@@ -69,7 +69,7 @@ class OpenMojiSet(InMemory):
 
     @cached_property
     def _by_values(self) -> dict[tuple[str, ...], int]:
-        """Index of the first drawing with each (role, skin tone, gender)."""
+        """Index of the first drawing with a given role, skin tone and gender; these three are the key."""
         indices: dict[tuple[str, ...], int] = {}
         for index in range(len(self.records)):
             if values := self.values(index):

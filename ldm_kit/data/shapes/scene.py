@@ -130,7 +130,7 @@ _kept_view = lru_cache(maxsize=15)(_view)  # Shapes3D has 15 orientations
 def _plane(rays: _Rays, axis: int, level: float) -> Tensor:
     """Return the distance along P rays to a plane, [P]; infinite for a ray that misses it.
 
-    On the plane coordinate number `axis` (0: x, 1: y, 2: z) equals `level`.
+    On the plane, coordinate number `axis` (0: x, 1: y, 2: z) equals `level`.
     """
     distance = (level - rays.origin[axis]) / rays.directions[axis]
     return torch.where(distance > 0, distance, torch.inf)
