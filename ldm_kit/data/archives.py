@@ -193,7 +193,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return the cached list of an archive's pictures; if file or `config` have none, make it with `reader`."""
+    """Return the cached list of an archive's pictures; if there is none for this `config`, make it with `reader`."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
