@@ -88,9 +88,9 @@ class Consistency(Method[ConsistencyRun]):
         """Open the trained model `config.base` on `device`, or build a new network; cache the latents of `data`.
 
         Raises:
-            UserError: the trained model cannot be opened, or does not fit the pictures or the config; or an error of
-                `Latent.build`.
-            AutoencoderError, ConditioningError: as for `Latent.build`.
+            UserError: the trained model cannot be opened or does not fit pictures or config; cached latents are of
+                other pictures; or the latents' standard deviation is not near 1.
+            AutoencoderError, ConditioningError: autoencoder or text encoder cannot be opened, or captions are missing.
         """
         if config.mode == "train":
             return cls(config, new_student(config, data, device))
@@ -115,7 +115,7 @@ class Consistency(Method[ConsistencyRun]):
             self.target.load_state_dict(self.student.module.state_dict())
 
     def state(self) -> dict[str, Tensor]:
-        """Return the weights of the target network, if there is one."""
+        """Return the weights of the target network by name; {} if there is none."""
         return {} if self.target is None else {f"target.{k}": v for k, v in self.target.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -213,8 +213,8 @@ class Consistency(Method[ConsistencyRun]):
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Return the distance [B] between student and target network in predicting x_0 of held-out samples.
 
-        The student predicts at timesteps t [B], the target network at those that the run's last step takes. `batch` has
-        the keys of that of `losses`; `seed` fixes noise and guidance scale.
+        The student predicts at timesteps t [B], the target network at the earlier ones that the run's last step pairs
+        with t. `batch` is as for `losses`; `seed` fixes noise and guidance scale.
         """
         inputs = self.student.inputs(batch, seed, 0.0)
         r = self.levels.target_timesteps(t, self.config.train.steps - 1)

@@ -134,7 +134,14 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's condition inputs, such as token ids, in which `drop_mask`'s samples get those of `null`."""
+    """Return a batch's condition inputs (such as token ids), replaced at random by those of the null condition.
+
+    Args:
+        batch: has the condition's `inputs` by name, [B, ...] each, and each sample's `position` [B] in the run.
+        null: inputs of the null condition, by name.
+        seed: seed that, with the position, determines whether a sample's inputs are replaced.
+        probability: probability that they are replaced.
+    """
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 

@@ -73,7 +73,10 @@ class NoisedRun(RunConfig):
 
 
 class ConditionedRun(RunConfig):
-    """Config of a run that trains a denoiser under a condition (text or class), part of the time the null condition."""
+    """Config of a run that trains a denoiser under a condition (text or class), or without one.
+
+    With a condition, a share of the samples is trained under the null condition, for classifier-free guidance.
+    """
 
     condition: ConditioningConfig = NoConfig()
     condition_dropout: float = Field(

@@ -217,5 +217,5 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
 
 
 def _mse(pictures: Tensor, others: Tensor) -> float:
-    """Return the mean squared error between uint8 pictures and `others` of one shape, with levels scaled to 0..1."""
+    """Return the mean squared error between two tensors of uint8 pictures of equal shape, scaled to 0..1."""
     return float(((pictures.double() - others.double()) / 255).square().mean())
