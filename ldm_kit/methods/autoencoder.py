@@ -115,7 +115,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield (name, loss of pictures batch["x"], scalars to log): autoencoder and, once it trains, discriminator."""
+        """Yield (name, loss of batch["x"], scalars to log): autoencoder and, if trained at `step`, discriminator."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,

@@ -113,7 +113,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     @property
     def decay(self) -> float | None:
-        """Decay of the average of weights that is the target network; 0: no average; None: CT's mu(k) of step k."""
+        """Decay of the target network, an average of student weights; 0: no average; None: CT's mu(k) at step k."""
         if self.target_decay is None and self.mode == "train" and self.curriculum == "ct":
             return None
         return (0.95 if self.mode == "distill" else 0.0) if self.target_decay is None else self.target_decay

@@ -158,7 +158,7 @@ def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedu
     """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]); noise them to timesteps t [B].
 
     `seed` and a sample's `position` [B], its number among all samples of the run, determine both draws, whichever
-    samples are in the batch.
+    samples are in the batch. `schedule` is the noise schedule.
     """
     position, mean = batch["position"], batch["mean"]
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])

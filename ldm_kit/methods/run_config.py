@@ -109,7 +109,7 @@ class ConditionedRun(RunConfig):
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check that the density of timesteps does not need a variational bound, for methods whose loss has none.
+    """Check that the timestep density `sampling` needs no variational bound, for methods whose loss has none.
 
     Raises:
         ValueError: the density is loss_second_moment, which follows the bound's terms at each timestep.

@@ -110,7 +110,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
 
         `batch` is from `PicturedLatents`: mean and logvar of latents, pictures, positions. The run's seed and a
-        sample's position (its number among all samples of the run) determine its noise and timestep.
+        sample's position (its number among all samples of the run) determine noise and timestep; `step` is not used.
         """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)

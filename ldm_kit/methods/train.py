@@ -134,7 +134,7 @@ def open_method(
     Args:
         config: the run's config.
         data: pictures to use instead of the config's `data`; None: load the config's.
-        device: device on which frozen networks run, and for which trained networks are configured.
+        device: device on which frozen networks run, and for which trained ones are set up (memory layout, attention).
         collectives: reductions over the processes of the run; None: there is one process.
     """
     pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)

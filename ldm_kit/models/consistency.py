@@ -50,7 +50,7 @@ def lcm_scheduler(schedule: ScheduleConfig, prediction_type: PredictionType, *, 
 
 
 def is_consistency_model(index: Mapping[str, Any]) -> bool:
-    """Return whether a model_index.json names the scheduler of a consistency model."""
+    """Return whether `index`, the contents of a model_index.json, names the scheduler of a consistency model."""
     return index.get("scheduler") in [["diffusers", name] for name in _SCHEDULERS]
 
 

@@ -238,7 +238,7 @@ def read_json(path: Path, subject: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence diffusers' log messages within the context, as errors of ldm_kit report faults of weights."""
+    """Silence diffusers' log messages within the context; ldm_kit raises errors of its own if weights do not fit."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

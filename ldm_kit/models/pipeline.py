@@ -146,7 +146,7 @@ class Pipeline:
         return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return class indices [B] that the classifier guides to; None: no classifier; UserError: unknown class."""
+        """Return class indices [B] to guide to, of `classifier_class` or else `prompts`; None: no classifier."""
         if self.classifier is None:
             return None
         name = options.classifier_class
