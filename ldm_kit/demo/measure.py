@@ -13,16 +13,23 @@ from ldm_kit.models.pipeline import Pipeline
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:
-    """Choose at most `count` pictures, whose captions become prompts, at random but always alike; return their indices.
+    """Choose at most `count` of the pictures at random, to use their captions as prompts; return their indices.
 
-    They are the pictures with the lowest hashes of (`name`, caption), where `name` is any name for the choice.
+    The same captions and `name` give the same choice: the pictures with the lowest hashes of (`name`, caption).
     """
     texts = [record.text for record in pictures.records]
     return sorted(range(len(texts)), key=lambda i: derive_seed(0, name, texts[i]))[:count]
 
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
-    """Sample one picture for each of N prompts, uint8 [N, C, R, R], with seeds 0 to N - 1, `batch` at a time."""
+    """Sample a picture for each of N prompts, with the seeds 0 to N - 1; return the pictures, uint8 [N, C, R, R].
+
+    Args:
+        pipeline: the text-to-image model.
+        prompts: the N prompts.
+        options: sampling options.
+        batch: number of pictures that are sampled at a time.
+    """
     batches: list[Tensor] = []
     with tqdm(total=len(prompts), desc="sampling", unit="picture", leave=False) as bar:
         for pictures in pipeline.generate(prompts, range(len(prompts)), options, batch):

@@ -62,13 +62,13 @@ class FactorShares:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """A dict for JSON: `Proportion.figures` by factor and for "all factors at once", and the mean share."""
+        """A dict for JSON: `Proportion.figures` of each factor and of "all factors at once", and the mean share."""
         named = {**self.factors, ALL: self.all}
         return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
 
 
 def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> FactorShares:
-    """Return how often a classifier finds in pictures the values that are asked for.
+    """Return the share of pictures where a classifier finds the value asked for, by factor and for all factors at once.
 
     Args:
         reader: the classifier of F factors; it must not have been trained on these pictures.
@@ -98,10 +98,12 @@ def _proportion(right: Tensor) -> Proportion:
 
 
 def fidelity_table(columns: Mapping[str, FactorShares]) -> str:
-    """Return a Markdown table of shares with their 95 % intervals, a row for each factor (such as hair colour).
+    """Return a Markdown table of shares with their 95 % intervals, with a row for each factor (such as hair colour).
+
+    Further rows have the mean share, the share of all factors at once, and the number of pictures.
 
     Args:
-        columns: for the title of each column, its shares; all have the same factors.
+        columns: the shares of each column, by the column's title; all columns have the same factors.
     """
     first = next(iter(columns.values()))
     rows = [[name, *(str(shares.factors[name]) for shares in columns.values())] for name in first.factors]
