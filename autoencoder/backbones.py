@@ -87,7 +87,7 @@ class TimmBackbone(nn.Module):
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return the squared feature differences [B, C_l, H_l, W_l] of a stage summed over channels: [B, H_l, W_l]."""
+        """Return squared feature differences [B, C_l, H_l, W_l] of any `stage` summed over channels: [B, H_l, W_l]."""
         return difference.sum(1)
 
 
@@ -172,7 +172,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file, or from the only such file of "package:<name>"."""
+    """Read a state dict from the .safetensors or .pth file at a path, or of an installed package ("package:NAME")."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
@@ -200,7 +200,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); leave other models."""
+    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); other models stay."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):

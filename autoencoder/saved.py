@@ -21,8 +21,8 @@ def load(folder: Path | str) -> AutoencoderKL | VQModel:
         folder: the autoencoder's own folder, or that of a training run or of a latent diffusion model that contains it.
 
     Raises:
-        AutoencoderError: `folder` has no autoencoder, or one of another class than these two, or its weights are
-            unreadable or incomplete.
+        AutoencoderError: `folder` has no autoencoder, or one that is neither an AutoencoderKL nor a VQModel, or its
+            weights are unreadable or incomplete.
     """
     return _open(find(Path(folder)))
 

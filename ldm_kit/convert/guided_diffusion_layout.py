@@ -83,7 +83,7 @@ class Layout:
         return 2 ** (len(self.widths) - 1)
 
     def head_sizes(self, heads: Heads) -> list[int]:
-        """Return the distinct numbers of channels of a head in the network's attentions, sorted.
+        """Return the sizes (channels) that heads have in the network's attention layers, each size once, sorted.
 
         Raises:
             UserError: the channels of a level with attention cannot be divided into such heads, see `Heads.number`.
@@ -110,11 +110,11 @@ def classifier_layout(state_dict: State, levels: int) -> Layout:
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
     """Infer a network's settings from the shapes of its weights.
 
-    `where` names the list of blocks, input_blocks or output_blocks, that is divided into `levels` levels of equal
-    length.
+    The network has `levels` resolutions with equally many blocks each, so that the number of blocks says how many a
+    level has. `where` is the list of blocks that is counted: input_blocks, or output_blocks of a decoder alone.
 
     Raises:
-        UserError: the list does not divide so, or the weights are not of a guided-diffusion network.
+        UserError: the list cannot be divided so, or the weights are not of a guided-diffusion network.
     """
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(

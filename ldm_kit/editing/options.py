@@ -29,7 +29,7 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Base class of options whose defaults are saved with the model: the values used to evaluate its training run."""
+    """Base class of options that default to values saved with the model, with which its training run was evaluated."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
@@ -126,7 +126,7 @@ class ChangeOptions(RoundTripSteps):
 
     @property
     def strip_strengths(self) -> list[float]:
-        """The strengths in --strip; empty without it."""
+        """The strengths that `strip` lists, each for one picture; empty if `strip` is None."""
         return _numbers(self.strip)
 
 
@@ -222,8 +222,8 @@ class NeighboursOptions(Config):
 class EncodeOptions(ModelDefaults):
     """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
 
-    `invert_steps` is the number of DDIM steps to x_T; `SAVED` names the option, saved with the model, that is its
-    default.
+    `invert_steps` is the number of DDIM steps to x_T. Where it is not given, the model's own saved `encode_steps` is
+    used (`SAVED` maps one to the other), or 250 if the model has none.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)
