@@ -88,11 +88,12 @@ def _separable_eigenvalues(centred: Tensor) -> Tensor:
     Flip-flop: the covariance of channels from latents whose positions are whitened, then that of positions from
     latents whose channels are whitened, and so on.
     """
-    rows, whitening = centred.transpose(1, 2), torch.eye(centred.shape[2]).double()
-    for _ in range(FLIP_FLOPS):
-        channels = torch.linalg.eigh(_second_moment(centred @ whitening))
+    rows = centred.transpose(1, 2)
+    channels = torch.linalg.eigh(_second_moment(centred))
+    positions = torch.linalg.eigh(_second_moment(rows @ _whitening(*channels)))
+    for _ in range(FLIP_FLOPS - 1):
+        channels = torch.linalg.eigh(_second_moment(centred @ _whitening(*positions)))
         positions = torch.linalg.eigh(_second_moment(rows @ _whitening(*channels)))
-        whitening = _whitening(*positions)
     return torch.outer(channels[0].clamp_min(0), positions[0].clamp_min(0)).flatten()
 
 
