@@ -221,4 +221,4 @@ def _reconstructed(path: Path, folder: Path, request: EvaluationRequest) -> Reco
                 perceptual = Perceptual(config.perceptual).to(device)
             except AutoencoderError as error:
                 missing, weights_missing = str(error), True
-    return Reconstructed(vae, perceptual, missing, manifest_hash(folder), weights_missing)
+    return Reconstructed(vae, perceptual, missing, manifest_hash(saved.find(folder)), weights_missing)

@@ -150,6 +150,7 @@ def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
     assert result["ssim_zero_padded"].value == pytest.approx(float(ssim_zero_padded(x, y).mean()), rel=1e-3)
     assert result["ssim"].value != result["ssim_zero_padded"].value
     assert result["fd"].title == "rFD of colours"
+    assert result.settings["judged"]["model"] == manifest_hash(run / "model") is not None
     low, high = result["psnr"].interval
     assert low < result["psnr"].value < high
     with pytest.raises(UserError, match="--measures perceptual: the run has none"):
