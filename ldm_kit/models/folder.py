@@ -125,7 +125,15 @@ class ModelFolder:
                 return kind
         raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(classes)}; no other code is run")
 
-    def component(self, name: str, kind: str, classes: Mapping[str, Any], device: torch.device | str = "cpu") -> Any:
+    def component(
+        self,
+        name: str,
+        kind: str,
+        classes: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        *,
+        whole: bool = False,
+    ) -> Any:
         """Load one network that was saved in diffusers' format, in evaluation mode and without gradients.
 
         Args:
@@ -133,6 +141,7 @@ class ModelFolder:
             kind: the network's class name, which its config must state.
             classes: class name -> class.
             device: where the network is put; memory layout and attention kernel are chosen for it.
+            whole: whether tensors of which the network has no use are an error too.
 
         Raises:
             UserError: a file is missing or broken, the config states another class, or the weights do not fit the
@@ -152,6 +161,11 @@ class ModelFolder:
         if missing := report["missing_keys"]:
             raise UserError(
                 f"the weights in {folder} lack {len(missing)} tensors, the first being {sorted(missing)[0]}"
+            )
+        if whole and (unexpected := sorted(report["unexpected_keys"])):
+            raise UserError(
+                f"the weights in {folder} have {len(unexpected)} tensors that a {kind} of its config has not: "
+                f"{', '.join(unexpected[:3])}{', ...' if len(unexpected) > 3 else ''}"
             )
         _check_sizes(module, f"{folder}/config.json")
         return prepare_loaded(module, device).to(device)
