@@ -30,7 +30,6 @@ from conditioning.bpe import (
     save_tokenizer,
     train_tokenizer,
 )
-
 from conditioning.text_structure import check_shape, from_structure, structure_of
 
 if TYPE_CHECKING:

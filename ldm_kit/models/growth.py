@@ -75,15 +75,30 @@ def check_architecture(where: str, trained: Any, expected: Any) -> None:
         tokens = "UNet2DConditionModel" in (old, new)
         key = "condition, which says whether there are tokens" if tokens else "unet.equal_heads"
         raise UserError(f"{where} has a {old}, but this run's config asks for a {new}; expected another {key}")
-    for key, name in _KEYS.items():
-        values = [_plain(network, key) for network in (trained, expected)]
-        if values[0] != values[1]:
-            raise UserError(
-                f"{where} has a U-Net of {key} {_text(values[0])}, but this run's unet.{name} gives {_text(values[1])}; "
-                "expected the same"
-            )
+    check_config(where, trained, expected, {key: f"unet.{name}" for key, name in _KEYS.items()})
     if trained.class_embedding is not None and expected.class_embedding is None:
         raise UserError(f"{where} takes a vector of classes or text, but this run's condition gives none")
+
+
+def check_config(where: str, trained: Any, expected: Any, keys: Mapping[str, str]) -> None:
+    """Check that a trained network has the config of the one that a run's config describes.
+
+    Args:
+        where: the trained model as messages call it, such as "init runs/ldm".
+        trained: the trained network, of diffusers.
+        expected: the network that the config describes; it may be on the meta device.
+        keys: key of diffusers' config -> key of the run's config, in the order of the checks.
+
+    Raises:
+        UserError: a value differs; the message names the first one that does.
+    """
+    for key, name in keys.items():
+        old, new = (_plain(network, key) for network in (trained, expected))
+        if old != new:
+            raise UserError(
+                f"{where} has a {type(trained).__name__} of {key} {_text(old)}, but this run's {name} gives "
+                f"{_text(new)}; expected the same"
+            )
 
 
 def _plain(network: Any, key: str) -> Any:
@@ -92,7 +107,9 @@ def _plain(network: Any, key: str) -> Any:
     value = tuple(value) if isinstance(value, list | tuple) else value
     if key == "time_embedding_dim":
         return value or 4 * network.config["block_out_channels"][0]
-    if key == "block_out_channels" or not isinstance(value, tuple) or not {*map(type, value)} == {int}:
+    if key == "vq_embed_dim":
+        return value or network.config["latent_channels"]
+    if key == "block_out_channels" or not isinstance(value, tuple) or {*map(type, value)} != {int}:
         return value
     return value[0] if len({*value}) == 1 and len(value) == levels else value
 
@@ -186,7 +203,7 @@ def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor])
     outputs = [len(weights["conv_out.bias"]) for weights in (old, new)]
     if outputs[0] != outputs[1]:
         found.append(
-            f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, the new ones of the variance with weights 0"
+            f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, for the variance; those are 0"
         )
     if _OF_SCALE in new and _OF_SCALE not in old:
         found.append(f"{where}: the guidance scale is a new input; its weights are 0")
@@ -194,7 +211,7 @@ def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor])
     if tokens:
         widths = [weights[tokens[0]].shape[1] for weights in (old, new)]
         found.append(
-            f"{where}: tokens are {widths[1]} channels wide, not {widths[0]}: {len(tokens)} matrices of cross-attention "
-            "(attn2.to_k, attn2.to_v) are new and random"
+            f"{where}: tokens are {widths[1]} channels wide, not {widths[0]}: the {len(tokens)} weights attn2.to_k and "
+            "attn2.to_v of cross-attention are new and random"
         )
     return found
