@@ -31,6 +31,7 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
+from ldm_kit.methods.autoencoder_init import AutoencoderStart
 from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct, sums_of_latents
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
@@ -48,9 +49,11 @@ class Autoencoding(Method[AutoencoderRun]):
 
     Config = AutoencoderRun
 
-    def __init__(self, config: AutoencoderRun, data: TrainingData | None = None) -> None:
+    def __init__(
+        self, config: AutoencoderRun, data: TrainingData | None = None, start: AutoencoderStart | None = None
+    ) -> None:
         net = config.autoencoder
-        self.vae = build(net)
+        self.vae = build(net) if start is None else start.prepared(config)
         beta = net.beta if isinstance(net, VQConfig) else 0.25
         self.autoencode = Autoencode(self.vae, beta=beta, learned_scale=config.loss.learned_scale)
         self.perceptual = Perceptual(config.perceptual)
@@ -61,18 +64,27 @@ class Autoencoding(Method[AutoencoderRun]):
             modules["discriminator"] = self.discriminator
         super().__init__(config, data, modules=modules, ema_modules={"vae": self.vae})
         self.codebook = None
-        if isinstance(net, VQConfig):
+        if isinstance(net, VQConfig) and not config.train_decoder_only:
             embedding = self.vae.quantize.embedding
             self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
         self.statistics: LatentStatistics | None = None  # of the latents; measured by `save`
         self.ratio: tuple[int, Tensor] | None = None  # a step, and the adversarial loss's adaptive weight in it
 
     @classmethod
-    def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks and batches of `data`; `device` is not used, since the trainer moves the networks."""
-        method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
+    def open_start(cls, config: AutoencoderRun, checkpoint: Path | None) -> AutoencoderStart | None:
+        """Open the autoencoder that `config.init` names, see `AutoencoderStart.open`; None: there is none."""
+        return AutoencoderStart.open(config, checkpoint)
+
+    @classmethod
+    def build(
+        cls, config: AutoencoderRun, data: Split, device: torch.device, start: AutoencoderStart | None = None
+    ) -> "Autoencoding":
+        """Build the networks, or go on with those of `start`, and batches of `data`; the trainer has the `device`."""
+        method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)), start)
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
+        if start is not None:
+            method.dependencies["init"], method.start, method.notes = start.sha256, start.structure(), [start.note]
         return method
 
     @property
@@ -211,12 +223,15 @@ class Autoencoding(Method[AutoencoderRun]):
     def save(self, folder: Path) -> None:
         """Save into `folder` a copy of the autoencoder whose weights include the normalisation of the latents.
 
+        If the decoder alone is trained, the normalisation stays that of the autoencoder that the run started from.
+
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.
         """
         vae = copy.deepcopy(self.vae).eval()
-        self.statistics = self._statistics()
-        fold(vae, self.statistics)
+        if not self.config.train_decoder_only:
+            self.statistics = self._statistics()
+            fold(vae, self.statistics)
         vae.save_pretrained(folder)
         strip_paths(folder)
 
@@ -237,7 +252,8 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
-        assert self.statistics is not None
+        if self.statistics is None:  # not measured, as the latents are those of the start
+            return f"autoencoder in {model}: {list_metrics(self.metrics)}; its latents are those of init"
         mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
         folded = f"latent mean {mean} and deviation {std} folded into its weights"
         return f"autoencoder in {model}: {list_metrics(self.metrics)}; {folded}"

@@ -67,9 +67,7 @@ def from_structure(structure: Any, classes: Mapping[str, Any], checkpoint: Path)
 
 def resumed_note(sha256: str) -> str:
     """Return a sentence for the log of a resumed run that started from trained weights."""
-    return (
-        f"init is not read again: the run started from the model of sha256 {sha256}, and its checkpoint has the weights"
-    )
+    return f"init is not read again: the checkpoint has the weights of this run, which started from sha256 {sha256}"
 
 
 def trainable(network: nn.Module) -> None:
