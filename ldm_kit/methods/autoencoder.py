@@ -31,8 +31,15 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_init import AutoencoderStart
-from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct, sums_of_latents
+from ldm_kit.methods.autoencoder_init import AutoencoderStart, MaybeStart
+from ldm_kit.methods.autoencoder_metrics import (
+    CODEBOOK,
+    describe_latents,
+    evaluate,
+    of_training,
+    reconstruct,
+    sums_of_latents,
+)
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import list_metrics
@@ -48,10 +55,9 @@ class Autoencoding(Method[AutoencoderRun]):
     """Training method of an autoencoder and, if the loss has an adversarial term, of its discriminator."""
 
     Config = AutoencoderRun
+    Start = AutoencoderStart
 
-    def __init__(
-        self, config: AutoencoderRun, data: TrainingData | None = None, start: AutoencoderStart | None = None
-    ) -> None:
+    def __init__(self, config: AutoencoderRun, data: TrainingData | None = None, start: MaybeStart = None) -> None:
         net = config.autoencoder
         self.vae = build(net) if start is None else start.prepared(config)
         beta = net.beta if isinstance(net, VQConfig) else 0.25
@@ -65,19 +71,13 @@ class Autoencoding(Method[AutoencoderRun]):
         super().__init__(config, data, modules=modules, ema_modules={"vae": self.vae})
         self.codebook = None
         if isinstance(net, VQConfig) and not config.train_decoder_only:
-            embedding = self.vae.quantize.embedding
-            self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
+            self.codebook = Codebook(self.vae.quantize.embedding, net, reduce=self._sum, share=self._broadcast)
         self.statistics: LatentStatistics | None = None  # of the latents; measured by `save`
         self.ratio: tuple[int, Tensor] | None = None  # a step, and the adversarial loss's adaptive weight in it
 
     @classmethod
-    def open_start(cls, config: AutoencoderRun, checkpoint: Path | None) -> AutoencoderStart | None:
-        """Open the autoencoder that `config.init` names, see `AutoencoderStart.open`; None: there is none."""
-        return AutoencoderStart.open(config, checkpoint)
-
-    @classmethod
     def build(
-        cls, config: AutoencoderRun, data: Split, device: torch.device, start: AutoencoderStart | None = None
+        cls, config: AutoencoderRun, data: Split, device: torch.device, start: MaybeStart = None
     ) -> "Autoencoding":
         """Build the networks, or go on with those of `start`, and batches of `data`; the trainer has the `device`."""
         method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)), start)
@@ -90,9 +90,8 @@ class Autoencoding(Method[AutoencoderRun]):
     @property
     def optim(self) -> dict[str, OptimConfig]:
         """Optimiser config of each module; by default the discriminator's is `optim` without Muon."""
-        config = self.config
-        adamw = config.optim.model_copy(update={"muon": None})
-        return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
+        adamw = self.config.optim.model_copy(update={"muon": None})
+        return {"autoencoder": self.config.optim, "discriminator": self.config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Store `wrapped`, the modules by name (or DDP's wrappers); move the perceptual network to their device."""
@@ -221,9 +220,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save into `folder` a copy of the autoencoder whose weights include the normalisation of the latents.
-
-        If the decoder alone is trained, the normalisation stays that of the autoencoder that the run started from.
+        """Save into `folder` a copy of the autoencoder, with the normalisation of latents in its weights if it is new.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.
@@ -252,11 +249,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
-        if self.statistics is None:  # not measured, as the latents are those of the start
-            return f"autoencoder in {model}: {list_metrics(self.metrics)}; its latents are those of init"
-        mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
-        folded = f"latent mean {mean} and deviation {std} folded into its weights"
-        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {folded}"
+        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {describe_latents(self.statistics)}"
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
@@ -264,11 +257,4 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def describe_model(self) -> str:
         """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
-        described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
-        if self.discriminator is None or self.config.discriminator.norm != "batch":
-            return described
-        return f"{described}, against a discriminator whose batch norm sees one micro-batch in one process at a time"
-
-
-def _listed(values: Tensor) -> str:
-    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+        return f"{type(self.vae).__name__} with {millions(self.vae)} parameters{self.config.batch_norm_note}"

@@ -94,6 +94,13 @@ class AutoencoderRun(RunConfig):
         return [*super().cautions(), late]
 
     @property
+    def batch_norm_note(self) -> str:
+        """A phrase for the log on batch norm in the discriminator; empty if there is none."""
+        if self.loss.adversarial is None or self.discriminator.norm != "batch":
+            return ""
+        return ", against a discriminator whose batch norm sees one micro-batch in one process at a time"
+
+    @property
     def _channels(self) -> int:
         """Number of channels of the training pictures."""
         return 3 if isinstance(self.data, OpenMojiConfig) else self.data.channels

@@ -84,6 +84,9 @@ class AutoencoderStart:
         return vae
 
 
+MaybeStart = AutoencoderStart | None  # None: random weights
+
+
 def _check(where: str, vae: AutoencoderKL | VQModel, config: AutoencoderRun) -> None:
     with torch.device("meta"):
         expected = build(config.autoencoder)

@@ -55,6 +55,7 @@ class Latent(Method[LatentRun]):
     """
 
     Config = LatentRun
+    Start = LatentStart
 
     vae: AutoencoderKL | VQModel | None = None
     latent_shape: tuple[int, ...]
@@ -78,11 +79,6 @@ class Latent(Method[LatentRun]):
             config.min_snr,
             levels=config.autoencoder is None,
         )
-
-    @classmethod
-    def open_start(cls, config: LatentRun, checkpoint: Path | None) -> LatentStart | None:
-        """Open the trained model that `config.init` names, see `LatentStart.open`; None: there is none."""
-        return LatentStart.open(config, checkpoint)
 
     @classmethod
     def build(cls, config: LatentRun, data: Split, device: torch.device, start: LatentStart | None = None) -> "Latent":
