@@ -133,8 +133,8 @@ class ClassConditioner(Conditioner):
         if (tuple(classes), True) == (self.classes, null):
             return type(self)(table), None
         first = "of the null class" if null else "that is the mean of all, as does a null class"
-        kept = len(rows.keys() & {*classes})
-        note = f"{kept} of the {len(classes)} classes keep their vectors, others begin with the vector {first}"
+        same = len(rows.keys() & {*classes})
+        note = f"{same} of the {len(classes)} classes keep their vectors, others begin with the vector {first}"
         return type(self)(table), note
 
     @classmethod

@@ -79,8 +79,8 @@ class AutoencoderStart:
         if isinstance(net, VQConfig) and isinstance(vae, VQModel):
             prepare_vq(vae, net)
         if config.train_decoder_only:
-            for part in filter(None, (getattr(vae, name, None) for name in _DECODER_ALONE)):
-                part.requires_grad_(False)
+            for module in filter(None, (getattr(vae, name, None) for name in _DECODER_ALONE)):
+                module.requires_grad_(False)
         return vae
 
 

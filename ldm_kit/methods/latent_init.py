@@ -119,11 +119,10 @@ class LatentStart:
 
     def structure(self, unet: Any, conditioner: Conditioner) -> dict[str, Any]:
         """Return what a resumed run builds its U-Net and conditioner from, as JSON values."""
-        kept = self.conditioner is not None
         return {
             "sha256": self.sha256,
             "unet": structure_of(unet),
-            "conditioner": conditioner.structure if kept else {},
+            "conditioner": {} if self.conditioner is None else conditioner.structure,
         }
 
 

@@ -197,21 +197,23 @@ def _copy_corner(value: Tensor, old: Tensor) -> None:
 
 def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[str]:
     """Return a sentence on each kind of growth between two state_dicts."""
-    found, inputs = [], [weights["conv_in.weight"].shape[1] for weights in (old, new)]
+    sentences, inputs = [], [weights["conv_in.weight"].shape[1] for weights in (old, new)]
     if inputs[0] != inputs[1]:
-        found.append(f"{where}: conv_in grows from {inputs[0]} to {inputs[1]} input channels; the new weights are 0")
+        sentences.append(
+            f"{where}: conv_in grows from {inputs[0]} to {inputs[1]} input channels; the new weights are 0"
+        )
     outputs = [len(weights["conv_out.bias"]) for weights in (old, new)]
     if outputs[0] != outputs[1]:
-        found.append(
+        sentences.append(
             f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, for the variance; those are 0"
         )
     if _OF_SCALE in new and _OF_SCALE not in old:
-        found.append(f"{where}: the guidance scale is a new input; its weights are 0")
+        sentences.append(f"{where}: the guidance scale is a new input; its weights are 0")
     tokens = [name for name in new if _OF_TOKENS.search(name) and new[name].shape != old[name].shape]
     if tokens:
         widths = [weights[tokens[0]].shape[1] for weights in (old, new)]
-        found.append(
+        sentences.append(
             f"{where}: tokens are {widths[1]} channels wide, not {widths[0]}: the {len(tokens)} weights attn2.to_k and "
             "attn2.to_v of cross-attention are new and random"
         )
-    return found
+    return sentences
