@@ -87,7 +87,8 @@ class LatentStart:
         channels = _latent_channels(config)
         if channels is None:
             channels = self.unet.config["in_channels"]
-        check_growth(self.where, self.unet, _expected(config, (channels, config.unet.factor), *widths))
+        expected = _expected(config, (channels, config.unet.factor), *widths)
+        check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range")
 
     def network(self, config: LatentRun, channels: int, side: int, conditioner: Conditioner) -> tuple[Any, list[str]]:
         """Return the U-Net of a run, with the trained weights, and sentences for the log on what is new in it.
@@ -104,7 +105,7 @@ class LatentStart:
         if self.resumed:
             return self.unet, [resumed_note(self.sha256)]
         expected = _expected(config, (channels, side), conditioner.width, conditioner.vector_width)
-        unet, notes = grow(self.where, self.unet, expected)
+        unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
         if unet.class_embedding is not None and self.unet.class_embedding is None:
             notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
         if self.conditioner is None and conditioner.modality != self.kind:

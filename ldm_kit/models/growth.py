@@ -130,13 +130,14 @@ def public_config(network: Any) -> dict[str, Any]:
     return {key: [*value] if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def check_growth(where: str, trained: Any, expected: Any) -> None:
+def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = False) -> None:
     """Check that `grow` can turn a trained U-Net into the network that a run needs, without reading more.
 
     Args:
         where: the trained model as messages call it, such as "init runs/ldm".
         trained: the trained U-Net.
         expected: the U-Net that the run's config describes; it may be on the meta device.
+        learned: whether half of the output channels of `expected` are of a learned variance.
 
     Raises:
         UserError: levels or blocks differ, or tensors are missing, too many or of another shape; the message names the
@@ -146,7 +147,9 @@ def check_growth(where: str, trained: Any, expected: Any) -> None:
     with torch.device("meta"):
         new = type(trained).from_config(grown_config(trained, expected))
     old, needed = shapes(trained), shapes(new)
-    grows = {name for name in needed if needed[name] != old.get(name) and _grows(name, old.get(name), needed[name])}
+    outputs = old["conv_out.bias"][0], needed["conv_out.bias"][0]
+    same = outputs[0] == outputs[1] or (learned and 2 * outputs[0] == outputs[1])  # what is denoised has its channels
+    grows = {name for name in needed if _grows(name, old.get(name), needed[name]) and (same or "conv_" not in name)}
     rest = [{name: shape for name, shape in some.items() if name not in grows} for some in (old, needed)]
     if (phrase := misfits(*rest)) is not None:
         raise UserError(f"{where} does not fit this run's unet: {phrase}")
@@ -156,7 +159,7 @@ def _grows(name: str, old: Sequence[int] | None, new: Sequence[int]) -> bool:
     """Return whether `grow` covers that a tensor of shape `old` (None: missing) becomes one of shape `new`."""
     if name == _OF_SCALE:
         return old is None
-    if old is None:
+    if old is None or [*old] == [*new]:
         return False
     if name == "conv_in.weight":
         return new[1] > old[1] and (new[0], *new[2:]) == (old[0], *old[2:])
@@ -166,18 +169,19 @@ def _grows(name: str, old: Sequence[int] | None, new: Sequence[int]) -> bool:
 
 
 @torch.no_grad()
-def grow(where: str, trained: Any, expected: Any) -> tuple[Any, list[str]]:
+def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> tuple[Any, list[str]]:
     """Return a new U-Net with the weights of a trained one, and a sentence for the log on each kind of growth.
 
     Args:
         where: the trained model as messages call it, such as "init runs/ldm".
         trained: the trained U-Net, which stays as it is.
         expected: the U-Net that the run's config describes; it may be on the meta device.
+        learned: whether half of the output channels of `expected` are of a learned variance.
 
     Raises:
         UserError: the networks do not fit, see `check_growth`.
     """
-    check_growth(where, trained, expected)
+    check_growth(where, trained, expected, learned=learned)
     new: Any = type(trained).from_config(grown_config(trained, expected))
     old, weights = trained.state_dict(), new.state_dict()
     for name, value in weights.items():

@@ -129,7 +129,9 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
 )
 def test_growth_keeps_the_prediction(changes, extra):
     old, (x, t), tokens = unet_of(UNet2DConditionModel), noisy(), torch.randn(2, 3, 16)
-    new, notes = grow("init old", old, unet_of(UNet2DConditionModel, norm_eps=1e-5, **changes))
+    new, notes = grow(
+        "init old", old, unet_of(UNet2DConditionModel, norm_eps=1e-5, **changes), learned="out_channels" in changes
+    )
     condition, scale = Condition(tokens=tokens, concat=extra.get("concat")), extra.get("scale")
     found, expected = (
         apply_unet(new.eval(), x, t, condition, scale=scale),
@@ -139,6 +141,14 @@ def test_growth_keeps_the_prediction(changes, extra):
     assert not found[:, 3:].any()
     assert len(notes) == (0 if "sample_size" in changes else 1)
     assert new.config.norm_eps == 1e-6, "not what the run decides"
+
+
+@pytest.mark.parametrize(("channels", "learned"), [(4, False), (6, False), (6, True)])
+def test_data_of_more_channels_are_no_growth(channels, learned):
+    """Twice the channels are not a learned variance."""
+    more = unet_of(UNet2DConditionModel, in_channels=channels, out_channels=channels * (1 + learned))
+    with pytest.raises(UserError, match=r"conv_in.weight is \(8, 3, 3, 3\) there, .*conv_out.bias is \(3,\) there"):
+        grow("init old", unet_of(UNet2DConditionModel), more, learned=learned)
 
 
 def test_a_new_width_of_tokens_costs_the_attention_to_them_alone():
@@ -225,7 +235,7 @@ def test_another_condition_is_new_and_said(pictures, models):
             "text",
             TEXT,
             ("data.channels=1",),
-            r"conv_in.weight is \(8, 3, 3, 3\) there, expected \(8, 1, 3, 3\).*more tensors|conv_out",
+            r"conv_in.weight is \(8, 3, 3, 3\) there, expected \(8, 1, 3, 3\); conv_out.bias is \(3,\)",
         ),
         ("text", STAGE_2, (), "has a UNet2DConditionModel, but this run's config asks for a UNet2DModel; .*condition"),
         ("plain", TEXT, (), "has a UNet2DModel, but this run's config asks for a UNet2DConditionModel"),
