@@ -36,8 +36,8 @@ def two_player(
     """Yield the autoencoder's loss, then, in steps that train the discriminator, the discriminator's loss.
 
     Call backward on each loss before asking for the next, and consume the generator to its end: `codebook` records the
-    latents when the generator resumes after the autoencoder's loss. Once the step is accepted, the caller calls
-    `codebook.after_step`.
+    latents when the generator resumes after the autoencoder's loss. Once the optimiser step is applied, the caller
+    calls `codebook.after_step`.
 
     Args:
         x: pictures [B, C, H, W] in [-1, 1].
@@ -90,14 +90,15 @@ def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, maximum: float, 
 def whole_batch_weight(
     losses: Iterable[tuple[Tensor, Tensor]], last_layer: Tensor, maximum: float, average: Map = itself
 ) -> Tensor:
-    """Return the `adaptive_weight` of a batch that comes in micro-batches of one size.
+    """Return the adversarial weight lambda (`adaptive_weight`) of a batch that comes in micro-batches of equal size.
 
     Gradients are averaged over micro-batches first, because lambda of a batch is not the mean of its micro-batches'
     lambdas.
 
     Args:
-        losses: (nll, g) of each micro-batch, with their graphs; one graph at a time is held.
-        last_layer: the weight L.
+        losses: negative log-likelihood nll and adversarial loss g of each micro-batch, with their autograd graphs. If
+            `losses` is a generator, each graph is freed before the next one is built.
+        last_layer: weight of the decoder's last layer, at which gradients are compared.
         maximum: upper bound of lambda.
         average: function that averages a tensor over ranks.
     """
@@ -107,7 +108,7 @@ def whole_batch_weight(
 
 
 def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Tensor]:
-    """Return the gradients of `nll` and `g` with respect to `last_layer`, in float32.
+    """Return the gradients of the losses `nll` and `g` with respect to the weight `last_layer`, in float32.
 
     The losses are multiplied by `GRADIENT_SCALE` for the backward pass, and the gradients divided by it: otherwise
     gradients of means over many pixels would underflow to 0 in float16.
@@ -118,7 +119,7 @@ def _last_layer_gradients(last_layer: Tensor, nll: Tensor, g: Tensor) -> list[Te
 
 @contextmanager
 def frozen(module: nn.Module | None) -> Iterator[None]:
-    """Turn off gradients of a module's parameters within the context; None: do nothing."""
+    """Turn off gradients of a module's parameters within the context; do nothing if the module is None."""
     trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
     try:
         for p in trained:
@@ -164,9 +165,9 @@ def _discriminator_side(x: Tensor, fake: Tensor, game: AdversarialConfig, discri
 
 
 def _usage(made: Reconstruction) -> Logs:
-    """Return {"perplexity": the codebook's perplexity over the batch `made`}; {} for a KL model.
+    """Return {"perplexity": perplexity of a VQ model's code usage in one batch}; {} for a KL model.
 
-    The perplexity of one batch is too low on average; `CodeUsage` measures that of a data set.
+    The perplexity in one batch is too low on average; `CodeUsage` measures that over a data set.
     """
     if made.indices is None:
         return {}

@@ -7,7 +7,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 
 class Architecture(BaseModel):
-    """Settings of a convolutional encoder and the decoder that mirrors it.
+    """Settings of the convolutional encoder, and of the decoder that mirrors it, of an AutoencoderKL or VQModel.
 
     Level 0 works at the picture's resolution; each further level halves it.
     """
@@ -51,7 +51,7 @@ class Architecture(BaseModel):
 
     @property
     def side(self) -> int:
-        """Side of the latent of a training picture."""
+        """Height and width of the latent of a training picture: resolution / factor."""
         return self.resolution // self.factor
 
     def diffusers(self) -> dict[str, Any]:
@@ -74,9 +74,12 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a config's fields `given`, completed by those of the preset that they name under the key "preset".
+    """Complete the fields that a user gives for a config by those of the preset that the user names.
 
-    `presets` maps a preset's name to its fields. Without a preset, `given` is returned unchanged.
+    Args:
+        given: values by field name; the value of "preset" is the preset's name. If there is none, or if `given` is no
+            mapping, `given` is returned unchanged.
+        presets: the fields of each preset, by the preset's name.
 
     Raises:
         ValueError: there is no such preset.
@@ -91,10 +94,10 @@ def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
 def published(
     *multiples: int, latent_channels: int, attention_levels: tuple[int, ...] = (), **more: Any
 ) -> dict[str, Any]:
-    """Return the settings of an autoencoder of LDM's model zoo, trained at 256 px.
+    """Return the fields of a config, for an autoencoder of LDM's model zoo that was trained at 256 px.
 
-    The channels of its levels are 128 times `multiples`, with two residual blocks per level; the other arguments are
-    further fields of the config.
+    The channels of its levels are 128 times `multiples` (one for each level), with two residual blocks per level. The
+    other arguments are fields of the config by name.
     """
     shape = {
         "resolution": 256,

@@ -26,7 +26,8 @@ class LpipsBackbone(nn.Module):
 
     Args:
         net: "vgg" or "alex".
-        weights: file or "package:<name>" with ImageNet weights of the network; None: torchvision's.
+        weights: path of a file with ImageNet weights of the network, or "package:<name>" for the weight file in an
+            installed Python package; None: torchvision's weights.
     """
 
     def __init__(self, net: str, weights: str | None) -> None:
@@ -45,10 +46,10 @@ class LpipsBackbone(nn.Module):
         return list(self.model.net(self.model.scaling_layer(x)))
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return `difference` summed over channels, weighted by the learned head of the stage: [B, H_l, W_l].
+        """Return a feature difference summed over channels, weighted by the stage's learned LPIPS head: [B, H_l, W_l].
 
         Args:
-            stage: index l of the stage.
+            stage: index l of the feature map among those of `maps`.
             difference: squared differences [B, C_l, H_l, W_l] of unit-length features of two pictures.
         """
         return self.model.lins[stage](difference).squeeze(1)
@@ -59,7 +60,7 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: timm's name of the model.
-        weights: file or "package:<name>" with its weights; None: the Hub's.
+        weights: path of a file with its weights, or "package:<name>"; None: the Hub's.
         stages: indices of the stages to compare; None: all.
     """
 
@@ -81,17 +82,20 @@ class TimmBackbone(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps as `LpipsBackbone.maps` does; x is normalised by the model's mean and std first."""
+        """Return the feature maps [B, C_l, H_l, W_l], shallow to deep, of pictures [B, 3, H, W] in [-1, 1]."""
         x = ((x + 1) / 2 - self.mean) / self.std
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return `difference` summed over channels, with equal weights in every `stage`; see `LpipsBackbone.judge`."""
+        """Return the squared feature differences [B, C_l, H_l, W_l] of a stage summed over channels: [B, H_l, W_l]."""
         return difference.sum(1)
 
 
 def _fill_lpips(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy torchvision's weights `state` (`features.N.*`, from `source`) into lpips' network (`sliceM.N.*`)."""
+    """Copy torchvision's weights `state` (keys `features.N.*`) into lpips' network (keys `sliceM.N.*`).
+
+    `source`, the origin of the weights, is named in errors.
+    """
     with torch.no_grad():
         for key, value in model.get_submodule("net").state_dict().items():
             name = "features." + key.split(".", 1)[1]
@@ -138,9 +142,10 @@ def _timm(name: str, weights: str | None) -> Any:
 
 
 def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights (`state`, from `source`) into a timm model; only those of its classification head may be missing.
+    """Load the weights `state` into a timm model; only those of its classification head may be missing.
 
-    Tensors match by name. If no name matches, as in another port of the same network, they match in order.
+    Tensors are matched by name or, if no name matches (as in another port of the same network), in order. `source`, the
+    origin of the weights, is named in errors.
     """
     own = model.state_dict()
     if not own.keys() & state.keys():
@@ -156,9 +161,9 @@ def _fill_timm(model: Any, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return the tensors of `state` (from `source`) under the names of `own`, matched in order.
+    """Return the tensors of the state dict `state` under the names of the model's state dict `own`, matched in order.
 
-    Matched tensors must agree in shape and in the last part of their names (weight, bias).
+    Matched tensors must agree in shape and in the last part of their names (weight, bias). `source` is for errors.
     """
     expected, given = ([(k.rsplit(".", 1)[-1], v.shape) for k, v in s.items()] for s in (own, state))
     if expected != given:
@@ -167,7 +172,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file; "package:<name>": from the only such file in a package."""
+    """Read a state dict from a .safetensors or .pth file, or from the only such file of "package:<name>"."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")
@@ -219,7 +224,7 @@ def _absorb(conv: nn.Conv2d, norm: Any) -> None:
 
 @contextmanager
 def _short_timeout() -> Iterator[None]:
-    """Limit the wait for a server that does not answer to `CONNECT_SECONDS`, within the context."""
+    """Let sockets time out after `CONNECT_SECONDS`, within the context, so that a silent server is soon given up."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)
     try:
@@ -230,7 +235,7 @@ def _short_timeout() -> Iterator[None]:
 
 @contextmanager
 def _cache_only_unless_reachable() -> Iterator[None]:
-    """Use only the Hub's local cache if the Hub does not answer a request, within the context.
+    """Set huggingface_hub offline within the context, so that it uses its local cache only, if the Hub does not answer.
 
     huggingface_hub itself would retry for most of a minute.
     """

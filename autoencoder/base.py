@@ -25,7 +25,7 @@ class AutoencoderError(ValueError):
 
 
 class Moments(NamedTuple):
-    """Mean and log-variance of a diagonal Gaussian over latents of Z channels.
+    """The encoder's posterior q(z | x): mean and log-variance of a diagonal Gaussian over latents of Z channels.
 
     A VQ latent is deterministic; its logvar is -30, so that latents of both kinds are stored alike.
     """
@@ -48,7 +48,7 @@ class Reconstruction(NamedTuple):
     moments: Moments  # as the encoder returns them, before the latents' normalisation
     codebook_loss: Tensor  # scalar; 0 for KL
     indices: Tensor | None = None  # [B, h, w] int64 for VQ
-    log_scale: Tensor | None = None  # learned log variance s of the decoder (loss `elbo`); None: another loss
+    log_scale: Tensor | None = None  # scalar, the learned log scale s of the likelihood; None: it is not learned
 
 
 def sample(moments: Moments, noise: Tensor) -> Tensor:
@@ -89,9 +89,10 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
 
 
 def check_config(vae: Vae, where: str) -> Vae:
-    """Check the normalisation and the channels that an autoencoder's config states; return the autoencoder.
+    """Check the channels and the normalisation of latents that an autoencoder's config states; return the autoencoder.
 
-    The normalisation must be invertible, and the channels must be whole numbers of 1 or more.
+    The numbers of channels must be 1 or more. The normalisation (scaling_factor, shift_factor, latents_mean,
+    latents_std) must be invertible.
 
     Raises:
         AutoencoderError: a value is invalid; the message names `where`, the origin of the config, and the key.
@@ -154,7 +155,7 @@ def decode(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
 
 
 class Autoencode(nn.Module):
-    """An autoencoder whose forward is a whole training pass, so that DDP around it averages every gradient.
+    """An autoencoder whose forward encodes, samples and decodes, so that DDP around it averages all gradients.
 
     Args:
         vae: a diffusers AutoencoderKL or VQModel.
@@ -220,7 +221,10 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
 
 
 def _render(vae: Any, latents: Tensor) -> Tensor:
-    """Decode quantised latents without VQModel's quantiser, which would hold all distances to all codes in memory."""
+    """Decode latents [B, Z, h, w] that are quantised already to pictures [B, C, H, W].
+
+    VQModel.decode would quantise them again, and hold the distances of all latents to all codes in memory.
+    """
     latents = latents.to(vae.dtype)
     spatial = latents if vae.config.norm_type == "spatial" else None
     return _full(vae.decoder(vae.post_quant_conv(latents), spatial))

@@ -14,12 +14,12 @@ LEAST = 1e-3  # a code with a lower running count is not moved
 
 
 def itself(x: Tensor) -> Tensor:
-    """Return x unchanged: the sum, mean or broadcast over ranks where there is a single rank."""
+    """Return x unchanged: what a sum, mean or broadcast over ranks does if there is a single rank."""
     return x
 
 
 class CodebookSettings(Protocol):
-    """Protocol of the fields of `VQConfig` that a `Codebook` reads."""
+    """Protocol of the settings that a `Codebook` reads, fields of `VQConfig`: moving averages and revival of codes."""
 
     @property
     def ema(self) -> bool: ...
@@ -65,12 +65,14 @@ class Codebook:
         self.seen.append((flatten(z.float()), indices.flatten()))
 
     def discard_step(self) -> None:
-        """Discard the latents that were recorded since the last `after_step`."""
+        """Discard the latents recorded since the last `after_step`, because the optimiser step is not applied."""
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def after_step(self, step: int) -> Tensor:
-        """Update counts, sums and codes by the latents recorded in an accepted step, and revive unused codes.
+        """Update counts, sums and codes by the latents recorded since the last call, and revive unused codes.
+
+        Call it once after each optimiser step.
 
         Args:
             step: number of the optimiser step, from 0.
@@ -108,7 +110,7 @@ class Codebook:
         self.counts, self.sums = state["counts"].clone(), state["sums"].clone()
 
     def _revive(self, vectors: Tensor, step: int) -> Tensor:
-        """Replace rarely used codes by random latents, every `revive_every` steps; return those codes' mask, bool [K].
+        """Replace rarely used codes by random latents, every `revive_every` steps; return bool [K], True if replaced.
 
         A code is rarely used if its running count is less than `revive_below` times the mean count.
 

@@ -19,7 +19,10 @@ DRAWS = 4  # random numbers that a step needs
 
 
 class Move(NamedTuple):
-    """A transform of latents or pictures: scale both sides by `side` / `of`, then rotate by `turns` quarter turns."""
+    """A transform of latents or pictures: resize height and width by the factor side / of, then rotate.
+
+    The rotation is by `turns` quarter turns. `side` and `of` are the sides of a square latent after and before.
+    """
 
     side: int
     of: int
@@ -28,7 +31,7 @@ class Move(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Return latents or pictures [B, C, H, W], scaled and rotated; computed in float32 or better.
 
-        H and W must be multiples of the field `of`, the denominator of the scale.
+        H and W must be multiples of the field `of`.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.side != self.of:
@@ -67,11 +70,15 @@ class EquivarianceConfig(BaseModel):
         return math.ceil(self.least * side)
 
     def drawn(self, u: Sequence[float], side: int) -> tuple[Move | None, Move | None]:
-        """Return a step's transforms (of pictures before encoding, of latents before decoding); None: no transform.
+        """Draw the transforms of a training step.
 
         Args:
-            u: `DRAWS` random numbers in [0, 1) of the step.
+            u: `DRAWS` (4) random numbers in [0, 1).
             side: side of the latents [B, Z, side, side].
+
+        Returns:
+            The transform of the pictures before they are encoded, and that of the latents before they are decoded;
+            None: no transform.
         """
         low = self.smallest(side)
         scaled = low + int(u[1] * (side - low))

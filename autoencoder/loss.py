@@ -126,10 +126,11 @@ class LossTerms(NamedTuple):
 
 
 class AutoencoderLoss(nn.Module):
-    """The loss mean nll + w (N_latent / N_pixel) mean KL + codebook loss, of equal size at every resolution.
+    """The autoencoder's loss without the adversarial term: mean nll + w (N_latent / N_pixel) mean KL + codebook loss.
 
-    w is the KL weight; N_latent and N_pixel are the numbers of elements of a latent and of a picture. The module
-    `loss_terms` explains the units. This class has no trained parameters: the learned scale belongs to `Autoencode`.
+    w is the KL weight; N_latent and N_pixel are the numbers of elements of a latent and of a picture, whose ratio makes
+    w mean the same at every resolution (see the module `loss_terms`). This class has no trained parameters: the learned
+    scale belongs to `Autoencode`.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:
@@ -138,14 +139,14 @@ class AutoencoderLoss(nn.Module):
         self.perceptual = perceptual
 
     def judged(self, offset: Tensor, count: int, start: float) -> Tensor | None:
-        """Return on which samples the perceptual distance is computed, bool [B]; None: on all.
+        """Choose the samples on which the perceptual distance is computed: bool [B], or None for all.
 
         One in `perceptual_every` samples of the whole batch is chosen: consecutive samples from a random position on,
         cyclically. Each of R ranks takes every R-th sample of the batch, so that the numbers of chosen samples of any
         two ranks differ by at most one.
 
         Args:
-            offset: index of each sample in the whole batch, int64 [B].
+            offset: index of each of this rank's B samples in the whole batch, int64 [B].
             count: samples in the whole batch, over all ranks and micro-batches.
             start: random number in [0, 1) of the step, which sets the position; each sample is chosen equally often.
         """

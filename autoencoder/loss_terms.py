@@ -23,15 +23,18 @@ def pixel_error(x: Tensor, y: Tensor, kind: str = "l1") -> Tensor:
 
 
 def kl_divergence(moments: Moments) -> Tensor:
-    """Return each latent's KL [B] from the posterior to N(0, I), summed, in nats (Kingma and Welling 2014, eq. 10)."""
+    """Return the KL divergence of each sample's posterior from N(0, I), [B], summed over a latent's elements, in nats.
+
+    The formula is that of Kingma and Welling 2014, eq. 10.
+    """
     mean, logvar = moments
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
 def kl_per_pixel(moments: Moments, picture: Tensor) -> Tensor:
-    """Return each latent's KL [B] in nats, divided by the number of elements of a picture: the unit of `nll`.
+    """Return each sample's KL divergence (`kl_divergence`) divided by the number of elements of a picture, [B].
 
-    Only the shape [B, C, H, W] of `picture` is used.
+    This is the unit of `nll`. Only the shape [B, C, H, W] of `picture` is used.
     """
     return kl_divergence(moments) / picture[0].numel()
 

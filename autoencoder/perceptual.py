@@ -87,7 +87,9 @@ class Perceptual(nn.Module):
         return sum(stages[1:], stages[0]) / (len(stages) if mean else 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the deepest feature map of pictures, averaged over positions: [B, D], for nearest-neighbour search.
+        """Return the deepest feature map of pictures x, averaged over positions, for nearest-neighbour search.
+
+        x is [B, C, H, W] in [-1, 1]; the result [B, D] has the D channels of that feature map.
 
         Raises:
             AutoencoderError: spec is "none".

@@ -15,21 +15,21 @@ CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
 
 
 def load(folder: Path | str, *, whole: bool = False) -> AutoencoderKL | VQModel:
-    """Load an autoencoder, frozen and in evaluation mode.
+    """Load a saved autoencoder, without gradients and in evaluation mode.
 
     Args:
         folder: the autoencoder's own folder, or that of a training run or of a latent diffusion model that contains it.
         whole: whether tensors of which the autoencoder has no use are an error too.
 
     Raises:
-        AutoencoderError: `folder` has no autoencoder, or one of another class, or its weights are unreadable or
-            incomplete.
+        AutoencoderError: `folder` has no autoencoder, or one of another class than these two, or its weights are
+            unreadable or incomplete.
     """
     return _open(find(Path(folder)), whole)
 
 
 def find(folder: Path) -> Path:
-    """Return the folder, at or below `folder`, that has the config.json of the autoencoder; see `load`.
+    """Return the folder with the autoencoder's config.json: `folder` itself or, in a run or a model, one below it.
 
     Raises:
         AutoencoderError: there is none.

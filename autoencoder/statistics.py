@@ -19,24 +19,27 @@ from autoencoder.base import AutoencoderError, affine, encode, float64
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """Mean and standard deviation per channel of *sampled* latents, in the normalisation of the measured model."""
+    """Mean and standard deviation of each of the Z channels of latents, as `encode` returned them for a data set.
+
+    The latents are samples of the posterior, so `std` includes the posterior's variance.
+    """
 
     mean: Tensor  # [Z] float64
     std: Tensor  # [Z] float64
-    count: int  # pictures measured
+    count: int  # number of pictures measured
 
     @property
     def overall(self) -> float:
-        """Standard deviation over all channels, about their common mean; LDM's scale factor is its inverse."""
+        """Standard deviation of all latents' elements about their common mean; LDM's scale factor is its inverse."""
         square = (self.std.square() + self.mean.square()).mean()
         return (square - self.mean.mean().square()).sqrt().item()
 
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL | VQModel, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Measure the mean and standard deviation of the latents of a data set.
+    """Measure the mean and standard deviation, over a data set, of latents sampled from the posterior.
 
-    They are exact, in float64: no noise is drawn, the posterior's variance is added instead.
+    They are exact, in float64: no noise is drawn, the posterior's variance is added to that of its means instead.
 
     Args:
         vae: the autoencoder.
@@ -53,8 +56,8 @@ def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
     """Sum the first and second moments of the latents of pictures x [B, C, H, W] in [-1, 1], for `from_sums`.
 
     Returns:
-        Float64 [4, Z] on the CPU. Rows: the expected sums of z and of z^2 over
-        the batch and all positions, the number of elements per channel, and the number of pictures.
+        Float64 [4, Z] on the CPU, with four numbers for each channel: the expected sums of z and of z^2 over the batch
+        and all positions (z: latents sampled from the posterior), the number of elements, and the number of pictures.
     """
     mean, logvar = (float64(m) for m in encode(vae, x))
     sums = torch.stack([mean.sum((0, 2, 3)), (mean.square() + logvar.exp()).sum((0, 2, 3))])
@@ -81,12 +84,15 @@ def from_sums(sums: Iterable[Tensor]) -> LatentStatistics:
 
 @torch.no_grad()
 def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
-    """Fold a normalisation by measured `statistics` into the model `vae`, in place; reconstructions stay the same.
+    """Make `encode` return normalised latents: fold measured `statistics` into the model `vae`, in place.
 
-    KL: `encode` then returns latents of mean 0 and standard deviation 1 in each channel. The shift and scale per
-    channel go into quant_conv and post_quant_conv (added as identities where the model has none), and scaling_factor
-    becomes 1. VQ: latents get an overall standard deviation of 1 by one scaling_factor for all channels, because a
-    scale per channel would change which code is nearest; means stay.
+    Reconstructions stay the same.
+
+    KL: each channel of the latents gets mean 0 and standard deviation 1. The shift and scale per channel go into
+    quant_conv and post_quant_conv (added as identities where the model has none), and scaling_factor becomes 1.
+
+    VQ: the latents get an overall standard deviation of 1 by one scaling_factor for all channels, because a scale per
+    channel would change which code is nearest; means stay.
 
     Raises:
         AutoencoderError: a standard deviation is near 0, or a statistic is not finite.
@@ -105,9 +111,10 @@ def fold(vae: AutoencoderKL | VQModel, statistics: LatentStatistics) -> None:
 
 
 def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Change quant_conv (`conv`), in place, so that it returns the moments of normalised latents.
+    """Change a KL model's quant_conv (`conv`), in place, so that it returns the moments of normalised latents.
 
-    The mean becomes (mean - `mean`) / `std`, the log variance becomes logvar - 2 ln `std`, per channel [Z].
+    For each channel, a mean m becomes (m - `mean`) / `std`, and a log variance v becomes v - 2 ln `std`; `mean` and
+    `std` are those of the raw latents, [Z].
     """
     assert conv.bias is not None
     channels = len(mean)
@@ -120,7 +127,10 @@ def _fold_in(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
 
 
 def _fold_out(conv: nn.Conv2d, mean: Tensor, std: Tensor) -> None:
-    """Change post_quant_conv (`conv`), in place, to take normalised latents: W z + b becomes W (std z + mean) + b."""
+    """Change a KL model's post_quant_conv (`conv`), in place, so that it takes normalised latents z.
+
+    W z + b becomes W (std z + mean) + b, where `mean` and `std` are those of the raw latents, [Z].
+    """
     assert conv.bias is not None
     weight, bias = conv.weight.double().cpu(), conv.bias.double().cpu()
     conv.bias.copy_(bias + weight[:, :, 0, 0] @ mean)

@@ -1,4 +1,4 @@
-"""Interface between data and denoiser: a `Conditioner` makes a `Condition`; `drop` is for classifier-free guidance."""
+"""Interface between data and denoiser: a `Conditioner` turns captions or labels into a denoiser's `Condition`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,9 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
     """Whether the model is unconditional, so that guidance and prompts make no sense."""
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
-        """Return what `Conditioner.prepare` takes for a data set: captions, unless a subclass returns labels.
+        """Return the values of a data set's N pictures that `Conditioner.prepare` takes: here the captions.
+
+        Subclasses that condition on classes return the labels instead.
 
         Args:
             captions: captions of N pictures, "" where a picture has none.
@@ -83,7 +85,7 @@ class Conditioner(Continuing, nn.Module, ABC):
     """File or folder that only saved models with this conditioner have; None for no condition."""
 
     components: ClassVar[Components] = MappingProxyType({})
-    """Component folders that `save` writes -> (library, classes that may be loaded from the folder)."""
+    """For each component folder that `save` writes: (library, names of the classes that may be loaded from it)."""
 
     null: str | None
     """Raw value (caption or class) of the null condition: "" for text and classes, None for no condition."""
@@ -103,12 +105,15 @@ class Conditioner(Continuing, nn.Module, ABC):
 
     @property
     def pooled_width(self) -> int | None:
-        """D of the vector [B, D] `Condition.pooled`; None if the condition has neither tokens nor a vector."""
+        """Channels D of the vector `Condition.pooled` [B, D]; None if the condition has neither tokens nor a vector."""
         return self.width if self.vector_width is None else self.vector_width
 
     @property
     def cache_key(self) -> tuple[Any, ...] | None:
-        """JSON values that, with `raw`, determine the result of `prepare`; None: the result is not cached on disk."""
+        """Key of cached prepared inputs: JSON values that, with the raw captions or labels, determine them.
+
+        None: prepared inputs are not cached on disk.
+        """
         return None
 
     @property
@@ -119,7 +124,10 @@ class Conditioner(Continuing, nn.Module, ABC):
     @property
     @abstractmethod
     def trainable(self) -> dict[str, nn.Module]:
-        """Component folder -> network that is trained jointly with the denoiser; empty for frozen encoders."""
+        """Networks trained jointly with the denoiser, by the component folder in which `save` puts each.
+
+        Empty for frozen encoders.
+        """
 
     @classmethod
     @abstractmethod
@@ -151,7 +159,10 @@ class Conditioner(Continuing, nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write component folders into `folder`; return (library, class) of each for model_index.json."""
+        """Write component folders into `folder`; return the (library, class) of each, for diffusers' model_index.json.
+
+        Examples of component folders are text_encoder and tokenizer.
+        """
 
     @abstractmethod
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
@@ -167,14 +178,17 @@ class Conditioner(Continuing, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Condition:
-        """Return the condition of a batch from its prepared inputs by name; differentiable, called every step."""
+        """Return the condition of a batch of B samples from the prepared inputs [B, ...], by their names in `prepare`.
+
+        Called in every training or sampling step; differentiable.
+        """
 
     @abstractmethod
     def release(self) -> None:
         """Free what only `prepare` needs, such as a frozen encoder; the next call of `prepare` loads it again."""
 
     def null_inputs(self, count: int = 1) -> Inputs:
-        """Return the prepared inputs of `count` null conditions; they are the same in training and sampling."""
+        """Return the prepared inputs, [count, ...] each, of `count` null conditions, for training and for sampling."""
         return self.prepare([] if self.null is None else [self.null] * count)
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
@@ -186,12 +200,13 @@ class Conditioner(Continuing, nn.Module, ABC):
 
 
 def drop(inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
-    """Replace *all* inputs of the dropped samples by those of the null condition, for classifier-free guidance.
+    """Replace *all* prepared inputs of the dropped samples by the null condition's, for classifier-free guidance.
 
     Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", algorithm 1.
 
     Args:
-        inputs: prepared inputs, [B, ...] each. Sequences with a mask are padded to the null's length if that is longer.
+        inputs: prepared inputs by name, [B, ...] each. Token sequences with a mask are padded to the length of the null
+            condition's if that is longer.
         null: `Conditioner.null_inputs()`, of one row or B rows.
         dropped: [B] bool, True where the condition is dropped.
 

@@ -21,8 +21,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> "C
 
     Args:
         captions: training captions.
-        vocabulary: most tokens that the tokenizer may have, at least 514.
-        length: tokens of a padded caption (`model_max_length`).
+        vocabulary: greatest number of tokens in the tokenizer's vocabulary, at least 514.
+        length: number of tokens to which each caption is padded or cut (`model_max_length`).
 
     Token ids are in CLIP's order: 256 bytes, 256 bytes at a word's end, merges by rank, start, end. Captions are padded
     with the end token.
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> "CLIPTokenizer":
 
 
 def overflowing(batch: Any) -> int:
-    """Return the number of captions in a tokenized batch (transformers' BatchEncoding) that were cut."""
+    """Return how many captions of a tokenized batch (transformers' BatchEncoding) were too long and were cut."""
     return sum(bool(encoding.overflowing) for encoding in batch.encodings or [])
 
 

@@ -73,7 +73,7 @@ class Condition:
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return one batch of this condition's B samples, then those of `other`; None if len(other) is not B."""
+        """Return one batch of 2 B samples: B of this condition, then B of `other`; None if their numbers differ."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod
@@ -97,7 +97,7 @@ class Condition:
 
 
 def pad_length(value: Tensor, length: int) -> Tensor:
-    """Pad `value` [B, L, ...] with zeros (False) at the end of dimension 1 to [B, length, ...]; a longer one stays."""
+    """Pad `value` [B, L, ...] with zeros or False to [B, length, ...]; return it unchanged if it is longer."""
     if value.shape[1] >= length:
         return value
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], dim=1)

@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions to token states and masks. They are not saved with the trained model."""
+"""Frozen text encoders, from captions to hidden states of tokens and masks; not saved with the trained model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -80,12 +80,16 @@ def build(
 
 
 def components() -> Components:
-    """Return the component folders of all conditioners: folder -> (library, classes that may be loaded from it)."""
+    """Return the component folders of all conditioners: by the folder's name, (library, classes that may be loaded)."""
     return {name: entry for conditioner in CONDITIONERS for name, entry in conditioner.components.items()}
 
 
 def save(conditioner: Conditioner, folder: Path | str) -> dict[str, tuple[str, str]]:
-    """Write a conditioner's component folders into `folder`; return (library, class) of each for model_index.json."""
+    """Write a conditioner's component folders into `folder`.
+
+    Returns:
+        (library, class) by the component folder's name, for diffusers' model_index.json.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return conditioner.save(folder)

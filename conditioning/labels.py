@@ -35,7 +35,7 @@ class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
     )
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
-        """Return the labels; raises ConditioningError if a picture has none."""
+        """Return the class indices of a data set's N pictures; raises ConditioningError if a picture has none."""
         if any(label is None for label in labels):
             raise ConditioningError(
                 "condition.kind is class, but some pictures have no label; expected one sub-folder per class, or "
@@ -155,7 +155,7 @@ class ClassConditioner(Conditioner):
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """The embedding table, by its folder."""
+        """The embedding table, trained jointly with the denoiser, by the folder in which it is saved."""
         return {FOLDER: self.class_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
@@ -168,7 +168,7 @@ class ClassConditioner(Conditioner):
         return {"labels": torch.tensor([self.index(value) for value in raw], dtype=torch.long)}
 
     def forward(self, labels: Tensor) -> Condition:
-        """Return the embeddings of labels [B] as tokens [B, 1, D], or as a vector [B, D]."""
+        """Return the embeddings of labels [B], as a condition with tokens [B, 1, D] or a vector [B, D]."""
         rows = self.class_encoder(labels)
         return Condition(tokens=rows[:, None]) if self.form == "token" else Condition(vector=rows)
 

@@ -48,7 +48,7 @@ class NoCondition(Conditioner):
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """Empty: nothing is trained."""
+        """Empty: an unconditional model has no conditioning network to train."""
         return {}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:

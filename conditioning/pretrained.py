@@ -116,17 +116,20 @@ class PretrainedConditioner(Conditioner):
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """Empty: nothing is trained."""
+        """Empty: the text encoder is frozen, so no network is trained jointly with the denoiser."""
         return {}
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
-        """The config (without `pool`, which only `forward` uses), the hashes of the encoder's weights and settings."""
+        """Key of cached encoded captions: the config, and hashes of the encoder's weights and settings.
+
+        `pool` is not part of it, because only `forward` uses it.
+        """
         return self.config.model_dump(exclude={"pool"}), self.source.sha256(), self.source.settings_sha256()
 
     @property
     def encoder_digest(self) -> str:
-        """The sha256 of the encoder's weights, and that of its config and tokenizer."""
+        """The sha256 of the encoder's weights followed by that of its config and tokenizer, in hex."""
         return f"{self.source.sha256()} {self.source.settings_sha256()}"
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
@@ -192,7 +195,7 @@ def _store(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rows(unique: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Return the row index [N] of each caption in a table whose rows are the states of "" and then of `unique`."""
+    """Return the row of each caption, [N], in a table of states with a row for "", then one for each of `unique`."""
     row = {caption: index for index, caption in enumerate(["", *unique])}
     return torch.tensor([row[caption] for caption in captions], dtype=torch.long)
 

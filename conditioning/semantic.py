@@ -83,7 +83,7 @@ class StridedEncoder(ModelMixin, ConfigMixin):
             channels: C of the pictures.
             z_width: Z, numbers in a code.
             widths: output channels of each convolution; each convolution halves the side.
-            attention: number of convolutions after which attention follows, 1 to the number of widths; None: no
+            attention: place of the one attention layer: the number of convolutions before it, from 1; None: no
                 attention.
             heads: attention heads; must divide the width at the attention.
             groups: groups of every GroupNorm; must divide every width.
@@ -99,7 +99,7 @@ class StridedEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Linear(widths[-1] * side * side, z_width)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return codes z [B, Z] of pictures in [-1, 1], computed in the weights' dtype.
+        """Return codes z [B, Z] of pictures [B, C, R, R] in [-1, 1], computed in the weights' dtype.
 
         Raises:
             ConditioningError: the pictures are not of the size `resolution`.
@@ -132,7 +132,7 @@ def build_semantic(config: SemanticConfig, *, resolution: int, channels: int = 3
 
 
 def condition_of(z: Tensor) -> Condition:
-    """Return a condition whose vector is the codes z [B, Z]."""
+    """Return a `Condition` with the semantic codes z [B, Z] as its vector, for a decoder."""
     return Condition(vector=z)
 
 
@@ -162,7 +162,11 @@ class SingleBlock(nn.Module):
 class DoubleBlock(nn.Module):
     """diffusers' residual block without a time embedding; as in ADM, its second convolution starts at zero.
 
-    The arguments are those of `SingleBlock`.
+    Args:
+        before: input channels.
+        after: output channels.
+        groups: groups of each GroupNorm.
+        down: whether the block halves height and width.
     """
 
     def __init__(self, before: int, after: int, groups: int, *, down: bool = False) -> None:
@@ -185,9 +189,9 @@ class DoubleBlock(nn.Module):
 def _levels(
     widths: Sequence[int], attention: Sequence[bool], blocks: Blocks, layers: int, groups: int
 ) -> list[nn.Module]:
-    """Return the layers between the first convolution and the last norm, in the order of DiffAE's released code.
+    """Return the layers of `SemanticEncoder` between its first convolution and its last norm.
 
-    The arguments are those of `SemanticEncoder`.
+    They are in the order of DiffAE's released code. The arguments are those of `SemanticEncoder`.
     """
     block = SingleBlock if blocks == "single" else DoubleBlock
     modules: list[nn.Module] = []

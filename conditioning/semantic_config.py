@@ -1,4 +1,4 @@
-"""Configs of the semantic encoders: the `encoder:` section of a run's config."""
+"""Configs of the semantic encoders of DiffAE and PDAE: the `encoder:` section of a run's config."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal

@@ -44,13 +44,14 @@ class Source:
         return self.weights[0].parent
 
     def sha256(self) -> str:
-        """Return the hex digest of the weight files, in the order of their names."""
+        """Return the sha256, in hex, of the contents of the weight files, in the order of their names."""
         return _sha256(self.weights)
 
     def settings_sha256(self) -> str:
-        """Return the hex digest of what token states depend on besides the weights.
+        """Return the sha256, in hex, of what token states depend on besides the weights.
 
-        These are the files of config and tokenizer, or the name of the open_clip architecture.
+        This is the contents of the config and tokenizer files; for open_clip, the architecture's name and whether it
+        uses quick_gelu.
         """
         if self.architecture is not None:  # whose tokenizer is open_clip's own
             return hashlib.sha256(f"{self.architecture} {self.quick_gelu}".encode()).hexdigest()
@@ -64,7 +65,10 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=8)
 def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> str:
-    """Return the hex digest of files; they are read again only if `stats`, their sizes and times of change, differ."""
+    """Return the sha256, in hex, of the contents of files; the result is cached.
+
+    `stats` has each file's size and time of change: if these are as before, the files are not read again.
+    """
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -74,7 +78,7 @@ def _sha256_of(paths: tuple[Path, ...], stats: tuple[tuple[int, int], ...]) -> s
 
 
 def find(model: str) -> Source:
-    """Find the encoder that `model` names.
+    """Locate the files of the frozen text encoder that `model` names.
 
     Args:
         model: folder, Hub name, "package:NAME" or "open_clip:ARCHITECTURE/WEIGHTS".
@@ -204,7 +208,7 @@ def hidden_width(source: Source) -> int:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Turn any error in reading an encoder's folder, within the context, into a ConditioningError of one sentence."""
+    """Turn any error within the context, in which an encoder is read from a folder, into a ConditioningError."""
     try:
         yield
     except ConditioningError:

@@ -166,7 +166,7 @@ class TextConditioner(Conditioner):
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """The text encoder, by its folder."""
+        """The text encoder, trained jointly with the denoiser, by the folder in which it is saved."""
         return {ENCODER: self.text_encoder}
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:

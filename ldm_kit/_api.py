@@ -15,7 +15,7 @@ from ldm_kit.models.semantic import SemanticModel
 def load(
     folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
 ) -> Pipeline | SemanticModel | NoisyClassifier:
-    """Load whatever model a folder holds; its model_index.json says which kind.
+    """Load the model in a folder, of any kind; the folder's model_index.json says which kind.
 
     Nothing in the folder is run as code.
 

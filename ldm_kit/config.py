@@ -94,7 +94,7 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], override: str) -> None:
-    """Apply the override `a.b.c=value`, with a YAML value, to nested dicts in place; UserError if it is malformed."""
+    """Apply an override `a.b.c=value`, with a YAML value, to the nested dicts `tree`; UserError if it is malformed."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"cannot understand the override {override!r}; expected key=value, such as optim.lr=3e-4")
@@ -133,7 +133,7 @@ def check(kind: type[C], tree: Any, where: str) -> C:
 
 
 def rename_old_keys(kind: type[BaseModel], tree: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Rename the keys of a config `tree` from old names to present ones; return the new tree and all (old, new) names.
+    """Rename keys of the nested dicts `tree` from old names to present ones; return the new tree and (old, new) pairs.
 
     `kind` is the class that will validate the tree. If both names are present, the old one stays and is then refused.
     """
@@ -165,7 +165,7 @@ def _old_names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Return whether `tree` is for another class of a union than `kind`, by its tag, such as `source: folder`."""
+    """Return whether the tag of `tree`, such as `source: folder`, selects another class of a union than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }
@@ -174,7 +174,7 @@ def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
 
 
 def cache_dir() -> Path:
-    """Return the folder that holds all caches: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
+    """Return the folder that holds all caches: the environment variable LDM_KIT_CACHE, else ~/.cache/ldm_kit."""
     return Path(os.environ.get("LDM_KIT_CACHE") or Path.home() / ".cache" / "ldm_kit")
 
 
@@ -216,7 +216,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return a pydantic error's key path in a config `kind`; drop the union tags that pydantic inserts in the path."""
+    """Return the keys of a pydantic error's `path` in a config `kind`, without the union tags that pydantic inserts."""
     names: list[str] = []
     models: list[type[BaseModel]] = [kind]
     for key in path:
@@ -229,12 +229,12 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the allowed keys of the section at `path` in a config `kind`; `path` names a union's member by its tag."""
+    """Return the keys allowed in the section at `path` of a config `kind`; tags in `path` select members of unions."""
     return sorted({name for model in _reached(kind, path) for name in model.model_fields})
 
 
 def _tags(kind: type[BaseModel], path: Sequence[str], tag: str) -> list[str]:
-    """Return the allowed values of `tag`, the field that distinguishes the members of the union at `path` in `kind`."""
+    """Return the values allowed for the key `tag`, which selects a class of the union at `path` of a config `kind`."""
     members = [model.model_fields[tag].annotation for model in _reached(kind, path)]
     return [str(value) for annotation in members for value in get_args(annotation)]
 

@@ -1,4 +1,4 @@
-"""Locks on open files, between processes; closing the file, or the end of the process, releases the lock.
+"""Exclusive locks on open files, against other processes; closing the file or ending the process releases the lock.
 
 Where there is `fcntl`, a whole file is locked, and only against other locks. On Windows, which has `msvcrt`, a byte is
 locked that lies beyond the contents of any file, as nobody else can read or write a byte that is locked.
@@ -63,7 +63,10 @@ def try_lock(file: IO[Any]) -> LockResult:
 
 
 def _lock_byte(file: int) -> None:
-    """Lock one byte of the open file with the descriptor `file`; the position in the file stays."""
+    """Lock one byte of an open file, on Windows, given its descriptor `file`; the position in the file stays.
+
+    Raises OSError if another process has the lock.
+    """
     position = os.lseek(file, 0, os.SEEK_CUR)
     os.lseek(file, _BYTE, os.SEEK_SET)
     try:

@@ -1,6 +1,6 @@
-"""Out-of-memory errors: recognise them, and go on with half as many samples in passes without gradients.
+"""Out-of-memory errors: recognise them, and repeat a forward pass without gradients with half as many samples.
 
-The result for one sample must not depend on the others in its batch, so that batch size changes nothing but rounding.
+This is for computations whose result for a sample does not depend on the others in the batch.
 """
 
 import gc
@@ -41,7 +41,7 @@ def free_memory() -> None:
 
 @dataclass
 class BatchSize:
-    """Batch size of passes without gradients; when memory runs out, it is halved, for all later batches too.
+    """Batch size of forward passes without gradients; it is halved, for all later batches too, when memory runs out.
 
     Attributes:
         size: most samples in a batch.
@@ -51,7 +51,7 @@ class BatchSize:
 
     @classmethod
     def of(cls, size: "int | BatchSize") -> "BatchSize":
-        """Wrap a number in a new BatchSize; return a BatchSize itself, so that it stays halved in later passes."""
+        """Wrap a number in a new BatchSize; return a given BatchSize unchanged, so that it stays halved if it was."""
         return size if isinstance(size, BatchSize) else cls(size)
 
     @classmethod
@@ -90,7 +90,7 @@ class BatchSize:
             self._halve(len(indices))  # here, where the error no longer holds the tensors of its frames
 
     def map(self, samples: Tensor, compute: Callable[[Tensor], T]) -> Iterator[T]:
-        """Yield `compute(batch)` for each batch of `samples` [N, ...], in order; batches are halved as in `batches`."""
+        """Yield `compute(batch)` for each batch of `samples` [N, ...], in order; halve batches if memory runs out."""
         return self.batches(len(samples), lambda indices: compute(samples[indices.start : indices.stop]))
 
     def _halve(self, failed: int) -> None:

@@ -1,4 +1,4 @@
-"""Import packages that only an extra of ldm_kit installs."""
+"""Import packages that only an extra (optional dependencies, `pip install ldm_kit[EXTRA]`) of ldm_kit installs."""
 
 import importlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def import_extra(module: str, package: str, extra: str, user: str) -> Any:
         module: the module, such as "sklearn.ensemble".
         package: the package's name in pip, such as "scikit-learn".
         extra: the extra of ldm_kit that installs the package.
-        user: what needs the package, for the message.
+        user: name of the feature that needs the package, for the error message.
 
     Raises:
         UserError: the package is not installed.
@@ -26,12 +26,12 @@ def import_extra(module: str, package: str, extra: str, user: str) -> Any:
 
 
 def check_extra(packages: Mapping[str, str], extra: str, user: str) -> None:
-    """Check that all packages of an extra are installed; raises UserError as `import_extra` does.
+    """Check that packages which an extra of ldm_kit installs can be imported; raises UserError if one is missing.
 
     Args:
-        packages: the package's name in pip, by the name of its module.
-        extra: the extra of ldm_kit that installs them.
-        user: what needs them, for the message.
+        packages: each package's name in pip, by the name of its module, such as {"sklearn": "scikit-learn"}.
+        extra: the extra that installs them.
+        user: name of the feature that needs them, for the error message.
     """
     for module, package in packages.items():
         import_extra(module, package, extra, user)

@@ -61,7 +61,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,
 ) -> None:
-    """Save the model of a checkpoint, with averaged (EMA) weights, as a finished run saves its model."""
+    """Save the model of a run's checkpoint, with averaged (EMA) weights, in the format of a finished run's model/."""
     with cli_errors():
         from ldm_kit.methods.export import export as export_model
 

@@ -1,4 +1,4 @@
-"""Error handling of all commands: a user's mistake is one sentence on stderr and exit status 2, a warning one line."""
+"""Error handling of all commands: a user's mistake prints one sentence on stderr and exits with status 2."""
 
 import contextlib
 import logging
@@ -17,11 +17,9 @@ from ldm_kit.config import OldNameWarning, UserError
 def cli_errors() -> Iterator[None]:
     """Return a context that reports a user's mistake as one sentence on stderr and exits with status 2.
 
-    Other errors pass, with a traceback.
-
     Mistakes are a `UserError`, an `OSError` about a file, options that fail validation, errors of `autoencoder` and
-    `conditioning`, and a model that does not fit into memory. A warning about an old config key becomes one line on
-    stderr.
+    `conditioning`, and a model that does not fit into memory. Other errors pass, with a traceback. A warning about an
+    old config key becomes one line on stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:

@@ -63,10 +63,10 @@ def run_cli(
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with one parameter for each field of a `Config` class, instead of a parameter of that class.
+    """Replace each parameter of a function whose type is a `Config` class by one parameter for each of its fields.
 
-    The returned command builds the configs from the flags that the user gave, and calls `command` with them. A command
-    without parameters of `Config` classes is returned unchanged.
+    The returned function builds the configs from the values that the user gave as flags, and calls `command` with them.
+    A function without parameters of `Config` classes is returned unchanged.
     """
     hints = get_type_hints(command, include_extras=True)
     configs = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Config)}
@@ -123,7 +123,7 @@ def build_config(kind: type[Config], values: Mapping[str, Any]) -> Any:
 
 
 def value_range(field: FieldInfo) -> str:
-    """Return the values that a field allows, in words: `0 to 1`, `1 or more`, `a, b or c`; "" if it allows any."""
+    """Return which values a config's field allows, in words: `0 to 1`, `1 or more`, `a, b or c`; "" if it takes any."""
     *others, last = [str(value) for value in _choices(field)] or [""]
     if others or last:
         return f"{', '.join(others)} or {last}" if others else last
@@ -135,7 +135,7 @@ def value_range(field: FieldInfo) -> str:
 
 
 def _parameters(kind: type[Config]) -> Iterator[inspect.Parameter]:
-    """Yield a command's parameter (a flag) for each field of a config class, and a hidden one for each old name."""
+    """Yield the command-line parameters (flags) of a config class: one for each field, hidden ones for old names."""
     for name, field in kind.model_fields.items():
         annotation, old = _annotation(field), _names(name, field)[1:]
         default = field.get_default(call_default_factory=True)
@@ -174,7 +174,7 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> bool | str:
-    """Return a field's `show_default` for typer: True, or a text if a saved model's value replaces the default."""
+    """Return typer's `show_default` of a field: True, or the text to show if a saved model's value is the default."""
     if not _extra(field).get("own"):
         return True
     default = field.get_default(call_default_factory=True)
@@ -224,7 +224,7 @@ def _names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return pydantic's error as a sentence that names the flag, or unchanged if it is about several fields.
+    """Return a validation error of pydantic as a sentence that names the flag; if it is about several fields, as it is.
 
     Args:
         kind: the config's class.

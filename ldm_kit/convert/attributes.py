@@ -35,7 +35,7 @@ def classifier_directions(weight: Tensor, bias: Tensor, names: Path | None, key:
         weight: the classifier's weights [K, D], one row for each of the K attributes.
         bias: its biases [K].
         names: a text file of the K attributes' names, one a line; None: the 40 attributes of CelebA.
-        key: `protocol.encoder_digest` of the model to whose codes the directions apply; it is saved with them.
+        key: hash of the model to whose codes the directions apply (`protocol.encoder_digest`); it is saved with them.
 
     Raises:
         UserError: the file `names` cannot be read or does not hold K different names; `names` is None and K is not 40;

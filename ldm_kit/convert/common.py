@@ -1,6 +1,6 @@
 """Conversion steps that DiffAE's and PDAE's checkpoints share.
 
-They read the statistics of codes, a prior over codes, and a classifier of attributes.
+These steps read the statistics of codes, a prior over codes, and a classifier of attributes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +48,7 @@ class AttributeClassifier(NamedTuple):
 
     weight: Tensor  # [K, D]
     bias: Tensor  # [K]
-    statistics: Statistics | None  # of the codes in the classifier's training; None: the file has none
+    statistics: Statistics | None  # mean and deviation of the codes it was trained on; None: the file has none
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
 
     Args:
         given: the user's --image_size; None: not given.
-        inferred: the side that the checkpoint shows; None: it shows none.
+        inferred: the side inferred from the checkpoint; None: the checkpoint does not show it.
         halvings: how often the network halves the side.
 
     Raises:
@@ -249,7 +249,7 @@ def save_directions(
 
 
 def describe(model: SemanticModel, kind: str, directions: Directions | None) -> str:
-    """Return a phrase on a converted model: its kind, size of pictures, width of codes, prior and attributes."""
+    """Return a phrase that describes a converted model: `kind`, size of pictures, width of codes, prior, attributes."""
     phrases = [f"{kind} of {model.resolution} px pictures, codes of {model.z_width} numbers"]
     phrases += [] if model.prior is None else ["a prior to sample them from"]
     phrases += [] if directions is None else [f"{len(directions.names)} attributes to change"]

@@ -8,7 +8,8 @@ the time 250 ln(sigma), which diffusers' CMStochasticIterativeScheduler computes
     ct_imagenet64.pt                                            --levels 201
     ct_bedroom256.pt, ct_cat256.pt                              --levels 151
 
-edm_*.pt are their teachers, no consistency models; no shape tells them apart.
+edm_*.pt are the EDM models that cd_*.pt were distilled from, no consistency models; as the shapes of their weights are
+the same, this conversion does not notice the mistake.
 """
 
 from collections.abc import Mapping
@@ -37,8 +38,8 @@ def convert_consistency_models(checkpoint: Path, out: Path, options: Consistency
     `diffusers.ConsistencyModelPipeline.from_pretrained(out)` opens it.
 
     Raises:
-        UserError: the file cannot be read or is not openai/consistency_models', the options do not fit it, or `out` is
-            in use.
+        UserError: the file cannot be read, is not openai/consistency_models', or does not fit the options; or the
+            folder `out` exists and is not empty.
     """
     check_unused(out)
     state_dict = read_weights(checkpoint)
@@ -53,7 +54,9 @@ def convert_consistency_models(checkpoint: Path, out: Path, options: Consistency
 
 
 def unet_from(state_dict: Mapping[str, Tensor], options: ConsistencyModelsOptions) -> UNet2DModel:
-    """Return the network of a checkpoint as diffusers' U-Net, float32, in evaluation mode; it embeds classes itself.
+    """Return the network of a checkpoint as diffusers' U-Net, in float32 and evaluation mode.
+
+    If the model is conditional, its class embeddings are part of the U-Net.
 
     Args:
         state_dict: as `torch.load` returns it, in any floating dtype, on any device.

@@ -89,6 +89,6 @@ def _networks(
 
 
 def _noise_size(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Return the side of the tensor `x_T`, fixed noise that DiffAE samples from in training; None: it is missing."""
+    """Return the side in pixels of `x_T`, the noise from which DiffAE samples during training; None: it is missing."""
     noise = state_dict.get("x_T")
     return None if noise is None or noise.dim() != 4 else noise.shape[-1]

@@ -1,4 +1,4 @@
-"""Conversion of weights of phizaz/diffae: from its state dict to those of ldm_kit's networks and their settings.
+"""Conversion of weights of phizaz/diffae: its state dict to state dicts and settings of ldm_kit's networks.
 
 A `.ckpt` holds two copies of the weights, `model.*` and, averaged, `ema_model.*`; `strip_prefix(state_dict,
 "ema_model.")` takes the averaged copy. In a copy, `encoder.*` is the encoder and `latent_net.*` the network of the

@@ -1,4 +1,4 @@
-"""Conversion of weights of openai/guided-diffusion (ADM): from its state dict to ldm_kit's, and to settings.
+"""Conversion of weights of openai/guided-diffusion (ADM): its state dict to one of ldm_kit, and a network's settings.
 
 Widths, layers, levels with attention, the kind of time embedding, the kind of resampling and a learned variance are
 inferred from the shapes. No shape tells the attention heads and the side of the pictures, which are arguments.
@@ -180,7 +180,7 @@ def _learned_time(state_dict: State, layout: Layout) -> dict[str, Tensor]:
 def _converted(
     state_dict: State, build: Callable[[], nn.Module], layout: Layout, heads: Heads, ready: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the state dict of ldm_kit's network.
+    """Convert the weights of one of ADM's networks; return the state dict of ldm_kit's network.
 
     Args:
         state_dict: the original weights.

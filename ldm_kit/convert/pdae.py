@@ -75,7 +75,10 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
 
 
 def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
-    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator."""
+    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator.
+
+    Of the gradient estimator, the state dict and the settings are returned.
+    """
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
     with name_in_errors(checkpoint):
         encoder = _encoder(strip_prefix(state_dict, "ema_encoder."), options.image_size, options.encoder_heads)
@@ -107,7 +110,7 @@ def _encoder(state_dict: Mapping[str, Tensor], image_size: int | None, heads: in
 
 
 def _decoder(state_dict: Mapping[str, Tensor], size: int, heads: Heads) -> tuple[Pipeline, Converted]:
-    """Build the base model; return it, and the state dict and settings of the gradient estimator.
+    """Build the base model in a PDAE's decoder; return it, and the gradient estimator's state dict and settings.
 
     Args:
         state_dict: the weights of PDAE's decoder, with original names.

@@ -1,4 +1,4 @@
-"""Conversion of weights of ckczzj/PDAE: from its state dict to those of ldm_kit's networks and their settings.
+"""Conversion of weights of ckczzj/PDAE: its state dict to state dicts and settings of ldm_kit's networks.
 
 A checkpoint holds the averaged weights `ema_encoder.*` and `ema_decoder.*`. The decoder is the base model's U-Net, with
 ADM's names, together with the layers of the gradient estimator (`shift_*`, `label_emb`). The network of PDAE's prior is

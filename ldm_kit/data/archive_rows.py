@@ -23,7 +23,10 @@ Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Row]):
-    """Metadata of the N pictures of an archive (a tar shard or a parquet file), as arrays; read as `Row` tuples."""
+    """Metadata of an archive's N pictures, stored as arrays.
+
+    An element is a tuple (name, caption, class name, further values, location in the archive, sha256) of one picture.
+    """
 
     names: Strings  # the pictures' names in the archive
     texts: Strings  # captions
@@ -35,7 +38,7 @@ class Rows(Sequence[Row]):
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Rows":
-        """Store tuples (name, caption, class name, further values, location, sha256), one per picture, in arrays."""
+        """Return `Rows` made from a tuple (name, caption, class name, further values, location, sha256) per picture."""
         names, texts, fields = StringBuilder(), StringBuilder(), StringBuilder()
         classes: dict[str, int] = {}
         labels, locations, hashes = array("i"), array("q"), bytearray()
@@ -91,9 +94,9 @@ class ArchiveReader(Protocol):
         ...
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield each picture of the archive `path`, in order; for one that cannot be used, a message that says why."""
+        """Yield, for each picture of the archive `path`, an `ArchiveSample`, or a message why it cannot be used."""
         ...
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the bytes of the image file at `location`, a location from `scan`, in the archive `path`."""
+        """Return the bytes of one image file in the archive `path`; `location` is that of its `ArchiveSample`."""
         ...

@@ -108,7 +108,7 @@ class ArchivedPictures:
         return len(self.locations)
 
     def picture(self, index: int) -> Tensor:
-        """Read and decode the picture at an index, uint8 [C, R, R].
+        """Read and decode the picture at `index`, uint8 [C, R, R]: C channels, R x R pixels.
 
         Raises:
             BadPicture: the picture is broken; this was not noticed before because `config.verify` was off.
@@ -119,7 +119,7 @@ class ArchivedPictures:
         return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]; each archive is read in the order of its contents."""
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels, read archive by archive."""
         numbers = [int(i) for i in indices]
         pixels = torch.empty(len(numbers), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         for row in sorted(range(len(numbers)), key=lambda row: self.locations[numbers[row]].tolist()):
@@ -133,8 +133,8 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     `reader` reads this kind of archive; `suffix`, such as `.tar`, is that of the archives' file names.
 
     Raises:
-        UserError: no archive of this kind is found, no picture is usable or left to train on, one is bad (with
-            `on_bad` "raise"), or more are bad than `max_bad_share` allows.
+        UserError: no archive of this kind is found; no picture is usable or left to train on; a picture cannot be read
+            and `on_bad` is "raise"; or more pictures cannot be read than `max_bad_share` allows.
     """
     files = find_files(config.path, suffix)
     roles = named_files(files, config.path) if config.named_splits else dict.fromkeys(files)
@@ -193,7 +193,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return an archive's usable and bad pictures from the cache, or from `_scan` if the archive is new or changed."""
+    """Return the list of an archive's pictures: the cached one, or a new one if the archive is new or has changed."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
@@ -214,7 +214,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Check all pictures of an archive (headers; if `config.verify`, pixels too); return the usable and bad ones."""
+    """List an archive's usable and bad pictures; all headers and, if `config.verify`, all pixels are checked."""
     rows: list[Row] = []
     bad: list[str] = []
     profiles: list[tuple[str, str, str]] = []
@@ -238,7 +238,7 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
 
 
 def _read_index(path: Path) -> _Index | None:
-    """Load a cached list of an archive's pictures; None if there is none, or (with a warning) the file is damaged."""
+    """Load the list of an archive's pictures from the cache file `path`; None if the file is missing or damaged."""
     try:
         checksum, _, text = path.read_text(encoding="ascii").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:

@@ -11,7 +11,7 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class BadPictureSettings(Protocol):
-    """Options of a data config that say what to do about bad pictures.
+    """Options of a data config that say what to do about bad pictures, which cannot be read.
 
     Attributes:
         path: the data set's path, for messages.

@@ -1,6 +1,7 @@
-"""Training batches of pictures, requested by pairs of a position in training and an index in the picture set.
+"""Training batches of pictures, and choices of pictures to measure or show.
 
-The position counts all samples that training has seen; augmentation depends on the position alone.
+A sample is requested as (position, index): the number of samples that training has seen before it, and the picture's
+index in the set. Augmentation depends on the seed and the position alone.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ldm_kit.diffusion import rng
 
 @dataclass(frozen=True, eq=False)
 class PictureBatches:
-    """Training batches of a picture set, for a DataLoader that asks with `__getitems__`.
+    """Training batches of a picture set; a DataLoader gets a whole batch by one call of `__getitems__`.
 
     Args:
         pictures: the picture set.
@@ -36,12 +37,12 @@ class PictureBatches:
         return len(self.pictures)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, Tensor]:
-        """Return the batch for B pairs of a position in training and a picture's index.
+        """Return the batch of B samples, each given as (position in training, index of a picture).
 
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            {"x": pictures [B, C, R, R] in [-1, 1], "position": int64 [B]}.
+            {"x": pictures [B, C, R, R] in [-1, 1] (C channels, R x R pixels), "position": int64 [B]}.
         """
         x = to_unit(self.pictures.pictures([index for _, index in samples]))
         position = torch.tensor([position for position, _ in samples])
@@ -58,9 +59,10 @@ def flips(seed: int, position: Tensor) -> Tensor:
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
-    """Mirror left to right those of the pictures x [B, C, H, W] for which a hash of (`seed`, position) says so.
+    """Return the pictures x [B, C, H, W], each mirrored left to right with probability 1/2, by a hash of its position.
 
-    The probability is 1/2. `position` [B] has the number of samples that training has seen before each picture.
+    `position` int64 [B] is the number of samples that training has seen before each picture. Other seeds give
+    other choices.
     """
     return torch.where(flips(seed, position).view(-1, 1, 1, 1), x.flip(3), x)
 
@@ -71,16 +73,16 @@ def chunks(pictures: PictureSet, size: int) -> list[range]:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Return at most `count` indices, evenly spaced over 0 to total - 1, as data sets are often sorted by class."""
+    """Return `count` indices (all, if fewer) evenly spaced in 0..total - 1, to cover a data set sorted by class."""
     count = min(total, count)
     return [i * total // count for i in range(count)]
 
 
 def chosen(total: int, most: int) -> Tensor:
-    """Return the indices, out of 0 to total - 1, of the pictures to measure: all, or a fixed random choice of `most`.
+    """Return the indices, int64 and increasing, of those of `total` pictures that an evaluation measures.
 
-    They are in increasing order. The choice is by a hash of each index, so it does not follow the order of the set,
-    which is often sorted by class or name.
+    They are all of 0..total - 1, or `most` of them, chosen by a hash of each index: a random choice, always the same,
+    which does not follow the order of the set (often sorted by class or name).
     """
     indices = torch.arange(total)
     if total <= most:

@@ -1,4 +1,4 @@
-"""Training batches for semantic models: latents together with their pictures, or semantic codes."""
+"""Training batches for semantic models such as DiffAE: latents with their pictures, or semantic codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from ldm_kit.data.records import names_of
 
 @dataclass(frozen=True, eq=False)
 class PicturedLatents:
-    """Training batches of latents with their pictures; a picture is mirrored if its latent is of the mirrored view.
+    """Training batches of cached latents with their pictures; a picture is mirrored where its latent is.
 
     Args:
         latents: mean and log-variance of the latents of all pictures, in the same order.
@@ -46,13 +46,13 @@ class PicturedLatents:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for B pairs of a position in training and a picture's index.
+        """Return the batch of B samples, each given as (position in training, index of a picture).
 
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            {"mean", "logvar": posterior moments [B, Z, h, w], "inputs": {} (there are no conditions), "position":
-            int64 [B], "picture": [B, C, R, R] in [-1, 1]}.
+            {"mean", "logvar": mean and log-variance of the latents' posterior, [B, Z, h, w] each (Z channels),
+            "inputs": {} (there are no conditions), "position": int64 [B], "picture": [B, C, R, R] in [-1, 1]}.
         """
         rows = sources(torch.tensor([index for _, index in samples]), self.latents.replaced)
         picture = to_unit(self.pictures.pictures(rows.tolist()))
@@ -66,7 +66,7 @@ class PicturedLatents:
 
 @dataclass(frozen=True, eq=False)
 class CodeBatches:
-    """Training batches of normalised semantic codes with the inputs of their conditions, for a prior over codes."""
+    """Training batches of normalised semantic codes, with captions or classes as tensors, for a prior over codes."""
 
     codes: Tensor  # float32 [N, D]: N codes of D dimensions
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
@@ -76,12 +76,13 @@ class CodeBatches:
         return len(self.codes)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for B pairs of a position in training and a code's index.
+        """Return the batch of B samples, each given as (position in training, index of a code).
 
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            {"z": codes [B, D], "inputs": {name: [B, ...]}, "position": int64 [B]}.
+            {"z": codes [B, D] of D dimensions, "inputs": the conditioner's inputs {name: [B, ...]}, such as class
+            indices, "position": int64 [B]}.
         """
         position, index = torch.tensor(samples).unbind(1)
         inputs = {name: value[index] for name, value in self.inputs.items()}

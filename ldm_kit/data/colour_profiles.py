@@ -75,11 +75,11 @@ class ProfileCounts:
 
     @property
     def settings(self) -> list[str]:
-        """Texts that enter the picture set's fingerprint: "colours=srgb" if any picture was converted, else no text."""
+        """Texts to hash into the picture set's fingerprint: "colours=srgb" if any picture was converted, else none."""
         return ["colours=srgb"] if self.converted else []
 
     def log(self, source: object, total: int) -> None:
-        """Log how many of the `total` pictures in the path `source` are converted, and which profiles are unusable."""
+        """Log how many of the `total` pictures in `source`, a path, are converted, and which have unusable profiles."""
         if self.converted:
             kinds = ", ".join(f"{count:,} of {name}" for name, count in self.converted.most_common(5))
             count = self.converted.total()
@@ -117,7 +117,7 @@ def conversion_of(image: Image.Image) -> Conversion:
 
 
 def _colour_mode(image: Image.Image) -> str:
-    """Return Pillow's mode of a picture's colours; "" where no profile can describe them (floats)."""
+    """Return Pillow's mode of a picture's colours without alpha; "" if no profile can describe them (floats)."""
     return "L" if image.mode.startswith("I") else _COLOUR_MODES.get(image.mode, "")
 
 
@@ -166,9 +166,9 @@ def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> Any:
 
 
 def _is_srgb(mode: str, transform: Any) -> bool:
-    """Return whether a transform from Pillow's mode `mode` to sRGB changes no colour of a grid by over 3 of 255 levels.
+    """Return whether a transform to sRGB changes no colour by over 3 of 255 levels, as tried on a grid of colours.
 
-    It is False for other modes than L and RGB.
+    `mode` is Pillow's mode of the colours to transform; for other modes than L and RGB the result is False.
     """
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == "L":

@@ -19,7 +19,7 @@ CLASSES = tuple("0123456789")
 
 
 class DigitsConfig(Config):
-    """Grey pictures of the ten digits, with captions such as "the digit 3" and class labels."""
+    """Options of the hand-written digits: grey pictures with captions such as "the digit 3" and the digit as class."""
 
     source: Literal["digits"] = Field(default="digits", description="which data: hand-written digits")
     name: Literal["sklearn", "mnist"] = Field(
@@ -39,7 +39,7 @@ class DigitsConfig(Config):
 
 
 def load(config: DigitsConfig) -> Split:
-    """Load the digits, split into training and held-out ones, as uint8 [N, 1, R, R] in memory.
+    """Load the digits as training and held-out pictures, uint8 [N, 1, R, R] in memory; R is 8 (sklearn) or 28 (mnist).
 
     Raises:
         UserError: the package that contains the digits is not installed.
@@ -48,7 +48,7 @@ def load(config: DigitsConfig) -> Split:
 
 
 def load_all(config: DigitsConfig) -> InMemory:
-    """Load all digits as one picture set, uint8 [N, 1, R, R], in the order of the package that contains them.
+    """Load all digits as one picture set in their package's order: uint8 [N, 1, R, R], R = 8 (sklearn) or 28 (mnist).
 
     Raises:
         UserError: the package that contains the digits is not installed.

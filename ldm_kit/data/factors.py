@@ -1,4 +1,4 @@
-"""Picture sets that know their factors: what each picture shows, factor by factor, and the exact picture of an edit."""
+"""Picture sets with known factors (such as hair): their values in every picture, and the exact picture of an edit."""
 
 import hashlib
 import math
@@ -20,19 +20,22 @@ Values = Mapping[str, str]  # factor -> value: all that a rendered picture depen
 
 @runtime_checkable
 class FactorSet(PictureSet, Protocol):
-    """A picture set that knows which factors its pictures differ in, and the exact picture of each edit."""
+    """A picture set that knows each picture's values of some factors (such as hair), and the exact picture of an edit.
+
+    An edit changes one factor of a picture to another value.
+    """
 
     @property
     def factors(self) -> Mapping[str, Sequence[str]]:
-        """The values that each factor can have, by the factor's name."""
+        """All values that each factor can have, {factor: values}, such as {"hair": ("bun", "spiky")}."""
         ...
 
     def values(self, index: int) -> Values:
-        """Return the value of each factor that the picture at an index has."""
+        """Return {factor: value} for the factors that the picture at `index` has, such as {"eyes": "winking"}."""
         ...
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Return the exact picture of an edit, uint8 [C, R, R]: one factor has another value, all else is unchanged.
+        """Return a picture after an exact edit, uint8 [C, R, R]: one factor has another value, all else is unchanged.
 
         Args:
             index: index of the picture that is edited.
@@ -45,31 +48,34 @@ class FactorSet(PictureSet, Protocol):
         ...
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value a picture with these values does not show, such as a covered mouth."""
+        """Return the factors whose value cannot be seen in a picture with these `values`, {factor: value}.
+
+        An example is a smile that is too faint on dark skin.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class FactorSubset(Subset):
-    """A subset of a picture set that knows its factors; counterparts may be pictures outside the subset."""
+    """A subset of a `FactorSet`; the picture after an edit (`counterpart`) need not be in the subset."""
 
     base: FactorSet  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def factors(self) -> Mapping[str, Sequence[str]]:
-        """The values that each factor can have, by the factor's name."""
+        """All values that each factor can have, {factor: values}, such as {"hair": ("bun", "spiky")}."""
         return self.base.factors
 
     def values(self, index: int) -> Values:
-        """Return the value of each factor that the picture at an index has."""
+        """Return {factor: value} for the factors that the picture at `index` has, such as {"eyes": "winking"}."""
         return self.base.values(int(self.indices[index]))
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Return the exact picture of an edit; see `FactorSet`."""
+        """Return the picture at `index` with `factor` changed to `value`, all else unchanged, uint8 [C, R, R]."""
         return self.base.counterpart(int(self.indices[index]), factor, value)
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value a picture with these values does not show; see `FactorSet`."""
+        """Return the factors whose value cannot be seen in a picture with these `values`, {factor: value}."""
         return self.base.hidden(values)
 
 
@@ -81,27 +87,29 @@ class FactorSpace:
 
     @cached_property
     def size(self) -> int:
-        """Number of combinations."""
+        """Number of combinations of values."""
         return math.prod(map(len, self.factors.values()))
 
     def draw(self, seed: int, count: int) -> list[int]:
-        """Return `count` different combinations; the one at position i is a function of seed and i alone."""
+        """Return the numbers of `count` different random combinations; the i-th is a function of `seed` and i alone."""
         return rng.permuted(seed, "factors", torch.arange(count), self.size).tolist()
 
     def draw_records(self, seed: int, count: int, phrasings: int, describe: Callable[[int, int], Record]) -> Records:
-        """Return the records of `count` different combinations; each is a function of seed and position alone.
+        """Return the records (name, caption, class, values) of pictures of `count` different random combinations.
+
+        The i-th record is a function of `seed` and i alone, whatever `count` is.
 
         Args:
-            seed: which combinations are drawn, and how each is phrased.
+            seed: chooses the combinations, and how each caption is phrased.
             count: number of combinations.
             phrasings: number of ways to phrase a caption.
-            describe: function from a combination and the index of a phrasing to a record.
+            describe: function from the number of a combination and the index of a phrasing to a record.
         """
         drawn = rng.bits(seed, "phrasing", torch.arange(count), 1)[:, 0].remainder(phrasings).tolist()
         return Records.of(map(describe, self.draw(seed, count), drawn))
 
     def combination(self, number: int) -> dict[str, str]:
-        """Return the value of each factor in a combination; the last factor varies fastest with the number."""
+        """Return {factor: value} for the combination with this number; the last factor varies fastest with it."""
         values: dict[str, str] = {}
         for factor, names in reversed([*self.factors.items()]):
             number, index = divmod(number, len(names))
@@ -110,10 +118,10 @@ class FactorSpace:
 
 
 def known_factors(pictures: PictureSet) -> FactorSet:
-    """Return a picture set as one that knows its factors; a subset's factors are those of the whole set.
+    """Return a picture set as a `FactorSet`; for a subset of one, edits use the factors of the whole set.
 
     Raises:
-        UserError: the set has no known factors (a folder of pictures has none).
+        UserError: the factors of the pictures are not known, such as those of a user's folder.
     """
     if isinstance(pictures, FactorSet):
         return pictures
@@ -124,18 +132,18 @@ def known_factors(pictures: PictureSet) -> FactorSet:
 
 
 def check_factor(factors: Mapping[str, Sequence[str]], factor: str) -> None:
-    """Check that a factor exists among `factors`, values by the factor's name; raises UserError."""
+    """Check that `factor` is a key of `factors`, {factor: its possible values}; raise UserError if it is not."""
     if factor not in factors:
         raise UserError(f"there is no factor {factor!r}; expected one of {', '.join(factors)}")
 
 
 def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) -> None:
-    """Check that a factor exists and can have a value.
+    """Check that pictures can be edited by giving `factor` the value `value`.
 
     Args:
         factors: the values that each factor can have, by the factor's name.
-        factor: name of a factor.
-        value: a value.
+        factor: name of the factor to change.
+        value: its value after the edit.
 
     Raises:
         UserError: `factors` has no factor of this name, or the factor cannot have this value.
@@ -146,13 +154,14 @@ def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) ->
 
 
 def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float, source: str) -> Split:
-    """Split rendered pictures: those that show a pair of values are compositional; of the others a share is held out.
+    """Split rendered pictures into training, held-out and compositional ones.
 
-    The compositional part is None if no picture shows a pair.
+    Pictures with both values of any of `pairs` are compositional (None: there are none); of the others a share is held
+    out.
 
     Args:
         pictures: pictures whose records have the value of each factor as a field.
-        pairs: pairs of values that training does not show together, each as {factor: value, other factor: value}.
+        pairs: pairs of values that no training picture may show together, each {factor: value, other factor: value}.
         heldout: share of the other pictures to hold out by a hash of their names, in [0, 1).
         source: name of the data source, for the message.
 
@@ -170,12 +179,12 @@ def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float,
 
 
 def shows_pair(record: Record, pairs: Sequence[Values]) -> bool:
-    """Return whether a picture's fields have both values of any of the pairs."""
+    """Return whether the picture of `record` has both values of any of `pairs`, {factor: value, other: value} each."""
     return any(pair.items() <= record.fields.items() for pair in pairs)
 
 
 def pixel_digest(picture: Tensor) -> bytes:
-    """Return a sha256 of a picture's pixels, uint8 [C, R, R], by which equal pictures of different names are found."""
+    """Return the sha256 of a picture's pixels, uint8 [C, R, R]; equal pictures of different names have the same."""
     return hashlib.sha256(picture.contiguous().numpy().data).digest()
 
 

@@ -13,7 +13,7 @@ _MAX_FILES = 100_000  # most files that one pattern may name
 
 
 def find_files(path: Path, suffix: str) -> dict[str, Path]:
-    """Return the files that a path names, sorted, as a dict from relative name to path.
+    """Return the files that `path` names, sorted, as {path relative to the folder that holds them: path}.
 
     Args:
         path: a folder (with its sub-folders), a pattern such as `a-{00..12}.tar` or `{a,b}.tar`, or one file.

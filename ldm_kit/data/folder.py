@@ -134,7 +134,7 @@ def load(config: FolderConfig) -> Split:
 
 
 def load_all(config: FolderConfig) -> PictureSet:
-    """Load all usable pictures of a folder, sorted by name; raises UserError where `load` does, but knows no splits."""
+    """Load a folder's usable pictures as one set sorted by name; raise UserError if the folder cannot be used."""
     return _load(config, training=False)
 
 
@@ -156,16 +156,17 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; if `training`, without the split `test` if there is also `val`."""
+    """List a folder's pictures; if `training`, without those in a folder `test` if there is also a folder `val`."""
     entries = folder_entries(config.path, config.layout, config.captions)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     return training_entries(entries, config.path) if training else entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
-    """Load a large folder by a cached list of usable pictures, without `test` if `training` and there is `val`.
+    """Load a large folder by a cached list of its usable pictures.
 
-    `stamp` is a hash of the folder's files (`folder_stamp`). If the pixels fit in memory (`fits`), they are cached too.
+    If `training`, pictures in a folder `test` are left out if there is also `val`. `stamp` is a hash of the
+    names, sizes and times of change of the folder's files. If the pixels fit in memory (`fits`), they are cached too.
     """
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
@@ -188,7 +189,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
-    """Check a picture, its pixels too if `decode`; return what was found, or a message that says why it is bad."""
+    """Check a picture's header and, if `decode`, pixels; return what was found, or a message why it is bad."""
     try:
         path = resolve_inside(config.path, name)
         stat = path.stat()  # before it is read: a change meanwhile is noticed later
@@ -253,6 +254,6 @@ def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
-    """Return the hash of settings and of each picture's name and contents (sha256, or size if `verify` is off)."""
+    """Return a hash that identifies the set: of settings and each picture's name and contents (sha256 or size)."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

@@ -34,7 +34,7 @@ class FolderIndex(NamedTuple):
     stamp: str  # hash of names, sizes and change times of the folder's files (`folder_stamp`); "": list incomplete
 
     def profile_of(self, row: int) -> Profile | None:
-        """Return the colour profile of picture number `row`; None if it has none, or one equivalent to sRGB."""
+        """Return the colour profile of the picture at index `row`; None if it has none, or one equivalent to sRGB."""
         number = int(self.profile_ids[row])
         return self.profiles[number - 1] if number else None
 
@@ -53,7 +53,10 @@ class FolderIndex(NamedTuple):
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
-    """Return a hash of the names, sizes and times of change of all files below a folder, and the number of files."""
+    """Return a hash of names, sizes and times of change of all files below a folder, and the files' number.
+
+    The hash tells whether the folder has changed since a list of its pictures was cached.
+    """
     state, count = hashlib.sha256(), 0
     for name, size, changed in _files(str(root)):
         count += 1

@@ -83,12 +83,14 @@ def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
 
 
 class _Builder:
-    """Builder of a folder's `FolderIndex`; of the processes on a machine, only the first one uses its builder.
+    """Builder of the list of a folder's usable pictures: it names those to check, and takes what the checks found.
+
+    Of the processes on a machine, only the first one uses its builder.
 
     Args:
         root: the folder.
-        stamp: hash of the folder's files, which the index stores.
-        path: the index's file in the cache.
+        stamp: hash of names, sizes and times of change of the folder's files, which the list stores.
+        path: the list's file in the cache.
         entries: function that lists all pictures in the folder, sorted by name.
     """
 
@@ -166,7 +168,7 @@ class _Builder:
         self.profile_ids.append(self.profiles.setdefault(contents.profile, len(self.profiles)))
 
     def _keep(self) -> None:
-        """Save the list of pictures checked so far, if KEEP_EVERY (60) seconds have passed since the last save."""
+        """Save the list of pictures checked so far if KEEP_EVERY (60) seconds have passed since it was last saved."""
         if time.monotonic() - self.kept > KEEP_EVERY:
             with contextlib.suppress(OSError):
                 write(self.part, self._index(""))
@@ -185,14 +187,14 @@ class _Builder:
 
 
 class _Cursor:
-    """Finder of pictures by name in `index`, in a single pass: `find` must be called with names in increasing order."""
+    """Finder of pictures by name in an older list `index`, in one pass: call `find` with names in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return what the index says of the picture's file `name`; None if the index has no such picture."""
+        """Return what the check recorded in the list found of the picture `name`; None if the list lacks it."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

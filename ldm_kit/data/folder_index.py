@@ -1,4 +1,4 @@
-"""List a folder's pictures with captions and classes, which a table, sub-folders and caption files give."""
+"""List a folder's pictures, with captions and classes from a metadata table, sub-folders or caption files."""
 
 import logging
 import os
@@ -36,7 +36,8 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
         captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
 
     Raises:
-        UserError: the folder is missing or has no picture, its table is invalid, or pictures lie beside class folders.
+        UserError: the folder is missing or has no picture, metadata.jsonl (or .csv) is invalid, or pictures lie beside
+            class folders.
     """
     if not root.is_dir():
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
@@ -58,10 +59,12 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return a folder's pictures without an unused split; classes that no training picture has become None.
+    """Return the pictures of a folder that a training run loads: all, or without split `test` if there is also `val`.
+
+    Their classes are kept, but one that no training picture has becomes None.
 
     Args:
-        entries: all pictures of a folder. Their split `test` is unused if there is also `val`.
+        entries: all pictures of the folder.
         root: the folder, for messages.
 
     Raises:
@@ -165,7 +168,10 @@ def _has_text(kinds: Sequence[str]) -> bool:
 def _report_captions(
     root: Path, entries: Sequence[Entry], captioned: int, sidecars: Mapping[str, Sequence[str]]
 ) -> None:
-    """Log how many pictures lack a caption file (if `captioned` others have one), and `sidecars` without a picture."""
+    """Log how many pictures have no caption file, if others have one, and which caption files have no picture.
+
+    `captioned` pictures have a caption file. `sidecars` are all caption files: path without suffix -> suffixes.
+    """
     if captioned and captioned < len(entries):
         _log.warning(
             "%s: %d of %d pictures have no caption file beside them; their folder's name is their caption, or nothing",
@@ -185,7 +191,7 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """List the pictures that the tables in the folders of splits name (train/metadata.jsonl; HF's imagefolder)."""
+    """List the pictures that metadata tables in the folders of splits name, such as train/metadata.jsonl."""
     folders = sorted({table.rpartition("/")[0] for table in files.tables})
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]

@@ -21,7 +21,7 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class FolderMeaning(NamedTuple):
-    """What a picture's folders say about it: split, class and caption."""
+    """Split, class and caption of a picture as the names of its folders give them."""
 
     role: Role | None = None  # split that the folders name: train, val or test
     label: str | None = None  # class name
@@ -31,7 +31,7 @@ class FolderMeaning(NamedTuple):
 def folder_meanings(
     root: Path, names: Sequence[str], layout: Layout, captioned: frozenset[str] = frozenset()
 ) -> list[FolderMeaning]:
-    """Return what the folders of each picture say about it, in the order of `names`.
+    """Return split, class and caption that the folders of each picture give by their names, in the order of `names`.
 
     Args:
         root: the folder, for messages.
@@ -41,8 +41,8 @@ def folder_meanings(
         captioned: those of `names` whose picture has a caption file beside it.
 
     Raises:
-        UserError: pictures lie beside sub-folders, folders named as splits lie beside others, or (layout: repeats) a
-            folder is not named N_name as kohya's are.
+        UserError: pictures lie beside sub-folders, folders named as splits lie beside folders of other names,
+            or (layout: repeats) a folder is not named as kohya's `10_dog`.
     """
     if layout == "plain":
         return [FolderMeaning()] * len(names)
@@ -146,7 +146,7 @@ def _repeated(folder: str) -> FolderMeaning:
 
 
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
-    """Log that folders within class folders mean nothing, if every class has several, and no picture outside them.
+    """Warn that sub-folders of class folders are ignored, if each class folder holds several and no picture itself.
 
     `level` is the position of the class folder in the paths `names`, counted from 0.
     """

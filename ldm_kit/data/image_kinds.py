@@ -61,7 +61,7 @@ def is_picture(name: str) -> bool:
 
 
 def formats_of(name: str) -> tuple[str, ...]:
-    """Return Pillow's names of the formats to try for a file `name`: all readable ones, TGA only by its suffixes."""
+    """Return Pillow's names of the formats to try for a file: all readable ones; TGA only if `name` has its suffix."""
     return (*_formats(), "TGA") if PurePath(name).suffix.lower() in _TGA else _formats()
 
 

@@ -16,7 +16,7 @@ from ldm_kit.data.records import Record as Record
 
 
 class PictureSet(Protocol):
-    """A set of pictures of one resolution, uint8 [C, R, R], in a fixed order, with their records."""
+    """A set of pictures in a fixed order, uint8 [C, R, R] each: C channels, R x R pixels, with captions and classes."""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -46,11 +46,11 @@ class PictureSet(Protocol):
     def __len__(self) -> int: ...
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, uint8 [C, R, R]."""
+        """Return the picture at `index`, uint8 [C, R, R]: C channels, R x R pixels."""
         ...
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels."""
         ...
 
 
@@ -77,11 +77,11 @@ class InMemory:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, uint8 [C, R, R]."""
+        """Return the picture at `index`, uint8 [C, R, R]: C channels, R x R pixels."""
         return self.pixels[index]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels."""
         return self.pixels[torch.as_tensor(indices, dtype=torch.long)]
 
 
@@ -111,19 +111,19 @@ class DerivedSet:
 class Subset(DerivedSet):
     """A view of some pictures of a set, made by `subset`."""
 
-    indices: np.ndarray[Any, Any]  # int64, into `base`
-    records: Sequence[Record]
-    fingerprint: str
+    indices: np.ndarray[Any, Any]  # int64 [N], indices of the N pictures in `base`
+    records: Sequence[Record]  # their names, captions and classes
+    fingerprint: str  # sha256 (hex) of the fingerprint of `base`, and of the indices
 
     def __len__(self) -> int:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, uint8 [C, R, R]."""
+        """Return the picture at `index`, uint8 [C, R, R]: C channels, R x R pixels."""
         return self.base.picture(int(self.indices[index]))
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels."""
         return self.base.pictures([int(self.indices[int(i)]) for i in indices])
 
 

@@ -33,7 +33,8 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
 
     Args:
         path: the shard's file.
-        moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views (1: plain; 2: also mirrored).
+        moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views (1: plain; 2: also mirrored);
+            latents have Z channels.
         key: hash of all that the moments depend on (autoencoder, pictures, settings); it is written into the header.
         replaced: for the index of each broken picture, the index of the picture that was encoded in its place;
             None: no picture is broken.
@@ -73,7 +74,7 @@ def check_key(path: Path, key: str) -> str:
 
 
 def read_replaced(path: Path) -> dict[int, int]:
-    """Read from a shard's header, which must be valid, which pictures were broken and what was encoded instead.
+    """Read from a shard's (valid) header which pictures were broken, and which were encoded in their place.
 
     Returns:
         For the index of each broken picture, the index of the picture that was encoded in its place.
@@ -84,7 +85,10 @@ def read_replaced(path: Path) -> dict[int, int]:
 
 
 def read_shard(path: Path, key: str) -> Moments:
-    """Load the mean and log-variance in a shard, [N, V, Z, h, w] each; check their checksum and the header's key.
+    """Load the mean and log-variance in a shard, and check their checksum and the header's key.
+
+    Both are [N, V, Z, h, w]: N pictures in V views (1: plain; 2: also mirrored), latents of Z channels.
+    `key` is a hash of all that the latents depend on.
 
     Raises:
         UserError: the shard is damaged, or has another key.
@@ -100,10 +104,10 @@ def read_shard(path: Path, key: str) -> Moments:
 
 
 def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
-    """Check the checksum of every shard (file) of a cache of latents that has changed since it was last checked.
+    """Check the checksum of every shard (file of cached latents) that has changed since it was last checked.
 
-    Processes on one machine check a part each, reading shards chunk by chunk. The size, time of change and checksum of
-    each checked shard are kept in the file verified.json in `folder`.
+    Each process on a machine checks a part of the shards, reading them chunk by chunk. The size, time of change and
+    checksum of each checked shard are kept in the file verified.json in `folder`.
 
     Args:
         folder: the cache's folder.
@@ -126,10 +130,10 @@ def verify_once(folder: Path, paths: Sequence[Path], key: str) -> None:
 
 
 def _verify(folder: Path, paths: Sequence[Path], stamps: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Compare the checksums of the shards `paths` in `folder` with expected ones; return the names of the shards.
+    """Check the checksums of the shards (files) `paths` in `folder`, and return the names of the shards.
 
-    `stamps` holds [size, time of change, expected checksum] by name of a shard. The entry of a shard is written to
-    verified.json as soon as the shard is checked.
+    `stamps` is {shard's name: [size, time of change, expected checksum]}; a shard's entry is copied to verified.json as
+    soon as the shard is checked.
     """
     for path in tqdm(paths, "checking latents", leave=False, disable=None):
         _compare(path, stamps[path.name][2], streamed_checksum(path))

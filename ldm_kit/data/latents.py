@@ -59,14 +59,14 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (channels, height, width) of one latent."""
+        """Shape of one latent: (channels, height, width)."""
         z, h, w = self.mean.shape[2:]
         return z, h, w
 
 
 @dataclass(frozen=True, eq=False)
 class LatentBatches:
-    """Training batches of cached latents, each with the conditioner's inputs for its captions or labels."""
+    """Training batches of cached latents with their captions or classes, as tensors that the conditioner takes."""
 
     latents: Latents
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
@@ -86,13 +86,14 @@ class LatentBatches:
         return len(self.latents)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]], /) -> dict[str, object]:
-        """Return the batch for B pairs of a position in training and a picture's index.
+        """Return the batch of B samples, each given as (position in training, index of a picture).
 
         The position is the number of samples that training has seen before this one; a hash of it chooses between the
         plain and the mirrored view.
 
         Returns:
-            {"mean", "logvar": [B, Z, h, w] float32, "inputs": {name: [B, ...]}, "position": int64 [B]}.
+            {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
+            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
@@ -111,7 +112,7 @@ class LatentBatches:
 
 
 def fingerprint(weights: nn.Module, pictures: PictureSet, flip: bool, settings: str = "") -> str:
-    """Return the sha256 (hex) of all that the latents of pictures depend on: a key for caching them with `cached`.
+    """Return the sha256 (hex) of all that the latents of pictures depend on, as the key of their cache (`cached`).
 
     Args:
         weights: the autoencoder, whose weights are hashed.
@@ -139,8 +140,8 @@ def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip
     Args:
         folder: folder that holds this cache alone.
         pictures: the pictures to encode.
-        encode: maps pictures [B, C, R, R] in [-1, 1] to mean and log-variance of their posteriors, [B, Z, h, w] each;
-            it is called without gradients, once for each view.
+        encode: maps pictures [B, C, R, R] in [-1, 1] (C channels, R x R pixels) to mean and log-variance of their
+            posteriors, [B, Z, h, w] each (Z channels); it is called without gradients, once for each view.
         key: hash of the autoencoder that `encode` uses, the pictures and `flip`, as `fingerprint` returns it.
         flip: whether mirrored views are encoded too.
         batch: most pictures in one call of `encode`; halved when memory runs out.

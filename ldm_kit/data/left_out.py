@@ -19,7 +19,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def log_unread(root: Path, names: Iterable[str]) -> None:
-    """Log how many files of a folder are no pictures that can be read, by suffix; text files are not counted.
+    """Log, for each suffix, how many files of a folder cannot be read as pictures; text files are not counted.
 
     Args:
         root: the folder.

@@ -64,7 +64,7 @@ def _profile(points: Sequence[float], exponent: float | None, name: str) -> byte
 
 
 def _container(tags: dict[bytes, bytes]) -> bytes:
-    """Return the bytes of an ICC profile with `tags` (contents by signature), each aligned to four bytes."""
+    """Return the bytes of an ICC profile: header, then `tags` ({signature: contents}), each padded to 4 n bytes."""
     table, body = struct.pack(">I", len(tags)), b""
     for key, value in tags.items():
         table += key + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
@@ -75,7 +75,7 @@ def _container(tags: dict[bytes, bytes]) -> bytes:
 
 
 def _curve(exponent: float | None) -> bytes:
-    """Return an ICC tag with the curve from pixel value v to linear light, at 1024 points: v^exponent; None: sRGB's."""
+    """Return an ICC curve tag: linear light at 1024 pixel values v in [0, 1], v^exponent or (None) sRGB's curve."""
     v = np.linspace(0, 1, 1024)
     light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4) if exponent is None else v**exponent
     return b"curv\0\0\0\0" + struct.pack(">I", len(v)) + np.round(light * 65535).astype(">u2").tobytes()

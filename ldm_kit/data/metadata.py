@@ -41,7 +41,7 @@ class Entry:
 
 
 def find_table(folder: Path) -> Path | None:
-    """Return the table of a folder's pictures; None if it has none. Of two, the first of `TABLES` is taken."""
+    """Return the path of a folder's metadata table, metadata.jsonl or else metadata.csv; None if it has none."""
     paths = [folder / name for name in TABLES if (folder / name).is_file()]
     if len(paths) > 1:
         _log.warning("%s holds %s and %s; the first is read", folder, *(path.name for path in paths))
@@ -49,7 +49,7 @@ def find_table(folder: Path) -> Path | None:
 
 
 def read_table(path: Path) -> list[Entry]:
-    """Return the pictures that a table lists, in its order.
+    """Return the pictures that a metadata table (.jsonl or .csv) lists, in the order of its rows.
 
     Raises:
         UserError: the file is no UTF-8 text, a row is malformed, or a picture comes twice; the message has the line.
@@ -64,7 +64,7 @@ def read_table(path: Path) -> list[Entry]:
 
 
 def without_problems(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return pictures without the problems of their captions, whose number is logged; `root` is their folder."""
+    """Return pictures (of the folder `root`) with `problem` cleared: unreadable captions are logged and ignored."""
     broken = [entry for entry in entries if entry.problem]
     if broken:
         _log.warning("%s: %s: %s; used without a caption", root, broken[0].name, broken[0].problem + and_more(broken))
@@ -72,7 +72,7 @@ def without_problems(entries: Sequence[Entry], root: Path) -> list[Entry]:
 
 
 def and_more(items: Sequence[object]) -> str:
-    """Return a text that says how many items there are beside the first; "" if there are none."""
+    """Return the end of a message that names the first item, such as ", and 2 more like it"; "" for one item."""
     return f", and {len(items) - 1:,} more like it" if len(items) > 1 else ""
 
 
@@ -91,7 +91,7 @@ def _text(path: Path, expected: str) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield line number and row of each line that is not blank."""
+    """Yield (line number, row) for each line of a .jsonl table that is not blank; a row is {column: value}."""
     for number, line in enumerate(io.StringIO(_text(path, "one JSON object a line"), newline=None), 1):
         if not line.strip():
             continue
@@ -106,7 +106,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield line number and row of each row after the header; an empty cell is a value that is not there."""
+    """Yield (line number, row) for each row of a .csv table after its header; a row is {column: cell, if not empty}."""
     reader = csv.reader(io.StringIO(_text(path, "a header and one picture a line"), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

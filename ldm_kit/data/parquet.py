@@ -115,7 +115,7 @@ class ParquetReader:
         return ArchiveSample(Entry(name, text or "", None if label is None else str(label), fields), location, contents)
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
-        """Return the bytes of the image file at a location (row group, row within the row group)."""
+        """Return the bytes of one image file in the parquet file `path`; `location` is (row group, row within it)."""
         stat = path.stat()
         group, row = location
         image = _read_row_group(path, (stat.st_size, stat.st_mtime_ns), group, self.image)[row].as_py()

@@ -24,7 +24,7 @@ U = TypeVar("U")
 
 
 class PeerError(UserError):
-    """Error of another process of the run, which raises its own; the message is that of the other's error."""
+    """Error raised on this process because another process of the run has failed, with that process's message."""
 
 
 class Group(Protocol):
@@ -65,7 +65,7 @@ _groups: ContextVar[tuple[Group, Group]] = ContextVar("groups", default=(Alone()
 
 @contextmanager
 def shared_by(everyone: Group, host: Group) -> Iterator[None]:
-    """Return a context within which the processes of a run fill caches together; outside, each works alone.
+    """Return a context within which the processes of a run fill caches together; outside it, each works alone.
 
     Args:
         everyone: group of all processes of the run.
@@ -102,7 +102,7 @@ def _nothing() -> Any:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Call `make` on the first process of this machine, then on its other processes; return this process's result.
+    """Call `make` on the first process of this machine, then on its others; return the result of this process's call.
 
     So `make` can fill a cache in the first process, and read from the cache in the others.
 
@@ -135,7 +135,7 @@ def agreed(group: Group, make: Callable[[], T]) -> list[T]:
 
 
 def error_text(error: Exception) -> str:
-    """Return the message with which other processes report `error`; only that of a UserError needs no class name."""
+    """Return an error's message for other processes to raise, after the class name unless it is a UserError."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
@@ -207,7 +207,7 @@ def _make_all(make: Callable[[T], object], parts: Iterable[T]) -> None:
 def in_threads(function: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
     """Yield `function(item)` for each item, in order, computed by several threads.
 
-    The number of threads is the number of this machine's cores divided by that of the run's processes on it.
+    The number of threads is this machine's number of cores divided by the number of the run's processes on it.
     """
     count = max(1, _cores() // host().size)
     with ThreadPoolExecutor(count) as pool:

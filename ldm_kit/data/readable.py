@@ -32,7 +32,7 @@ class ReadablePictures(DerivedSet):
 
     @property
     def records(self) -> Sequence[Record]:
-        """Records of all pictures, including broken ones."""
+        """Records (name, caption, class) of all pictures, including broken ones."""
         return self.base.records
 
     @property
@@ -44,11 +44,11 @@ class ReadablePictures(DerivedSet):
         return len(self.base)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, or the next readable one if it is broken, uint8 [C, R, R]."""
+        """Return the picture at `index`, or the next readable one if it is broken, uint8 [C, R, R] (R x R pixels)."""
         return self.pictures([index])[0]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, for broken ones the next readable pictures, uint8 [N, C, R, R].
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]; for a broken picture, the next readable one.
 
         Raises:
             UserError: more pictures are broken than `max_bad_share` allows, or one is broken and `on_bad` is "raise".
@@ -82,8 +82,8 @@ class ReadablePictures(DerivedSet):
 def readable(split: Split, settings: BadPictureSettings) -> Split:
     """Return a split whose training and held-out sets replace a broken picture by another one of the same set.
 
-    `settings` is the data config. Reading raises UserError for a broken picture if `on_bad` is raise, and for one more
-    than the share `max_bad_share` of the set otherwise.
+    `settings` is the data config. Reading a broken picture raises UserError if `on_bad` is "raise", or if more of the
+    set's pictures are broken than the share `max_bad_share`.
     """
     train, heldout = (ReadablePictures(pictures, settings) for pictures in (split.train, split.heldout))
     return split._replace(train=train, heldout=heldout)
@@ -98,5 +98,5 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return the picture indices `index` [B], after replacing those that are keys of `replaced` by their values."""
+    """Return the indices of the pictures to read for `index`, int64 [B] both, by {broken: replacement} `replaced`."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

@@ -180,17 +180,17 @@ class Numbers(Sequence[int]):
 
 
 def names_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the names of pictures from their records, without making objects if `records` is a `Records`."""
+    """Return the pictures' names; if `records` is a `Records`, without making a `Record` object for each."""
     return records.names if isinstance(records, Records) else [record.name for record in records]
 
 
 def texts_of(records: Sequence[Record]) -> Sequence[str]:
-    """Return the captions of pictures from their records, without making objects if `records` is a `Records`."""
+    """Return the pictures' captions; if `records` is a `Records`, without making a `Record` object for each."""
     return records.texts if isinstance(records, Records) else [record.text for record in records]
 
 
 def labels_of(records: Sequence[Record]) -> Sequence[int | None]:
-    """Return the class indices (None: no class) of pictures, without making objects if `records` is a `Records`."""
+    """Return the pictures' class indices (None: no class); from a `Records`, without making `Record` objects."""
     return records.labels if isinstance(records, Records) else [record.label for record in records]
 
 

@@ -1,4 +1,4 @@
-"""Picture sets that are rendered from their factors' values; the pictures are rendered once and kept in the cache."""
+"""Picture sets rendered from the values of known factors (such as hair); each picture is rendered once and cached."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger("ldm_kit.data")
 
 
 class RenderedConfig(Config):
-    """Options that every rendered data set has."""
+    """Options shared by the data sets whose pictures are rendered: faces and shapes."""
 
     resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")
     seed: int = Field(default=0, ge=0, description="which pictures are drawn")
@@ -42,20 +42,20 @@ class RenderedConfig(Config):
 
     @property
     def folder(self) -> Path:
-        """Folder that the rendered pictures are cached in."""
+        """Folder in which the rendered pictures are cached."""
         return (self.cache or cache_dir()).expanduser() / "rendered"
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders pictures from their factors' values.
+    """Renderer of pictures from the values of their factors, such as {"hair": "bun", "mouth": "smiling"}.
 
     Args:
         name: name of the data source, such as "faces".
-        key: all that pixels depend on beside the values: the resolution, versions of code and packages.
+        key: texts of all that pixels depend on beside the values: resolution, versions of code and packages.
         factors: the values that each factor can have, by the factor's name.
-        render: function from the values of N pictures to uint8 [N, C, R, R].
-        hidden: function from a picture's values to the factors whose value it does not show.
+        render: function from the values of N pictures to uint8 [N, C, R, R] (C channels, R x R pixels).
+        hidden: function from a picture's values to the factors whose value cannot be seen in the picture.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Renderer:
 
 @dataclass(frozen=True, eq=False)
 class RenderedSet:
-    """A `FactorSet` of pictures that a renderer has made; the fields of their records are the factors' values."""
+    """Rendered pictures with known factors (a `FactorSet`): `Record.fields` of each picture is {factor: value}."""
 
-    records: Sequence[Record]
-    classes: Sequence[str]
+    records: Sequence[Record]  # name, caption, class and factors' values of each picture
+    classes: Sequence[str]  # class names that `Record.label` indexes
     chunks: Sequence[Tensor]  # uint8 [CHUNK, C, R, R] each, the last one shorter; mapped from the cache's files
-    fingerprint: str
-    renderer: Renderer
+    fingerprint: str  # sha256 (hex) that identifies the set
+    renderer: Renderer  # renders the picture of an edit
 
     @property
     def factors(self) -> Mapping[str, tuple[str, ...]]:
-        """The values that each factor can have, by the factor's name."""
+        """All values that each factor can have, {factor: values}, such as {"hair": ("bun", "spiky")}."""
         return self.renderer.factors
 
     @property
@@ -94,39 +94,43 @@ class RenderedSet:
         return len(self.records)
 
     def picture(self, index: int) -> Tensor:
-        """Return the picture at an index, uint8 [C, R, R]."""
+        """Return the picture at `index`, uint8 [C, R, R]: C channels, R x R pixels."""
         chunk, row = divmod(range(len(self))[index], CHUNK)
         return self.chunks[chunk][row]
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
-        """Return the pictures at `indices`, uint8 [N, C, R, R]."""
+        """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels."""
         if not len(indices):
             return self.chunks[0][:0]
         return torch.stack([self.picture(int(i)) for i in indices])
 
     def values(self, index: int) -> dict[str, str]:
-        """Return the value of each factor of the picture at an index."""
+        """Return {factor: value} for the picture at `index`."""
         return dict(self.records[index].fields)
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Render the exact picture of an edit, uint8 [C, R, R]; see `FactorSet`."""
+        """Render the picture at `index` with `factor` changed to `value`, all else unchanged, uint8 [C, R, R].
+
+        Raises:
+            UserError: there is no such factor, or it cannot have this value.
+        """
         check_edit(self.factors, factor, value)
         return self.renderer.render([{**self.values(index), factor: value}])[0]
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return the factors whose value a picture with these values does not show."""
+        """Return the factors whose value cannot be seen in a picture with these `values`, {factor: value}."""
         return self.renderer.hidden(values)
 
 
 @dataclass(frozen=True)
 class DrawnSet:
-    """Records of pictures that are not rendered yet.
+    """A picture set that can be rendered: what each picture shows is chosen, but no pixels are computed.
 
     Args:
-        renderer: the renderer.
-        records: the records of the pictures; their fields are the factors' values.
+        renderer: renders the pictures.
+        records: records of the pictures; `Record.fields` is {factor: value}, from which a picture is rendered.
         classes: class names that `Record.label` indexes.
-        folder: folder of the cache.
+        folder: folder in which rendered pictures are cached.
     """
 
     renderer: Renderer
@@ -140,10 +144,10 @@ class DrawnSet:
         return digest([*self.renderer.key, *(record.name for record in self.records)])
 
     def render(self) -> RenderedSet:
-        """Return the set of the pictures; render those that are not in the cache.
+        """Return the set of rendered pictures; those that are not cached are rendered by all processes of the run.
 
-        The processes of a run share the work. Pictures are cached by contents, in files of CHUNK pictures: a larger
-        count of the same seed renders only what is new, and the last file again if it was not full.
+        A cache file holds CHUNK (256) pictures and is named by what they show. So if the number of pictures grows, only
+        new pictures are rendered, and those of the last file again if it was not full.
         """
         records, folder = self.records, self.folder
         chunks = [_Chunk.make(self.renderer, records[i : i + CHUNK], folder) for i in range(0, len(records), CHUNK)]
@@ -157,11 +161,11 @@ class DrawnSet:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The pictures of one file of the cache."""
+    """The pictures (at most CHUNK, 256) of one file of the cache of rendered pictures."""
 
     renderer: Renderer
-    values: Sequence[Values]
-    path: Path
+    values: Sequence[Values]  # {factor: value} of each picture
+    path: Path  # the cache file
     made: list[Tensor]  # the pictures, if this process has rendered them and could not store them
 
     @classmethod
@@ -171,7 +175,7 @@ class _Chunk:
         return cls(renderer, values, folder / f"{renderer.name}-{key[:32]}.safetensors", [])
 
     def store(self, report: Callable[[int], object] = int) -> Tensor:
-        """Render the pictures and write them to the cache; `report` is called with the number rendered."""
+        """Render the pictures, cache and return them; `report` is called with the number of each batch of pictures."""
         pictures = self.render(report)
         try:
             atomic.write(self.path, safetensors.torch.save({"pictures": pictures, "sha256": _sha256(pictures)}))

@@ -56,7 +56,7 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
 
     Args:
         config: config of the data source, an instance of one of the classes in SOURCES.
-        captions: whether captions or classes are used; False: a picture whose caption cannot be read is no bad picture.
+        captions: whether captions or classes are used; False: a picture with an unreadable caption is used too.
 
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
@@ -67,7 +67,7 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
 
 
 def draw(config: RenderedConfig) -> DrawnSet:
-    """Draw the records of all pictures of faces or shapes, without rendering them.
+    """Choose the pictures of faces or shapes at random by the config's seed, without rendering them.
 
     Raises:
         UserError: a package is missing.

@@ -36,7 +36,7 @@ def folder_role(name: str) -> Role | None:
 
 
 def file_role(name: str) -> Role | None:
-    """Return the split that an archive's path names by a folder or file (`data/test-00.tar`: test); None: no split."""
+    """Return the split (train, val, test) that a folder or file in an archive's path names; None if none does."""
     path = PurePosixPath(name)
     for folder in path.parts[:-1]:
         if (role := folder_role(folder)) is not None:
@@ -58,7 +58,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
     Args:
         names: relative posix paths of the pictures.
         source: name of the data set, for the message.
-        remedy: advice for the message: how to read all folders in another way.
+        remedy: advice for the message: how to read the data set without named splits.
 
     Returns:
         Splits and shortened paths, in the order of `names`; None if the folders name fewer than two splits.
@@ -100,9 +100,10 @@ def _at_level(names: Sequence[str], level: int) -> tuple[list[Role], list[str]]:
 
 
 def mixed(source: object, words: Iterable[str], others: Sequence[str], remedy: str) -> UserError:
-    """Return the error that some folders or files of the data set `source` name splits (`words`), but `others` do not.
+    """Return the error that some folders or files of the data set `source` are named as splits, and others are not.
 
-    `remedy` is advice for the message: how to read the data set without named splits.
+    `words` are the names of splits, `others` the other names. `remedy` is advice for the message: how to read the data
+    set without named splits.
     """
     return UserError(
         f"{source} holds splits ({', '.join(sorted(words))}) beside others ({_some(others)}); move those into a split, "
@@ -188,7 +189,7 @@ def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float
     """Split a picture set into training and held-out pictures by named splits, or by a hash of names if there are none.
 
     If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
-    unlabelled held-out pictures too unless some training pictures are unlabelled: a model cannot have learned these.
+    unlabelled held-out pictures too unless some training pictures are unlabelled: no model can have learned them.
 
     Args:
         pictures: all pictures of the data set.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rasterise(resolution: int, background: str, **drawing: Any) -> Tensor:
-    """Return a drawing as pixels, uint8 [3, R, R].
+    """Return an SVG drawing as pixels, uint8 [3, R, R].
 
     Args:
         resolution: pixels along each side, R.

@@ -19,7 +19,7 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class TensorTable(Protocol):
-    """Protocol of tables [N, V, ...] indexed like a tensor: N pictures in V views (plain, mirrored) each."""
+    """Protocol of tables [N, V, ...], indexed like a tensor, of N pictures in V views (1: plain; 2: also mirrored)."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -29,7 +29,7 @@ class TensorTable(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: RowIndex, /) -> Tensor:
-        """Return the rows selected by a number, a slice or a tensor; a second index selects the view of each row."""
+        """Return the rows that a number, slice or tensor selects; a second index, if given, selects each row's view."""
         ...
 
 
@@ -113,7 +113,7 @@ def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class PixelTable:
-    """Pictures as a table [N, V, C, R, R] of float32 in [-1, 1]; rows are decoded when they are read.
+    """N pictures (C channels, R x R pixels) as a table [N, V, C, R, R], float32 in [-1, 1], decoded when it is read.
 
     Args:
         pictures: the picture set.

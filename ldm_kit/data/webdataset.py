@@ -51,13 +51,14 @@ class TarReader:
 
     @property
     def key(self) -> Sequence[str]:
-        """The word "tar", `fields`, and the rule for captions: part of the key of a tar's cached list of pictures."""
+        """Texts for `fields` and `on_bad_caption`: part of the key under which a tar's list of pictures is cached."""
         return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield a message for each member of the tar file `path` that cannot be used, then each picture, in order.
+        """Yield a message for each file in the tar `path` that cannot be used, then each picture with its metadata.
 
-        A message is also yielded in place of a sample that has no picture, or whose texts cannot be read.
+        Pictures come in order. A message takes the place of a sample without a picture or, if `on_bad_caption` is
+        "skip", with unreadable texts.
         """
         samples, complaints = members(path)
         yield from complaints

@@ -49,7 +49,7 @@ def main(
 
 
 def _options(given: dict[str, Any]) -> "SamplingOptions":
-    """Return sampling options of the values that are given; raise UserError if one is wrong."""
+    """Return sampling options from the values given, by name, on the command line; raise UserError if one is wrong."""
     from ldm_kit.config import check
     from ldm_kit.models.options import SamplingOptions
 
@@ -57,7 +57,14 @@ def _options(given: dict[str, Any]) -> "SamplingOptions":
 
 
 def _show(run: Path, prompts: int, options: "SamplingOptions", began: float) -> None:
-    """Sample and measure a run; print the results, and write them to demo.json beside the sheet of pictures."""
+    """Sample pictures with a run's model and measure them; print the results and write them to demo.json.
+
+    Args:
+        run: folder of the run; demo.json is written beside its sheet of pictures.
+        prompts: number of prompts of each kind (training, held-out, compositional captions).
+        options: sampling options.
+        began: `time.monotonic()` at the start of the demo, for the duration that is printed.
+    """
     from ldm_kit.demo.show import show
 
     summary = show(run, prompts, options)

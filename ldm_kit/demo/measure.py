@@ -1,4 +1,7 @@
-"""Fidelity of generated pictures to their prompts, factor by factor, by an independent reader of attributes."""
+"""Fidelity of generated faces to their prompts: how often each factor (such as hair colour) is as the prompt says.
+
+An independent classifier, the reader, finds the value of each factor in a picture.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +23,14 @@ MEAN, ALL, COUNT = "mean of the factors", "all factors at once", "pictures"
 
 @dataclass(frozen=True)
 class Proportion:
-    """How many pictures of those that show a factor have the value that is asked for."""
+    """Share of pictures in which a factor, such as hair colour, has the value that the prompt asks for."""
 
-    right: int
-    count: int
+    right: int  # number of pictures with the right value
+    count: int  # number of pictures in which the factor can be seen
 
     @property
     def value(self) -> float:
-        """The share, 0 to 1; NaN without pictures."""
+        """The share right / count, 0 to 1; NaN if `count` is 0."""
         return self.right / self.count if self.count else float("nan")
 
     @property
@@ -37,7 +40,7 @@ class Proportion:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The share for JSON, with its interval and the number of pictures; None without pictures."""
+        """The share for JSON, as {"share", "interval", "count"}; share and interval are None if `count` is 0."""
         estimate = (
             {"share": self.value, "interval": [*self.interval]} if self.count else {"share": None, "interval": None}
         )
@@ -49,14 +52,14 @@ class Proportion:
 
 @dataclass(frozen=True)
 class FactorShares:
-    """How often pictures have the values that are asked for."""
+    """Shares of pictures whose factors, such as hair colour, have the values that their prompts ask for."""
 
-    factors: Mapping[str, Proportion]  # by factor: over the pictures that show its value
-    all: Proportion  # pictures in which every value that shows is right
+    factors: Mapping[str, Proportion]  # by the factor's name: the share, of the pictures in which it can be seen
+    all: Proportion  # share of all pictures in which every visible factor has the right value
 
     @property
     def mean(self) -> float | None:
-        """Mean of the factors' shares, each factor weighing the same; factors that no picture shows are left out.
+        """Unweighted mean of the factors' shares, 0 to 1; factors that no picture shows are left out.
 
         None if no picture shows any factor.
         """
@@ -65,18 +68,19 @@ class FactorShares:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The shares for JSON: by name the share, its interval and the number of pictures; the mean as a number."""
+        """A dict for JSON: `Proportion.figures` by factor and for "all factors at once", and the mean share."""
         named = {**self.factors, ALL: self.all}
         return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
 
 
 def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> FactorShares:
-    """Count how often a reader reads from pictures the values that are asked for.
+    """Return how often a classifier finds in pictures the values that are asked for.
 
     Args:
-        reader: the reader; it must not have been trained on these pictures.
+        reader: the classifier of F factors; it must not have been trained on these pictures.
         pictures: uint8 [N, C, R, R].
-        labels: int64 [N, F], the number of each factor's value; -1: the value cannot show, and does not count.
+        labels: int64 [N, F], the index of the value asked for of each factor; -1: the factor cannot be seen in this
+            picture, which is then left out of the factor's share.
     """
     right, shown = reader.read(pictures) == labels, labels >= 0
     factors = {name: _proportion(right[shown[:, i], i]) for i, name in enumerate(reader.factors)}
@@ -88,10 +92,10 @@ def _proportion(right: Tensor) -> Proportion:
 
 
 def fidelity_table(columns: Mapping[str, FactorShares]) -> str:
-    """Return a Markdown table with a row for each factor; intervals of 95 % in brackets.
+    """Return a Markdown table of shares with their 95 % intervals, a row for each factor (such as hair colour).
 
     Args:
-        columns: shares by the columns' titles, of the same factors.
+        columns: for the title of each column, its shares; all have the same factors.
     """
     first = next(iter(columns.values()))
     rows = [[name, *(str(shares.factors[name]) for shares in columns.values())] for name in first.factors]
@@ -107,7 +111,10 @@ def _bold(share: float | None) -> str:
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:
-    """Return the indices of at most `count` pictures of a set: those with the lowest hashes of (`name`, caption)."""
+    """Choose at most `count` pictures, whose captions become prompts, at random but always alike; return their indices.
+
+    They are the pictures with the lowest hashes of (`name`, caption), where `name` is any name for the choice.
+    """
     texts = [record.text for record in pictures.records]
     return sorted(range(len(texts)), key=lambda i: derive_seed(0, name, texts[i]))[:count]
 

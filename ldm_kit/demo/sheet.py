@@ -14,15 +14,15 @@ COLUMNS, SCALE = 4, 4  # faces in a row; times that a pixel is repeated
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Faces that belong together."""
+    """A section of the sheet: faces under one title, such as those for prompts that were seen in training."""
 
     title: str
     pictures: Tensor  # uint8 [N, C, R, R]
-    prompts: Sequence[str]  # N prompts
+    prompts: Sequence[str]  # the N prompts, which are printed below the pictures
 
 
 def sheet(sections: Sequence[Section], attribution: str) -> Image.Image:
-    """Lay out sections below each other, each under its title, and a line of attribution below all.
+    """Lay out sections of faces below each other, each under its title, and a line of attribution below all.
 
     Args:
         sections: at least one section, with at least one picture each, all of one shape.

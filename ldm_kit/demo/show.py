@@ -34,16 +34,16 @@ EACH = 8  # faces of a section of the sheet
 
 @dataclass(frozen=True)
 class AutoencoderLoss:
-    """What is left of real pictures after encoding and decoding."""
+    """What the autoencoder loses: quality of real pictures after encoding and decoding."""
 
-    shares: FactorShares  # how often a reader is still right about them
+    shares: FactorShares  # how often a classifier still finds the true value of each factor, such as hair colour
     psnr: float  # mean PSNR in dB
     ssim: float  # mean SSIM
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of the demo."""
+    """Results of the demo: how good the generated faces are, and a sheet of them."""
 
     figures: dict[str, Any]  # measured values by name, for JSON
     text: str  # the same values, as text with a table
@@ -51,15 +51,16 @@ class Summary:
 
 
 def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summary:
-    """Sample pictures with a run's model, measure them, and write sheet.png to the run's pictures.
+    """Sample pictures with a run's model, measure them, and write RUN/pictures/sheet.png.
 
-    The reader that judges them is trained on first use, and is read from the cache later. Parts of the split that have
-    no picture are left out.
+    The pictures are judged by a classifier (the reader), which is trained on first use and read from the cache later.
+    Parts of the data (training, held-out, compositional pictures) that are empty are left out.
 
     Args:
         run: folder of a finished run of latent diffusion on the built-in faces.
         count: number of prompts to sample from each of the training, held-out and compositional captions.
-        options: sampling options; None, and values not given: those that the run was judged with.
+        options: sampling options; None: no values are given. Values not given are those saved with the model, or else
+            the demo's defaults.
 
     Raises:
         UserError: the run was trained on other data, or an option is impossible with its model.
@@ -78,7 +79,7 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
 
 
 def faces_of(run: Path) -> FacesConfig:
-    """Return the config of the faces that a run was trained on; raise UserError if these are other data."""
+    """Return the config of the built-in faces that a run was trained on; raise UserError if it had other data."""
     data = read_run(run / "config.yaml").data
     if not isinstance(data, FacesConfig):
         raise UserError(f"{run} was trained on {data.source}; expected a run on faces, such as `make demo` trains")
@@ -88,18 +89,20 @@ def faces_of(run: Path) -> FacesConfig:
 def measure_parts(
     pipeline: Pipeline, reader: FactorReader, split: Split, count: int, options: SamplingOptions
 ) -> tuple[dict[str, FactorShares], list[Section]]:
-    """Sample at most `count` captions of each part of a split and measure the pictures.
+    """Generate pictures for captions of each part of a data set, and measure how often they show what the caption says.
+
+    The parts are the training, the held-out and the compositional pictures (combinations that training never showed).
 
     Args:
         pipeline: the model.
-        reader: reads factors from pictures; not trained on held-out or compositional pictures.
-        split: pictures that know their factors.
+        reader: classifier of factors such as hair colour; not trained on held-out or compositional pictures.
+        split: the data set; the factors of its pictures are known.
         count: most captions of each part.
         options: sampling options.
 
     Returns:
-        Shares of right values by name, first those of the real held-out and compositional pictures, if there are any;
-        and a section of the sheet for each part.
+        Shares of right values by the name of the part, before them those of the real held-out and compositional
+        pictures, if there are any; and a section of the demo's sheet for each part.
     """
     columns = {REAL: measure_real(reader, split)} if len(parts_of(split)) > 1 else {}
     sections: list[Section] = []
@@ -113,27 +116,33 @@ def measure_parts(
 
 
 def parts_of(split: Split) -> dict[str, PictureSet]:
-    """Return the parts of a split that have pictures, and so prompts, by the names under which they are shown."""
+    """Return the training, held-out and compositional pictures of a data set by the parts' titles on the demo's sheet.
+
+    Parts without pictures are left out: they have no captions to sample.
+    """
     parts = {"seen in training": split.train, "held-out faces": split.heldout, "never combined": split.compositional}
     return {name: pictures for name, pictures in parts.items() if pictures is not None and len(pictures)}
 
 
 def measure_real(reader: FactorReader, split: Split) -> FactorShares:
-    """Count how often a reader is right about the real held-out and compositional pictures, none of which it knows."""
+    """Return how often a classifier of factors is right about the real held-out and compositional pictures.
+
+    It was not trained on them, so these shares say how far the classifier can be trusted.
+    """
     sets = [known_factors(pictures) for pictures in (split.heldout, split.compositional) if pictures is not None]
     pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
     return count_right(reader, pixels, torch.cat([factor_labels(pictures) for pictures in sets]))
 
 
 def measure_autoencoder(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> AutoencoderLoss:
-    """Encode and decode real pictures; measure how much they change, and whether a reader is still right about them.
+    """Encode and decode real pictures; measure how much they change, and how often a classifier is still right.
 
-    The shares of right values are a bound for those of generated pictures.
+    The shares of right values are about the best that generated pictures, which are decoded alike, can reach.
 
     Args:
         pipeline: the model, whose autoencoder reconstructs the pictures.
-        reader: reads factors from pictures; not trained on these.
-        pictures: real pictures that know their factors, at least one.
+        reader: classifier of factors such as hair colour; not trained on these pictures.
+        pictures: at least one real picture; the true factors of all are known.
     """
     pixels, psnr, ssim = reconstruct_all(pipeline, pictures)
     shares = count_right(reader, pixels, factor_labels(known_factors(pictures)))
@@ -141,7 +150,11 @@ def measure_autoencoder(pipeline: Pipeline, reader: FactorReader, pictures: Pict
 
 
 def reconstruct_all(pipeline: Pipeline, pictures: PictureSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode and decode pictures; return them as uint8 [N, C, R, R], and each one's PSNR in dB and SSIM, [N]."""
+    """Encode and decode N pictures with the model's autoencoder.
+
+    Returns:
+        The decoded pictures, uint8 [N, C, R, R]; the PSNR of each in dB, [N]; the SSIM of each, [N].
+    """
 
     def reconstructed(indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         x = to_unit(pictures.pictures(indices)).to(pipeline.device)
@@ -156,13 +169,13 @@ def reconstruct_all(pipeline: Pipeline, pictures: PictureSet) -> tuple[Tensor, T
 def summarise(
     columns: Mapping[str, FactorShares], lost: AutoencoderLoss | None, options: ResolvedOptions, path: Path
 ) -> Summary:
-    """Return the results as figures and as text.
+    """Return the demo's results as figures for JSON and as text with a table.
 
     Args:
-        columns: shares of right values by name, as `measure_parts` returns them.
-        lost: what the autoencoder changes of held-out pictures; None: there are no held-out pictures.
+        columns: shares of right values by the name of the part of the data, as `measure_parts` returns them.
+        lost: what the autoencoder loses of held-out pictures; None: there are no held-out pictures.
         options: the options with which the pictures were sampled.
-        path: path of the sheet.
+        path: path of the PNG file with the generated pictures.
     """
     quality: dict[str, Any] = {"psnr": None, "ssim": None}
     lines = [

@@ -46,7 +46,7 @@ class Mixture:
     """The exact denoiser of a mixture of K Gaussians; under the condition k it is the denoiser of component k alone.
 
     Args:
-        schedule: noise schedule of x_t.
+        schedule: noise schedule, which gives a_t and s_t of x_t = a_t x_0 + s_t eps.
         means: means of the components, [K, ...], where [...] is the shape of a sample.
         stds: standard deviations of the components, [K].
         weights: probabilities of the components, [K], positive, with sum 1.
@@ -73,7 +73,7 @@ class Mixture:
         return Prediction(x_0, torch.stack([w * p.eps for w, p in zip(weights, predictions, strict=True)]).sum(0))
 
     def components(self, x: Tensor) -> list[Gaussian]:
-        """Return the denoisers of the K components, in the dtype and on the device of x."""
+        """Return the exact denoisers of the K components, with means in the dtype and on the device of x."""
         return [Gaussian(self.schedule, m, float(s)) for m, s in zip(self.means.to(x), self.stds, strict=True)]
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
@@ -89,9 +89,10 @@ class Mixture:
         return (logs + self.weights.to(x).log()).log_softmax(dim=1)
 
     def given(self, likelihood: Tensor) -> "Mixture":
-        """Return the mixture given evidence, with weights updated by Bayes' rule.
+        """Return the mixture conditioned on some evidence: its weights are updated by Bayes' rule.
 
-        `likelihood` [K] holds the probability of the evidence under each component.
+        Args:
+            likelihood: probability of the evidence under each of the K components, [K].
         """
         weights = self.weights * likelihood.to(self.weights)
         return replace(self, weights=weights / weights.sum())

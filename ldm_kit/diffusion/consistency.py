@@ -1,4 +1,4 @@
-"""Consistency models: functions f(x_t, t) that take every point of a trajectory of the ODE to its clean end.
+"""Consistency models: functions f(x_t, t) from any point of a probability-flow ODE's trajectory to its clean end x_0.
 
 Two forms of the function are here. `KarrasConsistency` is that of Song et al. 2023, with noise levels sigma of
 x = x_0 + sigma eps. `ConsistencyDenoiser` is that of latent consistency models (Luo et al. 2023), on the integer
@@ -43,8 +43,8 @@ def cm_scalings(sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_data: float =
     """Return the coefficients of a consistency model (Song et al. 2023, appendix C).
 
     c_skip = d^2 / ((sigma - sigma_min)^2 + d^2), c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2) and
-    c_in = 1 / sqrt(sigma^2 + d^2), where d is `sigma_data`. At sigma_min they are 1 and 0: f(x, sigma_min) = x exactly.
-    With sigma_min 0 they are those of EDM's denoiser (Karras et al. 2022, table 1).
+    c_in = 1 / sqrt(sigma^2 + d^2), where d is `sigma_data`. At sigma_min, c_skip is 1 and c_out is 0, so that
+    f(x, sigma_min) = x exactly. With sigma_min = 0 they are those of EDM's denoiser (Karras et al. 2022, table 1).
 
     Args:
         sigma: noise levels [B] of x = x_0 + sigma eps, sigma_min or more.
@@ -66,7 +66,8 @@ def lcm_scalings(
     """Return c_skip and c_out, each [B], of a latent consistency model (Luo et al. 2023, section 4.1).
 
     With u = `timestep_scaling` t and d = `sigma_data`, c_skip = d^2 / (u^2 + d^2) and c_out = u / sqrt(u^2 + d^2).
-    f(x, t) = c_skip x + c_out x_0(x, t) is x at t = 0, exactly, and the predicted x_0 but for 1e-2 from t = 1 on.
+    f(x, t) = c_skip x + c_out x_0(x, t), where x_0(x, t) is the network's prediction, is exactly x at t = 0. From t = 1
+    on it is nearly the predicted x_0 (by default, c_skip < 0.01).
 
     Args:
         t: timesteps [B], 0 or more.
@@ -79,7 +80,7 @@ def lcm_scalings(
 
 @dataclass(frozen=True, eq=False)
 class KarrasConsistency:
-    """The consistency function f(x, sigma) = c_skip x + c_out F(c_in x, 250 ln sigma) of x = x_0 + sigma eps.
+    """The consistency function f(x, sigma) = c_skip x + c_out F(c_in x, 250 ln sigma), where x = x_0 + sigma eps.
 
     Args:
         network: F, a function of scaled data [B, ...], times [B] and condition to an output in the shape of the data.
@@ -100,11 +101,12 @@ class KarrasConsistency:
 class ConsistencyDenoiser:
     """A denoiser whose x_0 is a latent consistency model's f(x, t) = c_skip x + c_out x_0(x, t), exactly x at t = 0.
 
-    On the flow schedule f is the predicted x_0 = x - s u itself, which is x where s = 0: it needs no skip.
+    x_0(x, t) is the prediction of the wrapped denoiser. On rectified flow's schedule f is the predicted
+    x_0 = x - s u itself (u: velocity, s: noise level), which is x where s = 0 without any scaling.
 
     Args:
-        denoiser: the denoiser whose x_0 is scaled; clipping of x_0 belongs into it, guidance as well.
-        timestep_scaling: see `lcm_scalings`.
+        denoiser: the wrapped denoiser. Clipping of x_0 and guidance are to be applied to it, not to the result.
+        timestep_scaling: factor of t in c_skip and c_out, see `lcm_scalings`.
     """
 
     denoiser: Denoiser
@@ -125,10 +127,12 @@ class ConsistencyDenoiser:
 
 
 def consistency_function(denoiser: Denoiser, cond: Any = None) -> ConsistencyFunction:
-    """Return f(x, t) = x_0(x, t) under a condition, with f(x, -1) = x: timestep -1 is clean data.
+    """Return a consistency function f(x, t) for a fixed condition: the x_0 that a denoiser predicts, and x at t = -1.
+
+    Timestep -1 is clean data.
 
     Args:
-        denoiser: predicts x_0; for a consistency model a `ConsistencyDenoiser`.
+        denoiser: predicts x_0; for a latent consistency model a `ConsistencyDenoiser`.
         cond: condition in the form that the denoiser takes.
     """
 
@@ -140,7 +144,7 @@ def consistency_function(denoiser: Denoiser, cond: Any = None) -> ConsistencyFun
 
 
 class Pair(NamedTuple):
-    """Two points of each of B trajectories, at a time t (or noise level) and at a cleaner one."""
+    """Two points on each of B trajectories of the probability-flow ODE: x at time t, x_next at a cleaner t_next."""
 
     x: Tensor  # noisy data [B, ...] at t
     t: Tensor  # timesteps or noise levels [B]
@@ -150,7 +154,10 @@ class Pair(NamedTuple):
 
 @contextmanager
 def repeated_random_state(device: torch.device) -> Generator[None]:
-    """Restore the random state of the CPU and of `device` after the context: what follows draws the same masks."""
+    """Restore the random state of the CPU and of `device` when the context ends.
+
+    Code after the context then draws the same random numbers (dropout masks) as code within it.
+    """
     cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
@@ -161,20 +168,20 @@ def repeated_random_state(device: torch.device) -> Generator[None]:
 
 
 def consistency_loss(student: ConsistencyFunction, target: ConsistencyFunction, pair: Pair, metric: Metric) -> Tensor:
-    """Return the distance between f(x, t) and the target's f(x_next, t_next) (Song et al. 2023, eq. 7 and 10).
+    """Return the distance between student(x, t) and target(x_next, t_next) (Song et al. 2023, eq. 7 and 10).
 
-    Which loss it is depends on `pair.x_next`: with a step of a teacher from x it is consistency distillation's (CD),
-    with the same x_0 and eps at both times consistency training's (CT). The target is computed without gradients, and
-    with the dropout masks of the student (Song & Dhariwal 2024, section 3.2).
+    Both are consistency functions. The loss is that of consistency distillation (CD) if x_next is a step of a teacher's
+    ODE from x, and that of consistency training (CT) if x and x_next have the same x_0 and eps. The target is computed
+    without gradients, and with the dropout masks of the student (Song & Dhariwal 2024, section 3.2).
 
     Args:
-        student: f with gradients.
-        target: f of the target network, or of the student itself.
-        pair: points of the trajectories.
-        metric: distance, such as `pseudo_huber`.
+        student: consistency function of the network that is trained.
+        target: consistency function of the target network (an average of the student), or of the student itself.
+        pair: x at times t, and x_next at cleaner times t_next.
+        metric: distance of two batches [B, ...] as a function to [B], such as `pseudo_huber`.
 
     Returns:
-        Distance of each sample, [B], in float32 or better, without weights.
+        Distance of each sample, [B], in float32 or better, not weighted by noise level.
     """
     with torch.no_grad(), repeated_random_state(pair.x.device):
         goal = target(pair.x_next, pair.t_next)
@@ -186,12 +193,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean absolute difference [B] of samples [B, ...]."""
+    """Return the mean absolute difference between each sample of x and of y [B, ...], [B]."""
     return (x - y).abs().flatten(1).mean(1)
 
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean squared difference [B] of samples [B, ...]."""
+    """Return the mean squared difference between each sample of x and of y [B, ...], [B]."""
     return (x - y).square().flatten(1).mean(1)
 
 
@@ -215,11 +222,12 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
 
 
 def perceptual(distance: Metric, smallest: int = 224) -> Metric:
-    """Return a perceptual metric, which compares pictures of at least `smallest` pixels (Song et al. 2023, appendix C).
+    """Return a perceptual metric that enlarges small pictures before it compares them (Song et al. 2023, appendix C).
 
     Args:
-        distance: perceptual distance of pictures [B, 3, H, W] in [-1, 1], such as LPIPS: a function to [B].
-        smallest: pictures with a shorter side are enlarged bilinearly to this side.
+        distance: perceptual distance such as LPIPS: a function of two batches of pictures [B, 3, H, W] in [-1, 1] to B
+            numbers.
+        smallest: pictures with a side below this number of pixels are enlarged bilinearly to a square of this side.
     """
 
     def enlarged(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sampling from consistency models in one step or a few; the chains are those of diffusers' two schedulers."""
+"""Sampling from consistency models in one step or a few, as diffusers' LCM and CM schedulers do."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -25,17 +25,17 @@ def consistency(
 ) -> Iterator[State]:
     """Sample from a consistency model over falling timesteps (Song et al. 2023, algorithm 1; Luo et al. 2023, 3).
 
-    Each step goes to the clean end f(x, t) of the trajectory, and adds fresh noise of the next timestep. It is the
-    chain of diffusers' LCMScheduler, and for flow that of its FlowMatchLCMScheduler.
+    Each step predicts clean data f(x, t), and adds fresh noise up to the level of the next timestep. diffusers'
+    LCMScheduler, and for flow its FlowMatchLCMScheduler, take the same steps.
 
     Args:
-        denoiser: the consistency model's network as a denoiser, perhaps guided or clipped; not a `ConsistencyDenoiser`,
-            in which it is wrapped here.
+        denoiser: the consistency model's network as a denoiser, perhaps guided or clipped. It must not be a
+            `ConsistencyDenoiser` yet: this function wraps it in one.
         x: standard normal noise [B, ...] at timestep times[0].
-        times: falling timesteps; -1 is clean data. [T - 1, -1] is sampling in one step.
+        times: falling timesteps; -1 is clean data. With T training timesteps, [T - 1, -1] is sampling in one step.
         cond: condition in the form that the denoiser takes.
         noise: function of the step's index and the shape of one sample to standard normal noise.
-        timestep_scaling: see `ldm_kit.diffusion.consistency.lcm_scalings`.
+        timestep_scaling: factor of t in f's coefficients, see `ldm_kit.diffusion.consistency.lcm_scalings`.
 
     Yields:
         One state for each step.
@@ -61,13 +61,13 @@ def karras_consistency(
 ) -> Iterator[Tensor]:
     """Sample from a consistency model over falling noise levels sigma (Song et al. 2023, algorithm 1).
 
-    x becomes f(x, sigma) + sqrt(sigma_next^2 - sigma_min^2) z. It is the chain of diffusers'
-    CMStochasticIterativeScheduler; levels are usually taken from `karras_levels`.
+    Each step replaces x by f(x, sigma) + sqrt(sigma_next^2 - sigma_min^2) z, the last one by f(x, sigma). diffusers'
+    CMStochasticIterativeScheduler takes the same steps. The noise levels are usually those of `karras_levels`.
 
     Args:
         function: f(x, sigma), such as a `KarrasConsistency` with its condition bound.
         x: standard normal noise [B, ...], not yet multiplied by sigmas[0].
-        sigmas: falling noise levels, each sigma_min or more; one alone is sampling in one step.
+        sigmas: falling noise levels, each sigma_min or more, one for each step.
         noise: function of the step's index and the shape of one sample to standard normal noise z.
         sigma_min: smallest noise level, at which f is the identity.
         clip: whether f is clipped to [-1, 1], as for pixels.

@@ -1,4 +1,4 @@
-"""Where the target of a consistency model's loss is evaluated: steps of a teacher or of the data along the ODE.
+"""Steps along the probability-flow ODE to the point at which the target of a consistency or distillation loss is taken.
 
 Steps are batched: every sample has timesteps of its own. x_t = a_t x_0 + s_t eps, and timestep -1 is clean data.
 """
@@ -15,9 +15,11 @@ from ldm_kit.diffusion.schedule import Schedule
 
 
 def ddim_step(p: Prediction, t_next: Tensor, schedule: Schedule) -> Tensor:
-    """Return a x_0 + s eps at timesteps t_next [B]: Euler's step on the ODE (Song et al. 2021, eq. 12 with eta 0).
+    """Return x at timesteps t_next [B] by a DDIM step: a x_0 + s eps (Song et al. 2021, eq. 12 with eta 0).
 
-    From the true x_0 and eps it is the point of consistency training (CT), from a teacher's that of distillation (CD).
+    It is Euler's step on the probability-flow ODE. a and s are the schedule's signal and noise level at t_next; x_0 and
+    eps are those of the prediction p, [B, ...]. If p holds the true x_0 and eps, the result is the second point of
+    consistency training (CT); if p is a teacher's prediction, it is that of consistency distillation (CD).
     """
     a, s = schedule.alpha_sigma(t_next)
     return expand_like(a, p.x_0) * p.x_0 + expand_like(s, p.eps) * p.eps
@@ -26,7 +28,15 @@ def ddim_step(p: Prediction, t_next: Tensor, schedule: Schedule) -> Tensor:
 def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Any = None) -> Tensor:
     """Return x at timesteps t_next [B] by Heun's step of a teacher's ODE from x [B, ...] at timesteps t [B].
 
-    The coordinates are those of `samplers.heun`. A step to clean data (-1) is Euler's.
+    The ODE is dy/du = eps - x_0 with y = x / (a + s) and u = s / (a + s), as in `samplers.heun`. Steps to clean data
+    (-1) are Euler's.
+
+    Args:
+        denoiser: the teacher, which predicts x_0 and eps.
+        x: noisy data at timesteps t.
+        t: timesteps of x.
+        t_next: cleaner timesteps; -1 is clean data.
+        cond: condition in the form that the denoiser takes.
     """
     (a, s), (a_next, s_next) = (denoiser.schedule.alpha_sigma(time) for time in (t, t_next))
     p = denoiser(x, t, cond)
@@ -39,9 +49,9 @@ def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: An
 
 
 def guided_prediction(conditional: Prediction, null: Prediction, scale: Tensor) -> Prediction:
-    """Return the prediction with classifier-free guidance of another scale for each sample.
+    """Return a prediction with classifier-free guidance, where each sample has a guidance scale of its own.
 
-    x_0 and eps are conditional + w (conditional - null) with w = scale - 1 (Luo et al. 2023, eq. 13).
+    The guided x_0 and eps are conditional + w (conditional - null) with w = scale - 1 (Luo et al. 2023, eq. 13).
 
     Args:
         conditional: prediction under the condition, [B, ...].
@@ -54,7 +64,9 @@ def guided_prediction(conditional: Prediction, null: Prediction, scale: Tensor) 
 def progressive_distillation_target(
     teacher: Denoiser, x: Tensor, t: Tensor, t_next: tuple[Tensor, Tensor], cond: Any = None
 ) -> Tensor:
-    """Return the x_0 by which one DDIM step of a student makes two of its teacher (Salimans & Ho 2022, algorithm 2).
+    """Return the x_0 that a student must predict so that one DDIM step of it equals two DDIM steps of its teacher.
+
+    It is the training target of progressive distillation (Salimans & Ho 2022, algorithm 2).
 
     Args:
         teacher: predicts x_0 and eps.

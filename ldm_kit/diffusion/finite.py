@@ -46,7 +46,8 @@ class _Note(NamedTuple):
 class FiniteCheck:
     """Checks that the results of a model's networks and samplers are finite; all networks of a model share one object.
 
-    Whether a result is finite is computed at once on the result's device, but read by the CPU later (see the module).
+    Whether a result is finite is computed at once on the result's device. The CPU reads this later, after every `POLL`
+    results and at the end of sampling, so that it need not wait for the accelerator at every step.
     """
 
     _notes: list[_Note] = field(default_factory=list[_Note])  # results that were noted but not read yet
@@ -54,7 +55,7 @@ class FiniteCheck:
     _step: int = 0  # present sampling step, from 1; 0: not within a sampler
 
     def note(self, component: str, value: Tensor, t: Tensor | None = None) -> Tensor:
-        """Note whether a component's result is finite, and return the result unchanged.
+        """Note, for a later check, whether a component's result is finite; return the result unchanged.
 
         Args:
             component: what computed the result, as the subject of the error's sentence, such as "the U-Net".
@@ -122,8 +123,8 @@ class CheckedDenoiser:
     """A denoiser whose predictions are checked to be finite.
 
     Args:
-        inner: the denoiser.
-        check: checks the predictions.
+        inner: the denoiser whose predictions are checked.
+        check: the object that notes and reads whether results are finite.
         component: name of the denoiser in error messages, such as "the U-Net".
     """
 

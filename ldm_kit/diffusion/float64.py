@@ -20,7 +20,10 @@ def has_float64(device: torch.device) -> bool:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """Return a tensor of indices on a device with float64: unchanged if its device has float64, else on the CPU."""
+    """Return indices on a device where float64 tables can be indexed: unchanged if theirs has float64, else on the CPU.
+
+    `move_back` moves the values read from the table to the device of the indices.
+    """
     return tensor if has_float64(tensor.device) else tensor.cpu()
 
 

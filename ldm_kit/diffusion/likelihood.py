@@ -88,10 +88,10 @@ def term(
 
 
 def _excess(p: Prediction, x_0: Tensor, t: Tensor, schedule: Schedule, variance: VarianceType) -> Tensor:
-    """Return the reverse step's log variance minus the posterior's, for x_t -> x_{t-1}, computed in float64.
+    """Return the log variance of p(x_{t-1} | x_t) minus that of q(x_{t-1} | x_t, x_0), computed in float64.
 
-    The shape is [B, ...] like `p.fraction` for a learned variance, else [B, 1, ...], which broadcasts to x_0. The
-    arguments are those of `term`.
+    The arguments are those of `term`. The shape is that of `p.fraction`, [B, ...], for a learned variance; else
+    [B, 1, ...], which broadcasts to x_0.
     """
     if variance not in get_args(VarianceType):
         raise ValueError(f"unknown variance {variance!r}; known are {', '.join(get_args(VarianceType))}")
@@ -129,7 +129,7 @@ def log_level(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def _log_normal_integral(x: Tensor) -> Tensor:
-    """Return the logarithm of the standard normal's distribution function at x.
+    """Return the natural logarithm of the standard normal distribution function at x, of any shape.
 
     This replaces torch.special.log_ndtr, which in torch 2.15 has wrong float32 gradients, even NaN, for x below -1000.
     """

@@ -74,7 +74,7 @@ def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamm
 
 
 class Errors(NamedTuple):
-    """Errors of a network's output for each sample, of which `Objective.combined` makes the training loss.
+    """Squared error and variational bound of B samples, which `Objective.combined` adds up to the training loss.
 
     Attributes:
         simple: mean squared error of the output, [B].
@@ -88,7 +88,7 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss and its settings.
+    """The training loss of a denoiser, made of the squared error and the variational bound, with its settings.
 
     Args:
         prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
@@ -109,7 +109,7 @@ class Objective:
     levels: bool = True
 
     def errors(self, out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Errors:
-        """Return the errors of a network's output, without min-SNR weights.
+        """Return each sample's squared error and bound term (as the loss needs them), without min-SNR weights.
 
         For the hybrid loss the bound is computed from the detached prediction, so that it trains only the variance.
 
@@ -132,7 +132,7 @@ class Objective:
         return Errors(simple, likelihood.term(p, x_0, t, schedule, variance=self.variance, levels=self.levels))
 
     def combined(self, errors: Errors, steps: int) -> Tensor:
-        """Return the loss of each sample, [B], from its errors.
+        """Return the training loss of each sample, [B], from its squared error and its term of the bound.
 
         The hybrid loss is L_simple + vb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), where L_vlb is the sum of the
         bound's terms over all T timesteps. A sample has one random term, whose expectation is L_vlb / T. The weight

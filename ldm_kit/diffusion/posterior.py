@@ -53,8 +53,8 @@ class Posterior(NamedTuple):
         coef_x: weight of x_t in the posterior's mean.
         coef_x0: weight of x_0 in the posterior's mean.
         variance: the posterior's variance; 0 in the step to clean data.
-        variance_floor: the variance whose logarithm is taken: `variance`, except in the step to clean data, where that
-            is 0. There it is the previous step's variance (Ho et al. 2020, section 3.2), or nan if there was no step.
+        variance_floor: `variance`, or a value in its place in the step to clean data, where `variance` is 0 and has no
+            logarithm: the previous step's variance (Ho et al. 2020, section 3.2), or nan if there was no step.
     """
 
     t: int
@@ -67,7 +67,7 @@ class Posterior(NamedTuple):
     variance_floor: float
 
     def mean(self, x: Tensor, x_0: Tensor) -> Tensor:
-        """Return the mean of q(x_next | x_t, x_0) for x = x_t and x_0 of one shape; it is x_0 if x_next is clean."""
+        """Return the mean of q(x_next | x_t, x_0) for x = x_t and x_0, [B, ...] each; x_0 itself if x_next is clean."""
         return self.coef_x * x + self.coef_x0 * x_0
 
     def reverse_variance(self, kind: VarianceType | Literal["auto"], fraction: Tensor | None = None) -> Tensor | float:
@@ -178,7 +178,10 @@ def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=16)
 def _log_variances(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest log variance of the step from each of T timesteps t to t - 1, [T] each."""
+    """Return the log variance of the posterior and log beta of the steps from each of T timesteps t to t - 1, [T] each.
+
+    Between these two a learned log variance interpolates. At t = 0 the posterior's is that at t = 1.
+    """
     steps = chain(schedule, range(len(schedule) - 1, -2, -1))
     tables = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64)
     low, high = tables.to(schedule.a.device).unbind(1)

@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
-    """Return coefficients c [B] as [B, 1, 1, ...], to broadcast to x [B, ...], in x's dtype and on its device."""
+    """Reshape coefficients c [B] to [B, 1, 1, ...], which broadcasts to x [B, ...], in the dtype and on x's device."""
     return cast_like(c, x).view(-1, *[1] * (x.dim() - 1))
 
 

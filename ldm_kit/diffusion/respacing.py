@@ -91,7 +91,7 @@ def respacing_sections(total: int, spec: str) -> list[int]:
 
 
 def _strided(total: int, steps: int) -> range:
-    """Return the timesteps 0, i, 2i, ... below `total`, where i is the smallest stride that gives `steps` timesteps."""
+    """Return the timesteps 0, i, 2i, ... below T = `total`, for the smallest stride i that gives `steps` timesteps."""
     strides = {len(range(0, total, stride)): stride for stride in range(total - 1, 0, -1)}
     if steps not in strides:
         near = [max((n for n in strides if n < steps), default=0), min((n for n in strides if n > steps), default=0)]

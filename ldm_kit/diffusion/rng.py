@@ -36,7 +36,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
-    """Return `count` random 64-bit integers for each position; they are a function of seed, name and position.
+    """Return `count` random 64-bit integers for each position, a function of seed, name and position alone.
 
     Args:
         seed: seed of the run.
@@ -53,7 +53,7 @@ def bits(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
 
 
 def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
-    """Return a uniform random number in [0, 1) for each position.
+    """Return a uniform random number in [0, 1) for each position, a function of seed, name and position alone.
 
     Args:
         seed: seed of the run.
@@ -70,19 +70,20 @@ def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
 
 
 def permuted(seed: int, name: str, positions: Tensor, size: int) -> Tensor:
-    """Return each position's image under a random permutation of 0 to size - 1: different positions, different images.
+    """Return p(i) for each position i, where p is a random permutation of the numbers 0 to size - 1.
 
-    The permutation is a Feistel network of four rounds on the smallest square domain that holds `size` (Luby & Rackoff
-    1988); an image outside the range is permuted again (cycle walking, Black & Rogaway 2002).
+    Only the p(i) asked for are computed, for instance which training sample comes at position i of an epoch. p is a
+    Feistel network of four rounds on the smallest square domain that holds `size` (Luby & Rackoff 1988); a result
+    outside the range is permuted again (cycle walking, Black & Rogaway 2002).
 
     Args:
         seed: seed of the permutation.
         name: what the permutation is for; permutations of different names are independent.
-        positions: int64 [B] on the CPU, each in 0 to size - 1.
+        positions: the i, int64 [B] on the CPU, each in 0 to size - 1.
         size: number of values that are permuted, at least 1.
 
     Returns:
-        int64 [B], each in 0 to size - 1.
+        The p(i), int64 [B]; different positions have different p(i).
     """
     side = math.isqrt(size - 1) + 1
     images = _feistel(seed, name, positions, side)
@@ -100,7 +101,7 @@ def _feistel(seed: int, name: str, values: Tensor, side: int) -> Tensor:
 
 
 def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return standard normal random numbers for each position (Box & Muller 1958).
+    """Return standard normal numbers for each position, a function of seed, name and position (Box & Muller 1958).
 
     Args:
         seed: seed of the run.
@@ -133,7 +134,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def step_generators(seeds: Sequence[int], step: int) -> list[torch.Generator]:
-    """Return a CPU generator for each seed, seeded by a hash of that seed and the index `step` of the sampling step."""
+    """Return, for each of the samples' seeds, a CPU generator seeded by a hash of this seed and the sampling step."""
     return [torch.Generator().manual_seed(derive_seed(seed, "sampling step", step)) for seed in seeds]
 
 

@@ -181,7 +181,7 @@ def heun(denoiser: Denoiser, x: Tensor, times: Sequence[int], cond: Any = None) 
 
 
 class SchedulerLike(Protocol):
-    """The part of a diffusers scheduler that `run_scheduler` uses; `set_timesteps` was called before."""
+    """Protocol of what `run_scheduler` uses of a diffusers scheduler whose `set_timesteps` was called before."""
 
     timesteps: Tensor  # timesteps that `set_timesteps` chose, in the order of the calls of `step`
 

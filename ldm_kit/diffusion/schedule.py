@@ -141,7 +141,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> 
 def flow(steps: int = 1000) -> Schedule:
     """Return rectified flow's schedule of T = `steps` timesteps (Liu et al. 2023).
 
-    s_t = t / T is the noise level and a_t = 1 - s_t the signal level; t is what diffusers' flow schedulers emit.
+    s_t = t / T is the noise level and a_t = 1 - s_t the signal level, with t as in diffusers' flow schedulers.
     """
     s = torch.arange(steps, dtype=torch.float64) / steps
     return Schedule(1 - s, s)
@@ -158,7 +158,7 @@ def zero_terminal(schedule: Schedule) -> Schedule:
 
 
 class ScheduleConfig(Config):
-    """Settings of a noise schedule: its kind, betas and number of training timesteps."""
+    """Config from which a `Schedule` is built: its kind, betas and number of training timesteps."""
 
     kind: Literal["linear", "scaled_linear", "cosine", "flow", "constant", "given"] = Field(
         default="scaled_linear",

@@ -20,7 +20,7 @@ _Recorded = tuple[Tensor, Tensor, Tensor]  # a micro-batch's positions in the ru
 
 
 class TimestepSamplingConfig(Config):
-    """Settings of the density from which training timesteps are drawn."""
+    """Settings of the probability density over 0..T-1 from which training timesteps are drawn."""
 
     density: Literal["uniform", "logit_normal", "loss_second_moment"] = Field(
         default="uniform",
@@ -68,7 +68,9 @@ def _quantiles(config: TimestepSamplingConfig, seed: int, positions: Tensor, glo
 
 
 def timesteps_at_quantiles(u: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the timesteps at quantiles of a density: uniform quantiles give timesteps drawn from the density.
+    """Return the timesteps at quantiles of a density over timesteps (inverse transform sampling).
+
+    Uniformly distributed quantiles give timesteps that are distributed by the density.
 
     Args:
         u: quantiles [B] in [0, 1).
@@ -86,7 +88,7 @@ class LossHistory:
     """The newest losses at each timestep, which give a density over timesteps (Nichol & Dhariwal 2021, section 3.3).
 
     Args:
-        losses: ring buffers of the newest losses, one for each timestep, float64 [T, HISTORY].
+        losses: ring buffers of the newest HISTORY (10) losses of each timestep, float64 [T, HISTORY].
         seen: number of losses ever stored for each timestep, int64 [T].
     """
 
@@ -111,7 +113,10 @@ class LossHistory:
         return (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / total
 
     def add(self, t: Tensor, losses: Tensor) -> None:
-        """Store the losses [N] of N samples at timesteps t [N], in this order; a full buffer drops its oldest loss."""
+        """Store the losses [N] of N samples with timesteps t [N], in the order given.
+
+        The newest HISTORY (10) losses of each timestep are kept.
+        """
         t, order = t.sort(stable=True)
         count = torch.bincount(t, minlength=len(self.seen))
         rank = torch.arange(len(t)) - (count.cumsum(0) - count)[t]  # 0, 1, ... among the losses of the same timestep
@@ -123,10 +128,11 @@ class LossHistory:
 
 @dataclass(eq=False)
 class TimestepSampler:
-    """The sampler of a run's training timesteps and their importance weights.
+    """Draws the training timesteps of a run, with their importance weights.
 
-    A sample's timestep does not depend on how the global batch is split over ranks and micro-batches. A density that
-    follows the losses changes only in `after_step`, once per optimiser step, by the losses of the whole global batch.
+    A sample's timestep does not depend on how the global batch is split over ranks and micro-batches. If the density
+    follows the losses, call `draw` and `meet` for each micro-batch, and `after_step` once per optimiser step: only
+    then does the density change, by the losses of the whole global batch.
 
     Args:
         config: settings of the density.
@@ -196,15 +202,15 @@ class TimestepSampler:
         self.discard_step()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sampler's tensors for a checkpoint, between two optimiser steps.
+        """Return the stored losses of each timestep for a checkpoint; {} if the density does not depend on losses.
 
-        The tensors are the stored losses of each timestep; {} for a density that does not depend on losses.
+        It is to be called between two optimiser steps.
         """
         if self.history is None:
             return {}
         return {"times.losses": self.history.losses.clone(), "times.seen": self.history.seen.clone()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the tensors of a checkpoint that `state` returned."""
+        """Restore the stored losses from what `state` returned."""
         if self.history is not None:
             self.history = LossHistory(state["times.losses"].clone(), state["times.seen"].clone())

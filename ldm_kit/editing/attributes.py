@@ -1,4 +1,4 @@
-"""Commands of `edit.py` on a semantic model: change, mix, neighbours, encode and decode."""
+"""Commands of `edit.py` on a semantic model (DiffAE or PDAE): change, mix, neighbours, encode and decode."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from ldm_kit.paths import check_writable, check_writable_file
 
 
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
-    """Change all requested attributes of one picture at once or, with --strip, by several strengths side by side.
+    """Change all requested attributes of one picture together; with --strip, once for each of several strengths.
 
     Args:
         context: the model, its attribute directions, and the output folder.
@@ -72,8 +72,8 @@ def _strengths(strengths: Sequence[float], directions: Sequence[Direction]) -> l
     """Return one strength for each direction.
 
     Args:
-        strengths: one number for each direction, or one for all. Empty: each direction's `typical` strength, clamped
-            to the range from -`MAX_STRENGTH` to `MAX_STRENGTH`.
+        strengths: one number for each direction, or one for all. Empty: each direction's `typical` strength, which
+            leads from the mean code without the attribute to that with it, clamped to at most `MAX_STRENGTH`.
         directions: the directions of the attributes to change.
     """
     if not strengths:
@@ -104,7 +104,7 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
-    """Return the names of the pictures most similar to one picture, and the cosines of their codes to that picture's.
+    """Return the names of the pictures most similar to one picture, and the cosine similarity of each code.
 
     The most similar picture comes first.
 

@@ -25,10 +25,10 @@ class BuiltIn:
 
     Attributes:
         config: the set's config.
-        split: its pictures.
+        split: the set's pictures, split into training and held-out ones.
         columns: attributes of the training pictures.
-        names: a name for each training picture. Pictures of equal names are held out from a probe together: for
-            OpenMoji the role, such as "astronaut"; else the picture's own name.
+        names: a name for each training picture: for OpenMoji the role, such as "astronaut"; else the picture's own
+            name. Where some are held out to test attribute directions, those of equal names are held out together.
     """
 
     config: DataConfig
@@ -41,10 +41,10 @@ def load_built_in(model: Semantic, name: BuiltInName, count: int | None = None) 
     """Load a built-in data set at a model's size.
 
     Args:
-        model: the model.
+        model: the model, whose resolution the pictures get.
         name: the set's name.
-        count: number of pictures of a set that is rendered, in all parts of the split; None: its default. OpenMoji has
-            as many as there are.
+        count: number of pictures to render for faces and shapes, training and held-out ones together; None: the set's
+            default. For OpenMoji it is ignored: all drawings are loaded.
 
     Raises:
         UserError: the model's pictures are not in colour, or a package that draws the set is not installed.

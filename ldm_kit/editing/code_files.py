@@ -27,7 +27,7 @@ class CodeFile:
     names: tuple[str, ...]  # N names, such as paths within the pictures' folder
     z: Tensor  # semantic codes [N, D], as the encoder returns them, not normalised
     x_T: Tensor | None  # stochastic codes [N, Z, h, w]; None if they were not saved
-    key: str  # `protocol.encoder_digest` of the model that encoded the pictures
+    key: str  # hash that identifies the model that encoded the pictures, `protocol.encoder_digest(model)`
 
     def save(self, path: Path) -> None:
         """Write the code file to `path` atomically: at every moment it is absent or complete."""
@@ -44,7 +44,8 @@ class CodeFile:
 
         Args:
             path: the file.
-            key: `protocol.encoder_digest` of the model that will decode the codes; the file's key must be the same.
+            key: hash of the model that will decode the codes, `protocol.encoder_digest(model)`; the file must have the
+            same.
 
         Raises:
             UserError: the file does not exist, is damaged or no code file, or holds codes of another model.

@@ -34,7 +34,7 @@ def change(context: EditContext, options: ChangeOptions) -> str:
 
 
 def learn(context: ModelContext, options: TrainingExamples) -> str:
-    """Learn directions of attributes from labels, OpenMoji or a dozen examples; save them with the model.
+    """Learn a semantic model's attribute directions from labels, a built-in data set or a dozen examples; save them.
 
     `context` has the model, `options` the flags of `edit.py learn`. Returns the text to print.
     """
@@ -46,7 +46,7 @@ def learn(context: ModelContext, options: TrainingExamples) -> str:
 
 
 def report(context: ModelContext, options: ReportOptions) -> str:
-    """Measure a semantic model: disentanglement of its codes, probes, and edits against their exact results.
+    """Measure a semantic model: how disentangled its codes are, and how far its edits are from their exact results.
 
     `context` has the model, `options` the flags of `edit.py report`. Returns the text to print.
     """
@@ -118,7 +118,7 @@ def sample(context: EditContext, options: SamplePriorOptions) -> str:
 
 
 def draw(context: EditContext, options: SamplePriorOptions) -> str:
-    """Sample new pictures: the old name of `sample`, logged as a warning.
+    """Sample new pictures as `sample` does, and log a warning: `draw` is the old name of this command.
 
     `context` has the model and the output folder, `options` the flags of `edit.py sample`. Returns the text to print.
     """

@@ -108,13 +108,13 @@ class EditContext(ModelContext):
     def png_text(self, **settings: Any) -> Mapping[str, str] | None:
         """Return the metadata to write into PNGs; None if the option `metadata` is False.
 
-        It is the edit's `settings`, and this context's model and precision, which are added to them.
+        The metadata are the edit's `settings`, and this context's `provenance`: release, model and precision.
         """
         return {**png_settings(**settings), **self.provenance(self.precision)} if self.metadata else None
 
 
 class EditResult(NamedTuple):
-    """What a command reports of an edit; `str(result)` is the text that it prints."""
+    """Result of a command that writes pictures; `str(result)` is the text that the command prints."""
 
     pictures: int  # number of pictures written
     sheet: Path  # a PNG that shows them all
@@ -128,8 +128,8 @@ class EditResult(NamedTuple):
 def chosen_out(options: Any) -> Path:
     """Return the output path of a command: `options.out` if the user gave it, or else a path where nothing is yet.
 
-    That is the default of `out` or, if something is there, a numbered path such as edits-2. `options` are any options
-    with a field `out`.
+    This path is the default of `out` or, if something is there already, the default with a number, such as edits-2.
+    `options` are any options with a field `out`.
     """
     from ldm_kit.viz.png import unused_path
 

@@ -1,4 +1,8 @@
-"""Edits of held-out pictures by a semantic model, each compared with the exact picture of that edit."""
+"""Edits of held-out pictures by a semantic model, each compared with the exact picture of that edit.
+
+The pictures are of a rendered data set that knows the factors of each picture (`data.factors`), such as hair colour.
+The exact picture of an edit is rendered with another value of one factor, and all else unchanged.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ from ldm_kit.models.protocol import Semantic, normalise
 
 
 class PlannedEdit(NamedTuple):
-    """An edit of one picture: a factor and its values before and after."""
+    """An edit that changes one factor of a picture, such as hair colour, from the value `before` to `after`."""
 
     factor: str
     before: str
@@ -32,18 +36,18 @@ class PlannedEdit(NamedTuple):
 
     @property
     def direction(self) -> str:
-        """Name of the direction from the one value to the other."""
+        """Name of the direction from value to value, such as "hair colour: black > blond"."""
         return f"{self.factor}: {self.before}{TO}{self.after}"
 
 
 @dataclass(frozen=True, eq=False)
 class EditJudge:
-    """What edits are made by, and judged by.
+    """Edits pictures by a semantic model, and measures how far each edit is from the exact picture of the edit.
 
     Attributes:
-        model: the semantic model.
-        directions: its directions, from value to value of each factor.
-        reader: reads the factors of pictures; not trained on those that are edited.
+        model: the semantic model, which encodes and decodes pictures.
+        directions: the model's attribute directions, among them those from one value of a factor to another.
+        reader: a classifier of every factor of a picture, not trained on the pictures to edit.
         steps: numbers of DDIM steps.
         scale: strength of an edit in units of the direction's typical strength.
     """
@@ -62,22 +66,25 @@ class EditJudge:
         seed: int = 0,
         seen: frozenset[bytes] = frozenset(),
     ) -> dict[str, list[EditError]]:
-        """Edit `count` times, and compare each edit with its exact picture; return the errors by factor.
+        """Make `count` edits, and compare each edited picture with the exact picture of that edit.
 
-        Pictures are taken in order; of each, every factor is edited once, to a value drawn from those that the picture
-        can have, that the result shows, and that there is a direction to. The result has fewer than `count`
-        edits if the pictures do not suffice.
+        Pictures are taken in order, and each factor of a picture is edited once. Its new value is random among those
+        that have a direction from the old value and an exact picture that differs from the original. A factor that is
+        hidden in the original or in the exact picture is not edited.
 
         Args:
-            pictures: held-out pictures.
-            count: number of edits.
-            factors: the factors to edit; empty: all.
-            seed: seed of the values.
+            pictures: held-out pictures, and what is known of their factors.
+            count: number of edits; fewer are made if there are too few pictures.
+            factors: names of the factors to edit; empty: all.
+            seed: seed of the random new values.
             seen: digests (`factors.pixel_digests`) of the pictures that the model was trained on; an edit whose exact
                 picture is one of these is not made.
 
+        Returns:
+            The errors of the edits of each factor, by the factor's name.
+
         Raises:
-            UserError: a factor that the pictures do not have.
+            UserError: `factors` names a factor that the pictures do not have.
         """
         for factor in factors:
             check_factor(pictures.factors, factor)
@@ -93,7 +100,7 @@ class EditJudge:
     def _measure(
         self, pictures: FactorSet, plans: Sequence[tuple[int, Sequence[PlannedEdit]]]
     ) -> Iterator[tuple[str, EditError]]:
-        """Yield factor and error of each edit; `plans` has the index of each picture with its edits."""
+        """Make the edits in `plans`, pairs of a picture's index and its edits; yield the factor and error of each."""
         size = BatchSize.for_pictures(None, pictures.resolution)
 
         def encode(rows: range) -> list[tuple[Tensor, Tensor]]:
@@ -111,7 +118,7 @@ class EditJudge:
     def _plan(
         self, pictures: FactorSet, index: int, factors: Sequence[str], seed: int, seen: frozenset[bytes]
     ) -> Iterator[tuple[int, PlannedEdit]]:
-        """Yield the picture's index with one edit of each factor that can be edited."""
+        """Yield (`index`, edit) for each factor that can be edited in the picture at `index`; see `measure`."""
         values = pictures.values(index)
         for factor in (factor for factor in factors if factor in values):
             edits = [
@@ -133,7 +140,7 @@ class EditJudge:
         return True
 
     def _move(self, z: Tensor, edits: Sequence[PlannedEdit]) -> Tensor:
-        """Return the code z [1, D] of a picture, moved by each of K edits, [K, D]."""
+        """Return K copies of a picture's code z [1, D], each moved by one of the K `edits`: [K, D]."""
         own = normalise(self.model, z)[0]
         moved: list[Tensor] = []
         for edit in edits:
@@ -161,7 +168,11 @@ class EditJudge:
             )
 
     def _labels(self, values: Values, hidden: frozenset[str]) -> Tensor:
-        """Return the number of each factor's value, int64 [F]; -1 for a factor that is hidden or lacking."""
+        """Return the index of each factor's value among those that the factor can have, int64 [F].
+
+        `values` has a picture's values by factor, `hidden` the factors that the picture does not show. The index is -1
+        for a hidden factor, and for one that is not in `values`.
+        """
         return torch.tensor([
             options.index(values[factor]) if factor in values and factor not in hidden else -1
             for factor, options in self.reader.factors.items()
@@ -169,14 +180,14 @@ class EditJudge:
 
 
 def counterparts(pictures: FactorSet, index: int, factors: Sequence[str]) -> dict[PlannedEdit, Tensor]:
-    """Return the exact picture, uint8 [C, R, R], of every edit of one factor of a picture.
+    """Return the exact picture, uint8 [C, R, R], of every edit that changes one factor of one picture.
 
     Edits whose exact picture does not exist are left out, and so are those that change no pixel.
 
     Args:
-        pictures: pictures that know their factors.
-        index: index of the picture.
-        factors: the factors to edit, of those that the picture has.
+        pictures: pictures of a set whose factors are known.
+        index: index of the picture to edit.
+        factors: names of the factors to edit; the picture has a value of each.
     """
     results: dict[PlannedEdit, Tensor] = {}
     values, original = pictures.values(index), pictures.picture(index)

@@ -1,12 +1,12 @@
 """Fitting of attribute directions to labelled codes; held-out pictures measure how well each direction classifies.
 
 The default estimator is DiffAE's, a linear classifier. On held-out drawings this classifier is more accurate than a
-difference of means, and correlated attributes turn its direction less.
+difference of means, and its direction is changed less by correlated attributes.
 
-A direction from one value of an attribute to another ("skin tone: light > dark") is the mean step between pairs, which
-are pictures that differ in the attribute alone; at a given picture, the steps of the most similar pairs count most.
-Without pairs, the direction is the difference of the two values' mean codes. On OpenMoji the step of pairs ends nearer
-to the true picture (docs/results/semantic.md).
+A direction from one value of an attribute to another ("skin tone: light > dark") is learned from pairs of pictures that
+differ in the attribute alone. It is the mean difference of the codes of a pair; for the edit of a given picture, the
+most similar pairs count most. Without pairs, it is the difference of the two values' mean codes. On OpenMoji, an edit
+learned from pairs ends nearer to the true picture (docs/results/semantic.md).
 """
 
 import logging
@@ -34,7 +34,7 @@ _Fitted = tuple[DirectionRecord, Fit, Tensor]  # record, classifier, mean code [
 
 
 class FitOptions(Config):
-    """How attribute directions are fitted to labelled codes."""
+    """Options of fitting attribute directions to codes of labelled pictures."""
 
     estimator: Literal["classifier", "means"] = Field(
         default="classifier", description="classifier: its weight; means: difference of the mean codes with and without"
@@ -62,15 +62,15 @@ def learn(
 ) -> Directions:
     """Fit attribute directions to labelled codes.
 
-    There is one direction for each binary attribute, one for each value of any other attribute, and one from value to
-    value wherever enough pairs link the two. A pair is two pictures that differ in this attribute alone.
+    There is one direction for each binary attribute, and one for each value of any other attribute. There is also one
+    from value to value of an attribute if enough pairs of pictures have these values and differ in nothing else.
 
     Args:
         z: normalised codes [N, D] of N pictures.
         columns: attributes, each with the values of all N pictures.
         names: N names of pictures, or of groups of pictures. Their hash decides which pictures are held out, so that
             pictures with equal names are held out together or not at all.
-        key: `protocol.encoder_digest` of the model, which says whose codes the directions are for.
+        key: hash of the model that encoded the pictures (`protocol.encoder_digest`), stored with the directions.
         options: estimator, weight decay and held-out fraction; None: the defaults.
 
     Raises:
@@ -97,9 +97,10 @@ def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directio
 
     Args:
         z: normalised codes [N, D] of pictures with the attribute.
-        others: normalised codes [M, D] of other pictures; None: the whole training set stands for them.
+        others: normalised codes [M, D] of other pictures; None: the training set, with mean 0 and the identity as
+            covariance.
         name: the attribute's name.
-        key: `protocol.encoder_digest` of the model, which says whose codes the direction is for.
+        key: hash of the model that encoded the pictures (`protocol.encoder_digest`), stored with the direction.
 
     Raises:
         UserError: `z` or `others` has fewer than two codes, or their means do not differ.
@@ -141,8 +142,8 @@ def _fit_values(z: Tensor, column: Column, heldout: Tensor, options: FitOptions)
 def _split(positive: Tensor, labelled: Tensor, heldout: Tensor) -> _Split:
     """Split the labelled pictures into pictures to fit and held-out ones.
 
-    A fit needs `MIN_EXAMPLES` (2) pictures with the value and as many without it. If there are enough pictures only
-    when none is held out, none is.
+    A fit needs `MIN_EXAMPLES` (2) pictures with the value and as many without it. If holding pictures out leaves fewer
+    than that, none is held out.
 
     Args:
         positive: bool [N], whether a picture has the value whose direction is fitted.
@@ -183,6 +184,9 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
         column: the attribute.
         heldout: bool [N], whether a picture is held out for scoring; a pair with a held-out picture is held out.
         pairs: dictionary to which this function adds the fitted pairs' codes, under the direction's name.
+
+    Returns:
+        For each direction its record, the direction as a linear classifier, and a mean code, as `_fit_step` does.
     """
     if column.pairs is None or column.binary:
         return []

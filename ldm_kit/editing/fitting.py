@@ -31,7 +31,7 @@ def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
     """Fit a logistic regression of labels on codes by L-BFGS; the loss is mean cross-entropy plus decay / 2 |weight|^2.
 
     The weight is DiffAE's direction (Preechakul et al. 2022, section 5.2). Attributes that are correlated with the
-    label turn this direction less than a difference of means, because they help little to classify.
+    label change this direction less than they change a difference of means, because they help little to classify.
 
     Args:
         z: normalised codes [N, D].
@@ -64,9 +64,9 @@ def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
     """Fit a linear discriminant with a shrunk covariance to about a dozen pictures with an attribute, against others.
 
     The others may be pictures without the attribute, or unlabelled ones: those of them that have the attribute shorten
-    the difference of the means and do not turn it. Both classes share one covariance, shrunk towards a multiple of the
-    identity (Chen et al. 2010, eq. 23). With few examples it is shrunk completely: the direction is the difference of
-    the means.
+    the difference of the means, but keep its direction. Both classes share one covariance, shrunk towards a multiple of
+    the identity (Chen et al. 2010, eq. 23). With few examples it is shrunk completely, to a multiple of the identity:
+    the direction is then the difference of the means.
 
     Args:
         positives: normalised codes [N, D] of pictures with the attribute.

@@ -74,15 +74,16 @@ def save_sheet(
 ) -> Path:
     """Write pictures uint8 [N, C, R, R], each to its own file, and all of them to sheet.png; return the sheet's path.
 
-    Nothing is overwritten: where the folder holds pictures, the indices go on, and the sheet is sheet-2.png.
+    Nothing is overwritten: if the folder holds pictures, the new files' numbers continue from theirs, and the sheet is
+    sheet-2.png.
 
     Args:
         pictures: the N pictures.
         captions: one for each picture; they stand on the sheet and in the file names.
         out: a folder, which is made if it does not exist.
-        columns: if 2 to 16, the sheet has this number of columns, or the smallest multiple with which it has at most
-            twice as many rows as columns. Other numbers: about as many columns as rows. None: one row of up to 16
-            pictures; for more pictures, about as many columns as rows.
+        columns: if 2 to 16, the sheet has this number of columns, or the smallest multiple of it with which there are
+            at most twice as many rows as columns. Other numbers: about as many columns as rows. None: one row of up to
+            16 pictures; for more pictures, about as many columns as rows.
         seeds: one for each picture, for the file names; None: 0.
         png_text: metadata of all PNGs; None: no metadata.
     """
@@ -107,7 +108,7 @@ def save_result(
     seeds: Sequence[int] | None = None,
     **settings: Any,
 ) -> EditResult:
-    """Write pictures uint8 [N, C, R, R] and their sheet to the context's output folder.
+    """Write pictures uint8 [N, C, R, R], and one sheet of them all, to the context's output folder.
 
     Args:
         context: the output folder, and whether PNGs record metadata.

@@ -19,7 +19,7 @@ from ldm_kit.diffusion.samplers import State, ddim
 def latent_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Scale a mask of pixels, bool [R, R], to latents of a size (h, w); return bool [1, 1, h, w].
 
-    A latent is masked if any of its pixels is.
+    A position of the latent is masked if any of the pixels in it is.
     """
     return adaptive_max_pool2d(mask.float()[None, None], size) > 0
 
@@ -77,11 +77,11 @@ class _NoiseStream:
         self.seeds, self.like, self.count = seeds, like, 0
 
     def __call__(self, step: int, shape: Sequence[int]) -> Tensor:
-        """Return the next batch; the arguments, which samplers pass, are ignored."""
+        """Return the next batch of noise. Samplers pass `step` and `shape`, which are not needed here."""
         return self.next()
 
     def next(self) -> Tensor:
-        """Return the next batch, of the shape, dtype and device of the samples."""
+        """Return the next batch of noise, in the shape, dtype and device of `like`."""
         self.count += 1
         return step_noise(self.seeds, self.count, self.like.shape[1:]).to(self.like)
 

@@ -1,8 +1,7 @@
-"""DDIM inversion of pictures with a model of prompts or classes, and the noised start of img2img.
+"""DDIM inversion of pictures with a model of prompts or classes, and the noised pictures from which img2img starts.
 
-Inversion and sampling use the same timesteps, and the noise level of timestep 0 stands for the clean picture
-(`pdae_grid`). Sampling therefore reverses the inversion, but for an error of order 1/N in N steps, which is measured
-and reported.
+Inversion and sampling back use the same timesteps, in which the clean picture stands for x_t at t = 0 (`pdae_grid`).
+Sampling therefore reverses the inversion, but for an error of order 1/N in N steps, which is measured and reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from ldm_kit.models.pipeline import Pipeline
 def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float = 1.0) -> list[int]:
     """Return the rising timesteps of an inversion, from 0 up to a fraction `strength` of the T training timesteps.
 
-    There are `options.steps` steps, or fewer if there are fewer timesteps up to there. If the user gave no number of
+    There are `options.steps` steps, or fewer if this part of the timesteps has fewer. If the user gave no number of
     steps, the default is reduced to T - 1 where it is larger.
 
     Args:
@@ -59,10 +58,10 @@ def inversion_times(pipeline: Pipeline, options: GuidedOptions, strength: float 
 
 
 def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions:
-    """Return sampling options that visit the fraction `strength` of the training timesteps with the least noise.
+    """Return `options` with a spacing that lets sampling start at a fraction `strength` of the training timesteps.
 
     If `strength` is below 1, `options.spacing` must be trailing, leading or linspace. Another spacing that was saved
-    with the model is replaced by trailing; another spacing that the user gave is refused.
+    with the model is replaced by trailing; another spacing that the user gave is an error.
 
     Raises:
         UserError: `strength` is below 1 and the user gave another spacing; such a spacing covers all timesteps.
@@ -80,7 +79,7 @@ def options_within(options: ResolvedOptions, strength: float) -> ResolvedOptions
 def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float = 1.0) -> list[int]:
     """Return the falling timesteps of sampling, from a fraction `strength` of all training timesteps to clean data, -1.
 
-    There are `options.steps` steps, or fewer if there are fewer timesteps from there on. `options` must come from
+    There are `options.steps` steps, or fewer if this part of the timesteps has fewer. `options` must come from
     `options_within`.
 
     Args:

@@ -26,7 +26,7 @@ class Column:
 
     name: str  # the attribute's name
     values: tuple[str | None, ...]  # value of each picture
-    pairs: tuple[str | None, ...] | None = None  # pair names: pictures with equal ones differ in this attribute alone
+    pairs: tuple[str | None, ...] | None = None  # a name each: pictures of equal names differ in this attribute alone
 
     @cached_property
     def binary(self) -> bool:
@@ -85,8 +85,8 @@ def from_openmoji(pictures: PictureSet) -> list[Column]:
 def from_factors(pictures: PictureSet) -> list[Column]:
     """Return the factors of a data set as attributes, such as the hair colour of faces (see `data.factors`).
 
-    Two pictures that are equal in all factors but one are a pair of this factor; drawings of OpenMoji, which has roles
-    beside factors, are no pair unless they are of one role. A value that a picture hides is not known.
+    Two pictures that are equal in all factors but one are a pair of this factor (`Column.pairs`). OpenMoji's drawings
+    must also be of one role, such as "astronaut". The value of a factor that a picture hides counts as not known.
 
     Raises:
         UserError: the data set has no factors.
@@ -157,7 +157,7 @@ def from_file(
 def _column(
     name: str, values: tuple[str | None, ...], pairs: tuple[str | None, ...] | None, named: bool
 ) -> Column | None:
-    """Return a column of a table as an attribute; None if it has no usable number of values (see `from_file`).
+    """Return a table's column as an attribute; None if it has too few or too many different values (see `from_file`).
 
     Args:
         name: the column's name.

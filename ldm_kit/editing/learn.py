@@ -51,7 +51,10 @@ def _from_labels(model: Semantic, examples: TrainingExamples, key: str) -> Direc
 def _labelled_pictures(
     model: Semantic, examples: TrainingExamples
 ) -> tuple[PictureSet, Sequence[Column], Sequence[str]]:
-    """Load the pictures to learn from; return them, their attributes, and a group name for each picture."""
+    """Load the pictures to learn from; return them, their attributes, and a group name for each picture.
+
+    All pictures of a group are held out from the fit, or none is.
+    """
     name = "openmoji" if examples.openmoji else examples.dataset
     if name is None:
         return _labelled(model, examples)
@@ -63,7 +66,7 @@ def _labelled(model: Semantic, examples: TrainingExamples) -> tuple[PictureSet, 
     """Load a folder's pictures at `model`'s size; return them, their attributes, and a group name for each picture.
 
     The attributes come from the table `examples.labels`. The group name is the picture's value in the column
-    `examples.pair`; without such a column or value, the picture's name. All pictures of a group are held out, or none.
+    `examples.pair`; without such a column or value, the picture's name. See `_labelled_pictures`.
     """
     assert examples.images is not None
     assert examples.labels is not None

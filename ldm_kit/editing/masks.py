@@ -1,6 +1,6 @@
-"""Masks of inpainting, read as pictures are, and scaled to the model's resolution.
+"""Masks for inpainting, read from picture files, and cropped and scaled as the picture to inpaint is.
 
-A pixel of the scaled mask is to be sampled again ("new") if any of the mask's pixels in it is.
+A pixel of the scaled mask is to be sampled again ("new") if any of the mask's original pixels in it is.
 """
 
 import logging

@@ -62,7 +62,7 @@ def decode(
 
 
 def resolve_steps(model: SemanticModel, options: S) -> tuple[S, str]:
-    """Return options with the model's saved values for those that the user left out, and a note on these values.
+    """Return `options`, with values saved with the model for those that the user left out, and a note on these values.
 
     A number of steps that the user left out is reduced to the most that the model's noise schedule allows.
 

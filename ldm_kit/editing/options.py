@@ -29,7 +29,7 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Base of options that default to values saved with the model, with which the training run was evaluated."""
+    """Base class of options whose defaults are saved with the model: the values used to evaluate its training run."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
@@ -42,7 +42,7 @@ class ModelDefaults(Config):
 
 
 class StepOptions(ModelDefaults):
-    """How codes are decoded: the fraction of steps that a PDAE leaves to its base model; subclasses add step counts."""
+    """Base class of decoding options: `stop` is the fraction of last steps that a PDAE leaves to its base model."""
 
     stop: float = Field(
         default=0.0,
@@ -53,7 +53,7 @@ class StepOptions(ModelDefaults):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Decoding settings for the PNGs' metadata: `step_counts` and, unless it is 0, `stop`, by name."""
+        """Decoding settings by name, for the PNGs' metadata: the `step_counts` and, unless it is 0, `stop`."""
         return self.step_counts | ({"stop": self.stop} if self.stop else {})
 
 
@@ -61,7 +61,7 @@ _INVERT_STEPS = Field(ge=1, description="DDIM steps of the inversion to a stocha
 
 
 class DecodeSteps(StepOptions):
-    """The number of DDIM steps in which codes are decoded as pictures; for the class attributes see `ModelDefaults`."""
+    """Decoding options with the number of DDIM steps, which defaults to the saved option that `SAVED` names."""
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("steps",)
     SAVED: ClassVar[Mapping[str, str]] = {"steps": "decode_steps"}
@@ -72,7 +72,8 @@ class DecodeSteps(StepOptions):
 class RoundTripSteps(DecodeSteps):
     """The numbers of DDIM steps in which a picture is inverted to its stochastic code and decoded again.
 
-    `invert_steps` are those of the inversion. For the class attributes see `ModelDefaults`.
+    `invert_steps` are those of the inversion, `steps` those of decoding. `STEP_FIELDS` names both; `SAVED` maps each to
+    the option, saved with the model, that it defaults to.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps", "steps")
@@ -221,7 +222,8 @@ class NeighboursOptions(Config):
 class EncodeOptions(ModelDefaults):
     """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
 
-    `invert_steps` is the number of DDIM steps to x_T. For the class attributes see `ModelDefaults`.
+    `invert_steps` is the number of DDIM steps to x_T; `SAVED` names the option, saved with the model, that is its
+    default.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)

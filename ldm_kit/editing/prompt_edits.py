@@ -1,4 +1,4 @@
-"""Commands of `edit.py` on a model without a semantic encoder: reprompt, img2img and inpaint."""
+"""Commands of `edit.py` on a diffusion model without a semantic encoder: reprompt, img2img and inpaint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,8 +80,8 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
             level is added.
 
     Raises:
-        UserError: the file is no picture, the prompt does not fit the model (`_condition`), or the model's noise
-            schedule allows fewer steps than `options` has.
+        UserError: the file is no picture; a prompt is given to an unconditional model, or none to a conditional one; or
+            the model's noise schedule allows fewer steps than `options` has.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -107,8 +107,8 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
         options: the files of picture and mask, the prompt, the seeds, and how often each step is repeated.
 
     Raises:
-        UserError: a file is no picture, the mask marks no pixel or every pixel, the prompt does not fit the model
-            (`_condition`), or the model's noise schedule allows fewer steps than `options` has.
+        UserError: a file is no picture; the mask marks no pixel or every pixel; a prompt is given to an unconditional
+            model, or none to a conditional one; or the noise schedule allows fewer steps than `options` has.
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
@@ -128,7 +128,7 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
 
 
 class _Task(NamedTuple):
-    """What `_in_batches` samples: the latents to start from, the condition, and the texts of the progress bar."""
+    """Input of `_in_batches`: latents to start from, condition, number of steps, and the progress bar's text."""
 
     x_0: Tensor  # latents [1, Z, h, w] of the picture
     cond: Condition  # condition of all pictures
@@ -150,7 +150,7 @@ def _in_batches(
         sampling: resolved options, whose guidance is used.
         options: the seeds and the batch size.
         task: the picture, and the condition of all pictures.
-        states: the sampler: a function of (denoiser, x_0 [B, Z, h, w], condition, B seeds).
+        states: the sampler: a function of (denoiser, x_0 [B, Z, h, w], condition, B seeds) that yields its states.
 
     Returns:
         Pictures uint8 [count, C, R, R] on the CPU; each depends on its own seed alone, but for rounding.
@@ -176,7 +176,7 @@ def _settings(
     Args:
         options: the command's options.
         sampling: the same options, completed with the values saved with the model.
-        times: timesteps that were visited, the first and the last among them.
+        times: the timesteps of sampling or inversion, including the first and the last.
         left_out: names of options that are not recorded: paths, numbers that the file names give, and options that
             have no effect.
     """

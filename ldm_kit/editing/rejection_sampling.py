@@ -28,7 +28,7 @@ class AttributeThreshold:
 class AcceptedCodes(NamedTuple):
     """The accepted codes of N pictures, their attribute's probabilities, and the number of codes tried for them."""
 
-    z: Tensor  # [N, D], as the function `sample` of `sample_accepted` returned them
+    z: Tensor  # accepted codes [N, D], in the form in which the sampling function returned them
     probability: Tensor  # [N], probability that each code has the attribute
     tried: int  # codes tried for a picture, up to and with the accepted one; summed over the pictures
 
@@ -39,7 +39,7 @@ class AcceptedCodes(NamedTuple):
 
 
 def try_seed(seed: int, number: int) -> int:
-    """Return the seed of try `number` of a picture: the picture's seed `seed` for try 0, else a hash of both."""
+    """Return the seed of try `number`, 0, 1, ..., of a picture: its seed `seed` for try 0, else a hash of both."""
     return seed if number == 0 else rng.derive_seed(seed, "try", number)
 
 

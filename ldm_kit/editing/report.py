@@ -41,16 +41,17 @@ Report = dict[str, Any]
 def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report, Path]:
     """Measure a semantic model, write the report as JSON, and return it with the path of its file.
 
-    Directions are learned from the training pictures as `learn` does, and are not saved. Edits are made of held-out
-    pictures of a data set that knows its factors, and judged by a reader that was trained on none of these.
+    Attribute directions are learned from the pictures, as by `edit.py learn`, but not saved. If the data set knows the
+    factors of its pictures (such as hair colour), held-out pictures are edited and compared with the exact results. A
+    classifier of the factors (`FactorReader`), which was trained on none of them, says which factors changed.
 
     Args:
         context: the model.
         options: the data, and what is measured.
 
     Raises:
-        UserError: a model that is not semantic, a set without labels, a factor that does not exist, a group size that
-            does not divide a code, a missing package, or a file that cannot be written.
+        UserError: the model is not semantic, the data have no labels, a factor does not exist, the group size does not
+            divide the length of a code, a package is missing, or the file cannot be written.
     """
     default = context.folder / "reports" / f"{options.source}.json"
     out = options.out if "out" in options.model_fields_set else unused_path(default)
@@ -78,14 +79,25 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
 
 
 def _groups(model: SemanticModel, size: int) -> Groups | None:
-    """Return the dimensions of each group of `size` successive ones; None for a size of 1."""
+    """Divide the dimensions of the model's codes into groups of `size` successive ones; return each group's dimensions.
+
+    None, for a size of 1, means that each dimension counts by itself. Raises UserError if `size` does not divide the
+    number of dimensions.
+    """
     if model.z_width % size:
         raise UserError(f"--group_size {size} does not divide a code of {model.z_width} dimensions")
     return None if size == 1 else [range(i, i + size) for i in range(0, model.z_width, size)]
 
 
 def _codes(z: Tensor, data: ReportData, groups: Groups | None, options: ReportOptions) -> Report:
-    """Return the measures of disentanglement of codes z [N, D]."""
+    """Return the report's measures of disentanglement, by name: DCI, FactorVAE score, MIG and TAD.
+
+    Args:
+        z: normalised codes [N, D] of the pictures.
+        data: the pictures' attributes.
+        groups: dimensions of z that count as one; None: each counts by itself.
+        options: regressor of DCI, and seed.
+    """
     factors = data.factor_numbers
     scores = dci(z, factors, groups, regressor=options.regressor, seed=options.seed)
     names = [column.name for column in data.columns]
@@ -107,7 +119,10 @@ def _codes(z: Tensor, data: ReportData, groups: Groups | None, options: ReportOp
 
 
 def _probes(directions: Directions, data: ReportData) -> dict[str, float | None]:
-    """Return by factor the AUROC of its values' directions on held-out pictures, averaged over its values."""
+    """Return for each attribute the held-out AUROC of the directions of its values, averaged over the values.
+
+    The directions, learned from `data`, hold these AUROCs. None: no AUROC was measured for any value.
+    """
     means: dict[str, float | None] = {}
     for column in data.columns:
         names = {column.name, *(f"{column.name}: {value}" for value in column.kinds)}
@@ -119,9 +134,10 @@ def _probes(directions: Directions, data: ReportData) -> dict[str, float | None]
 def _edits(
     context: ModelContext, model: SemanticModel, directions: Directions, data: BuiltIn, options: ReportOptions
 ) -> Report:
-    """Return the errors of edits of held-out pictures, over all factors and by factor, and the reader's accuracy.
+    """Edit held-out pictures, and return a summary of the edits' errors, over all factors and for each.
 
-    Edits whose exact picture is a training picture are left out.
+    The summary also has the accuracy of the reader, the classifier of factors that judges the edits. Edits whose exact
+    picture is a training picture are left out.
     """
     heldout, seen = known_factors(data.split.heldout), pixel_digests(data.split.train)
     config = ReaderConfig(count=options.reader_count, epochs=options.reader_epochs, seed=options.seed)
@@ -136,7 +152,7 @@ def _edits(
 
 
 def describe(report: Report) -> str:
-    """Return a report as text: the measures of the codes, and a table with a row for each factor."""
+    """Return a report as text: the measures of the codes, and a markdown table with a row for each factor."""
     codes, data = report["codes"], report["data"]
     scores, tad = codes["dci"], codes["tad"]
     dimensions = f"{codes['dimensions']} dimensions"
@@ -175,7 +191,7 @@ def _edit_cells(reader: float | None, errors: Mapping[str, Any]) -> list[str]:
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table, the first of which is its head, as lines of markdown."""
+    """Return a table as lines of markdown; the first of `rows` is the head."""
     head, *others = [f"| {' | '.join(row)} |" for row in rows]
     return [head, "|" + "---|" * len(rows[0]), *others]
 

@@ -1,4 +1,4 @@
-"""The pictures that `edit.py report` measures a model on, and what is known about each."""
+"""The pictures that `edit.py report` measures a semantic model on, and the attributes of each picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,23 +21,26 @@ from ldm_kit.models.protocol import Semantic
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Pictures to measure codes on, and, for a set that knows its factors, what is edited."""
+    """Pictures whose codes are measured, their F attributes, and the data set whose held-out pictures are edited."""
 
     pictures: PictureSet  # N pictures
-    columns: Sequence[Column]  # attributes, each with a value of every picture
-    names: Sequence[str]  # N names; pictures of one name are held out from a probe together
-    built_in: BuiltIn | None  # the set, whose held-out pictures are edited; None: a folder, of unknown results of edits
+    columns: Sequence[Column]  # F attributes, each with a value of every picture
+    names: Sequence[str]  # N names; pictures of equal names are held out together when directions are tested
+    built_in: BuiltIn | None  # built-in set of `pictures`; None: a folder, for which exact results of edits are unknown
 
     @property
     def factor_numbers(self) -> Tensor:
-        """The number of each attribute's value among its values, int64 [N, F]; -1: not known."""
+        """The value of each attribute in each picture, int64 [N, F], as an index into the attribute's sorted values.
+
+        The index is -1 where the value is not known.
+        """
         return torch.stack([_numbers(column) for column in self.columns], dim=1)
 
     @property
     def attributes(self) -> Tensor:
-        """Whether a picture has each value of each attribute, int64 [N, A]; -1: not known.
+        """Binary attributes int64 [N, A]: 1 if the picture has a value of an attribute, 0 if not, -1 if not known.
 
-        An attribute of two values counts once.
+        There is a column for each value of each attribute, but only one for an attribute of two values.
         """
         marks = [
             column.positive(value)
@@ -53,11 +56,15 @@ def _numbers(column: Column) -> Tensor:
 
 
 def load_data(model: Semantic, options: ReportOptions) -> ReportData:
-    """Load the pictures that a report is about, at a model's size.
+    """Load the pictures that a report is about, at a model's size, with those attributes that vary among them.
+
+    Args:
+        model: the semantic model that is measured.
+        options: the data set or folder, and the number of pictures.
 
     Raises:
-        UserError: pictures that are not as the model's, no label of two values, a factor that does not exist, or a
-            missing package.
+        UserError: the pictures have other channels than the model's, no attribute varies, a factor in `options` does
+            not exist, or a package is missing.
     """
     data = _labelled(model, options) if options.dataset is None else _built_in(model, options.dataset, options)
     columns = [column for column in data.columns if len({*column.values} - {None}) > 1]

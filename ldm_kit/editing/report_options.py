@@ -13,7 +13,10 @@ from ldm_kit.models.sampler_options import Seed
 
 
 class ReportOptions(RoundTripSteps):
-    """Options of `edit.py report`: a data set whose factors are known, or a labelled folder, and what is measured."""
+    """Options of `edit.py report`: the data, a built-in set or a labelled folder, and what is measured on it.
+
+    A built-in set knows the factors of its pictures, such as hair colour, and can render the exact result of an edit.
+    """
 
     dataset: BuiltInName | None = Field(default=None, description="a built-in set that knows its factors")
     images: Path | None = Field(default=None, description="a folder of pictures")
@@ -51,5 +54,5 @@ class ReportOptions(RoundTripSteps):
 
     @property
     def source(self) -> str:
-        """Name of the data, for the report: that of the built-in set, or of the folder."""
+        """Name of the data in the report: the built-in set's name or the folder's."""
         return self.dataset or (self.images.name if self.images is not None else "")

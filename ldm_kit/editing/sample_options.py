@@ -72,7 +72,7 @@ class GuidedOptions(Config):
 
         Args:
             pipeline: the model.
-            fixed: options, by name, whose values the command fixes.
+            fixed: values, by the option's name, that the command sets whatever the user or the model says.
 
         Raises:
             UserError: an option has no effect on the model, or is impossible with it; the message names the flag.
@@ -124,7 +124,8 @@ class InpaintOptions(GuidedOptions, SeedOptions):
 class SamplePriorOptions(StepOptions, SeedOptions):
     """Options of `edit.py sample`: how codes are sampled from a prior, and decoded as new pictures.
 
-    For the class attributes see `ModelDefaults`.
+    `STEP_FIELDS` names the fields that count steps of the decoder; `SAVED` maps fields to the options, saved with the
+    model in the section `SECTION`, that they default to.
     """
 
     SECTION: ClassVar[str] = "prior"

@@ -17,9 +17,9 @@ from ldm_kit.models.semantic import SemanticModel
 
 
 class SamplePriorResult(NamedTuple):
-    """What the command reports of `sample_prior`; `str(result)` is the text that it prints."""
+    """Result of `sample_prior`; `str(...)` of it is the text that `edit.py sample` prints."""
 
-    result: EditResult
+    result: EditResult  # the number of pictures, and the path of the sheet that shows them
     acceptance: str | None  # a sentence on the share of accepted codes; None: no attribute was asked for
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ def sample_prior(context: EditContext, options: SamplePriorOptions) -> SamplePri
 
 
 def _resolve(model: SemanticModel, options: SamplePriorOptions) -> tuple[SamplePriorOptions, str]:
-    """Return options with the model's saved values for those that the user left out, and a note on these values.
+    """Return `options`, with values saved with the model for those that the user left out, and a note on these values.
 
     Raises:
         UserError: the model has no prior, a number of steps is above the number of training timesteps, or the user asks
@@ -93,10 +93,10 @@ def _settings(options: SamplePriorOptions) -> dict[str, object]:
 def _sample_codes(
     context: EditContext, model: SemanticModel, options: SamplePriorOptions
 ) -> tuple[Tensor, list[str], str | None]:
-    """Sample codes from `model`'s prior; return z [N, D], not normalised, their captions, and a sentence.
+    """Sample codes z [N, D] from `model`'s prior; return them, not normalised, their captions, and a sentence.
 
     The sentence says what fraction of the codes was accepted. It is None if `options` name no attribute, as all codes
-    are then taken. `context` has the folder of attribute directions.
+    are then accepted. `context` has the folder of attribute directions.
     """
 
     def sample(seeds: Sequence[int]) -> Tensor:

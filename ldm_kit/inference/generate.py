@@ -25,7 +25,7 @@ GRID = 400  # most pictures in the grid; further ones are saved, but not shown t
 
 
 class GenerationResult(NamedTuple):
-    """What a command reports of generated pictures; `str(result)` is the text that it prints."""
+    """Result of `generate_to_folder`; `str(result)` is the text that the command prints."""
 
     pictures: int  # number of generated pictures
     path: Path  # the grid, which shows them together
@@ -37,7 +37,7 @@ class GenerationResult(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """Prompt and seed of one picture to generate."""
+    """The prompt and the random seed of one picture to generate."""
 
     prompt: str  # a prompt or a class name; "": unconditional
     seed: int
@@ -52,8 +52,8 @@ def generate_to_folder(
 ) -> GenerationResult:
     """Generate the requested pictures as PNGs, and grid.png, into the folder `output.out`.
 
-    Nothing is overwritten: where the folder holds pictures, the indices go on, and the grid is grid-2.png. Where no
-    `out` was given and the default folder is not empty, a new folder beside it is taken.
+    Nothing is overwritten: if the folder holds pictures, the new files' numbers continue from theirs, and the grid is
+    grid-2.png. If the user gave no `out` and the default folder is not empty, a new folder beside it is used.
 
     Args:
         model: the folder of a saved model, of a run or of a checkpoint.
@@ -107,7 +107,7 @@ def _save_pictures(
         pictures: yields the pictures, uint8 [C, R, R], in the order of `jobs`.
         jobs: prompt and seed of each picture.
         out: the folder.
-        metadata: metadata of every PNG, to which prompt and seed are added; None: no metadata at all.
+        metadata: metadata of every PNG, to which the picture's prompt and seed are added; None: no metadata at all.
     """
     first: list[Tensor] = []
     start = next_index(out)
@@ -130,7 +130,8 @@ def _load(model: Path, guides: GuideModels, device: torch.device, precision: tor
 def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
-    For an unconditional model they come from `_unconditional_prompts`. `options` are the sampling options.
+    For an unconditional model these are the classes to which a classifier guides it, or one empty prompt. `options` are
+    the sampling options.
 
     Raises:
         UserError: the model is conditional and `texts` is empty, or the classifier does not know a class.
@@ -148,10 +149,10 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
 
 
 def _unconditional_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
-    """Return the prompts for the unconditional model `pipeline`.
+    """Check the user's prompts `texts` for the unconditional model `pipeline`; return the prompts to sample with.
 
-    If a classifier guides it and `options` name no class for the classifier, `texts` are its class names and are
-    returned. Otherwise `texts` must be empty, and one empty prompt is returned.
+    If a classifier guides the model and `options` name no class for the classifier, `texts` are the classes to guide
+    to, at least one, and are returned. Otherwise `texts` must be empty, and one empty prompt is returned.
 
     Raises:
         UserError: a classifier guides the model and no class is given, or a prompt is given that nothing uses.

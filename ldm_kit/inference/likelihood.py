@@ -50,7 +50,7 @@ class Likelihood:
     pictures: int  # number of pictures
     times: int  # number of timesteps at which a term was measured for each picture
     of: int  # number of all timesteps
-    variance: str  # type of the reverse steps' variance
+    variance: str  # type of the reverse steps' variance: small, large or learned_range
     seed: int  # seed of the random noise and timesteps
 
     def __str__(self) -> str:
@@ -75,7 +75,8 @@ def evaluate_likelihood(
 ) -> str:
     """Measure the likelihood bound of a run's held-out pictures, and write nll.json and nll.png into the run's folder.
 
-    Where one of these is there, as of an earlier measurement, the files are nll-2.json and nll-2.png.
+    nll.json holds the numbers, nll.png plots the term of each timestep. If one of the files exists already, the new
+    ones are nll-2.json and nll-2.png.
 
     Args:
         path: a finished run's folder, or the model/ within it.
@@ -130,7 +131,7 @@ def _check_pictures(pictures: PictureSet, pipeline: Pipeline, model: Path) -> No
 def _measure(
     pipeline: Pipeline, split: Split, config: LatentRun, request: LikelihoodRequest
 ) -> tuple[Likelihood, Tensor]:
-    """Return the bound, and [T]: each timestep's term, averaged over pictures (NaN: no term was measured there).
+    """Return the bound, and its term at each of the T timesteps [T], averaged over pictures (NaN: not measured).
 
     The pictures are those held out in `split`; `config` is the run's, and `request` says how much to measure.
     """
@@ -178,7 +179,7 @@ def _random(
 
 
 def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterator[Tensor]:
-    """Yield `count` random timesteps [B], drawn from `sparse_density`, in which early timesteps are most likely.
+    """Yield timesteps [B] `count` times, drawn from `sparse_density`, in which early timesteps are most likely.
 
     The k-th timestep comes from the k-th of `count` equally likely parts of the density (stratified sampling).
 

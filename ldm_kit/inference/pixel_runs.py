@@ -10,7 +10,11 @@ from ldm_kit.models.folder import model_folder
 
 
 def run_folders(path: Path) -> tuple[Path, Path]:
-    """Return the folder of a run, and that of the run's model; UserError if the run has no config.yaml."""
+    """Return a run's folder and its model's folder, given one of the two.
+
+    Raises:
+        UserError: the run's folder has no config.yaml.
+    """
     model = model_folder(path)
     run = model.parent if model.name == "model" else path
     if not (run / "config.yaml").is_file():
@@ -22,7 +26,15 @@ def run_folders(path: Path) -> tuple[Path, Path]:
 
 
 def read_pixel_run(run: Path, overrides: Sequence[str]) -> LatentRun:
-    """Return the config of a run, with `overrides` of its keys; UserError if its model has no likelihood."""
+    """Return the config of the run in the folder `run`, after replacing the values of some keys.
+
+    Args:
+        run: the run's folder.
+        overrides: new values, such as `data.path=elsewhere`.
+
+    Raises:
+        UserError: the run's model has no likelihood: it is no diffusion model of pixels, or it is a flow model.
+    """
     config = read_run(run / "config.yaml", overrides)
     if not isinstance(config, LatentRun):
         raise UserError(f"{run} is a run of method {config.method}, which has no likelihood; expected latent")
@@ -34,7 +46,7 @@ def read_pixel_run(run: Path, overrides: Sequence[str]) -> LatentRun:
 
 
 def of_latents(where: Path) -> UserError:
-    """Return the error for a model of latents in the folder `where`."""
+    """Return the error that the model in the folder `where` has no likelihood, because it is a model of latents."""
     return UserError(
         f"{where} is a model of latents: how likely the decoder makes a picture is unknown, and so is the picture's "
         "likelihood; expected a model of pixels (autoencoder: null)"

@@ -1,4 +1,4 @@
-"""Stage 1 of latent diffusion.
+"""Stage 1 of latent diffusion: training of the autoencoder.
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.1.
 Idea:     compress pictures to small latents with little visible loss, so that diffusion of the latents is cheap.
@@ -89,7 +89,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """Optimiser config of each module; by default the discriminator's is `optim` without Muon."""
+        """Optimiser config by module name; the discriminator's, if the config has none, is `optim` without Muon."""
         adamw = self.config.optim.model_copy(update={"muon": None})
         return {"autoencoder": self.config.optim, "discriminator": self.config.discriminator_optim or adamw}
 
@@ -126,7 +126,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield the `LossTerm` of the autoencoder for a batch and, if step `step` trains it, the discriminator's."""
+        """Yield (name, loss of a batch, scalars to log) of autoencoder and, if step `step` trains it, discriminator."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -145,7 +145,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return target pictures, reconstructions, and bool [B]: which of them get a perceptual loss (None: all)."""
+        """Return a batch's target pictures, reconstructions, and bool [B]: which get a perceptual loss (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -155,12 +155,12 @@ class Autoencoding(Method[AutoencoderRun]):
         return x if move is None else move(x), autoencode(x, noise, move), judged
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether a step uses the adversarial loss's adaptive weight, computed over all micro-batches."""
+        """Return whether step `step` needs `see_whole_batch`: whether its adversarial loss has an adaptive weight."""
         game = self.config.loss.adversarial
         return game is not None and game.adaptive and game.factor(step) > 0
 
     def see_whole_batch(self, batches: Iterable[Mapping[str, Tensor]], step: int) -> None:
-        """Measure the adversarial loss's adaptive weight over all micro-batches of a step, before the step trains."""
+        """Store the adaptive weight of step `step`'s adversarial loss, computed over all micro-batches `batches`."""
         game, discriminator = self.config.loss.adversarial, self.discriminator
         assert game is not None
         assert discriminator is not None
@@ -176,7 +176,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.ratio = step, weight
 
     def _moves(self, step: int, side: int) -> tuple[Move | None, Move | None]:
-        """Draw step `step`'s equivariance transforms of pictures and of latents of width `side`; None: no transform."""
+        """Draw step `step`'s EQ-VAE transforms of pictures and of latents of width `side`; None: no transform."""
         if (config := self.config.equivariance) is None:
             return None, None
         u = rng.uniform(self.config.seed, "move", step * DRAWS + torch.arange(DRAWS))
@@ -194,14 +194,14 @@ class Autoencoding(Method[AutoencoderRun]):
         return self.data.heldout if len(self.data.heldout) else self.data.train
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Return metrics of held-out reconstructions or, named train_*, of training ones if nothing is held out."""
+        """Return metrics of reconstructed held-out pictures; if none are held out, of training pictures (train_*)."""
         indices = chosen(len(self.shown), self.config.log.max_heldout)
         metrics = evaluate(self.autoencode, self.perceptual, self.shown, indices, self.eval_batch)
         return metrics if len(self.data.heldout) else {of_training(name): value for name, value in metrics.items()}
 
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
-        """Return the names of the `heldout_metrics`; if `data` is None (not loaded yet), all possible names."""
+        """Return the names of the metrics of `heldout_metrics`; if `data` is None (not loaded), all possible names."""
         perceptual = () if config.perceptual.spec == "none" else ("perceptual",)
         codes = CODEBOOK if isinstance(config.autoencoder, VQConfig) else ()
         heldout = [f"heldout_{name}" for name in ("psnr", "ssim", *perceptual, *codes)]
@@ -220,7 +220,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save into `folder` a copy of the autoencoder, with the normalisation of latents in its weights if it is new.
+        """Save the autoencoder into `folder`, with latents of standard deviation 1, or with those of init if frozen.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.
@@ -239,7 +239,7 @@ class Autoencoding(Method[AutoencoderRun]):
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
 
     def training_sums(self) -> Tensor:
-        """Return `latent_sums` of training pictures, float64 [4, Z]; processes that share work encode a part each."""
+        """Return the sums [4, Z] over training pictures from which `save` takes mean and deviation of the latents."""
         rows = spread(len(self.data.train), STATISTICS_PICTURES)
         return sums_of_latents(self.vae, self.data.train, rows, self.eval_batch)
 

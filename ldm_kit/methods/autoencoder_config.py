@@ -76,7 +76,7 @@ class AutoencoderRun(RunConfig):
 
     @property
     def needs_captions(self) -> bool:
-        """False, as an autoencoder is trained on pictures alone."""
+        """Whether the run uses captions or classes: False, as an autoencoder is trained on pictures alone."""
         return False
 
     def cautions(self) -> list[str]:
@@ -107,6 +107,6 @@ class AutoencoderRun(RunConfig):
 
     @property
     def _smallest(self) -> int:
-        """Side in pixels of the smallest pictures that a step may train on; `equivariance` scales some down."""
+        """Side in pixels of the smallest pictures that a step may train on, since `equivariance` scales some down."""
         factor, side = 2 ** (len(self.autoencoder.widths) - 1), self.autoencoder.resolution
         return side if self.equivariance is None else factor * self.equivariance.smallest(side // factor)

@@ -68,7 +68,10 @@ def evaluate(
 
 
 def sums_of_latents(vae: Any, pictures: PictureSet, rows: Sequence[int], size: BatchSize) -> Tensor:
-    """Return `latent_sums`, float64 [4, Z], of pictures; processes that share work encode a part of them each.
+    """Return sums over pictures from which mean and deviation of Z latent channels follow, float64 [4, Z].
+
+    The rows are: sum of the latents, sum of their squares, number of elements per channel, number of pictures (see
+    `latent_sums`). In a run of several processes each encodes a part of the pictures.
 
     Args:
         vae: the autoencoder.

@@ -149,7 +149,7 @@ class Method(FromTrained, ABC, Generic[C]):
         """Restore the tensors that `state` returned."""
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update what gradients do not train, after the `optimisers`, by name, made step `step` (counted from 0)."""
+        """Update tensors that no gradient trains, after `optimisers`, by name, made step `step` (the first is 0)."""
 
     def discard_step(self) -> None:
         """Discard what `losses` collected for `after_step` in a step that failed and will be repeated."""
@@ -252,9 +252,9 @@ class Method(FromTrained, ABC, Generic[C]):
         return "\n".join([paragraph, *self.notes, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures) for `describe`."""
+        """Return a phrase on the training set (how many pictures) for `describe`, the log's opening text."""
         return f"{len(self.data.train)} training pictures"
 
     def describe_model(self) -> str:
-        """Return a phrase on the networks (names, trained parameters) for `describe`."""
+        """Return a phrase on the networks (names, trained parameters) for `describe`, the log's opening text."""
         return f"{', '.join(self.modules)} with {millions(*self.modules.values())} trained parameters"

@@ -84,14 +84,18 @@ class Classifying(Method[ClassifierRun]):
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, Any]) -> None:
-        """Store `wrapped`, the module by name (or DDP's wrapper); move schedule and `shares` to the module's device."""
+        """Store `wrapped`, {name: module or DDP wrapper}; move noise schedule and `shares` to the module's device.
+
+        `shares` [4] is the fraction of training timesteps in each quarter of 0..T-1.
+        """
         super().set_ddp_modules(wrapped)
         self.shares = self.shares.to(self.device)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the mean cross-entropy of a batch from `LatentBatches`, and accuracies to log; `step` is not used.
 
-        The run's seed and a sample's position in the run determine its timestep, noise and shift.
+        The run's seed and a sample's position (its number among all samples of the run) determine its timestep, noise
+        and random shift by whole pixels.
         """
         config, position, label = self.config, batch["position"], batch["inputs"]["label"]
         size, times = config.train.batch_size, len(self.schedule)
@@ -136,7 +140,7 @@ class Classifying(Method[ClassifierRun]):
         return HeldoutAccuracy(losses, first, top if len(self.net.config["classes"]) > TOP else None)
 
     def _measure_level(self, level: int, samples: LatentBatches, indices: Tensor) -> tuple[float, float, float]:
-        """Return loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
+        """Return mean loss, top-1 and top-5 accuracy of samples `indices` at random t / T in level/8 .. (level+1)/8."""
         position = indices * LEVELS + level
         u = (level + rng.uniform(self.heldout_seed, "time", position)) / LEVELS
 
@@ -149,7 +153,14 @@ class Classifying(Method[ClassifierRun]):
 
     @torch.no_grad()
     def guess(self, samples: LatentBatches, indices: Tensor, position: Tensor, u: Tensor) -> Tensor:
-        """Return logits [B, K] of samples `indices` [B], not mirrored, at t / T = u [B]; `position` [B] fixes noise."""
+        """Return the network's logits [N, K] of K classes for N noised samples, which are never mirrored.
+
+        Args:
+            samples: the set of samples.
+            indices: indices [N] of the samples in the set.
+            position: a number [N] for each sample which, with `heldout_seed`, determines its noise.
+            u: times t / T [N] in [0, 1) to which the samples are noised.
+        """
 
         def logits(batch: range) -> Tensor:
             some, latents = slice(batch.start, batch.stop), samples.latents
@@ -167,13 +178,13 @@ class Classifying(Method[ClassifierRun]):
 
     @classmethod
     def figures(cls, config: ClassifierRun, data: Split | None) -> list[str]:
-        """Return the names of the `heldout_metrics`; if `data` is None (not loaded yet), all possible names."""
+        """Return the names of the metrics of `heldout_metrics`; if `data` is None (not loaded), all possible names."""
         if data is not None and not len(data.heldout):
             return []
         return metrics.figure_names(top=data is None or len(data.train.classes) > TOP)
 
     def evaluate(self, step: int, folder: Path) -> dict[str, float]:
-        """Return held-out metrics after step `step`; plot accuracy over noise level and predictions into `folder`."""
+        """Return held-out metrics after step `step`; write a plot of accuracy and the grid of samples into `folder`."""
         super().evaluate(step, folder)
         if self.accuracy is not None:
             plot_accuracy(self.accuracy, folder / "pictures" / f"accuracy-{step:08d}.png")

@@ -19,7 +19,7 @@ TOP = 5  # top-5 accuracy is measured too, if there are more than five classes
 
 @dataclass(frozen=True)
 class HeldoutAccuracy:
-    """Mean loss and accuracies of held-out pictures: a value for each of the 8 (`LEVELS`) noise levels, least first."""
+    """Mean loss and accuracies of held-out pictures at 8 (`LEVELS`) noise levels: 8 values each, least noise first."""
 
     losses: tuple[float, ...]  # mean cross-entropy
     first: tuple[float, ...]  # top-1 accuracy

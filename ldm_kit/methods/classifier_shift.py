@@ -9,7 +9,7 @@ from ldm_kit.diffusion import rng
 def shifted(x: Tensor, most: int, seed: int, position: Tensor) -> Tensor:
     """Shift each picture of x [B, C, H, W] along both axes by -most..most whole pixels, repeating edge pixels.
 
-    `seed` and a picture's position [B] in the run fix its shift.
+    `seed` and a picture's position [B], its number among all samples of the run, determine its shift.
     """
     rows, columns = (_moved(x.shape[i], most, rng.uniform(seed, f"shift {i}", position)) for i in (2, 3))
     batch = torch.arange(len(x), device=x.device)[:, None, None]

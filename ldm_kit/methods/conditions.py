@@ -59,9 +59,10 @@ class Conditions:
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
-        """Return the conditioner's inputs, [N, ...] by name, of the training and the held-out set (None if empty).
+        """Return the conditioner's inputs (such as token ids) of the training and the held-out set (None if empty).
 
-        One log line says how many captions of both were cut, and none later: the same captions may be sampled often.
+        Inputs are tensors [N, ...] by name. Captions with too many tokens are cut. One log line says how many of both
+        sets were; no later cut is logged, as the same captions may be sampled often.
         """
         cut: list[tuple[int, int, int]] = []
         self.conditioner.on_truncated = lambda *counts: cut.append(counts)
@@ -85,7 +86,10 @@ class Conditions:
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
 
     def sample_grid(self, pipeline: Pipeline, prompts: Sequence[str | int], batch: BatchSize) -> Grid:
-        """Return a grid of pictures, one sampled by `pipeline` for each prompt, from seeds 0, 1, 2, ..."""
+        """Return a grid of pictures, one sampled by `pipeline` for each prompt, from seeds 0, 1, 2, ...
+
+        `batch` is the most pictures that are sampled at once.
+        """
         pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch)))
         captions = None
         if pipeline.conditioner.null is not None:  # else the pictures are of nothing in particular
@@ -94,7 +98,7 @@ class Conditions:
 
 
 def _ignore(cut: int, total: int, length: int) -> None:
-    """Do nothing."""
+    """Ignore that `cut` of `total` captions had more than `length` tokens: a conditioner's callback without a log."""
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:

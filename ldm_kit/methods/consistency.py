@@ -1,11 +1,13 @@
-"""Consistency models: sampling in one step or a few, by tuning, by distillation, or from nothing.
+"""Consistency models, sampled in one step or a few: tuned or distilled from a trained model, or trained anew.
 
 Papers:   Song et al. 2023, "Consistency Models" (CT, CD); Song & Dhariwal 2024, "Improved Techniques for Training
           Consistency Models" (iCT); Geng et al. 2024, "Consistency Models Made Easy" (ECT); Luo et al. 2023, "Latent
           Consistency Models".
-Idea:     train f(x_t, t), the predicted x_0, to be equal at neighbouring points of a trajectory, whose end it then is.
-Parts:    a network like that of a trained model, in modes tune and distill that model's own; a frozen teacher where one
-          is needed; perhaps a target network, an average of past weights.
+Idea:     train f(x_t, t), the predicted x_0, to be equal at neighbouring points of a probability-flow trajectory; then
+          f gives the clean end of the trajectory.
+Parts:    the student, the network that is trained (modes tune and distill: it starts as a copy of a trained model, the
+          base); for distillation or guidance a teacher, a frozen copy of the base; in some recipes a target network, an
+          average of the student's past weights.
 Run:      accelerate launch train_ldm.py configs/consistency/tune.yaml
 Expected: see the header of that config.
 """
@@ -58,10 +60,10 @@ class Consistency(Method[ConsistencyRun]):
     """Training method of consistency models.
 
     Attributes:
-        student: the network that is trained, with its data.
-        levels: timesteps, weights and guidance scales of samples.
-        teacher: the frozen copy of the base that makes the steps of distillation and of guidance; None: neither.
-        target: the target network, an average of the student's weights; None: the student itself.
+        student: the network that is trained, and its data.
+        levels: chooses timesteps, loss weights and guidance scales of samples.
+        teacher: frozen copy of the model that the run starts from, for distillation or guidance; None: neither is used.
+        target: the target network, an average of the student's past weights; None: the student itself.
     """
 
     Config = ConsistencyRun
@@ -83,11 +85,11 @@ class Consistency(Method[ConsistencyRun]):
 
     @classmethod
     def build(cls, config: ConsistencyRun, data: Split, device: torch.device) -> "Consistency":
-        """Open the base on `device`, or build a new network; cache latents and captions or labels of `data`.
+        """Open the trained model `config.base` on `device`, or build a new network; cache the latents of `data`.
 
         Raises:
-            UserError: the base cannot be opened, or does not fit the pictures or the config; or what `Latent.build`
-                raises.
+            UserError: the trained model cannot be opened, or does not fit the pictures or the config; or an error of
+                `Latent.build`.
             AutoencoderError, ConditioningError: as for `Latent.build`.
         """
         if config.mode == "train":
@@ -123,7 +125,7 @@ class Consistency(Method[ConsistencyRun]):
 
     @torch.no_grad()
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Average the student's new weights into the target network (Song et al. 2023, algorithms 2 and 3)."""
+        """Update the target network, a moving average of the student's weights (Song et al. 2023, alg. 2 and 3)."""
         if self.target is None:
             return
         pairs = zip(self.target.state_dict().values(), self.student.module.state_dict().values(), strict=True)
@@ -134,10 +136,11 @@ class Consistency(Method[ConsistencyRun]):
                 average.copy_(weight)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield a batch's weighted loss, and the distance without weights as `distance`.
+        """Yield the mean weighted loss of a batch; its mean without weights is logged as `distance`.
 
-        `batch` is one that the student's batches returned: moments of latents, positions, and the condition's inputs.
-        The run's seed and a sample's position in the run determine its noise, timestep, guidance and dropped condition.
+        `batch` has mean and logvar of latents, positions, and the condition's inputs or (DiffAE) pictures. The run's
+        seed and a sample's position, its number among all samples of the run, determine the sample's noise, timestep,
+        guidance scale and dropped condition.
         """
         config, position = self.config, batch["position"]
         t = self.levels.student_timesteps(position, step)
@@ -157,11 +160,11 @@ class Consistency(Method[ConsistencyRun]):
         scale: Tensor | None,
         network: Callable[..., Tensor],
     ) -> Tensor:
-        """Return the distance [B] of the student's f(x_t, t) and the target's f(x_r, r), without weights.
+        """Return the distance [B] between the student's f(x_t, t) and the target network's f(x_r, r), without weights.
 
         Args:
             noised: clean and noised latents, noise and timesteps t.
-            r: timesteps [B] of the target; -1 is clean data.
+            r: timesteps [B] of the target network; -1 is clean data.
             inputs: the condition's inputs by name, [B, ...] each.
             scale: guidance scales [B]; None: no guidance.
             network: the student, or its DDP wrapper.
@@ -173,20 +176,24 @@ class Consistency(Method[ConsistencyRun]):
 
     @property
     def metric(self) -> Metric:
-        """The metric of the config's `loss`."""
+        """Distance between two predictions of x_0: l1, l2 or pseudo-Huber, as the config's `loss` says."""
         return {"l1": l1, "l2": l2, "huber": partial(pseudo_huber, c=self.config.huber_c)}[self.config.loss]
 
     def function(self, network: Callable[..., Tensor], inputs: Inputs, scale: Tensor | None) -> ConsistencyFunction:
-        """Return f(x, t) of a network under a condition; a network that takes the guidance scale gets `scale`."""
+        """Return f(x, t), the x_0 that `network`, a function of (x_t, t, inputs, scale), predicts for one batch.
+
+        `inputs` are those of the condition, [B, ...] by name; `scale` [B] is for networks that take guidance scales.
+        """
         given = scale if takes_guidance_scale(self.student.module.unet) else None
         denoiser = bound_denoiser(network, self.schedule, self.student.target, inputs, given)
         return consistency_function(ConsistencyDenoiser(denoiser))
 
     @torch.no_grad()
     def next_points(self, noised: NoisedBatch, r: Tensor, inputs: Inputs, scale: Tensor | None) -> Tensor:
-        """Return the points x_r [B, ...] of the trajectories at timesteps r, from which the target goes on.
+        """Return the points x_r [B, ...] of the trajectories at timesteps r [B], at which the target network predicts.
 
-        Without a teacher they are noised from the data's x_0 and eps; with one, `Teacher` says what they are.
+        Without a teacher, x_r is noised from the data's x_0 and eps. In mode distill it is the end of the teacher's
+        step from x_t; in mode tune it is noised from x_0 and eps to which the teacher's guidance was added.
         """
         if self.teacher is None:
             return ddim_step(Prediction(noised.x_0, noised.eps), r, self.schedule)
@@ -204,7 +211,11 @@ class Consistency(Method[ConsistencyRun]):
         return call
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return the distance [B] of each held-out sample at timesteps t [B], with the levels of the last step."""
+        """Return the distance [B] between student and target network in predicting x_0 of held-out samples.
+
+        The student predicts at timesteps t [B], the target network at those that the run's last step takes. `batch` has
+        the keys of that of `losses`; `seed` fixes noise and guidance scale.
+        """
         inputs = self.student.inputs(batch, seed, 0.0)
         r = self.levels.target_timesteps(t, self.config.train.steps - 1)
         noised, scales = noise_batch(batch, t, seed, self.schedule), self.levels.scales(batch["position"], seed)
@@ -230,7 +241,7 @@ class Consistency(Method[ConsistencyRun]):
 
 
 def _check_levels(config: ConsistencyRun, schedule: ScheduleConfig) -> None:
-    """Check schedule, levels and sampling steps of a config against the student's noise schedule.
+    """Check a config's schedule, number of levels and sampling steps against `schedule`, the student's noise schedule.
 
     Raises:
         UserError: the config states another schedule, or has more levels or sampling steps than training timesteps.

@@ -35,9 +35,9 @@ GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023
 
 
 def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
-    """Build a new network for consistency training without a teacher (`mode: train`), as method `latent` builds one.
+    """Build a student with random weights, for consistency training without a teacher (`mode: train`).
 
-    It raises what `Latent.build` raises.
+    Network and batches are those of `Latent.build`, whose errors are raised.
     """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config, config.condition_dropout))
@@ -59,7 +59,7 @@ def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> Co
 
 
 def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, data: Split) -> ConditionedStudent:
-    """Return the student that starts from a trained model of prompts, classes or no condition.
+    """Return the student (network and data) that starts from `base`, a trained pixel or latent diffusion model.
 
     Args:
         config: the run's config.
@@ -68,8 +68,8 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or it cannot be the teacher of `config.guidance` or of the null
-            condition.
+        UserError: the pictures do not fit the model, or it was not trained on the guidance scales or the null condition
+            that the config needs from a teacher.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
@@ -109,11 +109,11 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
 
 
 def semantic_student(config: ConsistencyRun, base: SemanticModel, folder: Path, data: Split) -> SemanticStudent:
-    """Return the student that starts from a trained DiffAE.
+    """Return the student (network and data) that starts from `base`, a trained DiffAE in `folder`.
 
     Raises:
-        UserError: the model is a PDAE, the pictures do not fit it, or the config asks for guidance or has another
-            setting of conditions.
+        UserError: the model is a PDAE, the pictures do not fit it, or the config asks for guidance or sets
+            `condition_dropout` or a sampling option other than `steps`.
     """
     decoder = base.decoder
     if not isinstance(decoder, CodeDecoder):
@@ -151,9 +151,10 @@ def trainable(*modules: nn.Module) -> None:
 
 
 def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:
-    """Return the share of samples to train on the null condition: 0 if the teacher's was never trained.
+    """Return the share of samples to train on the null condition.
 
-    Tuning takes its targets from the data and can train what the base lacks; a distilled null is the teacher's.
+    It is 0 in distillation from a teacher whose null condition was never trained, which the student could only copy.
+    Tuning takes its targets from the data, so that it can train a null condition that `base` lacks.
 
     Raises:
         UserError: the config asks for another share than the default although the teacher's null was never trained.
@@ -186,7 +187,7 @@ def _first_stage(config: ConsistencyRun, vae: Any, folder: Path, device: torch.d
 
 
 def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
-    """Return captions or class names of the pictures, as a loaded conditioner takes them."""
+    """Return a loaded conditioner together with the captions or class names of the pictures `data`."""
     config = type(conditioner).Config.model_construct(kind=kind_of(type(conditioner)))
     train, heldout = (
         [raw if isinstance(raw, str) else data.train.classes[raw] for raw in values]
@@ -198,11 +199,11 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
 
 
 def _check_guidance(config: ConsistencyRun, base: Pipeline, folder: Path) -> None:
-    """Check that the base can be the teacher of `config.guidance`, by its input of the scale or its null condition.
+    """Check that the trained model `base` can be the teacher of the guidance that the config asks for.
 
     Raises:
-        UserError: the base takes the scale as input, and the config gives one scale, or scales on which it was not
-            trained; or it does not, and has no trained null condition.
+        UserError: the base takes the guidance scale as input, and the config gives a single scale, or scales on which
+            the base was not trained; or the base does not take it, and guidance needs a null condition that it lacks.
     """
     if base.takes_scale:
         if not isinstance(config.guidance, tuple):
@@ -234,7 +235,7 @@ def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...], folder: Path
 
 
 def _without_variance(unet: Any, channels: int) -> Any:
-    """Cut a U-Net's output to `channels`, in place: a consistency model needs no learned variance."""
+    """Cut a U-Net's output to the first `channels`, in place: a consistency model needs no learned variance."""
     if unet.config["out_channels"] != channels:
         layer = unet.conv_out
         cut = nn.Conv2d(layer.in_channels, channels, layer.kernel_size, padding=layer.padding)
@@ -245,7 +246,7 @@ def _without_variance(unet: Any, channels: int) -> Any:
 
 
 def _with_guidance_scale(unet: Any, folder: Path) -> Any:
-    """Return a U-Net with the same weights that takes the guidance scale as input; at first it has no effect."""
+    """Return a U-Net with the weights of `unet` that also takes the guidance scale, which has no effect at first."""
     if takes_guidance_scale(unet):
         return unet
     if not isinstance(unet, UNet2DConditionModel):

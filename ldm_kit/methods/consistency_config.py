@@ -35,7 +35,7 @@ class FewStepConfig(SampleConfig):
 
 
 class ConsistencyRun(ConditionedRun, NoisedRun):
-    """Config of a run that makes a consistency model: of a trained model, from a teacher, or from nothing."""
+    """Config of a run that trains a consistency model: by tuning or distilling a trained model, or a new network."""
 
     method: Literal["consistency"] = Field(description="sampling in one step or a few")
     mode: Literal["tune", "distill", "train"] = Field(
@@ -89,23 +89,23 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     @property
     def needs_captions(self) -> bool:
-        """Whether the condition is made of captions or classes; taken to be, where it is the base's."""
+        """Whether the run loads captions and classes; always in modes tune and distill, as the base may need them."""
         return self.mode != "train" or super().needs_captions
 
     @property
     def sample_guidance(self) -> float:
-        """Guidance scale with which the run evaluates its samples; 1: no guidance."""
+        """Scale of classifier-free guidance when the run samples; 1 (none) if the network takes the scale as input."""
         return 1.0 if isinstance(self.guidance, tuple) else self.sample.guidance_scale
 
     @property
     def guidance_range(self) -> GuidanceRange:
-        """The guidance scales that are trained in, from `guidance`."""
+        """Least and greatest guidance scale that the network learns to apply, from `guidance`."""
         low, high = self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
         return GuidanceRange(max_scale=high, min_scale=low)
 
     @property
     def intervals(self) -> tuple[int, int]:
-        """Mode train: intervals between noise levels at the start and at the end, s_0 and s_1 of the papers."""
+        """Mode train: number of intervals between noise levels at the start and end of training (s_0, s_1 of CT)."""
         first, last = (2, 150) if self.curriculum == "ct" else (10, 1280)
         most = self.schedule.num_train_timesteps - 1
         first = min(first, most) if self.s_0 is None else self.s_0
@@ -113,25 +113,25 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     @property
     def decay(self) -> float | None:
-        """Decay of the target network's average, 0 for none; None: CT's mu(k)."""
+        """Decay of the average of weights that is the target network; 0: no average; None: CT's mu(k) of step k."""
         if self.target_decay is None and self.mode == "train" and self.curriculum == "ct":
             return None
         return (0.95 if self.mode == "distill" else 0.0) if self.target_decay is None else self.target_decay
 
     @property
     def weighted(self) -> bool:
-        """Whether a sample's weight is the inverse gap of its two levels."""
+        """Whether a sample's loss weight is 1 / (difference of its two noise levels), as in iCT and ECT, or 1."""
         by_gap = self.mode == "tune" or (self.mode == "train" and self.curriculum == "ict")
         return by_gap if self.weight is None else self.weight == "inverse_gap"
 
     def latent_run(self) -> LatentRun:
-        """Return the config of method `latent` with the same data, network and schedule, for mode train."""
+        """Return the config of method `latent` with which mode train builds its data, network and schedule."""
         sample = SampleConfig(prompts=self.sample.prompts, steps=self.sample.steps, guidance_scale=1.0)
         return LatentRun(**{name: getattr(self, name) for name in _LATENT}, sample=sample)
 
     @property
     def idle_for_codes(self) -> str | None:
-        """The first setting that has no effect on a semantic model, which decodes codes in `sample.steps`; or None."""
+        """Name of the first setting that was changed but has no effect if the base is a DiffAE; None: there is none."""
         if not self._is_default("condition_dropout"):
             return "condition_dropout"
         defaults = FewStepConfig()
@@ -141,7 +141,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     @model_validator(mode="before")
     @classmethod
     def _sample_within_the_range(cls, given: Any) -> Any:
-        """Sample at the middle of the range of guidance scales, if there is one and no scale is given."""
+        """Return the raw config `given`; if `guidance` is a range, and no sampling scale is set, with its middle."""
         match given:
             case {"guidance": [float() | int() as low, float() | int() as high]}:
                 sample = given.get("sample") or {}

@@ -1,7 +1,7 @@
 """Noise levels of the method `consistency`: which timesteps student and target see at which step, and their weights.
 
-All of it is a function of the config, the step and a sample's position in the run, so that a resumed run goes on in
-the middle of a curriculum as if it had never stopped.
+A curriculum changes the timesteps during training. Each choice is a function of config, step and a sample's position
+(its number among all samples of the run), so that a resumed run continues the curriculum as if it had never stopped.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MU_0 = 0.95  # decay of CT's target network at the start (Song et al. 2023)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Timesteps, weights and guidance scales of a run's samples, and the decay of its target network.
+    """Choice of timesteps, loss weights and guidance scales for a run's samples, and of the target network's decay.
 
     Args:
         config: the run's config.
@@ -39,12 +39,12 @@ class Levels:
         return curricula.ct_decay(step, config.train.steps, *config.intervals, MU_0)
 
     def level_count(self, step: int) -> int:
-        """Return the number of noise levels of mode train at a step (0 is the first)."""
+        """Return the number N(k) of discrete noise levels in step k = `step` (0 is the first) of mode train."""
         count = curricula.ct_levels if self.config.curriculum == "ct" else curricula.ict_levels
         return count(step, self.config.train.steps, *self.config.intervals)
 
     def student_timesteps(self, position: Tensor, step: int) -> Tensor:
-        """Return the student's timesteps [B] at samples' positions [B] in the run."""
+        """Draw the student's timesteps [B] at step `step`, for samples at these positions [B] in the run."""
         config, size, total = self.config, self.config.train.batch_size, len(self.schedule)
         if config.mode != "train":
             return sample_timesteps(config.timestep_sampling, config.seed, position, size, total)
@@ -59,7 +59,7 @@ class Levels:
         return grid[1 + chosen.to(position.device)]
 
     def target_timesteps(self, t: Tensor, step: int) -> Tensor:
-        """Return the target's timesteps [B], each below that of the student, t [B]; -1 is clean data."""
+        """Return the target network's timesteps [B] at step `step`, each below the student's, t [B]; -1: clean data."""
         config, total = self.config, len(self.schedule)
         match config.mode:
             case "distill":
@@ -76,9 +76,9 @@ class Levels:
                 return r.minimum(where - 1).to(t.device)
 
     def scales(self, position: Tensor, seed: int) -> Tensor | None:
-        """Return the guidance scales [B] that are trained in; None: no guidance.
+        """Return the guidance scales [B] that samples are trained with; None: no guidance.
 
-        `seed` and a sample's position [B] in the run fix the draw from a range.
+        If the config gives a range, `seed` and a sample's position [B] in the run determine the scale that is drawn.
         """
         match self.config.guidance:
             case (low, high):
@@ -90,7 +90,7 @@ class Levels:
                 return None
 
     def weight(self, t: Tensor, r: Tensor) -> Tensor:
-        """Return the weights [B] of samples at the timesteps t [B] of the student and r [B] of the target."""
+        """Return the loss weights [B] of samples for timesteps t [B] of the student and r [B] of the target network."""
         if not self.config.weighted:
             return torch.ones_like(t, dtype=torch.float32)
         high, low = ((s / a) for a, s in (self.schedule.alpha_sigma(exact(time)) for time in (t, r)))

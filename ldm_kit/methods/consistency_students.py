@@ -1,4 +1,4 @@
-"""The network that becomes a consistency model, with its data: a model of prompts or classes, or a semantic one."""
+"""The network that becomes a consistency model, with its data: a model of prompts or classes, or a DiffAE."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,35 +27,41 @@ from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 class CodedUNet(nn.Module):
-    """A DiffAE's U-Net, called as a `LatentDiffusion` is; its only input is the code z [B, D]."""
+    """A DiffAE's U-Net with the arguments of a text-conditional model; its condition is {"z": codes [B, D]}."""
 
     def __init__(self, unet: SemanticUNet) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], scale: Tensor | None = None) -> Tensor:
-        """Return the U-Net's output for noisy latents [B, Z, h, w], timesteps [B] and codes; `scale` is None."""
+        """Return the U-Net's output for noisy latents x [B, Z, h, w], timesteps t [B] and codes inputs["z"] [B, D].
+
+        `scale`, a guidance scale in other models, is not used.
+        """
         return self.unet(x, t, inputs["z"])
 
 
 @dataclass(eq=False, kw_only=True)
 class Student(ABC):
-    """A network to train as a consistency model, the data to train it on, and how it is sampled and saved."""
+    """A network to train as a consistency model, with its training data; subclasses sample and save it."""
 
-    module: nn.Module  # maps (x_t, t, inputs, scale) to `target`
-    ema_modules: dict[str, nn.Module]
+    module: nn.Module  # maps (x_t, t, inputs of the condition, guidance scale) to `target`
+    ema_modules: dict[str, nn.Module]  # networks whose weights are averaged, by folder in the saved model
     schedule_config: ScheduleConfig
     target: PredictionType  # what the network predicts
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
     shape: tuple[int, ...]  # (channels, height, width) of a latent
-    data: TrainingData
-    dependencies: dict[str, str]  # digests of what is not trained, by config key
+    data: TrainingData  # pictures, and batches made from them
+    dependencies: dict[str, str]  # digests of models that are not trained, by the config key that names them
     dropout: float = 0.0  # share of the samples that are trained on the null condition
-    teacher_takes_scale: bool = False  # whether the base was trained with the guidance scale as input
+    teacher_takes_scale: bool = False  # whether the model it starts from takes the guidance scale as input
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
-        """Return the condition's inputs of a batch, [B, ...] by name; a share `dropout` of them is the null's."""
+        """Return the condition's inputs (such as token ids) of a batch, tensors [B, ...] by name.
+
+        A share `dropout` of the samples, chosen by `seed`, gets the inputs of the null condition.
+        """
 
     def null(self, inputs: Inputs) -> Inputs | None:
         """Return the null condition's inputs in the shapes of `inputs`; None: the model has no null condition."""
@@ -63,35 +69,43 @@ class Student(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
-        """Move what is not trained to the training device."""
+        """Move networks and tensors that are not trained to `device`, the training device."""
 
     @abstractmethod
     def samples(self, count: int, batch: BatchSize) -> Grid:
-        """Return a grid of pictures sampled with the current weights, from fixed seeds."""
+        """Return a grid of pictures sampled with the current weights, from fixed seeds.
+
+        Args:
+            count: number of pictures to reconstruct; not used by a student that samples from prompts.
+            batch: most pictures that are sampled at once.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model with the current weights into an empty folder."""
 
     def teacher(self) -> nn.Module:
-        """Return a frozen copy of the network with its present weights."""
+        """Return a frozen copy of the network with its present weights, as teacher or target network."""
         return deepcopy(self.module).eval().requires_grad_(False)
 
 
 @dataclass(eq=False, kw_only=True)
 class ConditionedStudent(Student):
-    """A model of prompts, of classes or without a condition."""
+    """A latent or pixel diffusion model to train as a consistency model; its condition is text, a class or nothing."""
 
     pipeline: Pipeline  # shares the networks of `module`
-    conditions: Conditions
-    prompts: Sequence[str | int]
-    nulls: Inputs = field(init=False)
+    conditions: Conditions  # captions or labels of the run's pictures
+    prompts: Sequence[str | int]  # captions or classes from which the grid of pictures is sampled
+    nulls: Inputs = field(init=False)  # the conditioner's inputs of the null condition
 
     def __post_init__(self) -> None:
         self.nulls = self.pipeline.conditioner.null_inputs()
 
     def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
-        """Return the conditioner's inputs of a batch, [B, ...] by name; some are replaced by the null's."""
+        """Return the condition's inputs (such as token ids) of a batch, tensors [B, ...] by name.
+
+        A share `dropout` of the samples, chosen by `seed`, gets the inputs of the null condition.
+        """
         return drop_conditions(batch, self.nulls, seed, dropout)
 
     def null(self, inputs: Inputs) -> Inputs:
@@ -108,7 +122,7 @@ class ConditionedStudent(Student):
         return self.conditions.sample_grid(self.current(), self.prompts, batch)
 
     def current(self) -> Pipeline:
-        """Return the pipeline on the device of the networks."""
+        """Return the pipeline with its noise schedule on the device where the networks are now."""
         return replace(self.pipeline)
 
     def save(self, folder: Path) -> None:
@@ -118,13 +132,16 @@ class ConditionedStudent(Student):
 
 @dataclass(eq=False, kw_only=True)
 class SemanticStudent(Student):
-    """The U-Net of a DiffAE; its encoder is frozen, so that codes, directions and priors stay valid."""
+    """The U-Net of a DiffAE to train as a consistency model.
 
-    model: SemanticModel  # whose decoder holds the U-Net of `module`
-    steps: int  # with which pictures are decoded
+    The DiffAE's encoder stays frozen, so that saved codes, attribute directions and priors over codes stay valid.
+    """
+
+    model: SemanticModel  # the DiffAE, whose decoder holds the U-Net of `module`
+    steps: int  # number of sampling steps in which pictures are decoded
 
     def inputs(self, batch: Mapping[str, Any], seed: int, dropout: float) -> Inputs:
-        """Return the codes of a batch's pictures, {"z": [B, D]}; none is dropped."""
+        """Return the semantic codes of a batch's pictures, {"z": [B, D]}; `seed` and `dropout` are not used."""
         with torch.no_grad():
             return {"z": self.model.encoder(batch["picture"])}
 
@@ -133,7 +150,7 @@ class SemanticStudent(Student):
         self.model.to(device)
 
     def samples(self, count: int, batch: BatchSize) -> Grid:
-        """Return a grid of pictures, each beside one that is decoded from its code and random noise."""
+        """Return a grid of `count` pictures, each beside one that is decoded from its code and random noise."""
         data = self.data.pictures
         shown = data.heldout if len(data.heldout) else data.train
         pictures = shown.pictures(spread(len(shown), count))

@@ -1,4 +1,4 @@
-"""The frozen teacher of the method `consistency`: its steps along the trajectory, and its guidance of data."""
+"""The frozen teacher of consistency training: its steps along trajectories, and its guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ class Guidance(NamedTuple):
     """Condition and guidance of a batch."""
 
     inputs: Inputs  # inputs of the condition by name, [B, ...] each
-    null: Inputs | None  # those of the null condition; None: no guidance
+    null: Inputs | None  # inputs of the null condition, likewise; None: no guidance
     scale: Tensor | None  # guidance scales [B]; None: no guidance
 
 
 def bound_denoiser(
     network: Callable[..., Tensor], schedule: Schedule, target: PredictionType, inputs: Inputs, scale: Tensor | None
 ) -> Denoiser:
-    """Return a network as a denoiser under the condition of one batch.
+    """Return a denoiser that calls a network with the condition and guidance scales of one batch.
 
     Args:
-        network: function of (x_t, t, inputs, scale), a student's module.
+        network: function of (x_t, t, inputs, scale).
         schedule: noise schedule of x_t.
         target: what the network predicts.
         inputs: inputs of the condition by name, [B, ...] each.
@@ -43,14 +43,14 @@ def bound_denoiser(
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen network that says where the trajectories through noisy data go.
+    """A frozen diffusion model that gives the next points x_r of the trajectories through noisy data x_t.
 
     Args:
-        network: function of (x_t, t, inputs, scale), a student's module.
+        network: function of (x_t, t, inputs of the condition, scale).
         takes_scale: whether the network takes the guidance scale as input.
         schedule: noise schedule of x_t.
         target: what the network predicts.
-        solver: solver of its steps.
+        solver: solver of the step from x_t to x_r.
     """
 
     network: Callable[..., Tensor]
@@ -69,17 +69,17 @@ class Teacher:
         return _Guided(conditional, bound_denoiser(self.network, self.schedule, self.target, null, None), scale)
 
     def distilled(self, noised: NoisedBatch, r: Tensor, guidance: Guidance) -> Tensor:
-        """Return x_r [B, ...], the ends of one step of the guided teacher from x_t to timesteps r (CD; LCM)."""
+        """Return x_r [B, ...] at timesteps r [B], to which one step of the guided teacher leads from x_t (CD, LCM)."""
         denoiser = self.denoiser(guidance)
         if self.solver == "heun":
             return heun_step(denoiser, noised.x_t, noised.t, r)
         return ddim_step(denoiser(noised.x_t, noised.t), r, self.schedule)
 
     def guided_data(self, noised: NoisedBatch, r: Tensor, guidance: Guidance) -> Tensor:
-        """Return x_r [B, ...] at timesteps r from the data's x_0 and eps, moved by the teacher's guidance.
+        """Return x_r [B, ...] at timesteps r [B], from the data's x_0 and eps shifted by the teacher's guidance.
 
-        What guidance adds to the teacher's prediction at x_t is added to x_0 and eps. In expectation over the data this
-        is a step of the guided teacher, as far as the teacher's own prediction is the expected one.
+        The shift is the teacher's guided prediction of x_0 and eps at x_t, minus its unguided one. In expectation over
+        the data, x_r is then that of a step of the guided teacher, if the teacher predicts the mean x_0 given x_t.
         """
         denoiser, (x, t) = self.denoiser(guidance), (noised.x_t, noised.t)
         if isinstance(denoiser, _Guided):  # whose unguided prediction is a part of the guided one
@@ -92,7 +92,7 @@ class Teacher:
 
 
 class _Guided:
-    """Classifier-free guidance with a scale for each sample of one batch."""
+    """A denoiser with classifier-free guidance, for one batch; each sample has its own scale."""
 
     def __init__(self, conditional: Denoiser, null: Denoiser, scale: Tensor) -> None:
         self.conditional, self.null, self.scale = conditional, null, scale
@@ -102,5 +102,5 @@ class _Guided:
         return self.guide(self.conditional(x, t), x, t)
 
     def guide(self, conditional: Prediction, x: Tensor, t: Tensor) -> Prediction:
-        """Return the guided prediction at x [B, ...] and timesteps t [B] from the prediction under the condition."""
+        """Return the guided prediction at x [B, ...] and timesteps t [B]; `conditional` is that under the condition."""
         return guided_prediction(conditional, self.null(x, t), self.scale)

@@ -9,11 +9,11 @@ from ldm_kit.data.images import digest
 
 
 def condition_dependencies(conditioner: Conditioner, inputs: Inputs) -> dict[str, str]:
-    """Return {name: digest} of what turns captions or classes into the conditioner's inputs.
+    """Return {name: digest} of the text encoder, or else of the token or class ids, that a run depends on.
 
     If the conditioner has a frozen text encoder, the digest is the encoder's. Otherwise it is that of the token and
     class ids in `inputs`; if there are none, the result is {}. Floating-point inputs are left out: an encoder computes
-    them, and rounding may change them. Error messages show the name.
+    them, and rounding may change them. The name says in error messages what was hashed.
 
     Args:
         conditioner: the run's conditioner.

@@ -42,7 +42,7 @@ class DiffAERun(SemanticRun):
 
     @property
     def needs_captions(self) -> bool:
-        """False, as codes are learned from pictures alone."""
+        """Whether the run uses captions or classes: False, as codes are learned from pictures alone."""
         return False
 
     @model_validator(mode="after")

@@ -109,10 +109,11 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
 
 
 def _remove_unused(cache: Path) -> None:
-    """Remove all models of a cache but the KEPT that were used last, those used within KEPT_FOR, and those with work.
+    """Remove the least recently used models from a cache folder of exported checkpoints.
 
-    The time at which a model was used is the time of change of its folder. A model has work in it, which nobody could
-    make again from the checkpoint, if attribute directions were learned for it.
+    The `KEPT` (8) models used last stay, as do all that were used within the last `KEPT_FOR` seconds (an hour), and all
+    with learned attribute directions, which could not be made again from the checkpoint. The modification time of a
+    model's folder says when it was used.
     """
     by_use = sorted(((path.stat().st_mtime, path) for path in cache.iterdir() if path.is_dir()), reverse=True)
     for used, folder in by_use[KEPT:]:

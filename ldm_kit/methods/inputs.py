@@ -128,13 +128,13 @@ def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
 def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
     """Draw, with `probability`, which samples train on the null condition: bool [B] (Ho & Salimans 2022, alg. 1).
 
-    `seed` and a sample's position [B] in the run fix the draw.
+    `seed` and a sample's position [B], its number among all samples of the run, determine the draw.
     """
     return (rng.uniform(seed, "drop", exact(position)) < probability).to(position.device)
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's conditioner inputs, replaced by the null inputs `null` for samples that `drop_mask` selects."""
+    """Return a batch's condition inputs, such as token ids, in which `drop_mask`'s samples get those of `null`."""
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
@@ -150,7 +150,8 @@ class NoisedBatch(NamedTuple):
 def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedule) -> NoisedBatch:
     """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]); noise them to timesteps t [B].
 
-    `seed` and a sample's `position` [B] in the run fix both draws, whichever samples are in the batch.
+    `seed` and a sample's `position` [B], its number among all samples of the run, determine both draws, whichever
+    samples are in the batch.
     """
     position, mean = batch["position"], batch["mean"]
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])

@@ -134,7 +134,7 @@ class Latent(Method[LatentRun]):
         self.times.load_state(state)
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Add the step's losses, from all processes, to those that the timestep density loss_second_moment uses."""
+        """Update the timestep density loss_second_moment, if used, with the step's losses from all processes."""
         self.times.after_step(self.collectives.sum)
 
     def discard_step(self) -> None:
@@ -144,8 +144,9 @@ class Latent(Method[LatentRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
-        `batch` is one that `LatentBatches` returned: moments of latents, positions, and the conditioner's inputs.
-        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
+        `batch` is from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
+        The run's seed and a sample's position (its number among all samples of the run) determine its noise, timestep
+        and condition dropout.
         """
         position = batch["position"]
         t, weight = self.times.draw(position)
@@ -158,7 +159,11 @@ class Latent(Method[LatentRun]):
         yield "denoiser", (losses * weight).mean(), logs
 
     def _trained_network(self, position: Tensor) -> Callable[..., Tensor]:
-        """Return the network of (x_t, t, inputs) whose errors train, for samples at these positions [B] in the run."""
+        """Return the function of (x_t, t, inputs) whose output the loss compares with its target, for one batch.
+
+        It is the network or, if the network takes the guidance scale, `GuidedTraining` with a scale drawn for each
+        sample; `position` [B] is the sample's number among all samples of the run.
+        """
         network, guidance = self.ddp_modules["denoiser"], self.config.guidance
         if guidance is None:
             return network
@@ -168,12 +173,12 @@ class Latent(Method[LatentRun]):
     def errors(
         self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
     ) -> Errors:
-        """Return the errors of the network's predictions for a batch that is noised to timesteps t [B].
+        """Return each sample's squared error and, if the loss contains the variational bound, the bound's term.
 
-        Each error is that of one sample, without min-SNR weights and the importance weights of sampled timesteps.
+        The errors are those before min-SNR weights and the importance weights of sampled timesteps are applied.
 
         Args:
-            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B] in the run.
+            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B], its number in the run.
             t: timesteps [B].
             seed: seed that, with the position, determines a sample's noise.
             inputs: the conditioner's inputs by name, [B, ...] each.
@@ -186,7 +191,7 @@ class Latent(Method[LatentRun]):
         """Return the loss [B] of each held-out sample, without min-SNR weights and without condition dropout.
 
         Args:
-            batch: a batch from `LatentBatches`: moments of the latents, positions, and the conditioner's inputs.
+            batch: a batch from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
             t: timesteps [B] to which the latents are noised.
             seed: seed of the noise.
         """

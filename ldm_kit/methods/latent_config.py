@@ -50,7 +50,7 @@ class GuidanceConfig(Config):
 
     @property
     def saved(self) -> SavedSampling:
-        """The scales and times of the training, as the saved model's `sampling.json` has them."""
+        """Guidance scales and times that the network is trained on, in the form that `sampling.json` stores."""
         return SavedSampling({GUIDANCE: self.model_dump(mode="json", include={*GuidanceRange._fields})})
 
 

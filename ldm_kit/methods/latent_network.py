@@ -38,15 +38,16 @@ class LatentDiffusion(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class GuidedTraining:
-    """A network whose squared error against the plain target trains the guided output (`diffusion.guidance_scale`).
+    """A wrapper of the network for the loss: squared error against the plain target trains it to give guided output.
 
-    Model guidance adds (1 - 1/w) (v_c - v_u) to the target. A call returns the output minus this term, which has the
-    same error and the same gradient, whatever the weights of the loss. v_c is the output itself. v_u costs one more
-    evaluation without gradients; it is that of the weights in training, as in improved MeanFlow, and not of their
-    average, and without dropout. In a sample without condition v_c and v_u agree but for dropout, and in the minimum
-    its output is unguided at every scale.
+    Model guidance adds g = (1 - 1/w) (v_c - v_u) to the target, where w is the guidance scale, v_c the network's output
+    under the condition and v_u its output under the null condition. A call (x_t, t, inputs) returns v_c - g instead,
+    with the same error and gradient, whatever the weights of the loss. v_u costs one more evaluation, without gradients
+    and dropout; it uses the weights in training, not their average, as in improved MeanFlow. For samples whose
+    condition is dropped, v_c and v_u are equal but for dropout, so that the network learns unguided output at every
+    scale.
 
-    Outside the interval of guidance the network gets the scale as well, but the term is left out: it learns to ignore
+    Outside the interval of guidance the network still gets the scale, but g is left out, so that it learns to ignore
     the scale there.
 
     Args:
@@ -75,6 +76,6 @@ class GuidedTraining:
 def draw_scales(config: GuidanceConfig, seed: int, position: Tensor) -> Tensor:
     """Draw a guidance scale for each sample, log-uniformly from 1 to `config.max_scale`, [B].
 
-    `seed` and a sample's position [B] in the run fix the draw.
+    `seed` and a sample's position [B], its number among all samples of the run, determine the draw.
     """
     return move_back(draw_scale(rng.uniform(seed, "guidance", exact(position)), config.max_scale), position)

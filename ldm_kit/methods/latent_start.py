@@ -16,7 +16,7 @@ _NEW = {"time_embedding.cond_proj.weight"}  # weights that the base may lack: th
 
 
 def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Conditions) -> str:
-    """Copy the weights of a trained model into a new one, which differs at most by the guidance scale as input.
+    """Copy the weights of a trained model into a new one, which may differ only by taking the guidance scale as input.
 
     The new model then computes at every guidance scale what the base computes, since the weights of the scale are zero.
 
@@ -27,7 +27,7 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
         conditions: the captions or classes of the training set.
 
     Returns:
-        A digest of the base's weights, by which a resumed run knows it.
+        A digest of the trained model's weights, with which a resumed run checks that they have not changed.
 
     Raises:
         UserError: the base cannot be opened, or its noise schedule, latents, prediction type, condition or networks are
@@ -49,7 +49,7 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
 
 
 def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: Inputs, conditions: Conditions) -> None:
-    """Check that both conditioners turn the training set's captions or classes into the same inputs."""
+    """Check that both conditioners turn the training set's captions or classes into equal inputs; else UserError."""
     values = [*dict.fromkeys(conditions.train)]
     same = type(trained) is type(new) and trained.trainable.keys() == new.trainable.keys()
     try:

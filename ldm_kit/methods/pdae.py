@@ -1,4 +1,4 @@
-"""Representation learning from a frozen diffusion model.
+"""PDAE: representation learning from a frozen diffusion model.
 
 Paper:    Zhang et al. 2022, "Unsupervised Representation Learning from Pre-trained Diffusion Probabilistic Models".
 Idea:     a frozen model cannot predict what x_t no longer shows of the picture. A learned gradient G(x_t, t, z), with

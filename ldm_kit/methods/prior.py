@@ -123,7 +123,8 @@ class Prior(Method[PriorRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`; `step` is not used.
 
-        The run's seed and a sample's position in the run determine its noise, timestep and condition dropout.
+        A batch has codes, positions and the condition's inputs. The run's seed and a sample's position (its number
+        among all samples of the run) determine its noise, timestep and condition dropout.
         """
         config, size, times = self.config, self.config.train.batch_size, len(self.schedule)
         t = sample_timesteps(config.timestep_sampling, config.seed, batch["position"], size, times)
@@ -134,7 +135,7 @@ class Prior(Method[PriorRun]):
         """Return the mean absolute error [B] of the predicted noise eps, for each sample, at timesteps t [B].
 
         Args:
-            batch: normalised codes z [B, D], and each sample's position [B] in the run.
+            batch: normalised codes z [B, D], and each sample's position [B], its number among all samples of the run.
             t: timesteps [B].
             seed: seed that, with the position, determines a sample's noise.
             inputs: the conditioner's inputs by name, [B, ...] each.

@@ -81,7 +81,7 @@ class NoisedRun(RunConfig):
 
 
 class ConditionedRun(RunConfig):
-    """Config of a run that trains a denoiser under a condition, for classifier-free guidance."""
+    """Config of a run that trains a denoiser under a condition (text or class), part of the time the null condition."""
 
     condition: ConditioningConfig = NoConfig()
     condition_dropout: float = Field(
@@ -114,10 +114,10 @@ class ConditionedRun(RunConfig):
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check that training timesteps are not drawn by loss_second_moment, for a method without the variational bound.
+    """Check that the density of timesteps does not need a variational bound, for methods whose loss has none.
 
     Raises:
-        ValueError: the density is loss_second_moment, which follows the bound's terms.
+        ValueError: the density is loss_second_moment, which follows the bound's terms at each timestep.
     """
     if sampling.density == "loss_second_moment":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Base of DiffAE and PDAE: an encoder turns the picture into a code; a decoder denoises its latent, given the code."""
+"""Base class of DiffAE and PDAE: an encoder turns a picture into a code, given which a decoder denoises its latent."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ N = TypeVar("N", bound=CodedNetwork)
 
 
 class SemanticMethod(Method[R], Generic[R, N]):
-    """Base of DiffAE and PDAE: encoder and decoder are trained together, on the decoder's error, by one optimiser."""
+    """Base class of the methods DiffAE and PDAE: one optimiser trains encoder and decoder on the decoder's error."""
 
     latent_shape: tuple[int, ...]  # (channels, height, width) of one latent
 
@@ -109,8 +109,8 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
 
-        `batch` is one of `PicturedLatents`. The run's seed and a sample's position in the run determine its noise and
-        timestep.
+        `batch` is from `PicturedLatents`: mean and logvar of latents, pictures, positions. The run's seed and a
+        sample's position (its number among all samples of the run) determine its noise and timestep.
         """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)
@@ -125,7 +125,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         """Return the error [B] of each sample's prediction, before it is multiplied by `weight`.
 
         Args:
-            batch: a batch from `PicturedLatents`: moments of the latents, pictures, and positions in the run.
+            batch: a batch from `PicturedLatents`: mean and logvar of latents, pictures, and positions in the run.
             t: timesteps [B] to which the latents are noised.
             seed: seed that, with its position, determines a sample's noise.
             module: the `CodedNetwork`, or its DDP wrapper.
@@ -136,7 +136,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Return the error [B] of each held-out sample at timesteps t [B], without `weight`.
 
-        `batch` is one of `PicturedLatents`; `seed` fixes the noise.
+        `batch` is from `PicturedLatents`: mean and logvar of latents, pictures, positions; `seed` fixes the noise.
         """
         return self.errors(batch, t, seed, self.module)
 
@@ -152,7 +152,8 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def samples(self) -> Grid:
         """Return a grid of pictures with reconstructions from inferred and from random x_T; add errors to `metrics`.
 
-        Errors of reconstructions are those of held-out pictures; without these, training pictures are shown.
+        The errors are mean squared errors of held-out pictures. If nothing is held out, the grid has training pictures
+        and no errors are added.
 
         Raises:
             NonFiniteError: a reconstruction has a NaN or an infinity; `metrics` then gets no errors.
@@ -172,7 +173,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @classmethod
     def figures(cls, config: R, data: Split | None) -> list[str]:
-        """Return the names of the metrics of `evaluate`; all possible ones while `data` is None (not loaded)."""
+        """Return the names of the metrics of `evaluate`; if `data` is None (not loaded yet), all possible names."""
         return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
 
     def save(self, folder: Path) -> None:

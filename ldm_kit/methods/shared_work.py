@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class _Message(NamedTuple):
-    """What the main process tells those that wait: the pass that begins, or that its task has ended."""
+    """Message of the main process to the waiting processes: which pass begins, or that its task has ended."""
 
     name: str | None = None  # function to call; None: the task has ended
     error: str | None = None  # message of the error with which the task ended; None: it succeeded
 
 
 class _Outcome(NamedTuple):
-    """How a pass ended on one process."""
+    """How a pass, a call that all processes make together, ended on one of them."""
 
     error: str | None = None  # message of the process's own error; None: there is none
-    os_error: tuple[Any, ...] = ()  # arguments of the error if it is an OSError, for which `Log.evaluate` only skips
+    os_error: tuple[Any, ...] = ()  # arguments of the error if it is an OSError, such as a full disk; the run goes on
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class SharedWork:
         return result
 
     def _wait(self, call: Callable[[str], Any]) -> None:
-        """Take part in passes until the main process's task ends; it alone decides whether an error ends the run."""
+        """Call `call` for each pass that the main process starts, until its task ends; UserError: the task has failed.
+
+        An error of `call` on this process is sent to the main process, which decides whether it ends the run.
+        """
         error = None
         while (message := self.everyone.gather(None)[0]).name is not None:
             _, error, _ = _attempt(call, message.name, _Pass(self.everyone), self.host)
@@ -75,7 +78,8 @@ class SharedWork:
     def run(self, call: Callable[[str], Any], name: str) -> Any:
         """Return `call(name)`; the processes that wait in `on_main` make the same call, and each does its share.
 
-        Processes may exchange values within the call by `ldm_kit.data.peers`, in the group of all processes alone.
+        Within the call, processes may exchange values by `ldm_kit.data.peers`, but only among all processes of the run,
+        not among those of one machine.
 
         Raises:
             OSError: the call has failed on another process with an OSError, and on none with another error.
@@ -118,10 +122,11 @@ def _outcome(error: Exception | None) -> _Outcome:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The group of all processes during a pass, in which one may fail where another still exchanges values.
+    """The group of all processes during one pass; a process that fails in the pass does not leave others waiting.
 
-    Each exchange says whether its sender has ended the pass. If one has, those that still exchange values leave the
-    pass with an error, and all exchange outcomes until every process has ended it: so all call `gather` equally often.
+    With each value a process sends whether it has ended the pass. If one has ended it, those that still exchange values
+    leave the pass with an error. All then exchange outcomes until every process has ended the pass, so that all call
+    `gather` equally often.
     """
 
     everyone: Group

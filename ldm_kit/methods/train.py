@@ -98,7 +98,7 @@ def _evaluate(method: Method[Any], run: Session, log: Log, number: int) -> dict[
 
 
 def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, evaluate: bool) -> None:
-    """Save the model; `evaluate`: first evaluate it, as the run was at its last step before this program started."""
+    """Save the finished model; `evaluate` (set if a resumed run had trained all its steps already): first evaluate."""
     if evaluate:
         _evaluate(method, run, log, trainer.step)
     log.print(method.finish(run.folder))

@@ -1,7 +1,8 @@
-"""DCI: disentanglement, completeness and informativeness of codes (Eastwood & Williams 2018).
+"""DCI: disentanglement, completeness and informativeness of latent codes (Eastwood & Williams 2018).
 
-For each factor a tree ensemble of scikit-learn predicts the factor's value from the code; how much it uses a dimension
-is that dimension's importance R_ij for factor j.
+For each known factor of the pictures, such as hair colour, a tree ensemble of scikit-learn predicts the factor's value
+from a picture's code. How much the ensemble for factor j uses dimension i of the codes is the importance R_ij. There
+are two kinds of ensemble:
 
 - boosting: gradient-boosted trees with scikit-learn's defaults, as in disentanglement_lib (Locatello et al. 2019), with
   10,000 pictures to fit and 5,000 to test. Published figures on Shapes3D use it; it takes minutes to hours.
@@ -28,17 +29,17 @@ _TOLERANCE = 0.005  # accuracies closer than this count as equal
 
 
 class DCI(NamedTuple):
-    """The three scores, each at most 1, and what they are computed from."""
+    """The three scores of D-dimensional codes for F factors, each at most 1, and what they are computed from."""
 
-    disentanglement: float  # each dimension tells one factor alone: 1
-    completeness: float  # each factor is in one dimension alone: 1
-    informativeness: float  # mean over factors of the share of values predicted right in pictures not fitted to
-    importance: Tensor  # float64 [D, F] or, for groups, [G, F]; the sum over dimensions is 1
-    accuracy: Tensor  # float64 [F], of which informativeness is the mean
+    disentanglement: float  # 1 if each dimension is important for one factor only
+    completeness: float  # 1 if each factor is predicted from one dimension only
+    informativeness: float  # mean of `accuracy` over factors
+    importance: Tensor  # float64 [D, F], of each dimension for each factor; [G, F] for G groups of dimensions
+    accuracy: Tensor  # float64 [F], share of test pictures whose value of the factor is predicted right
 
 
 def check_packages() -> None:
-    """Check that scikit-learn is installed; raises UserError."""
+    """Check that scikit-learn, which `dci` uses, is installed; raises UserError if it is not."""
     _ensemble()
 
 
@@ -50,15 +51,15 @@ def dci(
     regressor: Regressor = "boosting",
     seed: int = 0,
 ) -> DCI:
-    """Return disentanglement, completeness and informativeness of codes.
+    """Return disentanglement, completeness and informativeness of the latent codes of N pictures.
 
     Args:
-        codes: [N, D].
-        factors: int64 [N, F], the whole number of each factor's value; -1: not known. Factors with fewer than two
-            values are an error.
-        groups: dimensions that count as one; their importances are added. None: each dimension counts by itself.
-        regressor: how values are predicted; see the module. Scores of different regressors are not comparable.
-        seed: seed of the regressor and of the choice of the third of the pictures that test it.
+        codes: latent codes of D dimensions, [N, D].
+        factors: int64 [N, F], the index of each factor's value in each picture; -1: not known.
+        groups: lists of dimensions; those of one list count as one dimension, with the sum of their importances.
+            None: each dimension counts by itself.
+        regressor: kind of tree ensemble, "boosting" or "forest". Their scores are not comparable.
+        seed: seed of the ensemble, and of the choice of a third of the pictures as test pictures.
 
     Raises:
         ValueError: shapes do not match, or a factor has fewer than two values.
@@ -78,21 +79,27 @@ def dci(
 def disentanglement(importance: Tensor) -> float:
     """Return D = sum_i rho_i (1 - H_F(P_i)) of importances R [D, F] (Eastwood & Williams 2018, section 2).
 
-    P_ij = R_ij / sum_j R_ij; H_F is the entropy to base F; rho_i = sum_j R_ij / sum_ij R_ij.
+    R_ij is the importance of dimension i of the codes for factor j, P_ij = R_ij / sum_j R_ij, H_F the entropy to base
+    F, and rho_i = sum_j R_ij / sum_ij R_ij.
     """
     return _weighted_purity(importance)
 
 
 def completeness(importance: Tensor) -> float:
-    """Return C = sum_j rho_j (1 - H_D(P_j)) of importances R [D, F], P_ij = R_ij / sum_i R_ij; see `disentanglement`.
+    """Return C = sum_j rho_j (1 - H_D(P_j)) of importances R [D, F] (Eastwood & Williams 2018, section 2).
 
-    Importances of a factor add up to 1, so that all factors that can be predicted weigh the same.
+    R_ij is the importance of dimension i of the codes for factor j, P_ij = R_ij / sum_i R_ij, H_D the entropy to base
+    D, and rho_j = sum_i R_ij / sum_ij R_ij. `dci` scales each factor's importances to the sum 1 (before it drops
+    dimensions outside `groups`), so that all factors that can be predicted weigh the same.
     """
     return _weighted_purity(importance.T)
 
 
 def _weighted_purity(importance: Tensor) -> float:
-    """Return the mean of 1 - entropy of the rows, to the base of their length, weighted by the rows' sums."""
+    """Return the mean over rows of 1 - H, weighted by the rows' sums; 0 if all importances are 0.
+
+    H is the entropy of a row of `importance` [I, J] divided by its sum, to the base J.
+    """
     totals = importance.sum(1)
     if not float(totals.sum()) > 0:
         return 0.0
@@ -103,7 +110,14 @@ def _weighted_purity(importance: Tensor) -> float:
 
 
 def _importance(codes: Tensor, values: Tensor, regressor: Regressor, seed: int) -> tuple[Tensor, float]:
-    """Return the importance [D] of each dimension for one factor, and the share of test pictures predicted right."""
+    """Fit a tree ensemble for one factor; return each dimension's importance [D] and the accuracy on test pictures.
+
+    Args:
+        codes: latent codes [N, D]; the first third are the test pictures'.
+        values: int64 [N], the index of the factor's value in each picture.
+        regressor: kind of tree ensemble.
+        seed: seed of the ensemble.
+    """
     if len(values.unique()) < 2:
         raise ValueError("a factor has fewer than two values; leave it out")
     test = max(1, round(len(values) * TEST_SHARE))
@@ -117,10 +131,10 @@ def _importance(codes: Tensor, values: Tensor, regressor: Regressor, seed: int) 
 
 
 def _forest(x: Any, y: Any, seed: int) -> Any:
-    """Fit random forests of several depths to x [N, D] and y [N]; return the shallowest of the best.
+    """Fit random forests of several depths, and return the shallowest of those with about the highest accuracy.
 
-    The best are those whose accuracy on pictures that a tree was not fitted to (out of bag) is within _TOLERANCE of the
-    highest.
+    A forest predicts a factor's value y [N] from codes x [N, D]. Its accuracy is measured on pictures that a tree was
+    not fitted to (out of bag), and must be within _TOLERANCE of the highest.
     """
 
     def fit(depth: int) -> Any:

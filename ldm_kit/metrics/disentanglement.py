@@ -1,9 +1,10 @@
 """Measures of disentanglement: DCI, FactorVAE score, mutual information gap (MIG) and total AUROC difference (TAD).
 
-Each is a function of codes [N, D] and of what is known about the N pictures: factors [N, F], the number of each
-factor's value, or attributes [N, A], 0 or 1; -1 where not known. `groups` names dimensions that count as one, such
-as those of a token or of a chunk. A group counts by the sum of its importances (DCI), the mean of its normalised
-variances (FactorVAE score) or its first principal component (MIG, TAD).
+Each is a function of the latent codes [N, D] of N pictures and of what is known about the pictures. This is either F
+factors, such as hair colour (int64 [N, F], the index of each factor's value), or A binary attributes (int64 [N, A], 0
+or 1); -1 stands for not known. `groups` is None or a list of groups of dimensions; a group, such as the dimensions of
+one token, counts as one dimension: by the sum of its importances (DCI), the mean of its normalised variances
+(FactorVAE score) or its first principal component (MIG, TAD).
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ _BLOCK = 256  # votes that are computed at once
 
 
 class TotalAUROCDifference(NamedTuple):
-    """The total AUROC difference: `total`, the sum over the `captured` ones of `attributes` that can count."""
+    """Total AUROC difference (TAD) of latent codes, and the number of attributes that it is a sum over."""
 
-    total: float
-    captured: int  # attributes that one dimension detects with an AUROC of CAPTURED or more
-    attributes: int  # attributes with both values, and not predicted by another one
+    total: float  # sum over captured attributes of the best dimension's AUROC minus the second best's
+    captured: int  # number of attributes that a dimension detects with an AUROC of at least `captured`, by default 0.75
+    attributes: int  # number of attributes that have both values and that no other attribute predicts
 
 
 def factor_vae_score(
@@ -38,16 +39,17 @@ def factor_vae_score(
 ) -> float:
     """Return the FactorVAE score (Kim & Mnih 2018, section 4): the share of votes that tell which factor was fixed.
 
-    For each vote, a factor is chosen and pictures of one of its values; the vote is the dimension whose variance among
-    them, divided by that among all pictures, is least. A majority vote of each dimension predicts the factor; chance is
-    about 1 / F. Dimensions that do not vary cannot be voted for.
+    For each vote, a random factor is fixed: 64 pictures that agree in its value are drawn. The vote is for the
+    dimension whose variance among these pictures, divided by its variance among all pictures, is least. Each dimension
+    predicts the factor that was fixed in most of the votes for it. The score is the share of further votes that predict
+    the right factor; chance is about 1 / F. Dimensions that do not vary get no votes.
 
     Args:
-        codes: [N, D].
-        factors: int64 [N, F]; -1: not known. A factor with one value alone is left out.
-        groups: dimensions that count as one; None: each counts by itself.
-        votes: number of votes that fit the majority vote, and of those that measure it; published scores use 10,000 and
-            5,000, each of 64 pictures, as do the defaults.
+        codes: latent codes of N pictures, [N, D].
+        factors: int64 [N, F], the index of each factor's value; -1: not known. A factor with one value is left out.
+        groups: groups of dimensions that count as one dimension each; None: each dimension counts by itself.
+        votes: number of votes that decide which factor a dimension predicts, and number of votes on which the score is
+            measured; the defaults, 10,000 and 5,000, are those of published scores.
         seed: seed of the votes.
 
     Raises:
@@ -73,12 +75,17 @@ def factor_vae_score(
 
 
 def _draw_alike(values: Tensor, positions: Tensor, seed: int) -> Tensor:
-    """Draw for each vote VOTE_PICTURES pictures that have the value of a random picture; return their rows [B, L].
+    """Draw, for each of B votes, L = VOTE_PICTURES pictures that agree in a factor's value.
+
+    The value is that of a random picture.
 
     Args:
-        values: int64 [N], the value of one factor; -1: not known.
-        positions: int64 [B], the numbers of the votes.
+        values: int64 [N], the index of the factor's value in each picture; -1: not known.
+        positions: int64 [B], the index of each vote, by which random numbers are drawn.
         seed: seed of the votes.
+
+    Returns:
+        Indices of the pictures, int64 [B, L].
     """
     rows = values.argsort()[int((values < 0).sum()) :]  # by value, without unknown ones
     _, number, counts = values[rows].unique(return_inverse=True, return_counts=True)
@@ -89,7 +96,10 @@ def _draw_alike(values: Tensor, positions: Tensor, seed: int) -> Tensor:
 
 
 def _owners(dimensions: int, groups: Groups | None) -> Tensor:
-    """Return for each dimension the number of its group, int64 [D]; that of a dimension in no group is -1."""
+    """Return, for each of D dimensions, the index of its group, int64 [D]; -1 if it is in no group.
+
+    `groups` are lists of dimensions; None: each dimension is a group of its own.
+    """
     if groups is None:
         return torch.arange(dimensions)
     owners = torch.full((dimensions,), -1)
@@ -99,7 +109,11 @@ def _owners(dimensions: int, groups: Groups | None) -> Tensor:
 
 
 def _mean_of_groups(values: Tensor, owners: Tensor, active: Tensor) -> Tensor:
-    """Return the mean of values [B, D] over each group's active dimensions, [B, G]; infinity for a group of none."""
+    """Return the mean of `values` [B, D] over the active dimensions of each of G groups, [B, G].
+
+    `owners` int64 [D] is the index of each dimension's group, -1 for none; `active` bool [D] says which dimensions are
+    used. The mean of a group without active dimensions is infinity.
+    """
     used = active & (owners >= 0)
     shape = len(values), int(owners.max()) + 1
     sums = torch.zeros(shape, dtype=values.dtype).index_add_(1, owners[used], values[:, used])
@@ -110,13 +124,14 @@ def _mean_of_groups(values: Tensor, owners: Tensor, active: Tensor) -> Tensor:
 def mutual_information_gap(codes: Tensor, factors: Tensor, groups: Groups | None = None) -> float:
     """Return the mutual information gap (Chen et al. 2018, eq. 6): the mean over factors of (I_1 - I_2) / H.
 
-    H is a factor's entropy, I_1 and I_2 its largest mutual informations with a dimension, each made discrete by a
-    histogram of 20 bins (as Locatello et al. 2019 and published figures do).
+    H is a factor's entropy; I_1 and I_2 are the largest and the second largest of its mutual informations with the
+    dimensions of the codes. Dimensions are made discrete by histograms of 20 bins, as in Locatello et al. 2019.
 
     Args:
-        codes: [N, D].
-        factors: int64 [N, F]; -1: not known. A factor with one value alone is left out.
-        groups: dimensions that count as one, by their first principal component; None: each counts by itself.
+        codes: latent codes of N pictures, [N, D].
+        factors: int64 [N, F], the index of each factor's value; -1: not known. A factor with one value is left out.
+        groups: groups of dimensions, each of which is replaced by its first principal component; None: each dimension
+            counts by itself.
 
     Raises:
         ValueError: shapes do not match, or no factor has two values.
@@ -138,7 +153,7 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, groups: Groups | None
 
 
 def _histogram(codes: Tensor) -> Tensor:
-    """Return for each number of codes [N, D] the bin of its dimension's histogram, 0 to BINS - 1."""
+    """Return the histogram bin, 0 to BINS - 1, of each entry of codes [N, D]; each dimension has its own histogram."""
     low, high = codes.amin(0), codes.amax(0)
     width = torch.where(high > low, high - low, 1.0)
     return ((codes - low) / width * BINS).long().clamp(max=BINS - 1)
@@ -150,7 +165,7 @@ def _entropy(counts: Tensor) -> float:
 
 
 def _mutual_information(a: Tensor, b: Tensor) -> float:
-    """Return the mutual information in nats of two lists of whole numbers from 0, int64 [N] each."""
+    """Return the mutual information, in nats, of two discrete variables with N values each, int64 [N], 0 or more."""
     joint = (a * (int(b.max()) + 1) + b).bincount()
     return max(0.0, _entropy(a.bincount()) + _entropy(b.bincount()) - _entropy(joint))
 
@@ -160,15 +175,16 @@ def total_auroc_difference(
 ) -> TotalAUROCDifference:
     """Return the total AUROC difference (TAD; Yeats et al. 2022, section 4.3) of binary attributes.
 
-    Each dimension by itself detects an attribute with some AUROC, in whichever direction is better. An attribute counts
-    where the best reaches `captured`, by the difference of the best to the second best. An attribute is left out where
-    another one reduces its entropy by more than a fifth.
+    The AUROC of each dimension is that of a detector of the attribute which thresholds this dimension, above or below,
+    whichever is better. If the best dimension's AUROC is at least `captured`, the sum gets the difference between the
+    best and the second best. Attributes whose entropy another attribute reduces by more than a fifth are left out.
 
     Args:
-        codes: [N, D].
+        codes: latent codes of N pictures, [N, D].
         attributes: int64 [N, A], 0 or 1; -1: not known.
-        groups: dimensions that count as one, by their first principal component; None: each counts by itself.
-        captured: AUROC from which an attribute counts.
+        groups: groups of dimensions, each of which is replaced by its first principal component; None: each dimension
+            counts by itself.
+        captured: AUROC that the best dimension must reach for the attribute to count.
 
     Raises:
         ValueError: shapes do not match.
@@ -186,7 +202,10 @@ def total_auroc_difference(
 
 
 def _predicted_share(a: Tensor, b: Tensor) -> float:
-    """Return the share of attribute a's entropy that attribute b predicts, I(a; b) / H(a), where both are known."""
+    """Return the share of attribute a's entropy that attribute b predicts: I(a; b) / H(a).
+
+    a and b are int64 [N] with 0, 1, or -1 for not known; pictures where one is not known are left out.
+    """
     labelled = (a >= 0) & (b >= 0)
     entropy = _entropy(a[labelled].bincount())
     return _mutual_information(a[labelled], b[labelled]) / entropy if entropy > 0 else 0.0
@@ -195,11 +214,11 @@ def _predicted_share(a: Tensor, b: Tensor) -> float:
 def aurocs(codes: Tensor, positive: Tensor) -> Tensor:
     """Return the area under the ROC curve of each dimension as a detector of an attribute, float64 [D].
 
-    It is the share of pairs of a picture with and one without the attribute in which the former's code is higher; ties
-    count half (Mann & Whitney 1947).
+    Of all pairs of a picture with the attribute and one without it, it is the share in which the picture with the
+    attribute has the higher code in that dimension; ties count half (Mann & Whitney 1947).
 
     Args:
-        codes: [N, D].
+        codes: latent codes of N pictures, [N, D].
         positive: bool [N], whether a picture has the attribute; both must occur.
     """
     with_it = int(positive.sum())
@@ -209,15 +228,16 @@ def aurocs(codes: Tensor, positive: Tensor) -> Tensor:
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
-    """Return the rank of each value from 1, float64 [N]; equal values share the mean of their ranks."""
+    """Return the rank of each of `values` [N] in rising order, float64 [N] from 1; equal values get their mean rank."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
 
 
 def first_components(codes: Tensor, groups: Groups | None) -> Tensor:
-    """Return the first principal component of each group of dimensions, float64 [N, G]; without groups, all [N, D].
+    """Return the first principal component of each group of dimensions of the codes [N, D], float64 [N, G].
 
-    Published figures reduce codes of vectors per concept in this way before scalar measures are taken.
+    If `groups` is None, return the codes. Published figures reduce codes that consist of several vectors to one number
+    for each vector in this way.
     """
     codes = codes.double()
     if groups is None:
@@ -230,6 +250,6 @@ def first_components(codes: Tensor, groups: Groups | None) -> Tensor:
 
 
 def check_shapes(codes: Tensor, factors: Tensor) -> None:
-    """Check that codes are [N, D] and factors [N, F]; raises ValueError."""
+    """Check that `codes` have the shape [N, D] and `factors` [N, F]; raises ValueError if not."""
     if codes.dim() != 2 or factors.dim() != 2 or len(codes) != len(factors):
         raise ValueError(f"expected codes [N, D] and factors [N, F], got {[*codes.shape]} and {[*factors.shape]}")

@@ -1,4 +1,4 @@
-"""Errors of picture edits whose true result is known: the exact counterfactual picture of each edit."""
+"""Errors of picture edits whose exact result, the counterfactual picture, is known: here called the truth."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,33 +10,37 @@ from ldm_kit.metrics.fidelity import wilson
 
 
 class EditError(NamedTuple):
-    """How one edit compares with the exact picture of that edit, its truth."""
+    """Comparison of one edited picture with the truth, the exact result of the edit.
 
-    right: bool  # the reader finds the wanted value of the edited factor
-    unchanged: int  # other factors whose value the reader finds unchanged
-    others: int  # other factors whose value the truth shows
-    ratio: float  # distance of the edited picture to the truth over that of the unedited one; below 1: it came closer
-    rank: int  # of the truth among the candidates by distance to the edited picture; 1: it is the nearest
-    candidates: int  # the unedited picture and the true results of all edits of it
-    readable: bool  # the reader finds the wanted value in the truth itself
+    An edit changes one factor of a picture, such as hair colour. The reader is a classifier of all factors.
+    """
+
+    right: bool  # whether the reader finds the wanted value of the edited factor in the edited picture
+    unchanged: int  # number of other factors whose value the reader finds unchanged in the edited picture
+    others: int  # number of other factors whose value can be seen in the truth
+    ratio: float  # distance of edited picture and truth, divided by that of unedited picture and truth; < 1: closer
+    rank: int  # rank of the truth among the candidates by distance to the edited picture; 1: the truth is nearest
+    candidates: int  # number of candidates: the unedited picture, and the true results of all edits of it
+    readable: bool  # whether the reader finds the wanted value in the truth itself
 
 
 def edit_error(
     edited: Tensor, original: Tensor, candidates: Tensor, truth: int, *, readings: Tensor, labels: Tensor, factor: int
 ) -> EditError:
-    """Compare an edited picture with the exact picture of the edit.
+    """Compare an edited picture with the truth, the exact result of the edit.
 
     Args:
         edited: the edited picture, uint8 [C, R, R].
-        original: the unedited picture, likewise.
-        candidates: true results of all edits of one factor of this picture, uint8 [M, C, R, R].
-        truth: index of the wanted one among them.
-        readings: int64 [2, F], the numbers of the values that the reader finds in the edited picture and in the truth.
-        labels: int64 [F], the numbers of the truth's values; -1: not known, or the truth does not show it.
-        factor: index of the edited factor.
+        original: the unedited picture, uint8 [C, R, R].
+        candidates: true results of all M edits of one factor of the original, uint8 [M, C, R, R].
+        truth: index among the candidates of the true result of this edit.
+        readings: int64 [2, F], the index of the value of each of F factors that a classifier finds in the edited
+            picture (row 0) and in the truth (row 1).
+        labels: int64 [F], the index of the true value of each factor in the truth; -1: not known, or not visible.
+        factor: index of the edited factor, 0 to F - 1.
 
     Raises:
-        ValueError: the truth is the unedited picture itself, to which no distance can be related.
+        ValueError: the truth equals the unedited picture, so that the ratio of distances is undefined.
     """
     distances = (torch.cat([candidates, original[None]]).double() - edited.double()).flatten(1).norm(dim=1)
     unedited = (original.double() - candidates[truth].double()).norm()
@@ -57,12 +61,17 @@ def edit_error(
 
 
 def summarise(errors: Sequence[EditError]) -> dict[str, Any]:
-    """Return shares and means over edits, for JSON; with 95 % intervals [low, high] of shares by Wilson's score.
+    """Return shares and means over edits by name, for JSON; shares have 95 % intervals [low, high] (Wilson's score).
 
-    `right`: the wanted factor is found; `unchanged`: mean share of other factors found unchanged; `closer`: the
-    edited picture is nearer to the truth than the unedited one; `ratio`: mean of the distances' ratio; `nearest`: the
-    truth is the nearest of all candidates; `rank`: the truth's median rank; `readable`: the reader finds the wanted
-    factor in the truth.
+    The names (the truth, the candidates and the fields of each edit are explained in `EditError`):
+        edits: number of edits.
+        right: share of edits where a classifier finds the wanted value of the edited factor in the edited picture.
+        readable: share of edits where it finds that value in the truth.
+        closer: share of edits whose result is nearer to the truth than the unedited picture is.
+        nearest: share of edits where the truth is the nearest of all candidates.
+        unchanged: mean over edits of the share of the other factors that the classifier finds unchanged.
+        ratio, candidates: means over edits of the fields with these names.
+        rank: median over edits of the truth's rank.
     """
     if not errors:
         return {"edits": 0}

@@ -1,6 +1,6 @@
-"""A reader of factors: a small convolutional classifier that says the value of every factor of a picture.
+"""The factor reader: a small convolutional classifier of every factor (such as hair colour) of a picture.
 
-It judges edited and generated pictures, so it must be trained on other ones than those that it judges.
+It judges edited and generated pictures, so it must be trained on other pictures than those that it judges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Factors = Mapping[str, Sequence[str]]
 
 
 class ReaderConfig(Config):
-    """How a reader is trained."""
+    """Settings of the training of a `FactorReader`."""
 
     count: int = Field(default=8000, ge=1, description="most pictures to train on")
     epochs: int = Field(default=8, ge=1, description="times that each is seen")
@@ -34,10 +34,10 @@ class ReaderConfig(Config):
 
 
 class FactorReader(nn.Module):
-    """Reads the value of every factor of a picture.
+    """Classifier that predicts the value of every factor of a picture, such as "black" for the factor hair colour.
 
     Args:
-        factors: the values that each factor can have, by the factor's name.
+        factors: for each factor's name, the values that the factor can have.
         channels: channels of a picture.
         side: pixels along each side of the pictures.
         width: channels of the first convolution.
@@ -62,13 +62,18 @@ class FactorReader(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each factor's values, [N, K] each, for pictures in -1..1, [N, C, R, R]."""
+        """Return, for each factor, the logits [N, K] of its K values, from pictures x [N, C, R, R] in -1..1."""
         x = adaptive_avg_pool2d(x, self.side) if x.shape[-1] > self.side else x
         return [*self.layers(x).split([len(values) for values in self.factors.values()], dim=1)]
 
     @torch.no_grad()
     def read(self, pictures: Tensor, batch: Batch = 256) -> Tensor:
-        """Return the number of the value of each factor in pictures uint8 [N, C, R, R], int64 [N, F]."""
+        """Return the index of the predicted value of each of F factors, int64 [N, F].
+
+        Args:
+            pictures: uint8 [N, C, R, R].
+            batch: most pictures in one forward pass.
+        """
         self.eval()
         device = next(self.parameters()).device
 
@@ -79,7 +84,7 @@ class FactorReader(nn.Module):
         return torch.cat([nothing, *BatchSize.of(batch).map(pictures, numbers)])
 
     def values(self, pictures: Tensor) -> list[dict[str, str]]:
-        """Return the value of each factor, by the factor's name, in pictures uint8 [N, C, R, R]."""
+        """Return, for each of the pictures uint8 [N, C, R, R], the predicted value of each factor by its name."""
         options = self.factors.items()
         return [
             {factor: values[i] for (factor, values), i in zip(options, row, strict=True)}
@@ -101,14 +106,15 @@ def _block(channels: int, width: int, stride: int) -> nn.Sequential:
 def train_reader(
     reader: FactorReader, pictures: Callable[[Sequence[int]], Tensor], labels: Tensor, config: ReaderConfig
 ) -> FactorReader:
-    """Train a reader by cross-entropy, summed over factors, and return it.
+    """Train a reader by cross-entropy, summed over factors, and return it in evaluation mode.
 
-    The order of the pictures and their noise are functions of the seed and the step alone.
+    The order of the pictures and the noise added to them are functions of the seed and the training step alone.
 
     Args:
         reader: the reader, with random weights.
-        pictures: function from indices to pictures, uint8 [B, C, R, R].
-        labels: int64 [N, F], the number of each factor's value; -1: not known, and not trained on.
+        pictures: function that returns the pictures with the given indices, uint8 [B, C, R, R].
+        labels: int64 [N, F], for each picture the index of each factor's true value; -1: not known, and left out of
+            the loss.
         config: number of epochs, learning rate, noise and seed.
     """
     device = next(reader.parameters()).device
@@ -135,14 +141,22 @@ def _unit(pictures: Tensor) -> Tensor:
 
 
 def _noisy(x: Tensor, config: ReaderConfig, step: int) -> Tensor:
-    """Add normal noise to pictures [B, C, R, R], of a deviation that is uniform in 0 to `config.noise` for each."""
+    """Add normal noise to pictures x [B, C, R, R]; seeded by `config.seed` and the training step.
+
+    The noise of each picture has its own standard deviation, which is uniform between 0 and `config.noise`.
+    """
     draw = torch.Generator().manual_seed(derive_seed(config.seed, "reader noise", step))
     scale = torch.rand(len(x), 1, 1, 1, generator=draw) * config.noise
     return x + scale * torch.randn(x.shape, generator=draw)
 
 
 def _loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Return the sum over factors of the mean cross-entropy of known labels [B, F]."""
+    """Return the sum over F factors of the mean cross-entropy over the pictures whose value is known.
+
+    Args:
+        logits: for each factor, the logits [B, K] of its K values.
+        labels: int64 [B, F], the index of each factor's true value; -1: not known.
+    """
     losses = [
         cross_entropy(one[labelled], column[labelled]) if bool((labelled := column >= 0).any()) else one.sum() * 0
         for one, column in zip(logits, labels.T, strict=True)

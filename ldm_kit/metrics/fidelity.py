@@ -28,7 +28,10 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Prompt fidelity: how often the true picture of a prompt is the reference picture nearest to the generated one."""
+    """Prompt fidelity: how often, of all reference pictures, the true one is the nearest to the generated picture.
+
+    The true picture of a prompt is the reference picture whose caption the prompt is; distances are between features.
+    """
 
     rank1: float  # share of prompts whose true picture is the nearest reference, in [0, 1]
     rank5: float  # share of prompts whose true picture is among the five nearest
@@ -66,8 +69,8 @@ def embed(features: Callable[[Tensor], Tensor], pictures: Tensor, batch: Batch =
 def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distance = "cosine") -> Tensor:
     """Return int64 [M]: for each generated picture, the rank (from 1) of its true picture among all references.
 
-    References are ranked by the distance of their features to the generated picture's, after the mean of the references
-    is subtracted. Ties count against the true picture, and so do features that are not finite.
+    The true picture is the reference whose caption was the prompt. References are ranked by their features' distance to
+    the generated picture's, after the references' mean is subtracted. Ties and non-finite features count against it.
 
     Args:
         generated: features [M, D] of the generated pictures.
@@ -88,7 +91,8 @@ def agreement(
 ) -> Tensor:
     """Return bool [M]: whether the nearest reference has the same attribute (such as skin tone) as the true picture.
 
-    If several references are equally near, all of them must have the attribute.
+    The true picture is the reference whose caption was the prompt; the nearest reference is that with the nearest
+    features. If several references are equally near, all of them must have the attribute.
 
     Args:
         generated: features [M, D] of the generated pictures.
@@ -120,7 +124,9 @@ def fidelity(
     tones: Sequence[str] | None = None,
     distance: Distance = "cosine",
 ) -> Fidelity:
-    """Return how often the nearest reference to a generated picture is its true picture, or has the same skin tone.
+    """Return how often the reference nearest to a generated picture is its true picture, or has the same skin tone.
+
+    The true picture of a generated picture is the reference whose caption was its prompt.
 
     Args:
         generated: features [M, D] of the generated pictures.
@@ -169,7 +175,7 @@ def percent(share: float, count: int) -> str:
 
 
 def table(rows: Mapping[str, Fidelity]) -> str:
-    """Return a markdown table of named results, one row each: shares in per cent with their 95 % intervals."""
+    """Return a markdown table with a row for each `Fidelity`, by its title: shares in per cent with 95 % intervals."""
     lines = ["| | rank 1 | rank 5 | skin tone | prompts (with a tone) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         shares = [percent(row.rank1, row.count), percent(row.rank5, row.count), percent(row.tone, row.tone_count)]
@@ -219,7 +225,7 @@ def _square_root(matrix: Tensor) -> Tensor:
 
 
 def _distances(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:
-    """Yield the distances of up to 512 generated pictures at a time to all references, float64 [<= 512, N] on the CPU.
+    """Yield the distances of features [M, D] to reference features [N, D], 512 at a time: float64 [<= 512, N], CPU.
 
     A distance is -2 cos(g, r) for features g and r, or |r - g|^2 - |g|^2, which orders the references r of a g as
     |r - g| does. The cosine counts as 0 for features equal to the mean of the references.

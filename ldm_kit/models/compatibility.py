@@ -94,7 +94,7 @@ def labels_of(classes: Sequence[str], names: Sequence[str]) -> Tensor:
 class FixedCondition:
     """A denoiser that always uses the condition `cond`, and ignores the one that it is called with.
 
-    It wraps the weaker model of autoguidance, whose own conditioner must encode the prompts.
+    It wraps the weaker model of autoguidance: `cond` are the prompts as that model's own conditioner encoded them.
     """
 
     denoiser: Denoiser

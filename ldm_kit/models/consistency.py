@@ -1,7 +1,7 @@
-"""What differs in a saved consistency model: its scheduler, and how a semantic one decodes codes.
+"""Save consistency models with diffusers' scheduler for them; and the decoder of a DiffAE that became one.
 
-The folder is that of any model in the diffusers layout. Its scheduler is diffusers' LCMScheduler, for flow models
-FlowMatchLCMScheduler, and by that it is recognised.
+A consistency model's folder has the diffusers layout, like that of any other model, but its scheduler is LCMScheduler
+or, for flow models, FlowMatchLCMScheduler, by which it is recognised.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,11 @@ _SCHEDULERS = ("LCMScheduler", "FlowMatchLCMScheduler")
 
 
 def lcm_scheduler(schedule: ScheduleConfig, prediction_type: PredictionType, *, pixels: bool) -> Any:
-    """Return the diffusers scheduler of a consistency model; it visits the timesteps of the sampler `consistency`.
+    """Return the diffusers scheduler of a consistency model, to sample as ldm_kit's sampler `consistency` does.
 
-    LCMScheduler does so where the number of steps divides that of the training timesteps, else to within one timestep.
-    FlowMatchLCMScheduler has another grid, and does so if the timesteps are given to its `set_timesteps`.
+    LCMScheduler visits the same timesteps as the sampler if the number of steps divides the number of training
+    timesteps, and otherwise timesteps that differ by one at most. FlowMatchLCMScheduler visits the same timesteps only
+    if they are given to its `set_timesteps`.
 
     Args:
         schedule: noise schedule of the model.
@@ -68,8 +69,8 @@ def save_consistency_model(pipeline: "Pipeline", folder: Path) -> None:
 class ConsistencyDecoder(CodeDecoder):
     """The decoder of a DiffAE that was made a consistency model: it decodes in one step or a few, and cannot encode.
 
-    A step goes to the clean end f(x, t) of the trajectory and back to the next timestep with the noise that f implies,
-    not with fresh noise: x_T and z alone determine the picture.
+    A step predicts the clean latent f(x, t), then noises it to the next timestep with the noise that x and f(x, t)
+    imply, not with fresh noise, so that x_T and z alone determine the picture.
     """
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
@@ -83,6 +84,8 @@ class ConsistencyDecoder(CodeDecoder):
         self, x: Tensor, z: Tensor, steps: int, stop: float, *, trajectory: TrajectoryTarget | None = None
     ) -> Iterator[State]:
         """Decode noise x [B, ...] with codes z [B, D] to latents in `steps` evenly spaced steps.
+
+        `stop` must be 0 and `trajectory` None, as these are for PDAE.
 
         Yields:
             The state after each step; x of the last state is the latents.

@@ -86,7 +86,7 @@ class CodeDecoder:
         return len(self.schedule)
 
     def grid(self, steps: int) -> list[int]:
-        """Return the `steps` rising timesteps of DiffAE's DDIM: `prior.strided` reversed, without -1 (clean data)."""
+        """Return the `steps` timesteps of DiffAE's DDIM in rising order, see `models.prior.strided`, without -1."""
         return strided(len(self.schedule), steps)[-2::-1]
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
@@ -244,7 +244,7 @@ class ShiftDecoder:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the network to `shift/` in a model's folder; return the entries of model_index.json, by name.
 
-        The entry of the base model, which is not written, says where it lies.
+        The base model is not written; its entry says in which folder, or where on the Hub, it is.
         """
         self.shift.save_pretrained(folder / "shift")
         return {"shift": SHIFT, "base": self.base.reference(folder)}

@@ -1,4 +1,4 @@
-"""Trained readers of the built-in data sets' factors, in the cache: trained on first use, and read from there later."""
+"""Networks that read factors (such as a face's hair colour) off pictures: trained on first use, then cached on disk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -20,20 +20,20 @@ from ldm_kit.metrics.factor_reader import CODE_VERSION, FactorReader, ReaderConf
 def factor_reader(
     data: DataConfig, split: Split, config: ReaderConfig | None = None, device: str = "cpu"
 ) -> FactorReader:
-    """Return a reader of the factors of a data set, trained on pictures that are in no held-out part of it.
+    """Return a network that predicts each factor of a data set's pictures, trained on no held-out picture.
 
-    For faces and shapes these are other renders, under a seed of their own, of all combinations of values, without
-    those that are held out or compositional in `split`; for other sets, the training part. They are rendered only if
-    no such reader is in the cache.
+    For the rendered data sets, faces and shapes, it is trained on new renders under another seed, without pictures that
+    `split` holds out (the sets heldout and compositional); for other data sets, on the training set of `split`. A
+    network that is in the cache is loaded; nothing is then rendered or trained.
 
     Args:
-        data: config of a data set that knows its factors.
-        split: its pictures.
+        data: config of a data set whose pictures have known factor values.
+        split: the pictures of the data set.
         config: how the reader is trained; None: the defaults.
         device: device to train on, and that of the returned reader.
 
     Raises:
-        UserError: the data set does not know its factors, or a package is missing.
+        UserError: the factor values of the pictures are not known, or a package is missing.
     """
     config = config or ReaderConfig()
     pictures = _training_pictures(data, split, config)
@@ -55,7 +55,7 @@ def factor_reader(
 
 
 def factor_labels(pictures: FactorSet) -> Tensor:
-    """Return the number of each factor's value, int64 [N, F]; -1 where a picture lacks the factor or hides it."""
+    """Return the index of the value of F factors in N pictures, int64 [N, F]; -1 where a factor is absent or hidden."""
     numbers = {factor: {value: i for i, value in enumerate(values)} for factor, values in pictures.factors.items()}
     rows: list[list[int]] = []
     for index in range(len(pictures)):
@@ -66,13 +66,13 @@ def factor_labels(pictures: FactorSet) -> Tensor:
 
 
 def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, float | None]:
-    """Return by factor the share of pictures whose value the reader reads right, where the value shows.
+    """Return {factor: share of the pictures in which `reader` predicts the factor's value correctly}.
 
-    A factor that no picture shows has None.
+    Pictures in which a factor is absent or hidden are not counted for it; None if no picture shows the factor.
 
     Args:
-        reader: the reader.
-        pictures: real pictures that know their factors, not those that the reader was trained on.
+        reader: network that predicts factor values.
+        pictures: pictures with known factor values, on which the reader was not trained.
     """
     factor_set = known_factors(pictures)
     labels = factor_labels(factor_set)
@@ -82,11 +82,11 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
 
 
 class _Pictures(NamedTuple):
-    """Pictures to train a reader on; `load` renders them, or loads them from the cache."""
+    """Pictures on which a `FactorReader` is trained; they are rendered or read only when `load` is called."""
 
-    factors: Mapping[str, Sequence[str]]
-    fingerprint: str
-    load: Callable[[], FactorSet]
+    factors: Mapping[str, Sequence[str]]  # name of each factor -> its possible values
+    fingerprint: str  # hash that identifies the pictures
+    load: Callable[[], FactorSet]  # returns the pictures with their factor values
 
 
 def _training_pictures(data: DataConfig, split: Split, config: ReaderConfig) -> _Pictures:

@@ -26,7 +26,8 @@ def guided_denoiser(pipeline: "Pipeline", prompts: Sequence[str | int], options:
 
     Args:
         pipeline: the model.
-        prompts: B prompts, which the guide model encodes here; the model's condition is passed at each call.
+        prompts: B prompts, encoded here for the weaker model of autoguidance; the condition of `pipeline` itself is an
+            argument of each call of the denoiser.
         options: sampling options, resolved for the model.
     """
     denoiser: Denoiser = pipeline.denoiser(options if pipeline.takes_scale else None)
@@ -65,7 +66,7 @@ def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions
 def with_scale(
     network: Callable[..., Tensor], options: ResolvedOptions, steps: int
 ) -> Callable[[Any, Any, Any], Tensor]:
-    """Return a network of (x, t, cond) that is given the guidance scale as input: that of `options`, by time.
+    """Return a function of (x, t, cond) that calls a network with the guidance scale of `options` as further input.
 
     Args:
         network: function of (x, t, cond, scale=), such as `apply_unet` for one U-Net.

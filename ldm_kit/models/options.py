@@ -60,7 +60,7 @@ class SamplingOptions(SamplerOptions):
         return not self.solver.startswith(DIFFUSERS_PREFIX) and find_sampler(self.solver).shifts_mean
 
     def fast(self) -> "SamplingOptions":
-        """Return these options with steps = `FAST_STEPS`, or unchanged if the user gave a number of steps."""
+        """Return these options with few steps (`FAST_STEPS`, 8), or unchanged if the user gave a number of steps."""
         return self if "steps" in self.model_fields_set else self.model_copy(update={"steps": FAST_STEPS})
 
     def resolve(self, model: "Pipeline", fallback: Mapping[str, Any] | None = None) -> "ResolvedOptions":
@@ -112,12 +112,12 @@ class SamplingOptions(SamplerOptions):
         return {name: value for name, value in own.items() if name not in given and name not in stale}
 
     def _unguided(self, model: "Pipeline") -> dict[str, float]:
-        """Return {"guidance_scale": 1.0} if classifier-free guidance must be off for `model`, else {}.
+        """Return the guidance scale, {"guidance_scale": 1.0}, if guidance must be off by default for `model`, else {}.
 
-        The result is {} whenever the user gave a guidance scale. Guidance must be off if the null condition was not
-        trained, but not in a U-Net that takes the scale as input and needs no null condition. It is also off with a
-        guide model, whose guidance takes its place, unless the user gave another option of classifier-free guidance;
-        a U-Net that takes the scale then gets the least that it was trained on.
+        The result is {} whenever the user gave a guidance scale. Guidance is off if the model's null condition is
+        missing or was not trained; a U-Net that takes the scale as input needs none. It is also off if a guide model
+        guides instead, unless the user gave another option of classifier-free guidance. In place of 1.0, a U-Net that
+        takes the scale gets the least scale that it was trained on.
         """
         if "guidance_scale" in self.model_fields_set:
             return {}
@@ -194,9 +194,9 @@ class ResolvedOptions(SamplingOptions):
 
     @property
     def note(self) -> str:
-        """Sentence, which commands print, on the options whose values were saved with the model; empty if none were.
+        """Sentence for commands to print: the options whose values were saved with the model; empty if none were.
 
-        Steps, solver and guidance scale are always listed, other options only where they differ from the default.
+        Of these, steps, solver and guidance scale are always listed, others only if they differ from the default.
         """
         fields = SamplerOptions.model_fields
         decided = {name: getattr(self, name) for name in self.own}

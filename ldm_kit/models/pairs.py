@@ -22,7 +22,7 @@ class PairDirections(NamedTuple):
 
     before: Tensor  # [P, D], codes of the pairs' first pictures
     after: Tensor  # [P, D], codes of the pairs' second pictures, row by row
-    temperature: float
+    temperature: float  # of the softmax; lower: the most similar pairs weigh more
 
     def step(self, z: Tensor) -> Tensor:
         """Return for each normalised code of z [N, D] the weighted mean of the steps `after - before`, [N, D].
@@ -32,7 +32,7 @@ class PairDirections(NamedTuple):
         return _weights(_cosines(z, self.before), self.temperature) @ (self.after - self.before)
 
     def reverse(self) -> "PairDirections":
-        """Return the pairs with `before` and `after` exchanged."""
+        """Return the pairs with `before` and `after` exchanged, for the opposite edit."""
         return PairDirections(self.after, self.before, self.temperature)
 
 

@@ -53,7 +53,7 @@ class Pipeline:
     schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
     precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
-    variance: VarianceType = "small"  # variance of ddpm's steps; learned_range: in Z more output channels
+    variance: VarianceType = "small"  # variance of ddpm's steps; learned_range: predicted in Z more channels
     classifier: NoisyClassifier | None = None  # guides sampling by its gradient; set by `with_guides`
     autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
     saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
@@ -104,7 +104,7 @@ class Pipeline:
         return condition
 
     def network(self, options: ResolvedOptions | None = None) -> Callable[..., Any]:
-        """Return the U-Net as a function of (x, t, cond) in the model's precision; `options` as for `denoiser`."""
+        """Return the U-Net as a function of (x, t, cond); with `options`, their guidance scale is a further input."""
         network = partial(apply_unet, self.unet)
         network = network if options is None else with_scale(network, options, len(self.schedule))
         return autocast_network(network, None if is_cast(self.unet, self.precision) else self.precision)
@@ -130,7 +130,7 @@ class Pipeline:
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
-        """Return the U-Net as a denoiser without clipping; `options` guide one that takes the scale, None does not."""
+        """Return the U-Net as a denoiser without clipping; a U-Net that takes the guidance scale needs `options`."""
         network = self.finite.network("the U-Net", self.network(options))
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
@@ -140,13 +140,13 @@ class Pipeline:
         A U-Net that takes the guidance scale as input gets it, in place of classifier-free guidance.
 
         Args:
-            prompts: B prompts, which the guide model encodes here; this model's condition is passed at each call.
+            prompts: B prompts, encoded here for `autoguidance_model`; each call takes this model's own condition.
             options: sampling options, resolved for this model.
         """
         return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the classifier's labels [B] of B prompts; None: no classifier. UserError: a class is unknown."""
+        """Return the class indices [B] to which the classifier guides B prompts, or None; UserError: unknown class."""
         if self.classifier is None:
             return None
         name = options.classifier_class

@@ -108,7 +108,7 @@ def statistics(model: Semantic) -> tuple[Tensor, Tensor]:
 
 
 def normalise(model: Semantic, z: Tensor) -> Tensor:
-    """Return codes z [N, D] normalised by mean and deviation of the model's training pictures' codes, on the CPU."""
+    """Return (z - mean) / std of codes z [N, D], on the CPU; `model.mean` and `model.std` are used."""
     return CodeStatistics(*statistics(model)).normalise(z.float().cpu())
 
 

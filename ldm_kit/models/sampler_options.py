@@ -44,7 +44,7 @@ _ETA_OF_DIFFUSERS = ("diffusers:DDIMScheduler",)  # diffusers' schedulers that t
 
 
 def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    """Return the interval, if it has two rising shares of time within 0 to 1; else raise ValueError."""
+    """Return the interval (LOW, HIGH) of times t / T, if 0 <= LOW < HIGH <= 1; else raise ValueError."""
     low, high = interval
     if not 0 <= low < high <= 1:
         raise ValueError("expected two shares of time, 0 <= LOW < HIGH <= 1")
@@ -152,7 +152,7 @@ class SamplerOptions(Config):
 
 
 def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "--") -> None:
-    """Check the guidance options for a model whose U-Net takes the guidance scale as input.
+    """Check that a U-Net that takes the guidance scale as input was trained on the scale and interval in `options`.
 
     Args:
         options: the options of sampling.

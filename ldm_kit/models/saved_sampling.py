@@ -85,7 +85,7 @@ class SavedSampling:
 
     @property
     def guidance_range(self) -> GuidanceRange:
-        """Guidance scales and times that the model takes as input; any, if the file does not say."""
+        """Guidance scales and times on which a U-Net that takes the scale was trained; if not saved, any from 1 on."""
         values = self.sections.get(GUIDANCE, {})
         low, high = values.get("interval", (0.0, 1.0))
         return GuidanceRange(values.get("max_scale", math.inf), (low, high), values.get("min_scale", 1.0))

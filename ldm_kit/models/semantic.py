@@ -186,9 +186,9 @@ class SemanticModel:
     ) -> Tensor:
         """Sample new codes z [N, D], not normalised, from the prior, by DDIM.
 
-        `seeds` has N seeds. `conditions` are N classes or prompts (None: no condition); for `clip` see
-        `CodePrior.sample`. If `steps` or `guidance_scale` is None, the value saved with the model is used, or else 100
-        or 1.
+        `seeds` has N seeds. `conditions` are N classes or prompts (None: no condition). `steps` or `guidance_scale`
+        None: the value saved with the model, or else 100 or 1. `clip` none: no clipping; published: clip noise and x_0
+        to [-1, 1], as PDAE's released code does.
 
         Raises:
             UserError: the model has no prior, or an argument does not fit the prior, see `CodePrior.sample`.

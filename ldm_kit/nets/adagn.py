@@ -1,4 +1,4 @@
-"""Adaptive group normalisation (AdaGN) by time and semantic code, in diffusers' residual blocks.
+"""Adaptive group normalisation (AdaGN) by a time embedding and a semantic code, in diffusers' residual blocks.
 
 A block with `time_embedding_norm="scale_shift"` computes n (1 + scale) + shift, where n are the features after its
 second norm, and scale and shift come from `time_emb_proj(SiLU(temb))`; temb is the time embedding. DiffAE and PDAE
@@ -24,15 +24,15 @@ from ldm_kit.config import UserError
 class SemanticProjection(nn.Module):
     """Linear maps of a time embedding and a semantic code to the scale and shift of one residual block.
 
-    The block computes n (1 + scale) + shift from its normalised features n, as for the time alone. Scale and shift are
-    computed in float32, also under autocast.
+    The block computes n (1 + scale) + shift from its normalised features n. Scale and shift are computed in float32,
+    also under autocast.
 
     Args:
         time_width: T, channels of the time embedding.
         z_width: Z, channels of the code.
         channels: C, output channels of the block.
         z_shift: False: the code only scales (DiffAE, Preechakul et al. 2022, section 3.1); True: it also shifts (PDAE).
-        made: `device` and `dtype` of the weights.
+        made: keyword arguments `device` and `dtype`, of the weights.
     """
 
     def __init__(self, time_width: int, z_width: int, channels: int, *, z_shift: bool = False, **made: Any) -> None:
@@ -64,7 +64,7 @@ def _exact(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = False, keep_time: bool = False) -> None:
-    """Make every `ResnetBlock2D` in `module` take a semantic code beside the time embedding, in place.
+    """Condition every `ResnetBlock2D` in `module` on a semantic code as well as on the time embedding, in place.
 
     Each block's `time_emb_proj` is replaced by a `SemanticProjection`. The block's argument `temb` must then be the
     time embedding [B, T] and the code [B, Z], concatenated: [B, T + Z].
@@ -75,9 +75,9 @@ def give_z(module: nn.Module, time_width: int, z_width: int, *, z_shift: bool = 
         time_width: T, channels of the time embedding.
         z_width: Z, channels of the code.
         z_shift: False: the code only scales (DiffAE); True: it also shifts (PDAE).
-        keep_time: keep the blocks' weights for the time and start those for the code at zero, so that the blocks'
-            outputs do not change yet. Blocks that only add the time have no weights for a scale by the time; they get
-            new random weights for the time.
+        keep_time: True: each block keeps its weights for the time, and those for the code start at zero, so that the
+            block's output does not change yet. A "default" block has no weights for a scale by the time, so it gets
+            new random weights for the time. False: all weights of the projections are new and random.
 
     Raises:
         UserError: `module` has no `ResnetBlock2D`, or a `ResnetBlock2D` of `module` takes no time embedding.

@@ -1,6 +1,6 @@
 """Call a diffusers U-Net, a `UNet2DConditionModel` or a `UNet2DModel`, with a condition.
 
-`partial(apply_unet, unet)` is the network that a `NetworkDenoiser` takes.
+`partial(apply_unet, unet)` is a function of (x_t, t, condition), as `diffusion.denoiser.NetworkDenoiser` takes it.
 """
 
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ def apply_unet(
         x: noisy latents or pictures [B, C, h, w].
         t: integer timesteps [B].
         condition: a condition with B rows, or with one row for the whole batch; None: unconditional.
-        scale: guidance scales [B], for a network that takes them as input (`takes_guidance_scale`); None: scale 1, no
-            guidance, for such a network.
+        scale: guidance scales [B], if the network takes them as input (`takes_guidance_scale`); None: scale 1, which
+            means no guidance. For all other networks it must be None.
 
     Returns:
         The network's output [B, C', h, w].
@@ -75,7 +75,10 @@ def apply_unet(
 
 
 def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Return the condition's tensors by name, expanded to `batch` rows; all but the mask are cast to `dtype`."""
+    """Return a condition's tensors by name (tokens, mask, vector, concat), each expanded to `batch` rows.
+
+    All but the mask are cast to `dtype`. A tensor that the condition lacks is None.
+    """
     tensors: dict[str, Tensor | None] = {}
     for name in ("tokens", "mask", "vector", "concat"):
         value: Tensor | None = getattr(condition, name, None)

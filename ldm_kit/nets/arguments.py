@@ -12,5 +12,5 @@ SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_nu
 
 
 def network_arguments(config: BaseModel) -> dict[str, Any]:
-    """Return a network's constructor arguments: the fields of its config, some under the older names of `SAVED`."""
+    """Return a network's constructor arguments: its config's fields, of which those in `SAVED` have older names."""
     return {SAVED.get(name, name): value for name, value in config.model_dump().items()}

@@ -5,12 +5,12 @@ from torch import nn
 
 
 def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of `net` to `dtype`, in place, for sampling.
+    """Cast the weights of `net` to `dtype`, in place, to sample faster.
 
-    On a CPU these are the weights of linear layers and convolutions, and the network is called under autocast. Its
-    outputs do not change: autocast would cast the same weights anew in every call, which takes a tenth of the time of a
-    call. On an accelerator they are all weights, as where diffusers loads a network with `torch_dtype`: autocast would
-    compute norms in float32, and so move twice the bytes. Such a network `is_cast`, and is called without autocast.
+    On a CPU only linear layers and convolutions are cast, and the network must still be called under autocast. Its
+    outputs are those of autocast alone, which would cast the same weights anew in every call, for a tenth of the call's
+    time. On an accelerator all weights are cast, as by diffusers' `torch_dtype`, and the network is called without
+    autocast (see `is_cast`): autocast would compute norms in float32 and so move twice the bytes.
     """
     if next(net.parameters()).device.type != "cpu":
         nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
@@ -21,5 +21,8 @@ def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def is_cast(net: nn.Module, dtype: torch.dtype | None) -> bool:
-    """Return whether all weights of `net` have this dtype, so that it needs no autocast to compute in it."""
+    """Return whether all weights of `net` have the dtype `dtype`, so that sampling in `dtype` needs no autocast.
+
+    The result is False if `dtype` is None.
+    """
     return dtype is not None and all(weight.dtype is dtype for weight in net.parameters())

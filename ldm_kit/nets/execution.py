@@ -37,7 +37,7 @@ class ExecutionConfig(Protocol):
 
     @property
     def precision(self) -> str:
-        """Autocast precision: no, auto, bf16 or fp16 (the keys of `DTYPES`)."""
+        """Precision of autocast: no, bf16, fp16, or auto (bf16 where the device is fast in it, else no)."""
         ...
 
     @property
@@ -104,10 +104,9 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
 def default_layout(device: torch.device | str) -> torch.memory_format:
     """Return the memory layout of networks on `device` where a run's config does not set `train.channels_last`.
 
-    It is channels-last on CPUs with AMX, where that is fast, and contiguous elsewhere: an NVIDIA H100 trains an
-    autoencoder in bf16 a fifth slower in channels-last (docs/results/gpu.md). The
-    environment variable `LDM_KIT_CHANNELS_LAST` (1: channels-last, 0: contiguous) overrides this, for training and
-    loading alike.
+    The layout is channels-last on CPUs with AMX, where that is fast, and contiguous elsewhere: an NVIDIA H100 trains an
+    autoencoder in bf16 a fifth slower in channels-last (docs/results/gpu.md). The environment variable
+    `LDM_KIT_CHANNELS_LAST` (1: channels-last, 0: contiguous) overrides this default, for training and loading alike.
 
     Raises:
         UserError: the variable is set to something other than 0 or 1.
@@ -197,7 +196,7 @@ def set_attention(
         kind: "math": plain matrix products. "sdpa": torch's fused kernel. "auto": "math" on a CPU, where the fused
             kernel's backward pass is slow in bfloat16 (a quarter of a training step), else "sdpa". "xformers":
             xformers' kernel, if a trial shows that it works and agrees with "sdpa"; if not, a warning and "auto".
-        dtype: dtype in which xformers' kernel is tried: the one of the network under autocast.
+        dtype: dtype in which xformers' kernel is tried: the one in which the network computes under autocast.
     """
     attentions = [module for module in net.modules() if isinstance(module, Attention)]
     if kind == "xformers":

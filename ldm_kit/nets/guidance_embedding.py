@@ -1,4 +1,4 @@
-"""The guidance scale as an input of diffusers' U-Net with tokens, embedded as diffusers' pipelines embed it.
+"""The guidance scale as an input of diffusers' U-Net with cross-attention, embedded as diffusers' pipelines do it.
 
 The U-Net (`UNet2DConditionModel` with `time_cond_proj_dim`) adds a linear map of the embedding to the sinusoids of the
 timestep, as latent consistency models do (Luo et al. 2023, section 4.3).
@@ -40,15 +40,18 @@ def guidance_embedding(scale: Tensor, width: int) -> Tensor:
 
 
 def embed_scale(unet: UNet2DConditionModel, scale: Tensor) -> Tensor:
-    """Return the embedding of guidance scales [B] that a U-Net takes, [B, D], in the dtype of the U-Net's weights."""
+    """Return the embedding [B, D] of guidance scales [B] in the width D and the dtype that `unet` takes.
+
+    D is `unet.config.time_cond_proj_dim`; the dtype is that of the weights.
+    """
     config: Any = unet.config
     return guidance_embedding(scale, config.time_cond_proj_dim).to(unet.conv_in.weight)
 
 
 def zero_guidance_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Zero the weights of the guidance scale, in place, so that the output is the same at every scale; return `unet`.
+    """Zero the linear map of the guidance scale's embedding, in place, and return `unet`.
 
-    A U-Net that does not take the scale is left as it is.
+    The U-Net's output is then the same at every scale. A U-Net that does not take the scale is left as it is.
     """
     projection: Any = unet.time_embedding.cond_proj
     if projection is not None:
@@ -57,7 +60,11 @@ def zero_guidance_scale(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def check_no_guidance_scale(width: int | None) -> None:
-    """Check that `width` is None, as a U-Net without tokens cannot take the guidance scale; else raise UserError."""
+    """Check the config of a U-Net without cross-attention, which cannot take the guidance scale as input.
+
+    Raises:
+        UserError: `width`, the number of sinusoids that would embed the guidance scale, is not None.
+    """
     if width is not None:
         raise UserError(
             "guidance gives the scale to a U-Net with tokens, but this one has none; expected a condition of tokens, "

@@ -41,7 +41,7 @@ class LevelsConfig(Config):
 
     @property
     def attended(self) -> list[int]:
-        """Widths of all attention layers: of the levels with attention, and of the middle block (the last width)."""
+        """Feature channels of each level with attention, then those of the middle block (the last width)."""
         return [*compress(self.widths, self.attention_levels), self.widths[-1]]
 
     def check_heads(self, divisor: int, setting: str) -> None:
@@ -49,7 +49,7 @@ class LevelsConfig(Config):
 
         Args:
             divisor: number of heads, or channels of a head.
-            setting: the setting as the message names it, such as "heads 4".
+            setting: name and value of the setting for the error message, such as "heads 4".
 
         Raises:
             ValueError: a width is not divisible by `divisor`.

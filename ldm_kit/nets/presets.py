@@ -13,17 +13,18 @@ from typing import Any
 def _unet(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
     """Return the fields of a `UNetConfig` with widths `base` * `multiples` and attention at the levels `attention`.
 
-    Level 0 works at the input's resolution. `more` are further fields.
+    Level 0 works at the input's resolution. `more` are further fields; by default each level has 2 residual blocks, and
+    each GroupNorm has 32 groups.
     """
     shape = {"widths": tuple(base * m for m in multiples), "layers_per_block": 2, "norm_num_groups": 32}
     return {**shape, "attention_levels": tuple(level in attention for level in range(len(multiples))), **more}
 
 
 def _adm(base: int, multiples: tuple[int, ...], attention: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """Return the fields of a `UNetConfig` as `_unet` does, with ADM's blocks.
+    """Return the fields of a `UNetConfig` with ADM's blocks, from the arguments of `_unet`.
 
     The time embedding scales and shifts norms, residual blocks resample, and attention heads have 64 channels unless
-    `heads` is given. The arguments are those of `_unet`.
+    `more` has `heads`.
     """
     heads = {} if "heads" in more else {"head_size": 64}
     return _unet(base, multiples, attention, **{"time": "scale_shift", "resample": "resnet", **heads, **more})

@@ -130,7 +130,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
 
 class TimeHalf(nn.Module):
-    """Embedding of sinusoidal time features [B, F] as T channels, followed by Z zeros: [B, T + Z].
+    """Map of sinusoidal time features [B, F] to a time embedding [B, T], padded by Z zeros at the end: [B, T + Z].
 
     diffusers' U-Net adds this to the output of `CodeHalf`, T zeros followed by the semantic code z. The sum is the
     concatenation of the time embedding [B, T] and z [B, Z].
@@ -151,7 +151,7 @@ class TimeHalf(nn.Module):
 
 
 class CodeHalf(nn.Module):
-    """Padding of semantic codes [B, Z] by T zeros in front: [B, T + Z]; see `TimeHalf`.
+    """Padding of semantic codes [B, Z] by T zeros in front, [B, T + Z], to be added to the output of `TimeHalf`.
 
     Args:
         time_width: T, channels of the time embedding.
@@ -194,7 +194,8 @@ def build_semantic_unet(
 def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
     """Return the U-Net's output for a condition that holds a semantic code.
 
-    `partial(apply_semantic, unet)` is the network that a `NetworkDenoiser` takes.
+    `partial(apply_semantic, unet)` is a function of (x_t, t, condition), as `diffusion.denoiser.NetworkDenoiser` takes
+    it.
 
     Args:
         unet: the network.

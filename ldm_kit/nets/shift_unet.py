@@ -63,9 +63,9 @@ class ShiftUNet(ModelMixin, ConfigMixin):
                 last convolution start at zero. Blocks of `base` that only add the time embedding get new projections
                 of the time, which start at random. False: the second decoder starts at random, as in the paper.
             learned_range: whether `base` learns its variance, in the second half of its output channels.
-            base_digest: hash (`digest`) of the U-Net's weights, in bfloat16, that a saved estimator was trained on;
-                None for a new estimator.
-            base_digest_float16: the same in float16; None for a new estimator, or one saved by release 0.1 or 0.2.
+            base_digest: for a saved estimator, the hash `digest(unet)` of the U-Net that it was trained on; None for
+                a new estimator.
+            base_digest_float16: `digest(unet, float16)`; None for a new estimator, or one saved by release 0.1 or 0.2.
 
         Raises:
             UserError: `base` has up blocks of another kind, no middle block or no last norm; or the hash of the weights
@@ -164,11 +164,11 @@ def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
 
 
 def _check_digests(trained: Sequence[str | None], given: Sequence[str | None]) -> dict[str, str | None]:
-    """Return the digests of a frozen U-Net as config entries: the saved ones or, if none is saved, the given ones.
+    """Check that a frozen U-Net is the one that a gradient estimator was trained on; return the config's two digests.
 
     Args:
-        trained: (bfloat16, float16) digests of the U-Net that the gradient estimator was trained on; None: not saved.
-        given: (bfloat16, float16) digests of the U-Net that is passed now; None: not known.
+        trained: (bfloat16, float16) hashes, as `digest` returns them, of the U-Net trained on; None: not saved.
+        given: (bfloat16, float16) hashes of the U-Net that is passed now, saved if `trained` has none; None: unknown.
 
     Raises:
         UserError: digests can be compared in at least one of the two precisions, and they differ in each of these.
@@ -223,9 +223,9 @@ def _reset(module: nn.Module) -> None:
 
 @contextmanager
 def _recorded_inputs(blocks: list[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Yield a list to which each call of one of the `blocks` within the context appends its arguments.
+    """Record the arguments of every call of one of the `blocks` in the `with` block, in the list that is yielded.
 
-    A call's arguments are a dictionary by parameter name.
+    The arguments of a call are a dictionary by parameter name.
     """
     recorded: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""diffusers' schedulers as samplers: they get their tables from a `Schedule`, and the predictions from a `Denoiser`."""
+"""diffusers' schedulers as samplers, with betas or sigmas from a `Schedule`, predictions by a `Denoiser`."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -26,19 +26,19 @@ def run_multistep(
     Args:
         denoiser: predicts x_0 and eps.
         noise: standard normal noise [B, ...].
-        times: falling timesteps, the last one -1.
+        times: falling timesteps; the last is -1, clean data.
         cond: condition in the form that the denoiser takes.
         scheduler: class name, DPMSolverMultistepScheduler or UniPCMultistepScheduler.
 
     Returns:
-        The sampler's states, one for each step.
+        The state after each step: samples x_t, their timestep t, and the denoiser's prediction.
     """
     solver = multistep(scheduler, denoiser.schedule, times)
     return run_scheduler(solver, denoiser, noise, cond, prediction_type="x0")
 
 
 def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> SchedulerLike:
-    """Return a diffusers multistep scheduler on exactly the given timesteps; its prediction type is x_0.
+    """Return a diffusers multistep scheduler that is set to exactly the given timesteps and takes predictions of x_0.
 
     The timesteps are set from outside because the scheduler's own would differ from those that ldm_kit's samplers
     visit: by rounding, for flow by up to 1e-3 in the noise level, and sometimes in their number by one.
@@ -47,7 +47,7 @@ def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> Sched
         scheduler: class name, DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al.
             2023).
         schedule: noise schedule of any kind.
-        times: falling timesteps, the last one -1.
+        times: falling timesteps; the last is -1, clean data.
     """
     flow = schedule.is_flow
     total, count = len(schedule), len(times) - 1
@@ -82,7 +82,8 @@ def run_diffusers_scheduler(
         eta: scale of DDPM's noise, 0 to 1, for schedulers whose `step` takes an eta.
 
     Returns:
-        The sampler's states, one for each evaluation of the denoiser: Heun's method, for one, has two in a step.
+        The state after each evaluation of the denoiser: samples x_t, their timestep t, and the prediction. A step may
+        have more than one evaluation; Heun's method has two.
 
     Raises:
         ValueError: diffusers has no scheduler `name`, or it cannot be used, see `build_diffusers_scheduler`. Or the
@@ -138,7 +139,8 @@ def build_diffusers_scheduler(name: str, schedule: Schedule, times: Sequence[int
 def _preserving_solver(kind: type[Any], schedule: Schedule) -> Any:
     """Return a diffusers scheduler of the class `kind` with the betas of a variance-preserving schedule.
 
-    The scheduler's prediction type is v. Signal levels a_t below `SMALLEST_A` are raised to `SMALLEST_A`.
+    The scheduler's prediction type is v. Signal levels a_t, with x_t = a_t x_0 + s_t eps, are raised to at least
+    `SMALLEST_A`, so that the scheduler does not divide by 0.
 
     Raises:
         ValueError: the class takes no betas or changes them, or its `step` has other required arguments than

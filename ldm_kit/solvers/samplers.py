@@ -34,16 +34,17 @@ def sample(
         name: name of a sampler, see `ldm_kit.solvers.table`; or `diffusers:CLASS`, see `run_diffusers_scheduler`.
         denoiser: predicts x_0 and eps; for guidance, a denoiser wrapped by `ldm_kit.diffusion.guidance`.
         noise: standard normal noise [B, ...], such as `rng.initial_noise(seeds, shape)`.
-        times: falling timesteps, the last one -1, such as `respacing.respaced_timesteps` gives.
+        times: falling timesteps, such as `respacing.respaced_timesteps` returns; the last is -1, clean data.
         cond: condition in the form that the denoiser takes.
         seeds: a seed for each sample, for samplers that add noise.
         eta: for ddim: standard deviation of the noise added at each step, relative to ddpm's, 0 to 1.
         gradient: for ddpm and ddpm-large: classifier guidance's gradient, which shifts the mean of each step (Dhariwal
             & Nichol 2021, algorithm 1).
-        variance: for ddpm: variance of the reverse step; auto: the learned variance, if there is one, else small.
+        variance: for ddpm: variance of the reverse step: small (the posterior's), large (beta) or learned_range
+            (predicted by the network); auto: learned_range if the network predicts a variance, else small.
 
     Returns:
-        The sampler's states after each step; the last state is clean data, t = -1.
+        The state after each step: samples x_t, their timestep t, and the prediction. The last is clean data, t = -1.
 
     Raises:
         ValueError: `name` is unknown; the sampler adds noise, but `seeds` has not one seed for each sample; or `eta` is
@@ -71,7 +72,7 @@ def _options(record: NamedSampler, **given: Any) -> dict[str, Any]:
 
     Args:
         record: the sampler's `NamedSampler`, whose fixed `options` are among the arguments.
-        given: keyword arguments by name; those that the function does not take are left out.
+        given: eta, gradient, variance and noise by name; those that the sampler does not take are left out.
     """
     takes = {
         "eta": record.takes_eta,

@@ -142,7 +142,9 @@ def default_scheduler(
 def saved_scheduler(
     schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType = "small"
 ) -> SchedulerMixin:
-    """Return the diffusers scheduler of a saved model. Training, saving and opening a model all call it as a check.
+    """Return the diffusers scheduler that is saved with a model whose reverse step has the given variance.
+
+    Training and opening a model also call this function, to check that there is such a scheduler.
 
     Args:
         schedule: noise schedule that the network was trained on.
@@ -158,7 +160,10 @@ def saved_scheduler(
 
 
 def learns_variance(config: Mapping[str, Any]) -> bool:
-    """Return whether a parsed scheduler_config.json is for a network that learns its variance (twice the channels)."""
+    """Return whether a parsed scheduler_config.json is for a network that also predicts the reverse step's variance.
+
+    Such a network has twice as many output channels.
+    """
     return config.get("variance_type") == "learned_range"
 
 

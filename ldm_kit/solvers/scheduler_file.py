@@ -41,7 +41,7 @@ def read_scheduler_file(config: Mapping[str, Any]) -> SchedulerFile:
     """Return the noise schedule's keys of a parsed scheduler_config.json, checked and completed by defaults.
 
     Args:
-        config: the parsed file; `_class_name` names the scheduler class whose defaults absent keys have.
+        config: the parsed file; absent keys get the defaults of the scheduler class that `_class_name` names.
 
     Raises:
         UserError: a value has the wrong type or is out of range, or a key is absent and has no default.

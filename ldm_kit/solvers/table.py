@@ -25,14 +25,15 @@ class NamedSampler:
 
     Args:
         run: the function, or its name "module:function", which is imported at first use. It is called as
-            `run(denoiser, noise, times, cond, **keywords)`, where `noise` is standard normal [B, ...] and `times` are
+            `run(denoiser, x, times, cond, **keywords)`, where `x` is standard normal [B, ...] and `times` are
             timesteps that fall to -1, and yields a `ldm_kit.diffusion.samplers.State` for each step.
         description: a few words for help texts.
-        adds_noise: the function takes `noise`, a function (step, shape of one sample) to standard normal [B, *shape].
+        adds_noise: the function takes the keyword `noise`: a function of a step's index and the shape of one sample,
+            which returns the standard normal noise [B, *shape] to add in this step.
         takes_eta: the function takes `eta`, 0 to 1, which scales DDPM's noise; and `noise`, None if eta is 0.
-        takes_variance: the function takes `variance`, a `VarianceType` or "auto".
-        shifts_mean: the function takes `gradient`, a `Gradient` that shifts the mean of each step (Dhariwal & Nichol
-            2021, algorithm 1), or None.
+        takes_variance: the function takes `variance`, of the reverse step: small, large, learned_range or auto.
+        shifts_mean: the function takes `gradient`, classifier guidance's, which shifts the mean of each step (Dhariwal
+            & Nichol 2021, algorithm 1), or None.
         options: further keyword arguments of the function, always the same.
         scheduler: name of the diffusers class that corresponds to the sampler, for saved models; None: there is none.
         scheduler_options: keyword arguments of the diffusers class, in addition to those that `scheduler_config` gives.
@@ -135,7 +136,7 @@ def sampler_names() -> tuple[str, ...]:
 
 
 def names_where(condition: Callable[[NamedSampler], bool]) -> list[str]:
-    """Return the names of the samplers in the table for whose `NamedSampler` the function `condition` is true."""
+    """Return the names of those samplers in the table for which `condition(record)`, of their record, is true."""
     return [name for name, record in SAMPLERS.items() if condition(record)]
 
 

@@ -12,10 +12,10 @@ from ldm_kit.training.precision import check_trainable, resolve_precision
 
 
 def open_accelerator(precision: Precision, folder: Path, *, tensorboard: bool) -> Accelerator:
-    """Return the `Accelerator` of a run.
+    """Return accelerate's `Accelerator` of a run, which holds its device, processes and precision.
 
     Args:
-        precision: the config's `train.precision`.
+        precision: the config's `train.precision`: no, fp16, bf16 or auto (bf16 where it is fast).
         folder: the run's folder, in which TensorBoard events are written.
         tensorboard: whether to write TensorBoard events.
 

@@ -1,4 +1,4 @@
-"""torch's process-wide switches of a run on a GPU: deterministic algorithms, TF32, and the search for fast ones."""
+"""torch's process-wide switches of a run on a GPU: deterministic algorithms, TF32, search for fast convolutions."""
 
 import os
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ CUBLAS_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with
 def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Set torch's switches as `train.deterministic` and `train.tf32` ask, within this context.
 
-    On an NVIDIA GPU cuDNN otherwise times its convolution algorithms once for each shape and takes the fastest
-    (`torch.backends.cudnn.benchmark`), which may be another one in another process.
+    On an NVIDIA GPU, without `train.deterministic`, cuDNN times its convolution algorithms once for each shape and uses
+    the fastest (`torch.backends.cudnn.benchmark`), which may be another one in another process.
 
     Args:
         config: the `train:` section of the run's config.
         device: the device that trains; on a CPU, `train.tf32` changes nothing.
     """
-    was_strict, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    debug_mode, precision = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
     benchmark = torch.backends.cudnn.benchmark
     if config.deterministic:
         os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACE)  # read when the first matrix product is computed
@@ -34,6 +34,6 @@ def backends(config: TrainConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was_strict)
+        torch.set_deterministic_debug_mode(debug_mode)
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.benchmark = benchmark

@@ -82,7 +82,7 @@ class BatchSplit:
         return None if accumulation is None else replace(self, accumulation=accumulation)
 
     def limited_to(self, micro_batch: int | None) -> "BatchSplit":
-        """Return this division with micro-batches halved to at most `micro_batch` (>= 1) samples; None: no limit."""
+        """Return this division with micro-batches halved to `micro_batch` samples or fewer (>= 1); None: no limit."""
         split: BatchSplit | None = self
         while micro_batch is not None and split is not None and split.size > micro_batch:
             split = split.halved()
@@ -90,7 +90,10 @@ class BatchSplit:
         return split
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Return the positions in the run of this rank's samples in step `step` (0, 1, ...), a list per micro-batch."""
+        """Return the positions of this rank's samples in step `step` (0, 1, ...), a list for each micro-batch.
+
+        A position numbers the samples of the whole run: 0, 1, 2, ...
+        """
         positions = range(step * self.global_batch + self.rank, (step + 1) * self.global_batch, self.world)
         return [list(positions[i : i + self.size]) for i in range(0, len(positions), self.size)]
 
@@ -102,7 +105,7 @@ class StepBatchSampler:
     A micro-batch is a list of pairs (position in the run, index in the data set).
     """
 
-    split: BatchSplit
+    split: BatchSplit  # division of a batch among ranks and into micro-batches
     seed: int  # seed of the order of samples
     count: int  # samples in the data set
     start: int  # first step, counted from 0
@@ -127,9 +130,9 @@ def loader(
 
     Args:
         dataset: a `BatchSource`, whose `__getitems__` returns a whole micro-batch for a list of samples.
-        batches: the sampler, which yields the list of samples of each micro-batch.
+        batches: the sampler, which yields, for each micro-batch, its samples as (position in the run, index) pairs.
         workers: number of data-loader processes; 0: load in this process.
-        device: where batches will be moved to; for a GPU they are put into page-locked memory, which it copies itself.
+        device: where batches will be moved to; for a GPU they are put into page-locked memory, for fast copies.
     """
     return DataLoader(
         dataset,

@@ -93,7 +93,7 @@ def _megabytes(count: int) -> str:
 
 
 def verify(folder: Path) -> None:
-    """Check the size and sha256 of every file of a checkpoint against its manifest.
+    """Check the size and sha256 of every file of a checkpoint against its manifest, which lists them.
 
     Raises:
         UserError: a file is missing, truncated, changed or outside the folder; the message names the first such file.
@@ -136,7 +136,7 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int, spare: Iterable[Path | None] = ()) -> None:
-    """Remove all checkpoints of a run but the newest, and those to spare.
+    """Remove the checkpoints of a run except the `keep` newest and those in `spare`.
 
     Args:
         run: the run's folder.
@@ -170,7 +170,10 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _seal(draft: Path) -> None:
-    """Set the modes of a folder's files by the umask (safetensors writes 0600), add the manifest, and fsync all."""
+    """Complete a checkpoint's temporary folder: add the manifest (sizes and hashes of its files), and fsync all.
+
+    The files' permissions are set by the umask, because safetensors writes files with mode 0600.
+    """
     mask = os.umask(0)
     os.umask(mask)
     for path in _files(draft):

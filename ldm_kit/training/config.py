@@ -8,7 +8,7 @@ from ldm_kit.config import Config, Precision
 
 
 class TrainConfig(Config):
-    """The config section `train`: length, batch size, precision and checkpoints of a run, its limits on failures."""
+    """The config section `train`: length, batch size, precision, checkpoints, and limits on repeated failures."""
 
     steps: int = Field(gt=0, description="optimiser steps of the whole run")
     batch_size: int = Field(gt=0, description="pictures per optimiser step over all processes (the global batch)")

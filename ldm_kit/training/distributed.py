@@ -30,7 +30,7 @@ BUCKET_SIZE = 2**24  # numbers in one all-reduce of gradients
 
 
 class StepAborted(Exception):
-    """Another rank has aborted this step; this rank must leave it too, without another collective."""
+    """Exception because another rank has aborted the step: this rank must leave it too, without another collective."""
 
 
 def is_distributed() -> bool:
@@ -94,7 +94,7 @@ def on_main(action: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class RankGroup:
-    """A group of ranks that fill caches together; they may wait for each other up to `WORK_TIMEOUT` (30 days)."""
+    """A group of ranks that fill caches together; a rank waits for the others for up to `WORK_TIMEOUT` (30 days)."""
 
     rank: int = 0  # this process's number within the group, from 0
     size: int = 1  # number of ranks
@@ -110,7 +110,7 @@ class RankGroup:
 
 
 def work_groups() -> tuple[RankGroup, RankGroup]:
-    """Return two groups for work such as filling caches: all ranks, and this machine's; all ranks must call this."""
+    """Return the group of all ranks, and that of this machine's ranks, to fill caches; every rank must call this."""
     if not is_distributed():
         return RankGroup(), RankGroup()
     machine = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))  # several launchers may run on one host
@@ -150,7 +150,7 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors in place with the main rank's; every rank must call it, with tensors of the same shapes."""
+    """Overwrite tensors in place by the main rank's; every rank must call this, with tensors of the same shapes."""
     for tensor in tensors if is_distributed() else ():
         contiguous = tensor if tensor.is_contiguous() else tensor.contiguous()
         dist.broadcast(contiguous, src=0)
@@ -170,7 +170,10 @@ def print_on_main(text: str) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield lists of consecutive tensors of one dtype, with at most BUCKET_SIZE numbers each (or one larger tensor)."""
+    """Yield lists of consecutive tensors of one dtype, to be reduced at once: at most BUCKET_SIZE numbers each.
+
+    A tensor that is larger is a list of its own.
+    """
     bucket: list[Tensor] = []
     for tensor in tensors:
         size = sum(other.numel() for other in bucket) + tensor.numel()

@@ -1,4 +1,4 @@
-"""Exponential moving averages (EMA) of weights, in float32; kind power averages over a share of the run so far."""
+"""Exponential moving averages (EMA) of weights, in float32, with a constant or a growing half-life."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,7 +87,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the modules the averaged weights within this context; trained weights return, even after an error."""
+        """Give the modules their averaged weights within this context, and the trained weights again after it."""
         trained = {name: {k: v.clone() for k, v in floating(m).items()} for name, m in self.modules.items()}
         try:
             self._copy_to_modules(self.averages)

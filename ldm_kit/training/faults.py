@@ -32,7 +32,7 @@ class NonFiniteError(UserError):
 
 
 def all_finite(stats: StepStats, norms: Mapping[str, Tensor]) -> bool:
-    """Return whether this rank's losses of a step (`stats`) and the gradient norms (by module) are all finite."""
+    """Return whether a step's losses on this rank (`stats`) and its gradient norms (by module) are all finite."""
     values = [*norms.values(), *(loss for losses in stats.losses.values() for loss in losses)]
     return bool(torch.stack([value.float() for value in values]).isfinite().all())
 

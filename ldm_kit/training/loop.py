@@ -65,7 +65,7 @@ class Trainer:
         self.split = self._configured_split()
 
     def train(self, data: BatchSource) -> Iterator[TrainStep]:
-        """Train from the current step to the last one; after each step yield its number, learning rate, norms and logs.
+        """Train to the last step; after each step yield its number, learning rate, gradient norms and values to log.
 
         Args:
             data: source of the training batches.
@@ -93,7 +93,7 @@ class Trainer:
         return iter(loader(data, sampler, self.config.workers, self.accelerator.device))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
-        """Compute a step's losses and gradients; return the losses, or None on all ranks if one is out of memory.
+        """Compute a step's losses and gradients; return the losses, or None on all ranks if one ran out of memory.
 
         `batches` yields micro-batches, of which the step takes as many as it needs.
         """
@@ -155,7 +155,7 @@ class Trainer:
         """Return whether this step's losses (`stats`) and gradient `norms` (by module) are finite on all ranks.
 
         Raises:
-            NonFiniteError: a loss or norm is not finite (in fp16: `train.max_skips` steps in a row).
+            NonFiniteError: one is not (fp16: `train.max_skips` steps in a row); its report names samples of `data`.
         """
         if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
             self.overflows = 0
@@ -185,7 +185,7 @@ class Trainer:
         """Complete the step: call the task's `after_step`, synchronise buffers, count the step and update the EMA.
 
         Args:
-            finite: what `check_finite` returned; if False, the step is counted, but buffers and task are restored.
+            finite: what `check_finite` returned; if False, `discard_step` is called and buffers are restored.
         """
         if not finite:
             self._undo_attempt()
@@ -245,8 +245,8 @@ class Trainer:
         `data` is the source of the training batches with which this run goes on.
 
         Raises:
-            UserError: the checkpoint is past the last step of this run; or it was trained on other data, or with other
-                models that are not trained.
+            UserError: the checkpoint is past the last step of this run; or it was made with other data, or with other
+                models that are not trained, such as a text encoder.
         """
         saved = read_metadata(folder)
         if saved["step"] > self.config.steps:

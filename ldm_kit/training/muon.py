@@ -41,9 +41,10 @@ class MuonConfig(Config):
 
 
 def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight [O, ...] as a matrix [O, N], whose columns are in the order in memory of `like`'s elements.
+    """Return a weight [O, ...] as a matrix [O, N], where N is the product of the other dimensions.
 
-    The result is a view if `weight` has the same memory layout as `like`, else a copy.
+    Columns are in the order in which a row of `like` lies in memory. The result is a view if `weight` has the memory
+    layout of `like`, else a copy.
 
     Args:
         weight: a weight or its gradient.
@@ -203,7 +204,11 @@ def _nesterov_momenta(updates: list[MatrixUpdate], momentum: float) -> Tensor:
 
 
 def _by_block_shape(updates: Iterable[MatrixUpdate]) -> Iterator[list[MatrixUpdate]]:
-    """Yield groups of updates whose blocks have the same shape, with at most MAX_NUMEL weights in a group."""
+    """Yield groups of updates whose blocks have one shape, to be orthogonalised as one batch of matrices.
+
+    The matrices of a group have at most 2^22 elements in all on a CPU, 2^26 on other devices (MAX_NUMEL), or the group
+    is a single update.
+    """
     groups: dict[tuple[int, ...], list[MatrixUpdate]] = defaultdict(list)
     for update in updates:
         group = groups[tuple(update.in_blocks(update.weight).shape[1:])]

@@ -101,7 +101,7 @@ def module_of(name: str) -> str:
 
 
 def lr_at(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, total: int) -> float:
-    """Return an optimiser's learning rate at step `step` (1, ..., `total`), by the `config` of the module it trains."""
+    """Return an optimiser's learning rate at step `step` (1, ..., `total`); `config` is that of its module."""
     peak = config.muon.lr if isinstance(optimiser, Muon) and config.muon is not None else config.lr
     return peak * lr_factor(config, step, total)
 
@@ -132,7 +132,7 @@ def adamw(module: nn.Module, config: OptimConfig, without: Set[int] = frozenset(
     Args:
         module: module whose parameters that require a gradient are updated.
         config: learning rate, betas, weight decay.
-        without: `id` of each parameter to leave out.
+        without: `id(parameter)` of each parameter to leave out.
     """
     weights = [weight for weight in trainable(module) if id(weight) not in without]
     groups = [

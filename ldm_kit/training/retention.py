@@ -30,7 +30,7 @@ class BestCheckpoint:
 
     @property
     def metric(self) -> str:
-        """Name of the metric, without `max:`."""
+        """Name of the metric in `spec`, without the prefix `max:` (higher is better)."""
         return self.spec.removeprefix("max:")
 
     @property
@@ -102,7 +102,9 @@ class CheckpointRetention:
     failed_saves: int = 0  # how many saves in a row have failed
 
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
-        """Return whether the main rank's evaluation (None: there was none) is the best so far; every rank must call it.
+        """Return whether the main rank's `metrics`, of an evaluation, are the best so far; every rank must call it.
+
+        The value is False if there was no evaluation (None).
 
         Raises:
             UserError: the evaluation lacks the metric that `train.keep_best` names (raised on every rank).

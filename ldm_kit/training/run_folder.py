@@ -158,7 +158,10 @@ def check_same_config(folder: Path, config: BaseModel) -> None:
 
 
 def _with_defaults(config: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """Return a saved config (nested dicts) with key names and defaults of class `kind`, or an invalid one unchanged."""
+    """Return a saved config (nested dicts) brought up to date: old keys renamed, missing fields set to defaults.
+
+    `kind` is the config's class. A config that is not valid is returned unchanged.
+    """
     try:
         return kind.model_validate(configs.rename_old_keys(kind, config)[0]).model_dump(mode="json")
     except ValidationError:
@@ -178,6 +181,6 @@ def versions() -> dict[str, str]:
 
 
 def write_config(folder: Path, config: BaseModel) -> None:
-    """Write the resolved config to config.yaml in the run's folder."""
+    """Write the resolved config, with all defaults filled in, to config.yaml in the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     configs.write(config, folder / "config.yaml")

@@ -108,7 +108,7 @@ class Session:
         """Return the trainer of a task; if the run is resumed, with the state of the checkpoint.
 
         After this call a stop signal no longer ends the process at once: the run ends after the current step. When all
-        checks have passed, the config is written, and metrics later than the checkpoint are dropped.
+        checks have passed, the config is written, and logged metrics of steps after the checkpoint are removed.
 
         Args:
             task: what is trained.
@@ -130,7 +130,7 @@ class Session:
         return trainer
 
     def _write_start(self, step: int) -> None:
-        """Write what the run begins with: trackers and config; drop metrics and events later than `step`."""
+        """Start TensorBoard, write the config, and remove logged metrics and events of steps after `step`."""
         if self.settings.log.tensorboard:
             dropped = {} if self.resume is None else {"purge_step": step + 1}
             self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped})

@@ -48,7 +48,7 @@ class Signals:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Ignore SIGTERM, SIGINT and SIGUSR1 in a data-loader worker, which the trainer needs to complete its step.
+    """Ignore SIGTERM, SIGINT and SIGUSR1 in a data-loader worker, because the step in progress needs its batches.
 
     The argument, the worker's number, is not used.
     """

@@ -40,7 +40,7 @@ class Task(Protocol):
         ...
 
     def losses(self, batch: Any, step: int) -> Iterator[LossTerm]:
-        """Yield a loss term for each module; the loop runs the backward pass of one before it asks for the next.
+        """Yield (module name, loss, scalars to log) for each module; each backward pass runs before the next loss.
 
         An attempt at a step may fail (out of memory, loss not finite) and be repeated, so nothing but gradients and
         buffers may change here. A task that changes more is a `StatefulTask`.
@@ -96,13 +96,14 @@ class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples, so that `losses` depends on all micro-batches of a step."""
 
     def needs_whole_batch(self, step: int) -> bool:
-        """Return whether `see_whole_batch` must be called after `step` completed steps, the same on every rank."""
+        """Return whether the step after `step` completed ones needs `see_whole_batch`; the same on every rank."""
         ...
 
     def see_whole_batch(self, batches: Iterable[Any], step: int) -> None:
-        """Measure what `losses` needs to know of `batches`, all micro-batches of this rank in this step, on the device.
+        """Compute and keep what `losses` must know of a whole step, before `losses` is called for its micro-batches.
 
-        `step` is the number of steps completed before this one.
+        `batches` are all micro-batches of this rank in the step, on the device; `step` is the number of steps completed
+        before it.
         """
         ...
 
@@ -135,7 +136,7 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, samples: Sequence[SampleIndex], /) -> Any:
-        """Return a batch, a tensor or a dict of tensors, for (position in the run, index in the data set) pairs."""
+        """Return the batch (a tensor or a dict) of the `samples`, (position in the run, index in the data set) each."""
         ...
 
 
@@ -147,7 +148,7 @@ class StepStats:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch
 
     def add(self, module: str, loss: Tensor, logs: Mapping[str, Tensor], accumulation: int) -> None:
-        """Add a module's loss and `logs` of one of `accumulation` micro-batches, over which logs are averaged."""
+        """Add one micro-batch's loss and `logs` (scalars) of a module; logs are means over `accumulation` of these."""
         self.losses.setdefault(module, []).append(loss.detach())
         for name, value in {f"{module}_loss": loss, **logs}.items():
             self.logs[name] = self.logs.get(name, torch.zeros_like(value)).detach() + value.detach() / accumulation

@@ -31,7 +31,7 @@ class TrainingState:
     scaler: Any  # torch.amp.GradScaler under fp16, else None
 
     def collect(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """Return the tensors to save, by file name and tensor name, and values of optimisers and scaler for JSON."""
+        """Return {file name: {tensor name: tensor}} to save, and plain values of optimisers and scaler, for JSON."""
         files: TensorFiles = {f"model/{name}": module.state_dict() for name, module in self.task.modules.items()}
         groups: dict[str, Any] = {}
         for name, optimiser in self.optimisers.items():
@@ -43,7 +43,7 @@ class TrainingState:
         return files, {"optimizer": groups, "scaler": scale}
 
     def save(self, folder: Path, values: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Write a checkpoint atomically.
+        """Write a checkpoint atomically: its folder is complete or absent.
 
         Args:
             folder: the checkpoint's folder.
@@ -77,7 +77,10 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint's weights into the task's modules (averages, EMA, where there are any), and its task state."""
+    """Load a checkpoint into a task: the weights of its modules, averaged (EMA) if the checkpoint has averages.
+
+    The tensors that the task has beside weights (`Task.state`) are loaded too.
+    """
     for name, module in task.modules.items():
         module.load_state_dict(_read(folder, f"model/{name}"))
     for name, module in task.ema_modules.items():
@@ -102,7 +105,7 @@ def metadata(
         config: the run's config.
         split: division of a batch among ranks and into micro-batches.
         step: number of completed steps.
-        source: fingerprint of the training data.
+        source: fingerprint (hash) of the training data.
         task: the trained task, whose `dependencies` are stored if it is a `DependentTask`.
         micro_batch: size of a micro-batch, if it was halved because memory ran out; else None.
     """
@@ -138,7 +141,7 @@ def check_unchanged(
         step: step of the checkpoint, for the message.
         data: training data of the resumed run.
         task: the resumed task.
-        source: fingerprint of the data of the checkpoint; None: the run is not resumed.
+        source: fingerprint (hash) of the data of the checkpoint; None: the run is not resumed.
         dependencies: digests in the checkpoint, by config key; empty in checkpoints of release 0.2 and before.
 
     Raises:

@@ -71,13 +71,13 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption in which the sound, name or code point (`U+...`) replaces each character without a font."""
+    """Return a caption in which each character that no font has is replaced by its sound, name or code point U+..."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
 
 def _written_out(character: str) -> str:
-    """Return the sound, name or code point that replaces a character without a font; empty for combining marks."""
+    """Return the text (sound, name or code point) for a character that no font has; empty for combining marks."""
     name = unicodedata.name(character, "")
     if unicodedata.category(character).startswith("M"):
         return ""
@@ -99,7 +99,7 @@ def _log_missing() -> None:
 
 
 def _length(text: str) -> float:
-    """Return the width of a drawn text in pixels."""
+    """Return the width in pixels that a text has when it is drawn in its fonts."""
     return sum(font.getlength(run) for font, run in _runs(text))
 
 
@@ -109,7 +109,7 @@ def _truncate(text: str, width: float) -> str:
 
 
 def _runs(text: str) -> list[_Run]:
-    """Split a text into pairs of a font and the consecutive characters drawn in it.
+    """Split a text into runs: pairs of a font and the consecutive characters that are drawn in it.
 
     Combining marks and joiners (zero-width characters) take the font of the character before them.
     """

@@ -16,9 +16,9 @@ from ldm_kit.viz.png import write_atomic
 def curves(metrics_jsonl: Path, out: Path, keys: Sequence[str] | None = None) -> None:
     """Plot training metrics against the step, one panel for each, with a centred moving mean over 5 % of the points.
 
-    Metrics named "...loss..." have a logarithmic axis if all their finite values are positive. Values that are not
-    finite leave a gap; true and false are no numbers. If a step was logged twice, the
-    later line counts; lines that are not complete JSON are skipped.
+    Metrics with "loss" in their name have a logarithmic axis if all their finite values are positive. Values that are
+    not finite leave a gap; true and false are not plotted. If a step was logged twice, the later line counts; lines
+    that are not complete JSON are skipped.
 
     Args:
         metrics_jsonl: file with a JSON object in each line: `step`, and a number for each metric.
@@ -73,7 +73,7 @@ def _series(path: Path) -> dict[str, dict[float, float]]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value of a metrics file as a number, NaN if it is not finite; None if it is no number."""
+    """Return a value from a metrics file as a float: NaN if it is not finite, None if it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -105,7 +105,7 @@ def _set_margins(figure: Any, rows: int, columns: int) -> None:
 
 
 def _log_formatter() -> Any:
-    """Return a formatter of the labels of a logarithmic axis as 0.05, which is drawn faster than 10^-2."""
+    """Return a matplotlib formatter for logarithmic axes with labels like 0.05, which are drawn faster than 10^-2."""
     from matplotlib.ticker import LogFormatter
 
     class PlainLogFormatter(LogFormatter):

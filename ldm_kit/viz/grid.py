@@ -28,7 +28,7 @@ def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
 
 
 def enlargement(side: int) -> int:
-    """Return the `scale` for `grid` that enlarges pictures with `side` pixels a side to at least 96 pixels a side."""
+    """Return by which whole number to enlarge pictures of `side` pixels to at least 96 pixels: `grid`'s `scale`."""
     return max(1, math.ceil(_LEAST_SIDE / side))
 
 
@@ -137,9 +137,10 @@ def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
 
 
 def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
-    """Lay out cells row by row; a row is as high as its pictures and the longest of its captions together.
+    """Lay out cells, pairs of an image (None: an empty cell) and a caption, row by row on a white image.
 
-    A cell is a pair of an image (None: an empty cell) and a caption. `padding` is in pixels.
+    A row is as high as its pictures and the longest of its captions together. `columns` is the number of cells in a
+    row, `padding` the pixels between cells and around them.
     """
     if columns < 1 or padding < 0:
         raise ValueError(f"expected at least 1 column and padding of 0 or more, got {columns} and {padding}")
@@ -161,9 +162,10 @@ def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:
 
 
 def _shrunk(cells: Sequence[_Cell], columns: int, padding: int) -> Sequence[_Cell]:
-    """Return cells with pictures shrunk so that a grid of `columns` columns has at most MAX_SIDE (3,200) pixels a side.
+    """Shrink the pictures of cells so that a grid of `columns` columns has at most MAX_SIDE (3,200) pixels a side.
 
-    No picture gets smaller than 16 pixels on its longer side, even if the grid is then larger.
+    A cell is a pair of an image (None: an empty cell) and a caption; `padding` is in pixels. No picture gets smaller
+    than 16 pixels on its longer side, even if the grid is then larger.
     """
     width, height = next(image.size for image, _ in cells if image is not None)
     rows = math.ceil(len(cells) / columns)

@@ -92,7 +92,7 @@ def file_name(seed: int, index: int, prompt: str) -> str:
 def next_index(folder: Path) -> int:
     """Return the index for the next picture of a folder: one more than that of any picture there, 0 without pictures.
 
-    The pictures of a further command then have names of their own, whatever their prompts and seeds.
+    With indices from there on, a later command overwrites no picture, whatever its prompts and seeds.
 
     Args:
         folder: holds pictures whose names are made by `file_name`, and any other files; need not exist.

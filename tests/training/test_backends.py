@@ -42,6 +42,16 @@ def test_a_run_sets_the_switches_that_its_config_asks_for(settings, device, expe
     assert _state() == before
 
 
+def test_a_program_that_only_warns_of_other_algorithms_does_so_again():
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        with backends(TrainConfig(steps=1, batch_size=1, deterministic=True), CPU):
+            assert torch.get_deterministic_debug_mode() == 2
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode("default")
+
+
 def test_switches_are_restored_when_a_run_fails():
     before = _state()
     with (

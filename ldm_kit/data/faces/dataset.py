@@ -1,11 +1,13 @@
-"""The built-in faces: portraits in ten known factors, rendered once and cached, with captions and exact counterparts.
+"""The built-in faces: rendered portraits that differ in ten factors (hair, mouth, ...), whose values are known.
 
-The style is ToonHead by Johan Melin (CC BY 4.0), from the packages dicebear-core and dicebear-styles; pixels are by
-resvg: `pip install 'ldm_kit[faces]'`. There are 18.75 million different faces; face i of a seed is the same for every
-count. A record's fields are the factors' values (module `values`), its class is the hair, and its name is the number of
-its combination, so that a face is in the same part of the split under every seed.
+Every face has a caption, and for a change of any factor the exact picture of it. The style is ToonHead by Johan Melin
+(CC BY 4.0), from the packages dicebear-core and dicebear-styles; pixels are by resvg: `pip install 'ldm_kit[faces]'`.
+Pictures are rendered once and cached. There are 18.75 million different faces; the first n faces of a seed are the same
+for every count. A record's fields are the factors' values (module `values`), its class is the hair, and its name is the
+number of the combination of values, so that a face is in the same part of the split under every seed.
 
-- compositional: faces that show a pair of `values.UNSEEN`, 17 % of all. Training shows each value, but not the pair.
+- compositional: faces with both values of a pair in `values.UNSEEN`, 17 % of all. Training faces show each value, but
+  never both.
 - heldout: a share of the other faces, by a hash of the name. train: the remaining faces.
 """
 
@@ -36,7 +38,7 @@ _PACKAGES = {"dicebear": "dicebear-core", "dicebear_styles": "dicebear-styles", 
 
 
 class FacesConfig(RenderedConfig):
-    """Options of the built-in faces, with captions, the values of ten factors, and the hair as class."""
+    """Options of the built-in faces; each has a caption, a value of each of ten factors, and the hair as class."""
 
     source: Literal["faces"] = Field(default="faces", description="which data: the built-in faces")
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of faces, in all parts of the split")
@@ -46,6 +48,8 @@ class FacesConfig(RenderedConfig):
 def load(config: FacesConfig) -> Split:
     """Load training, held-out and compositional faces; they are rendered on first use and read from the cache later.
 
+    Compositional faces show pairs of values (such as winking eyes and tan skin) that training shows only separately.
+
     Raises:
         UserError: the `faces` extra is not installed, or no face is left to train on.
     """
@@ -53,7 +57,7 @@ def load(config: FacesConfig) -> Split:
 
 
 def load_all(config: FacesConfig) -> RenderedSet:
-    """Load all faces as one set, in the order in which they are drawn; render and cache them if needed.
+    """Load all `config.count` faces, which the seed chooses, as one set; render and cache them if needed.
 
     Raises:
         UserError: the `faces` extra is not installed.
@@ -62,7 +66,7 @@ def load_all(config: FacesConfig) -> RenderedSet:
 
 
 def draw(config: FacesConfig) -> DrawnSet:
-    """Draw the records of all faces, which are rendered when asked for.
+    """Choose faces at random by the seed, with captions and values; `DrawnSet.render` renders them.
 
     Raises:
         UserError: the `faces` extra is not installed.
@@ -89,7 +93,7 @@ def _renderer(config: FacesConfig) -> Renderer:
 
 
 def _drawing(values: Values) -> str:
-    """Return a face as an SVG drawing."""
+    """Return the SVG text of the face with the given value of each factor."""
     return importlib.import_module("dicebear").Avatar(_style(), options_of(values)).to_string()
 
 

@@ -1,4 +1,4 @@
-"""The ten factors of faces: each value's name, its name in ToonHead or its colour there, and captions of faces."""
+"""The ten factors of faces: their values, the options that draw each in the style ToonHead, and captions."""
 
 from collections.abc import Mapping
 
@@ -90,7 +90,7 @@ _COLOURS = {"clothes colour": "clothesColor", "hair colour": "hairColor", "skin"
 
 
 def options_of(values: Mapping[str, str]) -> dict[str, str | int]:
-    """Return ToonHead's options for a face with the given value of each factor."""
+    """Return the options of the drawing style ToonHead for a face with the given values, {factor: value}."""
     options: dict[str, str | int] = {}
     for factor, value in values.items():
         component, option = _PARTS.get(factor, factor), OPTIONS[factor][value]
@@ -104,10 +104,10 @@ def options_of(values: Mapping[str, str]) -> dict[str, str | int]:
 
 
 def hidden(values: Mapping[str, str]) -> frozenset[str]:
-    """Return the factors whose value a face does not show: a closed mouth on dark skin, smiling or frowning.
+    """Return the factors whose value cannot be seen in a face: "mouth" for a smile or a frown on dark skin, or none.
 
     Args:
-        values: the value of each factor.
+        values: the value of each factor, by the factor's name.
     """
     return frozenset(
         factor for factor, pairs in HIDDEN.items() if (values.get(factor, ""), values.get("skin", "")) in pairs
@@ -119,7 +119,7 @@ def caption(values: Mapping[str, str], phrasing: int) -> str:
 
     Args:
         values: the value of each factor.
-        phrasing: index into PHRASINGS.
+        phrasing: which of the ways to phrase a caption: index into PHRASINGS.
     """
     hair, colour = values["hair"], values["hair colour"]
     eyebrows = "one eyebrow raised" if values["eyebrows"] == "one raised" else f"{values['eyebrows']} eyebrows"

@@ -70,9 +70,10 @@ class OpenMojiConfig(Config):
 
 
 def load(config: OpenMojiConfig) -> Split:
-    """Load OpenMoji's training, held-out and compositional pictures, uint8 [N, 3, R, R] in memory.
+    """Load OpenMoji's training, held-out and compositional pictures, uint8 [N, 3, R, R] in memory (R x R pixels).
 
-    They are rasterised on first use, which takes seconds, and read from the cache later.
+    Compositional pictures show a role (such as astronaut) in a skin tone in which no training picture shows it.
+    Pictures are rasterised on first use, which takes seconds, and read from the cache later.
 
     Raises:
         UserError: the `openmoji` extra is not installed.
@@ -94,9 +95,9 @@ def load_all(config: OpenMojiConfig) -> OpenMojiSet:
 
 
 def split(pictures: InMemory) -> Split:
-    """Split pictures into training, held-out and compositional ones, by hashes of names and roles.
+    """Split OpenMoji's pictures into training, held-out and compositional ones, by hashes of names and roles.
 
-    Compositional pictures show a pair of a role and a skin tone that no training picture shows.
+    Compositional pictures show a role (such as astronaut) in a skin tone in which no training picture shows it.
     """
     pairs = _unseen_pairs(pictures.records)
     compositional = [i for i, r in enumerate(pictures.records) if (r.fields["role"], r.fields["skin_tone"]) in pairs]

@@ -20,14 +20,14 @@ class OpenMojiSet(InMemory):
 
     @property
     def factors(self) -> Mapping[str, tuple[str, ...]]:
-        """The values that each factor can have, by the factor's name."""
+        """All values that each factor can have: {"skin tone": values, "gender": values}."""
         return FACTORS
 
     def values(self, index: int) -> dict[str, str]:
-        """Return the skin tone and the gender of a drawing, as far as it has them.
+        """Return {"skin tone": value, "gender": value} of a drawing, without a factor that the drawing does not have.
 
-        A yellow drawing has the skin tone "none" if its role is also drawn in skin tones. Things have neither, nor have
-        drawings of people who differ in skin tone or gender.
+        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. A drawing
+        of a thing has neither factor, nor has one of people who differ in skin tone or gender.
         """
         fields = self.records[index].fields
         if "mixed" in (fields["skin_tone"], fields["gender"]):
@@ -36,7 +36,9 @@ class OpenMojiSet(InMemory):
         return {factor: value for factor, value in {"skin tone": tone, "gender": fields["gender"]}.items() if value}
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Return the drawing of the same role, uint8 [3, R, R], in another skin tone or gender.
+        """Return the drawing of the same role (such as astronaut) in another skin tone or gender.
+
+        It is uint8 [3, R, R], with R x R pixels.
 
         Args:
             index: index of the drawing that is edited.
@@ -58,7 +60,7 @@ class OpenMojiSet(InMemory):
         return self.pixels[target]
 
     def hidden(self, values: Values) -> frozenset[str]:
-        """Return no factor: a drawing shows the skin tone and the gender that it has."""
+        """Return the empty set: every drawing shows the skin tone and the gender that it has."""
         return frozenset()
 
     @cached_property
@@ -67,7 +69,7 @@ class OpenMojiSet(InMemory):
 
     @cached_property
     def _by_values(self) -> dict[tuple[str, ...], int]:
-        """The first drawing of each role, skin tone and gender."""
+        """Index of the first drawing with each (role, skin tone, gender)."""
         indices: dict[tuple[str, ...], int] = {}
         for index in range(len(self.records)):
             if values := self.values(index):

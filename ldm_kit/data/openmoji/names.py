@@ -79,9 +79,9 @@ def describe(name: str, emoji: str = "") -> Description:
 
 
 def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
-    """Return descriptions in which an emoji without gender is a "person" if one of the same role has a gender.
+    """Return descriptions with gender "person" for an emoji without gender, if another of the same role has one.
 
-    So "astronaut" becomes a person if there is a "woman astronaut".
+    So "astronaut" has gender "person" if there is a "woman astronaut".
     """
     listed = list(descriptions)
     gendered = {d.role for d in listed if d.gender}
@@ -106,7 +106,7 @@ def _flag(country: str) -> str:
 
 
 def _parts(rest: str) -> tuple[str, str, str]:
-    """Return caption, gender and role for an emoji's name from which skin tones have been removed."""
+    """Return (caption, gender, role) of an emoji; `rest` is its readable name without skin tones."""
     if rest in _TITLES:
         return rest, *_TITLES[rest]
     if hair := _HAIR.fullmatch(rest):

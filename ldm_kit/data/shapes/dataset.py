@@ -1,11 +1,13 @@
-"""The built-in shapes: a solid in a room, in the six factors of Shapes3D (Burgess & Kim 2018), rendered by ray casting.
+"""The built-in shapes: pictures of a solid in a room that differ in six known factors, those of Shapes3D.
 
-The factors are the hues of floor, wall and object, the object's scale and shape, and the orientation of the room:
-480,000 different pictures, each with captions and exact counterparts. Picture i of a seed is the same for every count.
-A record's fields are the factors' values, its class is the shape, and its name is the number of its combination, so
-that a picture is in the same part of the split under every seed.
+The factors (Burgess & Kim 2018) are the hues of floor, wall and object, the object's scale and shape, and the
+orientation of the room: 480,000 different pictures, rendered by ray casting, each with a caption, and for a change of
+any factor the exact picture of it. The first n pictures of a seed are the same for every count. A record's fields are
+the factors' values, its class is the shape, and its name is the number of the combination of values, so that a picture
+is in the same part of the split under every seed.
 
-- compositional: pictures that show a pair of UNSEEN, 5 % of all. Training shows each value, but not the pair.
+- compositional: pictures with both values of a pair in UNSEEN, 5 % of all. Training pictures show each value, but never
+  both.
 - heldout: a share of the other pictures, by a hash of the name. train: the remaining pictures.
 """
 
@@ -50,14 +52,16 @@ SPACE = FactorSpace(FACTORS)
 
 
 class ShapesConfig(RenderedConfig):
-    """Options of the built-in shapes, with captions, the values of six factors, and the shape as class."""
+    """Options of the built-in shapes; each picture has a caption, six factors' values, and the shape as class."""
 
     source: Literal["shapes"] = Field(default="shapes", description="which data: the built-in shapes")
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of pictures, in all parts of the split")
 
 
 def load(config: ShapesConfig) -> Split:
-    """Load training, held-out and compositional pictures; rendered on first use, and read from the cache later.
+    """Load training, held-out and compositional pictures; they are rendered on first use, and cached for later.
+
+    Compositional pictures show pairs of values (such as a huge cube) that training shows only separately.
 
     Raises:
         UserError: no picture is left to train on.
@@ -66,12 +70,12 @@ def load(config: ShapesConfig) -> Split:
 
 
 def load_all(config: ShapesConfig) -> RenderedSet:
-    """Load all pictures as one set, in the order in which they are drawn; render and cache them if needed."""
+    """Load all `config.count` pictures, which the seed chooses, as one set; render and cache them if needed."""
     return draw(config).render()
 
 
 def draw(config: ShapesConfig) -> DrawnSet:
-    """Draw the records of all pictures, which are rendered when asked for."""
+    """Choose pictures at random by the seed, with captions and values; `DrawnSet.render` renders them."""
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
     return DrawnSet(_renderer(config), records, FACTORS["shape"], config.folder)
 
@@ -80,8 +84,8 @@ def caption(values: Values, phrasing: int) -> str:
     """Return a picture's caption, such as "a huge red cube on a green floor, blue walls, seen straight on".
 
     Args:
-        values: the value of each factor.
-        phrasing: index into PHRASINGS.
+        values: the value of each factor, by the factor's name.
+        phrasing: which of the ways to phrase a caption: index into PHRASINGS.
     """
     text = PHRASINGS[phrasing].format(**values).replace("from straight on", "straight on")
     return re.sub(r"\ba (?=orange|indigo)", "an ", text)

@@ -27,11 +27,11 @@ Colour = Sequence[float]  # red, green, blue in 0 to 1
 
 
 class Solid(NamedTuple):
-    """A solid that stands on the floor: kind ("cube", "cylinder", "sphere", "capsule"), scale and colour."""
+    """A solid that stands on the floor of the room."""
 
-    kind: str
-    scale: float
-    colour: Colour
+    kind: str  # cube, cylinder, sphere or capsule
+    scale: float  # 1: a cube has sides of length 1
+    colour: Colour  # red, green, blue in 0 to 1
 
 
 class _Hit(NamedTuple):
@@ -44,7 +44,7 @@ class _Rays(NamedTuple):
     directions: Tensor  # [3, P], unit vectors
 
     def at(self, distance: Tensor) -> Tensor:
-        """Return the points [3, P] at a distance [P] along the rays."""
+        """Return the points (x, y, z) at `distance` [P] along each of the P rays, [3, P]."""
         return torch.stack([o + distance * d for o, d in zip(self.origin, self.directions, strict=True)])
 
 
@@ -61,8 +61,8 @@ def render(solid: Solid, floor: Colour, wall: Colour, degrees: float, resolution
     """Render a solid in a room.
 
     Args:
-        solid: the solid.
-        floor: colour of the floor.
+        solid: the solid, which stands on the floor.
+        floor: colour (red, green, blue) of the floor, each in 0 to 1.
         wall: colour of both walls.
         degrees: how far to the right of the room's diagonal the camera stands.
         resolution: pixels along each side, R.
@@ -83,14 +83,20 @@ def render(solid: Solid, floor: Colour, wall: Colour, degrees: float, resolution
 
 
 def _downsample(channels: Tensor, resolution: int) -> Tensor:
-    """Return the means over each pixel's rays as uint8 [3, R, R]; added one by one, so that the order is fixed."""
+    """Return the picture, uint8 [3, R, R] for R = `resolution`: each pixel is the mean over its SAMPLES^2 rays.
+
+    `channels` [3, P] holds the red, green and blue of all P rays. The rays of a pixel are added in a fixed order.
+    """
     rays = channels.view(3, resolution, SAMPLES, resolution, SAMPLES)
     total = sum(rays[:, :, i, :, j] for i in range(SAMPLES) for j in range(SAMPLES))
     return (torch.as_tensor(total) * (255 / SAMPLES**2)).round().byte()
 
 
 def _camera(turn: float, side: int) -> _Rays:
-    """Return the rays of a square picture, row by row from its top left; `turn` is in radians."""
+    """Return the rays of a square of `side` x `side` rays, row by row from its top left.
+
+    `turn` is how far to the right of the room's diagonal the camera stands, in radians.
+    """
     distance, height, target = _CAMERA
     angle = math.pi / 4 - turn
     out = math.cos(angle), math.sin(angle)
@@ -105,7 +111,7 @@ def _camera(turn: float, side: int) -> _Rays:
 
 
 def _view(degrees: float, side: int) -> _View:
-    """Return what the camera sees of the empty room."""
+    """Return what each of `side` x `side` rays of the camera, turned by `degrees`, sees of the empty room."""
     rays = _camera(math.radians(degrees), side)
     distances = torch.stack([_plane(rays, axis, -WALL if axis != 1 else 0.0) for axis in range(3)])
     distance, nearest = distances.min(0)
@@ -119,20 +125,29 @@ _kept_view = lru_cache(maxsize=15)(_view)  # Shapes3D has 15 orientations
 
 
 def _plane(rays: _Rays, axis: int, level: float) -> Tensor:
-    """Return the distance [P] to the plane on which a coordinate equals `level`; infinite where rays miss it."""
+    """Return the distance along P rays to a plane, [P]; infinite for a ray that misses it.
+
+    On the plane coordinate number `axis` (0: x, 1: y, 2: z) equals `level`.
+    """
     distance = (level - rays.origin[axis]) / rays.directions[axis]
     return torch.where(distance > 0, distance, torch.inf)
 
 
 def _shadow(view: _View, radius: float) -> Tensor:
-    """Return how bright the room is [P] where a solid of this radius darkens the floor, in 0 to 1."""
+    """Return a factor in 0 to 1 on the brightness that each of P rays sees: below 1 in the shadow of a solid.
+
+    `radius` is the solid's; its shadow lies on the floor about the axis x = z = 0.
+    """
     near = 1 + view.from_axis / (radius * radius)
     near = near * near
     return torch.where(view.on_floor, 1 - _SHADOW * 4 / (near * near).clamp(min=4), 1.0)
 
 
 def _highlight(normal: Tensor, half: Tensor) -> Tensor:
-    """Return the highlight [P] on a surface (Blinn 1977)."""
+    """Return the brightness [P] of the highlight on a surface at P points (Blinn 1977).
+
+    `normal` and `half`, the direction halfway between light and camera, are unit vectors [3, P].
+    """
     cosine = _dot(normal, half).clamp(min=0)
     for _ in range(4):
         cosine = cosine * cosine  # to the power of 16
@@ -164,7 +179,7 @@ def _sphere(rays: _Rays, scale: float) -> _Hit:
 
 
 def _ball(rays: _Rays, radius: float, height: float) -> _Hit:
-    """Return where rays hit a ball whose centre is on the axis at a height."""
+    """Return where rays hit a ball whose centre is on the vertical axis x = z = 0, at y = `height`."""
     centre = (0.0, height, 0.0)
     offset = torch.tensor([o - c for o, c in zip(rays.origin, centre, strict=True)])
     b = _dot(offset, rays.directions)
@@ -180,7 +195,7 @@ def _first_root(b: Tensor, c: Tensor) -> Tensor:
 
 
 def _tube(rays: _Rays, radius: float, low: float, high: float) -> _Hit:
-    """Return where rays hit the side of an upright cylinder about the axis."""
+    """Return where rays hit the side of an upright cylinder about the axis x = z = 0, from y = `low` to `high`."""
     (ox, _, oz), (dx, _, dz) = rays.origin, rays.directions
     a = dx * dx + dz * dz
     distance = _first_root((ox * dx + oz * dz) / a, (ox * ox + oz * oz - radius * radius) / a)
