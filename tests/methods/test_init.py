@@ -16,6 +16,7 @@ from conditioning.condition import Condition
 from conditioning.labels import ClassConditioner, ClassEmbedder
 from conditioning.text import TextConditioner, TextConfig
 from ldm_kit.config import UserError
+from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods import train as training
 from ldm_kit.methods.latent import Latent
@@ -49,11 +50,11 @@ def unet_of(kind, **changes):
     return kind(**{**SHAPE, **OTHERS, **shape, **changes}).eval()
 
 
-def write_model(folder: Path, unet, conditioner=None, prediction_type="v", variance="small") -> Path:
+def write_model(folder: Path, unet, conditioner=None, variance: VarianceType = "small") -> Path:
     """Save a pixel model as diffusers does: a folder for each component."""
     entries = {} if conditioner is None else conditioners.save(conditioner, folder)
     unet.save_pretrained(folder / "unet")
-    scheduler = saved_scheduler(ScheduleConfig(kind="linear", num_train_timesteps=50), prediction_type, variance)
+    scheduler = saved_scheduler(ScheduleConfig(kind="linear", num_train_timesteps=50), "v", variance)
     scheduler.save_pretrained(folder / "scheduler")
     names = {"unet": ("diffusers", type(unet).__name__), "scheduler": ("diffusers", type(scheduler).__name__)}
     (folder / "model_index.json").write_text(json.dumps({**names, **entries}))
@@ -70,7 +71,7 @@ def models(tmp_path_factory):
     """Models with and without text; the captions of the tokenizer are not those of the pictures."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(4)
-    config = TextConfig(width=16, layers=1, heads=2, vocabulary=530, length=8)
+    config = TextConfig.model_validate({**TEXT["condition"], "vocabulary": 530})
     text = TextConditioner.build(config, captions=["some other words", "other words"] * 3)
     write_model(folder / "text", unet_of(UNet2DConditionModel), text)
     write_model(folder / "plain", unet_of(UNet2DModel))
