@@ -126,7 +126,7 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
         ({"out_channels": 6}, {}),
         ({"sample_size": 32}, {}),
     ],
-    ids=str,
+    ids=["input channels", "guidance scale", "learned variance", "size"],
 )
 def test_growth_keeps_the_prediction(changes, extra):
     old, (x, t), tokens = unet_of(UNet2DConditionModel), noisy(), torch.randn(2, 3, 16)
