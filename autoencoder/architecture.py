@@ -74,7 +74,7 @@ class Architecture(BaseModel):
 
 
 def filled(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Complete the fields that a user gives for a config by those of the preset that the user names.
+    """Return the fields that a user gives for a config, completed by the fields of the preset that the user names.
 
     Args:
         given: values by field name; the value of "preset" is the preset's name. If there is none, or if `given` is no
@@ -97,7 +97,7 @@ def published(
     """Return the fields of a config, for an autoencoder of LDM's model zoo that was trained at 256 px.
 
     The channels of its levels are 128 times `multiples` (one for each level), with two residual blocks per level. The
-    other arguments are fields of the config by name.
+    other arguments (`latent_channels`, `attention_levels`, `more`) are fields of the config by name.
     """
     shape = {
         "resolution": 256,

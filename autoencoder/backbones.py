@@ -87,7 +87,7 @@ class TimmBackbone(nn.Module):
         return self.model.forward_intermediates(x, indices=self.stages, intermediates_only=True, stop_early=True)
 
     def judge(self, stage: int, difference: Tensor) -> Tensor:
-        """Return the squared feature differences [B, C_l, H_l, W_l] of a stage summed over channels: [B, H_l, W_l]."""
+        """Return squared feature differences [B, C_l, H_l, W_l] of any `stage` summed over channels: [B, H_l, W_l]."""
         return difference.sum(1)
 
 
@@ -200,7 +200,7 @@ def _in_package(name: str) -> Path:
 
 
 def _fused(model: Any) -> Any:
-    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); leave other models."""
+    """Fold an EfficientNet's batch norms into its convolutions (same outputs, half the time); other models stay."""
     from timm.models import EfficientNet
 
     if not isinstance(model, EfficientNet):

@@ -38,7 +38,11 @@ class DiscriminatorConfig(BaseModel):
 
 
 class Discriminator(nn.Module):
-    """PatchGAN: pictures [B, C, H, W] in [-1, 1] to logits [B, 1, h, w], one per patch, positive for real pictures."""
+    """PatchGAN: pictures [B, C, H, W] in [-1, 1] to logits [B, 1, h, w], one per patch, positive for real pictures.
+
+    Args:
+        config: number of channels and layers, and the normalisation.
+    """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ DRAWS = 4  # random numbers that a step needs
 class Move(NamedTuple):
     """A transform of latents or pictures: resize height and width by the factor side / of, then rotate.
 
-    The rotation is by `turns` quarter turns. `side` and `of` are the sides of a square latent after and before.
+    The rotation is by `turns` quarter turns. `of` and `side` are a square latent's sides before and after resizing.
     """
 
     side: int

@@ -19,7 +19,7 @@ BALANCES = MappingProxyType(
 
 
 class AdversarialConfig(BaseModel):
-    """Schedule and weight of the adversarial loss; all steps count those of the autoencoder's optimiser.
+    """Schedule and weight of the adversarial loss; steps are those of the autoencoder's optimiser, from 0.
 
     The weight of the autoencoder's adversarial loss is `weight` times `factor(step)` and, if `adaptive`, times the
     ratio of gradients that `adaptive_weight` returns, which is at most `max_weight`.
@@ -131,6 +131,10 @@ class AutoencoderLoss(nn.Module):
     w is the KL weight; N_latent and N_pixel are the numbers of elements of a latent and of a picture, whose ratio makes
     w mean the same at every resolution (see the module `loss_terms`). This class has no trained parameters: the learned
     scale belongs to `Autoencode`.
+
+    Args:
+        config: the weights of the terms, and which pixel error is used.
+        perceptual: the perceptual distance, which is added to the pixel error; None: the pixel error alone.
     """
 
     def __init__(self, config: LossConfig, perceptual: Perceptual | None = None) -> None:

@@ -22,8 +22,8 @@ def load(folder: Path | str, *, whole: bool = False) -> AutoencoderKL | VQModel:
         whole: whether tensors of which the autoencoder has no use are an error too.
 
     Raises:
-        AutoencoderError: `folder` has no autoencoder, or one of another class than these two, or its weights are
-            unreadable or incomplete.
+        AutoencoderError: `folder` has no autoencoder, or one that is neither an AutoencoderKL nor a VQModel, or its
+            weights are unreadable or incomplete.
     """
     return _open(find(Path(folder)), whole)
 

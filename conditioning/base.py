@@ -39,6 +39,7 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
     """Base of the `condition:` section of a run's config; each conditioner's subclass adds its own fields.
 
     A subclass narrows `kind` to a Literal with a default; a run's config selects the conditioner by this value.
+    `unconditional` is True if models with this config take no condition.
     """
 
     kind: str
@@ -180,7 +181,7 @@ class Conditioner(Continuing, nn.Module, ABC):
     def forward(self, *args: Any, **inputs: Any) -> Condition:
         """Return the condition of a batch of B samples from the prepared inputs [B, ...], by their names in `prepare`.
 
-        Called in every training or sampling step; differentiable.
+        Subclasses have the inputs as named parameters. Called in every training or sampling step; differentiable.
         """
 
     @abstractmethod

@@ -73,7 +73,7 @@ class Condition:
         return self._map(Tensor.detach)
 
     def before(self, other: "Condition") -> "Condition | None":
-        """Return one batch of 2 B samples: B of this condition, then B of `other`; None if their numbers differ."""
+        """Return one batch of 2 B samples: B of this condition, then B of `other`; None if their sizes differ."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
     @staticmethod

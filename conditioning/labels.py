@@ -66,7 +66,11 @@ class ClassEmbedder(ModelMixin, ConfigMixin):
 
 
 class ClassConditioner(Conditioner):
-    """Turn a class name or index into a cross-attention token or a vector; "" or index K is the learned null class."""
+    """Turn a class name or index into a cross-attention token or a vector; "" or index K is the learned null class.
+
+    Args:
+        class_encoder: the embedding table of K classes, whose config has the class names.
+    """
 
     Config = ClassConfig
     modality = "classes"

@@ -78,7 +78,7 @@ class PretrainedConditioner(Conditioner):
     def build(cls, config: PretrainedTextConfig, **data: Any) -> "PretrainedConditioner":
         """Build the conditioner; its encoder is located now and opened by the first call of `prepare`.
 
-        `data` is ignored.
+        `config` names the encoder; `data` is ignored.
 
         Raises:
             ConditioningError: the encoder cannot be found.

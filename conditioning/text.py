@@ -99,7 +99,7 @@ class TextConditioner(Conditioner):
     def build(cls, config: TextConfig, *, captions: Sequence[str] = (), **data: Any) -> "TextConditioner":
         """Train a tokenizer on `captions`, and initialise the text encoder at random (from torch's global generator).
 
-        `data` is ignored.
+        `config` has the sizes of both; `data` is ignored.
 
         Raises:
             ConditioningError: there are no captions.

@@ -165,7 +165,7 @@ def _old_names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _tagged_otherwise(kind: type[BaseModel], tree: Any) -> bool:
-    """Return whether the tag of `tree`, such as `source: folder`, selects another class of a union than `kind`."""
+    """Return whether `tree`, by its tag (such as `source: folder`), is for another class of a union than `kind`."""
     tags = {
         name: get_args(f.annotation) for name, f in kind.model_fields.items() if get_origin(f.annotation) is Literal
     }

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ldm_kit.config import Config, UserError, assign, cache_dir, check, parse, read, write
 from tests.conftest import pytest_configure
+from tests.suite_cache import cache_name
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
 
@@ -233,7 +234,7 @@ def test_check_takes_plain_trees_too():
 
 
 def test_the_suite_has_a_cache_of_its_own_that_forgets(pytestconfig, monkeypatch):
-    shared = Path(pytestconfig.cache.mkdir("ldm_kit"))
+    shared = Path(pytestconfig.cache.mkdir(cache_name(pytestconfig.rootpath)))
     monkeypatch.setenv("LDM_KIT_CACHE", "elsewhere")
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     old, new = (shared / "test" / name for name in ("old", "new"))

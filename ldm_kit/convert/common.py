@@ -88,7 +88,7 @@ def picture_size(given: int | None, inferred: int | None, halvings: int) -> int:
     """Return the side of a model's pictures in pixels, as given by the user or inferred from the checkpoint.
 
     Args:
-        given: the user's --image_size; None: not given.
+        given: the side that the user gave (--image_size); None: not given.
         inferred: the side inferred from the checkpoint; None: the checkpoint does not show it.
         halvings: how often the network halves the side.
 
@@ -174,13 +174,13 @@ def resolve_statistics(
     Args:
         checkpoint: path of the checkpoint, for error messages.
         own: the statistics in the checkpoint; None: it has none.
-        options: --statistics FILE or --images DIR.
+        options: `statistics`, the file of statistics, or `images`, the folder of pictures; both may be None.
         classifier: if the classifier's file holds statistics, they must equal the result.
         encoder: the semantic encoder, which encodes the folder's pictures.
 
     Raises:
-        UserError: none of these holds statistics; more than one of checkpoint, --statistics and --images does; the file
-            of --statistics holds none; or the classifier's statistics differ from the result.
+        UserError: no source has statistics; more than one of checkpoint, file and folder is there to give them; the
+            file `options.statistics` holds none; or the classifier's statistics differ from the result.
     """
     given = [options.statistics is not None, options.images is not None]
     if sum(given) > 1 or (any(given) and own is not None):
@@ -230,7 +230,7 @@ def _close(one: Statistics, other: Statistics) -> bool:
 def save_directions(
     folder: Path, model: SemanticModel, classifier: AttributeClassifier | None, names: Path | None
 ) -> Directions | None:
-    """Save an attribute classifier's directions in a saved model's folder, for `edit.py --attribute`; return them.
+    """Save an attribute classifier's directions, for edits by edit.py, in a saved model's folder; return them.
 
     `names` is a text file of the attributes' names, one a line; None: CelebA's 40. Without a classifier, None is
     returned.

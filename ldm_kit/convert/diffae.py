@@ -70,7 +70,7 @@ def _networks(
     Args:
         state_dict: all tensors of the checkpoint, of which only the fixed noise `x_T` is read, for its size.
         ema_state_dict: the averaged weights, without the prefix of their names.
-        image_size: the user's --image_size; None: inferred from `x_T`.
+        image_size: the side that the user gave; None: inferred from `x_T`.
 
     Raises:
         UserError: the weights are another network's; the size is unknown, as `image_size` is None and `x_T` is missing;

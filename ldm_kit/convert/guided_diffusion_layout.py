@@ -83,7 +83,7 @@ class Layout:
         return 2 ** (len(self.widths) - 1)
 
     def head_sizes(self, heads: Heads) -> list[int]:
-        """Return the distinct numbers of channels of a head in the network's attentions, sorted.
+        """Return the sizes (channels) that heads have in the network's attention layers, each size once, sorted.
 
         Raises:
             UserError: the channels of a level with attention cannot be divided into such heads, see `Heads.number`.
@@ -114,7 +114,7 @@ def _layout(state_dict: State, where: str, levels: int) -> Layout:
     length.
 
     Raises:
-        UserError: the list does not divide so, or the weights are not of a guided-diffusion network.
+        UserError: the list cannot be divided so, or the weights are not of a guided-diffusion network.
     """
     if not {"time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"} <= state_dict.keys():
         raise UserError(

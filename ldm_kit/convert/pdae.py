@@ -75,9 +75,9 @@ def convert_pdae(checkpoint: Path, out: Path, options: PdaeOptions) -> str:
 
 
 def _read(checkpoint: Path, options: PdaeOptions) -> _Components:
-    """Read the checkpoint and the files that the options name; build all networks but the gradient estimator.
+    """Read the checkpoint and the files that the options name; return the networks and statistics in them.
 
-    Of the gradient estimator, the state dict and the settings are returned.
+    The gradient estimator is not built yet, as it needs the saved base model: its state dict and settings are returned.
     """
     state_dict = read_checkpoint(checkpoint, WEIGHTS)
     with name_in_errors(checkpoint):

@@ -94,7 +94,7 @@ class ArchiveReader(Protocol):
         ...
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
-        """Yield, for each picture of the archive `path`, an `ArchiveSample`, or a message why it cannot be used."""
+        """Yield each picture of the archive `path` with metadata, location and bytes, or a message why it is bad."""
         ...
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:

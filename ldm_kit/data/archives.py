@@ -193,7 +193,7 @@ def _picture_set(
 
 
 def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """Return the list of an archive's pictures: the cached one, or a new one if the archive is new or has changed."""
+    """Return the cached list of an archive's pictures; if there is none for this `config`, make it with `reader`."""
     index_path = _index_path(path, reader, config)
     index = _read_index(index_path)
     if index is None:
@@ -214,7 +214,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
 
 
 def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
-    """List an archive's usable and bad pictures; all headers and, if `config.verify`, all pixels are checked."""
+    """List the usable and bad pictures that `reader` finds; check all headers and, if `config.verify`, all pixels."""
     rows: list[Row] = []
     bad: list[str] = []
     profiles: list[tuple[str, str, str]] = []

@@ -59,10 +59,10 @@ def flips(seed: int, position: Tensor) -> Tensor:
 
 
 def flipped(x: Tensor, seed: int, position: Tensor) -> Tensor:
-    """Return the pictures x [B, C, H, W], each mirrored left to right with probability 1/2, by a hash of its position.
+    """Return the pictures x [B, C, H, W], each mirrored left to right with probability 1/2.
 
-    `position` int64 [B] is the number of samples that training has seen before each picture. Other seeds give
-    other choices.
+    `position` int64 [B] is the number of samples that training has seen before each picture. The choice is a
+    hash of (seed, position) alone.
     """
     return torch.where(flips(seed, position).view(-1, 1, 1, 1), x.flip(3), x)
 
@@ -81,8 +81,8 @@ def spread(total: int, count: int) -> list[int]:
 def chosen(total: int, most: int) -> Tensor:
     """Return the indices, int64 and increasing, of those of `total` pictures that an evaluation measures.
 
-    They are all of 0..total - 1, or `most` of them, chosen by a hash of each index: a random choice, always the same,
-    which does not follow the order of the set (often sorted by class or name).
+    All are measured if there are at most `most`; else `most` of them, chosen by a hash of each index: a random choice,
+    always the same, which does not follow the order of the set (often sorted by class or name).
     """
     indices = torch.arange(total)
     if total <= most:

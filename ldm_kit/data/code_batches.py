@@ -19,7 +19,7 @@ class PicturedLatents:
     """Training batches of cached latents with their pictures; a picture is mirrored where its latent is.
 
     Args:
-        latents: mean and log-variance of the latents of all pictures, in the same order.
+        latents: mean and log-variance of the latent of each picture, in the order of `pictures`.
         pictures: the picture set.
         seed: seed of the random mirroring.
     """

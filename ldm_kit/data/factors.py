@@ -57,7 +57,7 @@ class FactorSet(PictureSet, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FactorSubset(Subset):
-    """A subset of a `FactorSet`; the picture after an edit (`counterpart`) need not be in the subset."""
+    """A subset of a set with known factors (`base`); the picture after an edit (`counterpart`) may be outside it."""
 
     base: FactorSet  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -118,7 +118,9 @@ class FactorSpace:
 
 
 def known_factors(pictures: PictureSet) -> FactorSet:
-    """Return a picture set as a `FactorSet`; for a subset of one, edits use the factors of the whole set.
+    """Return `pictures` as a `FactorSet`, which has the factors' values and the exact picture of an edit.
+
+    A subset of a `FactorSet` becomes a `FactorSubset`, whose pictures after an edit come from the whole set.
 
     Raises:
         UserError: the factors of the pictures are not known, such as those of a user's folder.
@@ -156,8 +158,8 @@ def check_edit(factors: Mapping[str, Sequence[str]], factor: str, value: str) ->
 def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float, source: str) -> Split:
     """Split rendered pictures into training, held-out and compositional ones.
 
-    Pictures with both values of any of `pairs` are compositional (None: there are none); of the others a share is held
-    out.
+    Pictures that show both values of one of the `pairs` are the compositional set, which is None if there are none. Of
+    the other pictures a share is held out.
 
     Args:
         pictures: pictures whose records have the value of each factor as a field.
@@ -179,12 +181,12 @@ def split_factors(pictures: PictureSet, pairs: Sequence[Values], heldout: float,
 
 
 def shows_pair(record: Record, pairs: Sequence[Values]) -> bool:
-    """Return whether the picture of `record` has both values of any of `pairs`, {factor: value, other: value} each."""
+    """Return whether `record` has both values of at least one of `pairs`, {factor: value, other factor: value} each."""
     return any(pair.items() <= record.fields.items() for pair in pairs)
 
 
 def pixel_digest(picture: Tensor) -> bytes:
-    """Return the sha256 of a picture's pixels, uint8 [C, R, R]; equal pictures of different names have the same."""
+    """Return the sha256 of a picture's pixels, uint8 [C, R, R]: the same for equal pictures of different names."""
     return hashlib.sha256(picture.contiguous().numpy().data).digest()
 
 

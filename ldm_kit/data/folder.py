@@ -156,7 +156,7 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
-    """List a folder's pictures; if `training`, without those in a folder `test` if there is also a folder `val`."""
+    """List a folder's pictures; if `training`, leave out the folder `test` where there is also a folder `val`."""
     entries = folder_entries(config.path, config.layout, config.captions)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     return training_entries(entries, config.path) if training else entries
@@ -189,7 +189,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
-    """Check a picture's header and, if `decode`, pixels; return what was found, or a message why it is bad."""
+    """Check a picture's header and, if `decode`, pixels; return its size, hash and colour profile, or why it is bad."""
     try:
         path = resolve_inside(config.path, name)
         stat = path.stat()  # before it is read: a change meanwhile is noticed later
@@ -211,7 +211,7 @@ def _decode_all(pictures: PictureSet) -> Tensor:
 
 
 def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, counts: ProfileCounts) -> list[_Usable]:
-    """Return the usable pictures, decoded into the first rows of `pixels`; count their colour profiles in `counts`."""
+    """Return the usable `entries`, decoded into the first rows of `pixels`; count their colour profiles in `counts`."""
     usable: list[_Usable] = []
     complaints: list[str] = []
     for entry in tqdm(entries, f"reading {config.path.name}", disable=None):
@@ -254,6 +254,6 @@ def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
-    """Return a hash that identifies the set: of settings and each picture's name and contents (sha256 or size)."""
+    """Return a hash that identifies the set: of settings, `profiles`, and each picture's name and sha256 or size."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

@@ -53,7 +53,7 @@ class FolderIndex(NamedTuple):
 
 
 def folder_stamp(root: Path) -> tuple[str, int]:
-    """Return a hash of names, sizes and times of change of all files below a folder, and the files' number.
+    """Return a hash of names, sizes and times of change of all files below a folder, and the number of files.
 
     The hash tells whether the folder has changed since a list of its pictures was cached.
     """
@@ -107,7 +107,7 @@ def write(path: Path, index: FolderIndex) -> None:
 
 
 def read(path: Path) -> FolderIndex | None:
-    """Return a folder's list of pictures from the file that `write` has made, with its arrays memory-mapped.
+    """Return a folder's list of pictures from `path`, a file that `write` has made, with arrays memory-mapped.
 
     Returns:
         The list; None if there is no such file, or (with a warning) if the file is damaged.

@@ -56,7 +56,8 @@ def folder_index(
         settings: texts of all settings that a check's result depends on; each combination has its own cached list.
         stamp: hash of the names, sizes and times of change of all files in the folder (`folder_stamp`).
         entries: function that lists all pictures in the folder, sorted by name.
-        check: function that checks one picture, given its name; it returns a message if the picture is bad.
+        check: function that checks one picture, given its name, and returns the file's size, time of change, hash and
+            colour profile (`Contents`), or a message if the picture is bad.
 
     Raises:
         UserError: `entries` or `check` has raised a UserError, in this process or another.
@@ -142,7 +143,7 @@ class _Builder:
                 self._keep()
 
     def _unchanged(self, name: str) -> Contents | None:
-        """Return what an earlier check found of the picture `name`; None if none was made or the file has changed."""
+        """Return what an earlier check found of the picture `name`; None if there was none or the file has changed."""
         stored = [contents for cursor in self.old if (contents := cursor.find(name)) is not None]
         if not stored:
             return None
@@ -187,14 +188,14 @@ class _Builder:
 
 
 class _Cursor:
-    """Finder of pictures by name in an older list `index`, in one pass: call `find` with names in increasing order."""
+    """Lookup of pictures in `index`, an older list, in one pass: call `find` with names in increasing order."""
 
     def __init__(self, index: FolderIndex) -> None:
         self.index, self.names, self.row = index, iter(index.records.names), -1
         self.name: str | None = ""
 
     def find(self, name: str) -> Contents | None:
-        """Return what the check recorded in the list found of the picture `name`; None if the list lacks it."""
+        """Return what the older list says about the picture `name`; None if the list lacks this picture."""
         while self.name is not None and (self.row < 0 or self.name < name):
             self.name, self.row = next(self.names, None), self.row + 1
         if self.name != name:

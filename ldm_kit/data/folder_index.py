@@ -28,7 +28,7 @@ class _Files:
 
 
 def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
-    """Return all pictures of a folder, sorted by name; log files that are not read, except hidden ones.
+    """Return all pictures of a folder, sorted by name; files that are not read are logged, except hidden ones.
 
     Args:
         root: the folder.
@@ -59,9 +59,9 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
 
 
 def training_entries(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return the pictures of a folder that a training run loads: all, or without split `test` if there is also `val`.
+    """Return the pictures of a folder that a training run loads: all, but not split `test` if there is also `val`.
 
-    Their classes are kept, but one that no training picture has becomes None.
+    A picture's class is kept if some training picture has it; otherwise it becomes None.
 
     Args:
         entries: all pictures of the folder.
@@ -148,7 +148,8 @@ def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> l
 def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
     """Return the picture `name` in `root` with the caption and class that caption files and folders give.
 
-    A file's caption is preferred to a folder's, a folder's class to a file's. `kinds`: suffixes of the caption files.
+    A file's caption is preferred to a folder's, a folder's class to a file's. `kinds` are the suffixes of the picture's
+    caption files; `meaning` is what its folders' names say.
     """
     beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
     label = meaning.label if beside.label is None else meaning.label or beside.label
@@ -170,7 +171,8 @@ def _report_captions(
 ) -> None:
     """Log how many pictures have no caption file, if others have one, and which caption files have no picture.
 
-    `captioned` pictures have a caption file. `sidecars` are all caption files: path without suffix -> suffixes.
+    `root` is the folder, and `entries` are its pictures, of which `captioned` have a caption file. `sidecars` are all
+    caption files: path without suffix -> suffixes.
     """
     if captioned and captioned < len(entries):
         _log.warning(
@@ -191,7 +193,11 @@ def _report_captions(
 
 
 def _from_split_tables(root: Path, files: _Files, layout: Layout) -> list[Entry]:
-    """List the pictures that metadata tables in the folders of splits name, such as train/metadata.jsonl."""
+    """List the pictures that metadata tables in the folders of splits name, such as train/metadata.jsonl.
+
+    Raises:
+        UserError: `layout` is not "auto", or some table or picture lies outside a split's folder with a table.
+    """
     folders = sorted({table.rpartition("/")[0] for table in files.tables})
     roles = {folder: folder_role(folder) for folder in folders}
     rest = [name for name in files.pictures if name.partition("/")[0] not in roles]

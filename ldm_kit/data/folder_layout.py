@@ -35,7 +35,7 @@ def folder_meanings(
 
     Args:
         root: the folder, for messages.
-        names: paths of the pictures relative to the folder; a linked folder ends in a slash.
+        names: paths of the pictures, and of linked folders (ending in a slash), relative to the folder.
         layout: what sub-folders mean. classes: a folder is a class; repeats: kohya's folders, such as `10_dog`; plain:
             nothing; auto: their names decide.
         captioned: those of `names` whose picture has a caption file beside it.
@@ -110,7 +110,7 @@ def _are_repeats(root: Path, folders: Sequence[str], layout: Layout, captioned: 
 
     With layout auto, names that look like a numbered list of classes (`0_cat`, `1_dog`) are kohya's only if some
     picture has a caption file. `folders` holds the class folder of each picture; `captioned`, whether the picture has a
-    caption file.
+    caption file. `root`, the folder of all pictures, is for messages.
 
     Raises:
         UserError: the layout is repeats, and some folder is not named like `10_dog`.
@@ -148,7 +148,8 @@ def _repeated(folder: str) -> FolderMeaning:
 def _warn_of_deeper(root: Path, names: Sequence[str], level: int) -> None:
     """Warn that sub-folders of class folders are ignored, if each class folder holds several and no picture itself.
 
-    `level` is the position of the class folder in the paths `names`, counted from 0.
+    `level` is the position of the class folder in the pictures' paths `names`, counted from 0. `root`, the folder of
+    all pictures, is for the message.
     """
     below: dict[str, set[str]] = {}
     for name in names:

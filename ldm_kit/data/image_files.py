@@ -159,7 +159,7 @@ def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:
-    """Open an image file and check its number of pixels; the caller closes the image."""
+    """Open an image file, and check that it has at most `pixel_limit` pixels; the caller closes the image."""
     if isinstance(path, Path):
         _check_regular(path)
     image = _open(path, pixel_limit)

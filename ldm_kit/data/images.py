@@ -165,8 +165,8 @@ def subset(pictures: PictureSet, indices: Sequence[int] | np.ndarray[Any, Any]) 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[int]]:
     """Split records into training and held-out ones by a hash of each record's name.
 
-    Whether a record is held out depends neither on the order nor on the other records, with two exceptions: of more
-    than 10 records at least one is held out if share > 0, and of every class at least one record stays in training.
+    Whether a record is held out depends neither on the order nor on the other records, with two exceptions: if `share`
+    is above 0 and there are over 10 records, one or more are held out; and each class keeps a training record.
 
     Args:
         records: all records of the data set.
@@ -180,7 +180,7 @@ def split_off(records: Sequence[Record], share: float) -> tuple[list[int], list[
 
 
 def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, Any]:
-    """Return bool [N]: whether each of N records is held out by a hash of its name; `split_off` has the exact rule."""
+    """Return bool [N]: which of N records, about `share` of them, are held out; `split_off` has the exact rule."""
     count = len(records)
     hashes = np.fromiter((unit_hash("heldout", name) for name in names_of(records)), np.float64, count)
     labels = np.fromiter((UNLABELLED if v is None else v for v in labels_of(records)), np.int64, count)
@@ -196,8 +196,8 @@ def _heldout_mask(records: Sequence[Record], share: float) -> np.ndarray[Any, An
 def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
     """Split a set into training and held-out pictures by a hash of each picture's name.
 
-    Of every class at least one picture stays in training; of more than 10 pictures at least one is held out if `share`
-    is above 0. `compositional` is None.
+    Each class keeps at least one training picture. If `share` is above 0 and the set has more than 10 pictures, at
+    least one is held out. The split's third set, `compositional`, is None.
 
     Args:
         pictures: all pictures of the data set.
@@ -240,8 +240,8 @@ def digest(texts: Iterable[str]) -> str:
 def _utf8(text: str) -> bytes:
     """Return a string as UTF-8; lone surrogates, which strict UTF-8 cannot encode, are kept.
 
-    Python's surrogates for undecodable bytes of a file name become those bytes; if there are others, all become 3
-    bytes each.
+    Surrogates by which Python stands for undecodable bytes of a file name become those bytes; if the string has other
+    surrogates, all of them become 3 bytes each.
     """
     try:
         return text.encode("utf-8", "surrogateescape")

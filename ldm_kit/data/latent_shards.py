@@ -36,8 +36,8 @@ def write_shard(path: Path, moments: Moments, key: str, replaced: Mapping[int, i
         moments: mean and log-variance, [N, V, Z, h, w] each, of N pictures in V views (1: plain; 2: also mirrored);
             latents have Z channels.
         key: hash of all that the moments depend on (autoencoder, pictures, settings); it is written into the header.
-        replaced: for the index of each broken picture, the index of the picture that was encoded in its place;
-            None: no picture is broken.
+        replaced: {index of a broken picture: index of the picture that was encoded in its place}; None: no picture is
+            broken.
 
     Raises:
         UserError: the cache's folder cannot be written to.
@@ -77,7 +77,7 @@ def read_replaced(path: Path) -> dict[int, int]:
     """Read from a shard's (valid) header which pictures were broken, and which were encoded in their place.
 
     Returns:
-        For the index of each broken picture, the index of the picture that was encoded in its place.
+        {index of a broken picture: index of the picture that was encoded in its place}.
     """
     with safe_open(path, framework="pt") as file:
         replaced = json.loads((file.metadata() or {}).get("replaced", "{}"))

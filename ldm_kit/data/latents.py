@@ -66,7 +66,7 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class LatentBatches:
-    """Training batches of cached latents with their captions or classes, as tensors that the conditioner takes."""
+    """Training batches of N cached latents with captions or classes, as the tensors that the conditioner takes."""
 
     latents: Latents
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
@@ -104,8 +104,8 @@ class LatentBatches:
     def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
         """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].
 
-        A broken picture has the inputs of the picture that replaces it. As this is known only after the pictures were
-        read, the latents of the batch must be read first.
+        A broken picture has the inputs of the picture that replaces it. Which one does is known only after the pictures
+        were read, so the latents of the batch must be read first.
         """
         shown = sources(index, self.latents.replaced)
         return {name: value[shown] for name, value in self.inputs.items()}
@@ -134,8 +134,8 @@ def weights_digest(weights: nn.Module) -> str:
 def cached(folder: Path, pictures: PictureSet, encode: Encode, key: str, *, flip: bool, batch: Batch = 64) -> Latents:
     """Return the latents of pictures from a cache folder, after encoding those that are missing there.
 
-    A file of the folder, a shard, has the latents of SHARD pictures. The processes of a run divide missing shards
-    among them.
+    A file of the folder, a shard, has the latents of SHARD (16384) pictures. The processes of a run divide missing
+    shards among them.
 
     Args:
         folder: folder that holds this cache alone.

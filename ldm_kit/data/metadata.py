@@ -64,7 +64,7 @@ def read_table(path: Path) -> list[Entry]:
 
 
 def without_problems(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """Return pictures (of the folder `root`) with `problem` cleared: unreadable captions are logged and ignored."""
+    """Return `entries` with `problem` cleared: that captions in folder `root` are unreadable is logged and ignored."""
     broken = [entry for entry in entries if entry.problem]
     if broken:
         _log.warning("%s: %s: %s; used without a caption", root, broken[0].name, broken[0].problem + and_more(broken))

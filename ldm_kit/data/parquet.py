@@ -78,7 +78,7 @@ class ParquetReader:
             raise UserError(f"{path} is no parquet file, or damaged ({' '.join(str(error).split()):.200})") from None
 
     def _columns(self, schema: Any, path: Path) -> dict[str, str | None]:
-        """Return {"text": name of the caption column, "label": name of the class column}; None if there is none.
+        """Return {"text": name of the caption column, "label": name of the class column}, None for a missing column.
 
         `schema` is pyarrow's schema of the table in the file `path`.
 
@@ -181,7 +181,7 @@ def _check_row_groups(file: Any, image: str, path: Path) -> None:
         path: path of the file, for messages.
 
     Raises:
-        UserError: the pictures of a row group have more than GROUP_LIMIT bytes.
+        UserError: the pictures of a row group have more than GROUP_LIMIT (512 MiB) bytes.
     """
     largest = max((_size(file.metadata.row_group(i), image) for i in range(file.num_row_groups)), default=0)
     advice = "write the table anew with row groups of at most 100 rows (row_group_size=100), or as tar shards"

@@ -41,7 +41,7 @@ class Group(Protocol):
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes in the group, in order of rank.
+        """Return the `value` that each process of the group has passed, in order of rank.
 
         Every process must call `gather`; a call waits, for days if need be, until all others have called it.
         """
@@ -140,7 +140,7 @@ def error_text(error: Exception) -> str:
 
 
 def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """Divide the indices 0 to N - 1 among the processes that share work, and join their results in order of index.
+    """Divide the indices 0 to N - 1 among all processes of the run, and join their results in order of index.
 
     Args:
         count: N.
@@ -162,7 +162,7 @@ def divided(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
 
 
 def summed(count: int, compute: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """Divide the indices 0 to N - 1 among the processes that share work, and add up their results.
+    """Divide the indices 0 to N - 1 among all processes of the run, and add up their results.
 
     Args:
         count: N, at least 1.

@@ -98,5 +98,5 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:
-    """Return the indices of the pictures to read for `index`, int64 [B] both, by {broken: replacement} `replaced`."""
+    """Return `index` [B] with each broken picture's index changed to its replacement's, as `replaced` maps them."""
     return torch.tensor([replaced.get(i, i) for i in index.tolist()], dtype=index.dtype) if replaced else index

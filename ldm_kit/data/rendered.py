@@ -73,7 +73,7 @@ class RenderedSet:
     classes: Sequence[str]  # class names that `Record.label` indexes
     chunks: Sequence[Tensor]  # uint8 [CHUNK, C, R, R] each, the last one shorter; mapped from the cache's files
     fingerprint: str  # sha256 (hex) that identifies the set
-    renderer: Renderer  # renders the picture of an edit
+    renderer: Renderer  # renders pictures after an edit, from their factors' values
 
     @property
     def factors(self) -> Mapping[str, tuple[str, ...]]:
@@ -175,7 +175,7 @@ class _Chunk:
         return cls(renderer, values, folder / f"{renderer.name}-{key[:32]}.safetensors", [])
 
     def store(self, report: Callable[[int], object] = int) -> Tensor:
-        """Render the pictures, cache and return them; `report` is called with the number of each batch of pictures."""
+        """Render, cache and return the pictures; after each batch, call `report` with its number of pictures."""
         pictures = self.render(report)
         try:
             atomic.write(self.path, safetensors.torch.save({"pictures": pictures, "sha256": _sha256(pictures)}))

@@ -61,7 +61,7 @@ def picture_roles(names: Sequence[str], source: object, remedy: str) -> PictureR
         remedy: advice for the message: how to read the data set without named splits.
 
     Returns:
-        Splits and shortened paths, in the order of `names`; None if the folders name fewer than two splits.
+        Splits, and `names` without the folders that name splits; None if folders name fewer than two splits.
 
     Raises:
         UserError: of the folders at one level, some name splits and others do not.
@@ -169,7 +169,7 @@ def named_members(names: Sequence[str], source: object) -> list[Role | None]:
 def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
     """Return the split that is left out ("test" if there is also "val"), or None; log how the named splits are used.
 
-    `roles` holds the split of each picture or file; None where no split is named.
+    `roles` holds the split of each picture or file; None where no split is named. `source` names the data set in logs.
     """
     present: set[Role] = {role for role in roles if role is not None}
     if present <= {"train"}:
@@ -188,8 +188,8 @@ def unused_role(roles: Iterable[Role | None], source: object) -> Role | None:
 def named_split(pictures: PictureSet, roles: Sequence[Role | None], share: float, source: object) -> Split:
     """Split a picture set into training and held-out pictures by named splits, or by a hash of names if there are none.
 
-    If training pictures are labelled, held-out pictures of a class that has no training pictures are left out, and
-    unlabelled held-out pictures too unless some training pictures are unlabelled: no model can have learned them.
+    If training pictures are labelled, a held-out picture is left out if no training picture has its class, or if it has
+    no class and every training picture has one: no model can have learned it.
 
     Args:
         pictures: all pictures of the data set.
@@ -231,8 +231,8 @@ def _heldout_role(roles: Collection[Role | None]) -> Role:
 def repeated(split: Split) -> Split:
     """Return a split in which the training pictures in kohya's folders are repeated: those in `10_dog` 10 times.
 
-    A picture of class dog in another folder counts once. The numbers of repeats are divided by their greatest common
-    divisor, because only their ratio matters.
+    A kohya folder's name is a number and the class of its pictures; pictures in other folders count once. The numbers
+    are divided by their greatest common divisor, because only their ratio matters.
     """
     classes, records = split.train.classes, split.train.records
     pairs = zip(names_of(records), labels_of(records), strict=True)

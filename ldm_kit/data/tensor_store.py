@@ -145,9 +145,9 @@ class _ReadRows(Protocol):
 
 
 def _indexed(read: _ReadRows, count: int, index: RowIndex) -> Tensor:
-    """Index a table of `count` rows as a tensor [N, V, ...] is indexed: by row and, optionally, by view.
+    """Return the rows that `index` selects in a table of `count` rows, [N, V, ...]: of each all V views, or one.
 
-    `read` is a function that returns the rows with given numbers (0 to count - 1), [B, V, ...].
+    `read` is a function that returns the rows with B given numbers (0 to count - 1), [B, V, ...].
     """
     rows, *view = index if isinstance(index, tuple) else (index,)
     numbers = _row_numbers(count, rows)

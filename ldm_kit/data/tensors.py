@@ -77,7 +77,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _labels(labels: Sequence[int] | Tensor | None, count: int, classes: Sequence[str]) -> list[int]:
-    """Check the labels of `count` images and return them as ints; return an empty list if `labels` is None."""
+    """Check the labels of `count` images, indices into `classes` if given; return ints, or [] if `labels` is None."""
     if labels is None:
         return []
     numbers = [int(label) for label in labels]

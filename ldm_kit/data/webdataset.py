@@ -47,7 +47,7 @@ class TarReader:
     """Reader of the pictures, captions and classes in uncompressed tar files."""
 
     fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
-    on_bad_caption: BadCaption = "skip"  # what is done with a picture whose caption or class cannot be read
+    on_bad_caption: BadCaption = "skip"  # skip: leave out a picture whose texts cannot be read; ignore: use none
 
     @property
     def key(self) -> Sequence[str]:
@@ -58,7 +58,7 @@ class TarReader:
         """Yield a message for each file in the tar `path` that cannot be used, then each picture with its metadata.
 
         Pictures come in order. A message takes the place of a sample without a picture or, if `on_bad_caption` is
-        "skip", with unreadable texts.
+        "skip", with unreadable texts; else ("ignore") such a sample is a picture without texts.
         """
         samples, complaints = members(path)
         yield from complaints

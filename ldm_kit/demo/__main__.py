@@ -61,7 +61,8 @@ def _show(run: Path, prompts: int, options: "SamplingOptions", began: float) -> 
 
     Args:
         run: folder of the run; demo.json is written beside its sheet of pictures.
-        prompts: number of prompts of each kind (training, held-out, compositional captions).
+        prompts: number of prompts of each kind: captions of training, held-out and compositional pictures (combinations
+            of values that training never showed).
         options: sampling options.
         began: `time.monotonic()` at the start of the demo, for the duration that is printed.
     """

@@ -68,13 +68,13 @@ class FactorShares:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """A dict for JSON: `Proportion.figures` by factor and for "all factors at once", and the mean share."""
+        """A dict for JSON: `Proportion.figures` of each factor and of "all factors at once", and the mean share."""
         named = {**self.factors, ALL: self.all}
         return {**{name: share.figures for name, share in named.items()}, MEAN: self.mean}
 
 
 def count_right(reader: FactorReader, pictures: Tensor, labels: Tensor) -> FactorShares:
-    """Return how often a classifier finds in pictures the values that are asked for.
+    """Return the share of pictures where a classifier finds the value asked for, by factor and for all factors at once.
 
     Args:
         reader: the classifier of F factors; it must not have been trained on these pictures.
@@ -92,10 +92,12 @@ def _proportion(right: Tensor) -> Proportion:
 
 
 def fidelity_table(columns: Mapping[str, FactorShares]) -> str:
-    """Return a Markdown table of shares with their 95 % intervals, a row for each factor (such as hair colour).
+    """Return a Markdown table of shares with their 95 % intervals, with a row for each factor (such as hair colour).
+
+    Further rows have the mean share, the share of all factors at once, and the number of pictures.
 
     Args:
-        columns: for the title of each column, its shares; all have the same factors.
+        columns: the shares of each column, by the column's title; all columns have the same factors.
     """
     first = next(iter(columns.values()))
     rows = [[name, *(str(shares.factors[name]) for shares in columns.values())] for name in first.factors]
@@ -111,16 +113,23 @@ def _bold(share: float | None) -> str:
 
 
 def choose_prompts(pictures: PictureSet, count: int, name: str) -> list[int]:
-    """Choose at most `count` pictures, whose captions become prompts, at random but always alike; return their indices.
+    """Choose at most `count` of the pictures at random, to use their captions as prompts; return their indices.
 
-    They are the pictures with the lowest hashes of (`name`, caption), where `name` is any name for the choice.
+    The same captions and `name` give the same choice: the pictures with the lowest hashes of (`name`, caption).
     """
     texts = [record.text for record in pictures.records]
     return sorted(range(len(texts)), key=lambda i: derive_seed(0, name, texts[i]))[:count]
 
 
 def sample_prompts(pipeline: Pipeline, prompts: Sequence[str], options: SamplingOptions, batch: int = 64) -> Tensor:
-    """Sample one picture for each of N prompts, uint8 [N, C, R, R], with seeds 0 to N - 1, `batch` at a time."""
+    """Sample a picture for each of N prompts, with the seeds 0 to N - 1; return the pictures, uint8 [N, C, R, R].
+
+    Args:
+        pipeline: the text-to-image model.
+        prompts: the N prompts.
+        options: sampling options.
+        batch: number of pictures that are sampled at a time.
+    """
     batches: list[Tensor] = []
     with tqdm(total=len(prompts), desc="sampling", unit="picture", leave=False) as bar:
         for pictures in pipeline.generate(prompts, range(len(prompts)), options, batch):

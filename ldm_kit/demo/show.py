@@ -54,11 +54,12 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     """Sample pictures with a run's model, measure them, and write RUN/pictures/sheet.png.
 
     The pictures are judged by a classifier (the reader), which is trained on first use and read from the cache later.
-    Parts of the data (training, held-out, compositional pictures) that are empty are left out.
+    Parts of the data that are empty are left out. The parts are the training pictures, the held-out ones, and the
+    compositional ones (pairs of values, such as winking eyes and tan skin, that training shows only separately).
 
     Args:
         run: folder of a finished run of latent diffusion on the built-in faces.
-        count: number of prompts to sample from each of the training, held-out and compositional captions.
+        count: number of prompts from each part: captions of the part's pictures.
         options: sampling options; None: no values are given. Values not given are those saved with the model, or else
             the demo's defaults.
 
@@ -101,8 +102,8 @@ def measure_parts(
         options: sampling options.
 
     Returns:
-        Shares of right values by the name of the part, before them those of the real held-out and compositional
-        pictures, if there are any; and a section of the demo's sheet for each part.
+        Shares of right values by the name of the part, after the shares for the real held-out and compositional
+        pictures, if there are any; and for each part a section of the demo's sheet (pictures with their prompts).
     """
     columns = {REAL: measure_real(reader, split)} if len(parts_of(split)) > 1 else {}
     sections: list[Section] = []
@@ -116,18 +117,20 @@ def measure_parts(
 
 
 def parts_of(split: Split) -> dict[str, PictureSet]:
-    """Return the training, held-out and compositional pictures of a data set by the parts' titles on the demo's sheet.
+    """Return the parts of a data set (training, held-out and compositional pictures) by their titles in the demo.
 
-    Parts without pictures are left out: they have no captions to sample.
+    Compositional pictures show combinations of values that training never showed. Parts without pictures are left
+    out: they have no captions to sample.
     """
     parts = {"seen in training": split.train, "held-out faces": split.heldout, "never combined": split.compositional}
     return {name: pictures for name, pictures in parts.items() if pictures is not None and len(pictures)}
 
 
 def measure_real(reader: FactorReader, split: Split) -> FactorShares:
-    """Return how often a classifier of factors is right about the real held-out and compositional pictures.
+    """Return how often a classifier of factors (such as hair colour) is right about real pictures of a data set.
 
-    It was not trained on them, so these shares say how far the classifier can be trusted.
+    These are the held-out and the compositional pictures (combinations of values that training never showed). The
+    classifier was not trained on them, so the shares say how far it can be trusted.
     """
     sets = [known_factors(pictures) for pictures in (split.heldout, split.compositional) if pictures is not None]
     pixels = torch.cat([pictures.pictures(range(len(pictures))) for pictures in sets])
@@ -137,7 +140,7 @@ def measure_real(reader: FactorReader, split: Split) -> FactorShares:
 def measure_autoencoder(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> AutoencoderLoss:
     """Encode and decode real pictures; measure how much they change, and how often a classifier is still right.
 
-    The shares of right values are about the best that generated pictures, which are decoded alike, can reach.
+    The shares of right values are about the best that generated pictures can reach: the same decoder makes them.
 
     Args:
         pipeline: the model, whose autoencoder reconstructs the pictures.

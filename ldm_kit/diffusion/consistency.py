@@ -32,7 +32,7 @@ TIMESTEP_SCALING = 10.0  # Luo et al. 2023, and diffusers' LCMScheduler
 
 
 class Scalings(NamedTuple):
-    """Coefficients of f(x, t) = c_skip x + c_out F(c_in x, t) at B times, each [B]."""
+    """Coefficients, [B] each, of a consistency function f(x, t) = c_skip x + c_out F(c_in x, t) of a network F."""
 
     c_skip: Tensor
     c_out: Tensor

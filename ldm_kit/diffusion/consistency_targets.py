@@ -28,8 +28,8 @@ def ddim_step(p: Prediction, t_next: Tensor, schedule: Schedule) -> Tensor:
 def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, t_next: Tensor, cond: Any = None) -> Tensor:
     """Return x at timesteps t_next [B] by Heun's step of a teacher's ODE from x [B, ...] at timesteps t [B].
 
-    The ODE is dy/du = eps - x_0 with y = x / (a + s) and u = s / (a + s), as in `samplers.heun`. Steps to clean data
-    (-1) are Euler's.
+    For x = a x_0 + s eps the ODE is dy/du = eps - x_0 with y = x / (a + s) and u = s / (a + s), as in `samplers.heun`.
+    Steps to clean data (-1) are Euler's.
 
     Args:
         denoiser: the teacher, which predicts x_0 and eps.

@@ -20,7 +20,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """Return indices on a device where float64 tables can be indexed: unchanged if theirs has float64, else on the CPU.
+    """Return the indices `tensor` unchanged or, if their device has no float64, on the CPU, to index float64 tables.
 
     `move_back` moves the values read from the table to the device of the indices.
     """

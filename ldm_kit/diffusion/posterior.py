@@ -180,7 +180,7 @@ def log_variance_range(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 def _log_variances(schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Return the log variance of the posterior and log beta of the steps from each of T timesteps t to t - 1, [T] each.
 
-    Between these two a learned log variance interpolates. At t = 0 the posterior's is that at t = 1.
+    A learned log variance interpolates between the two. At t = 0 the posterior's log variance at t = 1 is taken.
     """
     steps = chain(schedule, range(len(schedule) - 1, -2, -1))
     tables = torch.tensor([step.log_variances for step in reversed(steps)], dtype=torch.float64)

@@ -103,8 +103,8 @@ class LossHistory:
     def probabilities(self) -> Tensor:
         """Return the probability of each timestep, float64 [T].
 
-        The density is 99.9 % proportional to the root mean square of each timestep's losses (eq. 18) and 0.1 % uniform.
-        Until the buffers of all timesteps are full, the density is uniform.
+        The density is 99.9 % proportional to the root mean square of each timestep's stored losses (Nichol &
+        Dhariwal 2021, eq. 18) and 0.1 % uniform. Until HISTORY (10) losses of every timestep are stored, it is uniform.
         """
         total = len(self.seen)
         if bool((self.seen < HISTORY).any()):

@@ -27,11 +27,16 @@ from ldm_kit.paths import check_writable, check_writable_file
 
 
 def change_attributes(context: EditContext, options: ChangeOptions) -> EditResult:
-    """Change all requested attributes of one picture together; with --strip, once for each of several strengths.
+    """Change all requested attributes of one picture together; write the picture, its reconstruction and the result.
+
+    If `options.strip` lists strengths, there is one result for each strength, and no reconstruction is written.
 
     Args:
         context: the model, its attribute directions, and the output folder.
         options: the picture, the attributes' names, and how far each is changed.
+
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
 
     Raises:
         UserError: no direction was learned for an attribute, the file is no picture, the model is not semantic, or
@@ -54,8 +59,8 @@ def change_attributes(context: EditContext, options: ChangeOptions) -> EditResul
 def _edits(directions: Sequence[Direction], options: ChangeOptions) -> tuple[list[list[Change]], list[str]]:
     """Return, for each picture to decode, the list of changes to make in its code, and its caption.
 
-    With --strip, there is one picture for each strength. Without --strip there are two: the reconstruction, whose list
-    of changes is empty, and the changed picture.
+    If `options.strip` lists strengths, there is one picture for each strength. Otherwise there are two: the
+    reconstruction, whose list of changes is empty, and the changed picture.
     """
     if options.strip is not None:
         names = ", ".join(direction.name for direction in directions)
@@ -88,6 +93,9 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
         context: the model and the output folder, to which both pictures and the mixed one are written.
         options: the files of the two pictures, `content` and `details`, and the numbers of DDIM steps.
 
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
+
     Raises:
         UserError: one of the two files is no picture, the model is not semantic, or the model's noise schedule allows
             fewer steps than `options` has.
@@ -104,7 +112,7 @@ def mix_pictures(context: EditContext, options: MixOptions) -> EditResult:
 
 
 def find_neighbours(context: ModelContext, options: NeighboursOptions) -> list[tuple[str, float]]:
-    """Return the names of the pictures most similar to one picture, and the cosine similarity of each code.
+    """Find the pictures most similar to one picture; return their names, each with the cosine similarity of the codes.
 
     The most similar picture comes first.
 
@@ -160,11 +168,14 @@ def encode_folder(context: ModelContext, options: EncodeOptions) -> str:
 
 
 def decode_file(context: EditContext, options: DecodeOptions) -> EditResult:
-    """Decode the pictures of a code file. If the file has no x_T, picture i gets a random one from `options.seed` + i.
+    """Decode a code file to pictures. If it has no codes x_T, picture i gets a random x_T from seed `options.seed` + i.
 
     Args:
         context: the model and the output folder.
         options: the code file, the first seed, and the number of steps.
+
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
 
     Raises:
         UserError: the file holds no codes, or those of another model; the model is not semantic; or the model's noise

@@ -28,7 +28,7 @@ class BuiltIn:
         split: the set's pictures, split into training and held-out ones.
         columns: attributes of the training pictures.
         names: a name for each training picture: for OpenMoji the role, such as "astronaut"; else the picture's own
-            name. Where some are held out to test attribute directions, those of equal names are held out together.
+            name. When attribute directions are fitted, training pictures with equal names are held out together.
     """
 
     config: DataConfig

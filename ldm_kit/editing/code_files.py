@@ -75,7 +75,7 @@ def _checksum(tensors: dict[str, Tensor], names: str, key: str) -> str:
 
 
 def encode(model: Semantic, pictures: PictureSet, steps: int | None = 250, batch: Batch = 32) -> CodeFile:
-    """Encode a set of pictures, a batch at a time, with a progress bar.
+    """Encode a set of pictures; return their names and codes. A progress bar is shown.
 
     Args:
         model: encodes the pictures to semantic codes z, and inverts them to stochastic codes x_T.

@@ -46,7 +46,7 @@ def learn(context: ModelContext, options: TrainingExamples) -> str:
 
 
 def report(context: ModelContext, options: ReportOptions) -> str:
-    """Measure a semantic model: how disentangled its codes are, and how far its edits are from their exact results.
+    """Measure how disentangled a semantic model's codes are, and how exact its edits are; write the results as JSON.
 
     `context` has the model, `options` the flags of `edit.py report`. Returns the text to print.
     """
@@ -108,7 +108,7 @@ def decode(context: EditContext, options: DecodeOptions) -> str:
 
 
 def sample(context: EditContext, options: SamplePriorOptions) -> str:
-    """Sample new pictures from a semantic model's prior over codes, which `method: prior` trained.
+    """Sample new pictures from a semantic model's prior over codes, trained by a run with `method: prior`.
 
     `context` has the model and the output folder, `options` the flags of `edit.py sample`. Returns the text to print.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ModelContext(Config):
-    """Settings of a command that uses a model: the model's folder and the device."""
+    """Settings of a command that uses a model: the folder of the model, run or checkpoint, and the device."""
 
     model: Path = Field(description="a saved model's folder, a run's, or a checkpoint's")
     checkpoint: str | None = Field(default=None, description="checkpoint of a run: best, last, or a name or step")
@@ -60,7 +60,7 @@ class ModelContext(Config):
         return SemanticModel.load(self.folder, device, autocast_dtype(precision, device))
 
     def load_pipeline(self, precision: Precision = "no") -> "Pipeline":
-        """Load the model as a `Pipeline` of prompts, classes or no condition, which runs under autocast to `precision`.
+        """Load the model as a `Pipeline`, a diffusion model without semantic encoder, under autocast to `precision`.
 
         Raises:
             UserError: the output folder cannot be written to, or the model's folder holds no such model.

@@ -48,7 +48,7 @@ class EditJudge:
         model: the semantic model, which encodes and decodes pictures.
         directions: the model's attribute directions, among them those from one value of a factor to another.
         reader: a classifier of every factor of a picture, not trained on the pictures to edit.
-        steps: numbers of DDIM steps.
+        steps: numbers of DDIM steps, of inversion and of decoding.
         scale: strength of an edit in units of the direction's typical strength.
     """
 
@@ -81,7 +81,8 @@ class EditJudge:
                 picture is one of these is not made.
 
         Returns:
-            The errors of the edits of each factor, by the factor's name.
+            By the factor's name, the `EditError` of each edit of the factor: whether the reader (a classifier) finds
+            the new value, how many other factors it finds unchanged, how near the edited picture is to the exact one.
 
         Raises:
             UserError: `factors` names a factor that the pictures do not have.

@@ -47,10 +47,10 @@ class FitOptions(Config):
 class _Split:
     """The pictures for fitting and for scoring the direction of an attribute's value: masks of N pictures, bool."""
 
-    positive: Tensor  # [N], fitting: pictures that have the value
-    negative: Tensor  # [N], fitting: pictures that have another value
-    heldout: Tensor  # [N], scoring: labelled pictures that are not fitted
-    labels: Tensor  # [N], all pictures that have the value
+    positive: Tensor  # [N], pictures to fit that have the value
+    negative: Tensor  # [N], pictures to fit that have another value
+    heldout: Tensor  # [N], labelled pictures to score, which are not fitted
+    labels: Tensor  # [N], pictures that have the value, whether fitted or held out
 
     @property
     def counts(self) -> dict[str, int]:
@@ -186,7 +186,7 @@ def _fit_pairs(z: Tensor, column: Column, heldout: Tensor, pairs: dict[str, Pair
         pairs: dictionary to which this function adds the fitted pairs' codes, under the direction's name.
 
     Returns:
-        For each direction its record, the direction as a linear classifier, and a mean code, as `_fit_step` does.
+        For each direction what `_fit_step` returns: its record, the direction as a linear classifier, and a mean code.
     """
     if column.pairs is None or column.binary:
         return []
@@ -212,8 +212,9 @@ def _fit_step(z: Tensor, name: str, rows: tuple[Tensor, Tensor], temperature: fl
         temperature: softmax temperature of `PairDirections.step`; it is only stored in the result.
 
     Returns:
-        The direction's record, with AUROC and average precision on the pictures of held-out pairs; the direction as a
-        linear classifier; and the mean code [D] of the fitted pairs' second pictures.
+        What directions.json records of the direction, such as its name, and AUROC and average precision on the
+        pictures of held-out pairs; the direction as a linear classifier; and the mean code [D] of the second pictures
+        of the fitted pairs.
     """
     used, heldout = rows
     before, after = z[used[:, 0]], z[used[:, 1]]

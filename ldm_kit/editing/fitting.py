@@ -38,6 +38,9 @@ def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
         positive: labels, bool [N].
         decay: strength of the penalty on the weight.
 
+    Returns:
+        Weight [D] and bias of the classifier.
+
     Raises:
         ValueError: all labels are equal.
     """
@@ -63,15 +66,18 @@ def classifier(z: Tensor, positive: Tensor, decay: float = DECAY) -> Fit:
 def few_shot(positives: Tensor, others: Tensor | None = None) -> Fit:
     """Fit a linear discriminant with a shrunk covariance to about a dozen pictures with an attribute, against others.
 
-    The others may be pictures without the attribute, or unlabelled ones: those of them that have the attribute shorten
-    the difference of the means, but keep its direction. Both classes share one covariance, shrunk towards a multiple of
-    the identity (Chen et al. 2010, eq. 23). With few examples it is shrunk completely, to a multiple of the identity:
-    the direction is then the difference of the means.
+    The others may be pictures without the attribute, or unlabelled ones: an unlabelled picture that has the attribute
+    shortens the difference of the two means, but does not turn it. Both classes share one covariance,
+    shrunk towards a multiple of the identity (Chen et al. 2010, eq. 23). With few examples it is shrunk completely, to
+    a multiple of the identity: the direction is then the difference of the means.
 
     Args:
         positives: normalised codes [N, D] of pictures with the attribute.
         others: normalised codes [M, D] of other pictures; None: the training set, with mean 0 and the identity as
             covariance.
+
+    Returns:
+        Weight [D] and bias of the classifier; the weight is the attribute's direction.
     """
     positives = positives.double()
     if others is None:

@@ -108,7 +108,7 @@ def save_result(
     seeds: Sequence[int] | None = None,
     **settings: Any,
 ) -> EditResult:
-    """Write pictures uint8 [N, C, R, R], and one sheet of them all, to the context's output folder.
+    """Write pictures uint8 [N, C, R, R] and a sheet of them all; return their number and the sheet's path.
 
     Args:
         context: the output folder, and whether PNGs record metadata.

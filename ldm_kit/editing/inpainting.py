@@ -87,7 +87,7 @@ class _NoiseStream:
 
 
 def composite(picture: Tensor, inpainted: Tensor, mask: Tensor) -> Tensor:
-    """Return inpainted pictures uint8 [N, C, R, R] within a mask, and the original picture outside.
+    """Return pictures uint8 [N, C, R, R] that are inpainted inside a mask, and equal the original outside it.
 
     Args:
         picture: the original, uint8 [C, R, R].

@@ -21,6 +21,9 @@ def interpolate_pictures(context: EditContext, options: InterpolationOptions) ->
         context: the model and the output folder.
         options: the two pictures, the number of pictures to decode, the mode, and the animation's file.
 
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
+
     Raises:
         UserError: one of the two files is no picture, the model is not semantic, the model's noise schedule allows
             fewer steps than `options` has, the mode is `trajectory` but the model is no PDAE, or the animation's file

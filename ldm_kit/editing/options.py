@@ -29,7 +29,7 @@ def check_strength(strength: float) -> float:
 
 
 class ModelDefaults(Config):
-    """Base class of options whose defaults are saved with the model: the values used to evaluate its training run."""
+    """Base class of options that default to values saved with the model, with which its training run was evaluated."""
 
     SECTION: ClassVar[str] = "reconstruction"  # section of the saved options, see `models.saved_sampling`
     SAVED: ClassVar[Mapping[str, str]] = {}  # name of a field -> name of the saved option in `SECTION`
@@ -126,7 +126,7 @@ class ChangeOptions(RoundTripSteps):
 
     @property
     def strip_strengths(self) -> list[float]:
-        """The strengths in --strip; empty without it."""
+        """The strengths that `strip` lists, each for one picture; empty if `strip` is None."""
         return _numbers(self.strip)
 
 

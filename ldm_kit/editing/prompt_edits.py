@@ -42,11 +42,15 @@ _OF_SOLVER = ("solver", "spacing", "eta")  # without meaning where the command f
 def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[EditResult, ReconstructionError]:
     """Invert a picture under its own prompt, without guidance, and sample it under another prompt, with guidance.
 
-    The picture is also sampled back under its own prompt; the error of this reconstruction is returned as well.
+    The picture is also sampled back under its own prompt, to measure the error of the inversion.
 
     Args:
         context: the model and the output folder.
         options: the picture, its own and the other prompt, and how the picture is inverted and sampled.
+
+    Returns:
+        Number of pictures written, path of their sheet and a note on options saved with the model; and the mean squared
+        errors, with pixels in 0..1, of the picture that was sampled back and of the autoencoder alone.
 
     Raises:
         UserError: the file is no picture, the model is unconditional, or the model's noise schedule allows fewer steps
@@ -76,8 +80,11 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
 
     Args:
         context: the model and the output folder.
-        options: the picture, the prompt, the seeds, and `strength`, the fraction of the training timesteps whose noise
-            level is added.
+        options: the picture, the prompt, the seeds, and `strength`: the picture is noised to this fraction of the
+            training timesteps.
+
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
 
     Raises:
         UserError: the file is no picture; a prompt is given to an unconditional model, or none to a conditional one; or
@@ -105,6 +112,9 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
     Args:
         context: the model and the output folder.
         options: the files of picture and mask, the prompt, the seeds, and how often each step is repeated.
+
+    Returns:
+        Number of pictures written, path of the sheet that shows them all, and a note on options saved with the model.
 
     Raises:
         UserError: a file is no picture; the mask marks no pixel or every pixel; a prompt is given to an unconditional

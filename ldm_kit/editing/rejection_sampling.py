@@ -39,7 +39,7 @@ class AcceptedCodes(NamedTuple):
 
 
 def try_seed(seed: int, number: int) -> int:
-    """Return the seed of try `number`, 0, 1, ..., of a picture: its seed `seed` for try 0, else a hash of both."""
+    """Return the seed of try `number`, from 0, of a picture: the picture's `seed` for try 0, else a hash of both."""
     return seed if number == 0 else rng.derive_seed(seed, "try", number)
 
 

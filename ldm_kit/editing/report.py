@@ -1,4 +1,4 @@
-"""`edit.py report`: how disentangled a semantic model's codes are, and how far its edits are from the exact ones."""
+"""`edit.py report`: measure how disentangled a semantic model's codes are, and how exact its edits are."""
 
 import json
 import statistics
@@ -42,8 +42,8 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
     """Measure a semantic model, write the report as JSON, and return it with the path of its file.
 
     Attribute directions are learned from the pictures, as by `edit.py learn`, but not saved. If the data set knows the
-    factors of its pictures (such as hair colour), held-out pictures are edited and compared with the exact results. A
-    classifier of the factors (`FactorReader`), which was trained on none of them, says which factors changed.
+    factors of its pictures (such as hair colour), held-out pictures are edited and compared with the exact results,
+    which the data set renders. A classifier, which was not trained on them, says which factors an edit changed.
 
     Args:
         context: the model.
@@ -90,7 +90,7 @@ def _groups(model: SemanticModel, size: int) -> Groups | None:
 
 
 def _codes(z: Tensor, data: ReportData, groups: Groups | None, options: ReportOptions) -> Report:
-    """Return the report's measures of disentanglement, by name: DCI, FactorVAE score, MIG and TAD.
+    """Return the report's scores of disentanglement, by name: DCI, FactorVAE score, MIG and TAD.
 
     Args:
         z: normalised codes [N, D] of the pictures.
@@ -134,7 +134,7 @@ def _probes(directions: Directions, data: ReportData) -> dict[str, float | None]
 def _edits(
     context: ModelContext, model: SemanticModel, directions: Directions, data: BuiltIn, options: ReportOptions
 ) -> Report:
-    """Edit held-out pictures, and return a summary of the edits' errors, over all factors and for each.
+    """Edit held-out pictures; return a summary of the edits' errors, over all factors and for each factor.
 
     The summary also has the accuracy of the reader, the classifier of factors that judges the edits. Edits whose exact
     picture is a training picture are left out.

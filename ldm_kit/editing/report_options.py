@@ -16,6 +16,8 @@ class ReportOptions(RoundTripSteps):
     """Options of `edit.py report`: the data, a built-in set or a labelled folder, and what is measured on it.
 
     A built-in set knows the factors of its pictures, such as hair colour, and can render the exact result of an edit.
+    The reader is a classifier of the factors, trained for the report, which judges edits. DCI, a score of
+    disentanglement, predicts factors from codes by a `regressor`.
     """
 
     dataset: BuiltInName | None = Field(default=None, description="a built-in set that knows its factors")

@@ -101,7 +101,7 @@ def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions
 def _save_pictures(
     pictures: Iterator[Tensor], jobs: Sequence[_Job], out: Path, metadata: Mapping[str, str] | None
 ) -> list[Tensor]:
-    """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures.
+    """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures, for the grid.
 
     Args:
         pictures: yields the pictures, uint8 [C, R, R], in the order of `jobs`.

@@ -165,10 +165,10 @@ def _measure(
 def _random(
     indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
 ) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function from timesteps [B] to noise [B, *shape], and an iterator of timesteps [B] (None: all).
+    """Return a function that gives the noise [B, *shape] at timesteps [B], and the random timesteps to measure.
 
-    Both depend on `request.seed` and the pictures' indices [B] in the held-out set alone. `steps` is the number of
-    timesteps T, of which `request.times` are measured.
+    The latter are an iterator of `request.times` tensors [B]; None: all of the T = `steps` timesteps are measured. Both
+    results depend on `request.seed` and the pictures' indices [B] in the held-out set alone.
     """
 
     def noise(t: Tensor) -> Tensor:

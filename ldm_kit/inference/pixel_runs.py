@@ -46,7 +46,7 @@ def read_pixel_run(run: Path, overrides: Sequence[str]) -> LatentRun:
 
 
 def of_latents(where: Path) -> UserError:
-    """Return the error that the model in the folder `where` has no likelihood, because it is a model of latents."""
+    """Return the error that says: the model in the folder `where` has no likelihood, as it is a model of latents."""
     return UserError(
         f"{where} is a model of latents: how likely the decoder makes a picture is unknown, and so is the picture's "
         "likelihood; expected a model of pixels (autoencoder: null)"

@@ -56,7 +56,7 @@ class GenerationRequest(Config):
 
 
 class GuideModels(Config):
-    """Folders of the models that guide sampling: a noisy classifier, and a weaker model for autoguidance."""
+    """Folders of the models that guide sampling: a classifier of noisy pictures, a weaker model for autoguidance."""
 
     classifier: Path | None = Field(
         default=None, description="a noisy classifier, which guides to the classes that the prompts name"

@@ -59,7 +59,7 @@ def method_of(tree: Mapping[str, Any]) -> str:
 
 
 def check_run(tree: Mapping[str, Any], where: str, method: str | None = None) -> "RunConfig":
-    """Validate a config with the config class of its method.
+    """Return a config, validated and with defaults filled in by the config class of its method.
 
     Args:
         tree: the config as nested mappings, such as YAML is parsed into.

@@ -89,7 +89,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
-        """Optimiser config by module name; the discriminator's, if the config has none, is `optim` without Muon."""
+        """Optimiser config by module name; `optim` without Muon for the discriminator if the config has none for it."""
         adamw = self.config.optim.model_copy(update={"muon": None})
         return {"autoencoder": self.config.optim, "discriminator": self.config.discriminator_optim or adamw}
 
@@ -99,7 +99,7 @@ class Autoencoding(Method[AutoencoderRun]):
         self.perceptual.to(self.device).precision = self.precision
 
     def state(self) -> dict[str, Tensor]:
-        """Return the codebook's moving averages: count and sum of the latents of each code; {} without a codebook."""
+        """Return the codebook's moving averages: each entry's count and sum of latents; {} without a codebook."""
         return self.codebook.state_dict() if self.codebook is not None else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -108,7 +108,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.load_state_dict(dict(state))
 
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update spectral norms and the codebook's moving averages; replace dead codes and reset their Adam moments.
+        """Update spectral norms and the codebook's moving averages; replace unused entries, reset their Adam moments.
 
         `step` is the number of steps completed before this one; `optimisers`, by name, have made their update.
         """
@@ -126,7 +126,7 @@ class Autoencoding(Method[AutoencoderRun]):
             self.codebook.discard_step()
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
-        """Yield (name, loss of a batch, scalars to log) of autoencoder and, if step `step` trains it, discriminator."""
+        """Yield (name, loss of batch["x"], scalars to log): autoencoder and, if trained at `step`, discriminator."""
         target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
@@ -145,7 +145,7 @@ class Autoencoding(Method[AutoencoderRun]):
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
     ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return a batch's target pictures, reconstructions, and bool [B]: which get a perceptual loss (None: all)."""
+        """Return targets, `autoencode`'s reconstructions, and bool [B]: which get a perceptual loss (None: all)."""
         x, position, config = batch["x"], batch["position"], self.config
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
@@ -194,7 +194,7 @@ class Autoencoding(Method[AutoencoderRun]):
         return self.data.heldout if len(self.data.heldout) else self.data.train
 
     def heldout_metrics(self) -> dict[str, float]:
-        """Return metrics of reconstructed held-out pictures; if none are held out, of training pictures (train_*)."""
+        """Return metrics of reconstructed held-out pictures; if none are held out, of training pictures (train_...)."""
         indices = chosen(len(self.shown), self.config.log.max_heldout)
         metrics = evaluate(self.autoencode, self.perceptual, self.shown, indices, self.eval_batch)
         return metrics if len(self.data.heldout) else {of_training(name): value for name, value in metrics.items()}
@@ -239,7 +239,7 @@ class Autoencoding(Method[AutoencoderRun]):
             raise AutoencoderError(f"The autoencoder did not learn usable latents. {error}") from None
 
     def training_sums(self) -> Tensor:
-        """Return the sums [4, Z] over training pictures from which `save` takes mean and deviation of the latents."""
+        """Return `sums_of_latents` [4, Z] of Z latent channels, which give `save` the latents' mean and deviation."""
         rows = spread(len(self.data.train), STATISTICS_PICTURES)
         return sums_of_latents(self.vae, self.data.train, rows, self.eval_batch)
 

@@ -61,8 +61,9 @@ class Conditions:
     def prepare(self) -> tuple[Inputs, Inputs | None]:
         """Return the conditioner's inputs (such as token ids) of the training and the held-out set (None if empty).
 
-        Inputs are tensors [N, ...] by name. Captions with too many tokens are cut. One log line says how many of both
-        sets were; no later cut is logged, as the same captions may be sampled often.
+        Inputs are tensors [N, ...] by name. Captions with too many tokens are cut to the greatest length. One log line
+        says how many captions of both sets were cut. From then on the conditioner cuts captions without a log line,
+        as the same captions may be sampled often.
         """
         cut: list[tuple[int, int, int]] = []
         self.conditioner.on_truncated = lambda *counts: cut.append(counts)
@@ -98,7 +99,10 @@ class Conditions:
 
 
 def _ignore(cut: int, total: int, length: int) -> None:
-    """Ignore that `cut` of `total` captions had more than `length` tokens: a conditioner's callback without a log."""
+    """Do nothing: the callback of a conditioner that shall not log how many captions it cut.
+
+    It could say that `cut` of `total` captions had more than `length` tokens.
+    """
 
 
 def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:

@@ -88,9 +88,9 @@ class Consistency(Method[ConsistencyRun]):
         """Open the trained model `config.base` on `device`, or build a new network; cache the latents of `data`.
 
         Raises:
-            UserError: the trained model cannot be opened, or does not fit the pictures or the config; or an error of
-                `Latent.build`.
-            AutoencoderError, ConditioningError: as for `Latent.build`.
+            UserError: the trained model cannot be opened or does not fit pictures or config; cached latents are of
+                other pictures; or the latents' standard deviation is not near 1.
+            AutoencoderError, ConditioningError: autoencoder or text encoder cannot be opened, or captions are missing.
         """
         if config.mode == "train":
             return cls(config, new_student(config, data, device))
@@ -115,7 +115,7 @@ class Consistency(Method[ConsistencyRun]):
             self.target.load_state_dict(self.student.module.state_dict())
 
     def state(self) -> dict[str, Tensor]:
-        """Return the weights of the target network, if there is one."""
+        """Return the weights of the target network by name; {} if there is none."""
         return {} if self.target is None else {f"target.{k}": v for k, v in self.target.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class Consistency(Method[ConsistencyRun]):
 
     @torch.no_grad()
     def after_step(self, step: int, optimisers: Mapping[str, Optimizer]) -> None:
-        """Update the target network, a moving average of the student's weights (Song et al. 2023, alg. 2 and 3)."""
+        """Update the target network, an average of student weights, after step `step` (Song et al. 2023, alg. 2, 3)."""
         if self.target is None:
             return
         pairs = zip(self.target.state_dict().values(), self.student.module.state_dict().values(), strict=True)
@@ -136,7 +136,7 @@ class Consistency(Method[ConsistencyRun]):
                 average.copy_(weight)
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean weighted loss of a batch; its mean without weights is logged as `distance`.
+        """Yield a batch's mean weighted loss at step `step`; its mean without weights is logged as `distance`.
 
         `batch` has mean and logvar of latents, positions, and the condition's inputs or (DiffAE) pictures. The run's
         seed and a sample's position, its number among all samples of the run, determine the sample's noise, timestep,
@@ -192,8 +192,8 @@ class Consistency(Method[ConsistencyRun]):
     def next_points(self, noised: NoisedBatch, r: Tensor, inputs: Inputs, scale: Tensor | None) -> Tensor:
         """Return the points x_r [B, ...] of the trajectories at timesteps r [B], at which the target network predicts.
 
-        Without a teacher, x_r is noised from the data's x_0 and eps. In mode distill it is the end of the teacher's
-        step from x_t; in mode tune it is noised from x_0 and eps to which the teacher's guidance was added.
+        Without a teacher, x_r is noised from the data's x_0 and eps. In mode distill the teacher steps to it from x_t,
+        given the condition `inputs` and guidance `scale` [B]; in mode tune its guidance first shifts x_0 and eps.
         """
         if self.teacher is None:
             return ddim_step(Prediction(noised.x_0, noised.eps), r, self.schedule)
@@ -213,8 +213,8 @@ class Consistency(Method[ConsistencyRun]):
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Return the distance [B] between student and target network in predicting x_0 of held-out samples.
 
-        The student predicts at timesteps t [B], the target network at those that the run's last step takes. `batch` has
-        the keys of that of `losses`; `seed` fixes noise and guidance scale.
+        The student predicts at timesteps t [B], the target network at the earlier ones that the run's last step pairs
+        with t. `batch` is as for `losses`; `seed` fixes noise and guidance scale.
         """
         inputs = self.student.inputs(batch, seed, 0.0)
         r = self.levels.target_timesteps(t, self.config.train.steps - 1)

@@ -37,7 +37,7 @@ GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023
 def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
     """Build a student with random weights, for consistency training without a teacher (`mode: train`).
 
-    Network and batches are those of `Latent.build`, whose errors are raised.
+    `Latent.build` builds the network, and the batches of `data` with the autoencoder on `device`; it raises the errors.
     """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config, config.condition_dropout))
@@ -151,7 +151,7 @@ def trainable(*modules: nn.Module) -> None:
 
 
 def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:
-    """Return the share of samples to train on the null condition.
+    """Return the share of samples to train on the null condition; `base` is the trained model, in `folder`.
 
     It is 0 in distillation from a teacher whose null condition was never trained, which the student could only copy.
     Tuning takes its targets from the data, so that it can train a null condition that `base` lacks.
@@ -199,7 +199,7 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
 
 
 def _check_guidance(config: ConsistencyRun, base: Pipeline, folder: Path) -> None:
-    """Check that the trained model `base` can be the teacher of the guidance that the config asks for.
+    """Check that the trained model `base`, in `folder`, can be the teacher of the guidance that the config asks for.
 
     Raises:
         UserError: the base takes the guidance scale as input, and the config gives a single scale, or scales on which
@@ -246,7 +246,10 @@ def _without_variance(unet: Any, channels: int) -> Any:
 
 
 def _with_guidance_scale(unet: Any, folder: Path) -> Any:
-    """Return a U-Net with the weights of `unet` that also takes the guidance scale, which has no effect at first."""
+    """Return a U-Net with the weights of `unet` that also takes the guidance scale, without effect at first.
+
+    `folder` is the trained model's folder, for messages. A U-Net that takes the scale already is returned as it is.
+    """
     if takes_guidance_scale(unet):
         return unet
     if not isinstance(unet, UNet2DConditionModel):

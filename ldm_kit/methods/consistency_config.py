@@ -105,7 +105,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     @property
     def intervals(self) -> tuple[int, int]:
-        """Mode train: number of intervals between noise levels at the start and end of training (s_0, s_1 of CT)."""
+        """Numbers of intervals between noise levels at start and end of a training in mode train (s_0, s_1 of CT)."""
         first, last = (2, 150) if self.curriculum == "ct" else (10, 1280)
         most = self.schedule.num_train_timesteps - 1
         first = min(first, most) if self.s_0 is None else self.s_0
@@ -113,7 +113,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
 
     @property
     def decay(self) -> float | None:
-        """Decay of the average of weights that is the target network; 0: no average; None: CT's mu(k) of step k."""
+        """Decay of the target network, an average of student weights; 0: no average; None: CT's mu(k) at step k."""
         if self.target_decay is None and self.mode == "train" and self.curriculum == "ct":
             return None
         return (0.95 if self.mode == "distill" else 0.0) if self.target_decay is None else self.target_decay
@@ -141,7 +141,7 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     @model_validator(mode="before")
     @classmethod
     def _sample_within_the_range(cls, given: Any) -> Any:
-        """Return the raw config `given`; if `guidance` is a range, and no sampling scale is set, with its middle."""
+        """Return the raw config; if `guidance` is a range, an absent sampling scale is set to the range's middle."""
         match given:
             case {"guidance": [float() | int() as low, float() | int() as high]}:
                 sample = given.get("sample") or {}

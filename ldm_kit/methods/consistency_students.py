@@ -118,7 +118,10 @@ class ConditionedStudent(Student):
         self.nulls = {name: value.to(device) for name, value in self.nulls.items()}
 
     def samples(self, count: int, batch: BatchSize) -> Grid:
-        """Return a grid of pictures, one for each prompt, from seeds 0, 1, 2, ..."""
+        """Return a grid of pictures, one for each of `prompts`, from seeds 0, 1, 2, ...
+
+        `batch` is the most pictures that are sampled at once; `count` is not used.
+        """
         return self.conditions.sample_grid(self.current(), self.prompts, batch)
 
     def current(self) -> Pipeline:
@@ -150,7 +153,10 @@ class SemanticStudent(Student):
         self.model.to(device)
 
     def samples(self, count: int, batch: BatchSize) -> Grid:
-        """Return a grid of `count` pictures, each beside one that is decoded from its code and random noise."""
+        """Return a grid of `count` pictures, each beside one that is decoded from its code and random noise.
+
+        The pictures are held out or, if none are, from the training set; at most `batch` are processed at once.
+        """
         data = self.data.pictures
         shown = data.heldout if len(data.heldout) else data.train
         pictures = shown.pictures(spread(len(shown), count))

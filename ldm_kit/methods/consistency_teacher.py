@@ -69,14 +69,20 @@ class Teacher:
         return _Guided(conditional, bound_denoiser(self.network, self.schedule, self.target, null, None), scale)
 
     def distilled(self, noised: NoisedBatch, r: Tensor, guidance: Guidance) -> Tensor:
-        """Return x_r [B, ...] at timesteps r [B], to which one step of the guided teacher leads from x_t (CD, LCM)."""
+        """Return x_r [B, ...] at timesteps r [B]: one guided step of the teacher from x_t (CD, LCM).
+
+        Args:
+            noised: a batch with x_t and its timesteps t.
+            r: timesteps [B] at which the step ends.
+            guidance: condition, null condition and guidance scales of the batch.
+        """
         denoiser = self.denoiser(guidance)
         if self.solver == "heun":
             return heun_step(denoiser, noised.x_t, noised.t, r)
         return ddim_step(denoiser(noised.x_t, noised.t), r, self.schedule)
 
     def guided_data(self, noised: NoisedBatch, r: Tensor, guidance: Guidance) -> Tensor:
-        """Return x_r [B, ...] at timesteps r [B], from the data's x_0 and eps shifted by the teacher's guidance.
+        """Return x_r [B, ...] at timesteps r [B], from x_0 and eps of `noised`, shifted by the teacher's guidance.
 
         The shift is the teacher's guided prediction of x_0 and eps at x_t, minus its unguided one. In expectation over
         the data, x_r is then that of a step of the guided teacher, if the teacher predicts the mean x_0 given x_t.
@@ -92,7 +98,10 @@ class Teacher:
 
 
 class _Guided:
-    """A denoiser with classifier-free guidance, for one batch; each sample has its own scale."""
+    """A denoiser with classifier-free guidance, for one batch of B samples.
+
+    `conditional` predicts under the condition, `null` under the null condition; `scale` [B] has each sample's scale.
+    """
 
     def __init__(self, conditional: Denoiser, null: Denoiser, scale: Tensor) -> None:
         self.conditional, self.null, self.scale = conditional, null, scale
@@ -102,5 +111,5 @@ class _Guided:
         return self.guide(self.conditional(x, t), x, t)
 
     def guide(self, conditional: Prediction, x: Tensor, t: Tensor) -> Prediction:
-        """Return the guided prediction at x [B, ...] and timesteps t [B]; `conditional` is that under the condition."""
+        """Return the guided prediction at x [B, ...] and timesteps t [B]; `conditional`: that under the condition."""
         return guided_prediction(conditional, self.null(x, t), self.scale)

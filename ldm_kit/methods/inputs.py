@@ -134,7 +134,14 @@ def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:
-    """Return a batch's condition inputs, such as token ids, in which `drop_mask`'s samples get those of `null`."""
+    """Return a batch's condition inputs (such as token ids), replaced at random by those of the null condition.
+
+    Args:
+        batch: has the condition's `inputs` by name, [B, ...] each, and each sample's `position` [B] in the run.
+        null: inputs of the null condition, by name.
+        seed: seed that, with the position, determines whether a sample's inputs are replaced.
+        probability: probability that they are replaced.
+    """
     return drop(batch["inputs"], null, drop_mask(seed, batch["position"], probability))
 
 
@@ -151,7 +158,7 @@ def noise_batch(batch: Mapping[str, Any], t: Tensor, seed: int, schedule: Schedu
     """Sample a batch's latents from their posteriors (`mean`, `logvar` [B, Z, h, w]); noise them to timesteps t [B].
 
     `seed` and a sample's `position` [B], its number among all samples of the run, determine both draws, whichever
-    samples are in the batch.
+    samples are in the batch. `schedule` is the noise schedule.
     """
     position, mean = batch["position"], batch["mean"]
     draw = rng.normal(seed, "posterior", position, mean.shape[1:])

@@ -146,7 +146,7 @@ class Latent(Method[LatentRun]):
 
         `batch` is from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
         The run's seed and a sample's position (its number among all samples of the run) determine its noise, timestep
-        and condition dropout.
+        and condition dropout; `step` is not used.
         """
         position = batch["position"]
         t, weight = self.times.draw(position)

@@ -49,7 +49,18 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
 
 
 def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: Inputs, conditions: Conditions) -> None:
-    """Check that both conditioners turn the training set's captions or classes into equal inputs; else UserError."""
+    """Check that two conditioners turn the training set's captions or classes into equal inputs.
+
+    Args:
+        base: folder of the trained model, for messages.
+        trained: conditioner of the trained model.
+        new: conditioner of the new model.
+        inputs: what `new` makes of the training set's captions or classes.
+        conditions: the captions or classes.
+
+    Raises:
+        UserError: the inputs differ, or `trained` does not know a class.
+    """
     values = [*dict.fromkeys(conditions.train)]
     same = type(trained) is type(new) and trained.trainable.keys() == new.trainable.keys()
     try:

@@ -221,7 +221,7 @@ def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _model_digest(model: SemanticModel) -> str:
-    """Return the digest of the weights of a semantic model and of its base model, if any, wherever they are saved."""
+    """Return a digest of the weights of a semantic model and its base model (if any), the same in any folder."""
     decoder = vars(model.decoder).values()
     networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
     bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]

@@ -31,7 +31,7 @@ class PriorSampleConfig(Config):
 
 
 class PriorRun(ConditionedRun):
-    """Config of a run that trains a diffusion prior over the codes of a trained semantic model.
+    """Config of a run that trains a diffusion prior over the codes of a trained semantic model (DiffAE or PDAE).
 
     `net` sets the MLP, `schedule` the noise schedule, and `sample` how samples are drawn during training.
     """

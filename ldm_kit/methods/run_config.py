@@ -81,7 +81,10 @@ class NoisedRun(RunConfig):
 
 
 class ConditionedRun(RunConfig):
-    """Config of a run that trains a denoiser under a condition (text or class), part of the time the null condition."""
+    """Config of a run that trains a denoiser under a condition (text or class), or without one.
+
+    With a condition, a share of the samples is trained under the null condition, for classifier-free guidance.
+    """
 
     condition: ConditioningConfig = NoConfig()
     condition_dropout: float = Field(
@@ -114,7 +117,7 @@ class ConditionedRun(RunConfig):
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:
-    """Check that the density of timesteps does not need a variational bound, for methods whose loss has none.
+    """Check that the timestep density `sampling` needs no variational bound, for methods whose loss has none.
 
     Raises:
         ValueError: the density is loss_second_moment, which follows the bound's terms at each timestep.

@@ -32,8 +32,8 @@ def plot_curves(run: Path, keys: Sequence[str]) -> str:
 
     Args:
         run: the run's folder, with its metrics.jsonl.
-        keys: names of the metrics; those that were never logged are left out. If none was logged, all metrics that
-            were are plotted.
+        keys: names of the metrics; those that were never logged are left out. If none of them was logged, all metrics
+            in metrics.jsonl are plotted.
 
     Returns:
         A sentence for the log: where the pictures are, or why there are no curves.

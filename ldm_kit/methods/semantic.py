@@ -110,7 +110,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
 
         `batch` is from `PicturedLatents`: mean and logvar of latents, pictures, positions. The run's seed and a
-        sample's position (its number among all samples of the run) determine its noise and timestep.
+        sample's position (its number among all samples of the run) determine noise and timestep; `step` is not used.
         """
         config, position = self.config, batch["position"]
         size, times = config.train.batch_size, len(self.schedule)
@@ -217,5 +217,5 @@ def pictured_latents(config: NoisedRun, first_stage: FirstStage, data: Split) ->
 
 
 def _mse(pictures: Tensor, others: Tensor) -> float:
-    """Return the mean squared error between uint8 pictures and `others` of one shape, with levels scaled to 0..1."""
+    """Return the mean squared error between two tensors of uint8 pictures of equal shape, scaled to 0..1."""
     return float(((pictures.double() - others.double()) / 255).square().mean())

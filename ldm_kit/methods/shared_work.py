@@ -22,7 +22,7 @@ class _Message(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """How a pass, a call that all processes make together, ended on one of them."""
+    """Result of a pass (a call that all processes make together) on one process: success, or an error."""
 
     error: str | None = None  # message of the process's own error; None: there is none
     os_error: tuple[Any, ...] = ()  # arguments of the error if it is an OSError, such as a full disk; the run goes on
@@ -41,7 +41,7 @@ class SharedWork:
     host: Group = field(default_factory=Alone)
 
     def on_main(self, task: Callable[[], T], call: Callable[[str], Any]) -> T | None:
-        """Call `task` on the main process; until it ends, the other processes take part in the passes that it starts.
+        """Call `task` on the main process; the other processes wait until it ends, and take part in its calls of `run`.
 
         Args:
             task: what the main process does, such as to evaluate the run's method.
@@ -65,8 +65,9 @@ class SharedWork:
         return result
 
     def _wait(self, call: Callable[[str], Any]) -> None:
-        """Call `call` for each pass that the main process starts, until its task ends; UserError: the task has failed.
+        """Call `call` with the name of each pass that the main process starts, until its task ends.
 
+        Raises UserError if the task has failed.
         An error of `call` on this process is sent to the main process, which decides whether it ends the run.
         """
         error = None
@@ -101,7 +102,10 @@ class SharedWork:
 def _attempt(
     call: Callable[[str], Any], name: str, group: "_Pass", host: Group
 ) -> tuple[Any, Exception | None, list[_Outcome]]:
-    """Return the result of `call(name)`, the error it raised (or None), and how it ended on each process."""
+    """Return the result of `call(name)`, the error that it raised (or None), and how it ended on each process.
+
+    `group` are the processes that make the call, `host` those of them on this machine.
+    """
     result, error = None, None
     with shared_by(group, host):
         try:
@@ -122,7 +126,7 @@ def _outcome(error: Exception | None) -> _Outcome:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The group of all processes during one pass; a process that fails in the pass does not leave others waiting.
+    """The group of all processes during one pass, a call that all make; if one fails, the others do not wait for it.
 
     With each value a process sends whether it has ended the pass. If one has ended it, those that still exchange values
     leave the pass with an error. All then exchange outcomes until every process has ended the pass, so that all call
@@ -157,7 +161,7 @@ class _Pass:
         return list(values)
 
     def end(self, outcome: _Outcome) -> list[_Outcome]:
-        """Wait until every process has ended the pass; return how it ended on each."""
+        """End the pass on this process with `outcome`; wait for the others, and return the outcomes of all."""
         while True:
             outcomes = [other for other, _ in self.everyone.gather((outcome, None))]
             if None not in outcomes:

@@ -98,14 +98,20 @@ def _evaluate(method: Method[Any], run: Session, log: Log, number: int) -> dict[
 
 
 def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, evaluate: bool) -> None:
-    """Save the finished model; `evaluate` (set if a resumed run had trained all its steps already): first evaluate."""
+    """Save the finished model; log where it is.
+
+    `evaluate`: whether to evaluate it first, as is done if a resumed run had trained all its steps already.
+    """
     if evaluate:
         _evaluate(method, run, log, trainer.step)
     log.print(method.finish(run.folder))
 
 
 def _with_launched_precision(config: RunConfig) -> RunConfig:
-    """Return the config with the precision of `accelerate launch`, if the config sets no precision or `auto`."""
+    """Return the config with the precision that `accelerate launch` asks for, if any.
+
+    Raises UserError if the config sets another precision (not `auto`), or the launcher's is not fp16 or bf16.
+    """
     precision = launched_precision(config.train, os.environ)
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
@@ -131,7 +137,7 @@ def open_method(
     Args:
         config: the run's config.
         data: pictures to use instead of the config's `data`; None: load the config's.
-        device: device on which frozen networks run, and for which trained networks are configured.
+        device: device on which frozen networks run, and for which trained ones are set up (memory layout, attention).
         collectives: reductions over the processes of the run; None: there is one process.
         start: trained weights that the run starts from, as `open_start` returns them; None: open those of the config.
     """
@@ -186,7 +192,8 @@ def resolve_config(
 ) -> RunConfig:
     """Return the validated config of a run, with `overrides`, such as `optim.lr=3e-4`, applied.
 
-    If pictures `data` are given, the config's section `data` is replaced by one that describes them.
+    `config` is a YAML file, a mapping of the same keys, or a config object. If pictures `data` are given, its section
+    `data` is replaced by one that states their size and channels.
 
     Raises:
         UserError: the config or an override has an unknown key or a value that is not valid.

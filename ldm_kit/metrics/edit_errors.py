@@ -39,6 +39,10 @@ def edit_error(
         labels: int64 [F], the index of the true value of each factor in the truth; -1: not known, or not visible.
         factor: index of the edited factor, 0 to F - 1.
 
+    Returns:
+        How near the edited picture is to the truth (ratio of distances, rank), and whether the classifier finds the
+        wanted values in the edited picture and in the truth.
+
     Raises:
         ValueError: the truth equals the unedited picture, so that the ratio of distances is undefined.
     """

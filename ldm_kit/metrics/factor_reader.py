@@ -84,7 +84,7 @@ class FactorReader(nn.Module):
         return torch.cat([nothing, *BatchSize.of(batch).map(pictures, numbers)])
 
     def values(self, pictures: Tensor) -> list[dict[str, str]]:
-        """Return, for each of the pictures uint8 [N, C, R, R], the predicted value of each factor by its name."""
+        """Return for each of the pictures, uint8 [N, C, R, R], a dict of the predicted values by the factors' names."""
         options = self.factors.items()
         return [
             {factor: values[i] for (factor, values), i in zip(options, row, strict=True)}

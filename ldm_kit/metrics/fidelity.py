@@ -70,7 +70,7 @@ def ranks(generated: Tensor, references: Tensor, truth: Tensor, distance: Distan
     """Return int64 [M]: for each generated picture, the rank (from 1) of its true picture among all references.
 
     The true picture is the reference whose caption was the prompt. References are ranked by their features' distance to
-    the generated picture's, after the references' mean is subtracted. Ties and non-finite features count against it.
+    the generated picture's, all minus the references' mean. Ties and non-finite features count against the true one.
 
     Args:
         generated: features [M, D] of the generated pictures.
@@ -124,9 +124,10 @@ def fidelity(
     tones: Sequence[str] | None = None,
     distance: Distance = "cosine",
 ) -> Fidelity:
-    """Return how often the reference nearest to a generated picture is its true picture, or has the same skin tone.
+    """Return how often the true picture is the nearest reference, or among the five nearest, to a generated picture.
 
-    The true picture of a generated picture is the reference whose caption was its prompt.
+    The true picture is the reference whose caption was the prompt. The result also says how often the nearest reference
+    has the skin tone of the true picture.
 
     Args:
         generated: features [M, D] of the generated pictures.
@@ -227,8 +228,8 @@ def _square_root(matrix: Tensor) -> Tensor:
 def _distances(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:
     """Yield the distances of features [M, D] to reference features [N, D], 512 at a time: float64 [<= 512, N], CPU.
 
-    A distance is -2 cos(g, r) for features g and r, or |r - g|^2 - |g|^2, which orders the references r of a g as
-    |r - g| does. The cosine counts as 0 for features equal to the mean of the references.
+    For features g and r, minus the references' mean, the cosine distance is -2 cos(g, r), and 0 if g or r is 0. The
+    euclidean distance is |r - g|^2 - |g|^2, times a constant: for one g it orders the references as |r - g| does.
     """
     references, generated = references.detach().cpu().double(), generated.detach().cpu().double()
     mean = references.mean(0)

@@ -48,7 +48,7 @@ class BaseModel:
     target: PredictionType  # what the U-Net predicts
     learned_range: bool  # whether the U-Net also predicts the variance, in twice the channels
     sha256: str  # digest of weights, frozen text encoder, prediction type, variance type and signal levels a_t
-    former_sha256: tuple[str, ...]  # as releases 0.1, 0.2 hashed: no text encoder; schedule's config in place of a_t
+    former_sha256: tuple[str, ...]  # older forms of `sha256`, also accepted: no text encoder; a_t or schedule config
     origin: Origin | None = None  # repository on the Hub; None: opened from a folder
 
     @classmethod

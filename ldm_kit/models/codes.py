@@ -97,7 +97,7 @@ def encode(encoder: Encoder, pictures: Tensor, batch: Batch = 64) -> Tensor:
 
 
 def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Tensor:
-    """Encode a set of N pictures, read and encoded at most `batch` at once; each process of a run encodes a part.
+    """Encode N pictures by `encoder`, read and encoded at most `batch` at once; each process of a run encodes a part.
 
     Returns:
         Codes, not normalised, float32 [N, D] on the CPU.
@@ -106,7 +106,7 @@ def encode_set(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> Ten
 
 
 def set_statistics(encoder: Encoder, pictures: PictureSet, batch: Batch = 64) -> CodeStatistics:
-    """Return mean and standard deviation of a picture set's codes, see `code_statistics`.
+    """Return mean and standard deviation of the codes of a picture set by `encoder`, see `code_statistics`.
 
     Each process of a run encodes a part of the set; they exchange sums, not codes. `batch` is the most pictures that
     are read and encoded at once.

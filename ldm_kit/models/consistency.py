@@ -50,7 +50,7 @@ def lcm_scheduler(schedule: ScheduleConfig, prediction_type: PredictionType, *, 
 
 
 def is_consistency_model(index: Mapping[str, Any]) -> bool:
-    """Return whether a model_index.json names the scheduler of a consistency model."""
+    """Return whether `index`, the contents of a model_index.json, names the scheduler of a consistency model."""
     return index.get("scheduler") in [["diffusers", name] for name in _SCHEDULERS]
 
 
@@ -74,7 +74,7 @@ class ConsistencyDecoder(CodeDecoder):
     """
 
     def up(self, x: Tensor, z: Tensor, steps: int) -> Iterator[State]:
-        """Raise UserError: the inverse of a consistency function is not defined."""
+        """Raise UserError for any arguments: latents cannot be encoded, as a consistency function has no inverse."""
         raise UserError(
             "this consistency model decodes in a few steps, but cannot invert a picture to its noise x_T; expected the "
             "model that it was made from, or noise at random"

@@ -32,10 +32,12 @@ _DIMENSIONS = {"vectors": 2, "means": 2, "scales": 1, "biases": 1}  # number of 
 
 
 class DirectionRecord(Config):
-    """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies."""
+    """What directions.json holds about one attribute direction: name, how it was fitted, how well it classifies.
+
+    `estimator`: logistic regression (classifier), few-shot discriminant (few), difference of means (means; of pairs).
+    """
 
     name: str = Field(description='"attribute", "attribute: value", or "attribute: value > value"')
-    # classifier: logistic regression; few: few-shot discriminant; means, pairs: difference of means, of pairs
     estimator: Literal["classifier", "few", "means", "pairs"] = Field(description="how the direction was fitted")
     typical: float = Field(description="strength of the edit between the mean codes without and with the attribute")
     positives: int = Field(ge=0, description="number of fitted pictures with the attribute")
@@ -59,7 +61,7 @@ class Direction(NamedTuple):
     name: str  # name of the attribute, such as "glasses" or "skin tone: light > dark"
     vector: Tensor  # [D], of length 1
     typical: float  # strength, in units of sqrt(D), between the mean codes without and with the attribute
-    scale: float  # factor in the log-odds, see above
+    scale: float  # factor in the log-odds scale * (vector . z) + bias
     bias: float  # constant term of the log-odds
     pairs: PairDirections | None = None  # pairs from which the direction was learned; None: not learned from pairs
 
@@ -101,9 +103,8 @@ class Directions:
     def __getitem__(self, name: str) -> Direction:
         """Return the direction called `name`; case and spacing do not matter.
 
-        "attribute: a > b" goes from value a of an attribute to value b. If a direction from a to b or from b to a was
-        learned from pairs, it is taken, reversed where necessary. Otherwise the direction is the difference of the
-        mean codes of both values.
+        "attribute: a > b" goes from value a of an attribute to value b. It is the direction that was learned from pairs
+        of a and b (reversed if that goes from b to a), or else the difference of the mean codes of both values.
 
         Raises:
             UserError: no direction has this name; the message lists similar names, or all names if there are few.
@@ -143,8 +144,7 @@ class Directions:
     def save(self, folder: Path) -> None:
         """Write directions.safetensors and directions.json, each atomically, and add both to the model's manifest.json.
 
-        Args:
-            folder: `directions/` in a saved model's folder.
+        `folder` is `directions/` in a saved model's folder.
         """
         tensors = {name: getattr(self, name).float().contiguous() for name in _DIMENSIONS}
         for name, pairs in self.pairs.items():

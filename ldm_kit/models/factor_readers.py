@@ -22,9 +22,10 @@ def factor_reader(
 ) -> FactorReader:
     """Return a network that predicts each factor of a data set's pictures, trained on no held-out picture.
 
-    For the rendered data sets, faces and shapes, it is trained on new renders under another seed, without pictures that
-    `split` holds out (the sets heldout and compositional); for other data sets, on the training set of `split`. A
-    network that is in the cache is loaded; nothing is then rendered or trained.
+    For the rendered data sets, faces and shapes, it is trained on new pictures, rendered under another seed, except
+    those that `split` holds out: `heldout`, and `compositional`, which shows combinations of factor values that are not
+    in the training set. For other data sets it is trained on the training set of `split`. A network that is in the
+    cache is loaded; nothing is then rendered or trained.
 
     Args:
         data: config of a data set whose pictures have known factor values.
@@ -55,7 +56,10 @@ def factor_reader(
 
 
 def factor_labels(pictures: FactorSet) -> Tensor:
-    """Return the index of the value of F factors in N pictures, int64 [N, F]; -1 where a factor is absent or hidden."""
+    """Return, for N pictures and F factors, each factor's value as an index into its list of values, int64 [N, F].
+
+    It is -1 where a factor is absent or hidden in the picture.
+    """
     numbers = {factor: {value: i for i, value in enumerate(values)} for factor, values in pictures.factors.items()}
     rows: list[list[int]] = []
     for index in range(len(pictures)):
@@ -68,7 +72,8 @@ def factor_labels(pictures: FactorSet) -> Tensor:
 def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, float | None]:
     """Return {factor: share of the pictures in which `reader` predicts the factor's value correctly}.
 
-    Pictures in which a factor is absent or hidden are not counted for it; None if no picture shows the factor.
+    Pictures in which a factor is absent or hidden are not counted for it. A share is None if no picture
+    shows its factor.
 
     Args:
         reader: network that predicts factor values.

@@ -70,7 +70,7 @@ def device_named(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A saved model's folder with its model_index.json; or a sub-folder that holds several components (prior/)."""
+    """A saved model's folder with its model_index.json; or a sub-folder of several components, such as prior/."""
 
     path: Path  # the folder
     index: Mapping[str, Any]  # contents of model_index.json; empty for a sub-folder, which has no such file
@@ -229,7 +229,7 @@ def read_json(path: Path, subject: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_diffusers() -> Iterator[None]:
-    """Silence diffusers' log messages within the context, as errors of ldm_kit report faults of weights."""
+    """Silence diffusers' log messages within the context; ldm_kit raises errors of its own if weights do not fit."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

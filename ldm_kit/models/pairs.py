@@ -22,7 +22,7 @@ class PairDirections(NamedTuple):
 
     before: Tensor  # [P, D], codes of the pairs' first pictures
     after: Tensor  # [P, D], codes of the pairs' second pictures, row by row
-    temperature: float  # of the softmax; lower: the most similar pairs weigh more
+    temperature: float  # temperature of the softmax; lower: the most similar pairs weigh more
 
     def step(self, z: Tensor) -> Tensor:
         """Return for each normalised code of z [N, D] the weighted mean of the steps `after - before`, [N, D].

@@ -104,7 +104,7 @@ class Pipeline:
         return condition
 
     def network(self, options: ResolvedOptions | None = None) -> Callable[..., Any]:
-        """Return the U-Net as a function of (x, t, cond); with `options`, their guidance scale is a further input."""
+        """Return the U-Net as a function of (x, t, cond); with `options` it also gets their guidance scale."""
         network = partial(apply_unet, self.unet)
         network = network if options is None else with_scale(network, options, len(self.schedule))
         return autocast_network(network, None if is_cast(self.unet, self.precision) else self.precision)
@@ -146,7 +146,7 @@ class Pipeline:
         return guided_denoiser(self, prompts, options)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
-        """Return the class indices [B] to which the classifier guides B prompts, or None; UserError: unknown class."""
+        """Return class indices [B] to guide to, of `classifier_class` or else `prompts`; None: no classifier."""
         if self.classifier is None:
             return None
         name = options.classifier_class

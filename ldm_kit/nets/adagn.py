@@ -32,7 +32,7 @@ class SemanticProjection(nn.Module):
         z_width: Z, channels of the code.
         channels: C, output channels of the block.
         z_shift: False: the code only scales (DiffAE, Preechakul et al. 2022, section 3.1); True: it also shifts (PDAE).
-        made: keyword arguments `device` and `dtype`, of the weights.
+        made: keyword arguments `device` and `dtype` with which the weights are created.
     """
 
     def __init__(self, time_width: int, z_width: int, channels: int, *, z_shift: bool = False, **made: Any) -> None:

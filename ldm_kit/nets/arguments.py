@@ -12,5 +12,5 @@ SAVED = {"attention_levels": "attention", "layers_per_block": "layers", "norm_nu
 
 
 def network_arguments(config: BaseModel) -> dict[str, Any]:
-    """Return a network's constructor arguments: its config's fields, of which those in `SAVED` have older names."""
+    """Return the constructor arguments of a network, by name: the fields of its `config`, renamed as `SAVED` says."""
     return {SAVED.get(name, name): value for name, value in config.model_dump().items()}

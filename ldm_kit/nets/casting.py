@@ -7,10 +7,10 @@ from torch import nn
 def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of `net` to `dtype`, in place, to sample faster.
 
-    On a CPU only linear layers and convolutions are cast, and the network must still be called under autocast. Its
-    outputs are those of autocast alone, which would cast the same weights anew in every call, for a tenth of the call's
-    time. On an accelerator all weights are cast, as by diffusers' `torch_dtype`, and the network is called without
-    autocast (see `is_cast`): autocast would compute norms in float32 and so move twice the bytes.
+    On a CPU only linear layers and convolutions are cast, and the network must still be called under autocast. The
+    outputs equal those of autocast alone, which would take a tenth of each call to cast these weights again.
+    On an accelerator all weights are cast, as by diffusers' `torch_dtype`, and the network is called without autocast
+    (see `is_cast`): autocast would compute norms in float32 and so move twice the bytes.
     """
     if next(net.parameters()).device.type != "cpu":
         nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does

@@ -24,7 +24,7 @@ from ldm_kit.nets.unet import zero_init_like_adm
 
 
 class HalfUNetConfig(LevelsConfig):
-    """Settings of a noisy classifier's network. Level 0 works at the input's resolution; each next level halves it."""
+    """Settings of a classifier of noisy pictures. Level 0 has the input's resolution; each next level halves it."""
 
     widths: tuple[int, ...] = Field(default=(128, 256, 512), min_length=1, description="feature channels of each level")
     attention_levels: tuple[bool, ...] = Field(

@@ -164,7 +164,7 @@ def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
 
 
 def _check_digests(trained: Sequence[str | None], given: Sequence[str | None]) -> dict[str, str | None]:
-    """Check that a frozen U-Net is the one that a gradient estimator was trained on; return the config's two digests.
+    """Check that a frozen U-Net is the one that a gradient estimator was trained on; return both hashes to save.
 
     Args:
         trained: (bfloat16, float16) hashes, as `digest` returns them, of the U-Net trained on; None: not saved.

@@ -76,7 +76,7 @@ class UNetConfig(LevelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """Return a config's fields `given`, completed by the fields of the preset that they name.
+        """Return a config's fields `given`, with the values of the preset `given["preset"]` for missing fields.
 
         If `heads` or `head_size` is given, the preset's `heads`, `head_size` and `equal_heads` are not used. If none
         of `preset`, `heads` and `head_size` is given, heads = 4 is added.

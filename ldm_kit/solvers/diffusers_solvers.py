@@ -40,8 +40,8 @@ def run_multistep(
 def multistep(scheduler: str, schedule: Schedule, times: Sequence[int]) -> SchedulerLike:
     """Return a diffusers multistep scheduler that is set to exactly the given timesteps and takes predictions of x_0.
 
-    The timesteps are set from outside because the scheduler's own would differ from those that ldm_kit's samplers
-    visit: by rounding, for flow by up to 1e-3 in the noise level, and sometimes in their number by one.
+    The timesteps that the scheduler chooses itself would differ from those of ldm_kit's samplers. They are rounded in
+    another way, for flow with noise levels up to 1e-3 apart, and sometimes their number differs by one.
 
     Args:
         scheduler: class name, DPMSolverMultistepScheduler (Lu et al. 2022, 2M) or UniPCMultistepScheduler (Zhao et al.

@@ -68,11 +68,11 @@ def sample(
 
 
 def _options(record: NamedSampler, **given: Any) -> dict[str, Any]:
-    """Return the keyword arguments for a sampler's function.
+    """Return the keyword arguments for a sampler's function: its fixed options, and those of `given` that it takes.
 
     Args:
-        record: the sampler's `NamedSampler`, whose fixed `options` are among the arguments.
-        given: eta, gradient, variance and noise by name; those that the sampler does not take are left out.
+        record: the sampler's `NamedSampler`.
+        given: eta, gradient, variance and noise by name.
     """
     takes = {
         "eta": record.takes_eta,

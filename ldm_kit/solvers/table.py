@@ -136,7 +136,7 @@ def sampler_names() -> tuple[str, ...]:
 
 
 def names_where(condition: Callable[[NamedSampler], bool]) -> list[str]:
-    """Return the names of those samplers in the table for which `condition(record)`, of their record, is true."""
+    """Return the names of the samplers in the table whose `NamedSampler` satisfies `condition`."""
     return [name for name, record in SAMPLERS.items() if condition(record)]
 
 

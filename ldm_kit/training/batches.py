@@ -24,7 +24,7 @@ SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """Return the order in which an epoch (0, 1, ...) visits the samples: a permutation of 0..count-1, int64 [count]."""
+    """Return the order, drawn by `seed`, in which an epoch (0, 1, ...) visits the samples 0..count-1, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
     return torch.randperm(count, generator=generator)
 

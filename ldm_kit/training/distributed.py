@@ -170,7 +170,7 @@ def print_on_main(text: str) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield lists of consecutive tensors of one dtype, to be reduced at once: at most BUCKET_SIZE numbers each.
+    """Yield lists of consecutive tensors of one dtype, to be reduced at once: at most BUCKET_SIZE (2^24) numbers each.
 
     A tensor that is larger is a list of its own.
     """

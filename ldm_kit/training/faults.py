@@ -46,7 +46,8 @@ def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
 def batch_tensors(batch: Any, prefix: str = "") -> dict[str, Tensor]:
     """Return the floating-point tensors of a batch (a tensor, or nested dicts) by dotted key, such as inputs.text.
 
-    `prefix` is put before each key; a batch that is one tensor has the key `prefix`, or "batch" if it is "".
+    A `prefix` other than "" is put before each key, with a dot. A batch that is one tensor has the key `prefix`, or
+    "batch" if that is "".
     """
     match batch:
         case Tensor():

@@ -52,7 +52,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
 
 
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:
-    """Return whether the launcher asks for training on the CPU, even if there is an accelerator."""
+    """Return whether a launcher's variables `environment` ask for the CPU, even if there is an accelerator."""
     return _is_set(environment, "ACCELERATE_USE_CPU")
 
 
@@ -98,7 +98,7 @@ def check_distributed_type(kind: DistributedType) -> None:
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun or `accelerate launch` started this process, rather than a shell."""
+    """Return whether the variables `environment` show that torchrun or `accelerate launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in environment or "ACCELERATE_MIXED_PRECISION" in environment
 
 

@@ -155,7 +155,7 @@ class Trainer:
         """Return whether this step's losses (`stats`) and gradient `norms` (by module) are finite on all ranks.
 
         Raises:
-            NonFiniteError: one is not (fp16: `train.max_skips` steps in a row); its report names samples of `data`.
+            NonFiniteError: one is not (fp16: in the `train.max_skips`-th step in a row); it names samples of `data`.
         """
         if not distributed.all_reduce_max(int(not faults.all_finite(stats, norms))):
             self.overflows = 0
@@ -182,10 +182,10 @@ class Trainer:
         return self._lr(next(iter(self.optimisers)))
 
     def commit(self, finite: bool) -> None:
-        """Complete the step: call the task's `after_step`, synchronise buffers, count the step and update the EMA.
+        """Complete the step, whose losses and gradients are `finite` or not: count it and update the EMA.
 
-        Args:
-            finite: what `check_finite` returned; if False, `discard_step` is called and buffers are restored.
+        Before that, if `finite`, call a `StatefulTask`'s `after_step`, and copy the main rank's buffers to all ranks;
+        if not, call the task's `discard_step` instead, and restore the buffers as they were before the step.
         """
         if not finite:
             self._undo_attempt()

@@ -84,7 +84,8 @@ def build_all(modules: Mapping[str, nn.Module], configs: Mapping[str, OptimConfi
 def as_saved(configs: Mapping[str, OptimConfig], saved: Collection[str]) -> dict[str, OptimConfig]:
     """Return the optimiser configs, with Muon added for each module that Muon trained in a checkpoint.
 
-    Until version 0.1 `optim.muon` also applied to the discriminator; a run of that time keeps Muon for it when resumed.
+    The added settings are those of another module's Muon. Until version 0.1 `optim.muon` also applied to the
+    discriminator; a run of that time keeps Muon for it when resumed.
 
     Args:
         configs: optimiser config of each module, by name.

@@ -104,7 +104,7 @@ class CheckpointRetention:
     def is_best(self, metrics: Mapping[str, float] | None) -> bool:
         """Return whether the main rank's `metrics`, of an evaluation, are the best so far; every rank must call it.
 
-        The value is False if there was no evaluation (None).
+        The result is False if there was no evaluation (`metrics` is None), or if `train.keep_best` is None.
 
         Raises:
             UserError: the evaluation lacks the metric that `train.keep_best` names (raised on every rank).
@@ -143,7 +143,8 @@ class CheckpointRetention:
     def _prune(self, trainer: Trainer, path: Path, best: Mapping[str, float] | None) -> str | None:
         """Remove old checkpoints; return an error's text, or None if all went well.
 
-        If `best`, metrics by name, is not None, first record in best.json that the checkpoint at `path` is the best.
+        `trainer` has the step, and the config that says what to keep. If `best`, the metrics by name of this step's
+        evaluation, is not None, first record in best.json that the checkpoint in the folder `path` is the best.
         """
         spec = trainer.config.keep_best
         record = None if spec is None else BestCheckpoint(self.folder, spec)

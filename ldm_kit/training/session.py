@@ -228,7 +228,7 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 def _open_folder(folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack) -> Path | None:
     """Lock the run's folder until `stack` is closed; return the checkpoint to resume from (None: a new run).
 
-    `resume` is `latest`, the folder of a checkpoint, or None for a new run.
+    `resume` is `latest`, the folder of a checkpoint, or None for a new run; `settings` is the run's config.
 
     Raises:
         UserError: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.

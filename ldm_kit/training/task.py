@@ -148,7 +148,10 @@ class StepStats:
     losses: dict[str, list[Tensor]] = field(default_factory=dict)  # by module: the loss of each micro-batch
 
     def add(self, module: str, loss: Tensor, logs: Mapping[str, Tensor], accumulation: int) -> None:
-        """Add one micro-batch's loss and `logs` (scalars) of a module; logs are means over `accumulation` of these."""
+        """Add a module's loss and `logs` (scalars) of one of the step's `accumulation` micro-batches.
+
+        In `self.logs`, values are divided by `accumulation`, so that their sums are means.
+        """
         self.losses.setdefault(module, []).append(loss.detach())
         for name, value in {f"{module}_loss": loss, **logs}.items():
             self.logs[name] = self.logs.get(name, torch.zeros_like(value)).detach() + value.detach() / accumulation

@@ -77,7 +77,7 @@ class TrainingState:
 
 
 def load_averages(folder: Path, task: Task) -> None:
-    """Load a checkpoint into a task: the weights of its modules, averaged (EMA) if the checkpoint has averages.
+    """Load the checkpoint in `folder` into a task: its modules' weights, averaged (EMA) if there are averages.
 
     The tensors that the task has beside weights (`Task.state`) are loaded too.
     """
@@ -105,7 +105,7 @@ def metadata(
         config: the run's config.
         split: division of a batch among ranks and into micro-batches.
         step: number of completed steps.
-        source: fingerprint (hash) of the training data.
+        source: fingerprint (hash) of the training data; None: training has not begun.
         task: the trained task, whose `dependencies` are stored if it is a `DependentTask`.
         micro_batch: size of a micro-batch, if it was halved because memory ran out; else None.
     """
@@ -142,7 +142,8 @@ def check_unchanged(
         data: training data of the resumed run.
         task: the resumed task.
         source: fingerprint (hash) of the data of the checkpoint; None: the run is not resumed.
-        dependencies: digests in the checkpoint, by config key; empty in checkpoints of release 0.2 and before.
+        dependencies: the checkpoint's digests of models that are not trained, by config key; empty in checkpoints of
+            release 0.2 and before.
 
     Raises:
         UserError: the data have changed, or a tokenizer, a text encoder or another model that is not trained has.
@@ -184,7 +185,7 @@ def _dependencies(task: Task) -> dict[str, str]:
 
 
 def _size(files: TensorFiles) -> int:
-    """Return the number of bytes that the tensors take on the disk."""
+    """Return the number of bytes that the tensors of all `files` take on the disk."""
     return sum(value.numel() * value.element_size() for tensors in files.values() for value in tensors.values())
 
 

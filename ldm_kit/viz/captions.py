@@ -71,13 +71,16 @@ def draw(lines: list[str], width: int) -> Image.Image:
 
 
 def _writable(text: str) -> str:
-    """Return a caption in which each character that no font has is replaced by its sound, name or code point U+..."""
+    """Return a caption in which text (reading, name or code point) replaces each character that no font has."""
     shaped = (c if c.isprintable() or c in _JOINERS else " " for c in text[:_CHARACTERS])
     return "".join(c if c.isascii() or c in _JOINERS or _font_of(c) is not None else _written_out(c) for c in shaped)
 
 
 def _written_out(character: str) -> str:
-    """Return the text (sound, name or code point) for a character that no font has; empty for combining marks."""
+    """Return the text in place of a character that no font has: its reading, such as "ka", its name or its code point.
+
+    The text for a combining mark is empty.
+    """
     name = unicodedata.name(character, "")
     if unicodedata.category(character).startswith("M"):
         return ""

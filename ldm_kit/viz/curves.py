@@ -91,7 +91,10 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def _set_margins(figure: Any, rows: int, columns: int) -> None:
-    """Leave room around each panel: in inches, 0.95 on the left, 0.15 on the right, 0.35 above and 0.55 below."""
+    """Leave room around each panel of a figure with `rows` x `columns` panels.
+
+    In inches: 0.95 on the left, 0.15 on the right, 0.35 above and 0.55 below.
+    """
     width, height = figure.get_size_inches()
     plot_width, plot_height = width / columns - 1.1, height / rows - 0.9
     figure.subplots_adjust(

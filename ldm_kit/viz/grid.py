@@ -28,7 +28,7 @@ def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
 
 
 def enlargement(side: int) -> int:
-    """Return by which whole number to enlarge pictures of `side` pixels to at least 96 pixels: `grid`'s `scale`."""
+    """Return the smallest `scale` for `grid` that enlarges pictures of `side` pixels to 96 pixels a side or more."""
     return max(1, math.ceil(_LEAST_SIDE / side))
 
 

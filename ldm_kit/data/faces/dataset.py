@@ -66,7 +66,7 @@ def load_all(config: FacesConfig) -> RenderedSet:
 
 
 def draw(config: FacesConfig) -> DrawnSet:
-    """Choose faces at random by the seed, with captions and values; `DrawnSet.render` renders them.
+    """Choose faces at random by `config.seed`, with captions and factors' values; `DrawnSet.render` makes the pixels.
 
     Raises:
         UserError: the `faces` extra is not installed.
@@ -93,7 +93,7 @@ def _renderer(config: FacesConfig) -> Renderer:
 
 
 def _drawing(values: Values) -> str:
-    """Return the SVG text of the face with the given value of each factor."""
+    """Return the SVG text of the face with these `values`, {factor: value}, such as {"hair": "bun"}."""
     return importlib.import_module("dicebear").Avatar(_style(), options_of(values)).to_string()
 
 

@@ -16,7 +16,7 @@ FACTORS = {"skin tone": ("none", *TONES), "gender": ("person", "man", "woman")}
 
 @dataclass(frozen=True, eq=False)
 class OpenMojiSet(InMemory):
-    """OpenMoji's drawings as a `FactorSet`: skin tone and gender are known where a single person or hand is drawn."""
+    """OpenMoji's drawings with known factors (a `FactorSet`): skin tone and gender of a single drawn person or hand."""
 
     @property
     def factors(self) -> Mapping[str, tuple[str, ...]]:
@@ -24,10 +24,10 @@ class OpenMojiSet(InMemory):
         return FACTORS
 
     def values(self, index: int) -> dict[str, str]:
-        """Return {"skin tone": value, "gender": value} of a drawing, without a factor that the drawing does not have.
+        """Return {"skin tone": value, "gender": value} of the drawing at `index`, without factors that it lacks.
 
-        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. A drawing
-        of a thing has neither factor, nor has one of people who differ in skin tone or gender.
+        A yellow drawing has the skin tone "none" if its role (such as astronaut) is also drawn in skin tones. Drawings
+        of things, and of people who differ in skin tone or gender, have neither factor.
         """
         fields = self.records[index].fields
         if "mixed" in (fields["skin_tone"], fields["gender"]):
@@ -36,9 +36,9 @@ class OpenMojiSet(InMemory):
         return {factor: value for factor, value in {"skin tone": tone, "gender": fields["gender"]}.items() if value}
 
     def counterpart(self, index: int, factor: str, value: str) -> Tensor:
-        """Return the drawing of the same role (such as astronaut) in another skin tone or gender.
+        """Return the drawing of the same role (such as astronaut) in another skin tone or gender, uint8 [3, R, R].
 
-        It is uint8 [3, R, R], with R x R pixels.
+        R is the number of pixels along each side.
 
         Args:
             index: index of the drawing that is edited.
@@ -69,7 +69,7 @@ class OpenMojiSet(InMemory):
 
     @cached_property
     def _by_values(self) -> dict[tuple[str, ...], int]:
-        """Index of the first drawing with each (role, skin tone, gender)."""
+        """Index of the first drawing with a given role, skin tone and gender; these three are the key."""
         indices: dict[tuple[str, ...], int] = {}
         for index in range(len(self.records)):
             if values := self.values(index):

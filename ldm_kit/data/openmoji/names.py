@@ -79,7 +79,7 @@ def describe(name: str, emoji: str = "") -> Description:
 
 
 def infer_genders(descriptions: Iterable[Description]) -> list[Description]:
-    """Return descriptions with gender "person" for an emoji without gender, if another of the same role has one.
+    """Return descriptions with gender "person" for an emoji without gender, if another emoji of the role has a gender.
 
     So "astronaut" has gender "person" if there is a "woman astronaut".
     """

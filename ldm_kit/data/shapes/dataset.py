@@ -75,7 +75,7 @@ def load_all(config: ShapesConfig) -> RenderedSet:
 
 
 def draw(config: ShapesConfig) -> DrawnSet:
-    """Choose pictures at random by the seed, with captions and values; `DrawnSet.render` renders them."""
+    """Choose pictures by `config.seed`, with captions and factors' values; `DrawnSet.render` makes the pixels."""
     records = SPACE.draw_records(config.seed, config.count, len(PHRASINGS), _record)
     return DrawnSet(_renderer(config), records, FACTORS["shape"], config.folder)
 

@@ -64,7 +64,7 @@ def render(solid: Solid, floor: Colour, wall: Colour, degrees: float, resolution
         solid: the solid, which stands on the floor.
         floor: colour (red, green, blue) of the floor, each in 0 to 1.
         wall: colour of both walls.
-        degrees: how far to the right of the room's diagonal the camera stands.
+        degrees: angle by which the camera stands to the right of the room's diagonal.
         resolution: pixels along each side, R.
 
     Returns:
@@ -83,7 +83,7 @@ def render(solid: Solid, floor: Colour, wall: Colour, degrees: float, resolution
 
 
 def _downsample(channels: Tensor, resolution: int) -> Tensor:
-    """Return the picture, uint8 [3, R, R] for R = `resolution`: each pixel is the mean over its SAMPLES^2 rays.
+    """Return the picture, uint8 [3, R, R] for R = `resolution`: a pixel is the mean over its SAMPLES^2 (9) rays.
 
     `channels` [3, P] holds the red, green and blue of all P rays. The rays of a pixel are added in a fixed order.
     """
@@ -93,9 +93,9 @@ def _downsample(channels: Tensor, resolution: int) -> Tensor:
 
 
 def _camera(turn: float, side: int) -> _Rays:
-    """Return the rays of a square of `side` x `side` rays, row by row from its top left.
+    """Return a camera's `side` x `side` rays through its square picture, row by row from the top left.
 
-    `turn` is how far to the right of the room's diagonal the camera stands, in radians.
+    `turn` is the angle, in radians, by which the camera stands to the right of the room's diagonal.
     """
     distance, height, target = _CAMERA
     angle = math.pi / 4 - turn
@@ -111,7 +111,10 @@ def _camera(turn: float, side: int) -> _Rays:
 
 
 def _view(degrees: float, side: int) -> _View:
-    """Return what each of `side` x `side` rays of the camera, turned by `degrees`, sees of the empty room."""
+    """Return the rays of a camera turned by `degrees`, and distance and brightness of the empty room along each.
+
+    There are `side` x `side` rays; a camera that is not turned stands on the room's diagonal.
+    """
     rays = _camera(math.radians(degrees), side)
     distances = torch.stack([_plane(rays, axis, -WALL if axis != 1 else 0.0) for axis in range(3)])
     distance, nearest = distances.min(0)
@@ -127,16 +130,16 @@ _kept_view = lru_cache(maxsize=15)(_view)  # Shapes3D has 15 orientations
 def _plane(rays: _Rays, axis: int, level: float) -> Tensor:
     """Return the distance along P rays to a plane, [P]; infinite for a ray that misses it.
 
-    On the plane coordinate number `axis` (0: x, 1: y, 2: z) equals `level`.
+    On the plane, coordinate number `axis` (0: x, 1: y, 2: z) equals `level`.
     """
     distance = (level - rays.origin[axis]) / rays.directions[axis]
     return torch.where(distance > 0, distance, torch.inf)
 
 
 def _shadow(view: _View, radius: float) -> Tensor:
-    """Return a factor in 0 to 1 on the brightness that each of P rays sees: below 1 in the shadow of a solid.
+    """Return a factor [P], in 0 to 1, for the brightness along each of P rays: below 1 in the shadow of a solid.
 
-    `radius` is the solid's; its shadow lies on the floor about the axis x = z = 0.
+    `view` is the empty room along the rays, `radius` the solid's; the shadow is on the floor about the axis x = z = 0.
     """
     near = 1 + view.from_axis / (radius * radius)
     near = near * near
@@ -179,7 +182,7 @@ def _sphere(rays: _Rays, scale: float) -> _Hit:
 
 
 def _ball(rays: _Rays, radius: float, height: float) -> _Hit:
-    """Return where rays hit a ball whose centre is on the vertical axis x = z = 0, at y = `height`."""
+    """Return where P rays hit a ball with its centre at x = z = 0, y = `height`: distances [P] and normals [3, P]."""
     centre = (0.0, height, 0.0)
     offset = torch.tensor([o - c for o, c in zip(rays.origin, centre, strict=True)])
     b = _dot(offset, rays.directions)
@@ -189,13 +192,16 @@ def _ball(rays: _Rays, radius: float, height: float) -> _Hit:
 
 
 def _first_root(b: Tensor, c: Tensor) -> Tensor:
-    """Return the smaller root of t^2 + 2 b t + c; infinite where there is none."""
+    """Return the smaller root t of t^2 + 2 b t + c for each of b and c, [P]; infinite where there is none."""
     square = b * b - c
     return torch.where(square > 0, -b - square.clamp(min=0).sqrt(), torch.inf)
 
 
 def _tube(rays: _Rays, radius: float, low: float, high: float) -> _Hit:
-    """Return where rays hit the side of an upright cylinder about the axis x = z = 0, from y = `low` to `high`."""
+    """Return distances [P] and normals [3, P] where P rays hit the side of an upright cylinder.
+
+    Its axis is x = z = 0, from y = `low` to `high`.
+    """
     (ox, _, oz), (dx, _, dz) = rays.origin, rays.directions
     a = dx * dx + dz * dz
     distance = _first_root((ox * dx + oz * dz) / a, (ox * ox + oz * oz - radius * radius) / a)
