@@ -172,7 +172,7 @@ def _renamed(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 
 
 def _read(weights: str) -> Mapping[str, Tensor]:
-    """Read a state dict from a .safetensors or .pth file, or from the only such file of "package:<name>"."""
+    """Read a state dict from the .safetensors or .pth file at a path, or of an installed package ("package:NAME")."""
     path = _in_package(weights.removeprefix("package:")) if weights.startswith("package:") else Path(weights)
     if not path.is_file():
         raise AutoencoderError(f"perceptual.weights names {weights!r}, but there is no such file.")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.claims import few_steps
-from benchmarks.claims.few_steps import HEAD, SHOWN, T95, Figures, Way, evaluations_of, interval, plan, row, some, ways
+from benchmarks.claims.few_steps import HEAD, SHOWN, Figures, Way, evaluations_of, interval, plan, row, some, ways
 from ldm_kit.config import UserError
 
 CONSISTENCY = "configs/consistency/tune.yaml"
@@ -27,21 +27,11 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / name for name in configs}
 
 
-@pytest.mark.parametrize("count", [*T95])
-def test_the_quantiles_are_students(count):
-    """The density of Student's t with count - 1 degrees of freedom has 95 % between -T95 and T95."""
-    degrees = count - 1
-    x = torch.linspace(-T95[count], T95[count], 20001, dtype=torch.float64)
-    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
-    density = scale * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
-    assert float(torch.trapezoid(density, x)) == pytest.approx(0.95, abs=1e-4)
-
-
 def test_few_runs_are_listed_and_more_have_an_interval():
     assert interval([88.64]) == "88.6"
     assert interval([88.64, 70, 3.21, 1]) == "88.6, 70.0, 3.2, 1.0"
     values = [1.0, 2.0, 3.0, 4.0, 5.0]
-    half = 2.776 * statistics.stdev(values) / math.sqrt(5)
+    half = 2.7764 * statistics.stdev(values) / math.sqrt(5)
     assert interval(values, 2) == f"3.00 [{3 - half:.2f}, {3 + half:.2f}]"
 
 
@@ -75,8 +65,7 @@ def test_a_consistency_model_of_several_scales_is_sampled_with_one(runs):
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (["tune"], "tune: 0 runs; expected NAME=RUN,RUN,... with 1 to 10 runs"),
-        (["tune=" + "one," * 11], "11 runs; expected"),
+        (["tune"], "tune: 0 runs; expected NAME=RUN,RUN,... with at least 1 run"),
         (["tune=one,guided"], "guided is sampled differently from .*one; expected runs of one config"),
         (["tune=one,absent"], "absent"),
     ],

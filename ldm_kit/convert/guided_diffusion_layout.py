@@ -110,8 +110,8 @@ def classifier_layout(state_dict: State, levels: int) -> Layout:
 def _layout(state_dict: State, where: str, levels: int) -> Layout:
     """Infer a network's settings from the shapes of its weights.
 
-    `where` names the list of blocks, input_blocks or output_blocks, that is divided into `levels` levels of equal
-    length.
+    The network has `levels` resolutions with equally many blocks each, so that the number of blocks says how many a
+    level has. `where` is the list of blocks that is counted: input_blocks, or output_blocks of a decoder alone.
 
     Raises:
         UserError: the list cannot be divided so, or the weights are not of a guided-diffusion network.

@@ -222,8 +222,8 @@ class NeighboursOptions(Config):
 class EncodeOptions(ModelDefaults):
     """Options of `edit.py encode`: the folder of pictures to encode, and the code file to write.
 
-    `invert_steps` is the number of DDIM steps to x_T; `SAVED` names the option, saved with the model, that is its
-    default.
+    `invert_steps` is the number of DDIM steps to x_T. Where it is not given, the model's own saved `encode_steps` is
+    used (`SAVED` maps one to the other), or 250 if the model has none.
     """
 
     STEP_FIELDS: ClassVar[tuple[str, ...]] = ("invert_steps",)

@@ -37,7 +37,7 @@ GUIDANCE_WIDTH = 256  # sinusoids that embed the guidance scale (Luo et al. 2023
 def new_student(config: ConsistencyRun, data: Split, device: torch.device) -> ConditionedStudent:
     """Build a student with random weights, for consistency training without a teacher (`mode: train`).
 
-    `Latent.build` builds the network, and the batches of `data` with the autoencoder on `device`; it raises the errors.
+    The batches of `data` are made too, by the autoencoder on `device`: the student trains on them.
     """
     latent = Latent.build(config.latent_run(), data, device)
     pipeline = replace(latent.pipeline, saved=_saved(config, config.condition_dropout))

@@ -107,7 +107,7 @@ class SemanticMethod(Method[R], Generic[R, N]):
         return None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean of errors times `weight`; if `weight` is not None, the unweighted mean is logged as `error`.
+        """Yield the batch's mean error, weighted by timestep if the method has weights; the unweighted is then logged.
 
         `batch` is from `PicturedLatents`: mean and logvar of latents, pictures, positions. The run's seed and a
         sample's position (its number among all samples of the run) determine noise and timestep; `step` is not used.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.memory import Batch, BatchSize
+from ldm_kit.metrics.moments import frechet_of_moments, moments
 
 Distance = Literal["cosine", "euclidean"]
 NO_TONE = ("", "mixed")  # skin tones of prompts that name no single skin tone
@@ -205,11 +206,8 @@ def frechet_checked(features_a: Tensor, features_b: Tensor) -> Frechet:
         raise ValueError(f"expected [N, D] and [M, D] of at least 2 samples, got {[*a.shape]} and {[*b.shape]}")
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("expected finite features, got NaN or infinity")
-    cov_a, cov_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(a.shape[1], -1)
-    root = _square_root(cov_a)
-    overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap
-    return Frechet(max(0.0, distance.item()), _warning(min(len(a), len(b)), a.shape[1]))
+    distance = frechet_of_moments(*moments(a), *moments(b))
+    return Frechet(distance, _warning(min(len(a), len(b)), a.shape[1]))
 
 
 def _warning(count: int, dimensions: int) -> str:
@@ -217,12 +215,6 @@ def _warning(count: int, dimensions: int) -> str:
         return ""
     reason = "the covariance is singular and" if count <= dimensions else "the distance is biased upwards:"
     return f"{count} samples for {dimensions} feature dimensions: {reason} only distances at this same count compare"
-
-
-def _square_root(matrix: Tensor) -> Tensor:
-    """Return the symmetric square root of a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def _distances(generated: Tensor, references: Tensor, distance: Distance) -> Iterator[Tensor]:

@@ -147,8 +147,8 @@ class ShiftUNet(ModelMixin, ConfigMixin):
 def digest(unet: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str | None:
     """Return a hash of a U-Net's weights, by which a saved `ShiftUNet` checks the frozen U-Net that it is opened with.
 
-    Returns None on the meta device. Weights are rounded first, so that the U-Net has the same hash in `dtype` whether
-    it is stored and loaded in that precision or in float32.
+    Returns None on the meta device. The hash is of the weights rounded to `dtype`: a U-Net that was stored in that
+    precision has the same hash as its float32 original.
 
     Args:
         unet: the U-Net.
