@@ -14,17 +14,18 @@ _NAMES = ("vae", "vqvae")  # names of the autoencoder's folder inside a diffuser
 CLASSES = MappingProxyType({"AutoencoderKL": AutoencoderKL, "VQModel": VQModel})
 
 
-def load(folder: Path | str) -> AutoencoderKL | VQModel:
+def load(folder: Path | str, *, whole: bool = False) -> AutoencoderKL | VQModel:
     """Load a saved autoencoder, without gradients and in evaluation mode.
 
     Args:
         folder: the autoencoder's own folder, or that of a training run or of a latent diffusion model that contains it.
+        whole: whether tensors of which the autoencoder has no use are an error too.
 
     Raises:
         AutoencoderError: `folder` has no autoencoder, or one that is neither an AutoencoderKL nor a VQModel, or its
             weights are unreadable or incomplete.
     """
-    return _open(find(Path(folder)))
+    return _open(find(Path(folder)), whole)
 
 
 def find(folder: Path) -> Path:
@@ -41,7 +42,7 @@ def find(folder: Path) -> Path:
     )
 
 
-def _open(folder: Path) -> AutoencoderKL | VQModel:
+def _open(folder: Path, whole: bool) -> AutoencoderKL | VQModel:
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -59,5 +60,9 @@ def _open(folder: Path) -> AutoencoderKL | VQModel:
     if missing := sorted(report["missing_keys"]):
         raise AutoencoderError(
             f"The autoencoder in {folder} lacks {len(missing)} tensors, the first being {missing[0]}."
+        )
+    if whole and (unexpected := sorted(report["unexpected_keys"])):
+        raise AutoencoderError(
+            f"The autoencoder in {folder} has {len(unexpected)} tensors of no use: {', '.join(unexpected[:3])}."
         )
     return check_config(vae, f"{folder}/config.json").eval().requires_grad_(False)

@@ -55,6 +55,14 @@ def build_vq(config: VQConfig) -> VQModel:
     By default, VQModel weighs the other term by beta, the one that moves the codes.
     """
     vae = VQModel(**config.diffusers(), num_vq_embeddings=config.codes, vq_embed_dim=config.code_dim)
+    return prepare_vq(vae, config)
+
+
+def prepare_vq(vae: VQModel, config: VQConfig) -> VQModel:
+    """Set how a VQ model is trained, in place: its loss as `build_vq` says, and gradients of codes unless `ema` is set.
+
+    Returns `vae`.
+    """
     vae.quantize.legacy, vae.quantize.beta = False, config.beta
     vae.quantize.embedding.weight.requires_grad_(not config.ema)
     return vae

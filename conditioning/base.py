@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conditioning.bpe import report_truncated
 from conditioning.condition import Condition, ConditioningError, pad_length
+from conditioning.continuing import Continuing
 
 Inputs = dict[str, Tensor]
 """Prepared inputs of a conditioner, which a data cache stores: tensors [N, ...] by name, such as token or label ids."""
@@ -66,7 +67,7 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
         return list(captions)
 
 
-class Conditioner(nn.Module, ABC):
+class Conditioner(Continuing, nn.Module, ABC):
     """Base of conditioners: turn captions or labels into prepared inputs (`prepare`), and these into a `Condition`.
 
     Prepared inputs can be cached; `forward` makes the condition from them in every step. The parameters of a

@@ -76,8 +76,7 @@ def build(
     Raises:
         ConditioningError: an argument that the conditioner needs is missing, or a pretrained encoder cannot be loaded.
     """
-    conditioner = next(kind for kind in CONDITIONERS if kind.Config is type(config))
-    return conditioner.build(config, captions=captions, classes=classes, time_width=time_width)
+    return of_config(config).build(config, captions=captions, classes=classes, time_width=time_width)
 
 
 def components() -> Components:
@@ -103,6 +102,15 @@ def load(folder: Path | str) -> Conditioner:
         ConditioningError: there are several conditioners, weights are missing, or the pretrained encoder that the
             folder refers to is missing or has changed.
     """
+    return kind_in(folder).load(Path(folder))
+
+
+def kind_in(folder: Path | str) -> type[Conditioner]:
+    """Return the class of the conditioner that `save` wrote into `folder`; `NoCondition` if there is none.
+
+    Raises:
+        ConditioningError: there are several conditioners.
+    """
     folder = Path(folder)
     present = {
         conditioner.marker: conditioner
@@ -111,4 +119,9 @@ def load(folder: Path | str) -> Conditioner:
     }
     if len(present) > 1:
         raise ConditioningError(f"{folder} holds several conditioners ({', '.join(present)}), expected at most one")
-    return next(iter(present.values()), NoCondition).load(folder)
+    return next(iter(present.values()), NoCondition)
+
+
+def of_config(config: ConditionerConfig) -> type[Conditioner]:
+    """Return the class of the conditioner that a config describes."""
+    return next(kind for kind in CONDITIONERS if kind.Config is type(config))

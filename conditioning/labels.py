@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress, check_raw
 
 FOLDER = "class_encoder"
+TOKEN_WIDTH = 512  # channels of a token whose config says none
 
 
 class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
@@ -100,10 +101,45 @@ class ClassConditioner(Conditioner):
             ConditioningError: there is no class, a name is repeated or empty, or the width of a vector is unknown.
         """
         _check_names(classes)
-        width = config.width or (512 if config.form == "token" else time_width)
+        width = config.width or (TOKEN_WIDTH if config.form == "token" else time_width)
         if width is None:
             raise ConditioningError("classes as a vector need a width, that of the U-Net's time embedding; got none")
         return cls(ClassEmbedder(list(classes), width, config.form))
+
+    @classmethod
+    def widths(cls, config: ClassConfig, time_width: int | None) -> tuple[int | None, int | None]:
+        """Return the width of an embedding, as that of tokens or that of a vector."""
+        if config.form == "token":
+            return config.width or TOKEN_WIDTH, None
+        return None, config.width or time_width
+
+    def fits(self, config: ClassConfig) -> bool:
+        """Return whether `config` has the form and the width of this table; a vector's width may be left out."""
+        width = config.width or (TOKEN_WIDTH if config.form == "token" else self.vector_width)
+        return config.form == self.form and width == (self.width or self.vector_width)
+
+    @torch.no_grad()
+    def with_classes(self, classes: Sequence[str]) -> tuple[Self, str | None]:
+        """Return a table of `classes`: those of the same name keep their vectors.
+
+        New classes get the vector of the null class, so that at first they are no class. Where this table has no null
+        class, they and the new null class get the mean of the vectors.
+
+        Raises:
+            ConditioningError: there is no class, or a name is repeated or empty.
+        """
+        _check_names(classes)
+        old, null = self.class_encoder.embedding.weight, self.class_encoder.config["null"]
+        table = ClassEmbedder([*classes], old.shape[1], self.form)
+        rows = {name: old[index] for index, name in enumerate(self.classes)}
+        start = old[-1] if null else old.mean(0)
+        table.embedding.weight.copy_(torch.stack([rows.get(name, start) for name in (*classes, "")]))
+        if (tuple(classes), True) == (self.classes, null):
+            return type(self)(table), None
+        first = "of the null class" if null else "that is the mean of all, as does a null class"
+        same = len(rows.keys() & {*classes})
+        note = f"{same} of the {len(classes)} classes keep their vectors, others begin with the vector {first}"
+        return type(self)(table), note
 
     @classmethod
     def load(cls, folder: Path) -> "ClassConditioner":

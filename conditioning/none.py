@@ -41,6 +41,11 @@ class NoCondition(Conditioner):
         """Return a new instance; nothing is read from `folder`."""
         return cls()
 
+    @classmethod
+    def widths(cls, config: Any, time_width: int | None) -> tuple[None, None]:
+        """Return None twice: there are neither tokens nor a vector."""
+        return None, None
+
     @property
     def trainable(self) -> dict[str, nn.Module]:
         """Empty: an unconditional model has no conditioning network to train."""

@@ -86,6 +86,16 @@ class PretrainedConditioner(Conditioner):
         return cls(config)
 
     @classmethod
+    def widths(cls, config: PretrainedTextConfig, time_width: int | None) -> tuple[int, int | None]:
+        """Return the channels of the encoder's states and, if `config.pool` is set, those of their mean.
+
+        Raises:
+            ConditioningError: the encoder cannot be found.
+        """
+        width = hidden_width(find(config.model))
+        return width, width if config.pool else None
+
+    @classmethod
     def load(cls, folder: Path) -> "PretrainedConditioner":
         """Load the conditioner that `folder`/text_reference.json describes.
 

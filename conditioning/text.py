@@ -4,7 +4,7 @@ The token states equal those that diffusers' `StableDiffusionPipeline.encode_pro
 captions are padded to `length` tokens, attention is causal, the final LayerNorm is included, padding is attended to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from conditioning.bpe import (
     save_tokenizer,
     train_tokenizer,
 )
+from conditioning.text_structure import check_shape, from_structure, structure_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -107,6 +108,37 @@ class TextConditioner(Conditioner):
             raise ConditioningError('conditioning of kind "text" needs captions to train its tokenizer on, got none')
         tokenizer = train_tokenizer(texts(captions), config.vocabulary, config.length)
         return cls(_fresh_encoder(config, tokenizer), tokenizer)
+
+    @classmethod
+    def widths(cls, config: TextConfig, time_width: int | None) -> tuple[int, None]:
+        """Return the width of the tokens; there is no vector."""
+        return config.width, None
+
+    def fits(self, config: TextConfig) -> bool:
+        """Return whether `config` has the width of this encoder; its tokenizer is kept, whatever `vocabulary` says.
+
+        Raises:
+            ConditioningError: the width is the same, but the number of layers or heads, the expansion or the length of
+                a caption is not.
+        """
+        if config.width != self.width:
+            return False
+        check_shape(config, self.text_encoder.config, self.length)
+        return True
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """The text encoder's config, and the tokenizer's files as text."""
+        return structure_of(self.text_encoder, self.tokenizer)
+
+    @classmethod
+    def from_structure(cls, structure: Mapping[str, Any]) -> "TextConditioner":
+        """Build the text encoder, with random weights, and the tokenizer whose config and files `structure` has.
+
+        Raises:
+            ConditioningError: the structure is invalid.
+        """
+        return cls(*from_structure(structure))
 
     @classmethod
     def load(cls, folder: Path) -> "TextConditioner":

@@ -31,7 +31,15 @@ from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
-from ldm_kit.methods.autoencoder_metrics import CODEBOOK, evaluate, of_training, reconstruct, sums_of_latents
+from ldm_kit.methods.autoencoder_init import AutoencoderStart, MaybeStart
+from ldm_kit.methods.autoencoder_metrics import (
+    CODEBOOK,
+    describe_latents,
+    evaluate,
+    of_training,
+    reconstruct,
+    sums_of_latents,
+)
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import list_metrics
@@ -47,10 +55,11 @@ class Autoencoding(Method[AutoencoderRun]):
     """Training method of an autoencoder and, if the loss has an adversarial term, of its discriminator."""
 
     Config = AutoencoderRun
+    Start = AutoencoderStart
 
-    def __init__(self, config: AutoencoderRun, data: TrainingData | None = None) -> None:
+    def __init__(self, config: AutoencoderRun, data: TrainingData | None = None, start: MaybeStart = None) -> None:
         net = config.autoencoder
-        self.vae = build(net)
+        self.vae = build(net) if start is None else start.prepared(config)
         beta = net.beta if isinstance(net, VQConfig) else 0.25
         self.autoencode = Autoencode(self.vae, beta=beta, learned_scale=config.loss.learned_scale)
         self.perceptual = Perceptual(config.perceptual)
@@ -61,26 +70,28 @@ class Autoencoding(Method[AutoencoderRun]):
             modules["discriminator"] = self.discriminator
         super().__init__(config, data, modules=modules, ema_modules={"vae": self.vae})
         self.codebook = None
-        if isinstance(net, VQConfig):
-            embedding = self.vae.quantize.embedding
-            self.codebook = Codebook(embedding, net, reduce=self._sum, share=self._broadcast)
+        if isinstance(net, VQConfig) and not config.train_decoder_only:
+            self.codebook = Codebook(self.vae.quantize.embedding, net, reduce=self._sum, share=self._broadcast)
         self.statistics: LatentStatistics | None = None  # of the latents; measured by `save`
         self.ratio: tuple[int, Tensor] | None = None  # a step, and the adversarial loss's adaptive weight in it
 
     @classmethod
-    def build(cls, config: AutoencoderRun, data: Split, device: torch.device) -> "Autoencoding":
-        """Build the networks and batches of `data`; `device` is not used, since the trainer moves the networks."""
-        method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)))
+    def build(
+        cls, config: AutoencoderRun, data: Split, device: torch.device, start: MaybeStart = None
+    ) -> "Autoencoding":
+        """Build the networks, or go on with those of `start`, and batches of `data`; the trainer has the `device`."""
+        method = cls(config, TrainingData(data, PictureBatches(data.train, config.seed, config.flip)), start)
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
+        if start is not None:
+            method.dependencies["init"], method.start, method.notes = start.sha256, start.structure(), [start.note]
         return method
 
     @property
     def optim(self) -> dict[str, OptimConfig]:
         """Optimiser config by module name; `optim` without Muon for the discriminator if the config has none for it."""
-        config = self.config
-        adamw = config.optim.model_copy(update={"muon": None})
-        return {"autoencoder": config.optim, "discriminator": config.discriminator_optim or adamw}
+        adamw = self.config.optim.model_copy(update={"muon": None})
+        return {"autoencoder": self.config.optim, "discriminator": self.config.discriminator_optim or adamw}
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Store `wrapped`, the modules by name (or DDP's wrappers); move the perceptual network to their device."""
@@ -209,14 +220,15 @@ class Autoencoding(Method[AutoencoderRun]):
         return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
 
     def save(self, folder: Path) -> None:
-        """Save the autoencoder into `folder`, changed so that it encodes to latents of standard deviation 1.
+        """Save the autoencoder into `folder`, with latents of standard deviation 1, or with those of init if frozen.
 
         Raises:
             AutoencoderError: a channel of the latents is constant or not finite.
         """
         vae = copy.deepcopy(self.vae).eval()
-        self.statistics = self._statistics()
-        fold(vae, self.statistics)
+        if not self.config.train_decoder_only:
+            self.statistics = self._statistics()
+            fold(vae, self.statistics)
         vae.save_pretrained(folder)
         strip_paths(folder)
 
@@ -237,10 +249,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder, metrics, and statistics of the latents."""
-        assert self.statistics is not None
-        mean, std = (_listed(value) for value in (self.statistics.mean, self.statistics.std))
-        folded = f"latent mean {mean} and deviation {std} folded into its weights"
-        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {folded}"
+        return f"autoencoder in {model}: {list_metrics(self.metrics)}; {describe_latents(self.statistics)}"
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
@@ -248,11 +257,4 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def describe_model(self) -> str:
         """Return a phrase on the network (class, number of parameters) for `describe`, the log's opening text."""
-        described = f"{type(self.vae).__name__} with {millions(self.vae)} parameters"
-        if self.discriminator is None or self.config.discriminator.norm != "batch":
-            return described
-        return f"{described}, against a discriminator whose batch norm sees one micro-batch in one process at a time"
-
-
-def _listed(values: Tensor) -> str:
-    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+        return f"{type(self.vae).__name__} with {millions(self.vae)} parameters{self.config.batch_norm_note}"

@@ -11,7 +11,7 @@ from autoencoder.loss import LossConfig
 from autoencoder.perceptual import PerceptualConfig
 from autoencoder.vq import VQConfig
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
-from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.methods.run_config import INIT, RunConfig
 from ldm_kit.training.optim import OptimConfig
 
 
@@ -22,6 +22,10 @@ class AutoencoderRun(RunConfig):
     """
 
     method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
+    init: str | None = INIT
+    train_decoder_only: bool = Field(
+        default=False, description="train the decoder of `init` alone, so that its latents stay what they are"
+    )
     autoencoder: AutoencoderConfig
     loss: LossConfig = Field(
         default=LossConfig(),
@@ -49,6 +53,14 @@ class AutoencoderRun(RunConfig):
             raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
         if self.equivariance is not None and isinstance(net, VQConfig):
             raise ValueError("equivariance moves latents between the codes of a codebook; expected autoencoder.kind kl")
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "AutoencoderRun":
+        if self.train_decoder_only and self.init is None:
+            raise ValueError("train_decoder_only keeps the encoder of a trained autoencoder; expected its name as init")
+        if self.train_decoder_only and self.equivariance is not None:
+            raise ValueError("equivariance trains the latents, which train_decoder_only keeps; leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -80,6 +92,13 @@ class AutoencoderRun(RunConfig):
             f"{trained}"
         )
         return [*super().cautions(), late]
+
+    @property
+    def batch_norm_note(self) -> str:
+        """A phrase for the log on batch norm in the discriminator; empty if there is none."""
+        if self.loss.adversarial is None or self.discriminator.norm != "batch":
+            return ""
+        return ", against a discriminator whose batch norm sees one micro-batch in one process at a time"
 
     @property
     def _channels(self) -> int:

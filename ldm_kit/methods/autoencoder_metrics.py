@@ -10,7 +10,7 @@ from torch import Tensor
 from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
 from autoencoder.codebook import CodeUsage
 from autoencoder.perceptual import Perceptual
-from autoencoder.statistics import latent_sums
+from autoencoder.statistics import LatentStatistics, latent_sums
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.data.peers import agreed, divided, everyone, summed
 from ldm_kit.memory import BatchSize
@@ -100,3 +100,20 @@ def reconstruct(vae: Any, x: Tensor) -> Tensor:
 def of_training(figure: str) -> str:
     """Return the name of the metric `figure` when measured on training pictures: train_psnr for heldout_psnr."""
     return figure.replace("heldout_", "train_", 1)
+
+
+def describe_latents(statistics: LatentStatistics | None) -> str:
+    """Return a phrase on the latents of a saved autoencoder for the log.
+
+    Args:
+        statistics: measured before they were folded into the weights; None: none were measured, as only the decoder was
+            trained.
+    """
+    if statistics is None:
+        return "its latents are those of init"
+    mean, std = (_listed(value) for value in (statistics.mean, statistics.std))
+    return f"latent mean {mean} and deviation {std} folded into its weights"
+
+
+def _listed(values: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"

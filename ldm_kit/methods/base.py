@@ -17,6 +17,7 @@ from ldm_kit.data.peers import divided
 from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
+from ldm_kit.methods.from_trained import FromTrained
 from ldm_kit.methods.networks import contiguous_weights, eval_mode, millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
@@ -37,7 +38,7 @@ NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=tor
 C = TypeVar("C", bound=RunConfig)
 
 
-class Method(ABC, Generic[C]):
+class Method(FromTrained, ABC, Generic[C]):
     """A training method, from config to saved model; `ldm_kit.methods.train.train` runs it.
 
     A subclass sets `Config` and defines `build`, `losses` and `save`. An instance is the `Task` of the training loop,
@@ -177,8 +178,7 @@ class Method(ABC, Generic[C]):
 
     def heldout_metrics(self) -> dict[str, float]:
         """Return metrics by name: here the mean loss as heldout_loss; {} if nothing is held out."""
-        loss = self.heldout_loss()
-        return {} if loss is None else {"heldout_loss": loss}
+        return {} if (loss := self.heldout_loss()) is None else {"heldout_loss": loss}
 
     @classmethod
     def figures(cls, config: C, data: Split | None) -> list[str] | None:
@@ -249,7 +249,7 @@ class Method(ABC, Generic[C]):
             f"{self.describe_data()}, {len(self.data.heldout)} held out; {self.describe_model()}; {config.train.steps} "
             f"steps of {config.train.batch_size} (global batch), lr {config.optim.lr:g}"
         )
-        return "\n".join([paragraph, *(f"warning: {caution}" for caution in config.cautions())])
+        return "\n".join([paragraph, *self.notes, *(f"warning: {caution}" for caution in config.cautions())])
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (how many pictures) for `describe`, the log's opening text."""

@@ -32,6 +32,7 @@ class Conditions:
     train: Sequence[str | int]  # captions or labels of the training set
     heldout: Sequence[str | int]  # captions or labels of the held-out set
     conditioner: Conditioner = field(init=False)
+    note: str | None = field(init=False, default=None)  # what is new in a conditioner that was trained before
     dependencies: dict[str, str] = field(init=False)  # digest of token ids or of a frozen text encoder
 
     @classmethod
@@ -39,14 +40,21 @@ class Conditions:
         """Collect captions or labels of `data`, as the config needs; raises ConditioningError if pictures lack them."""
         return cls(config, data, *split_conditions(config, data))
 
-    def build(self, time_width: int | None) -> Conditioner:
-        """Build the conditioner; `time_width`: channels of the time embedding, to which a class vector is added.
+    def build(self, time_width: int | None, trained: Conditioner | None = None) -> Conditioner:
+        """Build the conditioner of the run, or go on with a trained one.
+
+        Args:
+            time_width: channels of the time embedding, to which a class vector is added.
+            trained: a trained conditioner that fits the config; None: build a new one.
 
         Raises:
             ConditioningError: the pictures have no classes, or a text encoder cannot be loaded.
         """
-        captions = [text for text in self.train if isinstance(text, str)]
         classes = self.data.train.classes
+        if trained is not None:
+            self.conditioner, self.note = trained.with_classes(classes)
+            return self.conditioner
+        captions = [text for text in self.train if isinstance(text, str)]
         self.conditioner = conditioners.build(self.config, captions=captions, classes=classes, time_width=time_width)
         return self.conditioner
 

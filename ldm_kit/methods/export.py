@@ -24,7 +24,7 @@ from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data.images import Split
 from ldm_kit.methods import check_run, find_method, method_of
 from ldm_kit.methods.base import Method
-from ldm_kit.methods.train import open_method
+from ldm_kit.methods.train import open_method, open_start
 from ldm_kit.models.directions import FILE as DIRECTIONS
 from ldm_kit.models.folder import device_named
 from ldm_kit.paths import check_writable
@@ -201,7 +201,7 @@ def _method_of(source: Path, overrides: Sequence[str], data: Split | None, devic
         configs.assign(tree, override)
     config = check_run(tree, f"{source / STATE_FILE}: config")
     try:
-        method = open_method(config, data, device)
+        method = open_method(config, data, device, start=open_start(config, source))
         check_unchanged(
             saved["step"], method.batches, method, source=saved["source"], dependencies=saved.get("dependencies", {})
         )

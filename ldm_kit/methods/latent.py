@@ -31,6 +31,7 @@ from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
+from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_network
 from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
 from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
@@ -38,7 +39,6 @@ from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
-from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.task import LossTerm
 
 
@@ -55,6 +55,7 @@ class Latent(Method[LatentRun]):
     """
 
     Config = LatentRun
+    Start = LatentStart
 
     vae: AutoencoderKL | VQModel | None = None
     latent_shape: tuple[int, ...]
@@ -80,8 +81,14 @@ class Latent(Method[LatentRun]):
         )
 
     @classmethod
-    def build(cls, config: LatentRun, data: Split, device: torch.device) -> "Latent":
-        """Open the autoencoder on `device`, cache latents and captions or labels of `data`, and build the networks.
+    def build(cls, config: LatentRun, data: Split, device: torch.device, start: LatentStart | None = None) -> "Latent":
+        """Open the autoencoder, cache latents and captions or labels, and build the networks.
+
+        Args:
+            config: the run's config.
+            data: training and held-out pictures.
+            device: device on which the autoencoder encodes.
+            start: trained networks to start from; None: random weights.
 
         Raises:
             UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
@@ -92,20 +99,11 @@ class Latent(Method[LatentRun]):
         """
         conditions = Conditions.open(config.condition, data)
         first_stage = FirstStage.open(config, data.train, device)
-        conditioner = conditions.build(config.unet.time_width)
+        conditioner = conditions.build(config.unet.time_width, None if start is None else start.conditioner)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
         _check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
-        channels, side, _ = latents.shape
-        unet = build_unet(
-            config.unet,
-            sample_size=side,
-            channels=channels,
-            out_channels=2 * channels if config.variance == "learned_range" else channels,
-            cross_width=conditioner.width,
-            vector_width=conditioner.vector_width,
-            guidance_width=None if config.guidance is None else config.guidance.width,
-        )
+        unet, notes = open_network(config, latents.shape, conditioner, start)
         inputs, heldout_inputs = conditions.prepare()
         heldout = None
         if heldout_inputs is not None:
@@ -115,6 +113,9 @@ class Latent(Method[LatentRun]):
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
         method.prompts = prompts
+        if start is not None:
+            method.dependencies["init"], method.start = start.sha256, start.structure(unet, conditioner)
+            method.notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
         if config.guidance is not None and config.guidance.base is not None:
             method.dependencies["guidance.base"] = start_from(config.guidance.base, method.pipeline, inputs, conditions)
         return method

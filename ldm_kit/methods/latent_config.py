@@ -9,7 +9,7 @@ from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
-from ldm_kit.methods.run_config import ConditionedRun, NoisedRun, check_saved, check_steps
+from ldm_kit.methods.run_config import INIT, ConditionedRun, NoisedRun, check_saved, check_steps
 from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
 from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
@@ -58,6 +58,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
+    init: str | None = INIT
     unet: UNetConfig
     prediction_type: PredictionType = Field(
         validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
@@ -124,6 +125,8 @@ class LatentRun(ConditionedRun, NoisedRun):
     def _check_guidance(self) -> "LatentRun":
         if self.guidance is None:
             return self
+        if self.init is not None and self.guidance.base is not None:
+            raise ValueError("init and guidance.base both name weights to start from; expected one of them")
         if type(self.condition).unconditional or self.condition_dropout == 0:
             raise ValueError(
                 "guidance steers away from the null condition; expected a condition, and a condition_dropout above 0 "

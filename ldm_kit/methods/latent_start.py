@@ -9,6 +9,7 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.models.compatibility import check_compatible
+from ldm_kit.models.growth import misfits, shapes
 from ldm_kit.models.pipeline import Pipeline
 
 _NEW = {"time_embedding.cond_proj.weight"}  # weights that the base may lack: those of the guidance scale, which are 0
@@ -84,14 +85,11 @@ def copy_weights(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
         new: network of the same kind, which is changed in place.
 
     Raises:
-        UserError: other weights are missing, too many, or of another shape; the message has the first one's name.
+        UserError: other weights are missing, too many, or of another shape; the message names the first ones.
     """
     trained = old.state_dict()
-    given = {key: tuple(value.shape) for key, value in trained.items()}
-    expected = {key: tuple(value.shape) for key, value in new.state_dict().items() if key in given or key not in _NEW}
-    if misfits := sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key)):
-        shapes = [shape.get(misfits[0], "nothing") for shape in (given, expected)]
-        raise UserError(
-            f"{base} does not fit this run's {name}: {misfits[0]} is {shapes[0]} there, expected {shapes[1]}"
-        )
+    given = shapes(old)
+    expected = {key: shape for key, shape in shapes(new).items() if key in given or key not in _NEW}
+    if (phrase := misfits(given, expected)) is not None:
+        raise UserError(f"{base} does not fit this run's {name}: {phrase}")
     new.load_state_dict(trained, strict=False)

@@ -53,6 +53,14 @@ class RunConfig(Config):
         ]
 
 
+INIT = Field(
+    default=None,
+    min_length=1,
+    description="trained weights to start from: a run, a saved model, a checkpoint, a diffusers folder, or "
+    "owner/name or owner/name@COMMIT on the Hub; null: random weights",
+)  # the field `init` of the methods that can start from trained weights
+
+
 class NoisedRun(RunConfig):
     """Config of a run that diffuses the latents of an autoencoder, or pixels.
 

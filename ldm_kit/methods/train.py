@@ -58,11 +58,12 @@ def train(
     _check_keep_best(settings, None)
     with session(settings, resume) as run:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        start = open_start(settings, run.resume)
         groups = work_groups()
         with shared_by(*groups):
             pictures = load(settings.data, captions=settings.needs_captions) if data is None else data
             _check_keep_best(settings, pictures)
-            method = open_method(settings, pictures, run.device, collectives)
+            method = open_method(settings, pictures, run.device, collectives, start=start)
             method.precision, method.shared_work = run.precision, SharedWork(*groups)
         trainer = run.trainer(method, method.batches)
         log = run.log(trainer)
@@ -128,6 +129,8 @@ def open_method(
     data: Split | None = None,
     device: torch.device | str = "cpu",
     collectives: Collectives | None = None,
+    *,
+    start: Any = None,
 ) -> Method[Any]:
     """Build the method of a config, with its pictures, caches and networks.
 
@@ -136,13 +139,34 @@ def open_method(
         data: pictures to use instead of the config's `data`; None: load the config's.
         device: device on which frozen networks run, and for which trained ones are set up (memory layout, attention).
         collectives: reductions over the processes of the run; None: there is one process.
+        start: trained weights that the run starts from, as `open_start` returns them; None: open those of the config.
     """
+    start = open_start(config) if start is None else start
     pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)
-    method = find_method(method_name(config)).build(config, pictures, torch.device(device))
+    given = {} if start is None else {"start": start}
+    method = find_method(method_name(config)).build(config, pictures, torch.device(device), **given)
     for module in method.modules.values():
         configure_network(module, device, config.train)
     method.collectives = collectives or Collectives()
     return method
+
+
+def open_start(config: RunConfig, checkpoint: Path | None = None) -> Any:
+    """Open the trained weights that a config names under `init`; torch's random numbers stay as they are.
+
+    Args:
+        config: the run's config.
+        checkpoint: checkpoint from which the run goes on; the weights that it started from are then not read again.
+
+    Returns:
+        What the method's `build` takes as `start`; None: the run starts from random weights.
+
+    Raises:
+        UserError: the weights cannot be opened or do not fit the config.
+        AutoencoderError, ConditioningError: the same, of an autoencoder or a text encoder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return find_method(method_name(config)).open_start(config, checkpoint)
 
 
 def _checked(data: Split) -> Split:

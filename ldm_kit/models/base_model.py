@@ -6,17 +6,15 @@ by a sha256 over the base model's weights, its frozen text encoder and its noise
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from autoencoder.base import reduction
-from conditioning import sources
 from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit.config import UserError
 from ldm_kit.data.images import digest
@@ -26,28 +24,16 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.components import load_components
 from ldm_kit.models.folder import INDEX, ModelFolder
+from ldm_kit.models.hub import COMMIT as COMMIT
+from ldm_kit.models.hub import HUB_NAME as HUB_NAME
+from ldm_kit.models.hub import Origin as Origin
+from ldm_kit.models.hub import locate
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.unet import UNet
 from ldm_kit.training.checkpoint import MANIFEST
 
-HUB_NAME, COMMIT = re.compile(r"\w[\w.-]*/\w[\w.-]*"), re.compile(r"[0-9a-f]{40}")
-_WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # names of the components with weights
-_WEIGHTS = tuple(
-    f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
-)
 _SCHEDULE_KEYS = ("kind", "num_train_timesteps", "start", "end", "betas", "scale_ends", "zero_terminal")  # release 0.2
-_HUB_FILES = ["*.json", "tokenizer/*.txt", *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS)]
-
-
-class Origin(NamedTuple):
-    """Where a base model was downloaded from: a repository on the Hugging Face Hub, at one commit."""
-
-    name: str  # owner/name
-    commit: str  # 40 hex digits
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.commit[:12]}"
 
 
 @dataclass(eq=False)
@@ -79,7 +65,7 @@ class BaseModel:
                 downloaded; the model is conditional, but its null condition was never trained; or its noise schedule
                 violates a_t^2 + s_t^2 = 1 or a_t > 0 (where x_t = a_t x_0 + s_t eps).
         """
-        copy, origin = _locate(base, revision)
+        copy, origin = locate(base, revision, "the frozen model")
         folder = ModelFolder.open(copy)
         vae, unet, conditioner, noise = load_components(folder, device)
         schedule, target, variance = noise
@@ -183,37 +169,6 @@ def _beside(folder: Path, path: str) -> Path:
             f"base.path in {folder / INDEX} and remove {folder / MANIFEST}"
         )
     return base
-
-
-def _locate(base: Path | str, revision: str | None) -> tuple[Path, Origin | None]:
-    """Return a base model's folder, and its origin on the Hub (None for a local folder).
-
-    If `base` is both the path of a folder and a name on the Hub, the folder is meant. `revision` is a branch, tag or
-    commit on the Hub; None: main.
-
-    Raises:
-        UserError: `base` is a folder and `revision` is not None; or the model is not in the cache and cannot be
-            downloaded.
-    """
-    folder = Path(base)
-    if folder.exists() or not HUB_NAME.fullmatch(str(base)):
-        if revision is not None:
-            raise UserError(f"{base} is no model on the Hub, but a folder, which has no revision {revision!r:.80}")
-        return folder, None
-    copy = sources.snapshot(str(base), _HUB_FILES, _complete, ignored=None, revision=revision)
-    if copy is None:
-        at = "" if revision is None else f" at revision {revision:.80}"
-        raise UserError(
-            f"cannot have the frozen model {base}{at}: there is no such folder, and as a model of safetensors on the "
-            "Hub it is neither in the local cache nor to be downloaded now"
-        )
-    return copy, Origin(str(base), copy.name)
-
-
-def _complete(folder: Path) -> bool:
-    """Return whether the local copy of a Hub model has model_index.json, and weights in each component's folder."""
-    components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
-    return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
 
 
 def _table_text(schedule: Schedule) -> str:

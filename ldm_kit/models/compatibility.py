@@ -39,10 +39,10 @@ def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -
     Raises:
         UserError: one of the three differs; the message gives the guide's value and the model's.
     """
-    if not _same_noise(of_guide.schedule, of_model.schedule):
+    if not same_noise(of_guide.schedule, of_model.schedule):
         raise UserError(
-            f"{guide} was trained under {_noise(of_guide.schedule)}, but the model samples under "
-            f"{_noise(of_model.schedule)}"
+            f"{guide} was trained under {describe_noise(of_guide.schedule)}, but the model samples under "
+            f"{describe_noise(of_model.schedule)}"
         )
     if of_guide.shape != of_model.shape:
         raise UserError(
@@ -54,13 +54,15 @@ def check_compatible(guide: str, of_guide: LatentSpace, of_model: LatentSpace) -
         )
 
 
-def _same_noise(one: ScheduleConfig, other: ScheduleConfig) -> bool:
+def same_noise(one: ScheduleConfig, other: ScheduleConfig) -> bool:
+    """Return whether two noise schedules have the same timesteps and the same signal levels, to 1e-6."""
     return one.num_train_timesteps == other.num_train_timesteps and torch.allclose(
         build(one).a, build(other).a, rtol=0, atol=1e-6
     )
 
 
-def _noise(config: ScheduleConfig) -> str:
+def describe_noise(config: ScheduleConfig) -> str:
+    """Return a phrase that gives the settings of a noise schedule, for messages."""
     values = config.model_dump(exclude={"betas"}, exclude_none=True)
     return f"the noise schedule ({', '.join(f'{name} {value}' for name, value in values.items())})"
 

@@ -19,6 +19,7 @@ from ldm_kit.config import Precision, UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.models.loaded import check_sizes, check_tensors
 from ldm_kit.models.manifest import verify_folder
 from ldm_kit.nets.execution import DTYPES, prepare_loaded
 from ldm_kit.solvers.scheduler_config import from_scheduler_config, read_variance, saved_scheduler
@@ -28,7 +29,6 @@ from ldm_kit.training.precision import resolve_precision
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # _class_name in the index of a noisy classifier
 SEMANTIC = "ldm_kit.SemanticModel"  # _class_name in the index of a semantic model
-_SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that give shapes
 
 
 class Noise(NamedTuple):
@@ -125,7 +125,15 @@ class ModelFolder:
                 return kind
         raise UserError(f"{self}: {name} is {stated!r:.80}, expected {' or '.join(classes)}; no other code is run")
 
-    def component(self, name: str, kind: str, classes: Mapping[str, Any], device: torch.device | str = "cpu") -> Any:
+    def component(
+        self,
+        name: str,
+        kind: str,
+        classes: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        *,
+        whole: bool = False,
+    ) -> Any:
         """Load one network that was saved in diffusers' format, in evaluation mode and without gradients.
 
         Args:
@@ -133,6 +141,7 @@ class ModelFolder:
             kind: the network's class name, which its config must state.
             classes: class name -> class.
             device: where the network is put; memory layout and attention kernel are chosen for it.
+            whole: whether tensors of which the network has no use are an error too.
 
         Raises:
             UserError: a file is missing or broken, the config states another class, or the weights do not fit the
@@ -149,11 +158,8 @@ class ModelFolder:
                 )
             except Exception as error:  # of many unrelated classes: broken JSON or weights, unknown blocks, shapes
                 raise UserError(f"cannot open {folder}: {' '.join(str(error).split()):.300}") from None
-        if missing := report["missing_keys"]:
-            raise UserError(
-                f"the weights in {folder} lack {len(missing)} tensors, the first being {sorted(missing)[0]}"
-            )
-        _check_sizes(module, f"{folder}/config.json")
+        check_tensors(folder, report["missing_keys"], report["unexpected_keys"] if whole else ())
+        check_sizes(module, f"{folder}/config.json")
         return prepare_loaded(module, device).to(device)
 
     def noise(self) -> Noise:
@@ -204,21 +210,6 @@ def entry_of(folder: ModelFolder, name: str) -> tuple[str, str]:
             return library, kind
         case other:
             raise UserError(f"{folder.path / INDEX}: {name} is {other!r:.80}; expected its library and its class")
-
-
-def _check_sizes(module: Any, where: str) -> None:
-    """Check that `module`'s config has positive integers as sizes (`_SIZES`); turn a sample_size of [32, 32] into 32.
-
-    Raises:
-        UserError: a size is no positive integer (out_channels may be None); the message begins with `where`.
-    """
-    for key in [key for key in _SIZES if key in module.config]:
-        value = module.config[key]
-        if key == "sample_size" and isinstance(value, list | tuple) and len({*map(str, value)}) == 1:
-            module.register_to_config(sample_size=value[0])
-        value = module.config[key]
-        if (type(value) is not int or value < 1) and (key, value) != ("out_channels", None):
-            raise UserError(f"{where}: {key} is {value!r:.40}; expected a whole number of 1 or more")
 
 
 def read_json(path: Path, subject: str) -> dict[str, Any]:

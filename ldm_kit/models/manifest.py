@@ -68,11 +68,12 @@ def verify_folder(folder: Path, within: str = "") -> None:
             write_atomic(memory, json.dumps(content).encode())
 
 
-def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
+def open_first_stage(folder: Path | str, *, whole: bool = False) -> AutoencoderKL | VQModel:
     """Verify the files of an autoencoder, then load it.
 
     Args:
         folder: the autoencoder's folder, the folder of a model that contains one, or a run's folder.
+        whole: whether tensors of which the autoencoder has no use are an error too.
 
     Raises:
         UserError: a file has changed since it was saved.
@@ -81,7 +82,7 @@ def open_first_stage(folder: Path | str) -> AutoencoderKL | VQModel:
     first_stage = saved.find(Path(folder))
     verify_folder(first_stage)
     verify_folder(first_stage.parent, f"{first_stage.name}/")
-    return saved.load(first_stage)
+    return saved.load(first_stage, whole=whole)
 
 
 def update_manifest(folder: Path, names: Iterable[str]) -> None:

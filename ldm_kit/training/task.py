@@ -82,6 +82,16 @@ class DependentTask(Protocol):
 
 
 @runtime_checkable
+class StartedTask(Protocol):
+    """A task that may have started from trained weights, whose networks its config does not describe in full."""
+
+    @property
+    def start(self) -> Mapping[str, Any] | None:
+        """JSON values from which a resumed run builds the same networks; None: the task started from random weights."""
+        ...
+
+
+@runtime_checkable
 class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples, so that `losses` depends on all micro-batches of a step."""
 

@@ -15,9 +15,9 @@ from ldm_kit.training import checkpoint, distributed, optim
 from ldm_kit.training.batches import BatchSplit
 from ldm_kit.training.ema import Ema
 from ldm_kit.training.run_folder import versions
-from ldm_kit.training.task import BatchSource, DependentTask, Task
+from ldm_kit.training.task import BatchSource, DependentTask, StartedTask, Task
 
-STATE_FILE = "trainer_state.json"
+STATE_FILE, START_FILE = "trainer_state.json", "start.json"
 TensorFiles = dict[str, Mapping[str, Tensor]]  # tensors by file name without its suffix
 
 
@@ -54,7 +54,9 @@ class TrainingState:
             UserError: the checkpoint cannot be written.
         """
         files, optimiser_values = self.collect()
-        json_files = {STATE_FILE: {**values, **optimiser_values}, **extra}
+        start = self.task.start if isinstance(self.task, StartedTask) else None
+        started = {} if start is None else {START_FILE: start}
+        json_files = {STATE_FILE: {**values, **optimiser_values}, **started, **extra}
         checkpoint.write(folder, lambda draft: _write_files(draft, files, json_files), _size(files))
 
     def load(self, folder: Path, values: Mapping[str, Any]) -> None:
@@ -122,6 +124,12 @@ def metadata(
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint's trainer_state.json: step, config, versions and more."""
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def read_start(folder: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint holds of the trained weights that its run started from; None: it started from none."""
+    path = folder / START_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def check_unchanged(

@@ -20,7 +20,7 @@ from ldm_kit import config as configs
 from ldm_kit.methods import check_run
 from ldm_kit.methods.base import Collectives
 from ldm_kit.methods.run_config import RunConfig
-from ldm_kit.methods.train import open_method
+from ldm_kit.methods.train import open_method, open_start
 from ldm_kit.training.session import Session, session
 
 ROOT = Path(__file__).parents[2]
@@ -130,9 +130,8 @@ def play(
     reset()
     with session(config, resume) as run:
         opened(run)
-        method = open_method(
-            config, None, run.device, Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
-        )
+        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        method = open_method(config, None, run.device, collectives, start=open_start(config, run.resume))
         method.precision = run.precision
         trainer, lines = run.trainer(method, method.batches), []
         for step in trainer.train(method.batches):

@@ -1,0 +1,241 @@
+"""Start latent diffusion from a trained U-Net and, where it is trained and of the same kind, its conditioner."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import conditioning.factory as conditioners
+from autoencoder import saved
+from conditioning.base import Conditioner, ConditioningError
+from conditioning.labels import ClassConditioner
+from ldm_kit.config import UserError
+from ldm_kit.data.images import digest
+from ldm_kit.data.latents import weights_digest
+from ldm_kit.methods.latent_config import LatentRun
+from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
+from ldm_kit.models.classifier import first_stage_of
+from ldm_kit.models.compatibility import describe_noise, same_noise
+from ldm_kit.models.components import UNET, component_classes, load_first_stage
+from ldm_kit.models.folder import ModelFolder, Noise
+from ldm_kit.models.growth import check_growth, grow
+from ldm_kit.nets.unet import build_unet
+from ldm_kit.training.training_state import read_start
+
+
+@dataclass(frozen=True, eq=False)
+class LatentStart:
+    """What a run starts from: a trained U-Net and conditioner, or the structure of both for a resumed run."""
+
+    where: str  # the model as messages call it, such as "init runs/ldm"
+    unet: Any  # the trained U-Net; of a resumed run, a network like the run's, with random weights
+    conditioner: Conditioner | None  # the conditioner to go on with; None: the run builds a new one
+    kind: str  # what the trained model is conditioned on, such as "text"
+    sha256: str  # digest of the trained weights
+    first_stage: str | None = None  # digest of the trained model's autoencoder; None: a model of pixels
+    resumed: bool = False
+
+    @classmethod
+    def open(cls, config: LatentRun, checkpoint: Path | None) -> "LatentStart | None":
+        """Open the model that `config.init` names, and check that it fits the config; None: there is no `init`.
+
+        Args:
+            config: the run's config.
+            checkpoint: checkpoint from which the run is resumed; the model is then not read.
+
+        Raises:
+            UserError: the model cannot be opened, or its noise schedule, prediction type, variance or networks do not
+                fit the config.
+            AutoencoderError, ConditioningError: the config's autoencoder or text encoder cannot be found.
+        """
+        if checkpoint is not None:
+            return cls._resumed(config, checkpoint)
+        if config.init is None:
+            return None
+        path, where = locate_start(config.init)
+        folder = ModelFolder.open(path)
+        classes = component_classes(folder)
+        _check_noise(where, folder.noise(), config)
+        unet = folder.component("unet", classes["unet"], UNET, whole=True)
+        kind = conditioners.kind_in(folder.path)
+        conditioner = _conditioner(where, folder, kind, config)
+        networks = {"unet": unet, **({} if conditioner is None else conditioner.trainable)}
+        sha256 = digest([f"{name} {weights_digest(network)}" for name, network in networks.items()])
+        first = next((name for name in ("vae", "vqvae") if name in classes), None)
+        vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
+        start = cls(where, unet, conditioner, kind.modality, sha256, first_stage_of(vae))
+        start._check_early(config)
+        return start
+
+    @classmethod
+    def _resumed(cls, config: LatentRun, checkpoint: Path) -> "LatentStart | None":
+        if (values := read_start(checkpoint)) is None:
+            return None
+        unet, kind = from_structure(values.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
+        structure = values.get("conditioner")
+        conditioner = kind.from_structure(structure) if structure else None
+        return cls("init", unet, conditioner, kind.modality, str(values.get("sha256")), resumed=True)
+
+    def _check_early(self, config: LatentRun) -> None:
+        """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""
+        kind, width = conditioners.of_config(config.condition), config.unet.time_width
+        if (widths := kind.widths(config.condition, width)) is None:
+            return  # a conditioner of another package; `network` checks it
+        channels = _latent_channels(config)
+        if channels is None:
+            channels = self.unet.config["in_channels"]
+        expected = _expected(config, (channels, config.unet.factor), *widths)
+        check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range")
+
+    def network(self, config: LatentRun, channels: int, side: int, conditioner: Conditioner) -> tuple[Any, list[str]]:
+        """Return the U-Net of a run, with the trained weights, and sentences for the log on what is new in it.
+
+        Args:
+            config: the run's config.
+            channels: channels of a latent.
+            side: height and width of a latent.
+            conditioner: the run's conditioner.
+
+        Raises:
+            UserError: the trained U-Net does not fit the config.
+        """
+        if self.resumed:
+            return self.unet, [resumed_note(self.sha256)]
+        expected = _expected(config, (channels, side), conditioner.width, conditioner.vector_width)
+        unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
+        if unet.class_embedding is not None and self.unet.class_embedding is None:
+            notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
+        if self.conditioner is None and conditioner.modality != self.kind:
+            notes.append(
+                f"{self.where} was trained on {self.kind}; the condition of this run, {conditioner.modality}, is new"
+            )
+        elif self.conditioner is None and conditioner.trainable:
+            notes.append(
+                f"{self.where}: the encoder of {conditioner.modality} is new and random, as its width is another"
+            )
+        return unet, [f"started from {self.where.removeprefix('init ')}, sha256 {self.sha256}", *notes]
+
+    def structure(self, unet: Any, conditioner: Conditioner) -> dict[str, Any]:
+        """Return what a resumed run builds its U-Net and conditioner from, as JSON values."""
+        return {
+            "sha256": self.sha256,
+            "unet": structure_of(unet),
+            "conditioner": {} if self.conditioner is None else conditioner.structure,
+        }
+
+
+def _check_noise(where: str, noise: Noise, config: LatentRun) -> None:
+    """Check that the trained model has the run's noise schedule, prediction type, and variance, if that is learned."""
+    if noise.prediction_type != config.prediction_type:
+        raise UserError(
+            f"{where} predicts {noise.prediction_type}, but this run's prediction_type is {config.prediction_type}; "
+            "expected the same"
+        )
+    if not same_noise(noise.schedule, config.schedule):
+        raise UserError(
+            f"{where} was trained under {describe_noise(noise.schedule)}, but this run's is "
+            f"{describe_noise(config.schedule)}; expected the same"
+        )
+    if noise.variance == "learned_range" != config.variance:
+        raise UserError(f"{where} learns its variance, but variance is {config.variance}; expected learned_range")
+
+
+def _conditioner(where: str, folder: ModelFolder, kind: type[Conditioner], config: LatentRun) -> Conditioner | None:
+    """Return the trained conditioner that the run can go on with, ready to be trained; None: there is none."""
+    if not kind.components or kind is not conditioners.of_config(config.condition):
+        return None
+    conditioner = folder.conditioner()
+    try:
+        fits = conditioner.fits(config.condition)
+    except ConditioningError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not fits:
+        return None
+    trainable(conditioner)
+    return conditioner
+
+
+def _latent_channels(config: LatentRun) -> int | None:
+    """Return the channels of what the run denoises, as far as configs say them; None: unknown.
+
+    Raises:
+        AutoencoderError: there is no autoencoder in the folder that the config names.
+    """
+    if not config.autoencoder:
+        return getattr(config.data, "channels", None)
+    path = saved.find(Path(config.autoencoder)) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        channels = values.get("vq_embed_dim") or values.get("latent_channels")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return channels if type(channels) is int else None
+
+
+def open_network(
+    config: LatentRun, shape: Sequence[int], conditioner: Conditioner, start: LatentStart | None
+) -> tuple[Any, list[str]]:
+    """Return a run's U-Net, and sentences for the log on what it started from.
+
+    Args:
+        config: the run's config.
+        shape: channels, height and width of a latent.
+        conditioner: the run's conditioner.
+        start: what the run starts from; None: random weights.
+
+    Raises:
+        UserError: the trained U-Net does not fit the config.
+    """
+    if start is not None:
+        return start.network(config, shape[0], shape[1], conditioner)
+    return _build(config, shape, conditioner.width, conditioner.vector_width), []
+
+
+def _expected(config: LatentRun, shape: Sequence[int], width: int | None, vector_width: int | None) -> Any:
+    """Return, on the meta device, the U-Net that a config describes; the arguments are those of `_build`."""
+    with torch.device("meta"):
+        return _build(config, shape, width, vector_width)
+
+
+def _build(config: LatentRun, shape: Sequence[int], width: int | None, vector_width: int | None) -> Any:
+    """Build the U-Net that a config describes.
+
+    Args:
+        config: the run's config.
+        shape: channels and side of a latent.
+        width: channels of the tokens; None: there are none.
+        vector_width: channels of the vector; None: there is none.
+    """
+    return build_unet(
+        config.unet,
+        sample_size=shape[1],
+        channels=shape[0],
+        out_channels=2 * shape[0] if config.variance == "learned_range" else shape[0],
+        cross_width=width,
+        vector_width=vector_width,
+        guidance_width=None if config.guidance is None else config.guidance.width,
+    )
+
+
+def _zero_vectors(conditioner: Conditioner) -> str:
+    """Zero the vectors of classes, in place, for a U-Net that took none; return a sentence for the log."""
+    if isinstance(conditioner, ClassConditioner):
+        torch.nn.init.zeros_(conditioner.class_encoder.embedding.weight)
+    return "it took no classes; the vectors of all classes begin at 0"
+
+
+def autoencoder_note(start: LatentStart, first_stage: Any) -> list[str]:
+    """Return a sentence for the log if the trained model has another autoencoder than `first_stage`, the run's."""
+    if start.resumed or first_stage_of(first_stage) == start.first_stage:
+        return []
+    return [
+        f"note: {start.where} was trained on {_latents(start.first_stage)}, and this run is on "
+        f"{_latents(first_stage_of(first_stage))}; where these differ, so do the first predictions"
+    ]
+
+
+def _latents(sha256: str | None) -> str:
+    return "pixels" if sha256 is None else f"latents of an autoencoder of sha256 {sha256[:12]}"
