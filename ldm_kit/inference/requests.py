@@ -134,7 +134,7 @@ class EvaluationRequest(Config):
         default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"
     )
     bootstrap: int = Field(default=100, ge=0, description="draws for the 95 % intervals; 0: no intervals")
-    batch_size: int | None = Field(default=None, ge=1, description="pictures at once; left out: by their size")
+    batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(default="no", description="autocast while sampling: no, bf16, fp16 or auto")
     out: Path | None = Field(

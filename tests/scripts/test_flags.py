@@ -85,6 +85,7 @@ DIFFERENT = {  # flags that mean another thing in another command, which their h
     "details": "the picture whose x_T is taken, or whether x_T is saved",
     "image_size": "needed, or read from the file",
     "heads": "of either project's networks",
+    "out": "a file or folder with one default, or one that depends on what is evaluated",
 }
 
 
@@ -107,6 +108,7 @@ def test_seeds_have_one_range(seed):
     assert len(seeded) >= 5
     for kind in seeded:
         given = {name: value for name, value in needed.items() if name in kind.model_fields}
-        kind(**given, seed=2**64 - 1, **({"count": 1} if "count" in kind.model_fields else {}))
+        count = 2 if "count" in kind.model_fields else 1
+        kind(**given, seed=2**64 - count, **({"count": count} if count > 1 else {}))
         with pytest.raises(ValidationError, match=r"seed"):
             kind(**given, seed=seed)
