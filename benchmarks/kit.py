@@ -1,7 +1,5 @@
 """Functions that build, train, load and sample models with ldm_kit, for all benchmarks."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -109,10 +106,7 @@ def open_latent(config: LatentRun, data: Split, device: torch.device, cached: bo
 
 def open_autoencoder(config: AutoencoderRun, data: Split, device: torch.device) -> Opened:
     """Build an autoencoder's training task, and its batches of the training pictures of `data`."""
-    task = Autoencoding(config)
-    for module in task.modules.values():
-        configure_network(module, device, config.train)
-    return Opened(task, PictureBatches(data.train, config.seed, config.flip))
+    return _configured(Autoencoding(config), PictureBatches(data.train, config.seed, config.flip), device)
 
 
 def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, device: torch.device) -> Opened:
@@ -124,9 +118,12 @@ def open_random_latents(config: LatentRun, side: int, count: int, tokens: int, d
     states = torch.empty(count, tokens, conditioner.width or 1, dtype=torch.bfloat16).normal_()
     inputs = {"states": states, "mask": torch.ones(count, tokens, dtype=torch.bool)}
     batches = LatentBatches(Latents(mean, torch.zeros_like(mean), "random"), inputs, [""] * count, config.seed)
-    task = Latent(config, unet, conditioner)
+    return _configured(Latent(config, unet, conditioner), batches, device)
+
+
+def _configured(task: Any, batches: BatchSource, device: torch.device) -> Opened:
     for module in task.modules.values():
-        configure_network(module, device, config.train)
+        configure_network(module, device, task.config.train)
     return Opened(task, batches)
 
 
@@ -253,13 +250,3 @@ def generate(
 ) -> Tensor:
     """Generate a picture for each of N prompts with their N seeds, at most `batch` at a time; uint8 [N, C, R, R]."""
     return torch.cat(list(pipeline.generate(prompts, seeds, options, batch)))
-
-
-def train_missing(names: Sequence[str]) -> None:
-    """Train those of the configs `names` in configs/benchmarks, in order, that have no model in runs/benchmarks yet."""
-    for name in names:
-        if not (RUNS / name / "model").exists():
-            script = "train_ae.py" if name == "ae" else "train_ldm.py"
-            done = subprocess.run([sys.executable, script, f"configs/benchmarks/{name}.yaml"], check=False)
-            if done.returncode:
-                raise typer.Exit(done.returncode)

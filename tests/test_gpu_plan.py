@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu import __main__ as plan
-from benchmarks.gpu import peak, sampling, tables, training
+from benchmarks.gpu import peak, sampling, section, tables, training
+from benchmarks.gpu import plan as plans
 from benchmarks.gpu.model import Space
+from benchmarks.gpu.plan import SECTIONS, Plan, Results
 from benchmarks.gpu.sizes import full, tiny
 from benchmarks.gpu.timing import measure
 
@@ -17,11 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and accelerate
 
 @pytest.fixture(autouse=True)
 def switches():
-    """Leave torch's process-wide switches to other tests as they were; the plan has processes of its own."""
+    """Check that sections leave torch's process-wide switches as they were."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.benchmark = before[1]
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == before
 
 
 @pytest.fixture(scope="module")
@@ -75,32 +75,41 @@ def test_a_measured_variant_is_closed_and_timed_by_blocks():
 
 
 def test_a_plan_goes_on_where_it_stopped_and_a_failure_is_not_done(tmp_path, monkeypatch):
-    results, ran = plan.Results(tmp_path), []
+    results, ran = Results(tmp_path), []
     results.write("peak", {"error": "took longer than 1 s"})
     results.write("stage1", {"batch": 1})
 
-    def run(name, *rest):
+    def run(self, name, limit):
         ran.append(name)
         results.write(name, {})
 
-    monkeypatch.setattr(plan, "_run_section", run)
-    plan.run_all(["peak", "stage1", "stage2"], True, tmp_path, True, 8, results)
+    monkeypatch.setattr(Plan, "run_section", run)
+    plan = Plan(results, tmp_path, rehearse=True)
+    plan.run(["peak", "stage1", "stage2"], resume=True)
     assert ran == ["peak", "stage2"]
-    plan.run_all(["stage1"], False, tmp_path, True, 8, results)
+    plan.run(["stage1"], resume=False)
     assert ran[2:] == ["stage1"]
-    plan.run_all(["stage2", "sampling"], False, tmp_path, True, 0, results)
+    replace(plan, minutes=0).run(["stage2", "sampling"], resume=False)
     assert results.read()["sampling"]["error"] == "not started: 0 minutes were over"
     assert list(results.read()) == ["peak", "stage1", "stage2", "sampling"]
 
 
 def test_a_section_that_fails_says_why(tmp_path, monkeypatch):
-    results = plan.Results(tmp_path)
-    monkeypatch.setattr(plan.sys, "executable", "/bin/false")
-    plan._run_section("peak", tmp_path, True, 60, results)
+    results = Results(tmp_path)
+    plan = Plan(results, tmp_path, rehearse=True)
+    monkeypatch.setattr(plans.sys, "executable", "/bin/false")
+    plan.run_section("peak", 60)
     assert results.read()["peak"]["error"] == "exit status 1"
     assert tables.page(results.read()) == "peak: exit status 1"
     (tmp_path / "slow").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "slow").chmod(0o755)
-    monkeypatch.setattr(plan.sys, "executable", str(tmp_path / "slow"))
-    plan._run_section("peak", tmp_path, True, 0, results)
+    monkeypatch.setattr(plans.sys, "executable", str(tmp_path / "slow"))
+    plan.run_section("peak", 0)
     assert results.read()["peak"]["error"] == "took longer than 0 s"
+
+
+def test_every_section_can_be_run_and_has_a_table(tmp_path):
+    assert {*section.ON_MODEL, "tests", "peak", "faces"} == {*SECTIONS}
+    tested = {"summary": "1 failed, 3 passed", "failed": ["FAILED tests/gpu/test_steps.py::test_a"], "status": 1}
+    text = tables.page({"tests": tested, "profile": {"stage 2": "operators"}})
+    assert text == "Tests marked gpu: 1 failed, 3 passed\nFAILED tests/gpu/test_steps.py::test_a"

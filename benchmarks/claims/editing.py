@@ -14,6 +14,7 @@ from benchmarks.claims.compute import last_step, trained_parameters, training_fl
 from benchmarks.claims.counterparts import EDITS, STEPS, EditJudge, apply_edits, steps_of
 from benchmarks.claims.editing_data import MODELS, Bench
 from benchmarks.claims.judge import pixels_of
+from benchmarks.claims.trained_runs import train_missing
 from benchmarks.tables import Columns, Row, chosen, format_rows, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.data.images import InMemory, to_bytes, to_unit
@@ -158,7 +159,7 @@ def editing(
     with cli_errors():
         names, target = chosen(tables, TABLES), page_of("semantic.md") if page else None
         if not tables:
-            kit.train_missing(RUNS)
+            train_missing(RUNS)
         bench = Bench.make(edits, reconstructed, generated, target.parent if target else None)
         for name in names:
             measure, columns = TABLES[name]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import kit
 from benchmarks.claims.judge import Judge, labels_of, pixels_of
+from benchmarks.claims.trained_runs import train_missing
 from benchmarks.tables import chosen, format_rows, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.data.images import Split
@@ -140,7 +141,7 @@ def guidance(
     with cli_errors():
         names, target = chosen(tables, TABLES), page_of("guidance.md") if page and seed == 0 else None
         if not tables:
-            kit.train_missing(MODELS)
+            train_missing(MODELS)
         split = kit.load_openmoji()
         bench = Bench.make(split, count, seed)
         for name in names:

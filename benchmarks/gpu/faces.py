@@ -20,7 +20,7 @@ from ldm_kit.data import sources
 from ldm_kit.data.peers import shared_by
 from ldm_kit.methods import read_run
 from ldm_kit.metrics.factor_reader import ReaderConfig
-from ldm_kit.models import factor_readers
+from ldm_kit.models.factor_readers import training_pictures
 
 OUTPUTS = ("sheet.png", "demo.json")
 
@@ -50,7 +50,7 @@ def render(overrides: list[str]) -> None:
     dist.init_process_group("gloo")
     data = read_run(FACES_2, overrides).data
     with shared_by(Gloo(), Gloo()):
-        factor_readers._training_pictures(data, sources.load(data), ReaderConfig()).load()
+        training_pictures(data, sources.load(data), ReaderConfig()).load()
     dist.destroy_process_group()
 
 

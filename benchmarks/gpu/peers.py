@@ -5,7 +5,7 @@ no gradient checkpointing. Stage 1 (train_autoencoderkl.py): --mixed_precision=b
 picture is read, decoded or copied, and the perceptual distance is ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,17 @@ from benchmarks.speed.peers import PreparedModule, Stage1Losses
 from ldm_kit.models.folder import silence_diffusers
 
 
-def _accelerator(sizes: Sizes) -> Accelerator:
+def with_tf32(work: Callable[..., Iterator[object]], *args: Any) -> Iterator[object]:
+    """Yield from `work(*args)` while TF32 is allowed in matrix products, as --allow_tf32 does."""
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
+    try:
+        yield from work(*args)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _accelerator(sizes: Sizes) -> Accelerator:
     return Accelerator(mixed_precision="bf16", cpu=sizes.device.type == "cpu")
 
 

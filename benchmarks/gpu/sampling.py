@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import kit
 from benchmarks.gpu.model import CAPTIONS, Space
-from benchmarks.gpu.timing import Figures, Work, measure
+from benchmarks.gpu.timing import Figures, Work, measure_all
 from ldm_kit.models.folder import silence_diffusers
 
 GUIDANCE = 5.0
@@ -23,13 +23,7 @@ def sampling(space: Space) -> Figures:
         "ours, bf16": partial(sample_ours, space, torch.bfloat16),
         "ours, fp16": partial(sample_ours, space, torch.float16),
     }
-    results = {}
-    for name, work in variants.items():
-        try:
-            results[name] = measure(work, space.sizes, units=1, warmup=2)
-        except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        print(f"{name}: {results[name]}", flush=True)
+    results = measure_all(variants, space.sizes, units=1, warmup=2)
     return {"pictures": space.sizes.pictures, "steps": space.sizes.steps, "variants": results}
 
 

@@ -3,11 +3,12 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from benchmarks.gpu.sizes import Sizes
 
@@ -39,6 +40,28 @@ def measure(work: Work, sizes: Sizes, units: int | None = None, warmup: int | No
         memory = torch.cuda.max_memory_allocated() if sizes.device.type == "cuda" else 0
     release()
     return {"seconds": statistics.median(blocks), "blocks": blocks, "first": first, "memory": memory}
+
+
+def measure_all(
+    variants: Mapping[str, Work], sizes: Sizes, units: int | None = None, warmup: int | None = None
+) -> dict[str, Figures]:
+    """Measure variants one after another, and print what each took; one that fails has the figure `error` alone.
+
+    Args:
+        variants: functions that open the variants, by name.
+        sizes: lengths of the measurement, and the device.
+        units: units of work in a block; None: `sizes.block`.
+        warmup: units of work before the first block; None: `sizes.warmup`.
+    """
+    results: dict[str, Figures] = {}
+    for name, work in variants.items():
+        AcceleratorState._reset_state()  # variants differ in precision
+        try:
+            results[name] = measure(work, sizes, units, warmup)
+        except Exception as error:
+            results[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        print(f"{name}: {results[name]}", flush=True)
+    return results
 
 
 def _timed(running: Iterator[object], count: int, device: torch.device) -> float:

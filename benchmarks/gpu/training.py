@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
-from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from benchmarks import kit
 from benchmarks.gpu import peers
 from benchmarks.gpu.model import Space
-from benchmarks.gpu.timing import Figures, Work, measure
+from benchmarks.gpu.timing import Figures, Work, measure_all
 from benchmarks.speed import machine
 from ldm_kit.data.images import InMemory, Record, Split, subset
 
@@ -22,28 +20,28 @@ def stage2(space: Space) -> Figures:
     """Time the U-Net's training step; return the figures of each variant, and the operations of a step."""
     sizes = space.sizes
     variants: dict[str, Work] = {
-        "diffusers, encoding in each step": partial(peers.train_stage2, sizes, space.model, True),
-        "diffusers, latents and states given": partial(peers.train_stage2, sizes, space.model, False),
+        "diffusers, encoding in each step": partial(peers.with_tf32, peers.train_stage2, sizes, space.model, True),
+        "diffusers, latents and states given": partial(peers.with_tf32, peers.train_stage2, sizes, space.model, False),
         "ours": partial(train_denoiser, space),
-        "ours, contiguous": partial(train_denoiser, space, "train.channels_last=false"),
+        "ours, channels-last": partial(train_denoiser, space, "train.channels_last=true"),
         "ours, activations made again": partial(train_denoiser, space, "train.checkpointing=true"),
     }
     flops = machine.step_flops(
         space.frozen(), kit.build_conditioner(space.frozen()).width or 0, sizes.tokens, sizes.latent
     )
-    return {"batch": sizes.batch, "flops": flops, "variants": _measured(space, variants)}
+    return {"batch": sizes.batch, "flops": flops, "variants": measure_all(variants, sizes)}
 
 
 def stage1(space: Space) -> Figures:
     """Time a step of autoencoder and discriminator; return the figures of each variant, and a step's operations."""
     sizes = space.sizes
     variants: dict[str, Work] = {
-        "diffusers, bf16 weights": partial(peers.train_stage1, sizes, space.stage1()),
+        "diffusers, bf16 weights": partial(peers.with_tf32, peers.train_stage1, sizes, space.stage1()),
         "ours": partial(train_autoencoder, space),
-        "ours, contiguous": partial(train_autoencoder, space, "train.channels_last=false"),
+        "ours, channels-last": partial(train_autoencoder, space, "train.channels_last=true"),
     }
     flops = machine.autoencoder_flops(space.stage1())
-    return {"batch": sizes.batch_ae, "flops": flops, "variants": _measured(space, variants)}
+    return {"batch": sizes.batch_ae, "flops": flops, "variants": measure_all(variants, sizes)}
 
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -51,7 +49,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "fp16 with loss scaling": ("train.precision=fp16",),
     "float32": ("train.precision=no",),
     "float32 with TF32": ("train.precision=no", "train.tf32=true"),
-    "contiguous": ("train.channels_last=false",),
+    "channels-last": ("train.channels_last=true",),
     "attention by plain matrix products": ("train.attention=math",),
     "deterministic": ("train.deterministic=true",),
     "Muon": ("optim.muon={lr: 4.0e-3, iterations: 5, block: 128}",),
@@ -70,24 +68,11 @@ def settings(space: Space) -> Figures:
         for name, given in SETTINGS.items()
         if space.sizes.device.type == "cuda" or name not in GPU_ONLY
     }
-    return {"batch": _small_batch(space), "variants": _measured(space, variants)}
+    return {"batch": _small_batch(space), "variants": measure_all(variants, space.sizes)}
 
 
 def _small_batch(space: Space) -> int:
     return space.stage2(*space.sizes.small).train.batch_size
-
-
-def _measured(space: Space, variants: Mapping[str, Work]) -> dict[str, Figures]:
-    """Measure variants in order; one that fails has the figure `error` alone."""
-    results: dict[str, Figures] = {}
-    for name, work in variants.items():
-        AcceleratorState._reset_state()  # variants differ in precision
-        try:
-            results[name] = measure(work, space.sizes)
-        except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        print(f"{name}: {results[name]}", flush=True)
-    return results
 
 
 def train_denoiser(space: Space, *overrides: str, side: int | None = None) -> Iterator[object]:
@@ -103,7 +88,7 @@ def train_autoencoder(space: Space, *overrides: str) -> Iterator[object]:
 
 
 def _random_pictures(side: int) -> Split:
-    pixels: Tensor = torch.randint(256, (PICTURES, 3, side, side), dtype=torch.uint8)
+    pixels = torch.randint(256, (PICTURES, 3, side, side), dtype=torch.uint8)
     records = [Record(f"{i}", "", None) for i in range(PICTURES)]
     pictures = InMemory(records, (), pixels, "random")
     return Split(pictures, subset(pictures, []), None)

@@ -37,7 +37,7 @@ def factor_reader(
         UserError: the factor values of the pictures are not known, or a package is missing.
     """
     config = config or ReaderConfig()
-    pictures = _training_pictures(data, split, config)
+    pictures = training_pictures(data, split, config)
     shape = {"channels": data.channels, "side": data.resolution, "width": config.width}
     key = key_of("reader", CODE_VERSION, pictures.fingerprint, {k: [*v] for k, v in pictures.factors.items()},
                  config.model_dump(mode="json"))  # fmt: skip
@@ -86,7 +86,7 @@ def reader_accuracy(reader: FactorReader, pictures: PictureSet) -> dict[str, flo
     return {f: float(one.mean()) if len(one) else None for f, one in zip(reader.factors, shown, strict=True)}
 
 
-class _Pictures(NamedTuple):
+class ReaderPictures(NamedTuple):
     """Pictures on which a `FactorReader` is trained; they are rendered or read only when `load` is called."""
 
     factors: Mapping[str, Sequence[str]]  # name of each factor -> its possible values
@@ -94,18 +94,19 @@ class _Pictures(NamedTuple):
     load: Callable[[], FactorSet]  # returns the pictures with their factor values
 
 
-def _training_pictures(data: DataConfig, split: Split, config: ReaderConfig) -> _Pictures:
+def training_pictures(data: DataConfig, split: Split, config: ReaderConfig) -> ReaderPictures:
+    """Return the pictures on which `factor_reader` trains a reader, given the same arguments."""
     if isinstance(data, RenderedConfig):
         return _other_renders(data, split, config)
     first = range(min(len(split.train), config.count))
     pictures = known_factors(subset(split.train, first))
-    return _Pictures(pictures.factors, pictures.fingerprint, lambda: pictures)
+    return ReaderPictures(pictures.factors, pictures.fingerprint, lambda: pictures)
 
 
-def _other_renders(data: RenderedConfig, split: Split, config: ReaderConfig) -> _Pictures:
+def _other_renders(data: RenderedConfig, split: Split, config: ReaderConfig) -> ReaderPictures:
     judged = {record.name for pictures in split[1:] if pictures is not None for record in pictures.records}
     seed = derive_seed(data.seed + config.seed, "reader pictures") % 2**31
     drawn = sources.draw(data.model_copy(update={"seed": seed, "count": config.count}))
     rows = [i for i, record in enumerate(drawn.records) if record.name not in judged]
     fingerprint = digest([drawn.fingerprint, *map(str, rows)])
-    return _Pictures(drawn.renderer.factors, fingerprint, lambda: known_factors(subset(drawn.render(), rows)))
+    return ReaderPictures(drawn.renderer.factors, fingerprint, lambda: known_factors(subset(drawn.render(), rows)))
