@@ -104,8 +104,8 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
 def default_layout(device: torch.device | str) -> torch.memory_format:
     """Return the memory layout of networks on `device` where a run's config does not set `train.channels_last`.
 
-    The layout is channels-last on CPUs with AMX, where that is fast, and contiguous elsewhere: an NVIDIA H100 trains an
-    autoencoder in bf16 a fifth slower in channels-last (docs/results/gpu.md). The environment variable
+    The layout is channels-last on CPUs with AMX, where that is fast, and contiguous elsewhere: on an NVIDIA H100
+    channels-last makes an autoencoder's steps in bf16 a quarter longer (docs/results/gpu.md). The environment variable
     `LDM_KIT_CHANNELS_LAST` (1: channels-last, 0: contiguous) overrides this default, for training and loading alike.
 
     Raises:
