@@ -58,11 +58,11 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     )
     q: float = Field(default=2.0, gt=1, description="tune: factor by which the gap of levels shrinks with each stage")
     stages: int = Field(
-        default=8,
+        default=5,
         ge=1,
         description="tune: stages of equal length; the last gap of levels is 1 to 5 times q^-stages of the level, with "
         "q 256 and 1 stage from the first step (ECT's recipe of about 8,000 steps); the gradient of loss huber grows "
-        "by q with each stage, and optim.max_grad_norm clips it",
+        "by q with each stage, so that 8 stages of a short tuning diverge",
     )
     levels: int = Field(default=50, ge=1, description="distill: steps of the teacher from noise to data")
     teacher_step: Literal["ddim", "heun"] = Field(default="ddim", description="distill: solver of the teacher's step")
