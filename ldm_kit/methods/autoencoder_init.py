@@ -58,8 +58,9 @@ class AutoencoderStart:
         if checkpoint is not None:
             if (values := read_start(checkpoint)) is None:
                 return None
-            sha256 = str(values.get("sha256"))
-            return cls(from_structure(values.get("vae"), CLASSES, checkpoint), sha256, resumed_note(sha256))
+            sha256, vae = str(values.get("sha256")), from_structure(values.get("vae"), CLASSES, checkpoint)
+            trainable(vae)
+            return cls(vae, sha256, resumed_note(sha256))
         if config.init is None:
             return None
         folder, where = locate_start(config.init)

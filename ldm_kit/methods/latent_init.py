@@ -77,6 +77,8 @@ class LatentStart:
         unet, kind = from_structure(values.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
         structure = values.get("conditioner")
         conditioner = kind.from_structure(structure) if structure else None
+        for network in filter(None, (unet, conditioner)):
+            trainable(network)
         return cls("init", unet, conditioner, kind.modality, str(values.get("sha256")), resumed=True)
 
     def _check_early(self, config: LatentRun) -> None:

@@ -19,6 +19,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods import train as training
+from ldm_kit.methods.export import export
 from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.train import open_method
 from ldm_kit.models import hub
@@ -75,10 +76,14 @@ def models(tmp_path_factory):
     text = TextConditioner.build(config, captions=["some other words", "other words"] * 3)
     write_model(folder / "text", unet_of(UNet2DConditionModel), text)
     write_model(folder / "plain", unet_of(UNet2DModel))
+    half = TextConditioner.load(folder / "text")
+    half.text_encoder.half()
+    write_model(folder / "half", unet_of(UNet2DConditionModel).half(), half)
     torch.manual_seed(5)
     classes = ClassConditioner(ClassEmbedder(["c", "a", "x"], 16))
     return {
         "text": folder / "text",
+        "half": folder / "half",
         "plain": folder / "plain",
         "class": write_model(folder / "class", unet_of(UNet2DConditionModel), classes),
     }
@@ -314,7 +319,7 @@ def test_a_checkpoint_gives_its_averaged_weights(pictures, tmp_path, monkeypatch
     assert all(torch.equal(weights[name], value) for name, value in averages.items())
 
 
-@pytest.mark.parametrize(("name", "tree", "more"), [("text", TEXT, ()), ("class", CLASSES, SCALED)])
+@pytest.mark.parametrize(("name", "tree", "more"), [("text", TEXT, ()), ("half", TEXT, ()), ("class", CLASSES, SCALED)])
 def test_it_resumes_bit_for_bit_without_the_model_that_it_started_from(pictures, models, tmp_path, name, tree, more):
     shutil.copytree(models[name], tmp_path / "model")
 
@@ -328,10 +333,16 @@ def test_it_resumes_bit_for_bit_without_the_model_that_it_started_from(pictures,
     rest = play(config("run"), "latest")
     assert part.lines + rest.lines == whole.lines
     assert rest.weights == whole.weights
+    assert dtypes_of(export(tmp_path / "run", out=tmp_path / "exported")) == {torch.float32}
     start = json.loads((tmp_path / "run" / "checkpoint-00000002" / "start.json").read_text())
     state = json.loads((tmp_path / "run" / "checkpoint-00000002" / "trainer_state.json").read_text())
     assert state["dependencies"]["init"] == start["sha256"]
     assert whole.weights["denoiser"] != play_nothing(config("none"), models[name])
+
+
+def dtypes_of(model: Path) -> set[torch.dtype]:
+    """The dtypes of all weights in a saved model."""
+    return {value.dtype for path in model.rglob("*.safetensors") for value in load_file(path).values()}
 
 
 def play_nothing(config, model) -> str:
