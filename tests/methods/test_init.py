@@ -118,7 +118,8 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
         given["encoder_hidden_states"] = encoder(inputs["ids"]).last_hidden_state
         assert (ours.conditioner.tokenizer.get_vocab()) == TextConditioner.load(models[name]).tokenizer.get_vocab()
     assert torch.equal(ours(x, t, inputs), theirs(x, t, **given).sample)
-    assert "init" in method.dependencies
+    assert isinstance(method.start, dict)
+    assert method.start["sha256"] in method.notes[0]
     assert all(p.requires_grad for p in method.module.parameters())
 
 
@@ -334,10 +335,21 @@ def test_it_resumes_bit_for_bit_without_the_model_that_it_started_from(pictures,
     assert part.lines + rest.lines == whole.lines
     assert rest.weights == whole.weights
     assert dtypes_of(export(tmp_path / "run", out=tmp_path / "exported")) == {torch.float32}
-    start = json.loads((tmp_path / "run" / "checkpoint-00000002" / "start.json").read_text())
-    state = json.loads((tmp_path / "run" / "checkpoint-00000002" / "trainer_state.json").read_text())
-    assert state["dependencies"]["init"] == start["sha256"]
     assert whole.weights["denoiser"] != play_nothing(config("none"), models[name])
+
+
+def test_a_resumed_run_must_name_the_init_that_it_began_with(pictures, models, tmp_path):
+    """Another one would never be read, but the run's config.yaml would name it."""
+
+    def config(init):
+        return settings(CLASSES, pictures, tmp_path / "run", f"init={init}", "train.steps=2", "train.checkpoint_every=1")
+
+    play(config(models["class"]), until=1)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for other in (tmp_path / "elsewhere", models["text"]):
+        with pytest.raises(UserError, match=r"cannot resume \S+: init differs from the config it was trained with$"):
+            play(config(other), "latest")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
 def dtypes_of(model: Path) -> set[torch.dtype]:
