@@ -1,6 +1,7 @@
 """What a conditioner offers to runs that start from a trained model, and to their resumed runs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from conditioning.condition import ConditioningError
@@ -32,6 +33,18 @@ class Continuing:
             ConditioningError: the config has the width of this conditioner, but describes another network.
         """
         return False
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> Self:
+        """Load a conditioner as `load` does, for a run to go on with; tensors of no use are an error too.
+
+        Here it is what `load` loads: a subclass without weights has no tensors.
+
+        Raises:
+            ConditioningError: as `load`, or there are tensors that no network of the conditioner knows.
+        """
+        conditioner: Any = cls
+        return conditioner.load(folder)
 
     def with_classes(self, classes: Sequence[str]) -> tuple[Self, str | None]:
         """Return this trained conditioner for a run whose pictures have `classes`, and a sentence on what is new.

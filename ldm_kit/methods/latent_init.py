@@ -149,7 +149,7 @@ def _conditioner(where: str, folder: ModelFolder, kind: type[Conditioner], confi
     """Return the trained conditioner that the run can go on with, ready to be trained; None: there is none."""
     if not kind.components or kind is not conditioners.of_config(config.condition):
         return None
-    conditioner = folder.conditioner()
+    conditioner = folder.conditioner(whole=True)
     try:
         fits = conditioner.fits(config.condition)
     except ConditioningError as error:

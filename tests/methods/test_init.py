@@ -278,6 +278,30 @@ def test_weights_that_are_not_those_of_their_config_are_named(pictures, models, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "tree", "file", "tensor"),
+    [
+        ("text", TEXT, "text_encoder/model.safetensors", "text_model.encoder.layers.0.mlp.fc1.bias"),
+        ("class", CLASSES, "class_encoder/diffusion_pytorch_model.safetensors", "embedding.weight"),
+    ],
+    ids=["text", "class"],
+)
+def test_tensors_of_the_condition_that_are_missing_or_of_no_use_are_named(
+    pictures, models, tmp_path, name, tree, file, tensor
+):
+    shutil.copytree(models[name], tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / file)
+    more = {"encoder.layers.7.bias": torch.zeros(3), "text_model.embeddings.position_ids": torch.arange(8)}
+    for broken, said in (
+        ({**weights, **more}, "have 1 tensors that the network has not: encoder.layers.7.bias$"),
+        ({**more, **{key: value for key, value in weights.items() if key != tensor}}, "lack 1 tensors, .* and have 1"),
+    ):
+        save_file(broken, tmp_path / "broken" / file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=said) as refused:
+            opened(tree, pictures, tmp_path / "broken")
+        assert "\n" not in str(refused.value)
+
+
 def test_a_learned_variance_cannot_be_unlearned(pictures, tmp_path):
     write_model(tmp_path / "learned", unet_of(UNet2DModel, out_channels=6), variance="learned_range")
     with pytest.raises(UserError, match="learns its variance, but variance is small; expected learned_range"):
@@ -342,7 +366,9 @@ def test_a_resumed_run_must_name_the_init_that_it_began_with(pictures, models, t
     """Another one would never be read, but the run's config.yaml would name it."""
 
     def config(init):
-        return settings(CLASSES, pictures, tmp_path / "run", f"init={init}", "train.steps=2", "train.checkpoint_every=1")
+        return settings(
+            CLASSES, pictures, tmp_path / "run", f"init={init}", "train.steps=2", "train.checkpoint_every=1"
+        )
 
     play(config(models["class"]), until=1)
     before = (tmp_path / "run" / "config.yaml").read_text()
