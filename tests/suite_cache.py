@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-PRODUCERS = ("ldm_kit/data", "ldm_kit/models", "autoencoder", "conditioning")  # code that makes what is cached
+PRODUCERS = ("ldm_kit", "autoencoder", "conditioning")  # code that makes what is cached
 DAY = 86400  # seconds
 
 

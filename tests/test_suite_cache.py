@@ -7,11 +7,11 @@ from tests.suite_cache import DAY, PRODUCERS, cache_name, drop_unused
 
 
 def test_other_code_of_a_producer_has_another_cache(tmp_path):
-    for name in (*PRODUCERS, "ldm_kit/viz"):
+    for name in (*PRODUCERS, "tests"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "some.py").write_text("a = 1\n")
     names = [cache_name(tmp_path)]
-    (tmp_path / "ldm_kit" / "viz" / "some.py").write_text("a = 2\n")
+    (tmp_path / "tests" / "some.py").write_text("a = 2\n")
     assert cache_name(tmp_path) == names[0], "no producer"
     for name in PRODUCERS:
         (tmp_path / name / "some.py").write_text("a = 2\n")

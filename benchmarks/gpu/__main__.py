@@ -2,6 +2,7 @@
 
 make gpu                                    all sections on this machine's GPU, eight minutes at most
 python -m benchmarks.gpu stage2 sampling    two of them
+python -m benchmarks.gpu stage1 --only ours one variant of a section
 python -m benchmarks.gpu --rehearse         tiny sizes on the CPU, to see that all works
 python -m benchmarks.gpu --page             runs nothing: writes gpu.json's figures into docs/results/gpu.md
 
@@ -28,6 +29,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of gpu.json, logs and pictures")] = Path("runs/gpu/plan"),
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny sizes on the CPU")] = False,
     minutes: Annotated[float, typer.Option(help="start no section after this time")] = 8.0,
+    only: Annotated[list[str] | None, typer.Option(help="measure this variant alone; may be given again")] = None,
     page: Annotated[
         bool, typer.Option("--page", help="write the figures of gpu.json into docs/results/gpu.md")
     ] = False,
@@ -41,7 +43,7 @@ def main(
         if not rehearse and not torch.cuda.is_available():
             raise UserError("no CUDA device is visible; add --rehearse to see the plan run on the CPU")
         with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
-            Plan(results, Path(folder), rehearse, minutes).run(wanted, resume=not names)
+            Plan(results, Path(folder), rehearse, minutes, tuple(only or ())).run(wanted, resume=not names)
         typer.echo(tables.page(results.read()))
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,11 +49,13 @@ class Plan:
     work: Path  # folder of models, runs and caches
     rehearse: bool = False  # whether sizes are tiny, on the CPU
     minutes: float = 8.0  # no section starts later than this
+    only: tuple[str, ...] = ()  # names of the variants that are measured; empty: all
 
     @property
     def sizes(self) -> sizes.Sizes:
         """Tiny sizes on the CPU, or full ones on the GPU."""
-        return sizes.tiny(torch.device("cpu")) if self.rehearse else sizes.full(torch.device("cuda", 0))
+        chosen = sizes.tiny(torch.device("cpu")) if self.rehearse else sizes.full(torch.device("cuda", 0))
+        return replace(chosen, only=self.only)
 
     def run(self, wanted: Sequence[str], resume: bool) -> None:
         """Run sections in order, and store why one failed; the faces are rendered beside those that come first.
@@ -83,7 +85,7 @@ class Plan:
         command = [sys.executable, "-m", "benchmarks.gpu.section", name, "--out", str(out), "--work", str(self.work)]
         with (out / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*command, *(["--rehearse"] if self.rehearse else [])],
+                [*command, *(f"--only={name}" for name in self.only), *(["--rehearse"] if self.rehearse else [])],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that it can be killed with all that it has started

@@ -33,10 +33,11 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of gpu.json")],
     work: Annotated[Path, typer.Option(help="folder of models, runs and caches")],
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny sizes on the CPU")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="measure this variant alone; may be given again")] = None,
 ) -> None:
     """Run one section, and store its figures in gpu.json."""
     results = Results(out)
-    results.write(name, figures_of(name, Plan(results, work, rehearse)))
+    results.write(name, figures_of(name, Plan(results, work, rehearse, only=tuple(only or ()))))
 
 
 def figures_of(name: str, plan: Plan) -> Figures:

@@ -35,6 +35,7 @@ class Sizes:
     faces_1: tuple[str, ...] = ()  # ... of stage 1
     faces_2: tuple[str, ...] = ()  # ... of stage 2
     prompts: int = 200  # prompts of each kind that the faces are judged by
+    only: tuple[str, ...] = ()  # names of the variants that are measured; empty: all
 
     @property
     def latent(self) -> int:

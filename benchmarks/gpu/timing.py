@@ -49,12 +49,14 @@ def measure_all(
 
     Args:
         variants: functions that open the variants, by name.
-        sizes: lengths of the measurement, and the device.
+        sizes: lengths of the measurement, the device, and the names of the variants to measure if not all.
         units: units of work in a block; None: `sizes.block`.
         warmup: units of work before the first block; None: `sizes.warmup`.
     """
     results: dict[str, Figures] = {}
     for name, work in variants.items():
+        if sizes.only and name not in sizes.only:
+            continue
         AcceleratorState._reset_state()  # variants differ in precision
         try:
             results[name] = measure(work, sizes, units, warmup)

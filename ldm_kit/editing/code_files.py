@@ -45,7 +45,7 @@ class CodeFile:
         Args:
             path: the file.
             key: hash of the model that will decode the codes, `protocol.encoder_digest(model)`; the file must have the
-            same.
+                same.
 
         Raises:
             UserError: the file does not exist, is damaged or no code file, or holds codes of another model.

@@ -120,18 +120,19 @@ class EditJudge:
         self, pictures: FactorSet, index: int, factors: Sequence[str], seed: int, seen: frozenset[bytes]
     ) -> Iterator[tuple[int, PlannedEdit]]:
         """Yield (`index`, edit) for each factor that can be edited in the picture at `index`; see `measure`."""
-        values = pictures.values(index)
-        for factor in (factor for factor in factors if factor in values):
+        values, position = pictures.values(index), torch.tensor([index])
+        for factor in (factor for factor in factors if factor in values.keys() - pictures.hidden(values)):
             edits = [
                 edit
-                for edit, picture in counterparts(pictures, index, [factor]).items()
-                if factor not in pictures.hidden(values) | pictures.hidden({**values, factor: edit.after})
-                and self._has_direction(edit)
-                and not (seen and pixel_digest(picture) in seen)
+                for edit in edits_of(pictures, index, factor)
+                if factor not in pictures.hidden({**values, factor: edit.after}) and self._has_direction(edit)
             ]
-            if edits:
-                share = float(rng.uniform(seed, f"edit {factor}", torch.tensor([index])))
-                yield index, edits[int(share * len(edits))]
+            order = {edit: float(rng.uniform(seed, f"edit {factor} {edit.after}", position)) for edit in edits}
+            for edit in sorted(edits, key=order.__getitem__):  # pictures are rendered one by one, until one will do
+                picture = exact_picture(pictures, index, edit)
+                if picture is not None and not (seen and pixel_digest(picture) in seen):
+                    yield index, edit
+                    break
 
     def _has_direction(self, edit: PlannedEdit) -> bool:
         try:
@@ -190,14 +191,25 @@ def counterparts(pictures: FactorSet, index: int, factors: Sequence[str]) -> dic
         index: index of the picture to edit.
         factors: names of the factors to edit; the picture has a value of each.
     """
-    results: dict[PlannedEdit, Tensor] = {}
-    values, original = pictures.values(index), pictures.picture(index)
-    for factor, value in ((name, value) for name in factors for value in pictures.factors[name]):
-        if value != values[factor]:
-            try:
-                result = pictures.counterpart(index, factor, value)
-            except UserError:  # OpenMoji does not draw every role in every skin tone and gender
-                continue
-            if not torch.equal(result, original):
-                results[PlannedEdit(factor, values[factor], value)] = result
-    return results
+    edits = [edit for factor in factors for edit in edits_of(pictures, index, factor)]
+    results = {edit: exact_picture(pictures, index, edit) for edit in edits}
+    return {edit: picture for edit, picture in results.items() if picture is not None}
+
+
+def edits_of(pictures: FactorSet, index: int, factor: str) -> list[PlannedEdit]:
+    """Return the edits of the picture at `index` that change `factor` to each of its other values."""
+    before = pictures.values(index)[factor]
+    return [PlannedEdit(factor, before, value) for value in pictures.factors[factor] if value != before]
+
+
+def exact_picture(pictures: FactorSet, index: int, edit: PlannedEdit) -> Tensor | None:
+    """Return the exact picture of an edit of the picture at `index`, uint8 [C, R, R].
+
+    None: there is no such picture (OpenMoji does not draw every role in every skin tone and gender), or it is equal to
+    the original.
+    """
+    try:
+        result = pictures.counterpart(index, edit.factor, edit.after)
+    except UserError:
+        return None
+    return None if torch.equal(result, pictures.picture(index)) else result

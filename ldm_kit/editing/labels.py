@@ -94,11 +94,10 @@ def from_factors(pictures: PictureSet) -> list[Column]:
     factor_set = known_factors(pictures)
     rows = [factor_set.values(index) for index in range(len(factor_set))]
     shown = [{factor: row[factor] for factor in row.keys() - factor_set.hidden(row)} for row in rows]
-
     roles = [record.fields.get("role", "") for record in factor_set.records]
 
     def pair_names(factor: str) -> tuple[str, ...]:
-        others = (("/".join(row[other] for other in row if other != factor)) for row in rows)
+        others = ("/".join(row[other] for other in row if other != factor) for row in rows)
         return tuple(f"{role}/{values}" for role, values in zip(roles, others, strict=True))
 
     return [

@@ -77,7 +77,7 @@ def _built_in(model: Semantic, name: BuiltInName, options: ReportOptions) -> Rep
     data = load_built_in(model, name, options.count)
     for factor in options.factor:
         check_factor(known_factors(data.split.heldout).factors, factor)
-    return ReportData(data.split.train, data.columns, data.names, data)
+    return ReportData(data.split.train, labels.from_factors(data.split.train), data.names, data)
 
 
 def _labelled(model: Semantic, options: ReportOptions) -> ReportData:

@@ -111,7 +111,7 @@ class Method(FromTrained, ABC, Generic[C]):
         """Write the finished model into an empty folder."""
 
     def samples(self) -> Grid | None:
-        """Return a grid of pictures sampled with the current weights, from fixed seeds; None: no grid."""
+        """Return a grid of pictures sampled from fixed seeds, or None; what is measured on the way joins `metrics`."""
         return None
 
     def heldout_losses(self, batch: Any, t: Tensor, seed: int) -> Tensor:

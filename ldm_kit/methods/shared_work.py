@@ -6,12 +6,14 @@ The main process evaluates, samples and saves, while the other processes wait. F
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from ldm_kit.data.peers import Alone, Group, PeerError, error_text, shared_by
 
 T = TypeVar("T")
+_others_wait: ContextVar[bool] = ContextVar("others_wait", default=False)  # whether a task of `on_main` runs here
 
 
 class _Message(NamedTuple):
@@ -56,11 +58,14 @@ class SharedWork:
         """
         if self.everyone.rank != 0:
             return self._wait(call)
+        token = _others_wait.set(True)
         try:
             result = task()
         except Exception as error:
             self.everyone.gather(_Message(error=error_text(error)))
             raise
+        finally:
+            _others_wait.reset(token)
         self.everyone.gather(_Message())
         return result
 
@@ -85,9 +90,12 @@ class SharedWork:
         Raises:
             OSError: the call has failed on another process with an OSError, and on none with another error.
             UserError: the call has failed on another process with another error.
+            RuntimeError: this is not within a task of `on_main`, so that no process waits to take part.
         """
         if self.everyone.size == 1:
             return call(name)
+        if not _others_wait.get():
+            raise RuntimeError(f"{name} is shared by the run's processes; call it on all of them, within on_main")
         self.everyone.gather(_Message(name))
         result, error, outcomes = _attempt(call, name, _Pass(self.everyone), self.host)
         failures = [outcome for outcome in outcomes if outcome.error is not None]

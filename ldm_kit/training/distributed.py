@@ -76,19 +76,21 @@ def on_main(action: Callable[[], T]) -> T:
     """Call `action` on the main rank alone, and return its result on every rank; every rank must call this function.
 
     Raises:
-        UserError: on the other ranks: `action` has failed on the main rank, which raises the error of `action` itself.
+        UserError: on the other ranks: `action` has raised a UserError or an OSError on the main rank, which raises it.
+        RuntimeError: on the other ranks: `action` has raised another error on the main rank.
     """
     result: Any = None
     if not is_distributed() or dist.get_rank() == 0:
         try:
             result = action()
         except Exception as error:
-            error_text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            all_gather_objects((None, error_text))
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            peer_error = UserError(text) if isinstance(error, UserError | OSError) else RuntimeError(text)
+            all_gather_objects((None, peer_error))
             raise
-    result, error_text = all_gather_objects((result, None))[0]
-    if error_text is not None:
-        raise UserError(error_text)
+    result, peer_error = all_gather_objects((result, None))[0]
+    if peer_error is not None:
+        raise peer_error
     return result
 
 

@@ -1,6 +1,5 @@
 """Models on CUDA against the same models on the CPU: sampling, saving, likelihood, inversion, encoding, editing."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def sampled(pipeline: Pipeline, name: str, **options) -> Tensor:
 def test_pictures_are_those_of_the_cpu(name, solver, device, world: World):
     folder = world.model(name) / "model"
     if name == "plain_flow" and solver == "ddpm":
-        solver = "ddim"
+        pytest.skip("ddpm is for variance-preserving schedules")
     scale = {} if PROMPTS[name][0] == "" else {"guidance_scale": 2.0}
     found, expected = (sampled(Pipeline.load(folder, at), name, solver=solver, **scale) for at in (device, CPU))
     assert_alike(found, expected)
@@ -264,9 +263,3 @@ def test_the_script_samples_on_the_device(device, world: World, tmp_path):
     assert len(files) == 3
     for name in files:
         assert_alike(picture(tmp_path / device.type / name), picture(tmp_path / "cpu" / name))
-
-
-def test_models_were_trained_on_the_device(device, world: World):
-    """The world's models come from the scripts, which take CUDA where it is; their losses are logged and finite."""
-    lines = [json.loads(line) for line in (world.model("text") / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["denoiser_loss"] > 0 for line in lines if "lr" in line)

@@ -266,3 +266,14 @@ def test_an_error_outside_a_pass_is_told_to_the_others():
         raise UserError("no room")
 
     assert [str(error) for error in processes(lambda rank, name: name, fail)] == ["no room"] * 2
+
+
+def test_a_pass_that_no_process_waits_for_is_an_error():
+    """Without it, the pass would wait for the others for 30 days."""
+
+    def process(rank):
+        with pytest.raises(RuntimeError, match="within on_main"):
+            SharedWork(peers.everyone(), peers.host()).run(str, "evaluation")
+        return rank
+
+    assert together(process, (0, 0), timeout=60) == [0, 1]

@@ -105,7 +105,7 @@ def test_it_never_sees_what_is_judged(config, monkeypatch):
     split = sources.load(config)
     train = {record.name for record in split.train.records}
     monkeypatch.setattr(factor_readers, "derive_seed", lambda seed, *address: config.seed)
-    source = factor_readers._training_pictures(config, split, ReaderConfig(count=60))
+    source = factor_readers.training_pictures(config, split, ReaderConfig(count=60))
     seen = source.load()
     assert {record.name for record in seen.records} == train
     assert seen.fingerprint == source.fingerprint, "known before anything is rendered"

@@ -229,5 +229,5 @@ def perturbed(module, seed=0, size=0.05):
     """Every parameter moved, so that no zero at the start hides a path."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
-        parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+        parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
     return module.eval()

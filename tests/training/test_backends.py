@@ -60,3 +60,15 @@ def test_switches_are_restored_when_a_run_fails():
     ):
         raise ValueError("stop")
     assert _state() == before
+
+
+def test_a_program_may_have_set_tf32_by_the_newer_switch():
+    """Reading the older one is then an error of torch."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with backends(TrainConfig(steps=1, batch_size=1), CUDA):
+            pass
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -8,7 +8,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.methods.autoencoder import Autoencoding
-from ldm_kit.training import checkpoint, run_folder
+from ldm_kit.training import checkpoint, distributed, run_folder
 from ldm_kit.training.optim import lr_factor
 from tests.training.helpers import KL, TEXT, picture_folder, play, ranks, settings
 from tests.training.test_out_of_memory import GAME, PLACES, with_room_for
@@ -87,6 +87,15 @@ def unwritable(config):
         run_folder.write_config = before
 
 
+def programming_error():
+    """The error of a function that only the main process calls, and whether it is a user's."""
+    try:
+        distributed.on_main(lambda: {}["a"])
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        return text, isinstance(error, UserError)
+
+
 def infinite(loss, step):
     return loss + float("inf") if second() and step == 2 else loss
 
@@ -113,6 +122,7 @@ def everything(pictures, folder):
         "lost": lost(),
         "thrown": told(settings(TEXT, pictures, folder / "thrown", "optim.lr=1e18", "optim.warmup=0")),
         "full": told(settings(TEXT, pictures, folder / "full", "train.checkpoint_every=2"), full),
+        "programming error": programming_error(),
         "unwritable": unwritable(settings(TEXT, pictures, folder / "unwritable")),
         "curve": play(settings(TEXT, pictures, folder / "g", "train.micro_batch=1", *CURVE)),
     }
@@ -173,6 +183,11 @@ def test_a_full_disk_stops_both_in_the_end(together):
 def test_a_config_that_cannot_be_written_stops_both(together):
     (found, _), _ = together
     assert found["unwritable"] == f"OSError: [Errno {errno.ENOSPC}] no room: 'config.yaml'"
+
+
+def test_a_programming_error_is_not_called_a_users(together):
+    (found, _), _ = together
+    assert found["programming error"] == ("KeyError: 'a'", False)
 
 
 def test_the_curve_counts_optimiser_steps(together, tmp_path):
