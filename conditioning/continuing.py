@@ -46,6 +46,20 @@ class Continuing:
         conditioner: Any = cls
         return conditioner.load(folder)
 
+    @property
+    def frozen_encoder(self) -> str | None:
+        """What the states of this conditioner's frozen encoder depend on, as text; None: it has no frozen encoder."""
+        return None
+
+    @classmethod
+    def frozen_encoder_in(cls, folder: Path) -> str | None:
+        """Return `frozen_encoder` of the conditioner that `save` wrote into `folder`, without loading the encoder.
+
+        Raises:
+            ConditioningError: the folder does not say which encoder it is.
+        """
+        return None
+
     def with_classes(self, classes: Sequence[str]) -> tuple[Self, str | None]:
         """Return this trained conditioner for a run whose pictures have `classes`, and a sentence on what is new.
 

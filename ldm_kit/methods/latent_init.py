@@ -33,8 +33,9 @@ class LatentStart:
     where: str  # the model as messages call it, such as "init runs/ldm"
     unet: Any  # the trained U-Net; of a resumed run, a network like the run's, with random weights
     conditioner: Conditioner | None  # the conditioner to go on with; None: the run builds a new one
-    kind: str  # what the trained model is conditioned on, such as "text"
+    kind: type[Conditioner]  # class of the trained model's conditioner
     sha256: str  # digest of the trained weights
+    frozen_encoder: str | None = None  # what identifies the trained model's frozen text encoder; None: it has none
     first_stage: str | None = None  # digest of the trained model's autoencoder; None: a model of pixels
     resumed: bool = False
 
@@ -66,7 +67,8 @@ class LatentStart:
         sha256 = digest([f"{name} {weights_digest(network)}" for name, network in networks.items()])
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
-        start = cls(where, unet, conditioner, kind.modality, sha256, first_stage_of(vae))
+        encoder = kind.frozen_encoder_in(folder.path)
+        start = cls(where, unet, conditioner, kind, sha256, encoder, first_stage_of(vae))
         start._check_early(config)
         return start
 
@@ -79,7 +81,7 @@ class LatentStart:
         conditioner = kind.from_structure(structure) if structure else None
         for network in filter(None, (unet, conditioner)):
             trainable(network)
-        return cls("init", unet, conditioner, kind.modality, str(values.get("sha256")), resumed=True)
+        return cls("init", unet, conditioner, kind, str(values.get("sha256")), resumed=True)
 
     def _check_early(self, config: LatentRun) -> None:
         """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""
@@ -110,15 +112,21 @@ class LatentStart:
         unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
         if unet.class_embedding is not None and self.unet.class_embedding is None:
             notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
-        if self.conditioner is None and conditioner.modality != self.kind:
-            notes.append(
-                f"{self.where} was trained on {self.kind}; the condition of this run, {conditioner.modality}, is new"
-            )
-        elif self.conditioner is None and conditioner.trainable:
-            notes.append(
-                f"{self.where}: the encoder of {conditioner.modality} is new and random, as its width is another"
-            )
+        if self.conditioner is None and (note := self._new_condition(conditioner)) is not None:
+            notes.append(f"{self.where} {note}")
         return unet, [f"started from {self.where.removeprefix('init ')}, sha256 {self.sha256}", *notes]
+
+    def _new_condition(self, new: Conditioner) -> str | None:
+        """Return what the log says of a conditioner that was built anew; None: it encodes as the trained model's did.
+
+        At equal width nothing else shows that the attention meets states that it was not trained on.
+        """
+        if new.modality != self.kind.modality:
+            return f"was trained on {self.kind.modality}; the condition of this run, {new.modality}, is new"
+        if type(new) is self.kind and not new.trainable and new.frozen_encoder == self.frozen_encoder:
+            return None
+        drawn = ", with random weights" if new.trainable else ""
+        return f"was trained with an encoder of {new.modality}, and that of this run is another one{drawn}"
 
     def structure(self, unet: Any, conditioner: Conditioner) -> dict[str, Any]:
         """Return what a resumed run builds its U-Net and conditioner from, as JSON values."""

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 import conditioning.factory as conditioners
 from conditioning.condition import Condition
 from conditioning.labels import ClassConditioner, ClassEmbedder
+from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
 from conditioning.text import TextConditioner, TextConfig
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.posterior import VarianceType
@@ -205,10 +206,51 @@ def test_another_condition_is_new_and_said(pictures, models):
     notes = opened(TEXT, pictures, models["class"]).notes
     assert any("was trained on classes; the condition of this run, text, is new" in note for note in notes)
     notes = opened(TEXT, pictures, models["text"], "condition.width=24").notes
-    assert [note.partition(": ")[2][:30] for note in notes[1:]] == [
-        "tokens are 24 channels wide, n",
-        "the encoder of text is new and",
-    ]
+    assert len(notes) == 3
+    assert ": tokens are 24 channels wide, not 16" in notes[1]
+    assert notes[2].endswith("with an encoder of text, and that of this run is another one, with random weights")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("text", "a", "that of this run is another one"),
+        ("a", "text", "that of this run is another one, with random weights"),
+        ("a", "b", "that of this run is another one"),
+        ("a", "a", None),
+        ("text", "text", None),
+    ],
+    ids=str,
+)
+def test_another_text_encoder_of_equal_width_is_said(pictures, models, tmp_path, before, now, said):
+    """Nothing of the U-Net changes its shape then."""
+    encoders = {name: frozen_encoder(tmp_path / name, models["text"], index) for index, name in enumerate("ab")}
+
+    def condition(name):
+        return {"kind": "pretrained", "model": str(encoders[name]), "length": 8, "dtype": "float32"}
+
+    model = models["text"]
+    if before != "text":
+        conditioner = PretrainedConditioner(PretrainedTextConfig(**condition(before)))
+        model = write_model(tmp_path / "model", unet_of(UNet2DConditionModel), conditioner)
+        if now != before:
+            shutil.rmtree(encoders[before])  # only its sha256 is needed
+    tree = TEXT if now == "text" else {**TEXT, "condition": condition(now)}
+    _, *notes = opened(tree, pictures, model).notes
+    expected = [f"init {model} was trained with an encoder of text, and {said}"] if said else []
+    assert [note for note in notes if "encoder" in note] == expected
+    assert not any("channels wide" in note for note in notes)
+
+
+def frozen_encoder(folder: Path, model: Path, seed: int) -> Path:
+    """A text encoder of the same shape as a model's, with random weights, for condition.kind pretrained."""
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(model / name, folder, dirs_exist_ok=True)
+    torch.manual_seed(seed)
+    weights = load_file(folder / "model.safetensors")
+    more = {key: value + 0.01 * torch.randn_like(value) for key, value in weights.items()}
+    save_file(more, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.mark.parametrize(
