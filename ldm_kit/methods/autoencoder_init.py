@@ -16,6 +16,7 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
 from ldm_kit.models.growth import check_config
+from ldm_kit.models.hub import AUTOENCODER
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.training.training_state import read_start
 
@@ -63,7 +64,7 @@ class AutoencoderStart:
             return cls(vae, sha256, resumed_note(sha256))
         if config.init is None:
             return None
-        folder, where = locate_start(config.init)
+        folder, where = locate_start(config.init, AUTOENCODER)
         vae: Any = open_first_stage(folder, whole=True)
         _check(where, vae, config)
         sha256 = digest([weights_digest(vae)])

@@ -22,6 +22,7 @@ from ldm_kit.models.compatibility import describe_noise, same_noise
 from ldm_kit.models.components import UNET, component_classes, load_first_stage
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
+from ldm_kit.models.hub import MODEL
 from ldm_kit.nets.unet import build_unet
 from ldm_kit.training.training_state import read_start
 
@@ -56,7 +57,7 @@ class LatentStart:
             return cls._resumed(config, checkpoint)
         if config.init is None:
             return None
-        path, where = locate_start(config.init)
+        path, where = locate_start(config.init, MODEL)
         folder = ModelFolder.open(path)
         classes = component_classes(folder)
         _check_noise(where, folder.noise(), config)

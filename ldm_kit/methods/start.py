@@ -14,12 +14,12 @@ from torch import nn
 from ldm_kit.config import UserError
 from ldm_kit.methods.export import saved_model
 from ldm_kit.models.growth import public_config
-from ldm_kit.models.hub import locate_pinned
+from ldm_kit.models.hub import HubContent, locate_pinned
 from ldm_kit.training import distributed
 from ldm_kit.training.training_state import START_FILE
 
 
-def locate_start(init: str) -> tuple[Path, str]:
+def locate_start(init: str, content: HubContent) -> tuple[Path, str]:
     """Return the folder of a saved model that `init` names, and its name for messages, "init NAME".
 
     A checkpoint is exported to the cache, with averaged weights; a model on the Hub is downloaded. The main process
@@ -27,16 +27,17 @@ def locate_start(init: str) -> tuple[Path, str]:
 
     Args:
         init: a saved model, a run, a checkpoint, or owner/name or owner/name@REVISION on the Hub.
+        content: what is needed of a repository on the Hub.
 
     Raises:
         UserError: there is no such model, or the checkpoint cannot be exported.
     """
-    distributed.on_main(partial(_locate, init))
-    return _locate(init)
+    distributed.on_main(partial(_locate, init, content))
+    return _locate(init, content)
 
 
-def _locate(init: str) -> tuple[Path, str]:
-    folder, origin = locate_pinned(init, "the model of init,")
+def _locate(init: str, content: HubContent) -> tuple[Path, str]:
+    folder, origin = locate_pinned(init, "named by init", content)
     if origin is not None:
         return folder, f"init {origin.name}@{origin.commit}"
     return saved_model(folder, device="cpu"), f"init {init}"
