@@ -57,14 +57,7 @@ def train(
     settings = _with_launched_precision(resolve_config(config, overrides, data))
     _check_keep_best(settings, None)
     with session(settings, resume) as run:
-        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
-        start = open_start(settings, run.resume)
-        groups = work_groups()
-        with shared_by(*groups):
-            pictures = load(settings.data, captions=settings.needs_captions) if data is None else data
-            _check_keep_best(settings, pictures)
-            method = open_method(settings, pictures, run.device, collectives, start=start)
-            method.precision, method.shared_work = run.precision, SharedWork(*groups)
+        method = _open(settings, data, run)
         trainer = run.trainer(method, method.batches)
         log = run.log(trainer)
         log.print(method.describe())
@@ -75,6 +68,21 @@ def train(
         _on_main(method, trainer, lambda: _finish(method, run, trainer, log, evaluate=was_finished))
         log.close()
         return run.folder / "model"
+
+
+def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
+    """Open the trained weights that a run starts from, then its pictures, and build its method.
+
+    The trained weights are let go on return, as the method has copies of those that it needs.
+    """
+    start, groups = open_start(config, run.resume), work_groups()
+    with shared_by(*groups):
+        pictures = load(config.data, captions=config.needs_captions) if data is None else data
+        _check_keep_best(config, pictures)
+        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        method = open_method(config, pictures, run.device, collectives, start=start)
+    method.precision, method.shared_work = run.precision, SharedWork(*groups)
+    return method
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:

@@ -1,7 +1,9 @@
 """Runs that start from trained weights: what they predict at first, what grows, what is refused, and their resuming."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from ldm_kit.models import hub
 from ldm_kit.models.growth import grow
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.solvers.scheduler_config import saved_scheduler
-from tests.training.helpers import CLASSES, STAGE_2, TEXT, digest, picture_folder, play, settings
+from tests.training.helpers import CLASSES, STAGE_2, TEXT, digest, picture_folder, play, reset, settings
 
 EXACT = ("train.attention=sdpa", "train.channels_last=false", "unet.dropout=0")
 SHAPE = {"sample_size": 16, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1}
@@ -418,6 +420,27 @@ def test_a_resumed_run_must_name_the_init_that_it_began_with(pictures, models, t
         with pytest.raises(UserError, match=r"cannot resume \S+: init differs from the config it was trained with$"):
             play(config(other), "latest")
     assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_the_model_that_a_run_started_from_is_not_kept_while_it_trains(pictures, models, monkeypatch, tmp_path):
+    opened_networks, alive = [], []
+
+    def open_start(*args):
+        start = training.find_method("latent").open_start(*args)
+        opened_networks.append(weakref.ref(start.unet))
+        return start
+
+    def train(method, *rest):
+        gc.collect()
+        alive.extend(network() is not None for network in opened_networks)
+        raise UserError("enough")
+
+    monkeypatch.setattr(training, "open_start", open_start)
+    monkeypatch.setattr(training, "_train", train)
+    reset()
+    with pytest.raises(UserError, match="enough"):
+        training.train(settings(TEXT, pictures, tmp_path / "run", f"init={models['text']}"))
+    assert alive == [False]
 
 
 def dtypes_of(model: Path) -> set[torch.dtype]:
