@@ -1,7 +1,7 @@
 """Start latent diffusion from a trained U-Net and, where it is trained and of the same kind, its conditioner."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
 from ldm_kit.models.hub import MODEL
 from ldm_kit.nets.unet import build_unet
-from ldm_kit.training.training_state import read_start
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +40,15 @@ class LatentStart:
     resumed: bool = False
 
     @classmethod
-    def open(cls, config: LatentRun, checkpoint: Path | None) -> "LatentStart | None":
-        """Open the model that `config.init` names, and check that it fits the config; None: there is no `init`.
-
-        Args:
-            config: the run's config.
-            checkpoint: checkpoint from which the run is resumed; the model is then not read.
+    def open(cls, config: LatentRun, init: str) -> "LatentStart":
+        """Open the model that `init` names, and check that it fits the config.
 
         Raises:
             UserError: the model cannot be opened, or its noise schedule, prediction type, variance or networks do not
                 fit the config.
             AutoencoderError, ConditioningError: the config's autoencoder or text encoder cannot be found.
         """
-        if checkpoint is not None:
-            return cls._resumed(config, checkpoint)
-        if config.init is None:
-            return None
-        path, where = locate_start(config.init, MODEL)
+        path, where = locate_start(init, MODEL)
         folder = ModelFolder.open(path)
         classes = component_classes(folder)
         _check_noise(where, folder.noise(), config)
@@ -74,15 +65,19 @@ class LatentStart:
         return start
 
     @classmethod
-    def _resumed(cls, config: LatentRun, checkpoint: Path) -> "LatentStart | None":
-        if (values := read_start(checkpoint)) is None:
-            return None
-        unet, kind = from_structure(values.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
-        structure = values.get("conditioner")
-        conditioner = kind.from_structure(structure) if structure else None
+    def reopen(cls, config: LatentRun, structure: Mapping[str, Any], checkpoint: Path) -> "LatentStart":
+        """Build the U-Net and conditioner of a resumed run from what `structure` returned, with random weights.
+
+        Raises:
+            UserError: the structure is invalid.
+            ConditioningError: that of the conditioner is.
+        """
+        unet, kind = from_structure(structure.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
+        trained = structure.get("conditioner")
+        conditioner = kind.from_structure(trained) if trained else None
         for network in filter(None, (unet, conditioner)):
             trainable(network)
-        return cls("init", unet, conditioner, kind, str(values.get("sha256")), resumed=True)
+        return cls("init", unet, conditioner, kind, str(structure.get("sha256")), resumed=True)
 
     def _check_early(self, config: LatentRun) -> None:
         """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""

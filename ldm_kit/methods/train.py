@@ -28,6 +28,7 @@ from ldm_kit.training.retention import check_keep_best
 from ldm_kit.training.session import Session, due, session
 
 T = TypeVar("T")
+FROM_CONFIG = "from config"  # argument `start` of `open_method`: open what the config names under `init`
 
 
 def train(
@@ -138,7 +139,7 @@ def open_method(
     device: torch.device | str = "cpu",
     collectives: Collectives | None = None,
     *,
-    start: Any = None,
+    start: Any = FROM_CONFIG,
 ) -> Method[Any]:
     """Build the method of a config, with its pictures, caches and networks.
 
@@ -147,9 +148,10 @@ def open_method(
         data: pictures to use instead of the config's `data`; None: load the config's.
         device: device on which frozen networks run, and for which trained ones are set up (memory layout, attention).
         collectives: reductions over the processes of the run; None: there is one process.
-        start: trained weights that the run starts from, as `open_start` returns them; None: open those of the config.
+        start: trained weights that the run starts from, as `open_start` returns them; None: random weights. Left out,
+            it is `FROM_CONFIG`: those that the config names under `init` are opened, if it has that key.
     """
-    start = open_start(config) if start is None else start
+    start = open_start(config) if start == FROM_CONFIG else start
     pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)
     given = {} if start is None else {"start": start}
     method = find_method(method_name(config)).build(config, pictures, torch.device(device), **given)

@@ -359,6 +359,12 @@ def test_two_starts_and_none_are_refused(pictures, models, tmp_path):
         opened(CLASSES, pictures, tmp_path / "nowhere")
 
 
+def test_no_start_means_random_weights_and_init_is_not_read(pictures, tmp_path):
+    """As in a resumed run whose checkpoint holds no structure."""
+    config = settings(CLASSES, pictures, tmp_path / "run", f"init={tmp_path / 'nowhere'}")
+    assert open_method(config, start=None).start is None
+
+
 def test_a_model_of_the_hub_is_pinned_by_its_commit(pictures, models, monkeypatch, tmp_path):
     copy, asked = tmp_path / ("0a" * 20), []
     shutil.copytree(models["class"], copy)
