@@ -38,7 +38,7 @@ class FromTrained:
     """A method that may start from trained weights; by default it does not.
 
     Attributes:
-        Start: class of what `open_start` returns, if the method can start from the weights that its config names (`init`).
+        Start: class of what `open_start` returns, if the config has a key `init` that names trained weights.
         start: structure of the networks of a run that started from trained weights, for its checkpoints; else None.
         notes: sentences for the log on what the run started from.
     """

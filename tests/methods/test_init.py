@@ -130,23 +130,19 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
 @pytest.mark.parametrize(
     ("changes", "extra"),
     [
-        ({"in_channels": 8}, {"concat": torch.randn(2, 5, 16, 16)}),
         ({"time_cond_proj_dim": 16}, {"scale": torch.tensor([1.0, 5.0])}),
         ({"out_channels": 6}, {}),
         ({"sample_size": 32}, {}),
     ],
-    ids=["input channels", "guidance scale", "learned variance", "size"],
+    ids=["guidance scale", "learned variance", "size"],
 )
 def test_growth_keeps_the_prediction(changes, extra):
     old, (x, t), tokens = unet_of(UNet2DConditionModel), noisy(), torch.randn(2, 3, 16)
     new, notes = grow(
         "init old", old, unet_of(UNet2DConditionModel, norm_eps=1e-5, **changes), learned="out_channels" in changes
     )
-    condition, scale = Condition(tokens=tokens, concat=extra.get("concat")), extra.get("scale")
-    found, expected = (
-        apply_unet(new.eval(), x, t, condition, scale=scale),
-        apply_unet(old, x, t, Condition(tokens=tokens)),
-    )
+    condition = Condition(tokens=tokens)
+    found, expected = apply_unet(new.eval(), x, t, condition, **extra), apply_unet(old, x, t, condition)
     assert torch.equal(found[:, :3], expected)
     assert not found[:, 3:].any()
     assert len(notes) == (0 if "sample_size" in changes else 1)
@@ -159,6 +155,13 @@ def test_data_of_more_channels_are_no_growth(channels, learned):
     more = unet_of(UNet2DConditionModel, in_channels=channels, out_channels=channels * (1 + learned))
     with pytest.raises(UserError, match=r"conv_in.weight is \(8, 3, 3, 3\) there, .*conv_out.bias is \(3,\) there"):
         grow("init old", unet_of(UNet2DConditionModel), more, learned=learned)
+
+
+def test_data_of_twice_the_channels_are_no_growth_of_a_model_that_learns_its_variance():
+    """Both convolutions have twice the channels then, as if inputs and a variance were new."""
+    old, new = (unet_of(UNet2DConditionModel, in_channels=n, out_channels=2 * n) for n in (3, 6))
+    with pytest.raises(UserError, match=r"conv_in.weight is \(8, 3, 3, 3\) there, expected \(8, 6, 3, 3\)"):
+        grow("init old", old, new, learned=True)
 
 
 def test_a_new_width_of_tokens_costs_the_attention_to_them_alone():
