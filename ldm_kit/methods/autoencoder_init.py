@@ -12,7 +12,6 @@ from autoencoder.config import build
 from autoencoder.saved import CLASSES
 from autoencoder.vq import VQConfig, prepare_vq
 from ldm_kit.config import UserError
-from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
@@ -55,7 +54,7 @@ class AutoencoderStart:
         folder, where = locate_start(init, AUTOENCODER)
         vae: Any = open_first_stage(folder, whole=True)
         _check(where, vae, config)
-        sha256 = digest([weights_digest(vae)])
+        sha256 = weights_digest(vae)
         trainable(vae)
         return cls(vae, sha256, f"started from {where.removeprefix('init ')}, sha256 {sha256}")
 
@@ -93,7 +92,7 @@ def _check(where: str, vae: AutoencoderKL | VQModel, config: AutoencoderRun) -> 
         expected = build(config.autoencoder)
     if type(vae) is not type(expected):
         raise UserError(
-            f"{where} is a {type(vae).__name__}, but autoencoder.kind {config.autoencoder.kind} is a "
+            f"{where} has the class {type(vae).__name__}, but autoencoder.kind {config.autoencoder.kind} is of class "
             f"{type(expected).__name__}; expected the same"
         )
     check_config(where, vae, expected, _KEYS)

@@ -10,6 +10,7 @@ import torch
 
 import conditioning.factory as conditioners
 from autoencoder import saved
+from autoencoder.base import affine
 from conditioning.base import Conditioner, ConditioningError
 from conditioning.labels import ClassConditioner
 from ldm_kit.config import UserError
@@ -17,7 +18,6 @@ from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
-from ldm_kit.models.classifier import first_stage_of
 from ldm_kit.models.compatibility import describe_noise, same_noise
 from ldm_kit.models.components import UNET, component_classes, load_first_stage
 from ldm_kit.models.folder import ModelFolder, Noise
@@ -36,7 +36,7 @@ class LatentStart:
     kind: type[Conditioner]  # class of the trained model's conditioner
     sha256: str  # digest of the trained weights
     frozen_encoder: str | None = None  # what identifies the trained model's frozen text encoder; None: it has none
-    first_stage: str | None = None  # digest of the trained model's autoencoder; None: a model of pixels
+    latents: str = "pixels"  # what the trained model denoises, see `latents_of`
     resumed: bool = False
 
     @classmethod
@@ -60,7 +60,7 @@ class LatentStart:
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
         encoder = kind.frozen_encoder_in(folder.path)
-        start = cls(where, unet, conditioner, kind, sha256, encoder, first_stage_of(vae))
+        start = cls(where, unet, conditioner, kind, sha256, encoder, latents_of(vae))
         start._check_early(config)
         return start
 
@@ -75,8 +75,7 @@ class LatentStart:
         unet, kind = from_structure(structure.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
         trained = structure.get("conditioner")
         conditioner = kind.from_structure(trained) if trained else None
-        for network in filter(None, (unet, conditioner)):
-            trainable(network)
+        trainable(*filter(None, (unet, conditioner)))
         return cls("init", unet, conditioner, kind, str(structure.get("sha256")), resumed=True)
 
     def _check_early(self, config: LatentRun) -> None:
@@ -145,7 +144,7 @@ def _check_noise(where: str, noise: Noise, config: LatentRun) -> None:
             f"{where} was trained under {describe_noise(noise.schedule)}, but this run's is "
             f"{describe_noise(config.schedule)}; expected the same"
         )
-    if noise.variance == "learned_range" != config.variance:
+    if noise.variance == "learned_range" and config.variance != "learned_range":
         raise UserError(f"{where} learns its variance, but variance is {config.variance}; expected learned_range")
 
 
@@ -235,13 +234,21 @@ def _zero_vectors(conditioner: Conditioner) -> str:
 
 def autoencoder_note(start: LatentStart, first_stage: Any) -> list[str]:
     """Return a sentence for the log if the trained model has another autoencoder than `first_stage`, the run's."""
-    if start.resumed or first_stage_of(first_stage) == start.first_stage:
+    latents = latents_of(first_stage)
+    if start.resumed or latents == start.latents:
         return []
     return [
-        f"note: {start.where} was trained on {_latents(start.first_stage)}, and this run is on "
-        f"{_latents(first_stage_of(first_stage))}; where these differ, so do the first predictions"
+        f"note: {start.where} was trained on {start.latents}, and this run is on {latents}; "
+        "where these differ, so do the first predictions"
     ]
 
 
-def _latents(sha256: str | None) -> str:
-    return "pixels" if sha256 is None else f"latents of an autoencoder of sha256 {sha256[:12]}"
+def latents_of(vae: Any) -> str:
+    """Return what a model denoises, as text: pixels (None), or an autoencoder's latents, by weights and normalisation.
+
+    Autoencoders of equal weights may differ in their normalisation alone.
+    """
+    if vae is None:
+        return "pixels"
+    shift, scale = ([*map(float, value.flatten())] for value in affine(vae))
+    return f"latents of an autoencoder of sha256 {weights_digest(vae)[:12]}, shift {shift} and scale {scale}"

@@ -76,8 +76,9 @@ def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
 
     The trained weights are let go on return, as the method has copies of those that it needs.
     """
-    start, groups = open_start(config, run.resume), work_groups()
+    groups = work_groups()
     with shared_by(*groups):
+        start = open_start(config, run.resume)
         pictures = load(config.data, captions=config.needs_captions) if data is None else data
         _check_keep_best(config, pictures)
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)

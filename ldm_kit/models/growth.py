@@ -1,7 +1,7 @@
 """Grow a trained U-Net by a learned variance and further inputs, so that at first it predicts what it predicted before.
 
-The old weights are kept. A new learned variance and the guidance scale begin with weights of zero; attention
-to tokens of another width begins with new random weights.
+The old weights are kept. A new learned variance and the guidance scale begin with weights of zero; attention to
+tokens of another width begins with new random weights.
 """
 
 import re
@@ -34,7 +34,7 @@ _GIVEN = (  # keys that the run decides; the others, such as norm_eps, stay thos
     *("class_embed_type", "projection_class_embeddings_input_dim", "num_class_embeds"),
 )
 _OF_TOKENS = re.compile(r"\.attn2\.to_[kv]\.weight$")
-_OF_SCALE = "time_embedding.cond_proj.weight"
+OF_SCALE = "time_embedding.cond_proj.weight"  # of the guidance scale; begins at 0
 
 
 def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
@@ -96,7 +96,7 @@ def check_config(where: str, trained: Any, expected: Any, keys: Mapping[str, str
         old, new = (_plain(network, key) for network in (trained, expected))
         if old != new:
             raise UserError(
-                f"{where} has a {type(trained).__name__} of {key} {_text(old)}, but this run's {name} gives "
+                f"{where}: its {type(trained).__name__} has {key} {_text(old)}, but this run's {name} gives "
                 f"{_text(new)}; expected the same"
             )
 
@@ -158,7 +158,7 @@ def _grows(name: str, old: Sequence[int] | None, new: Sequence[int], learned: bo
 
     `learned`: whether half of the new output channels are of a learned variance.
     """
-    if name == _OF_SCALE:
+    if name == OF_SCALE:
         return old is None
     if old is None or [*old] == [*new]:
         return False
@@ -184,7 +184,7 @@ def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> t
     new: Any = type(trained).from_config(grown_config(trained, expected))
     old, weights = trained.state_dict(), new.state_dict()
     for name, value in weights.items():
-        if name == _OF_SCALE and name not in old:
+        if name == OF_SCALE and name not in old:
             value.zero_()
         elif value.shape == old[name].shape:
             value.copy_(old[name])
@@ -200,7 +200,7 @@ def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor])
         sentences.append(
             f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, for the variance; those are 0"
         )
-    if _OF_SCALE in new and _OF_SCALE not in old:
+    if OF_SCALE in new and OF_SCALE not in old:
         sentences.append(f"{where}: the guidance scale is a new input; its weights are 0")
     tokens = [name for name in new if _OF_TOKENS.search(name) and new[name].shape != old[name].shape]
     if tokens:
