@@ -1,6 +1,7 @@
 """What a conditioner offers to runs that start from a trained model, and to their resumed runs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from conditioning.condition import ConditioningError
@@ -32,6 +33,32 @@ class Continuing:
             ConditioningError: the config has the width of this conditioner, but describes another network.
         """
         return False
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> Self:
+        """Load a conditioner as `load` does, for a run to go on with; tensors of no use are an error too.
+
+        Here it is what `load` loads: a subclass without weights has no tensors.
+
+        Raises:
+            ConditioningError: as `load`, or there are tensors that no network of the conditioner knows.
+        """
+        conditioner: Any = cls
+        return conditioner.load(folder)
+
+    @property
+    def frozen_encoder(self) -> str | None:
+        """What the states of this conditioner's frozen encoder depend on, as text; None: it has no frozen encoder."""
+        return None
+
+    @classmethod
+    def frozen_encoder_in(cls, folder: Path) -> str | None:
+        """Return `frozen_encoder` of the conditioner that `save` wrote into `folder`, without loading the encoder.
+
+        Raises:
+            ConditioningError: the folder does not say which encoder it is.
+        """
+        return None
 
     def with_classes(self, classes: Sequence[str]) -> tuple[Self, str | None]:
         """Return this trained conditioner for a run whose pictures have `classes`, and a sentence on what is new.

@@ -95,14 +95,19 @@ def save(conditioner: Conditioner, folder: Path | str) -> dict[str, tuple[str, s
     return conditioner.save(folder)
 
 
-def load(folder: Path | str) -> Conditioner:
+def load(folder: Path | str, *, whole: bool = False) -> Conditioner:
     """Load the conditioner that `save` wrote into `folder`; `NoCondition` if there is none.
+
+    Args:
+        folder: folder of a saved model.
+        whole: whether tensors of which the conditioner has no use are an error too.
 
     Raises:
         ConditioningError: there are several conditioners, weights are missing, or the pretrained encoder that the
             folder refers to is missing or has changed.
     """
-    return kind_in(folder).load(Path(folder))
+    kind = kind_in(folder)
+    return kind.load_whole(Path(folder)) if whole else kind.load(Path(folder))
 
 
 def kind_in(folder: Path | str) -> type[Conditioner]:

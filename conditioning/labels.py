@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress, check_raw
+from conditioning.loaded import check_tensors
 
 FOLDER = "class_encoder"
 TOKEN_WIDTH = 512  # channels of a token whose config says none
@@ -156,9 +157,22 @@ class ClassConditioner(Conditioner):
         """Load the embedding table from `folder`/class_encoder.
 
         Raises:
-            ConditioningError: the saved class names or form are invalid.
+            ConditioningError: the saved class names or form are invalid, or the weights lack the table.
         """
-        encoder = ClassEmbedder.from_pretrained(folder / FOLDER, use_safetensors=True, local_files_only=True)
+        return cls._open(folder, whole=False)
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> "ClassConditioner":
+        """Load what `load` loads; raises ConditioningError also if the weights have tensors of no use."""
+        return cls._open(folder, whole=True)
+
+    @classmethod
+    def _open(cls, folder: Path, *, whole: bool) -> "ClassConditioner":
+        kind: Any = ClassEmbedder
+        encoder, report = kind.from_pretrained(
+            folder / FOLDER, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        check_tensors(folder / FOLDER, report, whole=whole)
         classes, form = encoder.config["classes"], encoder.config["form"]
         if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
             raise ConditioningError(f"{folder / FOLDER}: classes are {classes!r:.80}; expected a list of names")

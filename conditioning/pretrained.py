@@ -102,11 +102,8 @@ class PretrainedConditioner(Conditioner):
         Raises:
             ConditioningError: the file is invalid, or the encoder is missing or now has other weights.
         """
-        match json.loads((folder / REFERENCE).read_text(encoding="utf-8")):
-            case {"config": dict(config), "sha256": str(expected)}:
-                conditioner = cls(PretrainedTextConfig(**config))
-            case other:
-                raise ConditioningError(f"{folder / REFERENCE} is {other!r:.80}; expected a config and a sha256")
+        config, expected = _reference(folder)
+        conditioner = cls(config)
         if (sha256 := conditioner.source.sha256()) != expected:
             raise ConditioningError(
                 f"the text encoder {conditioner.config.model!r} has other weights than this model was trained with: "
@@ -118,6 +115,21 @@ class PretrainedConditioner(Conditioner):
     def trainable(self) -> dict[str, nn.Module]:
         """Empty: the text encoder is frozen, so no network is trained jointly with the denoiser."""
         return {}
+
+    @property
+    def frozen_encoder(self) -> str:
+        """The sha256 of the encoder's weights in hex, and the layer whose states are used."""
+        return f"{self.source.sha256()} {self.config.layer}"
+
+    @classmethod
+    def frozen_encoder_in(cls, folder: Path) -> str:
+        """Return `frozen_encoder` of the conditioner saved in `folder`; the encoder itself may be missing.
+
+        Raises:
+            ConditioningError: `folder`/text_reference.json is invalid.
+        """
+        config, sha256 = _reference(folder)
+        return f"{sha256} {config.layer}"
 
     @property
     def cache_key(self) -> tuple[Any, ...]:
@@ -186,6 +198,24 @@ class PretrainedConditioner(Conditioner):
         mask = mask.clone()
         mask[:, 0] = True  # attention over nothing at all is attention over the padding
         return Encoded(_store(states, getattr(torch, self.config.dtype)), mask, cut)
+
+
+def _reference(folder: Path) -> tuple[PretrainedTextConfig, str]:
+    """Read `folder`/text_reference.json: a conditioner's config, and the sha256 of its encoder's weights.
+
+    Raises:
+        ConditioningError: the file is invalid.
+    """
+    path = folder / REFERENCE
+    try:
+        match json.loads(path.read_text(encoding="utf-8")):
+            case {"config": dict(config), "sha256": str(sha256)}:
+                return PretrainedTextConfig(**config), sha256
+            case other:
+                text = f"{other!r:.80}"
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, or values that are not valid
+        text = f"not readable ({str(error).partition(chr(10))[0]:.80})"
+    raise ConditioningError(f"{path} is {text}; expected a config and a sha256")
 
 
 def _store(states: Tensor, dtype: torch.dtype) -> Tensor:

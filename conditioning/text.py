@@ -30,6 +30,7 @@ from conditioning.bpe import (
     save_tokenizer,
     train_tokenizer,
 )
+from conditioning.loaded import check_tensors
 from conditioning.text_structure import check_shape, from_structure, structure_of
 
 if TYPE_CHECKING:
@@ -147,6 +148,15 @@ class TextConditioner(Conditioner):
         Raises:
             ConditioningError: the weights lack tensors.
         """
+        return cls._open(folder, whole=False)
+
+    @classmethod
+    def load_whole(cls, folder: Path) -> "TextConditioner":
+        """Load what `load` loads; raises ConditioningError also if the weights have tensors of no use."""
+        return cls._open(folder, whole=True)
+
+    @classmethod
+    def _open(cls, folder: Path, *, whole: bool) -> "TextConditioner":
         from transformers import CLIPTextModel
 
         with quiet():
@@ -158,10 +168,7 @@ class TextConditioner(Conditioner):
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        if missing := sorted(report["missing_keys"]):
-            raise ConditioningError(
-                f"the weights in {folder / ENCODER} lack {len(missing)} tensors, the first being {missing[0]}"
-            )
+        check_tensors(folder / ENCODER, report, whole=whole)
         return cls(encoder, load_tokenizer(folder / TOKENIZER))
 
     @property

@@ -34,16 +34,24 @@ def check_shape(config: Any, encoder: Any, length: int) -> None:
 
 
 def structure_of(encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> dict[str, Any]:
-    """Return a text encoder's config, and its tokenizer's files as text by file name."""
+    """Return a text encoder's config without its dtype, and its tokenizer's files as text by file name."""
     with TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
         files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
-    config = {key: value for key, value in encoder.config.to_dict().items() if not key.startswith("_")}
+    config = {key: value for key, value in encoder.config.to_dict().items() if _shapes(key)}
     return {"text_encoder": config, "tokenizer": files}
 
 
+def _shapes(key: str) -> bool:
+    """Return whether a key of transformers' config is of the network: not its dtype (by both names) nor its origin."""
+    return key not in ("dtype", "torch_dtype") and not key.startswith("_")
+
+
 def from_structure(structure: Mapping[str, Any]) -> "tuple[CLIPTextModel, CLIPTokenizer]":
-    """Build the text encoder, with random weights, and the tokenizer of which `structure_of` returned the structure.
+    """Build the text encoder, in float32 with random weights, and the tokenizer of a structure.
+
+    Args:
+        structure: what `structure_of` returned; a dtype in it is not used.
 
     Raises:
         ConditioningError: the structure is invalid.
@@ -52,7 +60,7 @@ def from_structure(structure: Mapping[str, Any]) -> "tuple[CLIPTextModel, CLIPTo
 
     match structure:
         case {"text_encoder": dict(config), "tokenizer": dict(files)}:
-            shape = CLIPTextConfig(**config)
+            shape = CLIPTextConfig(**{key: value for key, value in config.items() if _shapes(key)})
         case _:
             raise ConditioningError("the structure of a text encoder lacks its config or its tokenizer's files")
     with TemporaryDirectory() as folder:

@@ -84,7 +84,7 @@ class Autoencoding(Method[AutoencoderRun]):
         if config.perceptual.spec != "none":
             method.dependencies = {"perceptual.weights": weights_digest(method.perceptual)}
         if start is not None:
-            method.dependencies["init"], method.start, method.notes = start.sha256, start.structure(), [start.note]
+            method.start, method.notes = start.structure(), [start.note]
         return method
 
     @property

@@ -1,5 +1,6 @@
 """Start the training of an autoencoder from trained weights, of the whole or of the decoder alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from autoencoder.config import build
 from autoencoder.saved import CLASSES
 from autoencoder.vq import VQConfig, prepare_vq
 from ldm_kit.config import UserError
-from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
 from ldm_kit.models.growth import check_config
+from ldm_kit.models.hub import AUTOENCODER
 from ldm_kit.models.manifest import open_first_stage
-from ldm_kit.training.training_state import read_start
 
 _KEYS = {  # diffusers' config key -> key of the run's config
     "block_out_channels": "autoencoder.widths",
@@ -44,30 +44,30 @@ class AutoencoderStart:
     note: str  # a sentence for the log
 
     @classmethod
-    def open(cls, config: AutoencoderRun, checkpoint: Path | None) -> "AutoencoderStart | None":
-        """Open the autoencoder that `config.init` names, and check that it fits the config; None: there is no `init`.
-
-        Args:
-            config: the run's config.
-            checkpoint: checkpoint from which the run is resumed; the autoencoder is then not read.
+    def open(cls, config: AutoencoderRun, init: str) -> "AutoencoderStart":
+        """Open the autoencoder that `init` names, and check that it fits the config.
 
         Raises:
             UserError: the autoencoder has another architecture than the config describes.
             AutoencoderError: there is no autoencoder, or it cannot be opened.
         """
-        if checkpoint is not None:
-            if (values := read_start(checkpoint)) is None:
-                return None
-            sha256 = str(values.get("sha256"))
-            return cls(from_structure(values.get("vae"), CLASSES, checkpoint), sha256, resumed_note(sha256))
-        if config.init is None:
-            return None
-        folder, where = locate_start(config.init)
+        folder, where = locate_start(init, AUTOENCODER)
         vae: Any = open_first_stage(folder, whole=True)
         _check(where, vae, config)
-        sha256 = digest([weights_digest(vae)])
+        sha256 = weights_digest(vae)
         trainable(vae)
         return cls(vae, sha256, f"started from {where.removeprefix('init ')}, sha256 {sha256}")
+
+    @classmethod
+    def reopen(cls, config: AutoencoderRun, structure: Mapping[str, Any], checkpoint: Path) -> "AutoencoderStart":
+        """Build the autoencoder of a resumed run from what `structure` returned, with random weights.
+
+        Raises:
+            UserError: the structure is invalid.
+        """
+        sha256, vae = str(structure.get("sha256")), from_structure(structure.get("vae"), CLASSES, checkpoint)
+        trainable(vae)
+        return cls(vae, sha256, resumed_note(sha256))
 
     def structure(self) -> dict[str, Any]:
         """Return what a resumed run builds its autoencoder from, as JSON values."""
@@ -92,7 +92,7 @@ def _check(where: str, vae: AutoencoderKL | VQModel, config: AutoencoderRun) -> 
         expected = build(config.autoencoder)
     if type(vae) is not type(expected):
         raise UserError(
-            f"{where} is a {type(vae).__name__}, but autoencoder.kind {config.autoencoder.kind} is a "
+            f"{where} has the class {type(vae).__name__}, but autoencoder.kind {config.autoencoder.kind} is of class "
             f"{type(expected).__name__}; expected the same"
         )
     check_config(where, vae, expected, _KEYS)

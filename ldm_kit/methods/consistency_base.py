@@ -24,6 +24,7 @@ from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.latent_network import LatentDiffusion
 from ldm_kit.methods.latent_start import copy_weights
 from ldm_kit.methods.semantic import pictured_latents
+from ldm_kit.methods.start import trainable
 from ldm_kit.models.consistency import ConsistencyDecoder
 from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.decoders import CodeDecoder
@@ -143,12 +144,6 @@ def semantic_student(config: ConsistencyRun, base: SemanticModel, folder: Path, 
         model=replace(base, decoder=few, saved=saved),
         steps=config.sample.steps,
     )
-
-
-def trainable(*modules: nn.Module) -> None:
-    """Turn on gradients and training mode of loaded networks, in place."""
-    for module in modules:
-        module.train().requires_grad_(True)
 
 
 def _dropout(config: ConsistencyRun, base: Pipeline, folder: Path) -> float:

@@ -114,7 +114,7 @@ class Latent(Method[LatentRun]):
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
         method.prompts = prompts
         if start is not None:
-            method.dependencies["init"], method.start = start.sha256, start.structure(unet, conditioner)
+            method.start = start.structure(unet, conditioner)
             method.notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
         if config.guidance is not None and config.guidance.base is not None:
             method.dependencies["guidance.base"] = start_from(config.guidance.base, method.pipeline, inputs, conditions)

@@ -1,7 +1,7 @@
 """Start latent diffusion from a trained U-Net and, where it is trained and of the same kind, its conditioner."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 
 import conditioning.factory as conditioners
 from autoencoder import saved
+from autoencoder.base import affine
 from conditioning.base import Conditioner, ConditioningError
 from conditioning.labels import ClassConditioner
 from ldm_kit.config import UserError
@@ -17,13 +18,12 @@ from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
-from ldm_kit.models.classifier import first_stage_of
 from ldm_kit.models.compatibility import describe_noise, same_noise
 from ldm_kit.models.components import UNET, component_classes, load_first_stage
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
+from ldm_kit.models.hub import MODEL
 from ldm_kit.nets.unet import build_unet
-from ldm_kit.training.training_state import read_start
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,29 +33,22 @@ class LatentStart:
     where: str  # the model as messages call it, such as "init runs/ldm"
     unet: Any  # the trained U-Net; of a resumed run, a network like the run's, with random weights
     conditioner: Conditioner | None  # the conditioner to go on with; None: the run builds a new one
-    kind: str  # what the trained model is conditioned on, such as "text"
+    kind: type[Conditioner]  # class of the trained model's conditioner
     sha256: str  # digest of the trained weights
-    first_stage: str | None = None  # digest of the trained model's autoencoder; None: a model of pixels
+    frozen_encoder: str | None = None  # what identifies the trained model's frozen text encoder; None: it has none
+    latents: str = "pixels"  # what the trained model denoises, see `latents_of`
     resumed: bool = False
 
     @classmethod
-    def open(cls, config: LatentRun, checkpoint: Path | None) -> "LatentStart | None":
-        """Open the model that `config.init` names, and check that it fits the config; None: there is no `init`.
-
-        Args:
-            config: the run's config.
-            checkpoint: checkpoint from which the run is resumed; the model is then not read.
+    def open(cls, config: LatentRun, init: str) -> "LatentStart":
+        """Open the model that `init` names, and check that it fits the config.
 
         Raises:
             UserError: the model cannot be opened, or its noise schedule, prediction type, variance or networks do not
                 fit the config.
             AutoencoderError, ConditioningError: the config's autoencoder or text encoder cannot be found.
         """
-        if checkpoint is not None:
-            return cls._resumed(config, checkpoint)
-        if config.init is None:
-            return None
-        path, where = locate_start(config.init)
+        path, where = locate_start(init, MODEL)
         folder = ModelFolder.open(path)
         classes = component_classes(folder)
         _check_noise(where, folder.noise(), config)
@@ -66,18 +59,24 @@ class LatentStart:
         sha256 = digest([f"{name} {weights_digest(network)}" for name, network in networks.items()])
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
-        start = cls(where, unet, conditioner, kind.modality, sha256, first_stage_of(vae))
+        encoder = kind.frozen_encoder_in(folder.path)
+        start = cls(where, unet, conditioner, kind, sha256, encoder, latents_of(vae))
         start._check_early(config)
         return start
 
     @classmethod
-    def _resumed(cls, config: LatentRun, checkpoint: Path) -> "LatentStart | None":
-        if (values := read_start(checkpoint)) is None:
-            return None
-        unet, kind = from_structure(values.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
-        structure = values.get("conditioner")
-        conditioner = kind.from_structure(structure) if structure else None
-        return cls("init", unet, conditioner, kind.modality, str(values.get("sha256")), resumed=True)
+    def reopen(cls, config: LatentRun, structure: Mapping[str, Any], checkpoint: Path) -> "LatentStart":
+        """Build the U-Net and conditioner of a resumed run from what `structure` returned, with random weights.
+
+        Raises:
+            UserError: the structure is invalid.
+            ConditioningError: that of the conditioner is.
+        """
+        unet, kind = from_structure(structure.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
+        trained = structure.get("conditioner")
+        conditioner = kind.from_structure(trained) if trained else None
+        trainable(*filter(None, (unet, conditioner)))
+        return cls("init", unet, conditioner, kind, str(structure.get("sha256")), resumed=True)
 
     def _check_early(self, config: LatentRun) -> None:
         """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""
@@ -108,15 +107,21 @@ class LatentStart:
         unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
         if unet.class_embedding is not None and self.unet.class_embedding is None:
             notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
-        if self.conditioner is None and conditioner.modality != self.kind:
-            notes.append(
-                f"{self.where} was trained on {self.kind}; the condition of this run, {conditioner.modality}, is new"
-            )
-        elif self.conditioner is None and conditioner.trainable:
-            notes.append(
-                f"{self.where}: the encoder of {conditioner.modality} is new and random, as its width is another"
-            )
+        if self.conditioner is None and (note := self._new_condition(conditioner)) is not None:
+            notes.append(f"{self.where} {note}")
         return unet, [f"started from {self.where.removeprefix('init ')}, sha256 {self.sha256}", *notes]
+
+    def _new_condition(self, new: Conditioner) -> str | None:
+        """Return what the log says of a conditioner that was built anew; None: it encodes as the trained model's did.
+
+        At equal width nothing else shows that the attention meets states that it was not trained on.
+        """
+        if new.modality != self.kind.modality:
+            return f"was trained on {self.kind.modality}; the condition of this run, {new.modality}, is new"
+        if type(new) is self.kind and not new.trainable and new.frozen_encoder == self.frozen_encoder:
+            return None
+        drawn = ", with random weights" if new.trainable else ""
+        return f"was trained with an encoder of {new.modality}, and that of this run is another one{drawn}"
 
     def structure(self, unet: Any, conditioner: Conditioner) -> dict[str, Any]:
         """Return what a resumed run builds its U-Net and conditioner from, as JSON values."""
@@ -139,7 +144,7 @@ def _check_noise(where: str, noise: Noise, config: LatentRun) -> None:
             f"{where} was trained under {describe_noise(noise.schedule)}, but this run's is "
             f"{describe_noise(config.schedule)}; expected the same"
         )
-    if noise.variance == "learned_range" != config.variance:
+    if noise.variance == "learned_range" and config.variance != "learned_range":
         raise UserError(f"{where} learns its variance, but variance is {config.variance}; expected learned_range")
 
 
@@ -147,7 +152,7 @@ def _conditioner(where: str, folder: ModelFolder, kind: type[Conditioner], confi
     """Return the trained conditioner that the run can go on with, ready to be trained; None: there is none."""
     if not kind.components or kind is not conditioners.of_config(config.condition):
         return None
-    conditioner = folder.conditioner()
+    conditioner = folder.conditioner(whole=True)
     try:
         fits = conditioner.fits(config.condition)
     except ConditioningError as error:
@@ -229,13 +234,21 @@ def _zero_vectors(conditioner: Conditioner) -> str:
 
 def autoencoder_note(start: LatentStart, first_stage: Any) -> list[str]:
     """Return a sentence for the log if the trained model has another autoencoder than `first_stage`, the run's."""
-    if start.resumed or first_stage_of(first_stage) == start.first_stage:
+    latents = latents_of(first_stage)
+    if start.resumed or latents == start.latents:
         return []
     return [
-        f"note: {start.where} was trained on {_latents(start.first_stage)}, and this run is on "
-        f"{_latents(first_stage_of(first_stage))}; where these differ, so do the first predictions"
+        f"note: {start.where} was trained on {start.latents}, and this run is on {latents}; "
+        "where these differ, so do the first predictions"
     ]
 
 
-def _latents(sha256: str | None) -> str:
-    return "pixels" if sha256 is None else f"latents of an autoencoder of sha256 {sha256[:12]}"
+def latents_of(vae: Any) -> str:
+    """Return what a model denoises, as text: pixels (None), or an autoencoder's latents, by weights and normalisation.
+
+    Autoencoders of equal weights may differ in their normalisation alone.
+    """
+    if vae is None:
+        return "pixels"
+    shift, scale = ([*map(float, value.flatten())] for value in affine(vae))
+    return f"latents of an autoencoder of sha256 {weights_digest(vae)[:12]}, shift {shift} and scale {scale}"

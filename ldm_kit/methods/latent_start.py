@@ -10,10 +10,8 @@ from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.models.compatibility import check_compatible
 from ldm_kit.models.consistency_folder import check_trainable
-from ldm_kit.models.growth import misfits, shapes
+from ldm_kit.models.growth import OF_SCALE, misfits, shapes
 from ldm_kit.models.pipeline import Pipeline
-
-_NEW = {"time_embedding.cond_proj.weight"}  # weights that the base may lack: those of the guidance scale, which are 0
 
 
 def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Conditions) -> str:
@@ -91,7 +89,7 @@ def copy_weights(base: str, name: str, old: nn.Module, new: nn.Module) -> None:
     """
     trained = old.state_dict()
     given = shapes(old)
-    expected = {key: shape for key, shape in shapes(new).items() if key in given or key not in _NEW}
+    expected = {key: shape for key, shape in shapes(new).items() if key in given or key != OF_SCALE}
     if (phrase := misfits(given, expected)) is not None:
         raise UserError(f"{base} does not fit this run's {name}: {phrase}")
     new.load_state_dict(trained, strict=False)

@@ -12,31 +12,37 @@ from typing import Any
 from torch import nn
 
 from ldm_kit.config import UserError
+from ldm_kit.data import peers
 from ldm_kit.methods.export import saved_model
 from ldm_kit.models.growth import public_config
-from ldm_kit.models.hub import locate_pinned
-from ldm_kit.training import distributed
+from ldm_kit.models.hub import HubContent, locate_pinned
 from ldm_kit.training.training_state import START_FILE
 
 
-def locate_start(init: str) -> tuple[Path, str]:
+def locate_start(init: str, content: HubContent) -> tuple[Path, str]:
     """Return the folder of a saved model that `init` names, and its name for messages, "init NAME".
 
-    A checkpoint is exported to the cache, with averaged weights; a model on the Hub is downloaded. The main process
-    does so first.
+    A checkpoint is exported to the cache, with averaged weights; a model on the Hub is downloaded. The first process of
+    each machine does so before the others, which find it there.
 
     Args:
         init: a saved model, a run, a checkpoint, or owner/name or owner/name@REVISION on the Hub.
+        content: what is needed of a repository on the Hub.
 
     Raises:
-        UserError: there is no such model, or the checkpoint cannot be exported.
+        UserError: there is no such model, or the checkpoint cannot be exported; on this process or another.
     """
-    distributed.on_main(partial(_locate, init))
-    return _locate(init)
+    group, locate = peers.everyone(), partial(_locate, init, content)
+    return peers.agreed(group, lambda: peers.first_alone(locate))[group.rank]
 
 
-def _locate(init: str) -> tuple[Path, str]:
-    folder, origin = locate_pinned(init, "the model of init,")
+def _locate(init: str, content: HubContent) -> tuple[Path, str]:
+    with peers.shared_by(peers.Alone(), peers.Alone()):  # an export makes caches, in which the others take no part
+        return _located(init, content)
+
+
+def _located(init: str, content: HubContent) -> tuple[Path, str]:
+    folder, origin = locate_pinned(init, "named by init", content)
     if origin is not None:
         return folder, f"init {origin.name}@{origin.commit}"
     return saved_model(folder, device="cpu"), f"init {init}"
@@ -70,6 +76,7 @@ def resumed_note(sha256: str) -> str:
     return f"init is not read again: the checkpoint has the weights of this run, which started from sha256 {sha256}"
 
 
-def trainable(network: nn.Module) -> None:
-    """Turn a loaded network to float32, training mode and gradients, in place."""
-    network.float().train().requires_grad_(True)
+def trainable(*networks: nn.Module) -> None:
+    """Turn loaded networks to float32, training mode and gradients, in place."""
+    for network in networks:
+        network.float().train().requires_grad_(True)

@@ -28,6 +28,7 @@ from ldm_kit.training.retention import check_keep_best
 from ldm_kit.training.session import Session, due, session
 
 T = TypeVar("T")
+FROM_CONFIG = "from config"  # argument `start` of `open_method`: open what the config names under `init`
 
 
 def train(
@@ -57,14 +58,7 @@ def train(
     settings = _with_launched_precision(resolve_config(config, overrides, data))
     _check_keep_best(settings, None)
     with session(settings, resume) as run:
-        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
-        start = open_start(settings, run.resume)
-        groups = work_groups()
-        with shared_by(*groups):
-            pictures = load(settings.data, captions=settings.needs_captions) if data is None else data
-            _check_keep_best(settings, pictures)
-            method = open_method(settings, pictures, run.device, collectives, start=start)
-            method.precision, method.shared_work = run.precision, SharedWork(*groups)
+        method = _open(settings, data, run)
         trainer = run.trainer(method, method.batches)
         log = run.log(trainer)
         log.print(method.describe())
@@ -75,6 +69,22 @@ def train(
         _on_main(method, trainer, lambda: _finish(method, run, trainer, log, evaluate=was_finished))
         log.close()
         return run.folder / "model"
+
+
+def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
+    """Open the trained weights that a run starts from, then its pictures, and build its method.
+
+    The trained weights are let go on return, as the method has copies of those that it needs.
+    """
+    groups = work_groups()
+    with shared_by(*groups):
+        start = open_start(config, run.resume)
+        pictures = load(config.data, captions=config.needs_captions) if data is None else data
+        _check_keep_best(config, pictures)
+        collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
+        method = open_method(config, pictures, run.device, collectives, start=start)
+    method.precision, method.shared_work = run.precision, SharedWork(*groups)
+    return method
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
@@ -130,7 +140,7 @@ def open_method(
     device: torch.device | str = "cpu",
     collectives: Collectives | None = None,
     *,
-    start: Any = None,
+    start: Any = FROM_CONFIG,
 ) -> Method[Any]:
     """Build the method of a config, with its pictures, caches and networks.
 
@@ -139,9 +149,10 @@ def open_method(
         data: pictures to use instead of the config's `data`; None: load the config's.
         device: device on which frozen networks run, and for which trained ones are set up (memory layout, attention).
         collectives: reductions over the processes of the run; None: there is one process.
-        start: trained weights that the run starts from, as `open_start` returns them; None: open those of the config.
+        start: trained weights that the run starts from, as `open_start` returns them; None: random weights. Left out,
+            it is `FROM_CONFIG`: those that the config names under `init` are opened, if it has that key.
     """
-    start = open_start(config) if start is None else start
+    start = open_start(config) if start == FROM_CONFIG else start
     pictures = load(config.data, captions=config.needs_captions) if data is None else _checked(data)
     given = {} if start is None else {"start": start}
     method = find_method(method_name(config)).build(config, pictures, torch.device(device), **given)

@@ -188,11 +188,14 @@ class ModelFolder:
             raise UserError(f"{path} holds no noise schedule: {what}") from None
         return noise
 
-    def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
-        """Load the conditioner to a device; UserError: a file is missing or broken, or does not fit the others."""
+    def conditioner(self, device: torch.device | str = "cpu", *, whole: bool = False) -> Conditioner:
+        """Load the conditioner to a device; UserError: a file is missing or broken, or does not fit the others.
+
+        `whole`: whether tensors of which the conditioner has no use are an error too.
+        """
         with silence_diffusers():
             try:
-                return prepare_loaded(conditioners.load(self.path), device).to(device)
+                return prepare_loaded(conditioners.load(self.path, whole=whole), device).to(device)
             except ConditioningError as error:
                 raise UserError(str(error)) from None
             except Exception as error:  # of many unrelated classes: broken JSON or weights, shapes

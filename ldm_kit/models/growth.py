@@ -1,7 +1,7 @@
-"""Grow a trained U-Net to further inputs and outputs, so that at first it predicts what it predicted before.
+"""Grow a trained U-Net by a learned variance and further inputs, so that at first it predicts what it predicted before.
 
-The old weights are kept. New input channels, a new learned variance and the guidance scale begin with weights of zero;
-attention to tokens of another width begins with new random weights.
+The old weights are kept. A new learned variance and the guidance scale begin with weights of zero; attention to
+tokens of another width begins with new random weights.
 """
 
 import re
@@ -34,7 +34,7 @@ _GIVEN = (  # keys that the run decides; the others, such as norm_eps, stay thos
     *("class_embed_type", "projection_class_embeddings_input_dim", "num_class_embeds"),
 )
 _OF_TOKENS = re.compile(r"\.attn2\.to_[kv]\.weight$")
-_OF_SCALE = "time_embedding.cond_proj.weight"
+OF_SCALE = "time_embedding.cond_proj.weight"  # of the guidance scale; begins at 0
 
 
 def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
@@ -96,7 +96,7 @@ def check_config(where: str, trained: Any, expected: Any, keys: Mapping[str, str
         old, new = (_plain(network, key) for network in (trained, expected))
         if old != new:
             raise UserError(
-                f"{where} has a {type(trained).__name__} of {key} {_text(old)}, but this run's {name} gives "
+                f"{where}: its {type(trained).__name__} has {key} {_text(old)}, but this run's {name} gives "
                 f"{_text(new)}; expected the same"
             )
 
@@ -147,24 +147,23 @@ def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = Fal
     with torch.device("meta"):
         new = type(trained).from_config(grown_config(trained, expected))
     old, needed = shapes(trained), shapes(new)
-    outputs = old["conv_out.bias"][0], needed["conv_out.bias"][0]
-    same = outputs[0] == outputs[1] or (learned and 2 * outputs[0] == outputs[1])  # what is denoised has its channels
-    grows = {name for name in needed if _grows(name, old.get(name), needed[name]) and (same or "conv_" not in name)}
+    grows = {name for name in needed if _grows(name, old.get(name), needed[name], learned)}
     rest = [{name: shape for name, shape in some.items() if name not in grows} for some in (old, needed)]
     if (phrase := misfits(*rest)) is not None:
         raise UserError(f"{where} does not fit this run's unet: {phrase}")
 
 
-def _grows(name: str, old: Sequence[int] | None, new: Sequence[int]) -> bool:
-    """Return whether `grow` covers that a tensor of shape `old` (None: missing) becomes one of shape `new`."""
-    if name == _OF_SCALE:
+def _grows(name: str, old: Sequence[int] | None, new: Sequence[int], learned: bool) -> bool:
+    """Return whether `grow` covers that a tensor of shape `old` (None: missing) becomes one of shape `new`.
+
+    `learned`: whether half of the new output channels are of a learned variance.
+    """
+    if name == OF_SCALE:
         return old is None
     if old is None or [*old] == [*new]:
         return False
-    if name == "conv_in.weight":
-        return new[1] > old[1] and (new[0], *new[2:]) == (old[0], *old[2:])
     if name in ("conv_out.weight", "conv_out.bias"):
-        return new[0] == 2 * old[0] and [*new[1:]] == [*old[1:]]
+        return learned and new[0] == 2 * old[0] and [*new[1:]] == [*old[1:]]
     return _OF_TOKENS.search(name) is not None and new[0] == old[0]
 
 
@@ -185,33 +184,23 @@ def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> t
     new: Any = type(trained).from_config(grown_config(trained, expected))
     old, weights = trained.state_dict(), new.state_dict()
     for name, value in weights.items():
-        if name == _OF_SCALE and name not in old:
+        if name == OF_SCALE and name not in old:
             value.zero_()
         elif value.shape == old[name].shape:
             value.copy_(old[name])
         elif not _OF_TOKENS.search(name):  # whose new weights stay random
-            _copy_corner(value, old[name])
+            value.zero_()[: len(old[name])].copy_(old[name])
     return new, _sentences(where, old, weights)
-
-
-def _copy_corner(value: Tensor, old: Tensor) -> None:
-    """Copy a tensor into the first rows and columns of a larger one, in place; the rest becomes 0."""
-    value.zero_()[tuple(slice(size) for size in old.shape)].copy_(old)
 
 
 def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[str]:
     """Return a sentence on each kind of growth between two state_dicts."""
-    sentences, inputs = [], [weights["conv_in.weight"].shape[1] for weights in (old, new)]
-    if inputs[0] != inputs[1]:
-        sentences.append(
-            f"{where}: conv_in grows from {inputs[0]} to {inputs[1]} input channels; the new weights are 0"
-        )
-    outputs = [len(weights["conv_out.bias"]) for weights in (old, new)]
+    sentences, outputs = [], [len(weights["conv_out.bias"]) for weights in (old, new)]
     if outputs[0] != outputs[1]:
         sentences.append(
             f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, for the variance; those are 0"
         )
-    if _OF_SCALE in new and _OF_SCALE not in old:
+    if OF_SCALE in new and OF_SCALE not in old:
         sentences.append(f"{where}: the guidance scale is a new input; its weights are 0")
     tokens = [name for name in new if _OF_TOKENS.search(name) and new[name].shape != old[name].shape]
     if tokens:

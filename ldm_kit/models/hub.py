@@ -4,10 +4,12 @@ Only safetensors and text files are downloaded; a complete local copy is taken b
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from autoencoder import saved
+from autoencoder.base import AutoencoderError
 from conditioning import sources
 from ldm_kit.config import UserError
 from ldm_kit.models.folder import INDEX
@@ -17,12 +19,7 @@ _WITH_WEIGHTS = ("unet", "vae", "vqvae", "text_encoder", "class_encoder")  # nam
 _WEIGHTS = tuple(
     f"{name}{shard}.safetensors" for name in ("diffusion_pytorch_model", "model") for shard in ("", "-*-of-*")
 )
-_MODEL_FILES = [
-    "*.json",
-    "tokenizer/*.txt",
-    *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS),
-]
-_AUTOENCODER_FILES = ["config.json", *_WEIGHTS[:2]]
+_NETWORK = ("config.json", *_WEIGHTS[:2])  # the files of one network of diffusers
 
 
 class Origin(NamedTuple):
@@ -42,13 +39,47 @@ class Located(NamedTuple):
     origin: Origin | None  # repository on the Hub; None: a folder of the user's
 
 
-def locate(model: Path | str, revision: str | None, what: str) -> Located:
+class HubContent(NamedTuple):
+    """What a caller needs of a repository on the Hub; nothing else is downloaded."""
+
+    files: Sequence[str]  # patterns of file names
+    complete: Callable[[Path], bool]  # function that tells whether a local copy has all that is needed
+
+
+def _has_model(folder: Path) -> bool:
+    """Return whether the local copy of a Hub model has model_index.json, and weights in each component's folder."""
+    components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
+    return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
+
+
+def _has_autoencoder(folder: Path) -> bool:
+    """Return whether a local copy has config.json and weights of an autoencoder, where `saved.find` looks for it."""
+    try:
+        return any(saved.find(folder).glob("*.safetensors"))
+    except AutoencoderError:
+        return False
+
+
+MODEL = HubContent(
+    ["*.json", "tokenizer/*.txt", *(f"{component}/{name}" for component in _WITH_WEIGHTS for name in _WEIGHTS)],
+    _has_model,
+)
+"""A diffusion model with all its components."""
+
+AUTOENCODER = HubContent(
+    [f"{folder}{name}" for folder in ("", "vae/", "vqvae/") for name in _NETWORK], _has_autoencoder
+)
+"""An autoencoder alone: a repository's only network, or that of a diffusion model."""
+
+
+def locate(model: Path | str, revision: str | None, what: str, content: HubContent = MODEL) -> Located:
     """Find a model's folder. If `model` is both the path of a folder and a name on the Hub, the folder is meant.
 
     Args:
         model: a folder, or `owner/name` on the Hub.
         revision: branch, tag or commit on the Hub; None: main.
         what: what the model is for, as error messages call it, such as "the frozen model".
+        content: what is needed of a repository on the Hub. A local copy that has it is taken without the network.
 
     Raises:
         UserError: `model` is a folder and `revision` is not None; or the model is not in the cache and cannot be
@@ -59,36 +90,19 @@ def locate(model: Path | str, revision: str | None, what: str) -> Located:
         if revision is not None:
             raise UserError(f"{model} is no model on the Hub, but a folder, which has no revision {revision!r:.80}")
         return Located(folder, None)
-    copy = _copy(str(model), revision, _MODEL_FILES, _has_model) or _copy(
-        str(model), revision, _AUTOENCODER_FILES, _has_autoencoder
-    )
+    copy = sources.snapshot(str(model), [*content.files], content.complete, ignored=None, revision=revision)
     if copy is None:
         at = "" if revision is None else f" at revision {revision:.80}"
         raise UserError(
-            f"cannot have {what} {model}{at}: there is no such folder, and as a model of safetensors on the Hub it is "
-            "neither in the local cache nor to be downloaded now"
+            f"cannot find or download {model}{at}, {what}: there is no such folder, and as a model of safetensors on "
+            "the Hub it is neither in the local cache nor to be downloaded now"
         )
     return Located(copy, Origin(str(model), copy.name))
 
 
-def locate_pinned(model: str, what: str) -> Located:
+def locate_pinned(model: str, what: str, content: HubContent = MODEL) -> Located:
     """Find a model by a folder, `owner/name`, or `owner/name@REVISION` (a branch, tag or commit); see `locate`."""
     name, at, revision = model.rpartition("@")
     if at and HUB_NAME.fullmatch(name) and not Path(model).exists():
-        return locate(name, revision or None, what)
-    return locate(model, None, what)
-
-
-def _copy(name: str, revision: str | None, files: list[str], complete: Callable[[Path], bool]) -> Path | None:
-    return sources.snapshot(name, files, complete, ignored=None, revision=revision)
-
-
-def _has_model(folder: Path) -> bool:
-    """Return whether the local copy of a Hub model has model_index.json, and weights in each component's folder."""
-    components = [folder / name for name in _WITH_WEIGHTS if (folder / name).is_dir()]
-    return (folder / INDEX).is_file() and all(any(path.glob("*.safetensors")) for path in components)
-
-
-def _has_autoencoder(folder: Path) -> bool:
-    """Return whether the local copy of a Hub model is a network by itself: its config.json and weights."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        return locate(name, revision or None, what, content)
+    return locate(model, None, what, content)

@@ -93,11 +93,16 @@ def test_it_resumes_bit_for_bit_without_the_autoencoder_that_it_started_from(pic
 @pytest.mark.parametrize(
     ("name", "tree", "overrides", "said"),
     [
-        ("kl", KL, ("autoencoder.widths=[8, 32]",), r"\[8, 16\], but this run's autoencoder.widths gives \[8, 32\]"),
+        (
+            "kl",
+            KL,
+            ("autoencoder.widths=[8, 32]",),
+            r": its AutoencoderKL has block_out_channels \[8, 16\], but this run's autoencoder.widths gives \[8, 32\]",
+        ),
         ("kl", KL, ("autoencoder.latent_channels=3",), "autoencoder.latent_channels gives 3"),
         ("kl", KL, ("autoencoder.middle_attention=true",), "autoencoder.middle_attention gives True"),
         ("vq", VQ, ("autoencoder.codes=64",), "autoencoder.codes gives 64"),
-        ("vq", KL, (), "is a VQModel, but autoencoder.kind kl is a AutoencoderKL"),
+        ("vq", KL, (), "has the class VQModel, but autoencoder.kind kl is of class AutoencoderKL"),
     ],
     ids=str,
 )

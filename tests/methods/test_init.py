@@ -1,7 +1,9 @@
 """Runs that start from trained weights: what they predict at first, what grows, what is refused, and their resuming."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,18 +16,20 @@ from transformers import CLIPTextModel
 import conditioning.factory as conditioners
 from conditioning.condition import Condition
 from conditioning.labels import ClassConditioner, ClassEmbedder
+from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
 from conditioning.text import TextConditioner, TextConfig
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods import train as training
+from ldm_kit.methods.export import export
 from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.train import open_method
 from ldm_kit.models import hub
 from ldm_kit.models.growth import grow
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.solvers.scheduler_config import saved_scheduler
-from tests.training.helpers import CLASSES, STAGE_2, TEXT, digest, picture_folder, play, settings
+from tests.training.helpers import CLASSES, STAGE_2, TEXT, digest, picture_folder, play, reset, settings
 
 EXACT = ("train.attention=sdpa", "train.channels_last=false", "unet.dropout=0")
 SHAPE = {"sample_size": 16, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1}
@@ -75,10 +79,14 @@ def models(tmp_path_factory):
     text = TextConditioner.build(config, captions=["some other words", "other words"] * 3)
     write_model(folder / "text", unet_of(UNet2DConditionModel), text)
     write_model(folder / "plain", unet_of(UNet2DModel))
+    half = TextConditioner.load(folder / "text")
+    half.text_encoder.half()
+    write_model(folder / "half", unet_of(UNet2DConditionModel).half(), half)
     torch.manual_seed(5)
     classes = ClassConditioner(ClassEmbedder(["c", "a", "x"], 16))
     return {
         "text": folder / "text",
+        "half": folder / "half",
         "plain": folder / "plain",
         "class": write_model(folder / "class", unet_of(UNet2DConditionModel), classes),
     }
@@ -113,7 +121,8 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
         given["encoder_hidden_states"] = encoder(inputs["ids"]).last_hidden_state
         assert (ours.conditioner.tokenizer.get_vocab()) == TextConditioner.load(models[name]).tokenizer.get_vocab()
     assert torch.equal(ours(x, t, inputs), theirs(x, t, **given).sample)
-    assert "init" in method.dependencies
+    assert isinstance(method.start, dict)
+    assert method.start["sha256"] in method.notes[0]
     assert all(p.requires_grad for p in method.module.parameters())
 
 
@@ -121,23 +130,19 @@ def test_the_network_predicts_bit_for_bit_what_diffusers_does(pictures, models, 
 @pytest.mark.parametrize(
     ("changes", "extra"),
     [
-        ({"in_channels": 8}, {"concat": torch.randn(2, 5, 16, 16)}),
         ({"time_cond_proj_dim": 16}, {"scale": torch.tensor([1.0, 5.0])}),
         ({"out_channels": 6}, {}),
         ({"sample_size": 32}, {}),
     ],
-    ids=["input channels", "guidance scale", "learned variance", "size"],
+    ids=["guidance scale", "learned variance", "size"],
 )
 def test_growth_keeps_the_prediction(changes, extra):
     old, (x, t), tokens = unet_of(UNet2DConditionModel), noisy(), torch.randn(2, 3, 16)
     new, notes = grow(
         "init old", old, unet_of(UNet2DConditionModel, norm_eps=1e-5, **changes), learned="out_channels" in changes
     )
-    condition, scale = Condition(tokens=tokens, concat=extra.get("concat")), extra.get("scale")
-    found, expected = (
-        apply_unet(new.eval(), x, t, condition, scale=scale),
-        apply_unet(old, x, t, Condition(tokens=tokens)),
-    )
+    condition = Condition(tokens=tokens)
+    found, expected = apply_unet(new.eval(), x, t, condition, **extra), apply_unet(old, x, t, condition)
     assert torch.equal(found[:, :3], expected)
     assert not found[:, 3:].any()
     assert len(notes) == (0 if "sample_size" in changes else 1)
@@ -150,6 +155,13 @@ def test_data_of_more_channels_are_no_growth(channels, learned):
     more = unet_of(UNet2DConditionModel, in_channels=channels, out_channels=channels * (1 + learned))
     with pytest.raises(UserError, match=r"conv_in.weight is \(8, 3, 3, 3\) there, .*conv_out.bias is \(3,\) there"):
         grow("init old", unet_of(UNet2DConditionModel), more, learned=learned)
+
+
+def test_data_of_twice_the_channels_are_no_growth_of_a_model_that_learns_its_variance():
+    """Both convolutions have twice the channels then, as if inputs and a variance were new."""
+    old, new = (unet_of(UNet2DConditionModel, in_channels=n, out_channels=2 * n) for n in (3, 6))
+    with pytest.raises(UserError, match=r"conv_in.weight is \(8, 3, 3, 3\) there, expected \(8, 6, 3, 3\)"):
+        grow("init old", old, new, learned=True)
 
 
 def test_a_new_width_of_tokens_costs_the_attention_to_them_alone():
@@ -199,10 +211,51 @@ def test_another_condition_is_new_and_said(pictures, models):
     notes = opened(TEXT, pictures, models["class"]).notes
     assert any("was trained on classes; the condition of this run, text, is new" in note for note in notes)
     notes = opened(TEXT, pictures, models["text"], "condition.width=24").notes
-    assert [note.partition(": ")[2][:30] for note in notes[1:]] == [
-        "tokens are 24 channels wide, n",
-        "the encoder of text is new and",
-    ]
+    assert len(notes) == 3
+    assert ": tokens are 24 channels wide, not 16" in notes[1]
+    assert notes[2].endswith("with an encoder of text, and that of this run is another one, with random weights")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("text", "a", "that of this run is another one"),
+        ("a", "text", "that of this run is another one, with random weights"),
+        ("a", "b", "that of this run is another one"),
+        ("a", "a", None),
+        ("text", "text", None),
+    ],
+    ids=str,
+)
+def test_another_text_encoder_of_equal_width_is_said(pictures, models, tmp_path, before, now, said):
+    """Nothing of the U-Net changes its shape then."""
+    encoders = {name: frozen_encoder(tmp_path / name, models["text"], index) for index, name in enumerate("ab")}
+
+    def condition(name):
+        return {"kind": "pretrained", "model": str(encoders[name]), "length": 8, "dtype": "float32"}
+
+    model = models["text"]
+    if before != "text":
+        conditioner = PretrainedConditioner(PretrainedTextConfig(**condition(before)))
+        model = write_model(tmp_path / "model", unet_of(UNet2DConditionModel), conditioner)
+        if now != before:
+            shutil.rmtree(encoders[before])  # only its sha256 is needed
+    tree = TEXT if now == "text" else {**TEXT, "condition": condition(now)}
+    _, *notes = opened(tree, pictures, model).notes
+    expected = [f"init {model} was trained with an encoder of text, and {said}"] if said else []
+    assert [note for note in notes if "encoder" in note] == expected
+    assert not any("channels wide" in note for note in notes)
+
+
+def frozen_encoder(folder: Path, model: Path, seed: int) -> Path:
+    """A text encoder of the same shape as a model's, with random weights, for condition.kind pretrained."""
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(model / name, folder, dirs_exist_ok=True)
+    torch.manual_seed(seed)
+    weights = load_file(folder / "model.safetensors")
+    more = {key: value + 0.01 * torch.randn_like(value) for key, value in weights.items()}
+    save_file(more, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -272,6 +325,30 @@ def test_weights_that_are_not_those_of_their_config_are_named(pictures, models, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "tree", "file", "tensor"),
+    [
+        ("text", TEXT, "text_encoder/model.safetensors", "text_model.encoder.layers.0.mlp.fc1.bias"),
+        ("class", CLASSES, "class_encoder/diffusion_pytorch_model.safetensors", "embedding.weight"),
+    ],
+    ids=["text", "class"],
+)
+def test_tensors_of_the_condition_that_are_missing_or_of_no_use_are_named(
+    pictures, models, tmp_path, name, tree, file, tensor
+):
+    shutil.copytree(models[name], tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / file)
+    more = {"encoder.layers.7.bias": torch.zeros(3), "text_model.embeddings.position_ids": torch.arange(8)}
+    for broken, said in (
+        ({**weights, **more}, "have 1 tensors that the network has not: encoder.layers.7.bias$"),
+        ({**more, **{key: value for key, value in weights.items() if key != tensor}}, "lack 1 tensors, .* and have 1"),
+    ):
+        save_file(broken, tmp_path / "broken" / file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=said) as refused:
+            opened(tree, pictures, tmp_path / "broken")
+        assert "\n" not in str(refused.value)
+
+
 def test_a_learned_variance_cannot_be_unlearned(pictures, tmp_path):
     write_model(tmp_path / "learned", unet_of(UNet2DModel, out_channels=6), variance="learned_range")
     with pytest.raises(UserError, match="learns its variance, but variance is small; expected learned_range"):
@@ -283,6 +360,12 @@ def test_two_starts_and_none_are_refused(pictures, models, tmp_path):
         opened(CLASSES, pictures, models["class"], *SCALED, "guidance.base=somewhere")
     with pytest.raises(UserError, match="nowhere"):
         opened(CLASSES, pictures, tmp_path / "nowhere")
+
+
+def test_no_start_means_random_weights_and_init_is_not_read(pictures, tmp_path):
+    """As in a resumed run whose checkpoint holds no structure."""
+    config = settings(CLASSES, pictures, tmp_path / "run", f"init={tmp_path / 'nowhere'}")
+    assert open_method(config, start=None).start is None
 
 
 def test_a_model_of_the_hub_is_pinned_by_its_commit(pictures, models, monkeypatch, tmp_path):
@@ -314,7 +397,7 @@ def test_a_checkpoint_gives_its_averaged_weights(pictures, tmp_path, monkeypatch
     assert all(torch.equal(weights[name], value) for name, value in averages.items())
 
 
-@pytest.mark.parametrize(("name", "tree", "more"), [("text", TEXT, ()), ("class", CLASSES, SCALED)])
+@pytest.mark.parametrize(("name", "tree", "more"), [("text", TEXT, ()), ("half", TEXT, ()), ("class", CLASSES, SCALED)])
 def test_it_resumes_bit_for_bit_without_the_model_that_it_started_from(pictures, models, tmp_path, name, tree, more):
     shutil.copytree(models[name], tmp_path / "model")
 
@@ -328,10 +411,50 @@ def test_it_resumes_bit_for_bit_without_the_model_that_it_started_from(pictures,
     rest = play(config("run"), "latest")
     assert part.lines + rest.lines == whole.lines
     assert rest.weights == whole.weights
-    start = json.loads((tmp_path / "run" / "checkpoint-00000002" / "start.json").read_text())
-    state = json.loads((tmp_path / "run" / "checkpoint-00000002" / "trainer_state.json").read_text())
-    assert state["dependencies"]["init"] == start["sha256"]
+    assert dtypes_of(export(tmp_path / "run", out=tmp_path / "exported")) == {torch.float32}
     assert whole.weights["denoiser"] != play_nothing(config("none"), models[name])
+
+
+def test_a_resumed_run_must_name_the_init_that_it_began_with(pictures, models, tmp_path):
+    """Another one would never be read, but the run's config.yaml would name it."""
+
+    def config(init):
+        return settings(
+            CLASSES, pictures, tmp_path / "run", f"init={init}", "train.steps=2", "train.checkpoint_every=1"
+        )
+
+    play(config(models["class"]), until=1)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for other in (tmp_path / "elsewhere", models["text"]):
+        with pytest.raises(UserError, match=r"cannot resume \S+: init differs from the config it was trained with$"):
+            play(config(other), "latest")
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_the_model_that_a_run_started_from_is_not_kept_while_it_trains(pictures, models, monkeypatch, tmp_path):
+    opened_networks, alive = [], []
+
+    def open_start(*args):
+        start = training.find_method("latent").open_start(*args)
+        opened_networks.append(weakref.ref(start.unet))
+        return start
+
+    def train(method, *rest):
+        gc.collect()
+        alive.extend(network() is not None for network in opened_networks)
+        raise UserError("enough")
+
+    monkeypatch.setattr(training, "open_start", open_start)
+    monkeypatch.setattr(training, "_train", train)
+    reset()
+    with pytest.raises(UserError, match="enough"):
+        training.train(settings(TEXT, pictures, tmp_path / "run", f"init={models['text']}"))
+    assert alive == [False]
+
+
+def dtypes_of(model: Path) -> set[torch.dtype]:
+    """The dtypes of all weights in a saved model."""
+    return {value.dtype for path in model.rglob("*.safetensors") for value in load_file(path).values()}
 
 
 def play_nothing(config, model) -> str:
