@@ -33,7 +33,7 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
-CODE_VERSION = 1  # raise it whenever features change: cached ones are then not read
+CODE_VERSION = 2  # raise it whenever features change: cached ones are then not read
 
 
 @dataclass(frozen=True, eq=False)

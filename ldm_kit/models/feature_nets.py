@@ -48,7 +48,7 @@ class FeatureNet:
     Attributes:
         name: name of the network in reports.
         network: maps pictures uint8 [B, 3, R, R] on `device` to `Features`.
-        resize: how pictures are resized before the network sees them, in words.
+        resize: how pictures are resized and normalised before the network sees them, in words.
         sha256: hex digest of the network's weights.
         device: where the network is.
     """
@@ -161,8 +161,10 @@ def _open_clip(name: str, device: torch.device) -> FeatureNet:
             f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}"
         ) from None
     tower, size = model.visual, model.visual.image_size
-    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
     side = size[0] if isinstance(size, tuple | list) else size
+    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
+    if not Path(weights).expanduser().is_file():  # a tag, which states what its pictures were; a file states nothing
+        config |= open_clip.get_pretrained_cfg(architecture, weights)
     return _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
 
 
@@ -213,8 +215,9 @@ class _Resized:
 
     @property
     def words(self) -> str:
-        """How pictures are resized, for reports."""
-        return f"{self.mode}, antialiased, to {self.side} px"
+        """How pictures are resized and normalised, for reports."""
+        mean, std = (", ".join(f"{v:.5g}" for v in x.flatten().tolist()) for x in (self.mean, self.std))
+        return f"{self.mode}, antialiased, to {self.side} px, and normalised by mean {mean} and deviation {std}"
 
     def __call__(self, pictures: Tensor) -> Tensor:
         x = pictures.float() / 255

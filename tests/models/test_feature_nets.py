@@ -69,22 +69,47 @@ def test_the_hash_is_that_of_the_weights_and_another_side_is_said(weights, tmp_p
     assert small(pictures(32)).features.shape == net(pictures(32)).features.shape
 
 
-def test_an_open_clip_tower_gives_image_embeddings(tmp_path):
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory) -> tuple[nn.Module, Path]:
+    """A tiny CLIP model with random weights, registered as `tiny-tower`, and the folder of its weights."""
+    folder = tmp_path_factory.mktemp("clip")
     config = {
         "embed_dim": 8,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 8, "head_width": 8, "patch_size": 8},
         "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1},
     }
-    (tmp_path / "tiny-tower.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "tiny-tower.json")
+    (folder / "tiny-tower.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "tiny-tower.json")
     model = open_clip.create_model("tiny-tower").eval()
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    net, x = load_feature_net(f"open_clip:tiny-tower/{tmp_path / 'weights.safetensors'}"), pictures(16)
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (model.visual.image_mean, model.visual.image_std))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model, folder
+
+
+def embeddings(model, x, mean, std):
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (mean, std))
     with torch.no_grad():
-        expected = model.encode_image((x / 255 - mean) / std)
+        return model.encode_image((x / 255 - mean) / std)
+
+
+def test_an_open_clip_tower_gives_image_embeddings(tower):
+    model, folder = tower
+    net, x = load_feature_net(f"open_clip:tiny-tower/{folder / 'open_clip_model.safetensors'}"), pictures(16)
+    expected = embeddings(model, x, model.visual.image_mean, model.visual.image_std)
     torch.testing.assert_close(net(x).features, expected, atol=1e-5, rtol=1e-4)
     assert net.name == "open_clip tiny-tower"
+
+
+def test_a_tag_of_open_clip_normalises_and_resizes_as_it_states(tower, monkeypatch):
+    """SigLIP's tags and others were trained with another mean than OpenAI's."""
+    model, folder = tower
+    entry = {"hf_hub": "kit/toy/", "mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.125), "interpolation": "bilinear"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-tower", {"toy": entry})
+    monkeypatch.setattr(feature_nets.sources, "snapshot", lambda *_, **__: folder)
+    net, x = load_feature_net("open_clip:tiny-tower/toy"), pictures(16)
+    torch.testing.assert_close(net(x).features, embeddings(model, x, entry["mean"], entry["std"]), atol=1e-5, rtol=1e-4)
+    assert net.resize == (
+        "bilinear, antialiased, to 16 px, and normalised by mean 0.5, 0.25, 0.5 and deviation 0.5, 0.5, 0.125"
+    )
 
 
 class Inception(nn.Module):
