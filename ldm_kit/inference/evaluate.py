@@ -15,16 +15,16 @@ from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_measures import (
     INCEPTION,
     PROMPTS,
-    Draws,
+    Bootstrap,
     Figure,
     inception_figure,
     picture_figures,
     prompt_figures,
-    set_figures,
 )
 from ldm_kit.inference.evaluate_plan import check_names, plan
 from ldm_kit.inference.evaluate_reference import Reference, open_reference
 from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
@@ -91,7 +91,7 @@ def run_evaluation(
     device = device_named(request.device)
     job = _Job(
         subject, reference, rows, load_feature_net(request.features, request.feature_size, device), names,
-        BatchSize.for_pictures(request.batch_size, subject.shape[1]), Draws(request.bootstrap, request.seed),
+        BatchSize.for_pictures(request.batch_size, subject.shape[1]), Bootstrap(request.bootstrap, request.seed),
     )  # fmt: skip
     figures, more, details = job.run()
     result = Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
@@ -134,23 +134,25 @@ class _Job:
     net: FeatureNet
     names: Sequence[str]  # the measures
     size: BatchSize
-    draws: Draws
+    bootstrap: Bootstrap
 
     def run(self) -> tuple[list[Figure], list[str], dict[str, Any]]:
         """Make the pictures and measure them; return the figures, warnings, and details for the JSON file."""
         references = self.reference.features(self.net, self.size)
         judged = self._judge()
         prefix = "r" if isinstance(self.subject, Reconstructed) else ""
-        figures, warnings = set_figures(self.names, self.net, judged.features, references, self.draws, prefix=prefix)
+        figures, warnings = set_figures(
+            self.names, self.net, judged.features, references, self.bootstrap, prefix=prefix
+        )
         details: dict[str, Any] = {}
         if INCEPTION in self.names and judged.probabilities is not None:
-            figures.append(inception_figure(judged.probabilities, self.draws))
+            figures.append(inception_figure(judged.probabilities, self.bootstrap))
         if judged.readings is not None and self.reference.factors is not None:
             labels = factor_labels(self.reference.factors)[self.rows]
-            more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.draws)
+            more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.bootstrap)
             figures, details = [*figures, *more], {"prompt_fidelity": shares.figures}
         values = {name: column for name, column in judged.values.items() if name in self.names}
-        return [*figures, *picture_figures(values, self._titles(), self.draws)], warnings, details
+        return [*figures, *picture_figures(values, self._titles(), self.bootstrap)], warnings, details
 
     def _judge(self) -> "_Measured":
         reader = None
@@ -159,7 +161,7 @@ class _Job:
         features, probabilities, readings = [], [], []
         values: dict[str, list[Tensor]] = {}
         with tqdm(total=len(self.rows), desc=self.subject.kind, unit="picture", leave=False) as bar:
-            for pictures, measured in self.subject.batches(self.reference, self.rows, self.draws.seed, self.size):
+            for pictures, measured in self.subject.batches(self.reference, self.rows, self.bootstrap.seed, self.size):
                 for one in self.size.map(pictures, self.net):
                     features.append(one.features)
                     probabilities.append(one.probabilities)

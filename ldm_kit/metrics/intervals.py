@@ -58,6 +58,18 @@ def bootstrap(
     return Interval(*values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()).tolist())
 
 
+def resample_counts(size: int, count: int, seed: int = 0) -> Tensor:
+    """Return how often each of `size` rows is in each of `count` draws, int64 [count, size]: those of `bootstrap`.
+
+    Args:
+        size: number of rows, and of rows in a draw.
+        count: number of draws, 0 or more.
+        seed: seed of the draws; draw i is the same for any `count`.
+    """
+    draws = [_resampled(size, seed, f"{i} 0").bincount(minlength=size) for i in range(count)]
+    return torch.stack(draws) if draws else torch.zeros(0, size, dtype=torch.long)
+
+
 def _resampled(size: int, seed: int, name: str) -> Tensor:
     """Draw `size` indices in 0..size - 1 with repetition, int64 [size] on the CPU."""
     return (rng.uniform(seed, f"bootstrap {name}", torch.arange(size)) * size).long()

@@ -1,7 +1,6 @@
 """The command `ldm-kit evaluate`: what it judges, measures, writes and refuses, by features of a tiny network."""
 
 import json
-import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
 from ldm_kit.inference import evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
-from ldm_kit.inference.evaluate_measures import Draws, inception_figure, prompt_figures, set_figures, within_span
+from ldm_kit.inference.evaluate_measures import Bootstrap, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
+from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
+from ldm_kit.metrics import neighbourhoods
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
 from ldm_kit.models.feature_nets import FeatureNet, Features
@@ -204,23 +205,33 @@ def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, col
 
 def test_intervals_are_those_of_the_mean_and_move_with_the_value():
     draw = torch.Generator().manual_seed(0)
-    rows = torch.randn(400, 1, generator=draw).double()
-    mean = float(rows.mean())
-    low, high = Draws(400, 0).interval(mean, lambda x: float(x.mean()), rows)
+    rows = torch.randn(400, generator=draw).double()
+    bootstrap = Bootstrap(400, 0)
+    mean, (low, high) = bootstrap.mean(rows)
+    assert mean == pytest.approx(float(rows.mean()))
     assert high - low == pytest.approx(2 * 1.96 * float(rows.std()) / 20, rel=0.15)
     assert (low + high) / 2 == pytest.approx(mean, abs=0.02)
-    biased = Draws(400, 0).interval(mean, lambda x: 5 + float(x.mean()), rows)
-    assert biased == pytest.approx((low, high)), "a bias of all draws does not move the interval"
-    assert Draws(0, 0).interval(mean, lambda x: math.nan, rows) is None
+    values = bootstrap.counts(400).double() @ rows / 400
+    values[1:] += 5
+    assert bootstrap.estimate(values).interval == pytest.approx((low, high)), "a bias of all draws moves nothing"
+    assert bootstrap.estimate(values / values[0], share=True).interval[1] == 1
+    assert Bootstrap(0, 0).mean(rows).interval is None
 
 
-def test_a_frechet_distance_within_the_span_is_the_same():
-    draw = torch.Generator().manual_seed(1)
-    a, b = torch.randn(7, 40, generator=draw), 1 + torch.randn(9, 40, generator=draw)
-    reduced = within_span(a, b)
-    assert reduced[0].shape == (7, 16)
-    assert frechet(*reduced) == pytest.approx(frechet(a, b), rel=1e-6)
-    assert within_span(a[:, :3], b[:, :3])[0].shape == (7, 3)
+def test_measures_of_neighbourhoods_are_computed_together_and_once(monkeypatch):
+    """Whatever the number of draws: nearest neighbours of 3,000 references take most of the time."""
+    calls = []
+    distances = neighbourhoods._squared_distances
+    monkeypatch.setattr(neighbourhoods, "_squared_distances", lambda *pair: calls.append(0) or distances(*pair))
+    a, b = torch.rand(9, 3), torch.rand(8, 3)
+    net = FeatureNet("inception", Features, "", "")
+    figures, _ = set_figures(["precision", "recall", "density", "coverage"], net, a, b, Bootstrap(30, 0))
+    assert len(calls) == 4 + 2, "own and cross distances, of each set and of the references"
+    assert {figure.name: figure.value for figure in figures} == pytest.approx(
+        {**neighbourhoods.precision_recall(a, b)._asdict(), **neighbourhoods.density_coverage(a, b)._asdict()}
+    )
+    (only,), _ = set_figures(["coverage"], net, a, b, Bootstrap(30, 0))
+    assert only == figures[-1]
 
 
 def test_only_the_fids_network_gives_an_fid():
@@ -228,7 +239,7 @@ def test_only_the_fids_network_gives_an_fid():
     titles = {}
     for name in ("inception", "tf_efficientnet_lite0"):
         net = FeatureNet(name, Features, "", "")
-        figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Draws(0, 0))
+        figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Bootstrap(0, 0))
         titles[name] = [figure.title for figure in figures]
     assert titles["inception"] == ["FID", "KID", "MIND"]
     assert titles["tf_efficientnet_lite0"] == [
@@ -237,14 +248,14 @@ def test_only_the_fids_network_gives_an_fid():
 
 
 def test_the_inception_score_is_the_number_of_classes_that_are_told_apart():
-    figure = inception_figure(torch.eye(4).repeat(6, 1), Draws(0, 0))
+    figure = inception_figure(torch.eye(4).repeat(6, 1), Bootstrap(0, 0))
     assert figure.value == pytest.approx(4)
     assert figure.title == "inception score, 1 part"
 
 
 def test_prompt_fidelity_counts_values_that_show():
     readings, labels = torch.tensor([[0, 1], [1, 1], [0, 0]]), torch.tensor([[0, 1], [0, -1], [0, 1]])
-    (mean, everything), shares = prompt_figures(("a", "b"), readings, labels, Draws(10, 0))
+    (mean, everything), shares = prompt_figures(("a", "b"), readings, labels, Bootstrap(10, 0))
     assert mean.value == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert everything.value == pytest.approx(1 / 3)
     assert shares.figures["b"]["count"] == 2
