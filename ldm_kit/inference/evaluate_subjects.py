@@ -22,11 +22,16 @@ from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.methods.export import is_checkpoint, saved_model
 from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
-from ldm_kit.models.folder import INDEX, autocast_dtype, device_named, model_folder
+from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
+
+_SAMPLE_NOTHING = {  # by _class_name in a model's index
+    CLASSIFIER: "a noisy classifier, which samples no pictures (--classifier takes it as a guide)",
+    SEMANTIC: "a semantic model, which edit.py report measures",
+}
 
 
 class Subject(Protocol):
@@ -185,10 +190,12 @@ def open_subject(
     """Open what is at `path`: a diffusion model, an autoencoder, the run or checkpoint of one, or a folder of pictures.
 
     Raises:
-        UserError: there is no such thing, or options or guides do not fit it.
+        UserError: there is no such thing, the run has no finished model, the model samples no pictures, or options or
+            guides do not fit it.
     """
     folder = saved_model(path, device=request.device)
     if (model_folder(folder) / INDEX).exists():
+        _check_samples(model_folder(folder), path)
         return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
     given = [*(options.model_fields_set if options else ()), *(guides.model_fields_set if guides else ())]
     if given:
@@ -196,8 +203,17 @@ def open_subject(
     try:
         saved.find(folder)
     except AutoencoderError:
+        if run_of(path) is not None:
+            raise UserError(f"the run in {run_of(path)} has no finished model, and no checkpoint to take") from None
         return Folder.open(path)
     return _reconstructed(path, folder, request)
+
+
+def _check_samples(folder: Path, path: Path) -> None:
+    """Check that the model in a folder samples pictures; UserError: it is a noisy classifier or a semantic model."""
+    kind = read_json(folder / INDEX, str(folder / INDEX)).get("_class_name")
+    if (what := _SAMPLE_NOTHING.get(str(kind))) is not None:
+        raise UserError(f"{path} holds {what}; expected a diffusion model, an autoencoder or a folder of pictures")
 
 
 def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions, guides: GuideModels) -> Sampled:

@@ -1,6 +1,7 @@
 """The command `ldm-kit evaluate`: what it judges, measures, writes and refuses, by features of a tiny network."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash
+from ldm_kit.training.checkpoint import latest
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 QUICK = SamplingOptions(steps=2, guidance_scale=1)
@@ -317,6 +319,32 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
             evaluate(path, **request)
     with pytest.raises(UserError, match="--steps is for models that are sampled"):
         evaluate(folder, SamplingOptions(steps=3), data=split)
+
+
+def test_a_run_without_a_finished_model_is_no_folder_of_pictures(world, colours, tmp_path):
+    """Its grids of samples would be judged, against the data of the run."""
+    run = tmp_path / "run"
+    shutil.copytree(world.pictures, run / "pictures")
+    shutil.copy(world.model("text") / "config.yaml", run)
+    with pytest.raises(UserError, match=r"the run in .*run has no finished model, and no checkpoint"):
+        evaluate(run, split="train")
+    (run / "config.yaml").write_text("method: unknown")
+    with pytest.raises(UserError, match="has no finished model"):
+        evaluate(run, data=split_of(noise(6)))
+    with pytest.raises(UserError, match="has no finished model"):
+        evaluate(run / "model", data=split_of(noise(6)))
+    shutil.copytree(latest(world.model("text")), run / latest(world.model("text")).name)
+    with pytest.raises(UserError, match="no finished model yet; --checkpoint"):
+        evaluate(run, data=split_of(noise(6)))
+
+
+def test_models_that_sample_no_pictures_are_refused(world, colours, tmp_path):
+    with pytest.raises(UserError, match="holds a noisy classifier, which samples no pictures"):
+        evaluate(world.model("classifier"), split="train")
+    (tmp_path / "semantic").mkdir()
+    (tmp_path / "semantic" / "model_index.json").write_text('{"_class_name": "ldm_kit.SemanticModel"}')
+    with pytest.raises(UserError, match=r"holds a semantic model, which edit.py report measures"):
+        evaluate(tmp_path / "semantic", data=split_of(noise(6)))
 
 
 def test_missing_perceptual_weights_are_said_and_the_rest_is_measured(world, colours, monkeypatch):
