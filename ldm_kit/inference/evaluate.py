@@ -1,5 +1,6 @@
 """Evaluate a model, an autoencoder or a folder of pictures against reference pictures: measures with intervals."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from ldm_kit.models.sampler_options import check_seeds
 from ldm_kit.paths import check_writable, check_writable_file
 from ldm_kit.viz.png import unused_path
 
+_log = logging.getLogger("ldm_kit.inference")
+
 
 def evaluate(
     path: Path | str,
@@ -60,9 +63,18 @@ def evaluate(
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
 
     Raises:
-        UserError: something is missing, unknown or does not fit; before anything is sampled.
+        UserError: something is missing, unknown or does not fit, before anything is sampled; or the result cannot be
+            written, which is then logged.
     """
-    return run_evaluation(Path(path), configs.check(EvaluationRequest, request, "evaluate"), options, guides, data=data)
+    checked = configs.check(EvaluationRequest, request, "evaluate")
+    result = run_evaluation(Path(path), checked, options, guides, data=data)
+    try:
+        if checked.out is not None:
+            result.write(checked.out)
+    except UserError:
+        _log.warning("%s", result)  # it took long to measure
+        raise
+    return result
 
 
 def run_evaluation(
@@ -73,7 +85,7 @@ def run_evaluation(
     *,
     data: Split | None = None,
 ) -> Evaluation:
-    """Evaluate what is at `path` as a request says; write the result if the request names a file. See `evaluate`."""
+    """Evaluate what is at `path` as a request says; write nothing, but check that its file can be. See `evaluate`."""
     check_names(request.chosen)
     if request.out is not None:
         check_writable_file(request.out)
@@ -94,14 +106,11 @@ def run_evaluation(
         BatchSize.for_pictures(request.batch_size, subject.shape[1]), Bootstrap(request.bootstrap, request.seed),
     )  # fmt: skip
     figures, more, details = job.run()
-    result = Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
-    if request.out is not None:
-        result.write(request.out)
-    return result
+    return Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
 
 
 def default_out(path: Path) -> Path:
-    """Return the file that the command writes to if none is named: in the run's folder, or else in the current one.
+    """Return the free file to write to if none is named: in the run's folder, or else in the current one.
 
     Raises:
         UserError: the folder cannot be written to.

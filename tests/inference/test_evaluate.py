@@ -1,5 +1,6 @@
 """The command `ldm-kit evaluate`: what it judges, measures, writes and refuses, by features of a tiny network."""
 
+import errno
 import json
 import shutil
 from itertools import pairwise
@@ -15,8 +16,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import InMemory, Record, Split, to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
-from ldm_kit.inference import evaluate_subjects
+from ldm_kit.inference import evaluate_report, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
+from ldm_kit.inference.evaluate_folders import Folder
 from ldm_kit.inference.evaluate_measures import Bootstrap, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
 from ldm_kit.inference.evaluate_sets import set_figures
@@ -203,6 +205,42 @@ def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, col
     assert "| FD of colours | " in done.stdout
     assert "| lower | 8 / 2" in done.stdout
     assert "split train" in done.stdout
+
+
+def test_a_result_that_cannot_be_written_is_shown(world, colours, tmp_path, monkeypatch, caplog):
+    folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--split", "train", "--measures", "fd"]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate_report, "write_atomic", full)
+    done = CliRunner().invoke(app, [*arguments, "--bootstrap", "0"])
+    assert done.exit_code == 2
+    assert "| FD of colours | " in done.stdout
+    assert done.stderr.strip().endswith(
+        "error: the result cannot be written to evaluation.json: No space left on device"
+    )
+    with pytest.raises(UserError, match="No space left"):
+        evaluate(folder, reference=str(world.pictures), split="train", measures="fd", bootstrap=0, out=tmp_path / "x")
+    assert "| FD of colours | " in caplog.text
+
+
+def test_a_file_that_was_written_meanwhile_stays(world, colours, tmp_path, monkeypatch):
+    """Two evaluations in one folder: the second to end takes the next free name."""
+    folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
+    batches = Folder.batches
+
+    def slow(self, *more):
+        (tmp_path / "evaluation.json").write_text("another")
+        return batches(self, *more)
+
+    monkeypatch.setattr(Folder, "batches", slow)
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--split", "train", "--measures", "fd"]
+    done = CliRunner().invoke(app, [*arguments, "--bootstrap", "0"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "evaluation.json").read_text() == "another"
+    assert (tmp_path / "evaluation-2.json").exists()
 
 
 def test_intervals_are_those_of_the_mean_and_move_with_the_value():
