@@ -110,8 +110,10 @@ class EvaluationRequest(Config):
         description="pictures to compare with: faces, openmoji, shapes or digits, a folder of pictures, a config "
         "(.yaml) or a run's folder; left out: the data of the run that is evaluated",
     )
-    split: Literal["heldout", "train"] = Field(
-        default="heldout", description="part of the reference, which gives pictures, captions and classes"
+    split: Literal["heldout", "train", "all"] | None = Field(
+        default=None,
+        description="part of the reference, which gives pictures, captions and classes; left out: heldout, or all of a "
+        "folder of pictures whose sub-folders name no splits",
     )
     count: int | None = Field(
         default=None, ge=2, description="pictures to judge; left out: one for each reference picture, a folder's all"

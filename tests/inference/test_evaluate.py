@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
-from ldm_kit.data.images import InMemory, Record, Split, to_unit
+from ldm_kit.data.images import InMemory, Record, Split, subset, to_unit
+from ldm_kit.data.joined import whole
 from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
 from ldm_kit.inference import evaluate_report, evaluate_subjects
@@ -170,6 +171,37 @@ def test_reference_features_are_computed_once_for_each_content(colours, tmp_path
     references = [batch for batch in colours.seen if torch.equal(batch, pixels) or torch.equal(batch, other)]
     assert len(references) == 2, "the second time they come from the cache"
     assert len(colours.seen) == 5
+
+
+def test_a_bare_folder_is_compared_with_as_a_whole(colours, tmp_path):
+    """Training would hold out 5 % of it; a folder whose sub-folders name splits has its held-out part."""
+    samples, reference = save(noise(8, 5), tmp_path / "samples"), save(noise(24), tmp_path / "bare")
+    counts = {}
+    for split in (None, "all", "train", "heldout"):
+        asked = {} if split is None else {"split": split}
+        result = evaluate(samples, reference=str(reference), measures="fd", bootstrap=0, **asked)
+        counts[split] = result.settings["reference"]["count"], result.settings["reference"]["split"]
+    assert counts[None] == counts["all"] == (24, "all")
+    assert 24 - counts["train"][0] == counts["heldout"][0] < 5
+    (tmp_path / "named").mkdir()
+    for part, count in (("train", 12), ("val", 7)):
+        save(noise(count, count), tmp_path / "named" / part)
+    for split, expected in ((None, (7, "heldout")), ("all", (19, "all"))):
+        asked = {} if split is None else {"split": split}
+        result = evaluate(samples, reference=str(tmp_path / "named"), measures="fd", bootstrap=0, **asked)
+        assert (result.settings["reference"]["count"], result.settings["reference"]["split"]) == expected
+
+
+def test_all_of_a_split_is_every_picture_once():
+    pixels = noise(9)
+    first = split_of(pixels, "a").train
+    parts = Split(subset(subset(first, [5, 0, 0, 2]), [0, 1, 2, 3]), subset(first, [7, 1]), None)
+    assert torch.equal(whole(parts).pictures(range(5)), pixels[[0, 1, 2, 5, 7]])
+    other = split_of(noise(3, 2), "b").train
+    joined = whole(Split(subset(first, [4, 4, 1]), other, None))
+    assert torch.equal(joined.pictures(range(5)), torch.cat([pixels[[1, 4]], noise(3, 2)]))
+    assert [record.name for record in joined.records] == ["1", "4", "0", "1", "2"]
+    assert joined.fingerprint != whole(Split(subset(first, [4, 2]), other, None)).fingerprint
 
 
 def test_the_result_is_written_whole_and_never_over_another(colours, tmp_path):
