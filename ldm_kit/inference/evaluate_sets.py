@@ -11,7 +11,7 @@ from ldm_kit.metrics.fidelity import sample_warning
 from ldm_kit.metrics.moments import frechet_of_draws
 from ldm_kit.models.feature_nets import FeatureNet
 
-SUBSET = 1000  # most pictures in a subset of the kernel distance, as published
+SUBSETS, SUBSET = 100, 1000  # number of subsets of the published kernel distance, and pictures in each
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,13 @@ def _frechet(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
 
 
 def _kernel(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
-    size = min(SUBSET, len(a), len(b))
-    value = distributions.kernel_distance(a, b, subsets=-(-len(a) // size), size=size, seed=bootstrap.seed).mean
+    """Estimate KID: over the published subsets or, of fewer pictures than one has, over all pairs of pictures.
+
+    The deviations of the interval's draws are in both cases those of the estimate over all pairs.
+    """
     values = distributions.kernel_of_draws(a, b, bootstrap.counts(len(a)))
-    values[0] = value
+    if min(len(a), len(b)) >= SUBSET:
+        values[0] = distributions.kernel_distance(a, b, subsets=SUBSETS, size=SUBSET, seed=bootstrap.seed).mean
     return [bootstrap.estimate(values)]
 
 

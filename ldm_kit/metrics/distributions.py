@@ -61,7 +61,8 @@ def kernel_distance(
     pairs = (
         [x[_subset(len(x), size, seed, f"{i} {name}")] for name, x in (("a", a), ("b", b))] for i in range(subsets)
     )
-    values = torch.stack([_squared_mmd(x, y) for x, y in pairs])
+    bar = tqdm(pairs, total=subsets, desc="kernel distance", unit="subset", leave=False, delay=_PATIENCE)
+    values = torch.stack([_squared_mmd(x, y) for x, y in bar])
     return Estimate(values.mean().item(), values.std(correction=0).item())
 
 

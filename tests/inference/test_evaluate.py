@@ -17,7 +17,7 @@ from ldm_kit.data.images import InMemory, Record, Split, subset, to_unit
 from ldm_kit.data.joined import whole
 from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
-from ldm_kit.inference import evaluate_report, evaluate_subjects
+from ldm_kit.inference import evaluate_report, evaluate_sets, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.evaluate_folders import Folder
 from ldm_kit.inference.evaluate_measures import Bootstrap, inception_figure, prompt_figures
@@ -26,6 +26,7 @@ from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics import neighbourhoods
+from ldm_kit.metrics.distributions import kernel_distance
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
 from ldm_kit.models.feature_nets import FeatureNet, Features
@@ -304,6 +305,20 @@ def test_measures_of_neighbourhoods_are_computed_together_and_once(monkeypatch):
     )
     (only,), _ = set_figures(["coverage"], net, a, b, Bootstrap(30, 0))
     assert only == figures[-1]
+
+
+def test_kid_takes_all_pictures_or_the_published_subsets(monkeypatch):
+    """With few pictures subsets would leave some out, and the value depend on a seed."""
+    net, a, b = FeatureNet("inception", Features, "", ""), torch.rand(9, 3).double(), 1 - torch.rand(13, 3).double()
+    kid = lambda seed: set_figures(["kid"], net, a, b, Bootstrap(20, seed))[0][0]  # noqa: E731
+    kernel = lambda x, y: (x @ y.T / 3 + 1) ** 3  # noqa: E731
+    own = [(kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    assert kid(0).value == kid(1).value == pytest.approx(float(own[0] + own[1] - 2 * kernel(a, b).mean()), rel=1e-9)
+    assert kid(0).interval[0] < kid(0).value < kid(0).interval[1]
+    monkeypatch.setattr(evaluate_sets, "SUBSET", 9)
+    published = kernel_distance(a, b, subsets=100, size=9, seed=1).mean
+    assert kid(1).value == pytest.approx(published, rel=1e-9)
+    assert kid(1).value != kid(0).value
 
 
 def test_only_the_fids_network_gives_an_fid():
