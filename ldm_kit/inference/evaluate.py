@@ -130,7 +130,8 @@ def _check_seeds(seed: int, count: int) -> None:
 def _without_factors(reference: Reference) -> dict[str, str]:
     if reference.factors is not None:
         return {}
-    return {PROMPTS: f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"}
+    reason = f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"
+    return dict.fromkeys(PROMPTS, reason)
 
 
 @dataclass(eq=False)
@@ -159,13 +160,14 @@ class _Job:
         if judged.readings is not None and self.reference.factors is not None:
             labels = factor_labels(self.reference.factors)[self.rows]
             more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.bootstrap)
-            figures, details = [*figures, *more], {"prompt_fidelity": shares.figures}
+            figures += [figure for figure in more if figure.name in self.names]
+            details = {"prompt_fidelity": shares.figures}
         values = {name: column for name, column in judged.values.items() if name in self.names}
         return [*figures, *picture_figures(values, self._titles(), self.bootstrap)], warnings, details
 
     def _judge(self) -> "_Measured":
         reader = None
-        if PROMPTS in self.names:
+        if {*PROMPTS} & {*self.names}:
             reader = factor_reader(self.reference.data, self.reference.split, device=str(self.net.device))
         features, probabilities, readings = [], [], []
         values: dict[str, list[Tensor]] = {}

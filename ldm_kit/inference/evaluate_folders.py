@@ -14,15 +14,14 @@ from ldm_kit.config import UserError
 from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
+from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
 from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
-NO_ORIGINALS: dict[str, str] = dict.fromkeys(
-    ("psnr", "ssim", "ssim_zero_padded", "perceptual"), "it is for reconstructions, which only an autoencoder makes"
-)
+NO_ORIGINALS: dict[str, str] = dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes")
 
 
 class Judged(NamedTuple):
@@ -41,7 +40,7 @@ class Folder:
     shape: tuple[int, int]
     kind: str = "folder"
     impossible: dict[str, str] = field(
-        default_factory=lambda: {**NO_ORIGINALS, "prompt_fidelity": "a folder's pictures have no prompts"}
+        default_factory=lambda: {**NO_ORIGINALS, **dict.fromkeys(PROMPTS, "a folder's pictures have no prompts")}
     )
 
     @classmethod

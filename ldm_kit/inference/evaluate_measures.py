@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from ldm_kit.metrics.distributions import inception_score
 from ldm_kit.metrics.factor_shares import ALL, FactorShares, count_readings
+from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.metrics.intervals import resample_counts
 
 Better = Literal["lower", "higher"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
-INCEPTION, PROMPTS = "inception_score", "prompt_fidelity"
+INCEPTION = "inception_score"
+PROMPTS: tuple[str, ...] = ("prompt_fidelity", "prompt_fidelity_all")  # the mean of factors, and all factors at once
 PICTURES: Mapping[str, tuple[str, Better]] = {  # of reconstructions, picture by picture
     "psnr": ("PSNR, dB", "higher"),
     "ssim": ("SSIM, reflected borders (torchmetrics)", "higher"),
@@ -30,7 +32,7 @@ class Figure:
 
     name: str  # name of the measure, as --measures takes it
     title: str  # name in tables, with that of the feature network
-    value: float
+    value: float | None  # None: no picture has one
     interval: tuple[float, float] | None  # 95 %, over the samples of this one model; None: not computed
     better: Better
     count: int  # pictures that were judged
@@ -50,14 +52,14 @@ class Figure:
         }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 class Estimated(NamedTuple):
-    """A value and its 95 % interval; None: no interval."""
+    """A value and its 95 % interval."""
 
-    value: float
+    value: float | None  # None: no picture has one
     interval: tuple[float, float] | None
 
 
@@ -73,6 +75,12 @@ class Bootstrap:
         whole = torch.ones(1, size, dtype=torch.long)
         return torch.cat([whole, resample_counts(size, self.draws if size > 1 else 0, self.seed)])
 
+    @staticmethod
+    def share(column: Tensor) -> Estimated:
+        """Return the share of pictures with a property, bool [N], with Wilson's interval, which needs no draws."""
+        value = column.double().mean().item()
+        return Estimated(value, wilson(value, len(column)))
+
     def mean(self, column: Tensor) -> Estimated:
         """Return the mean of one number for each picture, [N]."""
         return self.estimate(self.counts(len(column)).double() @ column.double() / len(column))
@@ -84,12 +92,13 @@ class Bootstrap:
         measures by as much in every draw; the deviations from the draws' mean are free of that.
 
         Args:
-            values: float64 [1 + draws], the value of all pictures and that of each draw, as `counts` lists them.
+            values: float64 [1 + draws], the value of all pictures and that of each draw, as `counts` lists them; NaN
+                where there is none. Such draws are left out.
             share: whether values are in [0, 1], to which the interval is then cut.
         """
-        value, drawn = values[0].item(), values[1:]
-        if not len(drawn):
-            return Estimated(value, None)
+        value, drawn = values[0].item(), values[1:][values[1:].isfinite()]
+        if not len(drawn) or math.isnan(value):
+            return Estimated(None if math.isnan(value) else value, None)
         low, high = (value + (drawn - drawn.mean()).quantile(torch.tensor([0.025, 0.975]).double())).tolist()
         return Estimated(value, (max(0.0, low), min(1.0, high)) if share else (low, high))
 
@@ -119,12 +128,11 @@ def prompt_figures(
     shares = count_readings(factors, readings, labels)
     counts, shown = bootstrap.counts(len(readings)).double(), labels >= 0
     by_factor = (counts @ ((readings == labels) & shown).double()) / (counts @ shown.double())  # [1 + draws, F]
-    mean = bootstrap.estimate(by_factor.nanmean(1).nan_to_num(0), share=True)
-    title = f"prompt fidelity, {ALL}"
-    return [
-        Figure(PROMPTS, "prompt fidelity, mean of factors", *mean, "higher", len(readings)),
-        Figure("prompt_fidelity_all", title, shares.all.value, shares.all.interval, "higher", len(readings)),
-    ], shares
+    mean = bootstrap.estimate(by_factor.nanmean(1), share=True)
+    titles = ("prompt fidelity, mean of factors", f"prompt fidelity, {ALL}")
+    estimates = (mean, Estimated(shares.all.value, shares.all.interval))
+    named = zip(PROMPTS, titles, estimates, strict=True)
+    return [Figure(name, title, *estimate, "higher", len(readings)) for name, title, estimate in named], shares
 
 
 def picture_figures(values: Mapping[str, Tensor], titles: Mapping[str, str], bootstrap: Bootstrap) -> list[Figure]:

@@ -6,7 +6,7 @@ from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_measures import INCEPTION, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_sets import SETS
 
-NAMES = (*SETS, INCEPTION, PROMPTS, *PICTURES)
+NAMES = (*SETS, INCEPTION, *PROMPTS, *PICTURES)
 
 
 def check_names(names: Sequence[str] | None) -> None:

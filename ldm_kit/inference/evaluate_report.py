@@ -65,7 +65,7 @@ class Evaluation:
             lines.append(
                 f"sampled in {options['steps']} steps of {options['solver']}, guidance {options['guidance_scale']:g}"
             )
-        head = "| measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|"
+        head = "| name | measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|---|"
         return "\n".join([*lines, "", head, *map(_row, self.figures), *(f"warning: {text}" for text in self.warnings)])
 
 
@@ -76,11 +76,14 @@ def _short(judged: Mapping[str, Any]) -> str:
 def _row(figure: Figure) -> str:
     interval = "-" if figure.interval is None else "[" + ", ".join(map(_number, figure.interval)) + "]"
     compared = "" if figure.reference_count is None else f" / {figure.reference_count}"
-    return f"| {figure.title} | {_number(figure.value)} | {interval} | {figure.better} | {figure.count}{compared} |"
+    cells = (figure.name, figure.title, _number(figure.value), interval, figure.better, f"{figure.count}{compared}")
+    return f"| {' | '.join(cells)} |"
 
 
-def _number(value: float) -> str:
-    """Return a value with four digits, without an exponent."""
+def _number(value: float | None) -> str:
+    """Return a value with four digits, without an exponent; "-" if there is none."""
+    if value is None:
+        return "-"
     if abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"

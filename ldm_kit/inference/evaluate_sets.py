@@ -69,8 +69,10 @@ def _sliced(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
 
 
 def _similar(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
+    """Estimate precision and recall; draws change the set in which recall looks for neighbours, so it has no interval."""
     similar = neighbourhoods.similar(a, b)
-    return [bootstrap.mean(similar.generated), Estimated(similar.references.double().mean().item(), None)]
+    recall = similar.references.double().mean().item()
+    return [bootstrap.share(similar.generated), Estimated(recall, None)]
 
 
 def _members(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:

@@ -13,6 +13,7 @@ from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, Judged
+from ldm_kit.inference.evaluate_measures import PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -28,6 +29,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
 
+NO_CAPTIONS: dict[str, str] = dict.fromkeys(PROMPTS, "it is for models that are sampled with captions")
 _SAMPLE_NOTHING = {  # by _class_name in a model's index
     CLASSIFIER: "a noisy classifier, which samples no pictures (--classifier takes it as a guide)",
     SEMANTIC: "a semantic model, which edit.py report measures",
@@ -101,7 +103,7 @@ class Sampled:
         """Why a measure cannot be taken, by the measure's name."""
         if self.takes_prompts and not self.takes_classes:
             return NO_ORIGINALS
-        return {**NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
+        return {**NO_ORIGINALS, **NO_CAPTIONS}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
@@ -149,8 +151,7 @@ class Reconstructed:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        prompts = {"prompt_fidelity": "it is for models that are sampled with captions"}
-        return prompts if self.perceptual is not None else {**prompts, "perceptual": self.missing}
+        return NO_CAPTIONS if self.perceptual is not None else {**NO_CAPTIONS, "perceptual": self.missing}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; UserError: there are fewer than `count`."""

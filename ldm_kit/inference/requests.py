@@ -135,7 +135,9 @@ class EvaluationRequest(Config):
     seed: Seed = Field(
         default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"
     )
-    bootstrap: int = Field(default=100, ge=0, description="draws for the 95 % intervals; 0: no intervals")
+    bootstrap: int = Field(
+        default=100, ge=0, description="draws for the 95 % intervals; 0: none but Wilson's, of shares"
+    )
     batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(default="no", description="autocast while sampling: no, bf16, fp16 or auto")

@@ -349,6 +349,35 @@ def test_prompt_fidelity_counts_values_that_show():
     assert 0 <= mean.interval[0] <= mean.interval[1] <= 1
 
 
+def test_shares_have_wilsons_interval_without_draws():
+    """Draws of 200 right pictures are all right: their interval [1, 1] would promise too much."""
+    a, net = torch.rand(200, 3), FeatureNet("inception", Features, "", "")
+    figures, _ = set_figures(["precision", "recall", "density", "coverage"], net, a, a, Bootstrap(0, 0))
+    intervals = {figure.name: figure.interval for figure in figures}
+    assert intervals["precision"] == pytest.approx((0.9812, 1), abs=1e-4)
+    assert intervals["recall"] is intervals["density"] is intervals["coverage"] is None
+    figures, _ = set_figures(["precision", "recall"], net, a, a, Bootstrap(9, 0))
+    assert [figure.interval for figure in figures] == [intervals["precision"], None]
+    (_, everything), _ = prompt_figures(("a",), torch.tensor([[0]] * 200), torch.tensor([[0]] * 200), Bootstrap(0, 0))
+    assert everything.interval == pytest.approx((0.9812, 1), abs=1e-4)
+
+
+def test_a_mean_of_nothing_is_no_value():
+    """No prompt names a value that shows: 0 would say that every picture is wrong."""
+    readings, labels = torch.tensor([[0], [1]]), torch.full((2, 1), -1)
+    (mean, _), _ = prompt_figures(("a",), readings, labels, Bootstrap(9, 0))
+    assert mean.value is mean.interval is mean.json["value"] is None
+    labels[0] = 0
+    (mean, _), _ = prompt_figures(("a",), readings, labels, Bootstrap(9, 0))
+    assert mean.value == 1
+    assert mean.interval == (1, 1), "draws without the first picture are left out"
+
+
+def test_every_name_in_a_result_is_one_that_measures_takes():
+    (mean, everything), _ = prompt_figures(("a",), torch.zeros(2, 1).long(), torch.zeros(2, 1).long(), Bootstrap(0, 0))
+    assert plan([mean.name, everything.name], {}, 9, 9)[0] == ["prompt_fidelity", "prompt_fidelity_all"]
+
+
 def test_measures_that_need_more_pictures_are_refused_or_left_out():
     taken, warnings = plan(None, {"inception_score": "no"}, 5, 50)
     assert {"fd", "kid", "mind", "precision", "recall"} <= {*taken}
