@@ -93,7 +93,8 @@ def run_evaluation(
     captions = isinstance(subject, Sampled) and subject.takes_prompts
     reference = open_reference(request, run_of(path), subject.shape, data, captions=captions)
     rows = subject.rows(reference, request.count)
-    _check_seeds(request.seed, len(rows))
+    if isinstance(subject, Sampled):
+        _check_seeds(request.seed, len(rows))
     impossible = {**_without_factors(reference), **subject.impossible}
     if not request.features.startswith("inception"):
         impossible[INCEPTION] = "it is defined for --features inception alone"

@@ -69,7 +69,7 @@ def _sliced(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
 
 
 def _similar(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
-    """Estimate precision and recall; draws change the set in which recall looks for neighbours, so it has no interval."""
+    """Estimate precision and recall, which has no interval: draws change the set in which it looks for neighbours."""
     similar = neighbourhoods.similar(a, b)
     recall = similar.references.double().mean().item()
     return [bootstrap.share(similar.generated), Estimated(recall, None)]

@@ -198,7 +198,8 @@ def open_subject(
     if (model_folder(folder) / INDEX).exists():
         _check_samples(model_folder(folder), path)
         return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
-    given = [*(options.model_fields_set if options else ()), *(guides.model_fields_set if guides else ())]
+    given = [name for model in (options, guides) if model is not None for name in model.model_fields_set]
+    given += ["precision"] if "precision" in request.model_fields_set else []
     if given:
         raise UserError(f"--{sorted(given)[0]} is for models that are sampled, and {path} holds none")
     try:

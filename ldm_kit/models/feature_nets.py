@@ -71,7 +71,9 @@ class FeatureNet:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Features:
-        """Return the features, on the CPU, of pictures uint8 [N, C, R, R]; grey becomes RGB, and alpha is left out.
+        """Return the features, on the CPU, of pictures uint8 [N, C, R, R].
+
+        Grey becomes RGB; pictures with alpha are laid on white, as files with transparency are when they are read.
 
         Raises:
             UserError: pictures have neither 1, 3 nor 4 channels.
@@ -119,9 +121,18 @@ def _timm(name: str, weights: str | None, size: int | None, device: torch.device
 
     model.reset_classifier(0)
     config: Any = resolve_data_config({}, model=model)
-    if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
-        resize(img_size=size)
-    return _net(name, model, _Resized(size or config["input_size"][-1], config), device)
+    side = size or config["input_size"][-1]
+    try:
+        if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
+            resize(img_size=size)
+        net = _net(name, model, _Resized(side, config), device)
+        shape = net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).features.shape
+    except Exception as error:  # of many unrelated classes, by the network: shapes, windows, divisors
+        reason = " ".join(str(error).split())
+        raise UserError(f"--feature_size is {side}, which timm's {name} cannot take: {reason:.200}") from None
+    if len(shape) != 2:
+        raise UserError(f"timm's {name} gives features {[*shape]} for a picture; expected one vector, [1, D]")
+    return net
 
 
 def _download(name: str, reason: str) -> str:
@@ -230,7 +241,10 @@ def _rgb(pictures: Tensor) -> Tensor:
     match pictures.shape[1]:
         case 1:
             return pictures.expand(-1, 3, -1, -1)
-        case 3 | 4:
-            return pictures[:, :3]
+        case 3:
+            return pictures
+        case 4:
+            colours, alpha = pictures[:, :3].int(), pictures[:, 3:].int()
+            return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
         case n:
             raise UserError(f"feature networks see pictures of 1, 3 or 4 channels, got {n}")

@@ -164,6 +164,11 @@ def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
         evaluate(run, split="train", measures="perceptual")
 
 
+def test_a_seed_near_the_last_is_refused_where_pictures_are_sampled_alone(colours, tmp_path):
+    folder = save(noise(6), tmp_path / "samples")
+    assert evaluate(folder, data=split_of(noise(6)), seed=2**64 - 1, measures="mind", bootstrap=2)["mind"].value < 1e-9
+
+
 def test_reference_features_are_computed_once_for_each_content(colours, tmp_path):
     pixels, other = noise(8), noise(8, 3)
     folder = save(noise(8, 5), tmp_path / "samples")
@@ -431,6 +436,9 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
     for path, request, message in cases:
         with pytest.raises(UserError, match=message):
             evaluate(path, **request)
+    for path in (folder, autoencoder):
+        with pytest.raises(UserError, match="--precision is for models that are sampled"):
+            evaluate(path, precision="bf16", data=split)
     with pytest.raises(UserError, match="--steps is for models that are sampled"):
         evaluate(folder, SamplingOptions(steps=3), data=split)
 

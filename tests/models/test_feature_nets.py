@@ -10,11 +10,13 @@ import open_clip
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from autoencoder import backbones
 from ldm_kit.config import UserError
+from ldm_kit.data.image_files import load_image
 from ldm_kit.models import feature_nets
 from ldm_kit.models.feature_nets import load_feature_net
 
@@ -49,13 +51,25 @@ def test_a_timm_network_gives_timms_pooled_features(weights):
     assert net(x).probabilities is None
 
 
-def test_pictures_of_any_side_and_of_1_or_4_channels_are_seen(weights):
+def test_pictures_of_any_side_and_of_1_or_4_channels_are_seen(weights, tmp_path):
     net = load_feature_net(f"timm:{NAME}@{weights}")
     grey, alpha = pictures(24, 1), pictures(24, 4)
     assert torch.equal(net(grey).features, net(grey.expand(-1, 3, -1, -1)).features)
-    assert torch.equal(net(alpha).features, net(alpha[:, :3]).features)
+    with_alpha = torch.tensor([[c, c, c, a] for c in range(256) for a in range(256)], dtype=torch.uint8)
+    image = Image.fromarray(with_alpha.view(256, 256, 4).numpy())
+    image.save(tmp_path / "alpha.png")
+    on_white = load_image(tmp_path / "alpha.png", 256)
+    assert torch.equal(feature_nets._rgb(with_alpha.view(256, 256, 4).permute(2, 0, 1)[None])[0], on_white)
+    alpha[:, 3] = 0
+    assert torch.equal(net(alpha).features, net(torch.full_like(alpha[:, :3], 255)).features), "what shows is white"
     with pytest.raises(UserError, match="1, 3 or 4 channels, got 2"):
         net(pictures(24, 2))
+
+
+def test_a_side_that_a_network_cannot_take_is_a_sentence(weights):
+    side = 8  # less than a patch
+    with pytest.raises(UserError, match=f"--feature_size is {side}, which timm's {NAME} cannot take: "):
+        load_feature_net(f"timm:{NAME}@{weights}", size=side)
 
 
 def test_the_hash_is_that_of_the_weights_and_another_side_is_said(weights, tmp_path):
