@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
+from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import InMemory, Record, Split, subset, to_unit
 from ldm_kit.data.joined import whole
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
 from ldm_kit.inference import evaluate_report, evaluate_sets, evaluate_subjects
@@ -29,6 +31,7 @@ from ldm_kit.metrics import neighbourhoods
 from ldm_kit.metrics.distributions import kernel_distance
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
+from ldm_kit.models.factor_readers import factor_labels
 from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import SamplingOptions
@@ -177,6 +180,47 @@ def test_reference_features_are_computed_once_for_each_content(colours, tmp_path
     references = [batch for batch in colours.seen if torch.equal(batch, pixels) or torch.equal(batch, other)]
     assert len(references) == 2, "the second time they come from the cache"
     assert len(colours.seen) == 5
+
+
+def test_cached_features_are_those_of_this_network(colours, tmp_path, monkeypatch):
+    """Another name, another side of the pictures or other weights are other features."""
+    folder, split = save(noise(8, 5), tmp_path / "samples"), split_of(noise(8), "a")
+    seen = []
+    for name, resize, sha in (("a", "8 px", "0"), ("b", "8 px", "0"), ("a", "9 px", "0"), ("a", "8 px", "1")) * 2:
+        net = FeatureNet(name, colours, resize, sha * 64)
+        monkeypatch.setattr(command, "load_feature_net", lambda *_, net=net: net)
+        before = len(colours.seen)
+        evaluate(folder, data=split, measures="fd", bootstrap=0)
+        seen.append(len(colours.seen) - before)
+    assert seen == [2] * 4 + [1] * 4, "references once for each network, the judged pictures always"
+
+
+def test_prompts_and_labels_are_those_of_the_same_pictures(world, colours, tmp_path, monkeypatch):
+    """A reader that reads each caption's truth finds every picture right, also where few of few are taken."""
+    config = ShapesConfig(resolution=16, count=40, heldout=0.6)
+    (tmp_path / "shapes.yaml").write_text("source: shapes\nresolution: 16\ncount: 40\nheldout: 0.6\n")
+    heldout = load(config).heldout
+    taken = [row * len(heldout) // 9 for row in (i * 9 // 4 for i in range(4))]
+    truth = factor_labels(known_factors(heldout))[taken].clamp_min(0)
+    assert len(truth.unique(dim=0)) == 4
+    asked = []
+
+    class Reader:
+        def read(self, pictures):
+            return truth
+
+    def generate(self, prompts, *_):
+        asked.extend(prompts)
+        yield torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+
+    monkeypatch.setattr(command, "factor_reader", lambda *_, **__: Reader())
+    monkeypatch.setattr(Pipeline, "generate", generate)
+    request = {"reference": str(tmp_path / "shapes.yaml"), "count": 4, "reference_count": 9, "bootstrap": 0}
+    result = evaluate(world.model("text"), QUICK, **request, measures="prompt_fidelity,prompt_fidelity_all")
+    assert asked == [heldout.records[i].text for i in taken]
+    assert result["prompt_fidelity"].value == result["prompt_fidelity_all"].value == 1
+    truth = truth.roll(1, 0)
+    assert evaluate(world.model("text"), QUICK, **request, measures="prompt_fidelity")["prompt_fidelity"].value < 1
 
 
 def test_a_bare_folder_is_compared_with_as_a_whole(colours, tmp_path):

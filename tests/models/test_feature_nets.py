@@ -159,6 +159,23 @@ def test_the_fids_network_gives_features_and_probabilities(tmp_path, monkeypatch
         load_feature_net(f"inception@{tmp_path / 'bad.pth'}")
 
 
+def test_torch_fidelitys_own_network_is_read(tmp_path, monkeypatch):
+    """The package's network of random weights, which are stored and read as the published ones are."""
+    fidelity = pytest.importorskip("torch_fidelity")
+    torch.save({}, tmp_path / "empty.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+        outputs = [*feature_nets._INCEPTION_OUTPUTS]
+        own = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", outputs, str(tmp_path / "empty.pth")).eval()
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    net, x = load_feature_net(f"inception@{tmp_path / 'w.pth'}"), pictures(16)
+    with torch.no_grad():
+        features, logits = own(x)
+    torch.testing.assert_close(net(x).features, features)
+    torch.testing.assert_close(net(x).probabilities, logits.softmax(1))
+    assert net(x).features.shape == (2, 2048)
+
+
 def test_missing_weights_are_one_sentence_with_the_line_that_downloads_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(FeatureExtractorInceptionV3=Inception))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
