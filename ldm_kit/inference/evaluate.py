@@ -104,7 +104,7 @@ def run_evaluation(
     device = device_named(request.device)
     job = _Job(
         subject, reference, rows, load_feature_net(request.features, request.feature_size, device), names,
-        BatchSize.for_pictures(request.batch_size, subject.shape[1]), Bootstrap(request.bootstrap, request.seed),
+        BatchSize.of(request.batch_size), Bootstrap(request.bootstrap, request.seed),
     )  # fmt: skip
     figures, more, details = job.run()
     return Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
@@ -137,7 +137,7 @@ def _without_factors(reference: Reference) -> dict[str, str]:
 
 @dataclass(eq=False)
 class _Job:
-    """All that an evaluation needs, checked and loaded."""
+    """An evaluation that is ready to run: what is judged, reference, network and measures, checked and loaded."""
 
     subject: Subject
     reference: Reference
@@ -166,7 +166,7 @@ class _Job:
         values = {name: column for name, column in judged.values.items() if name in self.names}
         return [*figures, *picture_figures(values, self._titles(), self.bootstrap)], warnings, details
 
-    def _judge(self) -> "_Measured":
+    def _judge(self) -> "_JudgedData":
         reader = None
         if {*PROMPTS} & {*self.names}:
             reader = factor_reader(self.reference.data, self.reference.split, device=str(self.net.device))
@@ -182,7 +182,7 @@ class _Job:
                 for name, column in measured.items():
                     values.setdefault(name, []).append(column)
                 bar.update(len(pictures))
-        return _Measured(
+        return _JudgedData(
             torch.cat(features),
             None if probabilities[0] is None else torch.cat(probabilities),
             torch.cat(readings) if readings else None,
@@ -216,8 +216,8 @@ class _Job:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
-    """What was computed of the N pictures that are judged."""
+class _JudgedData:
+    """All numbers of the N pictures that are judged, from which the measures are computed; no pixels."""
 
     features: Tensor  # [N, D]
     probabilities: Tensor | None  # [N, K] of an Inception network's classes

@@ -24,7 +24,7 @@ _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3
 NO_ORIGINALS: dict[str, str] = dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes")
 
 
-class Judged(NamedTuple):
+class JudgedBatch(NamedTuple):
     """A batch of pictures that are judged; of reconstructions, also values picture by picture."""
 
     pictures: Tensor  # uint8 [B, C, R, R]
@@ -78,13 +78,13 @@ class Folder:
             raise UserError(f"--count is {count}, but {self.path} holds {len(self.files)} pictures")
         return cycled(len(self.files), count or len(self.files))
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Read the files."""
         channels, side = self.shape
 
-        def batch(indices: range) -> Judged:
+        def batch(indices: range) -> JudgedBatch:
             try:
-                return Judged(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
+                return JudgedBatch(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
             except BadPicture as error:
                 raise UserError(str(error)) from None
 

@@ -1,7 +1,7 @@
 """Measures of an evaluation that compare no sets of features: their values, and 95 % intervals by bootstrap."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,16 +13,27 @@ from ldm_kit.metrics.distributions import inception_score
 from ldm_kit.metrics.factor_shares import ALL, FactorShares, count_readings
 from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.metrics.intervals import resample_counts
+from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
 
 Better = Literal["lower", "higher"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
 INCEPTION = "inception_score"
 PROMPTS: tuple[str, ...] = ("prompt_fidelity", "prompt_fidelity_all")  # the mean of factors, and all factors at once
-PICTURES: Mapping[str, tuple[str, Better]] = {  # of reconstructions, picture by picture
-    "psnr": ("PSNR, dB", "higher"),
-    "ssim": ("SSIM, reflected borders (torchmetrics)", "higher"),
-    "ssim_zero_padded": ("SSIM, zero padding (papers)", "higher"),
-    "perceptual": ("perceptual distance", "lower"),
+
+
+class PictureMeasure(NamedTuple):
+    """A measure of reconstructions, picture by picture."""
+
+    title: str
+    better: Better
+    compare: Callable[[Tensor, Tensor], Tensor] | None = None  # of originals and reconstructions; None: a network's
+
+
+PICTURES: Mapping[str, PictureMeasure] = {
+    "psnr": PictureMeasure("PSNR, dB", "higher", psnr),
+    "ssim": PictureMeasure("SSIM, reflected borders (torchmetrics)", "higher", ssim),
+    "ssim_zero_padded": PictureMeasure("SSIM, zero padding (papers)", "higher", ssim_zero_padded),
+    "perceptual": PictureMeasure("perceptual distance", "lower"),
 }
 
 
@@ -139,6 +150,6 @@ def picture_figures(values: Mapping[str, Tensor], titles: Mapping[str, str], boo
     """Return means over reconstructions: `values` [N] by name of the measure, `titles` other titles than PICTURES'."""
     figures: list[Figure] = []
     for name, column in values.items():
-        title, better = PICTURES[name]
+        title, better, _ = PICTURES[name]
         figures.append(Figure(name, titles.get(name, title), *bootstrap.mean(column), better, len(column)))
     return figures

@@ -12,8 +12,8 @@ from autoencoder.base import AutoencoderError, reduction
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, Judged
-from ldm_kit.inference.evaluate_measures import PROMPTS
+from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
+from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -22,7 +22,6 @@ from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.methods.export import is_checkpoint, saved_model
-from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
@@ -60,7 +59,7 @@ class Subject(Protocol):
         """Return the row of the reference that each picture to judge belongs to; raise UserError if that cannot be."""
         ...
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Yield the pictures to judge, batch by batch, in the order of `rows`."""
         ...
 
@@ -119,11 +118,11 @@ class Sampled:
             return [""] * len(rows)
         return prompts_of(reference, rows, classes=self.takes_classes)
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Sample a picture for each row, with the seeds `seed`, `seed` + 1, ..."""
         prompts, seeds = self._prompts(reference, rows), range(seed, seed + len(rows))
         for pictures in self.pipeline.generate(prompts, seeds, self.options, size):
-            yield Judged(pictures, {})
+            yield JudgedBatch(pictures, {})
 
 
 @dataclass(eq=False)
@@ -162,19 +161,19 @@ class Reconstructed:
             )
         return cycled(total, count or total)
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Encode and decode the pictures of the rows, and compare each with its original."""
-        measures = {"psnr": psnr, "ssim": ssim, "ssim_zero_padded": ssim_zero_padded}
+        measures = {name: measure.compare for name, measure in PICTURES.items() if measure.compare is not None}
         device = next(self.vae.parameters()).device
 
         @torch.no_grad()
-        def batch(indices: range) -> Judged:
+        def batch(indices: range) -> JudgedBatch:
             x = to_unit(reference.pictures.pictures([rows[i] for i in indices])).to(device)
             y = reconstruct(self.vae, x)
             values = {name: measure(x, y).cpu() for name, measure in measures.items()}
             if self.perceptual is not None:
                 values["perceptual"] = self.perceptual(y, x).cpu()
-            return Judged(to_bytes(y).cpu(), values)
+            return JudgedBatch(to_bytes(y).cpu(), values)
 
         yield from size.batches(len(rows), batch)
 

