@@ -107,6 +107,16 @@ class ClassConditioner(Conditioner):
         return cls(ClassEmbedder(list(classes), width, config.form))
 
     @classmethod
+    def of_table(cls, table: Tensor, classes: Sequence[str]) -> "ClassConditioner":
+        """Return the conditioner of a published model's class embeddings [K, D], vectors without a null class.
+
+        `classes` are the names of the K classes.
+        """
+        embedder = ClassEmbedder([*classes], table.shape[1], form="vector", null=False)
+        embedder.load_state_dict({"embedding.weight": table})
+        return cls(embedder)
+
+    @classmethod
     def widths(cls, config: ClassConfig, time_width: int | None) -> tuple[int | None, int | None]:
         """Return the width of an embedding, as that of tokens or that of a vector."""
         if config.form == "token":

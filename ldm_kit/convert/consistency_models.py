@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of openai/consistency_models (Song et al. 2023) to folders that diffusers opens.
+"""Conversion of checkpoints of openai/consistency_models (Song et al. 2023) to folders that ldm_kit and diffusers open.
 
 The published networks are ADM's U-Nets with attention in the head order of flash attention. They take c_in(sigma) x and
 the time 250 ln(sigma), which diffusers' CMStochasticIterativeScheduler computes. Distilled (cd_*.pt) and trained
@@ -25,6 +25,7 @@ from ldm_kit.convert import guided_diffusion_weights
 from ldm_kit.convert.checkpoint_files import check_unused, read_weights
 from ldm_kit.convert.guided_diffusion_layout import Heads, denoiser_layout
 from ldm_kit.convert.options import ConsistencyModelsOptions
+from ldm_kit.models.consistency_folder import CONSISTENCY_PIPELINE
 from ldm_kit.models.saving import scheduler_entry, unet_entry, write_index
 from ldm_kit.training.checkpoint import write
 
@@ -35,7 +36,7 @@ _CLASSES = "class_embedding.weight"
 def convert_consistency_models(checkpoint: Path, out: Path, options: ConsistencyModelsOptions) -> str:
     """Convert a consistency model of openai/consistency_models to a folder; return a description of the model.
 
-    `diffusers.ConsistencyModelPipeline.from_pretrained(out)` opens it.
+    `Pipeline.load(out)` and `diffusers.ConsistencyModelPipeline.from_pretrained(out)` open it.
 
     Raises:
         UserError: the file cannot be read, is not openai/consistency_models', or does not fit the options; or the
@@ -95,7 +96,7 @@ def _save(folder: Path, unet: UNet2DModel, scheduler: CMStochasticIterativeSched
     unet.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     entries = {"unet": unet_entry(unet), "scheduler": scheduler_entry(scheduler)}
-    write_index(folder, {"_class_name": "ConsistencyModelPipeline", **entries})
+    write_index(folder, {"_class_name": CONSISTENCY_PIPELINE, **entries})
 
 
 def _describe(unet: UNet2DModel, levels: int) -> str:
@@ -105,5 +106,5 @@ def _describe(unet: UNet2DModel, levels: int) -> str:
     kind = "an unconditional consistency model" if classes is None else f"a consistency model of {classes} classes"
     return (
         f"{kind}, {config.sample_size} px pictures, {millions:.1f} M weights, {levels} noise levels; "
-        "diffusers.ConsistencyModelPipeline opens it"
+        "sample.py and diffusers.ConsistencyModelPipeline open it"
     )

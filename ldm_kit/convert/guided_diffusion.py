@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner
-from conditioning.labels import ClassConditioner, ClassEmbedder
+from conditioning.labels import ClassConditioner
 from conditioning.none import NoCondition
 from ldm_kit.config import UserError
 from ldm_kit.convert import guided_diffusion_weights
@@ -74,10 +74,7 @@ def _conditioner(table: Tensor | None, names: Path | None) -> Conditioner:
         if names is not None:
             raise UserError("this network is unconditional, so that it has no use for --classes")
         return NoCondition()
-    classes = _class_names(names, [str(k) for k in range(len(table))])
-    embedder = ClassEmbedder(classes, table.shape[1], form="vector", null=False)
-    embedder.load_state_dict({"embedding.weight": table})
-    return ClassConditioner(embedder)
+    return ClassConditioner.of_table(table, _class_names(names, [str(k) for k in range(len(table))]))
 
 
 def _classifier(state_dict: dict[str, Tensor], options: GuidedDiffusionOptions) -> NoisyClassifier:

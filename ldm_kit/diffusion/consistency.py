@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ldm_kit.diffusion.denoiser import Denoiser, with_output
 from ldm_kit.diffusion.float64 import exact
@@ -219,20 +218,3 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
         raise ValueError(f"the pseudo-Huber metric needs a c above 0, got {c}")
     total = squared.sum(1)
     return total / ((total + c * c).sqrt() + c)  # the same as above, and exactly 0 for equal samples
-
-
-def perceptual(distance: Metric, smallest: int = 224) -> Metric:
-    """Return a perceptual metric that enlarges small pictures before it compares them (Song et al. 2023, appendix C).
-
-    Args:
-        distance: perceptual distance such as LPIPS: a function of two batches of pictures [B, 3, H, W] in [-1, 1] to B
-            numbers.
-        smallest: pictures with a side below this number of pixels are enlarged bilinearly to a square of this side.
-    """
-
-    def enlarged(x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) >= smallest:
-            return x
-        return interpolate(x, size=(smallest, smallest), mode="bilinear", align_corners=False)
-
-    return lambda x, y: distance(enlarged(x), enlarged(y)).flatten(1).mean(1)

@@ -13,7 +13,6 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,6 @@ from ldm_kit.diffusion.consistency import (
     Pair,
     consistency_function,
     consistency_loss,
-    l1,
-    l2,
-    pseudo_huber,
 )
 from ldm_kit.diffusion.consistency_targets import ddim_step
 from ldm_kit.diffusion.prediction import Prediction, cast_like
@@ -42,6 +38,7 @@ from ldm_kit.methods.base import Grid, Method
 from ldm_kit.methods.consistency_base import conditioned_student, new_student, semantic_student
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.consistency_levels import Levels
+from ldm_kit.methods.consistency_metric import metric_of, open_perceptual, perceptual_dependencies
 from ldm_kit.methods.consistency_students import Student
 from ldm_kit.methods.consistency_teacher import Guidance, Teacher, bound_denoiser
 from ldm_kit.methods.inputs import NoisedBatch, noise_batch
@@ -64,6 +61,7 @@ class Consistency(Method[ConsistencyRun]):
         levels: chooses timesteps, loss weights and guidance scales of samples.
         teacher: frozen copy of the model that the run starts from, for distillation or guidance; None: neither is used.
         target: the target network, an average of the student's past weights; None: the student itself.
+        perceptual: the network of the perceptual distance between predictions; None: the loss is another one.
     """
 
     Config = ConsistencyRun
@@ -77,7 +75,8 @@ class Consistency(Method[ConsistencyRun]):
             ema_modules=student.ema_modules,
             schedule=build(student.schedule_config),
         )
-        self.student, self.dependencies = student, student.dependencies
+        self.student, self.perceptual = student, open_perceptual(config, pixels=student.vae is None)
+        self.dependencies = {**student.dependencies, **perceptual_dependencies(self.perceptual)}
         self.levels = Levels(config, self.schedule)
         guided = config.guidance != 1
         self.teacher = student.teacher() if guided or config.mode == "distill" else None
@@ -108,9 +107,11 @@ class Consistency(Method[ConsistencyRun]):
         """
         super().set_ddp_modules(wrapped)
         self.student.to(self.device)
-        for module in (self.teacher, self.target):
+        for module in (self.teacher, self.target, self.perceptual):
             if module is not None:
                 module.to(self.device)
+        if self.perceptual is not None:
+            self.perceptual.precision = self.precision
         if self.target is not None:
             self.target.load_state_dict(self.student.module.state_dict())
 
@@ -176,8 +177,8 @@ class Consistency(Method[ConsistencyRun]):
 
     @property
     def metric(self) -> Metric:
-        """Distance between two predictions of x_0: l1, l2 or pseudo-Huber, as the config's `loss` says."""
-        return {"l1": l1, "l2": l2, "huber": partial(pseudo_huber, c=self.config.huber_c)}[self.config.loss]
+        """Distance between two predictions of x_0: l1, l2, pseudo-Huber or perceptual, as the config's `loss` says."""
+        return metric_of(self.config, self.perceptual)
 
     def function(self, network: Callable[..., Tensor], inputs: Inputs, scale: Tensor | None) -> ConsistencyFunction:
         """Return f(x, t), the x_0 that `network`, a function of (x_t, t, inputs, scale), predicts for one batch.
@@ -230,7 +231,7 @@ class Consistency(Method[ConsistencyRun]):
         self.student.save(folder)
 
     def describe_data(self) -> str:
-        """Return a phrase on the training set (how many pictures, of what) for `describe`, the log's opening text."""
+        """Return how many pictures of what shape are trained on, for `describe`."""
         return f"{len(self.data.train)} training pictures as latents {self.student.shape}"
 
     def describe_model(self) -> str:
@@ -241,10 +242,9 @@ class Consistency(Method[ConsistencyRun]):
 
 
 def _check_levels(config: ConsistencyRun, schedule: ScheduleConfig) -> None:
-    """Check a config's schedule, number of levels and sampling steps against `schedule`, the student's noise schedule.
+    """Raise UserError if a config states another schedule than the student's, or more levels or steps than it has.
 
-    Raises:
-        UserError: the config states another schedule, or has more levels or sampling steps than training timesteps.
+    `schedule` is the student's noise schedule; steps are those of sampling, levels those of distillation.
     """
     total = schedule.num_train_timesteps
     if config.schedule not in (ScheduleConfig(), schedule):

@@ -25,6 +25,7 @@ from ldm_kit.methods.latent_network import LatentDiffusion
 from ldm_kit.methods.latent_start import copy_weights
 from ldm_kit.methods.semantic import pictured_latents
 from ldm_kit.models.consistency import ConsistencyDecoder
+from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.decoders import CodeDecoder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import GUIDANCE, RECONSTRUCTION, SAMPLING, SavedSampling
@@ -68,10 +69,10 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         data: the run's pictures.
 
     Raises:
-        UserError: the pictures do not fit the model, or it was not trained on the guidance scales or the null condition
-            that the config needs from a teacher.
+        UserError: the pictures do not fit the model, or it cannot be the teacher that the config needs.
         ConditioningError: pictures lack the captions or labels that the model needs, or have an unknown class.
     """
+    check_trainable(base.unet, f"base {folder}")
     sha256 = _digest(base.schedule_config, base.target, {"unet": base.unet, **base.conditioner.trainable}, base.vae)
     shape = base.latent_shape
     _check_guidance(config, base, folder)

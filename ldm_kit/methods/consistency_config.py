@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from autoencoder.perceptual import PerceptualConfig
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.latent_config import LatentRun, SampleConfig
 from ldm_kit.methods.run_config import ConditionedRun, NoisedRun, check_any_density, check_saved, check_steps
@@ -73,7 +74,13 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
     log_sigma: tuple[float, float] = Field(
         default=(-1.1, 2.0), description="ict: mean and deviation of ln sigma, by which levels are drawn"
     )
-    loss: Literal["huber", "l1", "l2"] = Field(default="huber", description="metric; huber: pseudo-Huber")
+    loss: Literal["huber", "l1", "l2", "perceptual"] = Field(
+        default="huber", description="metric; huber: pseudo-Huber; perceptual: LPIPS or the like, for models of pixels"
+    )
+    perceptual: PerceptualConfig | None = Field(
+        default=None,
+        description="perceptual: which network; Song et al. take {spec: lpips, net: vgg, minimum_size: 224}",
+    )
     huber_c: float | None = Field(default=None, gt=0, description="huber: its c; null: 0.00054 sqrt(D)")
     weight: Literal["uniform", "inverse_gap"] | None = Field(
         default=None, description="of a sample; null: inverse_gap (of its levels) for tune and ict, else uniform"
@@ -183,6 +190,10 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
             raise ValueError(f"guidance is {self.guidance}; expected a scale of 1 or more, or two, LOW below HIGH")
         if isinstance(self.guidance, tuple):
             check_scale(self.sample, self.guidance_range, prefix="sample.")
+        if (self.perceptual is None) != (self.loss != "perceptual"):
+            raise ValueError(f"loss is {self.loss}; loss perceptual and the section perceptual need each other")
+        if self.perceptual is not None and self.perceptual.spec == "none":
+            raise ValueError("perceptual.spec is none, with which nothing is compared; expected lpips or timm:NAME")
         if self.huber_c is not None and self.loss != "huber":
             raise ValueError(f"huber_c is for loss huber, but loss is {self.loss}; leave it out")
         if self.mode == "distill" and self.sample.steps > self.levels:

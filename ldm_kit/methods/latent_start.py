@@ -9,6 +9,7 @@ from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.models.compatibility import check_compatible
+from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.growth import misfits, shapes
 from ldm_kit.models.pipeline import Pipeline
 
@@ -34,6 +35,7 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
             not those of the new model.
     """
     trained = Pipeline.load(base)
+    check_trainable(trained.unet, f"guidance.base {base}")
     check_compatible(f"guidance.base {base}", trained.space, model.space)
     if (trained.target, trained.variance) != (model.target, model.variance):
         raise UserError(

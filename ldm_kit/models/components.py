@@ -54,7 +54,7 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     vae = None if first is None else load_first_stage(folder, first, classes[first], device)
     unet, conditioner = folder.component("unet", classes["unet"], UNET, device), folder.conditioner(device)
     components = Components(vae, unet, conditioner, noise)
-    _check_fit(folder, components)
+    check_fit(folder, components)
     return components
 
 
@@ -123,7 +123,7 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
         )
 
 
-def _check_fit(folder: ModelFolder, components: Components) -> None:
+def check_fit(folder: ModelFolder, components: Components) -> None:
     """Check that the components of a diffusion model fit together.
 
     The U-Net must take as many channels as a latent has (in a pixel model, any number) and return as many, or twice as

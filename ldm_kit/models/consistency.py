@@ -19,6 +19,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.respacing import trailing
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.diffusion.schedule import ScheduleConfig
+from ldm_kit.models.consistency_names import LATENT_SCHEDULERS
 from ldm_kit.models.decoders import CodeDecoder, TrajectoryTarget
 from ldm_kit.models.folder import INDEX, read_json
 from ldm_kit.models.saving import scheduler_entry, write_index
@@ -26,8 +27,6 @@ from ldm_kit.solvers.scheduler_config import scheduler_config
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
-
-_SCHEDULERS = ("LCMScheduler", "FlowMatchLCMScheduler")
 
 
 def lcm_scheduler(schedule: ScheduleConfig, prediction_type: PredictionType, *, pixels: bool) -> Any:
@@ -51,7 +50,7 @@ def lcm_scheduler(schedule: ScheduleConfig, prediction_type: PredictionType, *, 
 
 def is_consistency_model(index: Mapping[str, Any]) -> bool:
     """Return whether `index`, the contents of a model_index.json, names the scheduler of a consistency model."""
-    return index.get("scheduler") in [["diffusers", name] for name in _SCHEDULERS]
+    return index.get("scheduler") in [["diffusers", name] for name in LATENT_SCHEDULERS]
 
 
 def save_consistency_model(pipeline: "Pipeline", folder: Path) -> None:

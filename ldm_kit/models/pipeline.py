@@ -30,7 +30,8 @@ from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import compatibility
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
-from ldm_kit.models.components import Components, load_components
+from ldm_kit.models.components import Components
+from ldm_kit.models.consistency_folder import open_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.guided import clipped, guided_denoiser, step_variance, with_scale
@@ -250,11 +251,10 @@ class Pipeline:
             precision: dtype in which the U-Net samples; its weights are cast to it now. None: no cast.
 
         Raises:
-            UserError: the folder does not exist, or a component is missing, is broken, does not fit or is not
-                supported.
+            UserError: the folder or a component is missing, is broken, does not fit or is not supported.
         """
         opened = ModelFolder.open(folder)
-        (vae, unet, conditioner, noise), saved = load_components(opened, device), SavedSampling.read(opened.path)
+        (vae, unet, conditioner, noise), saved = open_components(opened, device), SavedSampling.read(opened.path)
         if precision is not None:
             cast_weights(unet, precision)
         return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved)

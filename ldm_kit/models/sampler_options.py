@@ -188,7 +188,7 @@ def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "
 def own_settings(options: Mapping[str, Any]) -> str:
     """Return a sentence that lists options taken from a saved model, with their values; empty if there are none."""
     listed = ", ".join(f"{name} {_shown(value)}" for name, value in options.items() if value is not None)
-    return f"the model's own settings, with which its run was judged: {listed}" if listed else ""
+    return f"the model's own settings: {listed}" if listed else ""
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from ldm_kit.config import Config, UserError, check
-from ldm_kit.models.folder import read_json
+from ldm_kit.models.consistency_names import KARRAS_SCHEDULER, LATENT_SCHEDULERS, SOLVER
+from ldm_kit.models.folder import INDEX, read_json
 from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange, own_settings
 
 FILE = "sampling.json"
@@ -52,7 +53,7 @@ class SavedSampling:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedSampling":
-        """Read `sampling.json` of a saved model; return empty sections if the folder has none.
+        """Read `sampling.json` of a saved model; if the folder has none, return `defaults_of` the kind of model.
 
         Raises:
             UserError: the file is no JSON object whose values are objects, or a value has a wrong type or is out of
@@ -60,7 +61,7 @@ class SavedSampling:
         """
         path = folder / FILE
         if not path.exists():
-            return cls()
+            return cls(defaults_of(folder))
         sections = read_json(path, str(path))
         for name, values in sections.items():
             check(_Section, {"values": values}, f"{path}: {name}")
@@ -146,6 +147,22 @@ class SavedSampling:
             return options, ""
         given = {name: getattr(options, name) for name in options.model_fields_set}
         return check(type(options), own | given, self.file), own_settings(own)
+
+
+def defaults_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a consistency model that has no `sampling.json`, such as one from the Hub; else none.
+
+    A consistency model is recognised by the scheduler that model_index.json names. It is sampled in four steps if it is
+    a latent consistency model, and in two without guidance if it is one of Song et al. 2023.
+    """
+    index = read_json(folder / INDEX, str(folder / INDEX)) if (folder / INDEX).exists() else {}
+    match index.get("scheduler"):
+        case ["diffusers", name] if name in LATENT_SCHEDULERS:
+            return {SAMPLING: {"solver": SOLVER, "steps": 4}}
+        case ["diffusers", name] if name == KARRAS_SCHEDULER:
+            return {SAMPLING: {"solver": SOLVER, "steps": 2, "guidance_scale": 1.0}}
+        case _:
+            return {}
 
 
 class _Section(Config):

@@ -1,7 +1,10 @@
 """Consistency models under openai's names: what diffusers samples is what the original network and formulas give."""
 
 import contextlib
+import importlib
 import io
+import json
+from typing import Any
 
 import diffusers
 import pytest
@@ -12,11 +15,16 @@ from ldm_kit.cli import app
 from ldm_kit.config import UserError
 from ldm_kit.convert.consistency_models import convert_consistency_models, unet_from
 from ldm_kit.convert.options import ConsistencyModelsOptions
+from ldm_kit.diffusion import rng
+from ldm_kit.models.consistency_folder import check_trainable
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
 from tests.nets.adm import Whole, restless
 
 SMALL = {"base": 32, "multiples": (1, 2), "layers": 1, "attention": (1,), "head_size": 16, "new_order": True}
 OPTIONS = ConsistencyModelsOptions(head_size=16)
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SCHEDULER = importlib.import_module("diffusers.schedulers.scheduling_consistency_models")
 SIGMA_MIN, SIGMA_MAX, SIGMA_DATA, RHO = 0.002, 80.0, 0.5, 7.0
 PUBLISHED = {  # name -> network, number of classes, side, number of weights, levels of the network with attention
     "imagenet64": (
@@ -168,3 +176,64 @@ def test_files_that_are_no_such_model_are_refused_in_a_sentence(tmp_path, capsys
     assert "\n" not in str(refused.value)
     assert capsys.readouterr().out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.fixture(params=[4, None], ids=["classes", "unconditional"])
+def converted(request, tmp_path):
+    torch.save(state_of(original(classes=request.param)), tmp_path / "cd.pt")
+    convert_consistency_models(tmp_path / "cd.pt", tmp_path / "model", OPTIONS)
+    return tmp_path / "model", ["3", "0"] if request.param else ["", ""]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 2])
+def test_our_pipeline_gives_diffusers_pictures(converted, steps, monkeypatch):
+    """But for what the module consistency_folder says of the first noise and the least."""
+    folder, prompts = converted
+    ours, theirs = Pipeline.load(folder), ConsistencyModelPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    options = SamplingOptions(steps=steps).resolve(ours)
+    assert (options.solver, options.guidance_scale) == ("consistency", 1)
+    x, seeds = rng.initial_noise([0, 1], ours.latent_shape), [0, 1]
+    pictures = [*ours.states(prompts, seeds, options, noise=x)][-1].x
+    monkeypatch.setattr(SCHEDULER, "randn_tensor", lambda shape, **_: rng.step_noise(seeds, 0, shape[1:]))
+    labels = None if prompts[0] == "" else [3, 0]
+    given = {"num_inference_steps": None, "timesteps": [39 - t for t in options.timesteps[:-1]][::-1]}
+    sampled: Any = theirs(batch_size=2, class_labels=labels, latents=x.clone(), output_type="pt", **given)
+    torch.testing.assert_close(pictures, sampled.images * 2 - 1, rtol=0, atol=2e-3)
+    assert (pictures.abs() < 0.99).float().mean() > 0.05, "a clipped picture would prove little"
+
+
+def test_it_is_sampled_in_two_steps_by_default(converted):
+    saved = Pipeline.load(converted[0]).saved.sampling
+    assert saved == {"solver": "consistency", "steps": 2, "guidance_scale": 1.0}
+
+
+def test_it_is_neither_trained_on_nor_guided(converted):
+    with pytest.raises(UserError, match=r"base here is a consistency model of ConsistencyModelPipeline, .*sampled"):
+        check_trainable(Pipeline.load(converted[0]).unet, "base here")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sigma_min", 90.0, "sigma_min is 90.0; expected less than sigma_max, 80.0"),
+        ("num_train_timesteps", 1, "num_train_timesteps"),
+        ("rho", "seven", "rho"),
+    ],
+)
+def test_wrong_levels_are_named(converted, key, value, said):
+    path = converted[0] / "scheduler" / "scheduler_config.json"
+    (converted[0] / "manifest.json").unlink(missing_ok=True)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UserError, match=r"scheduler_config\.json") as caught:
+        Pipeline.load(converted[0])
+    assert said in str(caught.value)
+
+
+def test_the_index_must_name_the_parts_of_the_pipeline(converted):
+    path = converted[0] / "model_index.json"
+    (converted[0] / "manifest.json").unlink()
+    path.write_text(path.read_text().replace("CMStochasticIterativeScheduler", "DDIMScheduler"))
+    with pytest.raises(UserError, match="expected unet UNet2DModel and scheduler CMStochasticIterativeScheduler"):
+        Pipeline.load(converted[0])

