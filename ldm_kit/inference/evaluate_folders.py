@@ -14,18 +14,17 @@ from ldm_kit.config import UserError
 from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
+from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
 from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
-NO_ORIGINALS: dict[str, str] = dict.fromkeys(
-    ("psnr", "ssim", "ssim_zero_padded", "perceptual"), "it is for reconstructions, which only an autoencoder makes"
-)
+NO_ORIGINALS: dict[str, str] = dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes")
 
 
-class Judged(NamedTuple):
+class JudgedBatch(NamedTuple):
     """A batch of pictures that are judged; of reconstructions, also values picture by picture."""
 
     pictures: Tensor  # uint8 [B, C, R, R]
@@ -41,7 +40,7 @@ class Folder:
     shape: tuple[int, int]
     kind: str = "folder"
     impossible: dict[str, str] = field(
-        default_factory=lambda: {**NO_ORIGINALS, "prompt_fidelity": "a folder's pictures have no prompts"}
+        default_factory=lambda: {**NO_ORIGINALS, **dict.fromkeys(PROMPTS, "a folder's pictures have no prompts")}
     )
 
     @classmethod
@@ -79,13 +78,13 @@ class Folder:
             raise UserError(f"--count is {count}, but {self.path} holds {len(self.files)} pictures")
         return cycled(len(self.files), count or len(self.files))
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Read the files."""
         channels, side = self.shape
 
-        def batch(indices: range) -> Judged:
+        def batch(indices: range) -> JudgedBatch:
             try:
-                return Judged(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
+                return JudgedBatch(torch.stack([load_image(self.files[rows[i]], side, channels) for i in indices]), {})
             except BadPicture as error:
                 raise UserError(str(error)) from None
 

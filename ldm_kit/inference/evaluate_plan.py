@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import NAMES, SETS
+from ldm_kit.inference.evaluate_measures import INCEPTION, PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_sets import SETS
+
+NAMES = (*SETS, INCEPTION, *PROMPTS, *PICTURES)
 
 
 def check_names(names: Sequence[str] | None) -> None:

@@ -19,8 +19,11 @@ from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.factors import FactorSet, known_factors
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, Split, subset
+from ldm_kit.data.joined import whole
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.splits import picture_roles
 from ldm_kit.data.tensor_cache import cached, key_of
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.memory import BatchSize
@@ -33,7 +36,7 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
-CODE_VERSION = 1  # raise it whenever features change: cached ones are then not read
+CODE_VERSION = 2  # raise it whenever features change: cached ones are then not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Reference:
 
     Attributes:
         name: the data set in words, for reports.
-        split_name: "heldout" or "train".
+        split_name: "heldout", "train" or "all".
         split: the whole data set.
         pictures: those pictures of the named split that are compared with.
         data: config of the data set; None: the pictures came from a Python program.
@@ -102,18 +105,26 @@ def open_reference(
     name = "given pictures" if config is None else _name(config)
     split = data if config is None else sources.load(config, captions=captions)
     assert split is not None
-    whole = split.train if request.split == "train" else split.heldout
-    if not len(whole):
-        raise UserError(f"the reference {name} has no picture in its split {request.split}; expected the other --split")
-    if (whole.channels, whole.resolution) != shape:
+    part = request.split or ("all" if _is_bare(request.reference, config, split) else "heldout")
+    pictures = whole(split) if part == "all" else getattr(split, part)
+    if not len(pictures):
+        raise UserError(f"the reference {name} has no picture in its split {part}; expected another --split")
+    if (pictures.channels, pictures.resolution) != shape:
         raise UserError(
-            f"the reference {name} has pictures of {whole.resolution} px and {whole.channels} channels, but those that "
-            f"are judged have {shape[1]} px and {shape[0]} channels"
+            f"the reference {name} has pictures of {pictures.resolution} px and {pictures.channels} channels, but "
+            f"those that are judged have {shape[1]} px and {shape[0]} channels"
         )
-    pictures = whole
-    if request.reference_count is not None and request.reference_count < len(whole):
-        pictures = subset(whole, spread(len(whole), request.reference_count))
-    return Reference(name, request.split, split, pictures, config)
+    if request.reference_count is not None and request.reference_count < len(pictures):
+        pictures = subset(pictures, spread(len(pictures), request.reference_count))
+    return Reference(name, part, split, pictures, config)
+
+
+def _is_bare(reference: str | None, config: Any, split: Split) -> bool:
+    """Return whether --reference is a folder of pictures that names no splits, so that its split is by a hash."""
+    if reference is None or not isinstance(config, FolderConfig) or Path(reference).expanduser() != config.path:
+        return False
+    names = [name for pictures in split[:2] if pictures is not None for name in names_of(pictures.records)]
+    return config.layout != "auto" or picture_roles(names, config.path, "") is None
 
 
 def _name(config: Any) -> str:

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_measures import Figure
 from ldm_kit.paths import check_writable_file
 from ldm_kit.viz.png import write_atomic
@@ -41,11 +42,14 @@ class Evaluation:
         measures = {figure.name: figure.json for figure in self.figures}
         return {"Software": f"ldm_kit {version}", **self.settings, "measures": measures, "warnings": [*self.warnings]}
 
-    def write(self, path: Path) -> None:
-        """Write the result to a new JSON file; UserError: the file exists, or cannot be written."""
+    def write(self, path: Path) -> Path:
+        """Write the result to a new JSON file, and return its path; UserError: it exists, or cannot be written."""
         check_writable_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(self.json, indent=1, allow_nan=False) + "\n").encode())
+        try:
+            write_atomic(path, (json.dumps(self.json, indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"the result cannot be written to {path}: {error.strerror or error}") from None
+        return path
 
     def __str__(self) -> str:
         judged, reference, net = (self.settings[name] for name in ("judged", "reference", "features"))
@@ -61,7 +65,7 @@ class Evaluation:
             lines.append(
                 f"sampled in {options['steps']} steps of {options['solver']}, guidance {options['guidance_scale']:g}"
             )
-        head = "| measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|"
+        head = "| name | measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|---|"
         return "\n".join([*lines, "", head, *map(_row, self.figures), *(f"warning: {text}" for text in self.warnings)])
 
 
@@ -72,11 +76,14 @@ def _short(judged: Mapping[str, Any]) -> str:
 def _row(figure: Figure) -> str:
     interval = "-" if figure.interval is None else "[" + ", ".join(map(_number, figure.interval)) + "]"
     compared = "" if figure.reference_count is None else f" / {figure.reference_count}"
-    return f"| {figure.title} | {_number(figure.value)} | {interval} | {figure.better} | {figure.count}{compared} |"
+    cells = (figure.name, figure.title, _number(figure.value), interval, figure.better, f"{figure.count}{compared}")
+    return f"| {' | '.join(cells)} |"
 
 
-def _number(value: float) -> str:
-    """Return a value with four digits, without an exponent."""
+def _number(value: float | None) -> str:
+    """Return a value with four digits, without an exponent; "-" if there is none."""
+    if value is None:
+        return "-"
     if abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"

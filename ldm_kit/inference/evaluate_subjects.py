@@ -12,7 +12,8 @@ from autoencoder.base import AutoencoderError, reduction
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, Judged
+from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
+from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -21,12 +22,17 @@ from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.methods.export import is_checkpoint, saved_model
-from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
-from ldm_kit.models.folder import INDEX, autocast_dtype, device_named, model_folder
+from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
+
+NO_CAPTIONS: dict[str, str] = dict.fromkeys(PROMPTS, "it is for models that are sampled with captions")
+_SAMPLE_NOTHING = {  # by _class_name in a model's index
+    CLASSIFIER: "a noisy classifier, which samples no pictures (--classifier takes it as a guide)",
+    SEMANTIC: "a semantic model, which edit.py report measures",
+}
 
 
 class Subject(Protocol):
@@ -53,7 +59,7 @@ class Subject(Protocol):
         """Return the row of the reference that each picture to judge belongs to; raise UserError if that cannot be."""
         ...
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Yield the pictures to judge, batch by batch, in the order of `rows`."""
         ...
 
@@ -96,7 +102,7 @@ class Sampled:
         """Why a measure cannot be taken, by the measure's name."""
         if self.takes_prompts and not self.takes_classes:
             return NO_ORIGINALS
-        return {**NO_ORIGINALS, "prompt_fidelity": "it is for models that are sampled with captions"}
+        return {**NO_ORIGINALS, **NO_CAPTIONS}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
@@ -112,11 +118,11 @@ class Sampled:
             return [""] * len(rows)
         return prompts_of(reference, rows, classes=self.takes_classes)
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Sample a picture for each row, with the seeds `seed`, `seed` + 1, ..."""
         prompts, seeds = self._prompts(reference, rows), range(seed, seed + len(rows))
         for pictures in self.pipeline.generate(prompts, seeds, self.options, size):
-            yield Judged(pictures, {})
+            yield JudgedBatch(pictures, {})
 
 
 @dataclass(eq=False)
@@ -144,8 +150,7 @@ class Reconstructed:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        prompts = {"prompt_fidelity": "it is for models that are sampled with captions"}
-        return prompts if self.perceptual is not None else {**prompts, "perceptual": self.missing}
+        return NO_CAPTIONS if self.perceptual is not None else {**NO_CAPTIONS, "perceptual": self.missing}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; UserError: there are fewer than `count`."""
@@ -156,19 +161,19 @@ class Reconstructed:
             )
         return cycled(total, count or total)
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[Judged]:
+    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
         """Encode and decode the pictures of the rows, and compare each with its original."""
-        measures = {"psnr": psnr, "ssim": ssim, "ssim_zero_padded": ssim_zero_padded}
+        measures = {name: measure.compare for name, measure in PICTURES.items() if measure.compare is not None}
         device = next(self.vae.parameters()).device
 
         @torch.no_grad()
-        def batch(indices: range) -> Judged:
+        def batch(indices: range) -> JudgedBatch:
             x = to_unit(reference.pictures.pictures([rows[i] for i in indices])).to(device)
             y = reconstruct(self.vae, x)
             values = {name: measure(x, y).cpu() for name, measure in measures.items()}
             if self.perceptual is not None:
                 values["perceptual"] = self.perceptual(y, x).cpu()
-            return Judged(to_bytes(y).cpu(), values)
+            return JudgedBatch(to_bytes(y).cpu(), values)
 
         yield from size.batches(len(rows), batch)
 
@@ -185,19 +190,31 @@ def open_subject(
     """Open what is at `path`: a diffusion model, an autoencoder, the run or checkpoint of one, or a folder of pictures.
 
     Raises:
-        UserError: there is no such thing, or options or guides do not fit it.
+        UserError: there is no such thing, the run has no finished model, the model samples no pictures, or options or
+            guides do not fit it.
     """
     folder = saved_model(path, device=request.device)
     if (model_folder(folder) / INDEX).exists():
+        _check_samples(model_folder(folder), path)
         return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
-    given = [*(options.model_fields_set if options else ()), *(guides.model_fields_set if guides else ())]
+    given = [name for model in (options, guides) if model is not None for name in model.model_fields_set]
+    given += ["precision"] if "precision" in request.model_fields_set else []
     if given:
         raise UserError(f"--{sorted(given)[0]} is for models that are sampled, and {path} holds none")
     try:
         saved.find(folder)
     except AutoencoderError:
+        if run_of(path) is not None:
+            raise UserError(f"the run in {run_of(path)} has no finished model, and no checkpoint to take") from None
         return Folder.open(path)
     return _reconstructed(path, folder, request)
+
+
+def _check_samples(folder: Path, path: Path) -> None:
+    """Check that the model in a folder samples pictures; UserError: it is a noisy classifier or a semantic model."""
+    kind = read_json(folder / INDEX, str(folder / INDEX)).get("_class_name")
+    if (what := _SAMPLE_NOTHING.get(str(kind))) is not None:
+        raise UserError(f"{path} holds {what}; expected a diffusion model, an autoencoder or a folder of pictures")
 
 
 def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions, guides: GuideModels) -> Sampled:

@@ -110,8 +110,10 @@ class EvaluationRequest(Config):
         description="pictures to compare with: faces, openmoji, shapes or digits, a folder of pictures, a config "
         "(.yaml) or a run's folder; left out: the data of the run that is evaluated",
     )
-    split: Literal["heldout", "train"] = Field(
-        default="heldout", description="part of the reference, which gives pictures, captions and classes"
+    split: Literal["heldout", "train", "all"] | None = Field(
+        default=None,
+        description="part of the reference, which gives pictures, captions and classes; left out: heldout, or all of a "
+        "folder of pictures whose sub-folders name no splits",
     )
     count: int | None = Field(
         default=None, ge=2, description="pictures to judge; left out: one for each reference picture, a folder's all"
@@ -133,7 +135,9 @@ class EvaluationRequest(Config):
     seed: Seed = Field(
         default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"
     )
-    bootstrap: int = Field(default=100, ge=0, description="draws for the 95 % intervals; 0: no intervals")
+    bootstrap: int = Field(
+        default=100, ge=0, description="draws for the 95 % intervals; 0: none but Wilson's, of shares"
+    )
     batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")
     device: str | None = Field(default=None, description=DEVICE)
     precision: Precision = Field(default="no", description="autocast while sampling: no, bf16, fp16 or auto")

@@ -1,23 +1,25 @@
-"""Distances between two sets of features, of generated and of reference pictures, and measures of their overlap.
+"""Distances between two sets of features, of generated and of reference pictures, and the inception score.
 
 Features are [N, D] and [M, D], computed beforehand by any network; `ldm_kit.metrics.fidelity.embed` computes them. All
 values are computed in float64 on the CPU. They are comparable only for the same features of the same references, and
 most only for the same numbers of pictures: reports must name the network and the numbers. Published figures are those
-of Inception features (KID, FID, MIND, and the inception score of its class probabilities) or of VGG-16 features
-(precision and recall).
+of Inception features: KID, FID, MIND, and the inception score of its class probabilities.
+
+Functions that end in `_of_draws` compute a distance for many bootstrap draws of the generated pictures at once; what
+depends on pictures alone is computed once for all draws.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm_kit.diffusion import rng
-from ldm_kit.metrics.moments import finite_rows
+from ldm_kit.metrics.moments import finite_pair, finite_rows
 
-_TIE = 1e-12  # squared distances this close are equal; features are scaled to a mean squared length of 1
-_ELEMENTS = 2**24  # numbers of a block of distances or projections, 128 MiB
+_ELEMENTS = 2**24  # numbers of a block of kernel values or projections, 128 MiB
+_PATIENCE = 2.0  # seconds after which a progress bar appears
 
 
 class Estimate(NamedTuple):
@@ -28,20 +30,6 @@ class Estimate(NamedTuple):
 
     mean: float
     deviation: float
-
-
-class PrecisionRecall(NamedTuple):
-    """Improved precision and recall."""
-
-    precision: float  # share of generated pictures that are like a reference, in [0, 1]
-    recall: float  # share of references that are like a generated picture, in [0, 1]
-
-
-class DensityCoverage(NamedTuple):
-    """Density and coverage."""
-
-    density: float  # mean number of neighbourhoods of references that hold a generated picture, / k; may exceed 1
-    coverage: float  # share of references that have a generated picture in their neighbourhood, in [0, 1]
 
 
 def kernel_distance(
@@ -64,7 +52,7 @@ def kernel_distance(
         ValueError: features are not finite numbers [N, D] and [M, D], there is no subset, or a set has fewer features
             than a subset.
     """
-    a, b = _pair(generated, references, 2)
+    a, b = finite_pair(generated, references, 2)
     if subsets < 1 or not 2 <= size <= min(len(a), len(b)):
         raise ValueError(
             f"expected at least 1 subset of 2 to {min(len(a), len(b))} features (the sets have {len(a)} and {len(b)}), "
@@ -73,7 +61,8 @@ def kernel_distance(
     pairs = (
         [x[_subset(len(x), size, seed, f"{i} {name}")] for name, x in (("a", a), ("b", b))] for i in range(subsets)
     )
-    values = torch.stack([_squared_mmd(x, y) for x, y in pairs])
+    bar = tqdm(pairs, total=subsets, desc="kernel distance", unit="subset", leave=False, delay=_PATIENCE)
+    values = torch.stack([_squared_mmd(x, y) for x, y in bar])
     return Estimate(values.mean().item(), values.std(correction=0).item())
 
 
@@ -84,9 +73,46 @@ def _subset(count: int, size: int, seed: int, name: str) -> Tensor:
 
 def _squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     """Return the unbiased estimate of the squared maximum mean discrepancy of a, b [n, D]; see `kernel_distance`."""
-    own_a, own_b, cross = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    own_a, own_b, cross = (_kernel(x, y) for x, y in ((a, a), (b, b), (a, b)))
     within = own_a.sum() - own_a.trace() + own_b.sum() - own_b.trace()
     return within / (len(a) * (len(a) - 1)) - 2 * cross.mean()
+
+
+def kernel_of_draws(generated: Tensor, references: Tensor, counts: Tensor) -> Tensor:
+    """Return the unbiased MMD^2 of all features (see `kernel_distance`) for B draws of generated pictures, float64 [B].
+
+    No random subsets are drawn. A draw with repetition has pairs i != j of the same picture, so that its value is
+    larger; the value of all pictures, each once, is unbiased.
+
+    Args:
+        generated: features of generated pictures, [N, D].
+        references: features of reference pictures, [M, D].
+        counts: int64 [B, N], how often each generated picture is in each draw; each row adds up to 2 or more.
+
+    Raises:
+        ValueError: features are not finite numbers [N, D] and [M, D] of at least 2 pictures.
+    """
+    a, b = finite_pair(generated, references, 2)
+    weights = counts.double()
+    size = weights.sum(1)
+    own, cross = torch.zeros(len(size)).double(), torch.zeros(len(size)).double()
+    rows = max(1, _ELEMENTS // max(len(a), len(b)))
+    blocks = [*zip(a.split(rows), weights.split(rows, 1), strict=True)]
+    for block, weight in tqdm(blocks, desc="kernel distance", unit="block", leave=False, delay=_PATIENCE):
+        own += ((_kernel(block, a) @ weights.T).T * weight).sum(1) - weight @ _own_kernel(block)
+        cross += weight @ _kernel(block, b).sum(1)
+    others = sum(float(_kernel(block, b).sum() - _own_kernel(block).sum()) for block in b.split(rows))
+    return own / (size * (size - 1)) + others / (len(b) * (len(b) - 1)) - 2 * cross / (size * len(b))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """Return k(x_i, y_j) = (x_i.y_j / D + 1)^3, [N, M]."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _own_kernel(x: Tensor) -> Tensor:
+    """Return k(x_i, x_i), [N]."""
+    return (x.square().sum(1) / x.shape[1] + 1) ** 3
 
 
 def inception_score(probabilities: Tensor, splits: int = 10, *, seed: int = 0) -> Estimate:
@@ -120,82 +146,6 @@ def _mean_divergence(p: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1).mean()
 
 
-def precision_recall(generated: Tensor, references: Tensor, k: int = 3) -> PrecisionRecall:
-    """Return improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
-
-    A picture is like those of a set if it is within the distance of one of them to that one's k-th nearest neighbour in
-    the set. Precision is the share of generated pictures that are like the references, recall the share of references
-    that are like the generated pictures. Distances that are equal count as within.
-
-    Args:
-        generated: features of generated pictures, [N, D].
-        references: features of reference pictures, [M, D]. Published figures use N = M = 50,000.
-        k: number of the neighbour.
-
-    Raises:
-        ValueError: features are not finite numbers [N, D] and [M, D], or a set has k features or fewer.
-    """
-    a, b = _scaled_pair(generated, references, k)
-    return PrecisionRecall(_share_within(a, b, _radii(b, k)), _share_within(b, a, _radii(a, k)))
-
-
-def density_coverage(generated: Tensor, references: Tensor, k: int = 5) -> DensityCoverage:
-    """Return density and coverage (Naeem et al. 2020, eq. 3 and 4).
-
-    The neighbourhood of a reference is the open ball to its k-th nearest neighbour among the references. Density is the
-    number of neighbourhoods that hold a generated picture, divided by k, averaged over generated pictures; coverage is
-    the share of references with a generated picture in their neighbourhood. For generated pictures with the
-    references' distribution density is 1 on average, and coverage 1 - 2^-k for as many pictures as references.
-
-    Args:
-        generated: features of generated pictures, [N, D].
-        references: features of reference pictures, [M, D].
-        k: number of the neighbour.
-
-    Raises:
-        ValueError: features are not finite numbers [N, D] and [M, D], or a set has k features or fewer.
-    """
-    a, b = _scaled_pair(generated, references, k)
-    radii, total, covered = _radii(b, k), 0, torch.zeros(len(b), dtype=torch.bool)
-    for block in _squared_distances(a, b):
-        inside = block < radii - _TIE
-        total, covered = total + int(inside.sum()), covered | inside.any(0)
-    return DensityCoverage(total / (k * len(a)), covered.double().mean().item())
-
-
-def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    """Return the share of points [N, D] within a squared radius [M] of one of the centres [M, D]."""
-    return torch.cat([(d <= radii + _TIE).any(1) for d in _squared_distances(points, centres)]).double().mean().item()
-
-
-def _radii(rows: Tensor, k: int) -> Tensor:
-    """Return the squared distance of each of rows [N, D] to its k-th nearest among the others, [N]."""
-    radii: list[Tensor] = []
-    first = 0
-    for block in _squared_distances(rows, rows):
-        block.diagonal(first).fill_(torch.inf)  # the distance of a row to itself
-        radii.append(block.kthvalue(k, dim=1).values)
-        first += len(block)
-    return torch.cat(radii)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Yield the squared distances of some rows of a [N, D] at a time to all rows of b [M, D]."""
-    lengths = b.square().sum(1)
-    for block in a.split(max(1, _ELEMENTS // len(b))):
-        yield (block.square().sum(1)[:, None] + lengths - 2 * block @ b.T).clamp_min(0)
-
-
-def _scaled_pair(generated: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return both sets shifted and scaled alike, so that references have mean 0 and mean squared length 1."""
-    if k < 1:
-        raise ValueError(f"expected a number of neighbours of at least 1, got {k}")
-    a, b = _pair(generated, references, k + 1)
-    centre = b.mean(0)
-    length = (b - centre).square().sum(1).mean().sqrt().clamp_min(1e-300)
-    return (a - centre) / length, (b - centre) / length
-
-
 def sliced_distance(generated: Tensor, references: Tensor, *, directions: int = 1000, seed: int = 0) -> float:
     """Return the Monge inception distance (MIND; Berthet et al. 2026, arXiv 2605.06797): 3 D E_u W_2^2(u.x, u.y).
 
@@ -214,16 +164,44 @@ def sliced_distance(generated: Tensor, references: Tensor, *, directions: int = 
     Raises:
         ValueError: features are not finite numbers [N, D] and [M, D] of at least 1 picture, or there is no direction.
     """
-    a, b = _pair(generated, references, 1)
+    counts = torch.ones(1, len(generated), dtype=torch.long)
+    return sliced_of_draws(generated, references, counts, directions=directions, seed=seed).item()
+
+
+def sliced_of_draws(
+    generated: Tensor, references: Tensor, counts: Tensor, *, directions: int = 1000, seed: int = 0
+) -> Tensor:
+    """Return the Monge inception distance (see `sliced_distance`), float64 [B], for B draws of generated pictures.
+
+    Pictures are projected and sorted once: the sorted projections of a draw are those of all pictures, each repeated as
+    often as the draw has it.
+
+    Args:
+        generated: features of generated pictures, [N, D].
+        references: features of reference pictures, [M, D].
+        counts: int64 [B, N], how often each generated picture is in each draw; each row adds up to N.
+        directions: number of random directions.
+        seed: seed of the directions.
+
+    Raises:
+        ValueError: features are not finite numbers [N, D] and [M, D] of at least 1 picture, or there is no direction.
+    """
+    a, b = finite_pair(generated, references, 1)
     if directions < 1:
         raise ValueError(f"expected at least 1 direction, got {directions}")
     rows_a, rows_b, weights = _quantile_coupling(len(a), len(b))
-    total = 0.0
-    for numbers in torch.arange(directions).split(max(1, _ELEMENTS // len(weights))):
-        u = torch.nn.functional.normalize(rng.normal(seed, "direction", numbers, (a.shape[1],)).double()).T
-        gaps = (a @ u).sort(0).values[rows_a] - (b @ u).sort(0).values[rows_b]
-        total += (weights @ gaps.square()).sum().item()
-    return 3 * a.shape[1] * total / directions
+    totals = torch.zeros(len(counts)).double()
+    blocks = torch.arange(directions).split(max(1, _ELEMENTS // len(weights)))
+    with tqdm(total=len(blocks) * len(counts), desc="MIND", unit="draw", leave=False, delay=_PATIENCE) as bar:
+        for numbers in blocks:
+            u = torch.nn.functional.normalize(rng.normal(seed, "direction", numbers, (a.shape[1],)).double())
+            values, order = (u @ a.T).sort(1)
+            others = (u @ b.T).sort(1).values[:, rows_b]
+            for i, count in enumerate(counts):
+                drawn = values.flatten().repeat_interleave(count[order].flatten()).view_as(values)
+                totals[i] += ((drawn[:, rows_a] - others).square() @ weights).sum()
+                bar.update()
+    return 3 * a.shape[1] * totals / directions
 
 
 def _quantile_coupling(count_a: int, count_b: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,11 +213,3 @@ def _quantile_coupling(count_a: int, count_b: int) -> tuple[Tensor, Tensor, Tens
     ends = torch.cat([steps_a, steps_b]).unique()
     weights = ends.diff(prepend=torch.zeros(1, dtype=torch.long)).double() / (count_a * count_b)
     return (ends - 1) // count_b, (ends - 1) // count_a, weights
-
-
-def _pair(generated: Tensor, references: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Return both sets as float64 on the CPU; raise ValueError for unequal widths and as `finite_rows` does."""
-    a, b = finite_rows(generated, least), finite_rows(references, least)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"expected features of one width D, got {[*a.shape]} and {[*b.shape]}")
-    return a, b

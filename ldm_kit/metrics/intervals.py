@@ -58,6 +58,18 @@ def bootstrap(
     return Interval(*values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()).tolist())
 
 
+def resample_counts(size: int, count: int, seed: int = 0) -> Tensor:
+    """Return how often each of `size` rows is in each of `count` draws, int64 [count, size]: those of `bootstrap`.
+
+    Args:
+        size: number of rows, and of rows in a draw.
+        count: number of draws, 0 or more.
+        seed: seed of the draws; draw i is the same for any `count`.
+    """
+    draws = [_resampled(size, seed, f"{i} 0").bincount(minlength=size) for i in range(count)]
+    return torch.stack(draws) if draws else torch.zeros(0, size, dtype=torch.long)
+
+
 def _resampled(size: int, seed: int, name: str) -> Tensor:
     """Draw `size` indices in 0..size - 1 with repetition, int64 [size] on the CPU."""
     return (rng.uniform(seed, f"bootstrap {name}", torch.arange(size)) * size).long()
@@ -95,23 +107,9 @@ def student_quantile(degrees: int, level: float = 0.95) -> float:
     if degrees < 1:
         raise ValueError(f"expected at least 1 degree of freedom, got {degrees}")
     _check_level(level)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):  # halves the angle's interval to the last digit
-        angle = (low + high) / 2
-        low, high = (angle, high) if _central_probability(angle, degrees) < level else (low, angle)
-    return math.sqrt(degrees) * math.tan((low + high) / 2)
+    from scipy.stats import t  # slow to import; lpips brings it along
 
-
-def _central_probability(angle: float, degrees: int) -> float:
-    """Return P(|T| < t) for t = sqrt(degrees) tan(angle) (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    odd = degrees % 2
-    cosine, total = math.cos(angle), 0.0
-    term = cosine if odd else 1.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    central = math.sin(angle) * total
-    return 2 / math.pi * (angle + central) if odd else central
+    return float(t.ppf((1 + level) / 2, degrees))
 
 
 def _check_level(level: float) -> None:

