@@ -20,6 +20,7 @@ _OF_MODE: Mapping[str, tuple[str, ...]] = {  # keys that only one mode has
     "distill": ("levels", "teacher_step"),
     "train": ("curriculum", "s_0", "s_1", "log_sigma"),
 }
+_EARLIER_DEFAULTS: Mapping[str, Any] = {"stages": 8}
 _LATENT = (*ConditionedRun.model_fields, *NoisedRun.model_fields, "unet", "prediction_type")  # in both configs
 
 
@@ -176,7 +177,8 @@ class ConsistencyRun(ConditionedRun, NoisedRun):
         return self
 
     def _is_default(self, name: str) -> bool:
-        return getattr(self, name) == type(self).model_fields[name].default
+        """Return whether a setting has its default, or that of an earlier version, which old runs' configs hold."""
+        return getattr(self, name) in (type(self).model_fields[name].default, _EARLIER_DEFAULTS.get(name))
 
     @property
     def _teacher(self) -> str:

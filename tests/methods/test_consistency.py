@@ -403,6 +403,14 @@ def test_a_config_that_was_saved_is_read_again(bases, pictures):
     assert config.sample.guidance_scale == 2
 
 
+def test_a_saved_config_with_the_earlier_number_of_stages_is_read(bases, pictures):
+    config = config_of(pictures, "run", base=str(bases["plain"]), mode="distill")
+    given = config.model_dump(mode="json") | {"stages": 8}
+    assert type(config)(**given).mode == "distill"
+    with pytest.raises(ValueError, match="stages is for mode tune"):
+        type(config)(**(given | {"stages": 7}))
+
+
 def test_a_new_network_is_built_by_a_whole_config_of_latent_diffusion(pictures):
     """Each setting that both configs have is the run's, and the config is one that is accepted by itself."""
     more = {"seed": 3, "flip": True, "condition": {"kind": "class"}, "condition_dropout": 0.2, "latents": "there"}

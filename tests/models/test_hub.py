@@ -49,9 +49,7 @@ def hub_of(tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(
-    ("content", "local"), [(MODEL, PIPELINE), (AUTOENCODER, PIPELINE), (AUTOENCODER, ROOT)], ids=str
-)
+@pytest.mark.parametrize(("content", "local"), [(MODEL, PIPELINE), (AUTOENCODER, PIPELINE), (AUTOENCODER, ROOT)])
 def test_a_complete_local_copy_is_taken_without_the_network(hub_of, content, local):
     hub = hub_of((), local)
     found = locate("owner/name", None, "named by init", content)
