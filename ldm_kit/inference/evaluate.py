@@ -14,16 +14,18 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_measures import (
+    CLIP,
     INCEPTION,
     PROMPTS,
     Bootstrap,
     Figure,
+    clip_figure,
     inception_figure,
     picture_figures,
     prompt_figures,
 )
 from ldm_kit.inference.evaluate_plan import check_names, plan
-from ldm_kit.inference.evaluate_reference import Reference, open_reference
+from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of
 from ldm_kit.inference.evaluate_report import Evaluation
 from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
@@ -98,6 +100,8 @@ def run_evaluation(
     impossible = {**_without_factors(reference), **subject.impossible}
     if not request.features.startswith("inception"):
         impossible[INCEPTION] = "it is defined for --features inception alone"
+    if not request.features.startswith("open_clip:"):
+        impossible[CLIP] = "it needs a network that reads captions; expected --features open_clip:ARCHITECTURE/WEIGHTS"
     names, warnings = plan(request.chosen, impossible, len(rows), len(reference.pictures))
     if request.chosen is None and isinstance(subject, Reconstructed) and subject.weights_missing:
         warnings.append(f"left out: {subject.missing}")
@@ -156,6 +160,11 @@ class _Job:
             self.names, self.net, judged.features, references, self.bootstrap, prefix=prefix
         )
         details: dict[str, Any] = {}
+        if CLIP in self.names and self.net.texts is not None:
+            captions = prompts_of(self.reference, self.rows, classes=False)
+            given = [i for i, caption in enumerate(captions) if caption]
+            texts = self.net.texts([captions[i] for i in given])
+            figures.append(clip_figure(judged.features[given], texts, self.net.name, self.bootstrap))
         if INCEPTION in self.names and judged.probabilities is not None:
             figures.append(inception_figure(judged.probabilities, self.bootstrap))
         if judged.readings is not None and self.reference.factors is not None:

@@ -14,7 +14,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
-from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
 from ldm_kit.training.checkpoint import sha256_all
@@ -40,7 +40,10 @@ class Folder:
     shape: tuple[int, int]
     kind: str = "folder"
     impossible: dict[str, str] = field(
-        default_factory=lambda: {**NO_ORIGINALS, **dict.fromkeys(PROMPTS, "a folder's pictures have no prompts")}
+        default_factory=lambda: {
+            **NO_ORIGINALS,
+            **dict.fromkeys((*PROMPTS, CLIP), "a folder's pictures have no prompts"),
+        }
     )
 
     @classmethod

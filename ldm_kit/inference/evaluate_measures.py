@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from ldm_kit.metrics.distributions import inception_score
@@ -18,6 +19,7 @@ from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
 Better = Literal["lower", "higher"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
 INCEPTION = "inception_score"
+CLIP = "clip_score"
 PROMPTS: tuple[str, ...] = ("prompt_fidelity", "prompt_fidelity_all")  # the mean of factors, and all factors at once
 
 
@@ -123,6 +125,21 @@ def inception_figure(probabilities: Tensor, bootstrap: Bootstrap) -> Figure:
     values = [inception_score(rows, parts, seed=bootstrap.seed).mean for rows in drawn]
     title = f"inception score, {parts} part{'s' if parts > 1 else ''}"
     return Figure(INCEPTION, title, *bootstrap.estimate(torch.tensor(values).double()), "higher", count)
+
+
+def clip_figure(features: Tensor, texts: Tensor, network: str, bootstrap: Bootstrap) -> Figure:
+    """Return the CLIP score: the mean of 100 max(cos, 0) of pictures and their captions (Hessel et al. 2021).
+
+    The paper's factor is 2.5 in place of 100.
+
+    Args:
+        features: embeddings [N, D] of pictures.
+        texts: embeddings [N, D] of their captions.
+        network: the network's name, for the title.
+        bootstrap: how the interval is computed.
+    """
+    scores = 100 * cosine_similarity(features.double(), texts.double()).clamp_min(0)
+    return Figure(CLIP, f"CLIP score of {network}", *bootstrap.mean(scores), "higher", len(scores))
 
 
 def prompt_figures(

