@@ -185,11 +185,22 @@ def converted(request, tmp_path):
     return tmp_path / "model", ["3", "0"] if request.param else ["", ""]
 
 
+def change_scheduler(folder, values):
+    path = folder / "scheduler" / "scheduler_config.json"
+    (folder / "manifest.json").unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+OTHER_LEVELS = {"num_train_timesteps": 24, "sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 0.8, "rho": 4.0}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [1, 2])
-def test_our_pipeline_gives_diffusers_pictures(converted, steps, monkeypatch):
+@pytest.mark.parametrize(("steps", "levels"), [(1, {}), (2, {}), (2, OTHER_LEVELS)])
+def test_our_pipeline_gives_diffusers_pictures(converted, steps, levels, monkeypatch):
     """But for what the module consistency_folder says of the first noise and the least."""
     folder, prompts = converted
+    change_scheduler(folder, levels)
+    last = levels.get("num_train_timesteps", 40) - 1
     ours, theirs = Pipeline.load(folder), ConsistencyModelPipeline.from_pretrained(folder, local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     options = SamplingOptions(steps=steps).resolve(ours)
@@ -198,7 +209,7 @@ def test_our_pipeline_gives_diffusers_pictures(converted, steps, monkeypatch):
     pictures = [*ours.states(prompts, seeds, options, noise=x)][-1].x
     monkeypatch.setattr(SCHEDULER, "randn_tensor", lambda shape, **_: rng.step_noise(seeds, 0, shape[1:]))
     labels = None if prompts[0] == "" else [3, 0]
-    given = {"num_inference_steps": None, "timesteps": [39 - t for t in options.timesteps[:-1]][::-1]}
+    given = {"num_inference_steps": None, "timesteps": [last - t for t in options.timesteps[:-1]][::-1]}
     sampled: Any = theirs(batch_size=2, class_labels=labels, latents=x.clone(), output_type="pt", **given)
     torch.testing.assert_close(pictures, sampled.images * 2 - 1, rtol=0, atol=2e-3)
     assert (pictures.abs() < 0.99).float().mean() > 0.05, "a clipped picture would prove little"

@@ -22,7 +22,7 @@ from ldm_kit.inference import evaluate as command
 from ldm_kit.inference import evaluate_report, evaluate_sets, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.evaluate_folders import Folder
-from ldm_kit.inference.evaluate_measures import Bootstrap, inception_figure, prompt_figures
+from ldm_kit.inference.evaluate_measures import Bootstrap, clip_figure, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
 from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
@@ -154,6 +154,11 @@ def test_the_clip_score_compares_each_picture_with_its_own_caption(world, colour
     low, high = result["clip_score"].interval
     assert low < result["clip_score"].value < high
     assert "clip_score" in {figure.name for figure in evaluate(run, QUICK, **options).figures}
+
+
+def test_a_picture_that_contradicts_its_caption_counts_nothing():
+    one, other = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[6.0, 8.0], [-2.0, 0.0]])
+    assert clip_figure(one, other, "net", Bootstrap(0, 0)).value == pytest.approx(50)
 
 
 def test_a_class_model_is_sampled_with_class_names_and_an_unconditional_one_with_nothing(world, colours, monkeypatch):
