@@ -29,6 +29,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of gpu.json, logs and pictures")] = Path("runs/gpu/plan"),
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny sizes on the CPU")] = False,
     minutes: Annotated[float, typer.Option(help="start no section after this time")] = 8.0,
+    *,
     only: Annotated[list[str] | None, typer.Option(help="measure this variant alone; may be given again")] = None,
     page: Annotated[
         bool, typer.Option("--page", help="write the figures of gpu.json into docs/results/gpu.md")
