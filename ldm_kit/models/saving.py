@@ -15,6 +15,7 @@ from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.components import OUR_LIBRARIES, Components
+from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.folder import INDEX, strip_paths
 from ldm_kit.solvers.scheduler_config import saved_scheduler
 from ldm_kit.training.checkpoint import MANIFEST
@@ -24,9 +25,10 @@ def save_components(folder: Path, components: Components) -> None:
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
     Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
-    class.
+    class. UserError: the model is one that `check_trainable` refuses; nothing is written.
     """
     vae, unet, conditioner, noise = components
+    check_trainable(unet, f"what is to be saved to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None)
     entries = conditioners.save(conditioner, folder)

@@ -6,6 +6,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from ldm_kit.diffusion.consistency import SIGMA_DATA, SIGMA_MIN, KarrasConsistency
+from ldm_kit.diffusion.prediction import expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
 
@@ -24,8 +25,7 @@ class KarrasUNet(UNet2DModel):
             sigma_min: smallest noise level, at which f is the identity.
             sigma_data: standard deviation of the data.
         """
-        self.register_buffer("signal", schedule.a.float(), persistent=False)
-        self.register_buffer("sigma", (schedule.s / schedule.a).float(), persistent=False)
+        self.schedule = schedule  # no buffers, which a cast of the network to bf16 would round
         self.sigma_min, self.sigma_data = sigma_min, sigma_data
 
     def take_class_table(self) -> Tensor | None:
@@ -45,7 +45,6 @@ class KarrasUNet(UNet2DModel):
         def network(x: Tensor, time: Tensor, _: Any) -> Tensor:
             return super(KarrasUNet, self).forward(x.to(sample.dtype), time, *args, **arguments)[0]
 
-        t = timestep.expand(len(sample))
-        x = sample.float() / self.signal[t][:, None, None, None]
+        a, s = self.schedule.alpha_sigma(timestep.expand(len(sample)))
         function = KarrasConsistency(network, self.sigma_min, self.sigma_data)
-        return (function(x, self.sigma[t]).to(sample.dtype),)
+        return (function(sample.float() / expand_like(a, sample.float()), (s / a).float()).to(sample.dtype),)

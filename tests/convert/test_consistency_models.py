@@ -4,12 +4,14 @@ import contextlib
 import importlib
 import io
 import json
+import math
 from typing import Any
 
 import diffusers
 import pytest
 import torch
 from diffusers import ConsistencyModelPipeline
+from torch import nn
 
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
@@ -220,7 +222,27 @@ def test_it_is_sampled_in_two_steps_by_default(converted):
     assert saved == {"solver": "consistency", "steps": 2, "guidance_scale": 1.0}
 
 
-def test_it_is_neither_trained_on_nor_guided(converted):
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_network_has_the_exact_levels(converted, dtype):
+    """As sampling on a GPU casts it: all weights and buffers."""
+    unet, times = Pipeline.load(converted[0]).unet, []
+    nn.Module.to(unet, dtype)
+    unet.time_proj.register_forward_pre_hook(lambda _, arguments: times.append(arguments[0]))
+    t = torch.tensor([0, 20, 39])
+    labels = None if unet.class_embedding is None else torch.zeros(3, unet.time_embedding.linear_2.out_features)
+    unet(torch.randn(3, 3, 16, 16).to(dtype), t, class_labels=labels)
+    expected = [250 * math.log(sigma_of(39 - index, 40)) for index in t.tolist()]
+    assert times[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_is_not_saved(converted, tmp_path):
+    with pytest.raises(UserError, match=r"saved to .* can only be sampled"):
+        Pipeline.load(converted[0]).save(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_it_is_not_trained_on(converted):
     with pytest.raises(UserError, match=r"base here is a consistency model of ConsistencyModelPipeline, .*sampled"):
         check_trainable(Pipeline.load(converted[0]).unet, "base here")
 
