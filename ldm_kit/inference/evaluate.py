@@ -153,6 +153,7 @@ class _Job:
 
     def run(self) -> tuple[list[Figure], list[str], dict[str, Any]]:
         """Make the pictures and measure them; return the figures, warnings, and details for the JSON file."""
+        given, texts = self._captions()
         references = self.reference.features(self.net, self.size)
         judged = self._judge()
         prefix = "r" if isinstance(self.subject, Reconstructed) else ""
@@ -160,10 +161,7 @@ class _Job:
             self.names, self.net, judged.features, references, self.bootstrap, prefix=prefix
         )
         details: dict[str, Any] = {}
-        if CLIP in self.names and self.net.texts is not None:
-            captions = prompts_of(self.reference, self.rows, classes=False)
-            given = [i for i, caption in enumerate(captions) if caption]
-            texts = self.net.texts([captions[i] for i in given])
+        if texts is not None:
             figures.append(clip_figure(judged.features[given], texts, self.net.name, self.bootstrap))
         if INCEPTION in self.names and judged.probabilities is not None:
             figures.append(inception_figure(judged.probabilities, self.bootstrap))
@@ -174,6 +172,17 @@ class _Job:
             details = {"prompt_fidelity": shares.figures}
         values = {name: column for name, column in judged.values.items() if name in self.names}
         return [*figures, *picture_figures(values, self._titles(), self.bootstrap)], warnings, details
+
+    def _captions(self) -> tuple[list[int], Tensor | None]:
+        """Return which of the N pictures have captions, and these captions' features; None: no CLIP score is asked for.
+
+        It is called before anything is sampled, as a tokenizer may be missing.
+        """
+        if CLIP not in self.names or self.net.texts is None:
+            return [], None
+        captions = prompts_of(self.reference, self.rows, classes=False)
+        given = [i for i, caption in enumerate(captions) if caption]
+        return given, self.net.texts([captions[i] for i in given])
 
     def _judge(self) -> "_JudgedData":
         reader = None

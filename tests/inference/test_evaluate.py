@@ -156,6 +156,22 @@ def test_the_clip_score_compares_each_picture_with_its_own_caption(world, colour
     assert "clip_score" in {figure.name for figure in evaluate(run, QUICK, **options).figures}
 
 
+def test_captions_are_encoded_before_anything_is_sampled(world, monkeypatch):
+    def texts(given):
+        raise UserError("no tokenizer")
+
+    def never(*_, **__):
+        raise AssertionError("nothing may be sampled or embedded")
+
+    net = FeatureNet("open_clip toy", never, "not at all", "0" * 64, texts=texts)
+    monkeypatch.setattr(command, "load_feature_net", lambda *_: net)
+    monkeypatch.setattr(Pipeline, "generate", never)
+    with pytest.raises(UserError, match="no tokenizer"):
+        evaluate(
+            world.model("text"), QUICK, split="train", count=3, measures="clip_score", features="open_clip:toy/file"
+        )
+
+
 def test_a_picture_that_contradicts_its_caption_counts_nothing():
     one, other = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[6.0, 8.0], [-2.0, 0.0]])
     assert clip_figure(one, other, "net", Bootstrap(0, 0)).value == pytest.approx(50)

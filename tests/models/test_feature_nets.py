@@ -124,6 +124,16 @@ def test_an_open_clip_model_encodes_texts_too(tower, monkeypatch):
     torch.testing.assert_close(net.texts(texts), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_tokenizer_that_cannot_be_opened_is_one_sentence(tower, monkeypatch):
+    def offline(name):
+        raise OSError("no\nnetwork")
+
+    net = load_feature_net(f"open_clip:tiny-tower/{tower[1] / 'open_clip_model.safetensors'}")
+    monkeypatch.setattr(open_clip, "get_tokenizer", offline)
+    with pytest.raises(UserError, match="tokenizer of open_clip's tiny-tower cannot be opened: no network"):
+        net.texts(["a"])
+
+
 def words_of_12(texts):
     """Stands for the tokenizer, whose vocabulary is larger than the tiny model's: letters as numbers, 63 at the end."""
     rows = [[*(ord(letter) % 60 for letter in text), 63] for text in texts]
