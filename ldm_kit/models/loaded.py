@@ -4,10 +4,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from conditioning.loaded import describe_misfit
 from ldm_kit.config import UserError
 
 _SIZES = ("in_channels", "out_channels", "channels", "z_width", "sample_size")  # config keys that give shapes
-_NAMED = 3  # most tensors that a message names
 
 
 def check_tensors(folder: Path, missing: Collection[str], unexpected: Collection[str] = ()) -> None:
@@ -21,14 +21,8 @@ def check_tensors(folder: Path, missing: Collection[str], unexpected: Collection
     Raises:
         UserError: there are such tensors; the message has their number and the first names of each kind.
     """
-    lacks = f"lack {len(missing)} tensors, the first being {_first(missing)}" if missing else ""
-    has = f"have {len(unexpected)} tensors that the network has not: {_first(unexpected)}" if unexpected else ""
-    if lacks or has:
-        raise UserError(f"the weights in {folder} {' and '.join(filter(None, (lacks, has)))}")
-
-
-def _first(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:_NAMED])
+    if misfit := describe_misfit(folder, missing, unexpected):
+        raise UserError(misfit)
 
 
 def check_sizes(module: Any, where: str) -> None:
