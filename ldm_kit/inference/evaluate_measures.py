@@ -16,7 +16,7 @@ from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.metrics.intervals import resample_counts
 from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
 
-Better = Literal["lower", "higher"]
+Better = Literal["lower", "higher", "neither"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
 INCEPTION = "inception_score"
 CLIP = "clip_score"

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
+from ldm_kit.inference.evaluate_latents import LATENTS
 from ldm_kit.inference.evaluate_measures import CLIP, INCEPTION, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_sets import SETS
 
-NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES)
+NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES, *LATENTS)
 
 
 def check_names(names: Sequence[str] | None) -> None:
@@ -16,7 +17,11 @@ def check_names(names: Sequence[str] | None) -> None:
 
 
 def plan(
-    names: Sequence[str] | None, reasons: Mapping[str, str], count: int, reference_count: int
+    names: Sequence[str] | None,
+    reasons: Mapping[str, str],
+    count: int,
+    reference_count: int,
+    few: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the measures to take, and a warning for each that is left out because there are too few pictures.
 
@@ -25,11 +30,12 @@ def plan(
         reasons: by name of a measure that cannot be taken, why.
         count: number of pictures to judge.
         reference_count: number of reference pictures.
+        few: by name of a further measure that needs more pictures, how many; None: none does.
 
     Raises:
         UserError: a measure that is asked for cannot be taken, or no measure can.
     """
-    few = {
+    few = dict(few or {}) | {
         name: f"{measure.title} needs {measure.least} pictures and as many of the reference, but there are {count} and "
         f"{reference_count}"
         for name, measure in SETS.items()

@@ -21,10 +21,11 @@ from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.joined import whole
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.peers import divided
 from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.splits import picture_roles
-from ldm_kit.data.tensor_cache import cached, key_of
+from ldm_kit.data.tensor_cache import cached_by_all, key_of
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
@@ -68,22 +69,26 @@ class Reference:
     def features(self, net: FeatureNet, size: BatchSize) -> Tensor:
         """Return the features float32 [M, D] of the pictures, from the cache if these pictures were seen before.
 
-        They are cached by the pictures' contents, the network's weights and how pictures are resized for it.
+        They are cached by the pictures' contents, the network's weights and how pictures are resized for it. Several
+        processes compute a share each.
         """
         key = key_of("features", CODE_VERSION, self.pictures.fingerprint, net.name, net.sha256, net.resize)
 
-        def compute() -> dict[str, Tensor]:
-            bar = tqdm(total=len(self.pictures), desc="reference features", unit="picture", leave=False)
+        def own(rows: Sequence[int]) -> Tensor:
+            bar = tqdm(total=len(rows), desc="reference features", unit="picture", leave=False)
 
             def batch(indices: range) -> Tensor:
-                features = net(self.pictures.pictures(indices)).features
+                features = net(self.pictures.pictures([rows[i] for i in indices])).features
                 bar.update(indices.stop - bar.n)
                 return features
 
             with bar:
-                return {"features": torch.cat([*size.batches(len(self.pictures), batch)])}
+                return torch.cat([*size.batches(len(rows), batch)])
 
-        return cached(cache_dir() / "features", key, compute)["features"]
+        def compute() -> dict[str, Tensor]:
+            return {"features": divided(len(self.pictures), own)}
+
+        return cached_by_all(cache_dir() / "features", key, compute)["features"]
 
 
 def open_reference(

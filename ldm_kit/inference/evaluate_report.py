@@ -76,7 +76,8 @@ def _short(judged: Mapping[str, Any]) -> str:
 def _row(figure: Figure) -> str:
     interval = "-" if figure.interval is None else "[" + ", ".join(map(_number, figure.interval)) + "]"
     compared = "" if figure.reference_count is None else f" / {figure.reference_count}"
-    cells = (figure.name, figure.title, _number(figure.value), interval, figure.better, f"{figure.count}{compared}")
+    better = "-" if figure.better == "neither" else figure.better
+    cells = (figure.name, figure.title, _number(figure.value), interval, better, f"{figure.count}{compared}")
     return f"| {' | '.join(cells)} |"
 
 
