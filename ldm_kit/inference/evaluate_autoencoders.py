@@ -13,7 +13,7 @@ from autoencoder.base import AutoencoderError, decode, encode, latent_shape
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.inference.evaluate_folders import JudgedBatch
+from ldm_kit.inference.evaluate_folders import NO_BITS, JudgedBatch
 from ldm_kit.inference.evaluate_latents import few_latents, impossible_of, latents_of
 from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
@@ -52,7 +52,7 @@ class Reconstructed:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        reasons = {**NO_CAPTIONS, **impossible_of(self.vae)}
+        reasons = {**NO_CAPTIONS, **NO_BITS, **impossible_of(self.vae)}
         return reasons if self.perceptual is not None else {**reasons, "perceptual": self.missing}
 
     @property
@@ -62,8 +62,11 @@ class Reconstructed:
 
     def few(self, reference: Reference, count: int) -> dict[str, str]:
         """Return why `count` pictures are too few for a measure of latents, by the measure's name."""
-        side = reference.pictures.resolution
-        return few_latents(latent_shape(self.vae, side, side), count)
+        return few_latents(self.latent_shape(reference.pictures.resolution), count)
+
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        """Return the shape (Z, h, w) of the latents of pictures of `side` pixels."""
+        return latent_shape(self.vae, side, side)
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; UserError: there are fewer than `count`."""

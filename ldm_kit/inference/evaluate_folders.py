@@ -15,7 +15,7 @@ from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
 from ldm_kit.inference.evaluate_latents import NO_LATENTS
-from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_measures import BITS, CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
 from ldm_kit.training.checkpoint import sha256_all
@@ -26,6 +26,7 @@ NO_ORIGINALS: dict[str, str] = {
     **dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes"),
     **NO_LATENTS,
 }
+NO_BITS: dict[str, str] = dict.fromkeys(BITS, "it is for diffusion models of pixels")
 
 
 class JudgedBatch(NamedTuple):
@@ -46,6 +47,7 @@ class Folder:
     impossible: dict[str, str] = field(
         default_factory=lambda: {
             **NO_ORIGINALS,
+            **NO_BITS,
             **dict.fromkeys((*PROMPTS, CLIP), "a folder's pictures have no prompts"),
         }
     )

@@ -1,7 +1,7 @@
 """A prepared evaluation: what is judged, reference, network and measures; it makes the pictures and measures them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_latents import LATENTS, latent_figures
 from ldm_kit.inference.evaluate_measures import (
+    BITS,
     CLIP,
     INCEPTION,
     PICTURES,
@@ -26,11 +27,13 @@ from ldm_kit.inference.evaluate_measures import (
     picture_figures,
     prompt_figures,
 )
-from ldm_kit.inference.evaluate_plan import plan
-from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of
+from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
+from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
 from ldm_kit.inference.evaluate_report import Evaluation
 from ldm_kit.inference.evaluate_sets import SETS, set_figures
-from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject, run_of
+from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
+from ldm_kit.inference.likelihood import check_times
+from ldm_kit.inference.likelihood_terms import BoundOptions
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
@@ -75,6 +78,10 @@ class Job:
         """How intervals are computed."""
         return Bootstrap(self.request.bootstrap, self.request.seed)
 
+    @property
+    def _bound(self) -> BoundOptions:
+        return BoundOptions(self.request.times, self.request.seed)
+
     def run(self) -> Evaluation:
         """Make the pictures and measure them; of several processes each makes a share, and all return the result."""
         given, texts = self._captions()
@@ -106,7 +113,7 @@ class Job:
             more, shares = prompt_figures([*factors.factors], columns["readings"], labels, self.bootstrap)
             figures += [figure for figure in more if figure.name in self.names]
             details |= {"prompt_fidelity": shares.figures}
-        values = {name: columns[name] for name in PICTURES if name in self.names and name in columns}
+        values = {name: columns[name] for name in (*PICTURES, *BITS) if name in self.names and name in columns}
         figures += picture_figures(values, self._titles(), self.bootstrap)
         if isinstance(self.subject, Reconstructed) and "latents" in columns:
             labels = [self.reference.pictures.records[row].label for row in self.rows]
@@ -143,6 +150,11 @@ class Job:
             reader = factor_reader(self.reference.data, self.reference.split, device=str(self.net.device))
         rows, seeds = [self.rows[i] for i in own], [self.request.seed + i for i in own]
         columns: dict[str, list[Tensor]] = {}
+        if isinstance(self.subject, Sampled) and {*BITS} & {*self.names}:
+            bits = self.subject.bits(self.reference, rows, self._bound, self.size)
+            columns |= {"bits_per_dim": [bits.total], "bits_per_dim_tanh": [bits.total_tanh]}
+        if {*BITS} >= {*self.names}:
+            return {name: column for name, (column,) in columns.items()}
         with tqdm(total=len(own), desc=self.subject.kind, unit="picture", leave=False) as bar:
             for pictures, values in self.subject.batches(self.reference, rows, seeds, self.size):
                 readings = {} if reader is None else {"readings": reader.read(pictures)}
@@ -182,8 +194,12 @@ class Job:
             },
             "features": {"name": net.name, "spec": request.features, "resize": net.resize, "sha256": net.sha256},
             "seed": request.seed,
+            **({"times": request.times} if {*BITS} & {*self.names} else {}),
             "bootstrap": request.bootstrap,
         }
+
+
+Check = Callable[[Path, Subject, EvaluationRequest, Job], None]  # raises a UserError where a run is not like a job's
 
 
 def prepare(
@@ -193,23 +209,43 @@ def prepare(
     guides: GuideModels | None = None,
     *,
     data: Split | None = None,
+    like: Job | None = None,
+    check: Check | None = None,
 ) -> Job:
     """Open what is judged, the reference and the network, and check that all fit. See `evaluate` for the arguments.
+
+    Args:
+        path: what is judged.
+        request: how it is judged.
+        options: how a model is sampled.
+        guides: models that guide it.
+        data: the reference, if the request names none.
+        like: job of another run, whose reference and network are used again; None: they are opened.
+        check: function of `path`, what is judged, `request` and `like`, called before anything else is opened.
 
     Raises:
         UserError: something is missing, unknown or does not fit.
     """
     subject = open_subject(path, request, options, guides)
+    if like is not None and check is not None:
+        check(path, subject, request, like)
     captions = isinstance(subject, Sampled) and subject.takes_prompts
-    reference = open_reference(request, run_of(path), subject.shape, data, captions=captions)
+    reference = (
+        open_reference(request, run_of(path), subject.shape, data, captions=captions)
+        if like is None
+        else like.reference
+    )
     rows = subject.rows(reference, request.count)
     if isinstance(subject, Sampled):
         _check_seeds(request.seed, len(rows))
-    reasons = {**_without_factors(reference), **subject.impossible, **_of_other_networks(request)}
+        check_times(request.times, len(subject.pipeline.schedule))
+    reasons = {**without_factors(reference), **subject.impossible, **of_other_networks(request)}
     few = subject.few(reference, len(rows)) if isinstance(subject, Reconstructed) else {}
     names, warnings = plan(request.chosen, reasons, len(rows), len(reference.pictures), few)
     if request.chosen is None and isinstance(subject, Reconstructed) and subject.weights_missing:
         warnings.append(f"left out: {subject.missing}")
+    if like is not None:
+        return replace(like, path=path, subject=subject, rows=rows, names=names, warnings=warnings)
     net = load_feature_net(request.features, request.feature_size, device_named(request.device))
     return Job(path, request, subject, reference, rows, net, names, warnings, BatchSize.of(request.batch_size))
 
@@ -219,19 +255,3 @@ def _check_seeds(seed: int, count: int) -> None:
         check_seeds(seed, count)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _of_other_networks(request: EvaluationRequest) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    if not request.features.startswith("inception"):
-        reasons[INCEPTION] = "it is defined for --features inception alone"
-    if not request.features.startswith("open_clip:"):
-        reasons[CLIP] = "it needs a network that reads captions; expected --features open_clip:ARCHITECTURE/WEIGHTS"
-    return reasons
-
-
-def _without_factors(reference: Reference) -> dict[str, str]:
-    if reference.factors is not None:
-        return {}
-    reason = f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"
-    return dict.fromkeys(PROMPTS, reason)

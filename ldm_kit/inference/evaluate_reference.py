@@ -29,6 +29,7 @@ from ldm_kit.data.tensor_cache import cached_by_all, key_of
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
+from ldm_kit.methods.export import is_checkpoint
 from ldm_kit.models.feature_nets import FeatureNet
 
 BUILT_IN: dict[str, type] = {
@@ -122,6 +123,19 @@ def open_reference(
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
     return Reference(name, split_name, split, pictures, config)
+
+
+def same_data(path: Path, other: Path) -> bool:
+    """Return whether two runs were trained on the same data, by their configs; True if neither belongs to a run."""
+    runs = [run_of(path), run_of(other)]
+    first, second = (None if run is None else read_run(run / "config.yaml").data for run in runs)
+    return first == second
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run's folder to which a run, its model/ or one of its checkpoints belongs; None: there is none."""
+    candidates = (path, *([path.parent] if path.name == "model" or is_checkpoint(path) else []))
+    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
 
 
 def _is_bare(reference: str | None, config: Any, split: Split) -> bool:

@@ -7,14 +7,17 @@ from typing import Any, Protocol
 
 from autoencoder import saved
 from autoencoder.base import AutoencoderError, reduction
+from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS, open_autoencoder
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
-from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
+from ldm_kit.inference.evaluate_measures import BITS
+from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of, run_of
 from ldm_kit.inference.generate import load_guided
+from ldm_kit.inference.likelihood_terms import BoundOptions, PictureBits, measure_terms
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
-from ldm_kit.methods.export import is_checkpoint, saved_model
+from ldm_kit.methods.export import saved_model
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -74,6 +77,11 @@ class Sampled:
         return self.pipeline.conditioner.modality == "classes"
 
     @property
+    def prompts(self) -> str:
+        """What the model is sampled with: captions, classes or nothing."""
+        return "classes" if self.takes_classes else "captions" if self.takes_prompts else "nothing"
+
+    @property
     def takes_prompts(self) -> bool:
         """Whether the model is sampled with captions or class names."""
         return self.pipeline.conditioner.null is not None or self.takes_classes
@@ -93,9 +101,16 @@ class Sampled:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        if self.takes_prompts and not self.takes_classes:
-            return NO_ORIGINALS
-        return {**NO_ORIGINALS, **NO_CAPTIONS}
+        captions = {} if self.prompts == "captions" else NO_CAPTIONS
+        reason = self._without_bits()
+        return {**NO_ORIGINALS, **captions, **(dict.fromkeys(BITS, reason) if reason else {})}
+
+    def _without_bits(self) -> str:
+        """Return why the model has no likelihood bound; "": it has one."""
+        if self.pipeline.vae is not None:
+            return "it is for diffusion models of pixels, and this is a model of latents"
+        preserving = self.pipeline.schedule.variance_preserving
+        return "" if preserving else "it needs a variance-preserving schedule, which this model has not"
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
@@ -118,11 +133,16 @@ class Sampled:
         for pictures in self.pipeline.generate(self._prompts(reference, rows), seeds, self.options, size):
             yield JudgedBatch(pictures, {})
 
+    def bits(self, reference: Reference, rows: Sequence[int], options: BoundOptions, size: BatchSize) -> PictureBits:
+        """Measure the likelihood bound of some rows of the reference, each under its own caption or class."""
+        prompts = dict(zip(rows, self._prompts(reference, rows), strict=True))
 
-def run_of(path: Path) -> Path | None:
-    """Return the run's folder to which a run, its model/ or one of its checkpoints belongs; None: there is none."""
-    candidates = (path, *([path.parent] if path.name == "model" or is_checkpoint(path) else []))
-    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+        def condition(own: Sequence[int]) -> Condition:
+            if self.pipeline.conditioner.null is None:
+                return Condition()
+            return self.pipeline.condition([prompts[row] for row in own])
+
+        return measure_terms(self.pipeline, reference.pictures, rows, condition, options, size).pictures()
 
 
 def open_subject(
