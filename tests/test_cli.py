@@ -17,6 +17,7 @@ from conditioning.base import ConditioningError
 from ldm_kit.cli import app, built_in, cli_errors, programs, run_cli
 from ldm_kit.cli.commands import doctor
 from ldm_kit.config import Config, UserError, check
+from ldm_kit.training import kernels
 
 
 def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -64,9 +65,21 @@ def test_an_interrupt_is_no_mistake(capsys):
 
 
 def test_doctor_names_what_results_depend_on(capsys):
-    doctor()
+    doctor(seconds=0.1)
     said = capsys.readouterr().out
     assert all(name in said for name in ("python", "torch", "diffusers", "device", "threads"))
+    assert all(name in said for name in ("GFLOP/s", "bf16", "channels-last", "matrix product"))
+    assert said.rstrip().splitlines()[-1].count("the defaults, ") == 1
+
+
+def test_doctor_ends_with_a_status_where_a_kernel_is_wrong(monkeypatch):
+    monkeypatch.setattr(kernels, "TOLERANCES", {"float32": 0.0, "bf16": 0.0})
+    status, said = run_app("doctor", "--seconds", "0.1")
+    assert status == 1
+    assert "WRONG" in said
+    status, said = run_app("doctor", "--device", "nowhere")
+    assert status == 2
+    assert "nowhere" in said
 
 
 def test_flags_are_read_in_sentences_too(capsys):

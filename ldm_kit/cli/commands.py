@@ -60,16 +60,16 @@ def configs(
 
 
 @app.command()
-def doctor() -> None:
-    """Print the versions of Python and of the main packages, and torch's device, attention and number of threads."""
-    import torch
+def doctor(
+    device: Device = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="about how long to time kernels")] = 3.0,
+) -> None:
+    """Print versions, time and check this machine's kernels, and say which precision and memory layout pay on it."""
+    with cli_errors():
+        from ldm_kit.cli.doctor import examine
 
-    from ldm_kit.training.run_folder import versions
-
-    for name, version in versions().items():
-        typer.echo(f"{name:14} {version}")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    typer.echo(f"{'device':14} {device}\n{'attention':14} sdpa (cpu: math)\n{'threads':14} {torch.get_num_threads()}")
+        if not examine(device, seconds, typer.echo):
+            raise typer.Exit(1)
 
 
 @app.command()
