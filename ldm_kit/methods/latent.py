@@ -161,26 +161,29 @@ class Latent(Method[LatentRun]):
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
-        noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, position)
+        scale = None if self.config.guidance is None else draw_scales(self.config.guidance, self.config.seed, position)
+        noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, scale)
         errors = self.errors(noised, inputs, network)
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
+        if (
+            scale is not None and self.teacher is not None
+        ):  # whose guided output differs from the unguided one in proportion to w - 1
+            losses = losses / cast_like(scale, losses).square()
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
 
     def _guided(
-        self, noised: NoisedBatch, inputs: Inputs, position: Tensor
+        self, noised: NoisedBatch, inputs: Inputs, scale: Tensor | None
     ) -> tuple[NoisedBatch, Callable[..., Tensor]]:
         """Return a batch with the x_0 and eps to learn, and the function of (x_t, t, inputs) that the loss trains.
 
-        A network that takes the guidance scale gets one drawn for each sample; a guided teacher, if there is one,
-        predicts the x_0 and eps to learn. `inputs` are the conditioner's, by name, and `position` [B] numbers samples.
+        A guided teacher, if there is one, predicts the x_0 and eps. A network that takes guidance scales gets `scale`.
         """
         network, guidance = self.ddp_modules["denoiser"], self.config.guidance
-        if guidance is None:
+        if guidance is None or scale is None:
             return noised, network
-        scale = draw_scales(guidance, self.config.seed, position)
         if self.teacher is None:
             steps = len(self.schedule)
             return noised, GuidedTraining(network, self.module, self.null, scale, guidance.interval, steps)
@@ -218,15 +221,9 @@ class Latent(Method[LatentRun]):
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
-        return Pipeline(
-            self.vae,
-            unet,
-            conditioner,
-            config.schedule,
-            config.prediction_type,
-            variance=config.variance,
-            saved=saved if config.guidance is None else saved.joined(config.guidance.saved),
-        )
+        saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
+        settings: Any = {"variance": config.variance, "saved": saved}
+        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, **settings)
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""

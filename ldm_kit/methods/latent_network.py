@@ -84,7 +84,8 @@ class GuidedTeacher:
 
     The student, which takes the guidance scale w as input, then learns v_u + w (v_c - v_u) of the teacher, where v_c is
     the output under the condition and v_u that under the null condition. Given x_t that has no variance, other than the
-    data's x_0 and eps. It costs two evaluations of the teacher.
+    data's x_0 and eps. It costs two evaluations of the teacher. Squared errors are divided by w^2 (our choice), as they
+    grow with w: without that the highest scales decide what the network learns at the lower ones.
 
     Args:
         network: the frozen model, a function of (x_t, t, inputs) as `LatentDiffusion` is.
