@@ -13,7 +13,16 @@ from tqdm import tqdm
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
-from ldm_kit.inference.evaluate_measures import (
+from ldm_kit.inference.evaluate_plan import check_names, plan
+from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of
+from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels
+from ldm_kit.memory import BatchSize
+from ldm_kit.models.factor_readers import factor_labels, factor_reader
+from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
+from ldm_kit.models.folder import device_named
+from ldm_kit.models.measures import (
     CLIP,
     INCEPTION,
     PROMPTS,
@@ -24,18 +33,9 @@ from ldm_kit.inference.evaluate_measures import (
     picture_figures,
     prompt_figures,
 )
-from ldm_kit.inference.evaluate_plan import check_names, plan
-from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of
-from ldm_kit.inference.evaluate_report import Evaluation
-from ldm_kit.inference.evaluate_sets import set_figures
-from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
-from ldm_kit.inference.requests import EvaluationRequest, GuideModels
-from ldm_kit.memory import BatchSize
-from ldm_kit.models.factor_readers import factor_labels, factor_reader
-from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
-from ldm_kit.models.folder import device_named
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.sampler_options import check_seeds
+from ldm_kit.models.set_measures import set_figures
 from ldm_kit.paths import check_writable, check_writable_file
 from ldm_kit.viz.png import unused_path
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import CLIP, INCEPTION, PICTURES, PROMPTS
-from ldm_kit.inference.evaluate_sets import SETS
+from ldm_kit.models.measures import CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.set_measures import SETS
 
 NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES)
 

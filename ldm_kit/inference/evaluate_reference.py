@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm_kit import config as configs
-from ldm_kit.config import UserError, cache_dir
+from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.batches import spread
 from ldm_kit.data.digits import DigitsConfig
@@ -24,11 +22,11 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.splits import picture_roles
-from ldm_kit.data.tensor_cache import cached, key_of
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.models.feature_nets import FeatureNet
+from ldm_kit.models.picture_features import picture_features
 
 BUILT_IN: dict[str, type] = {
     "faces": FacesConfig,
@@ -36,7 +34,6 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
-CODE_VERSION = 2  # raise it whenever features change: cached ones are then not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +67,7 @@ class Reference:
 
         They are cached by the pictures' contents, the network's weights and how pictures are resized for it.
         """
-        key = key_of("features", CODE_VERSION, self.pictures.fingerprint, net.name, net.sha256, net.resize)
-
-        def compute() -> dict[str, Tensor]:
-            bar = tqdm(total=len(self.pictures), desc="reference features", unit="picture", leave=False)
-
-            def batch(indices: range) -> Tensor:
-                features = net(self.pictures.pictures(indices)).features
-                bar.update(indices.stop - bar.n)
-                return features
-
-            with bar:
-                return {"features": torch.cat([*size.batches(len(self.pictures), batch)])}
-
-        return cached(cache_dir() / "features", key, compute)["features"]
+        return picture_features(self.pictures, net, size)
 
 
 def open_reference(

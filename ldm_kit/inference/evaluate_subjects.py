@@ -13,7 +13,6 @@ from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
-from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -24,6 +23,7 @@ from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.methods.export import is_checkpoint, saved_model
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
 from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash, provenance
