@@ -22,9 +22,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data.faces.dataset import FacesConfig, load
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.diffusion import rng
-from ldm_kit.inference.evaluate_measures import PICTURES, Bootstrap
-from ldm_kit.inference.evaluate_sets import SETS, set_figures
 from ldm_kit.models.feature_nets import LITE0, FeatureNet, load_feature_net
+from ldm_kit.models.measures import PICTURES, Bootstrap
+from ldm_kit.models.set_measures import SETS, set_figures
 
 BATCH = 64
 Measured = Mapping[str, Mapping[str, Sequence[float]]]  # values by fault and measure, one for each amount from 0 on

@@ -15,13 +15,13 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.inference.evaluate_folders import NO_BITS, JudgedBatch
 from ldm_kit.inference.evaluate_latents import few_latents, impossible_of, latents_of
-from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.models.provenance import manifest_hash
 
 NO_CAPTIONS: dict[str, str] = dict.fromkeys((*PROMPTS, CLIP), "it is for models that are sampled with captions")

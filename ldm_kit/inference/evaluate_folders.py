@@ -15,9 +15,9 @@ from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
 from ldm_kit.inference.evaluate_latents import NO_LATENTS
-from ldm_kit.inference.evaluate_measures import BITS, CLIP, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
+from ldm_kit.models.measures import BITS, CLIP, PICTURES, PROMPTS
 from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures

@@ -14,7 +14,18 @@ from ldm_kit.data import peers
 from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_latents import LATENTS, latent_figures
-from ldm_kit.inference.evaluate_measures import (
+from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
+from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
+from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
+from ldm_kit.inference.likelihood import check_times
+from ldm_kit.inference.likelihood_terms import BoundOptions
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels
+from ldm_kit.memory import BatchSize
+from ldm_kit.models.factor_readers import factor_labels, factor_reader
+from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
+from ldm_kit.models.folder import device_named
+from ldm_kit.models.measures import (
     BITS,
     CLIP,
     INCEPTION,
@@ -27,20 +38,10 @@ from ldm_kit.inference.evaluate_measures import (
     picture_figures,
     prompt_figures,
 )
-from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
-from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
-from ldm_kit.inference.evaluate_report import Evaluation
-from ldm_kit.inference.evaluate_sets import SETS, set_figures
-from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
-from ldm_kit.inference.likelihood import check_times
-from ldm_kit.inference.likelihood_terms import BoundOptions
-from ldm_kit.inference.requests import EvaluationRequest, GuideModels
-from ldm_kit.memory import BatchSize
-from ldm_kit.models.factor_readers import factor_labels, factor_reader
-from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
-from ldm_kit.models.folder import device_named
 from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.picture_features import picture_features
 from ldm_kit.models.sampler_options import check_seeds
+from ldm_kit.models.set_measures import SETS, set_figures
 
 Columns = Mapping[str, Tensor]  # what is known of each of N judged pictures, [N, ...] by name; no pixels
 
@@ -86,7 +87,7 @@ class Job:
         """Make the pictures and measure them; of several processes each makes a share, and all return the result."""
         given, texts = self._captions()
         if self.references is None and {*self.names} & {*SETS}:
-            self.references = self.reference.features(self.net, self.size)
+            self.references = picture_features(self.reference.pictures, self.net, self.size)
         columns = self._judge()
         figures, warnings, details = peers.from_first(peers.everyone(), lambda: self._measure(columns, given, texts))
         return Evaluation(tuple(figures), self._settings() | details, (*self.warnings, *warnings))

@@ -10,8 +10,8 @@ from torch import Tensor
 from autoencoder.base import Moments, affine
 from autoencoder.codebook import perplexity
 from autoencoder.quantiser import flatten, nearest
-from ldm_kit.inference.evaluate_measures import Better, Bootstrap, Estimated, Figure
 from ldm_kit.metrics import latents as metrics
+from ldm_kit.models.measures import Better, Bootstrap, Estimated, Figure
 
 
 class LatentMeasure(NamedTuple):

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_latents import LATENTS
-from ldm_kit.inference.evaluate_measures import BITS, CLIP, INCEPTION, PICTURES, PROMPTS
 from ldm_kit.inference.evaluate_reference import Reference
-from ldm_kit.inference.evaluate_sets import SETS
 from ldm_kit.inference.requests import EvaluationRequest
+from ldm_kit.models.measures import BITS, CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.set_measures import SETS
 
 ON_REQUEST = BITS  # measures that take long; they are left out unless they are named
 NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES, *LATENTS, *BITS)

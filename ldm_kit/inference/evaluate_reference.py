@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
-from tqdm import tqdm
 
 from ldm_kit import config as configs
-from ldm_kit.config import UserError, cache_dir
+from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.batches import spread
 from ldm_kit.data.digits import DigitsConfig
@@ -21,16 +18,12 @@ from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import PictureSet, Split, subset
 from ldm_kit.data.joined import whole
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
-from ldm_kit.data.peers import divided
 from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.splits import picture_roles
-from ldm_kit.data.tensor_cache import cached_by_all, key_of
 from ldm_kit.inference.requests import EvaluationRequest
-from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.export import is_checkpoint
-from ldm_kit.models.feature_nets import FeatureNet
 
 BUILT_IN: dict[str, type] = {
     "faces": FacesConfig,
@@ -38,7 +31,6 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
-CODE_VERSION = 2  # raise it whenever features change: cached ones are then not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +58,6 @@ class Reference:
             return None if self.data is None else known_factors(self.pictures)
         except UserError:
             return None
-
-    def features(self, net: FeatureNet, size: BatchSize) -> Tensor:
-        """Return the features float32 [M, D] of the pictures, from the cache if these pictures were seen before.
-
-        They are cached by the pictures' contents, the network's weights and how pictures are resized for it. Several
-        processes compute a share each.
-        """
-        key = key_of("features", CODE_VERSION, self.pictures.fingerprint, net.name, net.sha256, net.resize)
-
-        def own(rows: Sequence[int]) -> Tensor:
-            bar = tqdm(total=len(rows), desc="reference features", unit="picture", leave=False)
-
-            def batch(indices: range) -> Tensor:
-                features = net(self.pictures.pictures([rows[i] for i in indices])).features
-                bar.update(indices.stop - bar.n)
-                return features
-
-            with bar:
-                return torch.cat([*size.batches(len(rows), batch)])
-
-        def compute() -> dict[str, Tensor]:
-            return {"features": divided(len(self.pictures), own)}
-
-        return cached_by_all(cache_dir() / "features", key, compute)["features"]
 
 
 def open_reference(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import Figure
+from ldm_kit.models.measures import Figure
 from ldm_kit.paths import check_writable_file
 from ldm_kit.viz.png import write_atomic
 

@@ -10,12 +10,12 @@ from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_job import Job, prepare
-from ldm_kit.inference.evaluate_measures import Better, Figure
 from ldm_kit.inference.evaluate_reference import same_data
 from ldm_kit.inference.evaluate_report import Evaluation, format_number, write_json
 from ldm_kit.inference.evaluate_subjects import Sampled, Subject
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.metrics.intervals import t_interval
+from ldm_kit.models.measures import Better, Figure
 from ldm_kit.models.options import SamplingOptions
 
 

@@ -11,7 +11,6 @@ from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS, open_autoencoder
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
-from ldm_kit.inference.evaluate_measures import BITS
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of, run_of
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.likelihood_terms import BoundOptions, PictureBits, measure_terms
@@ -19,6 +18,7 @@ from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.export import saved_model
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
+from ldm_kit.models.measures import BITS
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance

@@ -17,25 +17,26 @@ from ldm_kit.data.images import Split, subset, to_unit
 from ldm_kit.data.joined import whole
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.sources import load
-from ldm_kit.inference import evaluate_autoencoders, evaluate_report, evaluate_sets
+from ldm_kit.inference import evaluate_autoencoders, evaluate_report
 from ldm_kit.inference import evaluate_job as command
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.evaluate_folders import Folder
-from ldm_kit.inference.evaluate_measures import Bootstrap, clip_figure, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
-from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics import neighbourhoods
 from ldm_kit.metrics.distributions import kernel_distance
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
+from ldm_kit.models import set_measures
 from ldm_kit.models.factor_readers import factor_labels
 from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.measures import Bootstrap, clip_figure, inception_figure, prompt_figures
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash
+from ldm_kit.models.set_measures import set_figures
 from ldm_kit.training.checkpoint import latest
 from tests.inference.colours import Colours, noise, save, split_of
 
@@ -362,7 +363,7 @@ def test_kid_takes_all_pictures_or_the_published_subsets(monkeypatch):
     own = [(kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)]
     assert kid(0).value == kid(1).value == pytest.approx(float(own[0] + own[1] - 2 * kernel(a, b).mean()), rel=1e-9)
     assert kid(0).interval[0] < kid(0).value < kid(0).interval[1]
-    monkeypatch.setattr(evaluate_sets, "SUBSET", 9)
+    monkeypatch.setattr(set_measures, "SUBSET", 9)
     published = kernel_distance(a, b, subsets=100, size=9, seed=1).mean
     assert kid(1).value == pytest.approx(published, rel=1e-9)
     assert kid(1).value != kid(0).value

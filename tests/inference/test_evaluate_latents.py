@@ -14,10 +14,10 @@ from ldm_kit.data.sources import load
 from ldm_kit.diffusion import rng
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.evaluate_latents import LATENTS, few_latents, latent_figures, latents_of
-from ldm_kit.inference.evaluate_measures import Bootstrap
 from ldm_kit.methods import read_run
 from ldm_kit.metrics.latents import channel_statistics, irreducible_variance, spectral_share
 from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.measures import Bootstrap
 from tests.inference.colours import noise, save, split_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2

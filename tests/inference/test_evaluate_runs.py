@@ -17,7 +17,6 @@ from ldm_kit.cli import app
 from ldm_kit.config import UserError
 from ldm_kit.inference import evaluate_job, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
-from ldm_kit.inference.evaluate_reference import Reference
 from ldm_kit.models.feature_nets import FeatureNet
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -53,8 +52,8 @@ def test_the_value_is_the_mean_and_the_interval_is_over_runs(colours, three):
 
 def test_the_reference_is_read_once(colours, three, monkeypatch):
     calls = []
-    features = Reference.features
-    monkeypatch.setattr(Reference, "features", lambda *given: calls.append(0) or features(*given))
+    features = evaluate_job.picture_features
+    monkeypatch.setattr(evaluate_job, "picture_features", lambda *given: calls.append(0) or features(*given))
     evaluate(three, data=split_of(noise(15, 9)), measures="fd", bootstrap=0)
     assert len(calls) == 1
 

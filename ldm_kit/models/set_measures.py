@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm_kit.inference.evaluate_measures import Better, Bootstrap, Estimated, Figure
 from ldm_kit.metrics import distributions, neighbourhoods
 from ldm_kit.metrics.fidelity import sample_warning
 from ldm_kit.metrics.moments import frechet_of_draws
 from ldm_kit.models.feature_nets import FeatureNet
+from ldm_kit.models.measures import Better, Bootstrap, Estimated, Figure
 
 SUBSETS, SUBSET = 100, 1000  # number of subsets of the published kernel distance, and pictures in each
 
