@@ -142,7 +142,7 @@ class Sampled:
                 return Condition()
             return self.pipeline.condition([prompts[row] for row in own])
 
-        return measure_terms(self.pipeline, reference.pictures, rows, condition, options, size).pictures()
+        return measure_terms(self.pipeline, reference.pictures, rows, condition, options, size=size).pictures()
 
 
 def open_subject(

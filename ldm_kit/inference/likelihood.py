@@ -142,7 +142,12 @@ def _measure(
         return Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
 
     sums = measure_terms(
-        pipeline, pictures, chosen, condition, BoundOptions(request.times, request.seed), BatchSize(request.batch_size)
+        pipeline,
+        pictures,
+        chosen,
+        condition,
+        BoundOptions(request.times, request.seed),
+        size=BatchSize(request.batch_size),
     )
     return _likelihood(sums, pipeline.variance, request.seed), sums.curve()
 

@@ -41,6 +41,7 @@ def measure_terms(
     rows: Sequence[int],
     condition: Callable[[Sequence[int]], Condition],
     options: BoundOptions,
+    *,
     size: BatchSize,
 ) -> "TermSums":
     """Measure the terms of the bound of pictures; a picture's noise and timesteps depend on seed and row alone.
