@@ -215,7 +215,7 @@ def measures(
         measured = [
             measure(draw_pictures(split.heldout, split.train, values, count, seed), net) for seed in range(draws)
         ]
-        text = f"{table(measured)}\n\n{table_of_values(measured)}"
+        text = f"{table(measured)}\n\nValues, means of the draws:\n\n{table_of_values(measured)}"
         typer.echo(text)
         if page:
             write_section(page_of("evaluation.md"), "measures", text)
