@@ -19,8 +19,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conditioning.base import Conditioner, ConditioningError, Inputs
-from ldm_kit.config import UserError
+from conditioning.base import Conditioner, Inputs
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import schedule
@@ -28,7 +27,7 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.conditions import Conditions, check_prompts
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
@@ -76,14 +75,8 @@ class Latent(Method[LatentRun]):
         super().__init__(config, data, modules={"denoiser": self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
         self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(table))
-        self.objective = Objective(
-            config.prediction_type,
-            config.loss,
-            config.variance,
-            config.vb_weight,
-            config.min_snr,
-            levels=config.autoencoder is None,
-        )
+        terms = config.prediction_type, config.loss, config.variance, config.vb_weight, config.min_snr
+        self.objective = Objective(*terms, levels=config.autoencoder is None)
 
     @classmethod
     def build(cls, config: LatentRun, data: Split, device: torch.device, start: LatentStart | None = None) -> "Latent":
@@ -106,7 +99,7 @@ class Latent(Method[LatentRun]):
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width, None if start is None else start.conditioner)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, [*config.sample.prompts])
+        check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
         unet, notes = open_network(config, latents.shape, conditioner, start)
         inputs, heldout_inputs = conditions.prepare()
@@ -246,11 +239,3 @@ class Latent(Method[LatentRun]):
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
-
-
-def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
-    try:
-        conditioner.prepare(prompts)
-    except ConditioningError as error:
-        raise UserError(f"sample.prompts: {error}") from None
