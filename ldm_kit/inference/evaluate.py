@@ -105,12 +105,13 @@ def run_evaluation(
     return on_all_processes(run)
 
 
-def default_out(paths: Sequence[Path]) -> Path:
+def default_out(paths: Path | Sequence[Path]) -> Path:
     """Return the free file to write to if none is named: in the run's folder if it is one, or else in the current one.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    folder = (run_of(paths[0]) if len(paths) == 1 else None) or Path()
+    given = [paths] if isinstance(paths, Path) else paths
+    folder = (run_of(given[0]) if len(given) == 1 else None) or Path()
     check_writable(folder)
     return unused_path(folder / "evaluation.json")
