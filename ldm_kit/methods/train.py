@@ -13,6 +13,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.lists import check_lists
+from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.peers import shared_by
 from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
@@ -86,9 +87,16 @@ def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
         net = open_feature_net(config.log.measures, run.device)
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         method = open_method(config, pictures, run.device, collectives, start=start)
+        method.notes = [*method.notes, *_leaks(pictures)]
         method.measures = open_measures(config, pictures, net, method.eval_batch)
     method.precision, method.shared_work = run.precision, SharedWork(*groups)
     return method
+
+
+def _leaks(pictures: Split) -> list[str]:
+    """Return a warning if held-out pictures have near-duplicates among the training pictures; [] if none have."""
+    sentence = find_leaks(pictures).sentence()
+    return [f"warning: {sentence}"] if sentence else []
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:

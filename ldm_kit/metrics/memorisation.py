@@ -86,7 +86,7 @@ class Memorisation:
     @property
     def auroc(self) -> float:
         """Probability that a sample is nearer than a held-out picture, ties counted as half; 0.5: none is memorised."""
-        a, b = self.samples.distances[:, 0], self.heldout.distances[:, 0].sort().values
+        a, b = self.samples.distances[:, 0].contiguous(), self.heldout.distances[:, 0].sort().values
         above = len(b) - torch.searchsorted(b, a, right=True)
         equal = torch.searchsorted(b, a, right=True) - torch.searchsorted(b, a)
         return ((above + 0.5 * equal).double().mean() / len(b)).item()
