@@ -59,8 +59,8 @@ def find_leaks(split: Split) -> Leaks:
                  split.train.fingerprint, split.heldout.fingerprint)  # fmt: skip
 
     def compute() -> dict[str, Tensor]:
-        found = near_pairs(_shrunk(split.heldout, heldout), _batches(split.train, train))
-        return {"pairs": torch.stack([heldout[found[:, 0]], train[found[:, 1]]], 1)}
+        pairs = near_pairs(_shrunk(split.heldout, heldout), _batches(split.train, train))
+        return {"pairs": torch.stack([heldout[pairs[:, 0]], train[pairs[:, 1]]], 1)}
 
     pairs = cached(cache_dir() / "duplicates", key, compute)["pairs"].tolist()
     names = [(split.heldout.records[i].name, split.train.records[j].name) for i, j in pairs]
@@ -75,22 +75,22 @@ def near_pairs(heldout: Tensor, training: Iterable[Tensor]) -> Tensor:
         training: those of training pictures, in parts [m, D].
     """
     nearest, indices, first = torch.full((len(heldout),), torch.inf), torch.zeros(len(heldout)).long(), 0
-    for part in training:
-        distances, found = (torch.cdist(heldout, part) / heldout.shape[1] ** 0.5).min(1)
-        indices = torch.where(distances < nearest, found + first, indices)
-        nearest, first = torch.minimum(nearest, distances), first + len(part)
+    for batch in training:
+        distances, closest = (torch.cdist(heldout, batch) / heldout.shape[1] ** 0.5).min(1)
+        indices = torch.where(distances < nearest, closest + first, indices)
+        nearest, first = torch.minimum(nearest, distances), first + len(batch)
     rows = (nearest <= MOST_DIFFERENT).nonzero().flatten()
     return torch.stack([rows, indices[rows]], 1)
 
 
 def _batches(pictures: PictureSet, rows: Tensor) -> Iterable[Tensor]:
-    return (_shrunk(pictures, part) for part in rows.split(BATCH))
+    return (_shrunk(pictures, batch) for batch in rows.split(BATCH))
 
 
 def _shrunk(pictures: PictureSet, rows: Tensor) -> Tensor:
     """Return the pictures at `rows` [N], shrunk to at most 16 x 16 pixels: float32 [N, D], of 0..255."""
     parts: list[Tensor] = []
-    for part in rows.split(BATCH):
-        x = pictures.pictures(part.tolist()).float()
+    for batch in rows.split(BATCH):
+        x = pictures.pictures(batch.tolist()).float()
         parts.append((F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] > SIDE else x).flatten(1))
     return torch.cat(parts)

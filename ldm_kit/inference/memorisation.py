@@ -164,12 +164,12 @@ def find_memorised(
     if request.out is not None:
         check_writable_file(request.out)
         check_writable_file(request.out.with_suffix(".png"))
-    wanted = EvaluationRequest(**request.model_dump(exclude={"rows", "out"}, exclude_unset=True))
-    subject = open_subject(path, wanted, options, guides)
+    evaluation = EvaluationRequest(**request.model_dump(exclude={"rows", "out"}, exclude_unset=True))
+    subject = open_subject(path, evaluation, options, guides)
     if isinstance(subject, Reconstructed):
         raise UserError(f"{path} holds an autoencoder, which samples nothing; expected a diffusion model or a folder")
     captions = isinstance(subject, Sampled) and subject.takes_prompts
-    reference = open_reference(wanted.model_copy(update={"split": "heldout"}), run_of(path), subject.shape, data,
+    reference = open_reference(evaluation.model_copy(update={"split": "heldout"}), run_of(path), subject.shape, data,
                                captions=captions)  # fmt: skip
     if len(reference.split.train) < NEAREST:
         raise UserError(f"the reference {reference.name} has {len(reference.split.train)} training pictures; expected "
@@ -181,7 +181,7 @@ def find_memorised(
     samples = torch.cat([pictures for pictures, _ in subject.batches(reference, rows, request.seed, size)])
     spaces = _spaces(samples, reference, net, size, mirrored=mirrored)
     order = spaces["features"].samples.distances[:, 0].argsort(stable=True).tolist()
-    settings = _settings(path, subject, reference, net, request, mirrored)
+    settings = _settings(path, subject, reference, net, request, mirrored=mirrored)
     return MemorisationReport(spaces, order, reference.split.train, samples, settings)
 
 
@@ -205,12 +205,12 @@ def _spaces(
         features.append(torch.cat([*size.batches(len(train), lambda i: net(train.pictures(i).flip(3)).features)]))
     sampled = torch.cat([seen.features for seen in size.map(samples, net)])
     taken = picture_features(heldout, net, size)
-    held = torch.cat([_pixels(heldout.pictures(part)) for part in chunks(heldout, PART)])
+    held = torch.cat([_pixels(heldout.pictures(rows)) for rows in chunks(heldout, PART)])
     pixels = _pixels(samples)
 
     def near(queries: Tensor, parts: Iterator[Tensor]) -> Nearest:
-        found = nearest(queries, parts, NEAREST)
-        return found._replace(indices=found.indices % len(train))
+        neighbours = nearest(queries, parts, NEAREST)
+        return neighbours._replace(indices=neighbours.indices % len(train))
 
     return {
         "features": Memorisation(near(sampled, iter(features)), near(taken, iter(features))),
@@ -224,8 +224,8 @@ def _spaces(
 def _training_pixels(train: PictureSet, *, mirrored: bool) -> Iterator[Tensor]:
     """Yield the pixels of the training pictures in parts, [m, D], followed by those of mirrored pictures."""
     for flip in (False, True)[: 1 + mirrored]:
-        for part in chunks(train, PART):
-            pictures = train.pictures(part)
+        for rows in chunks(train, PART):
+            pictures = train.pictures(rows)
             yield _pixels(pictures.flip(3) if flip else pictures)
 
 
@@ -238,7 +238,7 @@ def _pixels(pictures: Tensor) -> Tensor:
 
 
 def _settings(
-    path: Path, subject: Subject, reference: Reference, net: FeatureNet, request: MemorisationRequest, mirrored: bool
+    path: Path, subject: Subject, reference: Reference, net: FeatureNet, request: MemorisationRequest, *, mirrored: bool
 ) -> dict[str, Any]:
     names: Sequence[tuple[str, PictureSet]] = (("train", reference.split.train), ("heldout", reference.pictures))
     sets = {name: {"count": len(one), "fingerprint": one.fingerprint} for name, one in names}

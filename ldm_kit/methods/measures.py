@@ -112,7 +112,7 @@ class Measures:
                 pictures = make(rows, seeds)
             except NonFiniteError:
                 return torch.full((len(rows), sum(self.widths.values())), torch.nan, dtype=torch.float64)
-            return torch.cat([part.double() for part in self._parts(pictures, rows)], 1)
+            return torch.cat([column.double() for column in self._parts(pictures, rows)], 1)
 
         return torch.cat([*self.size.batches(len(own), batch)])
 

@@ -41,17 +41,17 @@ def nearest(queries: Tensor, training: Iterable[Tensor], k: int = 3) -> Nearest:
     Raises:
         ValueError: there are fewer than k training pictures.
     """
-    first, best, found = 0, torch.zeros(len(queries), 0).double(), torch.zeros(len(queries), 0).long()
-    for part in training:
+    first, best, closest = 0, torch.zeros(len(queries), 0).double(), torch.zeros(len(queries), 0).long()
+    for batch in training:
         mode = "donot_use_mm_for_euclid_dist"  # by differences, so that distances are exact near 0
-        distances = torch.cdist(queries.float(), part.float(), compute_mode=mode).double()
-        indices = torch.arange(first, first + len(part)).expand(len(queries), -1)
-        best, found = torch.cat([best, distances], 1), torch.cat([found, indices], 1)
+        distances = torch.cdist(queries.float(), batch.float(), compute_mode=mode).double()
+        indices = torch.arange(first, first + len(batch)).expand(len(queries), -1)
+        best, closest = torch.cat([best, distances], 1), torch.cat([closest, indices], 1)
         best, order = best.sort(dim=1, stable=True)
-        best, found, first = best[:, :k], found.gather(1, order[:, :k]), first + len(part)
+        best, closest, first = best[:, :k], closest.gather(1, order[:, :k]), first + len(batch)
     if first < k:
         raise ValueError(f"expected at least {k} training pictures, got {first}")
-    return Nearest(best, found)
+    return Nearest(best, closest)
 
 
 @dataclass(frozen=True, eq=False)
