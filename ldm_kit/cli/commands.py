@@ -14,7 +14,7 @@ from ldm_kit.convert.options import (
     PdaeOptions,
     SemanticCheckpointOptions,
 )
-from ldm_kit.inference.requests import EvaluationRequest, GuideModels, LikelihoodRequest
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels, LikelihoodRequest, MemorisationRequest
 from ldm_kit.models.options import SamplingOptions
 
 app = typer.Typer(
@@ -93,6 +93,26 @@ def evaluate(
         if is_main_process():
             typer.echo(f"{result}\n")  # before it is written, which may fail
             typer.echo(f"written to {result.write(request.out or default_out(paths))}")
+
+
+@app.command()
+@flatten
+def memorisation(
+    path: Annotated[Path, typer.Argument(help="a saved diffusion model, a run, or a folder of pictures")],
+    request: MemorisationRequest,
+    options: SamplingOptions,
+    guides: GuideModels,
+) -> None:
+    """Find samples that are copies of training pictures; write a sheet with the nearest training picture of each."""
+    with cli_errors():
+        from ldm_kit.inference.memorisation import default_out, find_memorised
+        from ldm_kit.paths import check_writable
+
+        if request.out is None:
+            check_writable(default_out(path).parent)
+        report = find_memorised(path, request, options, guides)
+        typer.echo(f"{report}\n")
+        typer.echo("written to {} and {}".format(*report.write(request.out or default_out(path), request.rows)))
 
 
 @app.command()

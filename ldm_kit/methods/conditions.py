@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
 from conditioning.base import Conditioner, ConditioningError, Inputs
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
+from conditioning.labels import ClassConfig
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
@@ -96,6 +98,25 @@ class Conditions:
         if pipeline.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.caption(prompt) for prompt in prompts]
         return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
+
+    def sample_like(self, pipeline: Pipeline, rows: Sequence[int], seeds: Sequence[int], batch: BatchSize) -> Tensor:
+        """Sample a picture with the condition of each of N held-out pictures.
+
+        Args:
+            pipeline: the model, with the sampling options that are saved with it.
+            rows: indices of the N pictures in the held-out set.
+            seeds: N seeds.
+            batch: most pictures that are sampled at once.
+
+        Returns:
+            Pictures, uint8 [N, C, R, R].
+        """
+        return torch.cat([*pipeline.generate([self.heldout[i] for i in rows], seeds, None, batch)])
+
+
+def has_captions(config: ConditioningConfig) -> bool:
+    """Return whether a condition is made of captions: neither of classes nor of nothing."""
+    return not type(config).unconditional and not isinstance(config, ClassConfig)
 
 
 def _ignore(cut: int, total: int, length: int) -> None:

@@ -9,7 +9,7 @@ Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.conditions import Conditions, check_prompts
+from ldm_kit.methods.conditions import Conditions, check_prompts, has_captions
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
@@ -35,6 +35,7 @@ from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_netw
 from ldm_kit.methods.latent_network import GuidedTeacher, GuidedTraining, draw_scales
 from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
+from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
@@ -221,6 +222,15 @@ class Latent(Method[LatentRun]):
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""
         return self.conditions.sample_grid(self.pipeline, self.prompts, self.eval_batch)
+
+    @classmethod
+    def judged(cls, config: LatentRun) -> Judged:
+        """Return that measures judge samples, with captions if the condition is text."""
+        return Judged(captions=has_captions(config.condition))
+
+    def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Sample a picture for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
+        return self.conditions.sample_like(self.pipeline, rows, seeds, self.eval_batch)
 
     def save(self, folder: Path) -> None:
         """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
