@@ -15,8 +15,9 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet, Split
-from ldm_kit.inference.evaluate_reference import Reference, open_reference
-from ldm_kit.inference.evaluate_subjects import Reconstructed, Sampled, Subject, open_subject, run_of
+from ldm_kit.inference.evaluate_autoencoders import Reconstructed
+from ldm_kit.inference.evaluate_reference import Reference, open_reference, run_of
+from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels, MemorisationRequest
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
