@@ -11,7 +11,8 @@ from PIL import Image
 from ldm_kit.diffusion import likelihood
 from ldm_kit.diffusion.likelihood import Term
 from ldm_kit.inference.generate import generate_to_folder, load_guided
-from ldm_kit.inference.likelihood import LikelihoodRequest, _random, _Sums
+from ldm_kit.inference.likelihood import _likelihood
+from ldm_kit.inference.likelihood_terms import BoundOptions, TermSums, _random
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -46,7 +47,7 @@ def test_the_guide_model_is_loaded_in_the_precision_asked_for():
 
 
 def test_noise_and_times_of_the_bound_belong_to_the_picture():
-    request = LikelihoodRequest(seed=1, times=3)
+    request = BoundOptions(times=3, seed=1)
     indices, t = torch.tensor([4, 9]), torch.tensor([7, 7])
     (noise, times), (alone, some) = (_random(one, (2, 3), 20, request) for one in (indices, indices[1:]))
     assert times is not None
@@ -58,16 +59,17 @@ def test_noise_and_times_of_the_bound_belong_to_the_picture():
 
 
 def test_sums_of_terms_are_the_bound_and_its_standard_error():
-    every = _Sums.empty(2, None)
+    every = TermSums.empty(2, None)
     every.start(torch.tensor([1.0, 2.0, 4.0]))
     for t, bits in ((1, [1.0, 0.0, 2.0]), (0, [3.0, 2.0, 5.0])):
-        every.add(Term(torch.full((3,), t), torch.tensor(bits)))
+        every.add(Term(torch.full((3,), t), torch.tensor(bits), torch.tensor(bits) + 0.5))
     totals = torch.tensor([5.0, 4.0, 11.0])
-    found = every.likelihood("small", 0)
+    found = _likelihood(every, "small", 0)
     assert (found.total, found.prior, found.first) == pytest.approx((20 / 3, 7 / 3, 10 / 3))
+    assert found.total_tanh == pytest.approx(20 / 3 + 0.5), "of the first term alone"
     assert found.standard_error == pytest.approx(float(totals.std()) / math.sqrt(3))
-    few, density = _Sums.empty(4, 2), likelihood.sparse_density(4)
+    few, density = TermSums.empty(4, 2), likelihood.sparse_density(4)
     few.start(torch.zeros(1))
     for t in (0, 2):
-        few.add(Term(torch.tensor([t]), torch.tensor([1.0])))
-    assert few.likelihood("small", 0).terms == pytest.approx(float((1 / (2 * density[[0, 2]])).sum()))
+        few.add(Term(torch.tensor([t]), torch.tensor([1.0]), torch.tensor([1.0])))
+    assert _likelihood(few, "small", 0).terms == pytest.approx(float((1 / (2 * density[[0, 2]])).sum()))
