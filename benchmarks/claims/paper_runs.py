@@ -1,6 +1,7 @@
 """The small trainings with which claims of papers are tested: one config of each kind, and what is changed in it."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,11 +60,15 @@ class Runs:
         return self.folder / f"{name}-{seed}"
 
     def model(self, name: str, seed: int) -> Path:
-        """Return the folder of the saved model of a variant and seed; it and what it needs are trained if missing."""
+        """Return the folder of the saved model of a variant and seed; it and what it needs are trained if missing.
+
+        A training that was cut off is begun anew.
+        """
         run, variant = self.path(name, seed), VARIANTS[name]
         if not (run / "model").is_dir():
             needed = {need: self.model(need, seed).parent for need in variant.needs}
             changes = [override.format_map(needed) if needed else override for override in variant.overrides]
+            shutil.rmtree(run, ignore_errors=True)
             start = time.process_time()
             train(CONFIGS / f"{variant.config}.yaml", [f"run={run}", f"seed={seed}", *changes, *self.overrides])
             (run / SECONDS).write_text(json.dumps(time.process_time() - start), encoding="utf-8")
