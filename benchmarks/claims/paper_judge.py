@@ -31,12 +31,14 @@ class PictureJudge:
     """A classifier of factors, and the pictures and prompts of a data set with which generated pictures are compared.
 
     Attributes:
+        data: config of the data set.
         reader: the classifier.
         split: the data set; its held-out pictures are the reference.
         labels: int64 [N, F], each held-out picture's values of the factors.
         features: float64 [N, D], features of the held-out pictures.
     """
 
+    data: DataConfig
     reader: FactorReader
     split: Split
     labels: Tensor
@@ -51,7 +53,7 @@ class PictureJudge:
             labels = factor_labels(known_factors(split.heldout))
         else:
             reader, labels = class_reader(split.train), labels_of(split.heldout)[:, None]
-        return cls(reader, split, labels, features_of(reader, pixels_of(split.heldout)))
+        return cls(data, reader, split, labels, features_of(reader, pixels_of(split.heldout)))
 
     @property
     def accuracy(self) -> float:

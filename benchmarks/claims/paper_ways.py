@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.claims.judge import pixels_of
 from benchmarks.claims.paper_judge import PictureJudge
-from benchmarks.claims.paper_runs import Runs
+from benchmarks.claims.paper_runs import CONFIGS, VARIANTS, Runs
 from ldm_kit.data.images import to_unit
 from ldm_kit.inference.likelihood import evaluate_likelihood
 from ldm_kit.inference.requests import LikelihoodRequest
@@ -34,10 +33,16 @@ class Bench:
     runs: Runs
     count: int = 256  # pictures of a row
 
-    @cached_property
-    def judge(self) -> PictureJudge:
-        """The judge of digits, made when it is first needed."""
-        return PictureJudge.open(read_run(self.runs.model("eps", self.runs.seeds[0]).parent / "config.yaml").data)
+    judges: dict[str, PictureJudge] = field(default_factory=dict[str, PictureJudge])  # those made, by name of a config
+
+    def judge(self, variant: str) -> PictureJudge:
+        """Return the judge of a variant's data, made when it is first needed."""
+        name = VARIANTS[variant].config
+        data = read_run(CONFIGS / f"{name}.yaml").data
+        if name not in self.judges:
+            same = [judge for judge in self.judges.values() if judge.data == data]
+            self.judges[name] = same[0] if same else PictureJudge.open(data)
+        return self.judges[name]
 
     def figures(self, way: "Way", seed: int) -> Figures:
         """Return the figures of a way for a seed; they are kept beside the runs, and not measured twice."""
@@ -73,12 +78,16 @@ class Sampled:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     classifier: str = ""
 
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the trained pipeline that samples, without the classifier."""
+        return Pipeline.load(bench.runs.model(self.model, seed))
+
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Sample `bench.count` pictures, uint8 [N, C, R, R]; noise is the same for all ways of one seed."""
-        pipeline = Pipeline.load(bench.runs.model(self.model, seed))
+        pipeline, judge = self.pipeline(bench, seed), bench.judge(self.model)
         if self.classifier:
             pipeline = pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
-        prompts: Sequence[str | int] = bench.judge.prompts(bench.count, captions=False)
+        prompts: Sequence[str | int] = judge.prompts(bench.count, captions=False)
         if pipeline.conditioner.null is None and not self.classifier:
             prompts = [""] * bench.count
         seeds = range(seed * bench.count, (seed + 1) * bench.count)
@@ -87,7 +96,29 @@ class Sampled:
 
     def measure(self, bench: Bench, seed: int) -> Figures:
         """Return distance, precision, recall and right of the sampled pictures."""
-        return bench.judge.figures(self.pictures(bench, seed))
+        return bench.judge(self.model).figures(self.pictures(bench, seed))
+
+
+@dataclass(frozen=True)
+class SampledLarge(Sampled):
+    """Pictures sampled with beta as the variance of DDPM's steps, in place of the posterior's."""
+
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the trained pipeline with variance `large`."""
+        return replace(super().pipeline(bench, seed), variance="large")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Sampled pictures, and the processor time of the trainings that are counted for them."""
+
+    sampled: Sampled
+    trainings: tuple[str, ...]  # variants
+
+    def measure(self, bench: Bench, seed: int) -> Figures:
+        """Return the figures of the pictures, and seconds: of the trainings, together."""
+        figures = self.sampled.measure(bench, seed)
+        return {**figures, "seconds": sum(bench.runs.seconds(name, seed) for name in self.trainings)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,7 @@ class Reconstructed:
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Decode at most `bench.count` held-out pictures' codes, uint8 [N, C, R, R]."""
         model = SemanticModel.load(bench.runs.model(self.model, seed))
-        originals = _heldout(bench)
+        originals = self._originals(bench)
         z = model.encode(originals, BATCH)
         if self.noise == "random":
             return model.decode(z, model.noise(range(len(z))), self.steps, BATCH)
@@ -129,15 +160,15 @@ class Reconstructed:
 
         The classes count where both pictures' differ.
         """
-        decoded, originals = self.pictures(bench, seed), _heldout(bench)
+        decoded, originals = self.pictures(bench, seed), self._originals(bench)
         x, y = to_unit(originals), to_unit(decoded)
-        read, labels = bench.judge.reader.read(decoded)[:, 0], bench.judge.labels[: len(decoded), 0]
+        judge = bench.judge(self.model)
+        read, labels = judge.reader.read(decoded)[:, 0], judge.labels[: len(decoded), 0]
         other = labels.roll(1)
         differ = other != labels
         shares = {"class of z": (read == labels)[differ], "class of x_T": (read == other)[differ]}
         means = {name: float(share.double().mean()) for name, share in shares.items()}
         return {"mse": float(mse(x, y).mean()) / 4, "psnr": float(psnr(x, y).mean()), **means}
 
-
-def _heldout(bench: Bench) -> Tensor:
-    return pixels_of(bench.judge.split.heldout)[: bench.count]
+    def _originals(self, bench: Bench) -> Tensor:
+        return pixels_of(bench.judge(self.model).split.heldout)[: bench.count]
