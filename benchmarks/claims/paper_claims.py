@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, SampledLarge, Timed, Way
+from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, SampledLarge, Way
 from benchmarks.claims.verdict import Comparison
 
 CLOSE = 1.25  # "comparable" is a distance of at most so many times the other's
@@ -149,23 +149,6 @@ def _half() -> Claim:
     return Claim(rows, [Test(claim + "inferred", source, a, b, "mse"), Test(claim + "random", source, c, d, "mse")])
 
 
-def _latent() -> Claim:
-    def timed(model: str, *trainings: str) -> Timed:
-        return Timed(sampled(model, "ddim", 20), (model, *trainings))
-
-    rows = {
-        "latents": timed("latents"),
-        "pixels": timed("pixels"),
-        "latents and their first stage": timed("latents", "first-stage"),
-        "pixels, trained longer": timed("pixels-long"),
-    }
-    a, b, c, d = rows
-    claim = "latents are better than pixels after equal training, the first stage's "
-    source = "Rombach et al. 2022, section 4.1"
-    tests = [Test(claim + "not counted", source, a, b, "distance"), Test(claim + "counted", source, c, d, "distance")]
-    return Claim(rows, tests)
-
-
 CLAIMS = {
     "ddim": _ddim,
     "prediction": _prediction,
@@ -176,5 +159,4 @@ CLAIMS = {
     "half": _half,
     "importance": _importance,
     "long-chain": _long_chain,
-    "latent": _latent,
 }

@@ -27,7 +27,6 @@ class Variant:
 
 _LEARNED = "variance=learned_range"
 _BOUND = (_LEARNED, "loss=vlb", "schedule.num_train_timesteps=250", "train.steps=200")
-_LATENTS = ("autoencoder={first-stage}", "unet.widths=[32,64]", "unet.attention_levels=[false,true]", "train.steps=200")
 VARIANTS = {
     "eps": Variant("digits"),
     "x0": Variant("digits", ("prediction_type=x0",)),
@@ -38,10 +37,6 @@ VARIANTS = {
     "bound-importance": Variant("digits", (*_BOUND, "timestep_sampling.density=loss_second_moment")),
     "classifier": Variant("digits_classifier"),
     "diffae": Variant("digits_diffae"),
-    "first-stage": Variant("shapes_ae"),
-    "latents": Variant("shapes", _LATENTS, ("first-stage",)),
-    "pixels": Variant("shapes"),
-    "pixels-long": Variant("shapes", ("train.steps=200",)),
     "pdae": Variant("digits_pdae", ("base={unconditional}",), ("unconditional",)),
 }
 

@@ -32,7 +32,6 @@ MEASURES = {  # name of a measure -> format
     "psnr": ".2f",
     "class of z": ".3f",
     "class of x_T": ".3f",
-    "seconds": ".0f",
 }
 SHOWN = 10  # pictures of a row of a sheet
 
@@ -60,8 +59,8 @@ def _cell(seeds: Sequence[Figures], name: str) -> str:
 def save_sheet(claim: Claim, bench: Bench, path: Path) -> bool:
     """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures; return if any has."""
     few = replace(bench, count=SHOWN)
-    ways = {name: getattr(way, "sampled", way) for name, way in claim.rows.items()}
-    shown = {n: w.pictures(few, bench.runs.seeds[0]) for n, w in ways.items() if isinstance(w, Sampled | Reconstructed)}
+    ways = {name: way for name, way in claim.rows.items() if isinstance(way, Sampled | Reconstructed)}
+    shown = {name: way.pictures(few, bench.runs.seeds[0]) for name, way in ways.items()}
     if not shown:
         return False
     captions = [name for name in shown for _ in range(SHOWN)]
