@@ -12,7 +12,14 @@ from benchmarks.claims.paper_ways import Bench, Likely
 from benchmarks.claims.papers import MEASURES, papers
 from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge
 
-TINY = ("train.steps=2", "train.batch_size=8", "unet.widths=[8,8]", "log.pictures=2", "sample.steps=2")
+TINY = (
+    "log.max_heldout=16",
+    "train.steps=2",
+    "train.batch_size=8",
+    "unet.widths=[8,8]",
+    "log.pictures=2",
+    "sample.steps=2",
+)
 
 
 def compare(pairs, **options):

@@ -104,21 +104,23 @@ def _importance() -> Claim:
     return Claim(rows, [Test(claim, f"{_IDDPM}, section 3.3", *rows, measure="bits")])
 
 
-def _guidance() -> Claim:
-    free = {f"classifier-free {w:g}": sampled("eps", "ddim", 20, guidance_scale=w) for w in (1.0, 2.0, 4.0, 8.0)}
-    rows: dict[str, Way] = {**free, "unconditional": sampled("unconditional", "ddim", 20)}
+def _traded(name: str, source: str, strong: str, weak: str) -> list[Test]:
+    raises = Test(f"{name} raises precision", source, strong, weak, "precision", True)
+    return [raises, Test("... and lowers recall", source, strong, weak, "recall")]
+
+
+def _classifier_free() -> Claim:
+    rows = {f"guidance {w:g}": sampled("eps", "ddim", 20, guidance_scale=w) for w in (1.0, 2.0, 4.0, 8.0)}
+    return Claim(rows, _traded("classifier-free guidance", _CFG, "guidance 4", "guidance 1"))
+
+
+def _classifier() -> Claim:
+    rows = {"unconditional": sampled("unconditional", "ddim", 20)}
     for scale in (1.0, 4.0, 8.0):
         rows[f"classifier {scale:g}"] = sampled("unconditional", "ddim", 20, "classifier", classifier_scale=scale)
-    kinds = (
-        ("classifier-free guidance", _CFG, "classifier-free 4", "classifier-free 1"),
-        ("a noisy classifier", _ADM, "classifier 8", "classifier 1"),
-    )
-    tests: list[Test] = []
-    for name, source, strong, weak in kinds:
-        tests.append(Test(f"{name} raises precision", source, strong, weak, "precision", True))
-        tests.append(Test("... and lowers recall", source, strong, weak, "recall"))
-    conditional = "a noisy classifier makes an unconditional model show the class asked for"
-    return Claim(rows, [*tests, Test(conditional, _ADM, "classifier 8", "unconditional", "right", True)])
+    tests = _traded("a larger scale of a noisy classifier", _ADM, "classifier 8", "classifier 1")
+    claim = "a noisy classifier makes an unconditional model show the class asked for"
+    return Claim(rows, [*tests, Test(claim, _ADM, "classifier 8", "unconditional", "right", True)])
 
 
 def _codes() -> Claim:
@@ -154,8 +156,9 @@ CLAIMS = {
     "prediction": _prediction,
     "schedule": _schedule,
     "variance": _variance,
-    "guidance": _guidance,
+    "classifier-free": _classifier_free,
     "codes": _codes,
+    "classifier": _classifier,
     "half": _half,
     "importance": _importance,
     "long-chain": _long_chain,
