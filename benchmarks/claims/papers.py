@@ -16,7 +16,7 @@ import typer
 from benchmarks.claims.paper_claims import CLAIMS, Claim
 from benchmarks.claims.paper_runs import Runs
 from benchmarks.claims.paper_ways import Bench, Figures, Reconstructed, Sampled
-from benchmarks.claims.verdict import HEAD, Comparison, cells
+from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells
 from benchmarks.tables import chosen, markdown, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.viz.grid import grid
@@ -83,6 +83,7 @@ def papers(
     """Test claims of papers on small models of digits, trained where they are missing, and print what came of them."""
     with cli_errors():
         selected, target = chosen(names, CLAIMS), page_of("claims.md") if page else None
+        typer.echo(RULE)
         bench = Bench(Runs(out, range(seeds)), count)
         for name in selected:
             claim = CLAIMS[name]()
