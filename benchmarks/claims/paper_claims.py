@@ -40,6 +40,7 @@ class Claim:
 
     rows: Mapping[str, Way]
     tests: Sequence[Test]
+    sheet: bool = False  # whether its pictures are worth a look
 
 
 def sampled(model: str, solver: str, steps: int, classifier: str = "", **options: float) -> Sampled:
@@ -56,7 +57,7 @@ def _ddim() -> Claim:
     rows = {f"{name}, {n} steps": sampled("eps", name, n) for n in (10, 20, 50) for name in ("ddim", "ddpm")}
     better = "with few steps DDIM is better than DDPM"
     tests = [Test(better, _SONG, f"ddim, {n} steps", f"ddpm, {n} steps", "distance") for n in (10, 20, 50)]
-    return Claim(rows, tests)
+    return Claim(rows, tests, sheet=True)
 
 
 def _long_chain() -> Claim:
@@ -111,16 +112,18 @@ def _traded(name: str, source: str, strong: str, weak: str) -> list[Test]:
 
 def _classifier_free() -> Claim:
     rows = {f"guidance {w:g}": sampled("eps", "ddim", 20, guidance_scale=w) for w in (1.0, 2.0, 4.0, 8.0)}
-    return Claim(rows, _traded("classifier-free guidance", _CFG, "guidance 4", "guidance 1"))
+    return Claim(rows, _traded("classifier-free guidance", _CFG, "guidance 4", "guidance 1"), True)
 
 
 def _classifier() -> Claim:
-    rows = {"unconditional": sampled("unconditional", "ddim", 20)}
-    for scale in (1.0, 4.0, 8.0):
-        rows[f"classifier {scale:g}"] = sampled("unconditional", "ddim", 20, "classifier", classifier_scale=scale)
+    rows = {"unconditional (the null class)": sampled("eps", "ddim", 20, guidance_scale=0.0)}
+    for w in (1.0, 4.0, 8.0):
+        rows[f"classifier {w:g}"] = sampled("eps", "ddim", 20, "classifier", guidance_scale=0.0, classifier_scale=w)
     tests = _traded("a larger scale of a noisy classifier", _ADM, "classifier 8", "classifier 1")
     claim = "a noisy classifier makes an unconditional model show the class asked for"
-    return Claim(rows, [*tests, Test(claim, _ADM, "classifier 8", "unconditional", "right", True)])
+    return Claim(
+        rows, [*tests, Test(claim, _ADM, "classifier 8", "unconditional (the null class)", "right", True)], sheet=True
+    )
 
 
 def _codes() -> Claim:
@@ -135,6 +138,7 @@ def _codes() -> Claim:
             Test(near, f"{_DIFFAE}, autoencoding table", inferred, random, "mse", factor=NEAR_EXACT),
             Test(meaning, _DIFFAE, exchanged, exchanged, "class of z", True, other="class of x_T"),
         ],
+        sheet=True,
     )
 
 

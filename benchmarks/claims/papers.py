@@ -56,16 +56,13 @@ def _cell(seeds: Sequence[Figures], name: str) -> str:
     return f"{statistics.fmean(values):{MEASURES[name]}} ({low} to {high})"
 
 
-def save_sheet(claim: Claim, bench: Bench, path: Path) -> bool:
-    """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures; return if any has."""
+def save_sheet(claim: Claim, bench: Bench, path: Path) -> None:
+    """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures."""
     few = replace(bench, count=SHOWN)
     ways = {name: way for name, way in claim.rows.items() if isinstance(way, Sampled | Reconstructed)}
     shown = {name: way.pictures(few, bench.runs.seeds[0]) for name, way in ways.items()}
-    if not shown:
-        return False
     captions = [name for name in shown for _ in range(SHOWN)]
     save_png(grid(torch.cat([*shown.values()]), SHOWN, 6, captions), path, None)
-    return True
 
 
 def verdicts_table(comparisons: Sequence[Comparison]) -> str:
@@ -93,5 +90,7 @@ def papers(
             typer.echo(text)
             if target is not None:
                 sheet = target.with_name(f"claims-{name}.png")
-                drawn = save_sheet(claim, bench, sheet)
-                write_section(target, f"claims {name}", f"{text}\n\n![{name}]({sheet.name})" if drawn else text)
+                if claim.sheet:
+                    save_sheet(claim, bench, sheet)
+                    text += f"\n\n![{name}: rows as in the table]({sheet.name})"
+                write_section(target, f"claims {name}", text)
