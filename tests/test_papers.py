@@ -79,20 +79,26 @@ def test_a_claim_is_trained_measured_once_and_printed_again(tmp_path, monkeypatc
     """End to end at toy size; the second time nothing is trained or measured."""
     monkeypatch.setattr(paper_judge, "READER", paper_judge.ReaderConfig(width=2, epochs=1))
     toy = Claim(
-        {"a": sampled("eps", "ddim", 1), "b": sampled("eps", "ddpm", 1), "nll": Likely("eps", times=1)},
+        {"a": sampled("eps", "ddim", 1), "b": sampled("eps", "ddpm", 1)},
         [Test("few", "nowhere", "a", "b", "distance")],
+        sheet=True,
     )
+    page = tmp_path / "claims.md"
+    page.write_text("# Claims\n", encoding="utf-8")
+    monkeypatch.setattr("benchmarks.claims.papers.page_of", lambda name: page)
     monkeypatch.setitem(CLAIMS, "toy", lambda: toy)
     monkeypatch.setattr("benchmarks.claims.papers.Runs", lambda out, seeds: Runs(out, seeds, TINY))
-    papers(["toy"], out=tmp_path, seeds=2, count=16, page=False)
+    papers(["toy"], out=tmp_path, seeds=2, count=16, page=True)
     _, heading, printed = capsys.readouterr().out.partition("## toy")
     assert "few (nowhere)" in printed
     assert any(verdict in printed for verdict in (REPRODUCED, OPPOSITE, UNDECIDED))
+    assert (heading + printed).strip() in page.read_text(encoding="utf-8")
+    assert (tmp_path / "claims-toy.png").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.glob("eps-*")) == ["eps-0", "eps-1"]
     monkeypatch.setattr("benchmarks.claims.paper_runs.train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(Bench, "judge", property(lambda _: pytest.fail("measured again")))
     papers(["toy"], out=tmp_path, seeds=2, count=16, page=False)
-    assert capsys.readouterr().out == heading + printed
+    assert capsys.readouterr().out.endswith(heading + printed)
 
 
 def test_what_a_run_starts_from_is_trained_first_with_the_same_seed(tmp_path, monkeypatch):
