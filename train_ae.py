@@ -3,28 +3,8 @@
 accelerate launch train_ae.py configs/openmoji/ae_kl.yaml optim.lr=3e-4 --resume latest
 """
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from ldm_kit.cli import cli_errors, run_cli
-from ldm_kit.config import tree
-
-
-def main(
-    config: Annotated[Path, typer.Argument(help="YAML config, such as configs/openmoji/ae_kl.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted, such as optim.lr=3e-4")] = None,
-    resume: Annotated[str | None, typer.Option(help="`latest`, or a checkpoint's folder")] = None,
-) -> None:
-    """Train an autoencoder; its folder ends up holding model/, pictures/, metrics.jsonl and checkpoints."""
-    with cli_errors():
-        content = tree(config, overrides or ())  # refuses a wrong file or override before the slow import of torch
-        from ldm_kit.methods import check_run
-        from ldm_kit.methods.train import train
-
-        train(check_run(content, str(config), "autoencoder"), resume=resume)
-
+from ldm_kit.cli import run_cli
+from ldm_kit.cli.programs import train_ae as main
 
 if __name__ == "__main__":
     run_cli(main)

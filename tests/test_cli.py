@@ -10,12 +10,14 @@ import pytest
 import torch
 import typer
 from pydantic import AliasChoices, Field, field_validator, model_validator
+from typer.testing import CliRunner
 
 from autoencoder.base import AutoencoderError
 from conditioning.base import ConditioningError
-from ldm_kit.cli import cli_errors, run_cli
+from ldm_kit.cli import app, built_in, cli_errors, programs, run_cli
 from ldm_kit.cli.commands import doctor
 from ldm_kit.config import Config, UserError, check
+from ldm_kit.training import kernels
 
 
 def left_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -63,9 +65,21 @@ def test_an_interrupt_is_no_mistake(capsys):
 
 
 def test_doctor_names_what_results_depend_on(capsys):
-    doctor()
+    doctor(seconds=0.1)
     said = capsys.readouterr().out
     assert all(name in said for name in ("python", "torch", "diffusers", "device", "threads"))
+    assert all(name in said for name in ("GFLOP/s", "bf16", "channels-last", "matrix product"))
+    assert said.rstrip().splitlines()[-1].count("the defaults, ") == 1
+
+
+def test_doctor_ends_with_a_status_where_a_kernel_is_wrong(monkeypatch):
+    monkeypatch.setattr(kernels, "TOLERANCES", {"float32": 0.0, "bf16": 0.0})
+    status, said = run_app("doctor", "--seconds", "0.1")
+    assert status == 1
+    assert "WRONG" in said
+    status, said = run_app("doctor", "--device", "nowhere")
+    assert status == 2
+    assert "nowhere" in said
 
 
 def test_flags_are_read_in_sentences_too(capsys):
@@ -340,3 +354,42 @@ def test_the_command_line_itself_loads_no_library():
     code = "import sys, ldm_kit.cli; print(*{'torch', 'numpy', 'diffusers'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def run_app(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of `ldm-kit`."""
+    done = CliRunner().invoke(app, [*arguments])
+    return done.exit_code, done.output
+
+
+def test_ldm_kit_has_the_programs_of_the_scripts():
+    """Which are the same functions, so that both take the same flags."""
+    for script in ("train_ae", "train_ldm", "sample"):
+        assert getattr(programs, script) is __import__(script).main
+    assert programs.EDIT is __import__("edit").main
+    status, said = run_app("edit", "inpaint", "--help")
+    assert status == 0
+    assert "--mask" in said
+
+
+def test_configs_are_read_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pixels/tiny", "configs/pixels/tiny.yaml"):
+        assert built_in.locate(Path(name)) == built_in.folder() / "pixels/tiny.yaml"
+    assert built_in.locate(Path("pixels/other")) == Path("pixels/other")
+    (tmp_path / "pixels").mkdir()
+    (tmp_path / "pixels/tiny").write_text("run: mine")
+    assert built_in.locate(Path("pixels/tiny")) == Path("pixels/tiny")
+
+
+def test_a_config_is_copied_to_a_new_file_alone(tmp_path):
+    file = tmp_path / "mine.yaml"
+    assert run_app("configs", "pixels/tiny", "--out", str(file))[0] == 0
+    assert run_app("configs", "pixels/tiny")[1] == file.read_text()
+    file.write_text("mine")
+    status, said = run_app("configs", "pixels/tiny", "--out", str(file))
+    assert (status, file.read_text()) == (2, "mine")
+    assert "exists already" in said
+    status, said = run_app("configs", "../pyproject.toml")
+    assert status == 2
+    assert "expected one that `ldm-kit configs` lists" in said

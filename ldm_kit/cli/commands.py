@@ -1,22 +1,25 @@
-"""The console script `ldm-kit` with its commands doctor, evaluate, nll, export and convert."""
+"""The console script `ldm-kit`; `python -m ldm_kit`, and so `accelerate launch -m ldm_kit`, is the same program."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ldm_kit.cli import built_in, programs
 from ldm_kit.cli.errors import cli_errors
-from ldm_kit.cli.flags import flatten
+from ldm_kit.cli.flags import flatten, run_cli
 from ldm_kit.convert.options import (
     ConsistencyModelsOptions,
     GuidedDiffusionOptions,
     PdaeOptions,
     SemanticCheckpointOptions,
 )
-from ldm_kit.inference.requests import EvaluationRequest, GuideModels, LikelihoodRequest
+from ldm_kit.inference.requests import EvaluationRequest, GuideModels, LikelihoodRequest, MemorisationRequest
 from ldm_kit.models.options import SamplingOptions
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Latent diffusion: what does not train.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Train, sample, edit and evaluate latent diffusion models."
+)
 convert = typer.Typer(no_args_is_help=True, help="Turn other projects' checkpoints into saved models.")
 app.add_typer(convert, name="convert")
 Out = Annotated[Path, typer.Argument(help="a new folder for the saved model")]
@@ -25,37 +28,91 @@ Overrides = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
 
+app.command("train-ae")(programs.train_ae)
+app.command("train-ldm")(programs.train_ldm)
+app.command()(flatten(programs.sample))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+    help="Edit a picture: attributes, interpolation, prompts, masks; `ldm-kit edit --help` lists what there is.",
+)
+def edit(context: typer.Context) -> None:
+    """Run the command of `edit.py` that the rest of the command line names."""
+    run_cli(programs.EDIT, context.args, "ldm-kit edit")
+
 
 @app.command()
-def doctor() -> None:
-    """Print the versions of Python and of the main packages, and torch's device, attention and number of threads."""
-    import torch
+def configs(
+    name: Annotated[str | None, typer.Argument(help="a config, such as faces/ldm_text; left out: list them")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new file to copy it to; left out: print it")] = None,
+) -> None:
+    """List the configs that come with the kit, print one, or copy one to change it."""
+    with cli_errors():
+        if name is None:
+            for each in built_in.names():
+                typer.echo(f"{each:32} {built_in.summary(each)}")
+        elif out is None:
+            typer.echo(built_in.text(name), nl=False)
+        else:
+            typer.echo(f"written to {built_in.copy(name, out)}")
 
-    from ldm_kit.training.run_folder import versions
 
-    for name, version in versions().items():
-        typer.echo(f"{name:14} {version}")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    typer.echo(f"{'device':14} {device}\n{'attention':14} sdpa (cpu: math)\n{'threads':14} {torch.get_num_threads()}")
+@app.command()
+def doctor(
+    device: Device = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="about how long to time kernels")] = 3.0,
+) -> None:
+    """Print versions, time and check this machine's kernels, and say which precision and memory layout pay on it."""
+    with cli_errors():
+        from ldm_kit.cli.doctor import examine
+
+        if not examine(device, seconds, typer.echo):
+            raise typer.Exit(1)
 
 
 @app.command()
 @flatten
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="a saved model, an autoencoder, a run, or a folder of pictures")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="a saved model, an autoencoder, a run, or a folder of pictures; or several runs"),
+    ],
     request: EvaluationRequest,
     options: SamplingOptions,
     guides: GuideModels,
 ) -> None:
     """Compare a model's pictures with reference pictures: FID or another Fréchet distance, KID, precision and so on."""
     with cli_errors():
-        from ldm_kit.inference.evaluate import default_out, run_evaluation
+        from ldm_kit.inference.evaluate import default_out, is_main_process, run_evaluation
 
         if request.out is None:
-            default_out(path)  # whose folder must be writable
-        result = run_evaluation(path, request, options, guides)
-        typer.echo(f"{result}\n")  # before it is written, which may fail
-        typer.echo(f"written to {result.write(request.out or default_out(path))}")
+            default_out(paths)  # whose folder must be writable
+        result = run_evaluation(paths, request, options, guides)
+        if is_main_process():
+            typer.echo(f"{result}\n")  # before it is written, which may fail
+            typer.echo(f"written to {result.write(request.out or default_out(paths))}")
+
+
+@app.command()
+@flatten
+def memorisation(
+    path: Annotated[Path, typer.Argument(help="a saved diffusion model, a run, or a folder of pictures")],
+    request: MemorisationRequest,
+    options: SamplingOptions,
+    guides: GuideModels,
+) -> None:
+    """Find samples that are copies of training pictures; write a sheet with the nearest training picture of each."""
+    with cli_errors():
+        from ldm_kit.inference.memorisation import default_out, find_memorised
+        from ldm_kit.paths import check_writable
+
+        if request.out is None:
+            check_writable(default_out(path).parent)
+        report = find_memorised(path, request, options, guides)
+        typer.echo(f"{report}\n")
+        typer.echo("written to {} and {}".format(*report.write(request.out or default_out(path), request.rows)))
 
 
 @app.command()

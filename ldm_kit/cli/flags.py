@@ -30,7 +30,9 @@ _RANGES = {"ge": "{} or more", "gt": "over {}", "le": "{} or less", "lt": "under
 
 
 def run_cli(
-    main: Callable[..., Any] | Sequence[Callable[..., Any]], arguments: Sequence[str] | None = None
+    main: Callable[..., Any] | Sequence[Callable[..., Any]],
+    arguments: Sequence[str] | None = None,
+    name: str | None = None,
 ) -> NoReturn:
     """Run a function as a command-line program: its parameters are the flags, its docstring is the help.
 
@@ -38,6 +40,7 @@ def run_cli(
         main: the function; or several functions, each of which is a subcommand with the function's name. The first of
             several also runs where the command line names no subcommand.
         arguments: the command line without the program's name; None: that of this process.
+        name: the program's name in its help; None: the name of this process's script.
 
     Raises:
         SystemExit: always; with status 2 after a mistake on the command line, named in one sentence on stderr.
@@ -52,7 +55,7 @@ def run_cli(
     if len(commands) > 1 and given and given[0] not in {"--help", *(command.__name__ for command in commands)}:
         given = [commands[0].__name__, *given]
     try:
-        sys.exit(app(given, standalone_mode=False))
+        sys.exit(app(given, prog_name=name, standalone_mode=False))
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # click's own errors, whose class typer keeps to itself
         if format_message is None:

@@ -1,4 +1,4 @@
-"""Train both stages of latent diffusion on faces with the training scripts, then sample and measure.
+"""Train both stages of latent diffusion on faces with `ldm-kit`, then sample and measure.
 
 Run it with `python -m ldm_kit.demo`. A finished run is measured with `python -m ldm_kit.demo --measure RUN`.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ldm_kit.models.options import SamplingOptions
 
 AE, LDM = Path("runs/demo/ae"), Path("runs/demo/ldm")
-STAGE_1 = ("train_ae.py", "configs/faces/ae_kl.yaml", f"run={AE}")
-STAGE_2 = ("train_ldm.py", "configs/faces/ldm_minilm.yaml", f"run={LDM}", f"autoencoder={AE}")
+STAGE_1 = ("train-ae", "configs/faces/ae_kl.yaml", f"run={AE}")
+STAGE_2 = ("train-ldm", "configs/faces/ldm_minilm.yaml", f"run={LDM}", f"autoencoder={AE}")
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
 _SAVED = "of sampling; left out: as the run was judged"
-PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no")
+PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ldm_kit")
 
 
 def main(
@@ -77,10 +77,10 @@ def _show(run: Path, prompts: int, options: "SamplingOptions", began: float) -> 
 
 
 def _train(command: tuple[str, ...], run: Path, fresh: bool) -> None:
-    """Run a training script through accelerate; exit with the script's status if it fails.
+    """Train through accelerate; exit with the status of the training if it fails.
 
     Args:
-        command: the script, its config and overrides.
+        command: the command of `ldm-kit`, its config and overrides.
         run: folder of the run.
         fresh: whether the folder is deleted before; else the run is resumed from its last checkpoint.
     """

@@ -130,7 +130,14 @@ class EvaluationRequest(Config):
         default=None, ge=8, description="side in pixels that timm's networks see; left out: that of their training"
     )
     measures: str | None = Field(
-        default=None, description="names of measures, separated by commas; left out: all that can be taken"
+        default=None,
+        description="names of measures, separated by commas; left out: all that can be taken, but "
+        "bits_per_dim and bits_per_dim_tanh, which take long",
+    )
+    times: int | None = Field(
+        default=None,
+        ge=1,
+        description="random timesteps of each picture for bits_per_dim, which gives an estimate; left out: all",
     )
     seed: Seed = Field(
         default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"
@@ -150,3 +157,33 @@ class EvaluationRequest(Config):
     def chosen(self) -> tuple[str, ...] | None:
         """The names of the measures; None: all that can be taken."""
         return None if self.measures is None else tuple(name.strip() for name in self.measures.split(","))
+
+
+class MemorisationRequest(Config):
+    """Which samples are compared with which training pictures, in which features, and where the result is written."""
+
+    reference: str | None = Field(
+        default=None,
+        description="training and held-out pictures: faces, openmoji, shapes or digits, a folder of pictures, a config "
+        "(.yaml) or a run's folder; left out: the data of the run that is judged",
+    )
+    count: int | None = Field(
+        default=None, ge=2, description="samples to judge; left out: one for each held-out picture, a folder's all"
+    )
+    features: str = Field(
+        default=EvaluationRequest.model_fields["features"].default,
+        description="network whose features are compared, as for ldm-kit evaluate",
+    )
+    feature_size: int | None = Field(
+        default=None, ge=8, description="side in pixels that timm's networks see; left out: that of their training"
+    )
+    seed: Seed = Field(default=0, description="seed of the first sample; further ones count up")
+    batch_size: int = Field(default=64, ge=1, description="pictures at once; changes a number by rounding alone")
+    device: str | None = Field(default=None, description=DEVICE)
+    precision: Precision = Field(default="no", description="autocast while sampling: no, bf16, fp16 or auto")
+    rows: int = Field(default=16, ge=1, description="samples on the sheet, the most suspicious first")
+    out: Path | None = Field(
+        default=None,
+        description="a new JSON file, beside which the sheet is written (.png); left out: memorisation.json in the "
+        "run's folder, or else in the current one",
+    )

@@ -41,6 +41,7 @@ from ldm_kit.methods.autoencoder_metrics import (
     sums_of_latents,
 )
 from ldm_kit.methods.base import Grid, Method, TrainingData
+from ldm_kit.methods.measured import MeasuredReconstructions
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_summary import list_metrics
 from ldm_kit.models.folder import strip_paths
@@ -48,10 +49,10 @@ from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.task import LossTerm
 from ldm_kit.viz.grid import columns_for, enlargement, pairs_grid
 
-STATISTICS_PICTURES = 50_000  # most training pictures over which mean and deviation of the latents are measured
+MOST = 50_000  # most training pictures over which mean and deviation of the latents are measured
 
 
-class Autoencoding(Method[AutoencoderRun]):
+class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
     """Training method of an autoencoder and, if the loss has an adversarial term, of its discriminator."""
 
     Config = AutoencoderRun
@@ -216,8 +217,8 @@ class Autoencoding(Method[AutoencoderRun]):
             return to_bytes(reconstruct(self.vae, to_unit(some.to(self.device))).cpu())
 
         reconstructions = torch.cat([*self.eval_batch.map(pictures, reconstructed)])
-        columns, scale = columns_for(2 * len(pictures), 8), enlargement(pictures.shape[-1])
-        return Grid(pairs_grid(pictures, reconstructions, columns, scale), "reconstruction")
+        layout = columns_for(2 * len(pictures), 8), enlargement(pictures.shape[-1])
+        return Grid(pairs_grid(pictures, reconstructions, *layout), "reconstruction")
 
     def save(self, folder: Path) -> None:
         """Save the autoencoder into `folder`, with latents of standard deviation 1, or with those of init if frozen.
@@ -240,8 +241,7 @@ class Autoencoding(Method[AutoencoderRun]):
 
     def training_sums(self) -> Tensor:
         """Return `sums_of_latents` [4, Z] of Z latent channels, which give `save` the latents' mean and deviation."""
-        rows = spread(len(self.data.train), STATISTICS_PICTURES)
-        return sums_of_latents(self.vae, self.data.train, rows, self.eval_batch)
+        return sums_of_latents(self.vae, self.data.train, spread(len(self.data.train), MOST), self.eval_batch)
 
     def curve_keys(self) -> list[str]:
         """Return the keys of metrics.jsonl whose training curves are plotted."""

@@ -18,6 +18,7 @@ from ldm_kit.diffusion.finite import NonFiniteError
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.from_trained import FromTrained
+from ldm_kit.methods.measured import Measured
 from ldm_kit.methods.networks import contiguous_weights, eval_mode, millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
@@ -38,7 +39,7 @@ NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=tor
 C = TypeVar("C", bound=RunConfig)
 
 
-class Method(FromTrained, ABC, Generic[C]):
+class Method(FromTrained, Measured, ABC, Generic[C]):
     """A training method, from config to saved model; `ldm_kit.methods.train.train` runs it.
 
     A subclass sets `Config` and defines `build`, `losses` and `save`. An instance is the `Task` of the training loop,
@@ -188,8 +189,7 @@ class Method(FromTrained, ABC, Generic[C]):
             config: the run's config.
             data: the run's pictures; None: not loaded yet, so that all possible names are returned.
 
-        Returns:
-            The names; None: unknown, because a subclass overrides `evaluate` or `heldout_metrics`, but not `figures`.
+        Returns None if they are unknown, as a subclass overrides `evaluate` or `heldout_metrics`, but not `figures`.
         """
         if (cls.heldout_metrics, cls.evaluate) != (Method.heldout_metrics, Method.evaluate):
             return None

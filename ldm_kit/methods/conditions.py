@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from conditioning.base import Conditioner, Inputs
+from conditioning.base import Conditioner, ConditioningError, Inputs
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
-from ldm_kit.config import cache_dir
+from conditioning.labels import ClassConfig
+from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Record, Split
@@ -97,6 +99,25 @@ class Conditions:
             captions = [self.caption(prompt) for prompt in prompts]
         return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
 
+    def sample_like(self, pipeline: Pipeline, rows: Sequence[int], seeds: Sequence[int], batch: BatchSize) -> Tensor:
+        """Sample a picture with the condition of each of N held-out pictures.
+
+        Args:
+            pipeline: the model, with the sampling options that are saved with it.
+            rows: indices of the N pictures in the held-out set.
+            seeds: N seeds.
+            batch: most pictures that are sampled at once.
+
+        Returns:
+            Pictures, uint8 [N, C, R, R].
+        """
+        return torch.cat([*pipeline.generate([self.heldout[i] for i in rows], seeds, None, batch)])
+
+
+def has_captions(config: ConditioningConfig) -> bool:
+    """Return whether a condition is made of captions: neither of classes nor of nothing."""
+    return not type(config).unconditional and not isinstance(config, ClassConfig)
+
 
 def _ignore(cut: int, total: int, length: int) -> None:
     """Do nothing: the callback of a conditioner that shall not log how many captions it cut.
@@ -149,3 +170,11 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
             return conditioner.prepare(raw, progress)
 
     return tensor_cache.cached(cache_dir() / "states", key, encoded)
+
+
+def check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
+    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
+    try:
+        conditioner.prepare(prompts)
+    except ConditioningError as error:
+        raise UserError(f"sample.prompts: {error}") from None

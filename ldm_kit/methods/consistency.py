@@ -12,7 +12,7 @@ Run:      accelerate launch train_ldm.py configs/consistency/tune.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conditioning.base import Inputs
-from ldm_kit.config import UserError
 from ldm_kit.data.images import Split
 from ldm_kit.diffusion.consistency import (
     ConsistencyDenoiser,
@@ -33,17 +32,18 @@ from ldm_kit.diffusion.consistency import (
 )
 from ldm_kit.diffusion.consistency_targets import ddim_step
 from ldm_kit.diffusion.prediction import Prediction, cast_like
-from ldm_kit.diffusion.schedule import ScheduleConfig, build
+from ldm_kit.diffusion.schedule import build
 from ldm_kit.methods.base import Grid, Method
 from ldm_kit.methods.consistency_base import conditioned_student, new_student, semantic_student
 from ldm_kit.methods.consistency_config import ConsistencyRun
-from ldm_kit.methods.consistency_levels import Levels
+from ldm_kit.methods.consistency_levels import Levels, check_levels
 from ldm_kit.methods.consistency_metric import metric_of, open_perceptual, perceptual_dependencies
 from ldm_kit.methods.consistency_students import Student
-from ldm_kit.methods.consistency_teacher import Guidance, Teacher, bound_denoiser
+from ldm_kit.methods.consistency_teacher import Guidance, Teacher, bound_denoiser, open_base, samples_captions
 from ldm_kit.methods.inputs import NoisedBatch, noise_batch
+from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
-from ldm_kit.models.folder import SEMANTIC, ModelFolder
+from ldm_kit.models.folder import SEMANTIC
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
@@ -67,7 +67,7 @@ class Consistency(Method[ConsistencyRun]):
     Config = ConsistencyRun
 
     def __init__(self, config: ConsistencyRun, student: Student) -> None:
-        _check_levels(config, student.schedule_config)
+        check_levels(config, student.schedule_config)
         super().__init__(
             config,
             student.data,
@@ -93,9 +93,7 @@ class Consistency(Method[ConsistencyRun]):
         """
         if config.mode == "train":
             return cls(config, new_student(config, data, device))
-        from ldm_kit.methods.export import saved_model  # which imports the training program, and that the methods
-
-        folder = ModelFolder.open(saved_model(str(config.base), device=str(device)))
+        folder = open_base(config, str(device))
         if folder.class_name == SEMANTIC:
             return cls(config, semantic_student(config, SemanticModel.load(folder.path, device), folder.path, data))
         return cls(config, conditioned_student(config, Pipeline.load(folder.path, device), folder.path, data))
@@ -226,6 +224,15 @@ class Consistency(Method[ConsistencyRun]):
         """Return a grid of pictures sampled with the current weights, from fixed seeds."""
         return self.student.samples(self.config.log.pictures, self.eval_batch)
 
+    @classmethod
+    def judged(cls, config: ConsistencyRun) -> Judged:
+        """Return that measures judge samples; UserError: the model that the run starts from decodes codes."""
+        return Judged(captions=samples_captions(config))
+
+    def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Sample a picture for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
+        return self.student.sample_like(rows, seeds, self.eval_batch)
+
     def save(self, folder: Path) -> None:
         """Save the model in the folder layout of diffusers, with diffusers' scheduler of consistency models."""
         self.student.save(folder)
@@ -239,22 +246,3 @@ class Consistency(Method[ConsistencyRun]):
         start = "from nothing" if self.config.mode == "train" else f"of {self.config.base}"
         unet, count = type(self.student.module.unet).__name__, millions(self.student.module)
         return f"consistency model {start} ({self.config.mode}), {unet} with {count} trained parameters"
-
-
-def _check_levels(config: ConsistencyRun, schedule: ScheduleConfig) -> None:
-    """Raise UserError if a config states another schedule than the student's, or more levels or steps than it has.
-
-    `schedule` is the student's noise schedule; steps are those of sampling, levels those of distillation.
-    """
-    total = schedule.num_train_timesteps
-    if config.schedule not in (ScheduleConfig(), schedule):
-        raise UserError(
-            f"schedule is {config.schedule.kind} with {config.schedule.num_train_timesteps} training timesteps, but "
-            f"that of base {config.base} is {schedule.kind} with {total}; leave schedule out"
-        )
-    counts = {"levels": config.levels if config.mode == "distill" else 1, "sample.steps": config.sample.steps}
-    for name, count in counts.items():
-        if count > total:
-            raise UserError(
-                f"{name} is {count}, but the model has {total} training timesteps; expected at most as many"
-            )

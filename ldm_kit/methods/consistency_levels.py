@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_kit.config import UserError
 from ldm_kit.diffusion import consistency_curricula as curricula
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact
-from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig, sample_timesteps, timesteps_at_quantiles
 from ldm_kit.methods.consistency_config import ConsistencyRun
 
@@ -95,3 +96,22 @@ class Levels:
             return torch.ones_like(t, dtype=torch.float32)
         high, low = ((s / a) for a, s in (self.schedule.alpha_sigma(exact(time)) for time in (t, r)))
         return curricula.inverse_gaps(high, low)
+
+
+def check_levels(config: ConsistencyRun, schedule: ScheduleConfig) -> None:
+    """Raise UserError if a config states another schedule than the student's, or more levels or steps than it has.
+
+    `schedule` is the student's noise schedule; steps are those of sampling, levels those of distillation.
+    """
+    total = schedule.num_train_timesteps
+    if config.schedule not in (ScheduleConfig(), schedule):
+        raise UserError(
+            f"schedule is {config.schedule.kind} with {config.schedule.num_train_timesteps} training timesteps, but "
+            f"that of base {config.base} is {schedule.kind} with {total}; leave schedule out"
+        )
+    counts = {"levels": config.levels if config.mode == "distill" else 1, "sample.steps": config.sample.steps}
+    for name, count in counts.items():
+        if count > total:
+            raise UserError(
+                f"{name} is {count}, but the model has {total} training timesteps; expected at most as many"
+            )

@@ -80,6 +80,10 @@ class Student(ABC):
             batch: most pictures that are sampled at once.
         """
 
+    def sample_like(self, rows: Sequence[int], seeds: Sequence[int], batch: BatchSize) -> Tensor:
+        """Sample a picture for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
+        raise NotImplementedError(f"{type(self).__name__} decodes codes, and samples no pictures without a prior")
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model with the current weights into an empty folder."""
@@ -123,6 +127,10 @@ class ConditionedStudent(Student):
         `batch` is the most pictures that are sampled at once; `count` is not used.
         """
         return self.conditions.sample_grid(self.current(), self.prompts, batch)
+
+    def sample_like(self, rows: Sequence[int], seeds: Sequence[int], batch: BatchSize) -> Tensor:
+        """Sample a picture for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
+        return self.conditions.sample_like(self.current(), rows, seeds, batch)
 
     def current(self) -> Pipeline:
         """Return the pipeline with its noise schedule on the device where the networks are now."""

@@ -7,11 +7,15 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from conditioning.base import Inputs
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.consistency_targets import ddim_step, guided_prediction, heun_step
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.prediction import Prediction, PredictionType
 from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.conditions import has_captions
+from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.inputs import NoisedBatch
+from ldm_kit.models.folder import SEMANTIC, ModelFolder
 
 
 class Guidance(NamedTuple):
@@ -113,3 +117,31 @@ class _Guided:
     def guide(self, conditional: Prediction, x: Tensor, t: Tensor) -> Prediction:
         """Return the guided prediction at x [B, ...] and timesteps t [B]; `conditional`: that under the condition."""
         return guided_prediction(conditional, self.null(x, t), self.scale)
+
+
+def open_base(config: ConsistencyRun, device: str | None = None) -> ModelFolder:
+    """Open the folder of the trained model that a run starts from; a checkpoint is first exported, on `device`.
+
+    Raises:
+        UserError: `config.base` is no saved model.
+    """
+    from ldm_kit.methods.export import saved_model  # which imports the training program, and that the methods
+
+    return ModelFolder.open(saved_model(str(config.base), device=device))
+
+
+def samples_captions(config: ConsistencyRun) -> bool:
+    """Return whether the model that a run trains is sampled with captions.
+
+    Raises:
+        UserError: it is a semantic model, which decodes codes and samples nothing; or there is no such model.
+    """
+    if config.mode == "train":
+        return has_captions(config.condition)
+    base = open_base(config)
+    if base.class_name == SEMANTIC:
+        raise UserError(
+            f"log.measures compares samples with held-out pictures, but the semantic model in {config.base} samples "
+            "none without a prior"
+        )
+    return "text_encoder" in base

@@ -8,7 +8,7 @@ Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
 Expected: see the header of that config.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs
 from conditioning.none import NoConfig
-from ldm_kit.config import UserError, cache_dir
+from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import PictureSet, Split, digest
@@ -28,12 +28,13 @@ from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.conditions import Conditions, has_captions
 from ldm_kit.methods.inputs import drop_conditions
+from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
+from ldm_kit.methods.prior_source import check_encoder, model_digest, open_source
 from ldm_kit.models import codes
-from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
@@ -92,9 +93,9 @@ class Prior(Method[PriorRun]):
         """
         conditions = Conditions.open(config.condition, data)
         encoder = codes.open_encoder(codes.open_semantic(config.model), device)
-        _check_encoder(encoder, data.train, config.model)
+        check_encoder(encoder, data.train, config.model)
         with torch.random.fork_rng(devices=[]):  # the prior's weights are drawn as if nothing had been opened
-            source = _open_source(config, data.train)
+            source = open_source(config, data.train)
         weights = weights_digest(encoder)
         size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
         z, shown = _codes(encoder, data.train, weights, size)
@@ -112,7 +113,7 @@ class Prior(Method[PriorRun]):
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
         method.source = source
-        method.dependencies = {"model": _model_digest(method.source), **conditions.dependencies}
+        method.dependencies = {"model": model_digest(method.source), **conditions.dependencies}
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -174,6 +175,19 @@ class Prior(Method[PriorRun]):
         pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
         return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
 
+    @classmethod
+    def judged(cls, config: PriorRun) -> Judged:
+        """Return that measures judge samples, with captions if the condition is text."""
+        return Judged(captions=has_captions(config.condition))
+
+    def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Sample and decode a code for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
+        config, model, given = self.config.sample, self.model(), None
+        if not type(self.config.condition).unconditional:
+            given = [self.conditions.caption(self.conditions.heldout[i]) for i in rows]
+        z = model.sample_z(seeds, config.steps, given)
+        return model.decode(z, None, config.decode_steps, self.eval_batch, config.stop, seeds=seeds)
+
     def save(self, folder: Path) -> None:
         """Save the semantic model together with this prior into `folder`."""
         self.model().save(folder)
@@ -218,38 +232,3 @@ def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: Bat
 
 def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
     return {name: value[rows] for name, value in inputs.items()}
-
-
-def _model_digest(model: SemanticModel) -> str:
-    """Return a digest of the weights of a semantic model and its base model (if any), the same in any folder."""
-    decoder = vars(model.decoder).values()
-    networks = [model.encoder, *(value for value in decoder if isinstance(value, nn.Module))]
-    bases = [value.sha256 for value in decoder if isinstance(value, BaseModel)]
-    return digest([*map(weights_digest, networks), *bases])
-
-
-def _check_encoder(encoder: codes.Encoder, pictures: PictureSet, model: str) -> None:
-    config = encoder.config
-    side = config.get("resolution", pictures.resolution)
-    if (config["channels"], side) != (pictures.channels, pictures.resolution):
-        raise UserError(
-            f"the encoder of {model} is for pictures of {config['channels']} channels and side {side}, but those of "
-            f"data have {pictures.channels} and {pictures.resolution}"
-        )
-
-
-def _open_source(config: PriorRun, pictures: PictureSet) -> SemanticModel:
-    """Open the semantic model `config.model` and check that it fits `pictures` and `config.sample`.
-
-    Raises:
-        UserError: the model is for pictures of another size or number of channels, or is a DiffAE although
-            `sample.stop`, which is for PDAE, is not 0.
-    """
-    model = SemanticModel.load(config.model)
-    if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
-        raise UserError(
-            f"data.resolution is {pictures.resolution}, but {config.model} is for pictures of side {model.resolution}"
-        )
-    if config.sample.stop and not model.decoder.stops:
-        raise UserError(f"sample.stop is for a PDAE, and {config.model} is a DiffAE; leave it out")
-    return model

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from conditioning.semantic import SemanticConfig
-from ldm_kit.config import Config
+from ldm_kit.config import Config, UserError
 from ldm_kit.data.batches import spread
 from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import Split
@@ -19,6 +19,7 @@ from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.inputs import FirstStage, NoisedBatch, noise_batch
+from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.run_config import NoisedRun
 from ldm_kit.methods.run_summary import pictures_as
@@ -175,6 +176,14 @@ class SemanticMethod(Method[R], Generic[R, N]):
     def figures(cls, config: R, data: Split | None) -> list[str]:
         """Return the names of the metrics of `evaluate`; if `data` is None (not loaded yet), all possible names."""
         return ["heldout_loss", *_RECONSTRUCTION] if data is None or len(data.heldout) else []
+
+    @classmethod
+    def judged(cls, config: R) -> Judged:
+        """Raise UserError: a semantic model decodes codes, and samples nothing without a prior."""
+        raise UserError(
+            "log.measures compares samples with held-out pictures, but a semantic model samples none without a prior; "
+            "expected it in the config of its prior"
+        )
 
     def save(self, folder: Path) -> None:
         """Measure mean and deviation of the training set's codes; save the semantic model with them into `folder`."""

@@ -13,10 +13,13 @@ from ldm_kit.config import UserError
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.lists import check_lists
+from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.peers import shared_by
 from ldm_kit.data.sources import load
 from ldm_kit.methods import check_run, find_method, read_run
 from ldm_kit.methods.base import Collectives, Method
+from ldm_kit.methods.measures import open_measures
+from ldm_kit.methods.measures_check import check_measures, comparable, figures_with, open_feature_net, with_direction
 from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.nets.execution import configure_network
@@ -55,8 +58,8 @@ def train(
             the run's folder; or `resume` is None and the folder holds checkpoints.
         AutoencoderError, ConditioningError: a model that the config names cannot be opened.
     """
-    settings = _with_launched_precision(resolve_config(config, overrides, data))
-    _check_keep_best(settings, None)
+    settings = with_direction(_with_launched_precision(resolve_config(config, overrides, data)))
+    _check_metrics(settings, None)
     with session(settings, resume) as run:
         method = _open(settings, data, run)
         trainer = run.trainer(method, method.batches)
@@ -80,11 +83,20 @@ def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
     with shared_by(*groups):
         start = open_start(config, run.resume)
         pictures = load(config.data, captions=config.needs_captions) if data is None else data
-        _check_keep_best(config, pictures)
+        _check_metrics(config, pictures)
+        net = open_feature_net(config.log.measures, run.device)
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         method = open_method(config, pictures, run.device, collectives, start=start)
+        method.notes = [*method.notes, *_leaks(pictures)]
+        method.measures = open_measures(config, pictures, net, method.eval_batch)
     method.precision, method.shared_work = run.precision, SharedWork(*groups)
     return method
+
+
+def _leaks(pictures: Split) -> list[str]:
+    """Return a warning if held-out pictures have near-duplicates among the training pictures; [] if none have."""
+    sentence = find_leaks(pictures).sentence()
+    return [f"warning: {sentence}"] if sentence else []
 
 
 def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> None:
@@ -94,7 +106,7 @@ def _train(method: Method[Any], run: Session, trainer: Trainer, log: Log) -> Non
         metrics = None
         if due(step, method.config.log.evaluate_every, trainer.config.steps):
             metrics = _on_main(method, trainer, lambda number=step.number: _evaluate(method, run, log, number))
-        run.save_when_due(trainer, step, metrics)
+        run.save_when_due(trainer, step, comparable(metrics, method.config))
 
 
 def _on_main(method: Method[Any], trainer: Trainer, task: Callable[[], T]) -> T | None:
@@ -104,7 +116,15 @@ def _on_main(method: Method[Any], trainer: Trainer, task: Callable[[], T]) -> T 
 
 
 def _evaluate(method: Method[Any], run: Session, log: Log, number: int) -> dict[str, float] | None:
-    return log.evaluate(number, lambda step: method.evaluate(step, run.folder))
+    every, last = method.config.log.measures.every, method.config.train.steps
+
+    def evaluate(step: int) -> dict[str, float]:
+        method.metrics = method.evaluate(step, run.folder)
+        if every is None or step % every == 0 or step == last:
+            method.metrics |= method.shared_work.run(method.in_evaluation, "take_measures")
+        return method.metrics
+
+    return log.evaluate(number, evaluate)
 
 
 def _finish(method: Method[Any], run: Session, trainer: Trainer, log: Log, *, evaluate: bool) -> None:
@@ -126,12 +146,17 @@ def _with_launched_precision(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
-def _check_keep_best(config: RunConfig, pictures: Split | None) -> None:
-    """Check that the method measures the metric that `train.keep_best` names; raises UserError otherwise.
+def _check_metrics(config: RunConfig, pictures: Split | None) -> None:
+    """Check the measures that the run takes, and that it has the metric that `train.keep_best` names.
 
     `pictures` are the run's; None: not loaded yet, so that any metric that the method may measure is accepted.
+
+    Raises:
+        UserError: a measure cannot be taken, or there is no such metric.
     """
-    check_keep_best(config.train.keep_best, find_method(method_name(config)).figures(config, pictures))
+    method = find_method(method_name(config))
+    check_measures(config, method, pictures)
+    check_keep_best(config.train.keep_best, figures_with(method.figures(config, pictures), config.log.measures))
 
 
 def open_method(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +18,37 @@ from ldm_kit.config import Config
 from ldm_kit.training.task import TrainStep
 
 FILE = "metrics.jsonl"
+
+
+class MeasuresConfig(Config):
+    """Measures of `ldm-kit evaluate` that evaluations during training take as well; by default none."""
+
+    names: tuple[str, ...] = Field(
+        default=(), description="measures, such as [fd, recall]; logged as heldout_fd, heldout_recall; empty: none"
+    )
+    every: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between measurements, a multiple of log.evaluate_every; null: at each evaluation. The last "
+        "step is always measured",
+    )
+    count: int | None = Field(
+        default=None,
+        ge=2,
+        description="pictures that are sampled, each with the caption or class of a held-out picture; null: 256, or "
+        "one for each held-out picture if there are fewer",
+    )
+    features: str | None = Field(
+        default=None,
+        description="network whose features are compared, as --features of ldm-kit evaluate; null: EfficientNet-Lite0",
+    )
+    feature_size: int | None = Field(
+        default=None, ge=8, description="side in pixels that timm's networks see; null: that of their training"
+    )
+
+    def count_of(self, total: int) -> int:
+        """Return how many pictures are measured if `total` are held out; a configured number may be above that."""
+        return min(256, total) if self.count is None else self.count
 
 
 class LogConfig(Config):
@@ -32,6 +63,18 @@ class LogConfig(Config):
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard events into the run's folder")
     pictures: int = Field(default=16, gt=0, description="pictures in a grid")
+    measures: MeasuresConfig = Field(
+        default=MeasuresConfig(), description="measures of ldm-kit evaluate that evaluations take as well"
+    )
+
+    @model_validator(mode="after")
+    def _measures_at_evaluations(self) -> "LogConfig":
+        if self.measures.every is not None and self.measures.every % self.evaluate_every:
+            raise ValueError(
+                f"measures.every is {self.measures.every}, but evaluations are every {self.evaluate_every} steps; "
+                "expected a multiple"
+            )
+        return self
 
 
 class Log:

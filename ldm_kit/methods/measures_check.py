@@ -1,0 +1,133 @@
+"""Checks of a config's `log.measures` before pictures are encoded, and what `train.keep_best` can name by them."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ldm_kit.config import UserError
+from ldm_kit.data.factors import known_factors
+from ldm_kit.data.images import Split
+from ldm_kit.methods.measured import Judged, Measured
+from ldm_kit.methods.measures import PREFIX
+from ldm_kit.methods.run_config import RunConfig
+from ldm_kit.models.feature_nets import FLAG, LITE0, FeatureNet, load_feature_net
+from ldm_kit.models.measures import CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.set_measures import SETS
+from ldm_kit.training.log import MeasuresConfig
+
+KEY = "log.measures"
+BETTER: dict[str, str] = {  # by name of a measure that a run can take: which values are better
+    **{name: measure.better for name, measure in SETS.items()},
+    **dict.fromkeys((INCEPTION, CLIP, *PROMPTS, "ssim_zero_padded"), "higher"),
+}
+_ALWAYS = [name for name in PICTURES if name not in BETTER]  # every evaluation of an autoencoder measures these
+C = TypeVar("C", bound=RunConfig)
+
+
+def check_measures(config: RunConfig, method: type[Measured], data: Split | None = None) -> None:
+    """Check that a run can take the measures that its config names.
+
+    Args:
+        config: the run's config.
+        method: the class of its training method.
+        data: the run's pictures; None: not loaded yet, so that only the config is checked.
+
+    Raises:
+        UserError: a measure is unknown, or cannot be taken of this run or these pictures.
+    """
+    settings = config.log.measures
+    if not settings.names:
+        return
+    for name in settings.names:
+        if name in _ALWAYS:
+            raise UserError(f"{KEY}.names: every evaluation of an autoencoder has {name} already; expected others")
+        if name not in BETTER:
+            raise UserError(f"{KEY}.names has {name!r:.60}; expected some of {', '.join(BETTER)}")
+    judged = method.judged(config)
+    for name in settings.names:
+        if reason := _refusal(name, settings, judged):
+            raise UserError(f"{KEY}.names has {name}, but {reason}")
+    if data is not None:
+        _check_pictures(config, data)
+
+
+def _refusal(name: str, settings: MeasuresConfig, judged: Judged) -> str:
+    """Return why a measure cannot be taken of a run's pictures; "" if it can."""
+    features = settings.features or LITE0
+    if name == INCEPTION and not features.startswith("inception"):
+        return f"it is defined for {KEY}.features inception alone"
+    if name == CLIP and not features.startswith("open_clip:"):
+        return f"it needs a network that reads captions; expected {KEY}.features open_clip:ARCHITECTURE/WEIGHTS"
+    if name in (CLIP, *PROMPTS) and not judged.captions:
+        return "it is for models that are sampled with captions"
+    if name == "ssim_zero_padded" and not judged.reconstructions:
+        return "it is for reconstructions, which only an autoencoder makes"
+    return ""
+
+
+def _check_pictures(config: RunConfig, data: Split) -> None:
+    """Check that enough pictures are held out; for prompt fidelity, also that their factors are known."""
+    settings, total = config.log.measures, len(data.heldout)
+    count = settings.count_of(total)
+    if not total:
+        raise UserError(f"{KEY} compares with held-out pictures, and nothing is held out")
+    if count > total:
+        raise UserError(f"{KEY}.count is {count}, but {total} pictures are held out")
+    for name in settings.names:
+        if name in SETS and min(count, config.log.max_heldout) < SETS[name].least:
+            raise UserError(f"{KEY}.names has {name}, which needs {SETS[name].least} held-out pictures; got {count}")
+        if name == CLIP and not any(record.text for record in data.heldout.records):
+            raise UserError(f"{KEY}.names has {name}, but the held-out pictures have no captions")
+        if name in PROMPTS:
+            known_factors(data.heldout)
+
+
+def open_feature_net(settings: MeasuresConfig, device: torch.device) -> FeatureNet | None:
+    """Load the feature network of a run's measures; None: the run takes none. Random numbers stay as they are.
+
+    Raises:
+        UserError: the network is unknown, or its weights or a package are missing.
+    """
+    if not settings.names:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network is built with random weights, before it gets its own
+            return load_feature_net(settings.features or LITE0, settings.feature_size, device)
+    except UserError as error:
+        text = str(error).replace("--feature_size", f"{KEY}.feature_size").replace(FLAG, f"{KEY}.features")
+        raise UserError(text) from None
+
+
+def figures_with(names: Sequence[str] | None, settings: MeasuresConfig) -> list[str] | None:
+    """Return `names`, those of a method's own metrics (None: not known), and the names of the run's measures."""
+    return None if names is None else [*names, *(f"{PREFIX}{name}" for name in settings.names)]
+
+
+def with_direction(config: C) -> C:
+    """Return a config whose `train.keep_best` says that higher values are better, if it names such a measure.
+
+    Raises:
+        UserError: it says that higher values are better of a measure of which lower ones are.
+    """
+    spec = config.train.keep_best
+    metric = "" if spec is None else spec.removeprefix("max:")
+    if (name := metric.removeprefix(PREFIX)) not in config.log.measures.names or not metric.startswith(PREFIX):
+        return config
+    if BETTER.get(name) == "higher":
+        return config.model_copy(update={"train": config.train.model_copy(update={"keep_best": f"max:{metric}"})})
+    if spec != metric:
+        raise UserError(f"train.keep_best is {spec!r}, but lower values of {name} are better; expected {metric}")
+    return config
+
+
+def comparable(metrics: dict[str, float] | None, config: Any) -> dict[str, float] | None:
+    """Return an evaluation's metrics if they can be compared with the best so far, else None.
+
+    They cannot be if `train.keep_best` names a measure that was not due at this evaluation.
+    """
+    spec, names = config.train.keep_best, figures_with([], config.log.measures) or []
+    if metrics is None or spec is None:
+        return metrics
+    metric = spec.removeprefix("max:")
+    return None if metric in names and metric not in metrics else metrics
