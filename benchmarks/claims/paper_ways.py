@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -76,13 +76,9 @@ class Sampled:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     classifier: str = ""
 
-    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
-        """Return the trained pipeline that samples, without the classifier."""
-        return Pipeline.load(bench.runs.model(self.model, seed))
-
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Sample `bench.count` pictures, uint8 [N, C, R, R]; noise is the same for all ways of one seed."""
-        pipeline, judge = self.pipeline(bench, seed), bench.judge
+        pipeline, judge = Pipeline.load(bench.runs.model(self.model, seed)), bench.judge
         if self.classifier:
             pipeline = pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
         prompts: Sequence[str | int] = judge.classes(bench.count).tolist()
@@ -95,15 +91,6 @@ class Sampled:
     def measure(self, bench: Bench, seed: int) -> Figures:
         """Return distance, precision, recall and right of the sampled pictures."""
         return bench.judge.figures(self.pictures(bench, seed))
-
-
-@dataclass(frozen=True)
-class SampledLarge(Sampled):
-    """Pictures sampled with beta as the variance of DDPM's steps, in place of the posterior's."""
-
-    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
-        """Return the trained pipeline with variance `large`."""
-        return replace(super().pipeline(bench, seed), variance="large")
 
 
 @dataclass(frozen=True)
