@@ -6,6 +6,7 @@ fidelity      how often OpenMoji's drawing nearest to a picture is the prompted 
 editing       semantic codes and edits against true counterparts (trains for two hours)         page semantic.md
 measures      which measures rank known faults of pictures rightly (minutes)                    page evaluation.md
 estimators    estimators of attribute directions (a minute)                                     page editing.md
+papers        claims of the field's founding papers in miniature (trains for an hour)           page claims.md
 """
 
 from benchmarks.claims.editing import editing
@@ -13,8 +14,9 @@ from benchmarks.claims.estimators import estimators
 from benchmarks.claims.fidelity import fidelity
 from benchmarks.claims.guidance import guidance
 from benchmarks.claims.measures import measures
+from benchmarks.claims.papers import papers
 from benchmarks.claims.quality import quality
 from ldm_kit.cli import run_cli
 
 if __name__ == "__main__":
-    run_cli([guidance, quality, fidelity, editing, estimators, measures])
+    run_cli([guidance, quality, fidelity, editing, estimators, measures, papers])

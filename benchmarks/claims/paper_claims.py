@@ -1,0 +1,168 @@
+"""The claims of the field's founding papers as data: ways of getting figures, and which is said to be better."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, Way
+from benchmarks.claims.verdict import Comparison
+
+CLOSE = 1.25  # "comparable" is a distance of at most so many times the other's
+NEAR_EXACT = 0.1  # near-exact is an error of at most so much of that from a random x_T
+
+
+@dataclass(frozen=True)
+class Test:
+    __test__ = False
+    """A claim that the row or measure A is better than B; see `Comparison`."""
+
+    claim: str
+    source: str
+    a: str
+    b: str
+    measure: str
+    higher: bool = False
+    factor: float = 1.0
+    other: str = ""  # measure of B; "": the same as that of A
+
+    def comparison(self, figures: Mapping[str, Sequence[Figures]]) -> Comparison:
+        """Return the comparison for the figures of each row, by its name, one for each seed."""
+        pairs = [
+            (one[self.measure], two[self.other or self.measure])
+            for one, two in zip(figures[self.a], figures[self.b], strict=True)
+        ]
+        named = self.measure + (f" against {self.other}" if self.other else "")
+        return Comparison(self.claim, self.source, self.a, self.b, named, self.higher, pairs, self.factor)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Rows of a table by name, and what a paper says of them."""
+
+    rows: Mapping[str, Way]
+    tests: Sequence[Test]
+    sheet: bool = False  # whether its pictures are worth a look
+
+
+def sampled(model: str, solver: str, steps: int, classifier: str = "", **options: float) -> Sampled:
+    """Return a way that samples with a solver in so many steps; `options` are further sampling options."""
+    return Sampled(model, {"solver": solver, "steps": steps, **options}, classifier)
+
+
+_SONG, _IDDPM, _HO = "Song et al. 2021, table 1", "Nichol & Dhariwal 2021", "Ho et al. 2020, table 2"
+_CFG, _ADM = "Ho & Salimans 2022, section 4", "Dhariwal & Nichol 2021, figure 4"
+_DIFFAE, _PDAE = "Preechakul et al. 2022", "Zhang et al. 2022"
+
+
+def _ddim() -> Claim:
+    rows = {f"{name}, {n} steps": sampled("eps", name, n) for n in (10, 20, 50) for name in ("ddim", "ddpm")}
+    better = "with few steps DDIM is better than DDPM"
+    tests = [Test(better, _SONG, f"ddim, {n} steps", f"ddpm, {n} steps", "distance") for n in (10, 20, 50)]
+    return Claim(rows, tests, sheet=True)
+
+
+def _long_chain() -> Claim:
+    rows = {f"{name}, {n} steps": sampled("eps", name, n) for name, n in (("ddim", 50), ("ddpm", 1000))}
+    claim = f"DDIM with 50 steps is comparable (at most {CLOSE} times the distance) to DDPM with 1000"
+    return Claim(rows, [Test(claim, _SONG, *rows, measure="distance", factor=CLOSE)])
+
+
+def _prediction() -> Claim:
+    rows = {f"{name}, ddpm, 50 steps": sampled(name, "ddpm", 50) for name in ("eps", "x0")}
+    claim = "predicting eps gives better pictures than predicting x_0"
+    return Claim(rows, [Test(claim, _HO, *rows, measure="distance")])
+
+
+def _schedule() -> Claim:
+    names = {"cosine": "eps", "linear": "linear"}
+    rows: dict[str, Way] = {f"{k}, ddpm, 50 steps": sampled(v, "ddpm", 50) for k, v in names.items()}
+    rows |= {f"{k}, likelihood": Likely(v) for k, v in names.items()}
+    picture, bits, source = (
+        "the cosine schedule gives better pictures",
+        "... and likelihood",
+        f"{_IDDPM}, tables 1 and 2",
+    )
+    a, b, c, d = rows
+    return Claim(rows, [Test(picture, source, a, b, "distance"), Test(bits, source, c, d, "bits")])
+
+
+def _variance() -> Claim:
+    rows: dict[str, Way] = {}
+    tests: list[Test] = []
+    claim, source = "a learned variance gives better pictures with few steps", f"{_IDDPM}, section 4"
+    for n in (25, 50):
+        learned, fixed = (f"{kind} variance, {n} steps" for kind in ("learned", "the posterior's"))
+        rows[learned], rows[fixed] = sampled("learned", "ddpm", n), sampled("eps", "ddpm", n)
+        tests.append(Test(claim, source, learned, fixed, "distance"))
+    likely = {"learned variance, likelihood": Likely("learned"), "the posterior's, likelihood": Likely("eps")}
+    tests.append(Test("... and a better likelihood", f"{_IDDPM}, tables 1 and 2", *likely, measure="bits"))
+    return Claim({**rows, **likely}, tests)
+
+
+def _importance() -> Claim:
+    rows = {"importance-sampled times": Likely("bound-importance"), "uniform times": Likely("bound")}
+    claim = "sampling times by their loss lets the bound (L_vlb) be trained to a better likelihood"
+    return Claim(rows, [Test(claim, f"{_IDDPM}, section 3.3", *rows, measure="bits")])
+
+
+def _traded(name: str, source: str, strong: str, weak: str) -> list[Test]:
+    raises = Test(f"{name} raises precision", source, strong, weak, "precision", True)
+    return [raises, Test("... and lowers recall", source, strong, weak, "recall")]
+
+
+def _classifier_free() -> Claim:
+    rows = {f"guidance {w:g}": sampled("eps", "ddim", 20, guidance_scale=w) for w in (1.0, 2.0, 4.0, 8.0)}
+    return Claim(rows, _traded("classifier-free guidance", _CFG, "guidance 4", "guidance 1"), True)
+
+
+def _classifier() -> Claim:
+    rows = {"unconditional (the null class)": sampled("eps", "ddim", 20, guidance_scale=0.0)}
+    for w in (1.0, 4.0, 8.0):
+        rows[f"classifier {w:g}"] = sampled("eps", "ddim", 20, "classifier", guidance_scale=0.0, classifier_scale=w)
+    tests = _traded("a larger scale of a noisy classifier", _ADM, "classifier 8", "classifier 1")
+    claim = "a noisy classifier makes an unconditional model show the class asked for"
+    return Claim(
+        rows, [*tests, Test(claim, _ADM, "classifier 8", "unconditional (the null class)", "right", True)], sheet=True
+    )
+
+
+def _codes() -> Claim:
+    noises = ("inferred", "random", "exchanged")
+    rows = {f"DiffAE, {noise} x_T": Reconstructed("diffae", noise) for noise in noises}
+    inferred, random, exchanged = rows
+    near = "from the inferred x_T reconstruction is near-exact (here: less than a tenth of a random x_T's error)"
+    meaning = "z carries the meaning, x_T the rest: with another picture's x_T, the class that is read is that of z"
+    return Claim(
+        rows,
+        [
+            Test(near, f"{_DIFFAE}, autoencoding table", inferred, random, "mse", factor=NEAR_EXACT),
+            Test(meaning, _DIFFAE, exchanged, exchanged, "class of z", True, other="class of x_T"),
+        ],
+        sheet=True,
+    )
+
+
+def _half() -> Claim:
+    noises = ("inferred", "random")
+    rows = {
+        f"{name}, {noise} x_T": Reconstructed(model, noise)
+        for noise in noises
+        for name, model in (("PDAE, half the steps", "pdae"), ("DiffAE", "diffae"))
+    }
+    a, b, c, d = rows
+    claim = "PDAE on a frozen model reconstructs better than DiffAE after half the training, x_T "
+    source = f"{_PDAE}, table 1"
+    return Claim(rows, [Test(claim + "inferred", source, a, b, "mse"), Test(claim + "random", source, c, d, "mse")])
+
+
+CLAIMS = {
+    "ddim": _ddim,
+    "prediction": _prediction,
+    "schedule": _schedule,
+    "variance": _variance,
+    "classifier-free": _classifier_free,
+    "codes": _codes,
+    "classifier": _classifier,
+    "half": _half,
+    "importance": _importance,
+    "long-chain": _long_chain,
+}

@@ -1,0 +1,96 @@
+"""Claims of the field's founding papers in miniature: what is compared, and the command that prints what came of it.
+
+A claim is data: ways of getting figures (rows), and which row is claimed to be better than which. Trainings and figures
+are kept in a folder, so that a claim is printed again without repeating them.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.claims.paper_claims import CLAIMS, Claim
+from benchmarks.claims.paper_runs import Runs
+from benchmarks.claims.paper_ways import Bench, Figures, Reconstructed, Sampled
+from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells
+from benchmarks.tables import chosen, markdown, page_of, write_section
+from ldm_kit.cli import cli_errors
+from ldm_kit.viz.grid import grid
+from ldm_kit.viz.png import save_png
+
+MEASURES = {  # name of a measure -> format
+    "distance": ".2f",
+    "precision": ".3f",
+    "recall": ".3f",
+    "right": ".3f",
+    "bits": ".3f",
+    "mse": ".5f",
+    "psnr": ".2f",
+    "class of z": ".3f",
+    "class of x_T": ".3f",
+}
+SHOWN = 10  # pictures of a row of a sheet
+
+
+def measure(claim: Claim, bench: Bench) -> dict[str, list[Figures]]:
+    """Return the figures of each row by its name, one for each seed; what is missing is trained and measured."""
+    return {name: [bench.figures(way, seed) for seed in bench.runs.seeds] for name, way in claim.rows.items()}
+
+
+def rows_table(figures: Mapping[str, Sequence[Figures]]) -> str:
+    """Return a table of all rows: mean over seeds, and in brackets the least and the greatest value."""
+    measures = [name for name in MEASURES if any(name in one[0] for one in figures.values())]
+    body = [[row, *(_cell(seeds, name) for name in measures)] for row, seeds in figures.items()]
+    return markdown(["", *measures], body)
+
+
+def _cell(seeds: Sequence[Figures], name: str) -> str:
+    if name not in seeds[0]:
+        return "-"
+    values = [one[name] for one in seeds]
+    low, high = (format(value, MEASURES[name]) for value in (min(values), max(values)))
+    return f"{statistics.fmean(values):{MEASURES[name]}} ({low} to {high})"
+
+
+def save_sheet(claim: Claim, bench: Bench, path: Path) -> None:
+    """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures."""
+    few = replace(bench, count=SHOWN)
+    ways = {name: way for name, way in claim.rows.items() if isinstance(way, Sampled | Reconstructed)}
+    shown = {name: way.pictures(few, bench.runs.seeds[0]) for name, way in ways.items()}
+    captions = [name for name in shown for _ in range(SHOWN)]
+    save_png(grid(torch.cat([*shown.values()]), SHOWN, 6, captions), path, None)
+
+
+def verdicts_table(comparisons: Sequence[Comparison]) -> str:
+    """Return a table with a row for each comparison."""
+    return markdown(HEAD, [cells(one, MEASURES[one.measure.split(" against ")[0]]) for one in comparisons])
+
+
+def papers(
+    names: Annotated[list[str] | None, typer.Argument(help="claims; all when left out")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the trainings and figures")] = Path("runs/benchmarks/claims"),
+    seeds: Annotated[int, typer.Option(min=1, help="trainings of each kind")] = 3,
+    count: Annotated[int, typer.Option(min=16, help="pictures of a row")] = 256,
+    page: Annotated[bool, typer.Option("--page/--no_page", help="write the page claims.md")] = True,
+) -> None:
+    """Test claims of papers on small models of digits, trained where they are missing, and print what came of them."""
+    with cli_errors():
+        selected, target = chosen(names, CLAIMS), page_of("claims.md") if page else None
+        typer.echo(RULE)
+        bench = Bench(Runs(out, range(seeds)), count)
+        for name in selected:
+            claim = CLAIMS[name]()
+            figures = measure(claim, bench)
+            verdicts = verdicts_table([test.comparison(figures) for test in claim.tests])
+            text = f"## {name}\n\n`python -m benchmarks.claims papers {name}`\n\n{verdicts}\n\n{rows_table(figures)}"
+            typer.echo(text)
+            if target is not None:
+                sheet = target.with_name(f"claims-{name}.png")
+                if claim.sheet:
+                    save_sheet(claim, bench, sheet)
+                    text += f"\n\n![{name}: rows as in the table]({sheet.name})"
+                write_section(target, f"claims {name}", text)
