@@ -161,3 +161,15 @@ def write_lora(path: Path, networks: Mapping[str, nn.Module], base: str | None) 
             settings |= {f"{name}.{key}": value for key, value in config[ADAPTER].to_dict().items()}
     header = {"format": "pt", METADATA: json.dumps(settings, indent=2, sort_keys=True, default=sorted)}
     save_file(tensors, path, metadata=header if base is None else {**header, BASE: base})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file's header, which safetensors writes in a random order."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
