@@ -67,7 +67,7 @@ class LoraFile:
         peft, tensors = peft_module(), self.tensors[network]
         ranks = {_layer(name): len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")}
         given, alphas = self.settings.get(network), dict[str, float](ranks)
-        alphas |= {name: self.alphas[key] for name in ranks if (key := f"{network}.{name}.alpha") in self.alphas}
+        alphas |= {name: self.alphas[key] for name in ranks if (key := f"{network}.{name}") in self.alphas}
         return peft.LoraConfig(
             target_modules=sorted({_layer(name) for name in tensors}),
             r=max(ranks.values(), default=1),
@@ -107,7 +107,12 @@ def _in_diffusers_format(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dic
             state, alphas = loader.lora_state_dict(dict(tensors)) if tensors else ({}, None)
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is no LoRA that diffusers can read: {' '.join(str(error).split()):.200}") from None
-    return state, {name: float(alpha) for name, alpha in (alphas or {}).items()}
+    return state, {_layer_of_alpha(name): float(alpha) for name, alpha in (alphas or {}).items()}
+
+
+def _layer_of_alpha(name: str) -> str:
+    """Return the network and layer of an alpha, named NETWORK.LAYER.alpha or NETWORK.text_model.LAYER.lora....alpha."""
+    return name.removesuffix(".alpha").partition(".lora")[0].replace("text_encoder.text_model.", "text_encoder.")
 
 
 def _in_peft_format(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
