@@ -54,7 +54,7 @@ class LoraFile:
         networks: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             network, _, rest = name.partition(".")
-            if network not in NETWORKS or ".lora" not in rest:
+            if network not in NETWORKS or "lora" not in rest:
                 raise UserError(f"{path} is no LoRA of ours: {name!r:.80} is not of {' or '.join(NETWORKS)}")
             networks.setdefault(network, {})[rest] = value
         if not networks:
@@ -111,8 +111,9 @@ def _in_diffusers_format(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dic
 
 
 def _layer_of_alpha(name: str) -> str:
-    """Return the network and layer of an alpha, named NETWORK.LAYER.alpha or NETWORK.text_model.LAYER.lora....alpha."""
-    return name.removesuffix(".alpha").partition(".lora")[0].replace("text_encoder.text_model.", "text_encoder.")
+    """Return NETWORK.LAYER of an alpha, which has the name of a tensor in one of diffusers' formats and ".alpha"."""
+    network, _, rest = name.removesuffix(".alpha").partition(".")
+    return f"{network}.{_layer(next(iter(_in_peft_format(network, {rest: Tensor()}))))}"
 
 
 def _in_peft_format(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
