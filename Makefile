@@ -3,11 +3,12 @@
 # make torture   kills, corrupts and starves the trainer about 1,300 times (two hours); writes docs/results/stress.md
 # make torture QUICK=1   a fixed 2 % of those trials, at least one of each promise (a few minutes); prints the table
 # make gpu   measures this machine's NVIDIA GPU: tests, training and sampling beside diffusers (about eight minutes)
+# make site   builds the site from docs/ into build/site/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test types behaviour slow torture gpu clean
+.PHONY: demo test types behaviour slow torture gpu site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m ldm_kit.demo
@@ -33,6 +34,9 @@ torture: $(VENV)/.installed-dev
 
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.gpu
+
+site: $(VENV)/.installed-dev
+	$(BIN)/python docs/build_site.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

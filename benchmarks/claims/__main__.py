@@ -4,6 +4,7 @@ guidance      guidance and solvers on OpenMoji's groups (trains for an hour on 2
 quality       time to quality of whole recipes, single choices, widths and sampling steps       page performance.md
 fidelity      how often OpenMoji's drawing nearest to a picture is the prompted one (a minute)    no page
 editing       semantic codes and edits against true counterparts (trains for two hours)         page semantic.md
+measures      which measures rank known faults of pictures rightly (minutes)                    page evaluation.md
 estimators    estimators of attribute directions (a minute)                                     page editing.md
 """
 
@@ -11,8 +12,9 @@ from benchmarks.claims.editing import editing
 from benchmarks.claims.estimators import estimators
 from benchmarks.claims.fidelity import fidelity
 from benchmarks.claims.guidance import guidance
+from benchmarks.claims.measures import measures
 from benchmarks.claims.quality import quality
 from ldm_kit.cli import run_cli
 
 if __name__ == "__main__":
-    run_cli([guidance, quality, fidelity, editing, estimators])
+    run_cli([guidance, quality, fidelity, editing, estimators, measures])

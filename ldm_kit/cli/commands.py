@@ -75,20 +75,24 @@ def doctor(
 @app.command()
 @flatten
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="a saved model, an autoencoder, a run, or a folder of pictures")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="a saved model, an autoencoder, a run, or a folder of pictures; or several runs"),
+    ],
     request: EvaluationRequest,
     options: SamplingOptions,
     guides: GuideModels,
 ) -> None:
     """Compare a model's pictures with reference pictures: FID or another Fréchet distance, KID, precision and so on."""
     with cli_errors():
-        from ldm_kit.inference.evaluate import default_out, run_evaluation
+        from ldm_kit.inference.evaluate import default_out, is_main_process, run_evaluation
 
         if request.out is None:
-            default_out(path)  # whose folder must be writable
-        result = run_evaluation(path, request, options, guides)
-        typer.echo(f"{result}\n")  # before it is written, which may fail
-        typer.echo(f"written to {result.write(request.out or default_out(path))}")
+            default_out(paths)  # whose folder must be writable
+        result = run_evaluation(paths, request, options, guides)
+        if is_main_process():
+            typer.echo(f"{result}\n")  # before it is written, which may fail
+            typer.echo(f"written to {result.write(request.out or default_out(paths))}")
 
 
 @app.command()

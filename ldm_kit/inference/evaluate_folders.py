@@ -14,21 +14,26 @@ from ldm_kit.config import UserError
 from ldm_kit.data.image_files import BadPicture, load_image
 from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
-from ldm_kit.inference.evaluate_measures import CLIP, PICTURES, PROMPTS
+from ldm_kit.inference.evaluate_latents import NO_LATENTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
+from ldm_kit.models.measures import BITS, CLIP, PICTURES, PROMPTS
 from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
-NO_ORIGINALS: dict[str, str] = dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes")
+NO_ORIGINALS: dict[str, str] = {
+    **dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes"),
+    **NO_LATENTS,
+}
+NO_BITS: dict[str, str] = dict.fromkeys(BITS, "it is for diffusion models of pixels")
 
 
 class JudgedBatch(NamedTuple):
     """A batch of pictures that are judged; of reconstructions, also values picture by picture."""
 
     pictures: Tensor  # uint8 [B, C, R, R]
-    values: dict[str, Tensor]  # by name of a measure of reconstructions, [B]
+    values: dict[str, Tensor]  # by name of a measure of reconstructions, [B]; and latents, see `latents_of`
 
 
 @dataclass(eq=False)
@@ -42,6 +47,7 @@ class Folder:
     impossible: dict[str, str] = field(
         default_factory=lambda: {
             **NO_ORIGINALS,
+            **NO_BITS,
             **dict.fromkeys((*PROMPTS, CLIP), "a folder's pictures have no prompts"),
         }
     )
@@ -81,7 +87,9 @@ class Folder:
             raise UserError(f"--count is {count}, but {self.path} holds {len(self.files)} pictures")
         return cycled(len(self.files), count or len(self.files))
 
-    def batches(self, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Iterator[JudgedBatch]:
+    def batches(
+        self, reference: Reference, rows: Sequence[int], seeds: Sequence[int], size: BatchSize
+    ) -> Iterator[JudgedBatch]:
         """Read the files."""
         channels, side = self.shape
 

@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import CLIP, INCEPTION, PICTURES, PROMPTS
-from ldm_kit.inference.evaluate_sets import SETS
+from ldm_kit.inference.evaluate_latents import LATENTS
+from ldm_kit.inference.evaluate_reference import Reference
+from ldm_kit.inference.requests import EvaluationRequest
+from ldm_kit.models.measures import BITS, CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.set_measures import SETS
 
-NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES)
+ON_REQUEST = BITS  # measures that take long; they are left out unless they are named
+NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES, *LATENTS, *BITS)
 
 
 def check_names(names: Sequence[str] | None) -> None:
@@ -16,20 +20,25 @@ def check_names(names: Sequence[str] | None) -> None:
 
 
 def plan(
-    names: Sequence[str] | None, reasons: Mapping[str, str], count: int, reference_count: int
+    names: Sequence[str] | None,
+    reasons: Mapping[str, str],
+    count: int,
+    reference_count: int,
+    few: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the measures to take, and a warning for each that is left out because there are too few pictures.
 
     Args:
-        names: the measures that are asked for; None: all that can be taken.
+        names: the measures that are asked for; None: all that can be taken but those in ON_REQUEST.
         reasons: by name of a measure that cannot be taken, why.
         count: number of pictures to judge.
         reference_count: number of reference pictures.
+        few: by name of a further measure that needs more pictures, how many; None: none does.
 
     Raises:
         UserError: a measure that is asked for cannot be taken, or no measure can.
     """
-    few = {
+    few = dict(few or {}) | {
         name: f"{measure.title} needs {measure.least} pictures and as many of the reference, but there are {count} and "
         f"{reference_count}"
         for name, measure in SETS.items()
@@ -40,7 +49,25 @@ def plan(
         if refused := [name for name in names if name in impossible]:
             raise UserError(f"--measures {refused[0]}: {impossible[refused[0]]}")
         return [name for name in NAMES if name in names], []
-    taken = [name for name in NAMES if name not in impossible]
+    taken = [name for name in NAMES if name not in impossible and name not in ON_REQUEST]
     if not taken:
         raise UserError("no measure can be taken: " + "; ".join(dict.fromkeys(impossible.values())))
     return taken, [f"left out: {text}" for name, text in few.items() if name not in reasons]
+
+
+def of_other_networks(request: EvaluationRequest) -> dict[str, str]:
+    """Return why a measure cannot be taken with the features that a request names, by the measure's name."""
+    reasons: dict[str, str] = {}
+    if not request.features.startswith("inception"):
+        reasons[INCEPTION] = "it is defined for --features inception alone"
+    if not request.features.startswith("open_clip:"):
+        reasons[CLIP] = "it needs a network that reads captions; expected --features open_clip:ARCHITECTURE/WEIGHTS"
+    return reasons
+
+
+def without_factors(reference: Reference) -> dict[str, str]:
+    """Return why prompt fidelity cannot be measured, by the measure's name; {}: the reference knows its factors."""
+    if reference.factors is not None:
+        return {}
+    reason = f"the reference {reference.name} does not know what its pictures show; expected faces or shapes"
+    return dict.fromkeys(PROMPTS, reason)

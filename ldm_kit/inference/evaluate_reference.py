@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
-from tqdm import tqdm
 
 from ldm_kit import config as configs
-from ldm_kit.config import UserError, cache_dir
+from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.batches import spread
 from ldm_kit.data.digits import DigitsConfig
@@ -24,11 +21,9 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.splits import picture_roles
-from ldm_kit.data.tensor_cache import cached, key_of
 from ldm_kit.inference.requests import EvaluationRequest
-from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
-from ldm_kit.models.feature_nets import FeatureNet
+from ldm_kit.methods.export import is_checkpoint
 
 BUILT_IN: dict[str, type] = {
     "faces": FacesConfig,
@@ -36,7 +31,6 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
-CODE_VERSION = 2  # raise it whenever features change: cached ones are then not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,26 +58,6 @@ class Reference:
             return None if self.data is None else known_factors(self.pictures)
         except UserError:
             return None
-
-    def features(self, net: FeatureNet, size: BatchSize) -> Tensor:
-        """Return the features float32 [M, D] of the pictures, from the cache if these pictures were seen before.
-
-        They are cached by the pictures' contents, the network's weights and how pictures are resized for it.
-        """
-        key = key_of("features", CODE_VERSION, self.pictures.fingerprint, net.name, net.sha256, net.resize)
-
-        def compute() -> dict[str, Tensor]:
-            bar = tqdm(total=len(self.pictures), desc="reference features", unit="picture", leave=False)
-
-            def batch(indices: range) -> Tensor:
-                features = net(self.pictures.pictures(indices)).features
-                bar.update(indices.stop - bar.n)
-                return features
-
-            with bar:
-                return {"features": torch.cat([*size.batches(len(self.pictures), batch)])}
-
-        return cached(cache_dir() / "features", key, compute)["features"]
 
 
 def open_reference(
@@ -117,6 +91,19 @@ def open_reference(
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
     return Reference(name, split_name, split, pictures, config)
+
+
+def same_data(path: Path, other: Path) -> bool:
+    """Return whether two runs were trained on the same data, by their configs; True if neither belongs to a run."""
+    runs = [run_of(path), run_of(other)]
+    first, second = (None if run is None else read_run(run / "config.yaml").data for run in runs)
+    return first == second
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run's folder to which a run, its model/ or one of its checkpoints belongs; None: there is none."""
+    candidates = (path, *([path.parent] if path.name == "model" or is_checkpoint(path) else []))
+    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
 
 
 def _is_bare(reference: str | None, config: Any, split: Split) -> bool:

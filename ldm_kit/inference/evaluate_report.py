@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_kit.config import UserError
-from ldm_kit.inference.evaluate_measures import Figure
+from ldm_kit.models.measures import Figure
 from ldm_kit.paths import check_writable_file
 from ldm_kit.viz.png import write_atomic
 
@@ -44,29 +44,44 @@ class Evaluation:
 
     def write(self, path: Path) -> Path:
         """Write the result to a new JSON file, and return its path; UserError: it exists, or cannot be written."""
-        check_writable_file(path)
-        try:
-            write_atomic(path, (json.dumps(self.json, indent=1, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"the result cannot be written to {path}: {error.strerror or error}") from None
-        return path
+        return write_json(path, self.json)
 
-    def __str__(self) -> str:
+    @property
+    def judged_line(self) -> str:
+        """A line of the table's head: what was judged."""
+        judged = self.settings["judged"]
+        return f"{judged['kind']} {judged['path']}, {judged['count']} pictures, sha256 {_short(judged)}"
+
+    @property
+    def setting_lines(self) -> list[str]:
+        """Lines of the table's head: reference, features, seed, and how pictures were sampled."""
         judged, reference, net = (self.settings[name] for name in ("judged", "reference", "features"))
         lines = [
-            f"{judged['kind']} {judged['path']}, {judged['count']} pictures, sha256 {_short(judged)}",
             f"reference: {reference['name']}, split {reference['split']}, {reference['count']} pictures",
             f"features: {net['name']}, sha256 {net['sha256'][:12]}; pictures resized {net['resize']}",
-            f"seed {self.settings['seed']}; 95 % intervals over the pictures of this one model, "
-            f"{self.settings['bootstrap']} draws",
+            f"seed {self.settings['seed']}, {self.settings['bootstrap']} bootstrap draws",
         ]
         if "sampling" in judged:
             options = judged["sampling"]
             lines.append(
                 f"sampled in {options['steps']} steps of {options['solver']}, guidance {options['guidance_scale']:g}"
             )
+        return lines
+
+    def __str__(self) -> str:
+        lines = [self.judged_line, *self.setting_lines, "95 % intervals over the pictures of this one model"]
         head = "| name | measure | value | 95 % interval | better | pictures |\n|---|---|---|---|---|---|"
         return "\n".join([*lines, "", head, *map(_row, self.figures), *(f"warning: {text}" for text in self.warnings)])
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> Path:
+    """Write JSON values to a new file, and return its path; UserError: it exists, or cannot be written."""
+    check_writable_file(path)
+    try:
+        write_atomic(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"the result cannot be written to {path}: {error.strerror or error}") from None
+    return path
 
 
 def _short(judged: Mapping[str, Any]) -> str:
@@ -74,13 +89,14 @@ def _short(judged: Mapping[str, Any]) -> str:
 
 
 def _row(figure: Figure) -> str:
-    interval = "-" if figure.interval is None else "[" + ", ".join(map(_number, figure.interval)) + "]"
-    compared = "" if figure.reference_count is None else f" / {figure.reference_count}"
-    cells = (figure.name, figure.title, _number(figure.value), interval, figure.better, f"{figure.count}{compared}")
-    return f"| {' | '.join(cells)} |"
+    interval = "-" if figure.interval is None else "[" + ", ".join(map(format_number, figure.interval)) + "]"
+    better = "-" if figure.better == "neither" else figure.better
+    return (
+        f"| {figure.name} | {figure.title} | {format_number(figure.value)} | {interval} | {better} | {figure.counts} |"
+    )
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Return a value with four digits, without an exponent; "-" if there is none."""
     if value is None:
         return "-"

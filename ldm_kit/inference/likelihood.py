@@ -7,26 +7,22 @@ The term of t = 0 is that of the reconstruction.
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import PictureSet, Split, to_unit
+from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
-from ldm_kit.diffusion import likelihood, rng
 from ldm_kit.diffusion.finite import check_finite
-from ldm_kit.diffusion.float64 import exact
-from ldm_kit.diffusion.likelihood import Term
-from ldm_kit.diffusion.timesteps import timesteps_at_quantiles
+from ldm_kit.inference.likelihood_terms import BoundOptions, TermSums, measure_terms
 from ldm_kit.inference.pixel_runs import of_latents, read_pixel_run, run_folders
 from ldm_kit.inference.requests import LikelihoodRequest
 from ldm_kit.memory import BatchSize
@@ -43,6 +39,7 @@ class Likelihood:
     """The bound on the negative log-likelihood in bits/dim, averaged over pictures: total = prior + terms."""
 
     total: float
+    total_tanh: float  # the same with the published code's approximation at t = 0, to compare with published figures
     prior: float  # KL divergence between the fully noised pictures' distribution and standard normal noise
     terms: float  # sum of the terms of all timesteps
     first: float  # part of `terms` at t = 0
@@ -61,7 +58,7 @@ class Likelihood:
         return (
             f"{self.total:.4f}{spread} bits/dim bound the negative log-likelihood of {self.pictures} held-out pictures:"
             f" prior {self.prior:.3g}, terms {self.terms:.4f} ({self.first:.4f} of them at t = 0); {coverage}, "
-            f"variance {self.variance}"
+            f"variance {self.variance}; {self.total_tanh:.4f} with the tanh approximation of published figures"
         )
 
 
@@ -97,7 +94,7 @@ def evaluate_likelihood(
     run, model = run_folders(path)
     config = read_pixel_run(run, overrides)
     check_writable(run)
-    _check_times(request, config.schedule.num_train_timesteps)
+    check_times(request.times, config.schedule.num_train_timesteps)
     split = load(config.data, captions=config.needs_captions) if data is None else data
     if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
@@ -114,9 +111,10 @@ def evaluate_likelihood(
     return f"{bound}; written to {out} and {out.with_suffix('.png')}"
 
 
-def _check_times(request: LikelihoodRequest, steps: int) -> None:
-    if request.times is not None and request.times >= steps:
-        raise UserError(f"--times is {request.times}, but there are {steps} times in all; leave it out to take all")
+def check_times(times: int | None, steps: int) -> None:
+    """Check the number of random timesteps; UserError: it is not below `steps`, that of all."""
+    if times is not None and times >= steps:
+        raise UserError(f"--times is {times}, but there are {steps} times in all; leave it out to take all")
 
 
 def _check_pictures(pictures: PictureSet, pipeline: Pipeline, model: Path) -> None:
@@ -135,106 +133,32 @@ def _measure(
 
     The pictures are those held out in `split`; `config` is the run's, and `request` says how much to measure.
     """
-    steps, pictures = len(pipeline.schedule), split.heldout
+    pictures = split.heldout
     chosen = spread(len(pictures), request.count or len(pictures))
     _, raw = split_conditions(config.condition, split)
-    sums = _Sums.empty(steps, request.times)
-    count = request.times or steps
-    with tqdm(total=len(chosen) * count, unit="term", desc="nll") as bar:
 
-        def terms(batch: range) -> tuple[Tensor, list[Term]]:
-            indices, bar.n = [chosen[i] for i in batch], batch.start * count  # anew, where memory ran out
-            x_0 = to_unit(pictures.pictures(indices)).to(pipeline.device)
-            shown = sources(torch.tensor(indices), replacements(pictures)).tolist()
-            cond = Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
-            noise, times = _random(torch.tensor(indices, device=x_0.device), x_0.shape[1:], steps, request)
-            measured: list[Term] = []
-            for term in likelihood.nll(pipeline.denoiser(), x_0, noise, times, cond, variance=pipeline.variance):
-                measured.append(Term(*(value.cpu() for value in term)))
-                bar.update(len(batch))
-            return likelihood.prior(x_0, pipeline.schedule), measured
+    def condition(rows: Sequence[int]) -> Condition:
+        shown = sources(torch.tensor(rows), replacements(pictures)).tolist()
+        return Condition() if pipeline.conditioner.null is None else pipeline.condition([raw[i] for i in shown])
 
-        for prior, measured in BatchSize(request.batch_size).batches(len(chosen), terms):
-            sums.start(prior)
-            for term in measured:
-                sums.add(term)
-    pipeline.finite.verify()
-    return sums.likelihood(pipeline.variance, request.seed), sums.curve()
+    sums = measure_terms(
+        pipeline,
+        pictures,
+        chosen,
+        condition,
+        BoundOptions(request.times, request.seed),
+        size=BatchSize(request.batch_size),
+    )
+    return _likelihood(sums, pipeline.variance, request.seed), sums.curve()
 
 
-def _random(
-    indices: Tensor, shape: Sequence[int], steps: int, request: LikelihoodRequest
-) -> tuple[Callable[[Tensor], Tensor], Iterator[Tensor] | None]:
-    """Return a function that gives the noise [B, *shape] at timesteps [B], and the random timesteps to measure.
-
-    The latter are an iterator of `request.times` tensors [B]; None: all of the T = `steps` timesteps are measured. Both
-    results depend on `request.seed` and the pictures' indices [B] in the held-out set alone.
-    """
-
-    def noise(t: Tensor) -> Tensor:
-        return rng.normal(request.seed, "nll", indices * steps + t, shape)
-
-    times = None if request.times is None else _sparse_times(request.times, steps, request.seed, indices)
-    return noise, times
-
-
-def _sparse_times(count: int, steps: int, seed: int, indices: Tensor) -> Iterator[Tensor]:
-    """Yield timesteps [B] `count` times, drawn from `sparse_density`, in which early timesteps are most likely.
-
-    The k-th timestep comes from the k-th of `count` equally likely parts of the density (stratified sampling).
-
-    Args:
-        count: number of timesteps of each picture.
-        steps: number of all timesteps T.
-        seed: seed of the random numbers.
-        indices: indices [B] of the pictures, on which the random numbers depend.
-    """
-    density = likelihood.sparse_density(steps)
-    for k in range(count):
-        u = (k + rng.uniform(seed, "nll time", exact(indices * count + k))) / count
-        yield timesteps_at_quantiles(u, density).to(indices.device)
-
-
-@dataclass(eq=False)
-class _Sums:
-    """Running sums of the measured terms of the variational bound, in bits/dim, over T timesteps.
-
-    A term at one of K random timesteps, drawn with density p, has weight 1 / (K p): the expected weighted sum of the K
-    terms is then the sum of the terms of all timesteps.
-    """
-
-    weights: Tensor  # weight of a term at each timestep, [T]; 1 where all timesteps are measured
-    times: int  # number of timesteps measured of each picture, K
-    sums: Tensor  # sum of the measured terms at each timestep, without the weights, [T]
-    counts: Tensor  # number of terms measured at each timestep, [T]
-    batches: list[Tensor]  # for each batch [3, B]: prior, weighted sum of terms, weighted sum of terms at t = 0
-
-    @classmethod
-    def empty(cls, steps: int, times: int | None) -> "_Sums":
-        weights = torch.ones(steps).double() if times is None else 1 / (times * likelihood.sparse_density(steps))
-        return cls(weights, times or steps, torch.zeros(steps).double(), torch.zeros(steps).double(), [])
-
-    def start(self, prior: Tensor) -> None:
-        prior = prior.cpu().double()
-        self.batches.append(torch.stack([prior, torch.zeros_like(prior), torch.zeros_like(prior)]))
-
-    def add(self, term: Term) -> None:
-        t, bits = term.t.cpu(), term.bits.cpu().double()
-        self.sums.index_add_(0, t, bits)
-        self.counts.index_add_(0, t, torch.ones_like(bits))
-        self.batches[-1][1] += self.weights[t] * bits
-        self.batches[-1][2] += self.weights[t] * bits * (t == 0)
-
-    def likelihood(self, variance: str, seed: int) -> Likelihood:
-        rows = torch.cat(self.batches, dim=1)
-        prior, terms, first = rows.mean(1).tolist()
-        count = rows.shape[1]
-        error = float(rows[:2].sum(0).std()) / math.sqrt(count) if count > 1 else None
-        steps = len(self.weights)
-        return Likelihood(prior + terms, prior, terms, first, error, count, self.times, steps, variance, seed)
-
-    def curve(self) -> Tensor:
-        return self.sums / self.counts
+def _likelihood(sums: TermSums, variance: str, seed: int) -> Likelihood:
+    columns = sums.pictures()
+    error = float(columns.total.std()) / math.sqrt(len(columns.total)) if len(columns.total) > 1 else None
+    total, total_tanh, prior, terms, first = (column.mean().item() for column in columns)
+    return Likelihood(
+        total, total_tanh, prior, terms, first, error, len(columns.total), sums.times, len(sums.weights), variance, seed
+    )
 
 
 def _plot(curve: Tensor, out: Path) -> None:

@@ -144,7 +144,14 @@ class EvaluationRequest(Config):
         default=None, ge=8, description="side in pixels that timm's networks see; left out: that of their training"
     )
     measures: str | None = Field(
-        default=None, description="names of measures, separated by commas; left out: all that can be taken"
+        default=None,
+        description="names of measures, separated by commas; left out: all that can be taken, but "
+        "bits_per_dim and bits_per_dim_tanh, which take long",
+    )
+    times: int | None = Field(
+        default=None,
+        ge=1,
+        description="random timesteps of each picture for bits_per_dim, which gives an estimate; left out: all",
     )
     seed: Seed = Field(
         default=0, description="seed of the first picture, further ones count up; and of all that is drawn by measures"

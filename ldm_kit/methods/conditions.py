@@ -8,10 +8,10 @@ import torch
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from conditioning.base import Conditioner, Inputs
+from conditioning.base import Conditioner, ConditioningError, Inputs
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
-from ldm_kit.config import cache_dir
+from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
 from ldm_kit.data.images import Record, Split
@@ -149,3 +149,11 @@ def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> In
             return conditioner.prepare(raw, progress)
 
     return tensor_cache.cached(cache_dir() / "states", key, encoded)
+
+
+def check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
+    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
+    try:
+        conditioner.prepare(prompts)
+    except ConditioningError as error:
+        raise UserError(f"sample.prompts: {error}") from None

@@ -3,13 +3,14 @@
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
 Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a text or class encoder tau_theta(y). It
           may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or take the guidance
-          scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154).
+          scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154; Meng et al. 2023).
 Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
 Expected: see the header of that config.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conditioning.base import Conditioner, ConditioningError, Inputs
-from ldm_kit.config import UserError
+from conditioning.base import Conditioner, Inputs
 from ldm_kit.data.images import Split
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import schedule
@@ -27,18 +27,20 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.conditions import Conditions
-from ldm_kit.methods.inputs import FirstStage, drop_conditions, noise_batch
+from ldm_kit.methods.conditions import Conditions, check_prompts
+from ldm_kit.methods.inputs import FirstStage, NoisedBatch, drop_conditions, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_network
-from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
+from ldm_kit.methods.latent_network import GuidedTeacher, GuidedTraining, draw_scales
 from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.lora import averaged_modules, save_pipeline, trained_parameters
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
+from ldm_kit.nets.execution import prepare_loaded
+from ldm_kit.training.precision import autocast
 from ldm_kit.training.task import LossTerm
 
 
@@ -52,6 +54,7 @@ class Latent(Method[LatentRun]):
         latent_shape: shape (channels, height, width) of one latent, or of a picture if pixels are diffused.
         conditions: the captions or labels of the run's pictures.
         prompts: captions, or classes by index or name; each evaluation samples one picture of its grid for each.
+        teacher: the frozen model whose guided output is learned; None: there is none.
     """
 
     Config = LatentRun
@@ -61,6 +64,7 @@ class Latent(Method[LatentRun]):
     latent_shape: tuple[int, ...]
     conditions: Conditions
     prompts: list[str | int]
+    teacher: LatentDiffusion | None = None
 
     def __init__(
         self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, data: TrainingData | None = None
@@ -71,14 +75,8 @@ class Latent(Method[LatentRun]):
         super().__init__(config, data, modules={"denoiser": self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
         self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(table))
-        self.objective = Objective(
-            config.prediction_type,
-            config.loss,
-            config.variance,
-            config.vb_weight,
-            config.min_snr,
-            levels=config.autoencoder is None,
-        )
+        terms = config.prediction_type, config.loss, config.variance, config.vb_weight, config.min_snr
+        self.objective = Objective(*terms, levels=config.autoencoder is None)
 
     @classmethod
     def build(cls, config: LatentRun, data: Split, device: torch.device, start: LatentStart | None = None) -> "Latent":
@@ -101,7 +99,7 @@ class Latent(Method[LatentRun]):
         first_stage = FirstStage.open(config, data.train, device)
         conditioner = conditions.build(config.unet.time_width, None if start is None else start.conditioner)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
-        _check_prompts(conditioner, [*config.sample.prompts])
+        check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
         unet, notes = open_network(config, latents.shape, conditioner, start)
         inputs, heldout_inputs = conditions.prepare()
@@ -117,13 +115,18 @@ class Latent(Method[LatentRun]):
             method.start = start.structure(unet, conditioner)
             method.notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
         if config.guidance is not None and config.guidance.base is not None:
-            method.dependencies["guidance.base"] = start_from(config.guidance.base, method.pipeline, inputs, conditions)
+            teacher = config.guidance.target == "base"
+            base = start_from(config.guidance.base, method.pipeline, inputs, conditions, teacher=teacher)
+            method.dependencies["guidance.base"] = base.sha256
+            method.teacher = prepare_loaded(base.network, device, config.train) if teacher else None
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Store `wrapped`, {name: module or DDP wrapper}; move schedule and null condition to the module's device."""
         super().set_ddp_modules(wrapped)
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
     def state(self) -> dict[str, Tensor]:
         """Return the recent losses by timestep, for the timestep density loss_second_moment; {} for other densities."""
@@ -151,40 +154,47 @@ class Latent(Method[LatentRun]):
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
-        errors = self.errors(batch, t, self.config.seed, inputs, self._trained_network(position))
+        scale = None if self.config.guidance is None else draw_scales(self.config.guidance, self.config.seed, position)
+        noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, scale)
+        errors = self.errors(noised, inputs, network)
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
+        if (
+            scale is not None and self.teacher is not None
+        ):  # whose guided output differs from the unguided one in proportion to w - 1
+            losses = losses / cast_like(scale, losses).square()
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
 
-    def _trained_network(self, position: Tensor) -> Callable[..., Tensor]:
-        """Return the function of (x_t, t, inputs) whose output the loss compares with its target, for one batch.
+    def _guided(
+        self, noised: NoisedBatch, inputs: Inputs, scale: Tensor | None
+    ) -> tuple[NoisedBatch, Callable[..., Tensor]]:
+        """Return a batch with the x_0 and eps to learn, and the function of (x_t, t, inputs) that the loss trains.
 
-        It is the network or, if the network takes the guidance scale, `GuidedTraining` with a scale drawn for each
-        sample; `position` [B] is the sample's number among all samples of the run.
+        A guided teacher, if there is one, predicts the x_0 and eps. A network that takes guidance scales gets `scale`.
         """
         network, guidance = self.ddp_modules["denoiser"], self.config.guidance
-        if guidance is None:
-            return network
-        scale = draw_scales(guidance, self.config.seed, position)
-        return GuidedTraining(network, self.module, self.null, scale, guidance.interval, len(self.schedule))
+        if guidance is None or scale is None:
+            return noised, network
+        if self.teacher is None:
+            steps = len(self.schedule)
+            return noised, GuidedTraining(network, self.module, self.null, scale, guidance.interval, steps)
+        teacher = GuidedTeacher(self.teacher, self.null, self.schedule, self.config.prediction_type, guidance.interval)
+        with autocast(self.device, self.precision):
+            return teacher.guided(noised, inputs, scale), partial(network, scale=scale)
 
-    def errors(
-        self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, network: Callable[..., Tensor]
-    ) -> Errors:
+    def errors(self, noised: NoisedBatch, inputs: Inputs, network: Callable[..., Tensor]) -> Errors:
         """Return each sample's squared error and, if the loss contains the variational bound, the bound's term.
 
         The errors are those before min-SNR weights and the importance weights of sampled timesteps are applied.
 
         Args:
-            batch: mean and logvar [B, Z, h, w] of the latents, and each sample's position [B], its number in the run.
-            t: timesteps [B].
-            seed: seed that, with the position, determines a sample's noise.
+            noised: latents, clean and noised, their noise and timesteps.
             inputs: the conditioner's inputs by name, [B, ...] each.
-            network: a `LatentDiffusion`, or its DDP wrapper.
+            network: a `LatentDiffusion`, its DDP wrapper, or what `_guided` returns.
         """
-        x_0, eps, x_t, _ = noise_batch(batch, t, seed, self.schedule)
+        x_0, eps, x_t, t = noised
         return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
@@ -195,7 +205,7 @@ class Latent(Method[LatentRun]):
             t: timesteps [B] to which the latents are noised.
             seed: seed of the noise.
         """
-        errors = self.errors(batch, t, seed, batch["inputs"], self.module)
+        errors = self.errors(noise_batch(batch, t, seed, self.schedule), batch["inputs"], self.module)
         return self.objective.combined(errors, len(self.schedule))
 
     @property
@@ -204,15 +214,9 @@ class Latent(Method[LatentRun]):
         unet: Any = self.module.unet
         config, conditioner = self.config, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
-        return Pipeline(
-            self.vae,
-            unet,
-            conditioner,
-            config.schedule,
-            config.prediction_type,
-            variance=config.variance,
-            saved=saved if config.guidance is None else saved.joined(config.guidance.saved),
-        )
+        saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
+        settings: Any = {"variance": config.variance, "saved": saved}
+        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, **settings)
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""
@@ -235,11 +239,3 @@ class Latent(Method[LatentRun]):
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
         return f"{name} and conditioner '{kind}' with {trained_parameters(self.module)}"
-
-
-def _check_prompts(conditioner: Conditioner, prompts: list[str | int]) -> None:
-    """Check, before training, that the conditioner knows the prompts of the sample grid; raises UserError if not."""
-    try:
-        conditioner.prepare(prompts)
-    except ConditioningError as error:
-        raise UserError(f"sample.prompts: {error}") from None

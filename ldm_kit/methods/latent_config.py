@@ -44,6 +44,10 @@ class GuidanceConfig(Config):
         description="a trained model to start from, its folder or its run's, of the same networks but for the scale; "
         "null: from random weights",
     )
+    target: Literal["model", "base"] = Field(
+        default="model",
+        description="whose guided output is learned: that of model, the network in training itself, or of base, frozen",
+    )
 
     @field_validator("interval")
     @classmethod
@@ -133,6 +137,8 @@ class LatentRun(ConditionedRun, NoisedRun):
             return self
         if self.init is not None and self.guidance.base is not None:
             raise ValueError("init and guidance.base both name weights to start from; expected one of them")
+        if self.guidance.target == "base" and self.guidance.base is None:
+            raise ValueError("guidance.target is base, but guidance.base names no trained model")
         if type(self.condition).unconditional or self.condition_dropout == 0:
             raise ValueError(
                 "guidance steers away from the null condition; expected a condition, and a condition_dropout above 0 "

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioning.base import Conditioner
+from conditioning.base import Conditioner, Inputs
 from ldm_kit.diffusion import rng
+from ldm_kit.diffusion.consistency_targets import guided_prediction
+from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.float64 import exact, move_back
 from ldm_kit.diffusion.guidance_scale import draw_scale, guidance_term, scale_at
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.schedule import Schedule
+from ldm_kit.methods.inputs import NoisedBatch
 from ldm_kit.methods.latent_config import GuidanceConfig
 from ldm_kit.methods.networks import eval_mode
 from ldm_kit.nets.apply import apply_unet
@@ -71,6 +76,45 @@ class GuidedTraining:
         with torch.no_grad(), eval_mode(self.module):
             null = self.module(x, t, self.null, self.scale)
         return out.float() - guidance_term(out, null, scale_at(self.scale, t, self.steps, self.interval))
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedTeacher:
+    """A frozen model, whose output with classifier-free guidance is learned (Meng et al. 2023, section 3.1).
+
+    The student, which takes the guidance scale w as input, then learns v_u + w (v_c - v_u) of the teacher, where v_c is
+    the output under the condition and v_u that under the null condition. Given x_t that has no variance, other than the
+    data's x_0 and eps. It costs two evaluations of the teacher. Squared errors are divided by w^2 (our choice), as they
+    grow with w: without that the highest scales decide what the network learns at the lower ones.
+
+    Args:
+        network: the frozen model, a function of (x_t, t, inputs) as `LatentDiffusion` is.
+        null: the conditioner's inputs of the null condition, one row each.
+        schedule: noise schedule of x_t.
+        prediction_type: what the network predicts.
+        interval: shares of the training timesteps between which the teacher is guided.
+    """
+
+    network: Callable[..., Tensor]
+    null: Mapping[str, Tensor]
+    schedule: Schedule
+    prediction_type: PredictionType
+    interval: tuple[float, float]
+
+    @torch.no_grad()
+    def guided(self, noised: NoisedBatch, inputs: Inputs, scale: Tensor) -> NoisedBatch:
+        """Return a noised batch whose x_0 and eps are replaced by those that the guided teacher predicts.
+
+        Args:
+            noised: the batch.
+            inputs: inputs of the condition by name, [B, ...] each.
+            scale: guidance scales w [B]; outside the interval they are taken as 1.
+        """
+        x, t = noised.x_t, noised.t
+        denoiser = NetworkDenoiser(self.network, self.schedule, self.prediction_type)
+        scales = scale_at(scale, t, len(self.schedule), self.interval)
+        guided = guided_prediction(denoiser(x, t, inputs), denoiser(x, t, self.null), scales)
+        return noised._replace(x_0=guided.x_0, eps=guided.eps)
 
 
 def draw_scales(config: GuidanceConfig, seed: int, position: Tensor) -> Tensor:

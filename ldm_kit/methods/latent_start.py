@@ -1,5 +1,7 @@
 """Start a latent diffusion run from a trained model, to tune it with the guidance scale as a further input."""
 
+from typing import NamedTuple
+
 from torch import nn
 
 from conditioning.base import Conditioner, ConditioningError, Inputs
@@ -8,13 +10,21 @@ from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
+from ldm_kit.methods.latent_network import LatentDiffusion
 from ldm_kit.models.compatibility import check_compatible
 from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.growth import OF_SCALE, misfits, shapes
 from ldm_kit.models.pipeline import Pipeline
 
 
-def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Conditions) -> str:
+class Base(NamedTuple):
+    """The trained model that a run with `guidance` starts from."""
+
+    network: LatentDiffusion
+    sha256: str  # digest of its weights, with which a resumed run checks that they have not changed
+
+
+def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Conditions, *, teacher: bool) -> Base:
     """Copy the weights of a trained model into a new one, which may differ only by taking the guidance scale as input.
 
     The new model then computes at every guidance scale what the base computes, since the weights of the scale are zero.
@@ -24,13 +34,14 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
         model: the new model, whose U-Net and conditioner are changed in place.
         inputs: the conditioner's inputs of the training set.
         conditions: the captions or classes of the training set.
+        teacher: whether the base's guided output is to be learned, for which its null condition must be trained.
 
     Returns:
-        A digest of the trained model's weights, with which a resumed run checks that they have not changed.
+        The trained model, which shares no weights with the new one.
 
     Raises:
         UserError: the base cannot be opened, or its noise schedule, latents, prediction type, condition or networks are
-            not those of the new model.
+            not those of the new model; or it cannot be the teacher.
     """
     trained = Pipeline.load(base)
     check_trainable(trained.unet, f"guidance.base {base}")
@@ -41,11 +52,27 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
             f"{model.target} with {model.variance}; expected the same"
         )
     _check_condition(base, trained.conditioner, model.conditioner, inputs, conditions)
+    if teacher:
+        _check_teacher(base, trained)
     new = {"unet": model.unet, **model.conditioner.trainable}
     old = {"unet": trained.unet, **trained.conditioner.trainable}
     for name, network in new.items():
         copy_weights(f"guidance.base {base}", name, old[name], network)
-    return digest([f"{name} {weights_digest(network)}" for name, network in old.items()])
+    sha256 = digest([f"{name} {weights_digest(network)}" for name, network in old.items()])
+    return Base(LatentDiffusion(trained.unet, trained.conditioner), sha256)
+
+
+def _check_teacher(base: str, trained: Pipeline) -> None:
+    """Raise UserError if the model in the folder `base` cannot be guided without the scale as input."""
+    if trained.takes_scale:
+        raise UserError(
+            f"guidance.base {base} takes the guidance scale as input; expected a model with classifier-free guidance, "
+            "or guidance.target model"
+        )
+    if not trained.saved.trains_null:
+        raise UserError(
+            f"guidance.target base needs a null condition, but that of {base} was never trained (condition_dropout 0)"
+        )
 
 
 def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: Inputs, conditions: Conditions) -> None:

@@ -107,6 +107,25 @@ class SharedWork:
         return result
 
 
+def call_on_all(everyone: Group, call: Callable[[], T]) -> T:
+    """Return `call()` on this process; every process of the group must make this call, and shares work within it.
+
+    A process that fails ends the call on all others at their next exchange of values, so that none waits for it.
+
+    Raises:
+        UserError: the call has failed on another process; that process raises its own error.
+    """
+    if everyone.size == 1:
+        return call()
+    group = _Pass(everyone)
+    result, error, outcomes = _attempt(lambda _: call(), "", group, group)
+    if error is not None and not isinstance(error, PeerError):
+        raise error
+    if failures := [outcome.error for outcome in outcomes if outcome.error is not None]:
+        raise PeerError(failures[0])
+    return result
+
+
 def _attempt(
     call: Callable[[str], Any], name: str, group: "_Pass", host: Group
 ) -> tuple[Any, Exception | None, list[_Outcome]]:

@@ -63,7 +63,7 @@ def irreducible_variance(latents: Tensor, groups: Tensor) -> float:
     mean, deviation = (x[:, None, None] for x in channel_statistics(values))
     matrices = ((values - mean) / deviation.clamp_min(1e-8)).flatten(2)
     channels, positions = matrices.shape[1:]
-    least = math.floor(channels / positions + positions / channels) + 2
+    least = least_latents(channels, positions)
     numbers, counts = groups.cpu().unique(return_counts=True)
     if int(counts.min()) < least:
         raise ValueError(
@@ -71,6 +71,16 @@ def irreducible_variance(latents: Tensor, groups: Tensor) -> float:
             f"group of latents of {channels} channels and {positions} positions"
         )
     return sum(_group_variance(matrices[groups.cpu() == number]) for number in numbers) / len(numbers)
+
+
+def least_latents(channels: int, positions: int) -> int:
+    """Return the fewest latents of a group from which `irreducible_variance` estimates a covariance.
+
+    Args:
+        channels: C, channels of a latent.
+        positions: H W, positions of a latent.
+    """
+    return math.floor(channels / positions + positions / channels) + 2
 
 
 def _group_variance(matrices: Tensor) -> float:
@@ -125,16 +135,31 @@ def spectral_share(latents: Tensor, threshold: float = 0.5) -> float:
         ValueError: latents are not finite numbers [N, C, H, W] with at least 2 positions, or all are 0, or the
             threshold is out of range.
     """
+    low, high = spectral_energy(latents, threshold).sum(0).tolist()
+    if not low + high > 0:
+        raise ValueError("expected latents that are not all 0")
+    return high / (low + high)
+
+
+def spectral_energy(latents: Tensor, threshold: float = 0.5) -> Tensor:
+    """Return each picture's energy at low and at high spatial frequencies, float64 [N, 2], as `spectral_share` sums it.
+
+    Args:
+        latents: [N, C, H, W], at least 2 positions.
+        threshold: share of the highest frequency from which on a frequency is high, in [0, 1].
+
+    Raises:
+        ValueError: latents are not finite numbers [N, C, H, W] with at least 2 positions, or the threshold is out of
+            range.
+    """
     values = _checked(latents)
     height, width = values.shape[2:]
     if height * width < 2 or not 0 <= threshold <= 1:
         raise ValueError(f"expected 2 positions and a threshold in [0, 1], got {height} x {width} and {threshold}")
-    energy = (_cosines(height) @ values @ _cosines(width).T).square().mean((0, 1))
-    if not energy.sum() > 0:
-        raise ValueError("expected latents that are not all 0")
+    energy = (_cosines(height) @ values @ _cosines(width).T).square().sum(1)
     frequency = torch.arange(height)[:, None] + torch.arange(width)
     high = frequency > threshold * (height + width - 2)
-    return (energy[high].sum() / energy.sum()).item()
+    return torch.stack([energy[:, ~high].sum(1), energy[:, high].sum(1)], 1)
 
 
 def _cosines(size: int) -> Tensor:

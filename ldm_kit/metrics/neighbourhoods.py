@@ -71,45 +71,48 @@ def density_coverage(generated: Tensor, references: Tensor, k: int = 5) -> Densi
     Density is the number of neighbourhoods that hold a generated picture, divided by k, averaged over generated
     pictures; coverage is the share of references with a generated picture in their neighbourhood. For generated
     pictures with the references' distribution density is 1 on average, and coverage 1 - 2^-k for as many pictures as
-    references. See `members` for neighbourhoods, arguments and errors.
+    references. See `density_coverage_of_draws` for neighbourhoods, arguments and errors.
     """
-    inside = members(generated, references, k)
-    return DensityCoverage(densities(inside, k).mean().item(), inside.any(0).double().mean().item())
+    counts = torch.ones(1, len(generated), dtype=torch.long)
+    densities, coverage = density_coverage_of_draws(generated, references, counts, k)
+    return DensityCoverage(densities.mean().item(), coverage.item())
 
 
-def members(generated: Tensor, references: Tensor, k: int = 5) -> Tensor:
-    """Return bool [N, M]: whether a generated picture is in the neighbourhood of a reference (Naeem et al. 2020).
+class DrawnDensityCoverage(NamedTuple):
+    """Density of each generated picture, and coverage of each draw."""
 
-    The neighbourhood of a reference is the open ball to its k-th nearest neighbour among the references.
+    densities: Tensor  # float64 [N], number of neighbourhoods that hold the picture, / k; density is their mean
+    coverage: Tensor  # float64 [B], share of references that have a picture of the draw in their neighbourhood
+
+
+def density_coverage_of_draws(
+    generated: Tensor, references: Tensor, counts: Tensor, k: int = 5
+) -> DrawnDensityCoverage:
+    """Return density and coverage (see `density_coverage`) for B draws of generated pictures.
+
+    The neighbourhood of a reference is the open ball to its k-th nearest neighbour among the references. Which pictures
+    are in which neighbourhoods is not kept: memory grows with N + B M, not with N M.
 
     Args:
         generated: features of generated pictures, [N, D].
         references: features of reference pictures, [M, D].
+        counts: int64 [B, N], how often each generated picture is in each draw.
         k: number of the neighbour.
 
     Raises:
         ValueError: features are not finite numbers [N, D] and [M, D], or a set has k features or fewer.
     """
     a, b = _scaled_pair(generated, references, k)
-    radii = _radii(b, k)
-    return torch.cat([block < radii - _TIE for block in _squared_distances(a, b)])
-
-
-def densities(inside: Tensor, k: int = 5) -> Tensor:
-    """Return the number of neighbourhoods that hold each generated picture, / k: float64 [N], from `members` [N, M]."""
-    return inside.sum(1).double() / k
-
-
-def coverage_of_draws(inside: Tensor, counts: Tensor) -> Tensor:
-    """Return the coverage, float64 [B], for B draws of generated pictures.
-
-    Args:
-        inside: bool [N, M], as `members` returns it.
-        counts: int64 [B, N], how often each generated picture is in each draw.
-    """
-    drawn = (counts > 0).float()
-    blocks = inside.split(max(1, _ELEMENTS // len(inside)), 1)
-    return torch.cat([drawn @ block.float() > 0 for block in blocks], 1).double().mean(1)
+    radii, drawn = _radii(b, k), (counts > 0).float()
+    covered = torch.zeros(len(counts), len(b), dtype=torch.bool)
+    densities: list[Tensor] = []
+    first = 0
+    for block in _squared_distances(a, b):
+        inside = block < radii - _TIE
+        densities.append(inside.sum(1).double() / k)
+        covered |= drawn[:, first : first + len(block)] @ inside.float() > 0
+        first += len(block)
+    return DrawnDensityCoverage(torch.cat(densities), covered.double().mean(1))
 
 
 def _within(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _in_peft_format(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
     if network == "unet":
         return formats.convert_unet_state_dict_to_peft(tensors)
-    named = formats.convert_state_dict(tensors, formats.DIFFUSERS_TO_PEFT)
+    named = formats.convert_state_dict(tensors, {**formats.DIFFUSERS_OLD_TO_PEFT, **formats.DIFFUSERS_TO_PEFT})
     return {name.removeprefix("text_model."): value for name, value in named.items()}
 
 

@@ -4,7 +4,6 @@ import errno
 import json
 import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,79 +13,35 @@ from typer.testing import CliRunner
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
 from ldm_kit.data.factors import known_factors
-from ldm_kit.data.images import InMemory, Record, Split, subset, to_unit
+from ldm_kit.data.images import Split, subset, to_unit
 from ldm_kit.data.joined import whole
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.sources import load
-from ldm_kit.inference import evaluate as command
-from ldm_kit.inference import evaluate_report, evaluate_sets, evaluate_subjects
+from ldm_kit.inference import evaluate_autoencoders, evaluate_report
+from ldm_kit.inference import evaluate_job as command
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.evaluate_folders import Folder
-from ldm_kit.inference.evaluate_measures import Bootstrap, clip_figure, inception_figure, prompt_figures
 from ldm_kit.inference.evaluate_plan import plan
-from ldm_kit.inference.evaluate_sets import set_figures
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
 from ldm_kit.metrics import neighbourhoods
 from ldm_kit.metrics.distributions import kernel_distance
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
+from ldm_kit.models import set_measures
 from ldm_kit.models.factor_readers import factor_labels
 from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.measures import Bootstrap, clip_figure, inception_figure, prompt_figures
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import manifest_hash
+from ldm_kit.models.set_measures import set_figures
 from ldm_kit.training.checkpoint import latest
+from tests.inference.colours import Colours, noise, save, split_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 QUICK = SamplingOptions(steps=2, guidance_scale=1)
-
-
-class Colours:
-    """A network whose features are the mean and the deviation of each channel; remembers what it saw."""
-
-    def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
-
-    def __call__(self, pictures: torch.Tensor) -> Features:
-        self.seen.append(pictures)
-        x = pictures.float() / 255
-        return Features(torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1))
-
-    @property
-    def pictures(self) -> torch.Tensor:
-        return torch.cat(self.seen)
-
-
-@pytest.fixture
-def colours(monkeypatch, tmp_path):
-    """Put `Colours` in the place of every feature network, with an empty cache and an empty current folder."""
-    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    network = Colours()
-    net = FeatureNet("colours", network, "not at all", "0" * 64)
-    monkeypatch.setattr(command, "load_feature_net", lambda *_: net)
-    return network
-
-
-def noise(count: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    """Pictures of random colours, 8 px, with some noise."""
-    draw = torch.Generator().manual_seed(seed)
-    tone = torch.rand(count, 3, 1, 1, generator=draw) * 200 * scale
-    return (tone + 50 * torch.rand(count, 3, 8, 8, generator=draw)).to(torch.uint8)
-
-
-def split_of(pixels: torch.Tensor, fingerprint: str = "noise") -> Split:
-    pictures = InMemory([Record(f"{i}", "", None) for i in range(len(pixels))], (), pixels, fingerprint)
-    return Split(pictures, pictures, None)
-
-
-def save(pixels: torch.Tensor, folder: Path) -> Path:
-    folder.mkdir()
-    for i, picture in enumerate(pixels):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
-    return folder
 
 
 def test_the_reference_itself_is_perfect_and_other_pictures_are_not(colours, tmp_path):
@@ -408,7 +363,7 @@ def test_kid_takes_all_pictures_or_the_published_subsets(monkeypatch):
     own = [(kernel(x, x).sum() - kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)]
     assert kid(0).value == kid(1).value == pytest.approx(float(own[0] + own[1] - 2 * kernel(a, b).mean()), rel=1e-9)
     assert kid(0).interval[0] < kid(0).value < kid(0).interval[1]
-    monkeypatch.setattr(evaluate_sets, "SUBSET", 9)
+    monkeypatch.setattr(set_measures, "SUBSET", 9)
     published = kernel_distance(a, b, subsets=100, size=9, seed=1).mean
     assert kid(1).value == pytest.approx(published, rel=1e-9)
     assert kid(1).value != kid(0).value
@@ -561,14 +516,14 @@ def test_models_that_sample_no_pictures_are_refused(world, colours, tmp_path):
 
 def test_missing_perceptual_weights_are_said_and_the_rest_is_measured(world, colours, monkeypatch):
     def missing(config):
-        raise evaluate_subjects.AutoencoderError("weights are missing: put them there")
+        raise evaluate_autoencoders.AutoencoderError("weights are missing: put them there")
 
     config = read_run(world.model("kl") / "config.yaml")
     perceptual = config.perceptual.model_copy(update={"spec": "lpips"})
     monkeypatch.setattr(
-        evaluate_subjects, "read_run", lambda path: config.model_copy(update={"perceptual": perceptual})
+        evaluate_autoencoders, "read_run", lambda path: config.model_copy(update={"perceptual": perceptual})
     )
-    monkeypatch.setattr(evaluate_subjects, "Perceptual", missing)
+    monkeypatch.setattr(evaluate_autoencoders, "Perceptual", missing)
     result = evaluate(world.model("kl"), split="train", count=4, bootstrap=0)
     assert {"psnr", "ssim"} <= {figure.name for figure in result}
     assert any("weights are missing: put them there" in text for text in result.warnings)

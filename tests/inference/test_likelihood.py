@@ -16,8 +16,11 @@ from ldm_kit.config import UserError, read
 from ldm_kit.data.images import to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.diffusion import likelihood, rng
+from ldm_kit.inference import evaluate_job
+from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.likelihood import LikelihoodRequest, evaluate_likelihood
 from ldm_kit.methods.latent import LatentRun
+from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.pipeline import Pipeline
 from tests.scarce import room_for
 from tests.world import through
@@ -72,6 +75,22 @@ def by_hand(run):
     return torch.stack(rows).double()
 
 
+def zero_by_tanh(run):
+    """The mean term at t = 0 with the approximation of published figures, each picture under its own label."""
+    pictures, pipeline = load(read(LatentRun, run / "config.yaml").data).heldout, Pipeline.load(run / "model")
+    t, terms = torch.tensor([0]), []
+    for place, record in enumerate(pictures.records):
+        x_0 = to_unit(pictures.pictures([place]))
+        eps = rng.normal(5, "nll", torch.tensor([place * STEPS]), x_0.shape[1:])
+        with torch.no_grad():
+            p = pipeline.denoiser()(
+                pipeline.schedule.add_noise(x_0, eps, t), t, pipeline.condition([pictures.classes[record.label]])
+            )
+        p = p._replace(x_0=p.x_0.clamp(-1, 1))
+        terms.append(likelihood.term(p, x_0, t, pipeline.schedule, variance="learned_range", tanh=True))
+    return float(torch.cat(terms).mean())
+
+
 def test_it_measures_every_term_of_every_held_out_picture(labelled):
     said = evaluate_likelihood(labelled, LikelihoodRequest(seed=5, batch_size=3), "cpu")
     found, rows = found_in(labelled), by_hand(labelled)
@@ -81,6 +100,8 @@ def test_it_measures_every_term_of_every_held_out_picture(labelled):
     assert found["total"] == pytest.approx(float(rows.sum(1).mean()), rel=1e-5)
     assert found["total"] == pytest.approx(found["prior"] + found["terms"])
     assert found["first"] == pytest.approx(found["mean_term_by_time"][0])
+    assert found["total_tanh"] == pytest.approx(found["total"] - found["first"] + zero_by_tanh(labelled), rel=1e-5)
+    assert found["total_tanh"] != found["total"]
     assert found["standard_error"] == pytest.approx(float(rows.sum(1).std()) / math.sqrt(len(rows)), rel=1e-3)
     assert (found["times"], found["of"], found["variance"]) == (STEPS, STEPS, "learned_range")
     assert f"{found['total']:.4f}" in said
@@ -206,3 +227,28 @@ def test_the_command_refuses_bad_input(labelled, tmp_path):
         assert found.stderr.startswith("error: ")
         assert said in found.stderr
         assert found.stderr.count("\n") == 1
+
+
+def test_evaluate_measures_the_same_bits(labelled, monkeypatch, tmp_path):
+    """With one noise: all held-out pictures, under their labels; nothing is sampled."""
+    monkeypatch.setattr(evaluate_job, "load_feature_net", lambda *_: FeatureNet("none", Features, "", "0" * 64))
+    monkeypatch.setattr(Pipeline, "generate", None)
+    evaluate_likelihood(labelled, LikelihoodRequest(seed=5), "cpu")
+    expected = found_in(labelled)
+    result = evaluate(labelled, measures="bits_per_dim,bits_per_dim_tanh", seed=5, batch_size=3, bootstrap=40)
+    assert result["bits_per_dim"].value == pytest.approx(expected["total"], rel=1e-6)
+    assert result["bits_per_dim_tanh"].value == pytest.approx(expected["total_tanh"], rel=1e-6)
+    assert result["bits_per_dim"].count == expected["pictures"]
+    low, high = result["bits_per_dim"].interval
+    assert high - low == pytest.approx(2 * 1.96 * expected["standard_error"], rel=0.5)
+    some = evaluate(labelled, measures="bits_per_dim", seed=5, times=4, bootstrap=0)
+    assert some["bits_per_dim"].value != result["bits_per_dim"].value
+    assert some.settings["times"] == 4
+    with pytest.raises(UserError, match="--times is 12, but there are 12 times in all"):
+        evaluate(labelled, measures="bits_per_dim", times=12)
+
+
+def test_evaluate_refuses_bits_of_what_has_none(world, monkeypatch):
+    for name, message in (("text", "a model of latents"), ("kl", "is for diffusion models of pixels")):
+        with pytest.raises(UserError, match=f"--measures bits_per_dim: .*{message}"):
+            evaluate(world.model(name), measures="bits_per_dim", split="train")

@@ -8,6 +8,7 @@ from torch import nn
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion import rng
+from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.methods.latent import Latent, LatentRun
 from ldm_kit.methods.latent_network import GuidedTraining, draw_scales
 from ldm_kit.methods.train import open_method
@@ -57,6 +58,7 @@ def loss_of(method: Latent) -> torch.Tensor:
         (CLASSES, ("condition_dropout=0",), "expected a condition, and a condition_dropout above 0"),
         (CLASSES, ("variance=learned_range", "prediction_type=eps"), "loss is hybrid; expected simple"),
         (CLASSES, ("guidance.max_scale=1",), "max_scale"),
+        (CLASSES, ("guidance.target=base",), "guidance.base names no trained model"),
         (CLASSES, ("guidance.interval=[0.5, 0.2]",), "LOW < HIGH"),
         (CLASSES, ("guidance.width=15",), "width"),
         (CLASSES, ("sample.guidance_scale=7",), "sample.guidance_scale is 7, .* scales of 1 to 6"),
@@ -235,9 +237,68 @@ def test_a_start_from_nothing_is_refused(pictures, tmp_path):
         opened(pictures, *SCALED, f"guidance.base={tmp_path / 'nowhere'}")
 
 
-def test_it_resumes_bit_for_bit(pictures, base, tmp_path):
+@torch.no_grad()
+@pytest.mark.parametrize("prediction_type", ["v", "eps"])
+def test_the_target_is_the_guided_output_of_the_frozen_base(pictures, tmp_path, prediction_type):
+    """In and outside the interval; for dropped conditions it is the null output at every scale. Errors are over w^2."""
+    kind = f"prediction_type={prediction_type}"
+    trained, folder = opened(pictures, kind), tmp_path / "model"
+    folder.mkdir()
+    trained.save_model(folder)
+    distilled = ("guidance.target=base", "guidance.interval=[0.2, 0.7]", f"guidance.base={folder}", kind)
+    method = randomise(opened(pictures, *SCALED, *distilled, "unet.dropout=0", "condition_dropout=0.5"))
+    batch, seed = batch_of(method), method.config.seed
+    position = batch["position"]
+    t, _ = method.times.draw(position)
+    labels = torch.where(rng.uniform(seed, "drop", position) < 0.5, 3, batch["inputs"]["labels"])
+    assert 0 < (labels == 3).sum() < 8
+    x_t = noise_batch(batch, t, seed, method.schedule).x_t
+    w = draw_scales(method.config.guidance, seed, position)  # type: ignore[arg-type]
+    inside = ((t / 50 >= 0.2) & (t / 50 <= 0.7)).float()
+    assert 0 < inside.sum() < 8
+    teacher = trained.module.eval()
+    given, null = (teacher(x_t, t, {"labels": label}) for label in (labels, torch.full_like(labels, 3)))
+    target = null + (1 + inside * (w - 1)).float().view(-1, 1, 1, 1) * (given - null)
+    out = method.module(x_t, t, {"labels": labels}, w)
+    expected = ((out - target) / w.float().view(-1, 1, 1, 1)).square().mean()
+    torch.testing.assert_close(loss_of(method), expected, rtol=1e-4, atol=0, check_dtype=False)
+
+
+def test_the_teacher_is_not_trained_saved_or_averaged(pictures, base, tmp_path):
+    before = {name: value.clone() for name, value in base[0].module.state_dict().items()}
+    method = opened(pictures, *SCALED, "guidance.target=base", f"guidance.base={base[1]}")
+    assert method.teacher is not None
+    loss_of(method).backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    method.module.unet.conv_in.weight.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in method.teacher.state_dict().items())
+    assert method.state() == {}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    method.save_model(folder)
+    assert Pipeline.load(folder).takes_scale
+
+
+def test_a_base_that_cannot_be_guided_is_refused_as_teacher(pictures, base, tmp_path):
+    def saved(name: str, *overrides: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        opened(pictures, *overrides).save_model(folder)
+        return f"guidance.base={folder}"
+
+    for where, said in (
+        (saved("scaled", *SCALED), "takes the guidance scale as input; expected a model with classifier-free guidance"),
+        (saved("no_null", "condition_dropout=0", "sample.guidance_scale=1"), "was never trained"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            opened(pictures, *SCALED, "guidance.target=base", where)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", ["model", "base"])
+def test_it_resumes_bit_for_bit(pictures, base, tmp_path, target):
     def config(run: str) -> LatentRun:
-        more = (f"guidance.base={base[1]}", "train.steps=2", "train.checkpoint_every=1")
+        more = (f"guidance.base={base[1]}", f"guidance.target={target}", "train.steps=2", "train.checkpoint_every=1")
         return settings(CLASSES, pictures, tmp_path / run, *SCALED, *more)  # type: ignore[return-value]
 
     whole = play(config("whole"))

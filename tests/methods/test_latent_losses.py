@@ -7,6 +7,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.timesteps import HISTORY
+from ldm_kit.methods.inputs import noise_batch
 from ldm_kit.methods.latent import Latent, LatentRun
 from ldm_kit.methods.train import open_method, train
 from ldm_kit.training import checkpoint
@@ -104,6 +105,10 @@ def test_hybrid_training_logs_the_bound(pictures, tmp_path):
     assert "vb" not in plain.lines[0]
 
 
+def errors_of(method, batch, t):
+    return method.errors(noise_batch(batch, t, method.config.seed, method.schedule), batch["inputs"], method.module)
+
+
 def test_min_snr_weighs_the_loss_that_trains_and_not_the_one_held_out(pictures, tmp_path):
     exact = ("unet.dropout=0", "condition_dropout=0", "data.heldout=0.3")
     method, plain = (
@@ -112,7 +117,7 @@ def test_min_snr_weighs_the_loss_that_trains_and_not_the_one_held_out(pictures, 
     plain.module.load_state_dict(method.module.state_dict())
     batch = method.batches.__getitems__([(i, i) for i in range(8)])
     t, _ = method.times.draw(batch["position"])
-    errors = method.errors(batch, t, method.config.seed, batch["inputs"], method.module).simple
+    errors = errors_of(method, batch, t).simple
     a, s = method.schedule.alpha_sigma(t)
     weights = torch.minimum(a.square(), 0.5 * s.square())  # of v, whose squared error times s^2 is that of x_0
     ((_, loss, _),) = method.losses(batch, 0)
@@ -129,7 +134,7 @@ def test_importance_weights_undo_a_loss_aware_density(pictures, tmp_path):
     batch = method.batches.__getitems__([(i, i) for i in range(8)])
     t, weight = method.times.draw(batch["position"])
     assert weight.unique().numel() == 2
-    bits = method.errors(batch, t, method.config.seed, batch["inputs"], method.module).bits
+    bits = errors_of(method, batch, t).bits
     ((_, loss, logs),) = method.losses(batch, 0)
     assert loss.item() == pytest.approx((bits * weight).mean().item(), rel=1e-5)
     assert logs["vb"].item() == pytest.approx(loss.item(), rel=1e-5)

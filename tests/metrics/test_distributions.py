@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from ldm_kit.diffusion import rng
 from ldm_kit.metrics.distributions import (
@@ -17,7 +19,7 @@ from ldm_kit.metrics.distributions import (
 )
 from ldm_kit.metrics.intervals import bootstrap, resample_counts
 from ldm_kit.metrics.moments import frechet_of_draws, frechet_of_moments, moments
-from ldm_kit.metrics.neighbourhoods import coverage_of_draws, densities, density_coverage, members, precision_recall
+from ldm_kit.metrics.neighbourhoods import density_coverage, density_coverage_of_draws, precision_recall, similar
 
 
 def cloud(n, d, name="a"):
@@ -283,11 +285,11 @@ DRAWS = {
     ),
     "coverage": (
         lambda a, b: density_coverage(a, b, 3).coverage,
-        lambda a, b, counts: coverage_of_draws(members(a, b, 3), counts),
+        lambda a, b, counts: density_coverage_of_draws(a, b, counts, 3).coverage,
     ),
     "density": (
         lambda a, b: density_coverage(a, b, 3).density,
-        lambda a, b, counts: (counts.double() @ densities(members(a, b, 3), 3)) / len(a),
+        lambda a, b, counts: counts.double() @ density_coverage_of_draws(a, b, counts, 3).densities / len(a),
     ),
 }
 """Each measure of two sets, and the same for all bootstrap draws of the first at once."""
@@ -307,6 +309,45 @@ def test_all_draws_at_once_are_the_bootstrap_one_by_one(name, n, m, d, monkeypat
     for module in ("distributions", "neighbourhoods"):
         monkeypatch.setattr(f"ldm_kit.metrics.{module}._ELEMENTS", 60)  # blocks of a few rows
     torch.testing.assert_close(at_once(a, b, counts), expected, rtol=1e-6, atol=1e-7)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size in bytes of the largest tensor that an operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("measure", ["density_coverage_of_draws", "similar"])
+def test_neighbourhoods_never_hold_all_pairs_of_pictures(measure, monkeypatch):
+    """A byte for each pair of 50,000 pictures would be 2.5 GB."""
+    a, b = 1.1 * cloud(900, 3), cloud(800, 3, "b")
+    counts = torch.cat([torch.ones(1, 900, dtype=torch.long), resample_counts(900, 4, 1)])
+    compute = {
+        "similar": lambda: similar(a, b),
+        "density_coverage_of_draws": lambda: density_coverage_of_draws(a, b, counts),
+    }[measure]
+    whole = compute()
+    monkeypatch.setattr("ldm_kit.metrics.neighbourhoods._ELEMENTS", 5000)
+    with Largest() as largest:
+        blocks = compute()
+    assert largest.bytes <= 8 * 6000 < 900 * 800 / 10
+    for one, other in zip(whole, blocks, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_density_and_coverage_are_those_of_all_pairs():
+    a, b = 1.1 * cloud(40, 3), cloud(50, 3, "b")
+    inside = torch.cdist(a, b) < torch.cdist(b, b).kthvalue(5, 1).values  # the first is the reference itself
+    densities, coverage = density_coverage_of_draws(a, b, torch.eye(40, dtype=torch.long), 4)
+    assert torch.equal(densities, inside.sum(1).double() / 4)
+    assert coverage.tolist() == pytest.approx(inside.double().mean(1).tolist()), "a draw of one picture covers its own"
 
 
 PAIRS = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldm_kit.inference.evaluate_measures import Better, Bootstrap, Estimated, Figure
 from ldm_kit.metrics import distributions, neighbourhoods
 from ldm_kit.metrics.fidelity import sample_warning
 from ldm_kit.metrics.moments import frechet_of_draws
 from ldm_kit.models.feature_nets import FeatureNet
+from ldm_kit.models.measures import Better, Bootstrap, Estimated, Figure
 
 SUBSETS, SUBSET = 100, 1000  # number of subsets of the published kernel distance, and pictures in each
 
@@ -75,10 +75,9 @@ def _similar(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
     return [bootstrap.share(similar.generated), Estimated(recall, None)]
 
 
-def _members(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
-    inside = neighbourhoods.members(a, b)
-    covered = neighbourhoods.coverage_of_draws(inside, bootstrap.counts(len(a)))
-    return [bootstrap.mean(neighbourhoods.densities(inside)), bootstrap.estimate(covered, share=True)]
+def _neighbourhoods(a: Tensor, b: Tensor, bootstrap: Bootstrap) -> Sequence[Estimated]:
+    densities, coverage = neighbourhoods.density_coverage_of_draws(a, b, bootstrap.counts(len(a)))
+    return [bootstrap.mean(densities), bootstrap.estimate(coverage, share=True)]
 
 
 Group = tuple[Mapping[str, SetMeasure], Callable[[Tensor, Tensor, Bootstrap], Sequence[Estimated]]]
@@ -87,7 +86,7 @@ GROUPS: Sequence[Group] = (  # measures that are computed together, by name, and
     ({"kid": SetMeasure("KID", "lower", 2)}, _kernel),
     ({"mind": SetMeasure("MIND", "lower", 2)}, _sliced),
     ({"precision": SetMeasure("precision", "higher", 4), "recall": SetMeasure("recall", "higher", 4)}, _similar),
-    ({"density": SetMeasure("density", "higher", 6), "coverage": SetMeasure("coverage", "higher", 6)}, _members),
+    ({"density": SetMeasure("density", "higher", 6), "coverage": SetMeasure("coverage", "higher", 6)}, _neighbourhoods),
 )
 SETS: Mapping[str, SetMeasure] = {name: measure for measures, _ in GROUPS for name, measure in measures.items()}
 

@@ -16,7 +16,7 @@ from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.metrics.intervals import resample_counts
 from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
 
-Better = Literal["lower", "higher"]
+Better = Literal["lower", "higher", "neither"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
 INCEPTION = "inception_score"
 CLIP = "clip_score"
@@ -31,11 +31,16 @@ class PictureMeasure(NamedTuple):
     compare: Callable[[Tensor, Tensor], Tensor] | None = None  # of originals and reconstructions; None: a network's
 
 
-PICTURES: Mapping[str, PictureMeasure] = {
+PICTURES: dict[str, PictureMeasure] = {
     "psnr": PictureMeasure("PSNR, dB", "higher", psnr),
     "ssim": PictureMeasure("SSIM, reflected borders (torchmetrics)", "higher", ssim),
     "ssim_zero_padded": PictureMeasure("SSIM, zero padding (papers)", "higher", ssim_zero_padded),
     "perceptual": PictureMeasure("perceptual distance", "lower"),
+}
+
+BITS: dict[str, PictureMeasure] = {
+    "bits_per_dim": PictureMeasure("bits/dim, bound, exact integral", "lower"),
+    "bits_per_dim_tanh": PictureMeasure("bits/dim, bound, tanh approximation (papers)", "lower"),
 }
 
 
@@ -50,6 +55,11 @@ class Figure:
     better: Better
     count: int  # pictures that were judged
     reference_count: int | None = None  # pictures that they were compared with; None: the measure needs none
+
+    @property
+    def counts(self) -> str:
+        """Number of judged pictures, and that of reference pictures, in tables."""
+        return f"{self.count}" + ("" if self.reference_count is None else f" / {self.reference_count}")
 
     @property
     def json(self) -> dict[str, Any]:
@@ -164,9 +174,9 @@ def prompt_figures(
 
 
 def picture_figures(values: Mapping[str, Tensor], titles: Mapping[str, str], bootstrap: Bootstrap) -> list[Figure]:
-    """Return means over reconstructions: `values` [N] by name of the measure, `titles` other titles than PICTURES'."""
+    """Return means over pictures: `values` [N] by name of the measure, `titles` other titles than those of PICTURES."""
     figures: list[Figure] = []
     for name, column in values.items():
-        title, better, _ = PICTURES[name]
+        title, better, _ = (PICTURES | BITS)[name]
         figures.append(Figure(name, titles.get(name, title), *bootstrap.mean(column), better, len(column)))
     return figures
