@@ -187,7 +187,7 @@ def test_merged_is_unmerged_and_a_new_one_is_the_base(world, name, channels_last
         torch.manual_seed(1)
         for weight in method.modules["denoiser"].parameters():
             if weight.requires_grad:
-                weight.add_(0.1 * torch.randn_like(weight))
+                weight.add_(0.3 * torch.randn_like(weight))
         unmerged = predicted(method.pipeline)  # type: ignore[attr-defined]
         method.save_model(tmp_path / "model")
         assert (unmerged - before).abs().max() > 0.01
