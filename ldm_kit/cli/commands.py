@@ -132,14 +132,22 @@ def nll(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="the folder of a run, or of one of its checkpoints")],
+    run: Annotated[
+        Path, typer.Argument(help="the folder of a run, or of one of its checkpoints; with --lora, of a model")
+    ],
     overrides: Overrides = None,
     checkpoint: Annotated[str | None, typer.Option(help="best, last, or a checkpoint's name or step; last")] = None,
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,
+    lora: Annotated[list[str] | None, typer.Option(help="merge a LoRA, PATH or PATH:SCALE; may be given again")] = None,
 ) -> None:
     """Save the model of a run's checkpoint, with averaged (EMA) weights, in the format of a finished run's model/."""
     with cli_errors():
+        if lora:
+            from ldm_kit.methods.lora_export import export_with_lora
+
+            typer.echo(f"model in {export_with_lora(run, lora, out, checkpoint, device)}")
+            return
         from ldm_kit.methods.export import export as export_model
 
         typer.echo(f"model in {export_model(run, checkpoint, out, overrides or (), device=device)}")

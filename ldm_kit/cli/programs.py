@@ -11,7 +11,7 @@ from ldm_kit.cli import built_in
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.config import tree
 from ldm_kit.editing.commands import COMMANDS
-from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
+from ldm_kit.inference.requests import GenerationRequest, GuideModels, LoraModels, OutputOptions
 from ldm_kit.models.options import SamplingOptions
 
 RunConfig = Annotated[
@@ -51,6 +51,7 @@ def sample(
     guides: GuideModels,
     output: OutputOptions,
     *,
+    lora: LoraModels,
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best, last, or a checkpoint's name or step")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="8 steps and bf16, where left out")] = False,
 ) -> None:
@@ -62,7 +63,7 @@ def sample(
         if fast:
             options, output = options.fast(), output.fast()
         folder = saved_model(model, checkpoint, output.device)
-        typer.echo(str(generate_to_folder(folder, request, options, guides, output)))
+        typer.echo(str(generate_to_folder(folder, request, options, guides, output, lora=lora.lora)))
 
 
 def _printed(command: Callable[..., str]) -> Callable[..., None]:

@@ -12,8 +12,10 @@ from tqdm import tqdm
 from ldm_kit.config import UserError
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
 from ldm_kit.methods.export import saved_model
+from ldm_kit.methods.lora_export import lora_files
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
+from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
@@ -49,6 +51,8 @@ def generate_to_folder(
     options: SamplingOptions,
     guides: GuideModels | None = None,
     output: OutputOptions | None = None,
+    *,
+    lora: Sequence[str] = (),
 ) -> GenerationResult:
     """Generate the requested pictures as PNGs, and grid.png, into the folder `output.out`.
 
@@ -61,6 +65,7 @@ def generate_to_folder(
         options: how the pictures are sampled.
         guides: folders of the models that guide sampling; None: no guides.
         output: folder, device, precision and metadata; None: the defaults.
+        lora: LoRA files, PATH or PATH:SCALE each, which are merged into the model's weights in this order.
 
     Returns:
         Number of pictures, path of the grid, and a note on the options saved with the model.
@@ -76,12 +81,13 @@ def generate_to_folder(
     check_writable(output.out)
     device = device_named(output.device)
     precision = autocast_dtype(output.precision, device)
-    pipeline = load_guided(model, guides, device, precision)
+    loras = lora_files(lora)
+    pipeline = load_guided(model, guides, device, precision, loras)
     resolved = options.resolve(pipeline)
     texts = _check_prompts(pipeline, texts, resolved)
     jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
-    metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, **dict(guides))}
+    metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, loras, **dict(guides))}
     text = metadata if output.metadata else None
     first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, out, text)
     columns = columns_for(len(first), request.count)
@@ -120,7 +126,13 @@ def _save_pictures(
     return first
 
 
-def load_guided(model: Path, guides: GuideModels, device: torch.device, precision: torch.dtype | None) -> Pipeline:
+def load_guided(
+    model: Path,
+    guides: GuideModels,
+    device: torch.device,
+    precision: torch.dtype | None,
+    lora: Sequence[LoraPath] = (),
+) -> Pipeline:
     """Load a diffusion model with its guides from folders of saved models, runs or checkpoints.
 
     Args:
@@ -128,11 +140,12 @@ def load_guided(model: Path, guides: GuideModels, device: torch.device, precisio
         guides: folders of the guides.
         device: device of all networks.
         precision: dtype of autocast while sampling; None: no autocast.
+        lora: LoRA files, merged into the model's weights.
 
     Raises:
-        UserError: a folder holds no such model, or a guide does not fit the model.
+        UserError: a folder holds no such model, or a guide or a LoRA does not fit the model.
     """
-    pipeline = Pipeline.load(saved_model(model), device, precision)
+    pipeline = Pipeline.load(saved_model(model), device, precision, lora)
     classifier = None if guides.classifier is None else NoisyClassifier.load(saved_model(guides.classifier), device)
     worse = None if guides.autoguidance_model is None else saved_model(guides.autoguidance_model)
     return pipeline.with_guides(classifier, None if worse is None else Pipeline.load(worse, device, precision))

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, model_validator
 
 from ldm_kit.config import Config, Precision, UserError
+from ldm_kit.models.lora_paths import lora_paths
 from ldm_kit.models.sampler_options import Seed, check_seeds
 
 DEVICE = "cpu, cuda, ...; the accelerator if there is one"  # help text of a device flag
@@ -68,6 +69,19 @@ class GuideModels(Config):
         description="guide model: a weaker model of the same data, whose errors autoguidance extrapolates away from; "
         "in the place of classifier-free guidance, unless --guidance_scale is given too",
     )
+
+
+class LoraModels(Config):
+    """LoRA files that are merged into the weights of the model that is sampled, in the order given."""
+
+    lora: tuple[str, ...] = Field(
+        default=(), description="a LoRA file, or a run or model with one, as PATH or PATH:SCALE; may be given again"
+    )
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> "LoraModels":
+        lora_paths(self.lora)
+        return self
 
 
 class OutputOptions(Config):

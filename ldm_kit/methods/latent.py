@@ -37,6 +37,7 @@ from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
+from ldm_kit.methods.lora import averaged_modules, save_pipeline, trained_parameters
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
@@ -71,7 +72,7 @@ class Latent(Method[LatentRun]):
         self, config: LatentRun, unet: nn.Module, conditioner: Conditioner, data: TrainingData | None = None
     ) -> None:
         self.module = LatentDiffusion(unet, conditioner)
-        ema_modules = {"unet": unet, **conditioner.trainable}
+        ema_modules = averaged_modules(config.lora, unet, conditioner)
         table = schedule.build(config.schedule)
         super().__init__(config, data, modules={"denoiser": self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
@@ -234,7 +235,7 @@ class Latent(Method[LatentRun]):
 
     def save(self, folder: Path) -> None:
         """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
-        self.pipeline.save(folder)
+        save_pipeline(self.pipeline, folder, self.start)
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out loss."""
@@ -248,4 +249,4 @@ class Latent(Method[LatentRun]):
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         name, kind = type(self.module.unet).__name__, self.config.condition.kind
-        return f"{name} and conditioner '{kind}' with {millions(self.module)} trained parameters"
+        return f"{name} and conditioner '{kind}' with {trained_parameters(self.module)}"

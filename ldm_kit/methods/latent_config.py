@@ -9,11 +9,13 @@ from ldm_kit.config import Config
 from ldm_kit.diffusion.likelihood import VarianceType
 from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.methods.lora_config import LoraConfig
 from ldm_kit.methods.run_config import INIT, ConditionedRun, NoisedRun, check_saved, check_steps
 from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
 from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
 from ldm_kit.solvers.table import SamplerName
+from ldm_kit.training.muon import MIN_SIDE
 
 
 class SampleConfig(SamplerOptions):
@@ -63,6 +65,10 @@ class LatentRun(ConditionedRun, NoisedRun):
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="LoRA: train small matrices beside the frozen weights of init; null: train all weights",
+    )
     unet: UNetConfig
     prediction_type: PredictionType = Field(
         validation_alias=AliasChoices("prediction_type", "target"), default="v", description="what the network predicts"
@@ -142,6 +148,22 @@ class LatentRun(ConditionedRun, NoisedRun):
             raise ValueError(f"guidance trains the squared error, but loss is {self.loss}; expected simple")
         check_scale(self.sample, GuidanceRange(self.guidance.max_scale, self.guidance.interval), prefix="sample.")
         return self
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> "LatentRun":
+        if self.lora is not None and self.init is None:
+            raise ValueError("lora tunes a trained model, but init names none; expected init: a run or a model")
+        return self
+
+    def cautions(self) -> list[str]:
+        """Return a warning for each setting without effect, such as Muon for matrices of LoRA."""
+        cautions = super().cautions()
+        if self.lora is not None and self.optim.muon is not None and self.lora.rank < MIN_SIDE:
+            cautions.append(
+                f"optim.muon updates matrices with sides of {MIN_SIDE} or more, and those of lora have a side of "
+                f"{self.lora.rank}: AdamW trains them all, at optim.lr {self.optim.lr:g}"
+            )
+        return cautions
 
     @model_validator(mode="after")
     def _check_saved(self) -> "LatentRun":

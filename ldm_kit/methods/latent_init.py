@@ -14,15 +14,16 @@ from autoencoder.base import affine
 from conditioning.base import Conditioner, ConditioningError
 from conditioning.labels import ClassConditioner
 from ldm_kit.config import UserError
-from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.methods.latent_config import LatentRun
+from ldm_kit.methods.lora import check_same_base, check_same_condition, check_targets
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
 from ldm_kit.models.compatibility import describe_noise, same_noise
 from ldm_kit.models.components import UNET, component_classes, load_first_stage
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
 from ldm_kit.models.hub import MODEL
+from ldm_kit.models.lora import base_digest
 from ldm_kit.nets.unet import build_unet
 
 
@@ -55,13 +56,13 @@ class LatentStart:
         unet = folder.component("unet", classes["unet"], UNET, whole=True)
         kind = conditioners.kind_in(folder.path)
         conditioner = _conditioner(where, folder, kind, config)
-        networks = {"unet": unet, **({} if conditioner is None else conditioner.trainable)}
-        sha256 = digest([f"{name} {weights_digest(network)}" for name, network in networks.items()])
+        sha256 = base_digest({"unet": unet, **({} if conditioner is None else conditioner.trainable)})
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
         encoder = kind.frozen_encoder_in(folder.path)
         start = cls(where, unet, conditioner, kind, sha256, encoder, latents_of(vae))
         start._check_early(config)
+        check_targets(config.lora, where, unet, conditioner)
         return start
 
     @classmethod
@@ -81,6 +82,8 @@ class LatentStart:
     def _check_early(self, config: LatentRun) -> None:
         """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""
         kind, width = conditioners.of_config(config.condition), config.unet.time_width
+        if self.conditioner is None and (kind is not self.kind or kind.components):
+            check_same_condition(config.lora, self.where, f"is of another condition, {self.kind.modality}")
         if (widths := kind.widths(config.condition, width)) is None:
             return  # a conditioner of another package; `network` checks it
         channels = _latent_channels(config)
@@ -88,6 +91,7 @@ class LatentStart:
             channels = self.unet.config["in_channels"]
         expected = _expected(config, (channels, config.unet.factor), *widths)
         check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range")
+        check_same_base(config.lora, self.where, self.unet, expected)
 
     def network(self, config: LatentRun, channels: int, side: int, conditioner: Conditioner) -> tuple[Any, list[str]]:
         """Return the U-Net of a run, with the trained weights, and sentences for the log on what is new in it.
@@ -105,10 +109,12 @@ class LatentStart:
             return self.unet, [resumed_note(self.sha256)]
         expected = _expected(config, (channels, side), conditioner.width, conditioner.vector_width)
         unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
+        new = self._new_condition(conditioner) if self.conditioner is None else None
+        check_same_condition(config.lora, self.where, new)
         if unet.class_embedding is not None and self.unet.class_embedding is None:
             notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
-        if self.conditioner is None and (note := self._new_condition(conditioner)) is not None:
-            notes.append(f"{self.where} {note}")
+        if new is not None:
+            notes.append(f"{self.where} {new}")
         return unet, [f"started from {self.where.removeprefix('init ')}, sha256 {self.sha256}", *notes]
 
     def _new_condition(self, new: Conditioner) -> str | None:

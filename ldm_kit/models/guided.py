@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from conditioning.base import Condition
-from ldm_kit.diffusion.denoiser import Clipped, Denoiser, NetworkDenoiser, Thresholded
-from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, Interval, Rescaled
+from ldm_kit.diffusion.denoiser import Clipped, Denoiser, Gradient, NetworkDenoiser, Thresholded
+from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, Interval, Rescaled
 from ldm_kit.diffusion.guidance_scale import scale_at
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -61,6 +61,23 @@ def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions
     if options.guidance_interval != (0.0, 1.0):
         guided = Interval(guided, network, *options.guidance_interval)
     return guided
+
+
+def classifier_gradient(
+    pipeline: "Pipeline", prompts: Sequence[str | int], options: ResolvedOptions
+) -> Gradient | None:
+    """Return the scaled gradient of a model's classifier; None: it has none, or the scale is 0.
+
+    Args:
+        pipeline: the model.
+        prompts: B prompts, the classes to guide to where `options` name none.
+        options: the classifier's scale and class are read.
+    """
+    labels = pipeline.labels(prompts, options)
+    if pipeline.classifier is None or labels is None or not options.classifier_scale:
+        return None
+    gradient = ClassifierGradient(pipeline.classifier.log_probs, labels, options.classifier_scale)
+    return pipeline.finite.network("the classifier's gradient", gradient)
 
 
 def with_scale(

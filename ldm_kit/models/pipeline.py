@@ -1,8 +1,7 @@
 """Load, save and sample a diffusion model. `Pipeline.load(folder)` opens folders that ldm_kit or diffusers saved.
 
-A folder has the diffusers layout with safetensors: `vae/` (or `vqvae/`), `unet/`, the conditioner's components,
-`scheduler/`, `model_index.json`. Plain diffusers opens a KL autoencoder with CLIP text as StableDiffusionPipeline, an
-unconditional latent model as LDMPipeline, and an unconditional pixel model as DDIMPipeline or DDPMPipeline.
+A folder has the diffusers layout, with safetensors. Plain diffusers opens a KL autoencoder with CLIP text as
+StableDiffusionPipeline, latents alone as LDMPipeline, and pixels alone as DDIMPipeline or DDPMPipeline.
 """
 
 from collections import deque
@@ -19,9 +18,9 @@ from torch import Tensor
 from conditioning.base import Condition, Conditioner
 from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
-from ldm_kit.diffusion.denoiser import Denoiser, Gradient, NetworkDenoiser
+from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.finite import FiniteCheck
-from ldm_kit.diffusion.guidance import ClassifierGradient, ClassifierGuided
+from ldm_kit.diffusion.guidance import ClassifierGuided
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
@@ -34,7 +33,9 @@ from ldm_kit.models.components import Components
 from ldm_kit.models.consistency_folder import open_components
 from ldm_kit.models.decoding import autocast_network, decode_pictures
 from ldm_kit.models.folder import ModelFolder, Noise
-from ldm_kit.models.guided import clipped, guided_denoiser, step_variance, with_scale
+from ldm_kit.models.guided import classifier_gradient, clipped, guided_denoiser, step_variance, with_scale
+from ldm_kit.models.lora import merge_lora
+from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
@@ -83,8 +84,8 @@ class Pipeline:
     @property
     def space(self) -> LatentSpace:
         """What a guide model must have in common with this one: noise schedule, latent shape and autoencoder."""
-        first_stage = None if self.vae is None else first_stage_of(self.vae)
-        return LatentSpace(self.schedule_config, self.latent_shape, first_stage)
+        vae = None if self.vae is None else first_stage_of(self.vae)
+        return LatentSpace(self.schedule_config, self.latent_shape, vae)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Move all networks, those of the guides too, to a device, in place; return this object."""
@@ -154,13 +155,6 @@ class Pipeline:
         names = compatibility.class_names(self.conditioner, prompts) if name is None else [name] * len(prompts)
         return compatibility.labels_of(self.classifier.classes, names).to(self.device)
 
-    def _gradient(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Gradient | None:
-        labels = self.labels(prompts, options)
-        if self.classifier is None or labels is None or not options.classifier_scale:
-            return None
-        gradient = ClassifierGradient(self.classifier.log_probs, labels, options.classifier_scale)
-        return self.finite.network("the classifier's gradient", gradient)
-
     @torch.no_grad()
     def states(
         self, prompts: Sequence[str | int], seeds: Sequence[int], options: ResolvedOptions, noise: Tensor | None = None
@@ -183,7 +177,7 @@ class Pipeline:
         Raises:
             NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
-        denoiser, gradient = self.guided_denoiser(prompts, options), self._gradient(prompts, options)
+        denoiser, gradient = self.guided_denoiser(prompts, options), classifier_gradient(self, prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
             denoiser = denoiser if options.clip == "published" else clipped(denoiser, options.clip)
@@ -241,20 +235,26 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: Path | str, device: torch.device | str = "cpu", precision: torch.dtype | None = None
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype | None = None,
+        lora: Sequence[str | Path | LoraPath] = (),
     ) -> "Pipeline":
         """Load a diffusion model that ldm_kit or diffusers saved. No pickled or remote code is run.
 
         Args:
             folder: a model's folder, as ldm_kit or diffusers wrote it, or a run's folder with a finished model.
             device: where the networks are put.
-            precision: dtype in which the U-Net samples; its weights are cast to it now. None: no cast.
+            precision: dtype in which the U-Net samples, to which its weights are cast; None: no cast.
+            lora: LoRA files, PATH or PATH:SCALE each, which are merged into the weights in this order (`merge_lora`).
 
         Raises:
             UserError: the folder or a component is missing, is broken, does not fit or is not supported.
         """
         opened = ModelFolder.open(folder)
         (vae, unet, conditioner, noise), saved = open_components(opened, device), SavedSampling.read(opened.path)
+        merge_lora(unet, conditioner, lora)
         if precision is not None:
             cast_weights(unet, precision)
         return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved)
