@@ -35,9 +35,8 @@ from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_netw
 from ldm_kit.methods.latent_network import GuidedTeacher, GuidedTraining, draw_scales
 from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
-from ldm_kit.methods.measured import Judged
-from ldm_kit.methods.networks import millions
 from ldm_kit.methods.lora import averaged_modules, save_pipeline, trained_parameters
+from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
