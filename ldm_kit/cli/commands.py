@@ -139,6 +139,7 @@ def export(
     checkpoint: Annotated[str | None, typer.Option(help="best, last, or a checkpoint's name or step; last")] = None,
     out: Annotated[Path | None, typer.Option(help="a new folder; left out: the run's model/, or beside it")] = None,
     device: Device = None,
+    *,
     lora: Annotated[list[str] | None, typer.Option(help="merge a LoRA, PATH or PATH:SCALE; may be given again")] = None,
 ) -> None:
     """Save the model of a run's checkpoint, with averaged (EMA) weights, in the format of a finished run's model/."""

@@ -67,10 +67,10 @@ def _weights_alone(network: nn.Module) -> nn.Module:
     root = nn.Module()
     for name, layer in adapter_layers(network).items():
         holder = root
-        for part in name.split("."):
-            if part not in dict(holder.named_children()):
-                holder.add_module(part, nn.Module())
-            holder = holder.get_submodule(part)
+        for child in name.split("."):
+            if child not in dict(holder.named_children()):
+                holder.add_module(child, nn.Module())
+            holder = holder.get_submodule(child)
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector"):
             holder.add_module(kind, getattr(layer, kind))
     return root
@@ -108,8 +108,8 @@ def _check_target(key: str, end: str, where: str, network: nn.Module) -> None:
         raise UserError(f"{key}: {end!r:.80} names other layers of {where} than linear ones and convolutions")
     if not matched:
         layers = {name.rpartition(".")[2] for name, m in named.items() if isinstance(m, nn.Linear | nn.Conv2d)}
-        known = ", ".join(sorted(name for name in layers if not name.isdecimal()))
-        raise UserError(f"{key}: {end!r:.80} matches no layer of {where}; expected ends of names such as {known}")
+        examples = ", ".join(sorted(name for name in layers if not name.isdecimal()))
+        raise UserError(f"{key}: {end!r:.80} matches no layer of {where}; expected ends of names such as {examples}")
 
 
 def check_same_base(config: LoraConfig | None, where: str, trained: Any, expected: Any) -> None:
