@@ -40,8 +40,13 @@ def numbers(annotation: Any) -> Iterator[Any]:
     for inner in get_args(annotation):
         for build in numbers(inner):
             length = sum(argument is not Ellipsis for argument in get_args(annotation))
-            is_tuple = getattr(annotation, "__origin__", None) in (tuple, list)
-            yield (lambda value, build=build, n=length: [build(value)] * n) if is_tuple else build
+            origin = getattr(annotation, "__origin__", None)
+            if origin is dict:
+                yield lambda value, build=build: {"key": build(value)}
+            elif origin in (tuple, list):
+                yield lambda value, build=build, n=length: [build(value)] * n
+            else:
+                yield build
 
 
 def test_no_field_takes_what_is_not_finite():

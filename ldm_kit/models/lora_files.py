@@ -24,7 +24,7 @@ METADATA, BASE = "lora_adapter_metadata", "base_sha256"  # keys of a file's head
 NETWORKS = ("unet", "text_encoder")  # diffusers' prefixes of the tensors' names
 
 
-class Settings(BaseModel, extra="ignore"):
+class Settings(BaseModel, extra="ignore", allow_inf_nan=False):
     """The settings of a LoRA that its tensors do not tell, under peft's names."""
 
     lora_alpha: float

@@ -10,8 +10,9 @@ from ldm_kit.config import UserError
 from ldm_kit.data import peers
 from ldm_kit.data.peers import Alone
 from ldm_kit.diffusion.finite import NonFiniteError
-from ldm_kit.inference import evaluate as command
+from ldm_kit.inference import evaluate_job
 from ldm_kit.inference.evaluate import evaluate
+from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.methods import measures_check, train
 from ldm_kit.methods.measures import open_measures
 from ldm_kit.methods.measures_check import BETTER, check_measures, comparable, with_direction
@@ -52,7 +53,7 @@ def surroundings(monkeypatch, tmp_path):
     """A cache of its own, and one network in the place of every feature network."""
     monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measures_check, "load_feature_net", load_net)
-    monkeypatch.setattr(command, "load_feature_net", load_net)
+    monkeypatch.setattr(evaluate_job, "load_feature_net", load_net)
     reset()
 
 
@@ -235,4 +236,4 @@ def test_nothing_held_out_and_a_wrong_direction_are_refused(pictures, tmp_path):
 def test_every_measure_has_a_direction_and_the_default_network_is_the_commands():
     assert {*BETTER.values()} == {"lower", "higher"}
     assert all(BETTER.get(name, measure.better) == measure.better for name, measure in PICTURES.items())
-    assert command.EvaluationRequest.model_fields["features"].default == LITE0
+    assert EvaluationRequest.model_fields["features"].default == LITE0
