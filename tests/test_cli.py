@@ -390,6 +390,12 @@ def test_a_config_is_copied_to_a_new_file_alone(tmp_path):
     status, said = run_app("configs", "pixels/tiny", "--out", str(file))
     assert (status, file.read_text()) == (2, "mine")
     assert "exists already" in said
-    status, said = run_app("configs", "../pyproject.toml")
-    assert status == 2
-    assert "expected one that `ldm-kit configs` lists" in said
+    for arguments, expected in (
+        (["../pyproject.toml"], "expected one that `ldm-kit configs` lists"),
+        (["pixels/tin"], "expected pixels/tiny"),
+        (["--out", str(tmp_path / "new.yaml")], "needs the name of the config"),
+    ):
+        status, said = run_app("configs", *arguments)
+        assert status == 2
+        assert expected in " ".join(said.split())
+    assert not (tmp_path / "new.yaml").exists()

@@ -1,5 +1,6 @@
 """The configs that come with the kit: in a wheel in `ldm_kit/configs`, in the repository in `configs`."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from ldm_kit.config import UserError
@@ -36,7 +37,9 @@ def path_of(name: str) -> Path:
     """
     plain = name.removeprefix("configs/").removesuffix(".yaml")
     if plain not in names():
-        raise UserError(f"no config {name!r:.80} comes with the kit; expected one that `ldm-kit configs` lists")
+        nearest = get_close_matches(plain, names(), 3)
+        expected = " or ".join(nearest) if nearest else "one that `ldm-kit configs` lists"
+        raise UserError(f"no config {name!r:.80} comes with the kit; expected {expected}")
     return folder() / f"{plain}.yaml"
 
 

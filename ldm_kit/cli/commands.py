@@ -8,6 +8,7 @@ import typer
 from ldm_kit.cli import built_in, programs
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.cli.flags import flatten, run_cli
+from ldm_kit.config import UserError
 from ldm_kit.convert.options import (
     ConsistencyModelsOptions,
     GuidedDiffusionOptions,
@@ -50,6 +51,8 @@ def configs(
 ) -> None:
     """List the configs that come with the kit, print one, or copy one to change it."""
     with cli_errors():
+        if name is None and out is not None:
+            raise UserError(f"--out {out} needs the name of the config to copy; `ldm-kit configs` lists them")
         if name is None:
             for each in built_in.names():
                 typer.echo(f"{each:32} {built_in.summary(each)}")

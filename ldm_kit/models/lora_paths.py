@@ -21,12 +21,14 @@ class LoraPath(NamedTuple):
         """Return what `PATH` or `PATH:SCALE` names; a path that exists is never split.
 
         Raises:
-            UserError: the scale is no finite number.
+            UserError: the path is empty, or the scale is no finite number.
         """
         if isinstance(text, LoraPath):
             return text
         name, colon, scale = str(text).rpartition(":")
-        if not colon or not name or Path(text).exists():
+        if not str(text) or (colon and not name):
+            raise UserError(f"LoRA {str(text)!r:.200} names no file; expected PATH or PATH:SCALE")
+        if not colon or Path(text).exists():
             return cls(Path(text))
         try:
             value = float(scale)

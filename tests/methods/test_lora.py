@@ -316,6 +316,8 @@ def wrong_files(folder: Path, run: Path) -> dict[str, tuple[object, str]]:
         "missing": (folder / "none", "no LoRA in .*none; expected a .safetensors file, or a folder with pytorch_lora"),
         "scale": (f"{run}:much", r"its scale 'much' is no number; expected PATH or PATH:SCALE"),
         "nan": (f"{run}:nan", r"its scale 'nan' is no number"),
+        "no path": (":0.5", r"LoRA ':0.5' names no file"),
+        "nothing": ("", r"LoRA '' names no file"),
         "pickle": (folder / "pickle.bin", r"cannot read the LoRA .*expected a .safetensors file, never a pickle"),
         "model": (made("m", {"conv_in.weight": torch.zeros(2)}), "is no LoRA of ours: 'conv_in.weight' is not of unet"),
         "empty": (made("e", {}), "is no LoRA: it holds no tensors"),
@@ -330,7 +332,21 @@ def wrong_files(folder: Path, run: Path) -> dict[str, tuple[object, str]]:
     }
 
 
-WRONG = ("missing", "scale", "nan", "pickle", "model", "empty", "digest", "shape", "layer", "header", "alpha")
+WRONG = (
+    "missing",
+    "scale",
+    "nan",
+    "no path",
+    "nothing",
+    "pickle",
+    "model",
+    "empty",
+    "digest",
+    "shape",
+    "layer",
+    "header",
+    "alpha",
+)
 
 
 @pytest.fixture(scope="module")
