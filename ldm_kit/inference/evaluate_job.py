@@ -174,13 +174,13 @@ class Job:
         return {"features": torch.cat(features), **more}
 
     def _titles(self) -> dict[str, str]:
-        """Return the perceptual distance's title with the name of its network."""
-        if not isinstance(self.subject, Reconstructed) or self.subject.perceptual is None:
-            return {}
-        config = self.subject.perceptual.config
-        return {
-            "perceptual": f"LPIPS ({config.net})" if config.spec == "lpips" else f"perceptual distance ({config.spec})"
-        }
+        """Return titles with the perceptual distance's network, and with the number of times of estimated bits/dim."""
+        if isinstance(self.subject, Reconstructed) and self.subject.perceptual is not None:
+            config = self.subject.perceptual.config
+            lpips = config.spec == "lpips"
+            return {"perceptual": f"LPIPS ({config.net})" if lpips else f"perceptual distance ({config.spec})"}
+        times = self.request.times
+        return {} if times is None else {key: f"{one.title}, {times} random times" for key, one in BITS.items()}
 
     def _settings(self) -> dict[str, Any]:
         """Return what the result depends on, as JSON values."""
@@ -245,6 +245,8 @@ def prepare(
     names, warnings = plan(request.chosen, reasons, len(rows), len(reference.pictures), few)
     if request.chosen is None and isinstance(subject, Reconstructed) and subject.weights_missing:
         warnings.append(f"left out: {subject.missing}")
+    if request.times is not None and not {*BITS} & {*names}:
+        raise UserError(f"--times {request.times} is for {' and '.join(BITS)}, which --measures does not name")
     if like is not None:
         return replace(like, path=path, subject=subject, rows=rows, names=names, warnings=warnings)
     net = load_feature_net(request.features, request.feature_size, device_named(request.device))

@@ -39,8 +39,11 @@ class FigureOverRuns:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, by Student's t, of the mean over trainings; None if one has no value."""
-        return None if self.value is None else t_interval(self.values)
+        """The 95 % interval, by Student's t, of the mean over trainings; None if a value is missing, or all are equal.
+
+        Equal values, such as a precision of 0, tell nothing of how much trainings differ.
+        """
+        return None if self.value is None or len({*self.values}) == 1 else t_interval(self.values)
 
     @property
     def better(self) -> Better:

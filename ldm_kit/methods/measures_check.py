@@ -40,9 +40,7 @@ def check_measures(config: RunConfig, method: type[Measured], data: Split | None
     if not settings.names:
         return
     for name in settings.names:
-        if name in _ALWAYS:
-            raise UserError(f"{KEY}.names: every evaluation of an autoencoder has {name} already; expected others")
-        if name not in BETTER:
+        if name not in (*_ALWAYS, *BETTER):
             raise UserError(f"{KEY}.names has {name!r:.60}; expected some of {', '.join(BETTER)}")
     judged = method.judged(config)
     for name in settings.names:
@@ -61,8 +59,10 @@ def _refusal(name: str, settings: MeasuresConfig, judged: Judged) -> str:
         return f"it needs a network that reads captions; expected {KEY}.features open_clip:ARCHITECTURE/WEIGHTS"
     if name in (CLIP, *PROMPTS) and not judged.captions:
         return "it is for models that are sampled with captions"
-    if name == "ssim_zero_padded" and not judged.reconstructions:
+    if name in PICTURES and not judged.reconstructions:
         return "it is for reconstructions, which only an autoencoder makes"
+    if name in _ALWAYS:
+        return f"every evaluation of an autoencoder has {name} already; expected others"
     return ""
 
 

@@ -17,7 +17,9 @@ from ldm_kit.cli import app
 from ldm_kit.config import UserError
 from ldm_kit.inference import evaluate_job, evaluate_subjects
 from ldm_kit.inference.evaluate import evaluate
+from ldm_kit.inference.evaluate_runs import FigureOverRuns
 from ldm_kit.models.feature_nets import FeatureNet
+from ldm_kit.models.measures import Figure
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.checkpoint import steps
@@ -168,3 +170,14 @@ def test_more_processes_than_pictures(world, colours, tmp_path):
     assert [share[0]["fd"]["value"] for share in shares] == pytest.approx([expected] * 3, rel=1e-3, abs=1e-5)
     assert sum(share[1] for share in shares) == 5
     assert torch.tensor([share[1] for share in shares]).max() == 2
+
+
+def test_equal_values_of_all_trainings_have_no_interval():
+    """As a precision of 0 in each, from which nothing can be said of others."""
+
+    def over(*values: float) -> FigureOverRuns:
+        figures = tuple(Figure("precision", "p", value, None, "higher", 9) for value in values)
+        return FigureOverRuns("precision", "precision", figures)
+
+    assert over(0.0, 0.0, 0.0).interval is None
+    assert over(0.0, 0.0, 0.1).interval is not None

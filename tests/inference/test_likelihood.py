@@ -243,6 +243,10 @@ def test_evaluate_measures_the_same_bits(labelled, monkeypatch, tmp_path):
     assert high - low == pytest.approx(2 * 1.96 * expected["standard_error"], rel=0.5)
     some = evaluate(labelled, measures="bits_per_dim", seed=5, times=4, bootstrap=0)
     assert some["bits_per_dim"].value != result["bits_per_dim"].value
+    assert "4 random times" in some["bits_per_dim"].title
+    assert "random" not in result["bits_per_dim"].title
+    with pytest.raises(UserError, match="--times 4 is for bits_per_dim and bits_per_dim_tanh"):
+        evaluate(labelled, measures="precision", times=4)
     assert some.settings["times"] == 4
     with pytest.raises(UserError, match="--times is 12, but there are 12 times in all"):
         evaluate(labelled, measures="bits_per_dim", times=12)
