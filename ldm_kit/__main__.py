@@ -1,6 +1,6 @@
 """The program `ldm-kit` as a module, for `accelerate launch -m ldm_kit train-ldm CONFIG`."""
 
-from ldm_kit.cli import app
+from ldm_kit.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="ldm-kit")
+    main()

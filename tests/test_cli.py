@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from autoencoder.base import AutoencoderError
 from conditioning.base import ConditioningError
-from ldm_kit.cli import app, built_in, cli_errors, programs, run_cli
+from ldm_kit.cli import app, built_in, cli_errors, main, programs, run_cli
 from ldm_kit.cli.commands import doctor
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.training import kernels
@@ -360,6 +360,23 @@ def run_app(*arguments: str) -> tuple[int, str]:
     """Exit status and output of `ldm-kit`."""
     done = CliRunner().invoke(app, [*arguments])
     return done.exit_code, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sample"], "error: missing argument 'model'; see --help\n"),
+        (["nosuch"], "error: no such command 'nosuch'; see --help\n"),
+        (["train-ldm", "--nope"], "error: no such option: --nope; see --help\n"),
+        (["edit", "inpaint", "--mask"], "error: option '--mask' requires an argument; see --help\n"),
+        (["convert", "nosuch"], "error: no such command 'nosuch'; see --help\n"),
+    ],
+)
+def test_a_mistake_on_the_command_line_of_ldm_kit_is_one_sentence(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ldm-kit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (stopped.value.code, capsys.readouterr().err) == (2, sentence)
 
 
 def test_ldm_kit_has_the_programs_of_the_scripts():

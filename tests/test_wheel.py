@@ -44,7 +44,7 @@ def test_it_holds_every_config_and_nothing_of_tests_or_benchmarks(site):
     assert top == {"ldm_kit", "autoencoder", "conditioning"}
     assert all((site / name / "py.typed").exists() for name in top)
     (scripts,) = site.glob("*.dist-info/entry_points.txt")
-    assert "ldm-kit = ldm_kit.cli:app" in scripts.read_text()
+    assert "ldm-kit = ldm_kit.cli:main" in scripts.read_text()
 
 
 def test_it_trains_and_samples_without_the_repository(ldm_kit):

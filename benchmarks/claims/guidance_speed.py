@@ -45,6 +45,7 @@ def sample(pipeline: Pipeline, prompts: list[str], options: SamplingOptions) -> 
 def main(
     base: Annotated[Path, typer.Argument(help="run with classifier-free guidance")],
     run: Annotated[Path, typer.Argument(help="run that takes the guidance scale as input")],
+    *,
     prompt: Annotated[str, typer.Option(help="prompt of all pictures")] = "a smiling face with ginger hair",
     batch: Annotated[int, typer.Option(min=1, help="pictures a batch")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="sampling steps of dpm++")] = 15,

@@ -1,12 +1,13 @@
 """The console script `ldm-kit`; `python -m ldm_kit`, and so `accelerate launch -m ldm_kit`, is the same program."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from ldm_kit.cli import built_in, programs
-from ldm_kit.cli.errors import cli_errors
+from ldm_kit.cli.errors import cli_errors, run_app
 from ldm_kit.cli.flags import flatten, run_cli
 from ldm_kit.config import UserError
 from ldm_kit.convert.options import (
@@ -211,3 +212,8 @@ def pdae(
         from ldm_kit.convert.pdae import convert_pdae
 
         typer.echo(convert_pdae(checkpoint, out, options))
+
+
+def main() -> NoReturn:
+    """Run `ldm-kit` with the command line of this process."""
+    run_app(app, sys.argv[1:], "ldm-kit")

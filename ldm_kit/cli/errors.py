@@ -1,10 +1,11 @@
 """Error handling of all commands: a user's mistake prints one sentence on stderr and exits with status 2."""
 
 import contextlib
+import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -35,6 +36,30 @@ def cli_errors() -> Iterator[None]:
         _stop("; ".join(_complaint(fault) for fault in error.errors(include_url=False)))
     except (ValueError, RuntimeError, MemoryError) as error:
         _stop(_message(error))
+
+
+def run_app(app: typer.Typer, given: Sequence[str], name: str | None = None) -> NoReturn:
+    """Run a Typer app as a command-line program, in which a mistake on the command line is named in one sentence.
+
+    Args:
+        app: the app.
+        given: the command line without the program's name.
+        name: the program's name in its help; None: the name of this process's script.
+
+    Raises:
+        SystemExit: always; with status 2 after a mistake.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be printable
+    try:
+        sys.exit(app(given, prog_name=name, standalone_mode=False))
+    except Exception as error:
+        format_message = getattr(error, "format_message", None)  # click's own errors, whose class typer keeps to itself
+        if format_message is None:
+            raise
+        text = " ".join(format_message().split()).rstrip(".")
+        typer.echo(f"error: {text[:1].lower()}{text[1:]}; see --help", err=True)
+        sys.exit(2)
 
 
 def warn(message: str) -> None:

@@ -12,7 +12,6 @@ A field of a `Config` class decides all about its flag:
 
 import functools
 import inspect
-import io
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import typer
 from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 
-from ldm_kit.cli.errors import cli_errors, warn
+from ldm_kit.cli.errors import cli_errors, run_app, warn
 from ldm_kit.config import Config, UserError
 
 _CONTEXT = "command_context"  # parameter by which a flattened command gets typer's context
@@ -45,8 +44,6 @@ def run_cli(
     Raises:
         SystemExit: always; with status 2 after a mistake on the command line, named in one sentence on stderr.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes need not be printable
     commands = (main,) if callable(main) else main
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
     for command in commands:
@@ -54,15 +51,7 @@ def run_cli(
     given = sys.argv[1:] if arguments is None else list(arguments)
     if len(commands) > 1 and given and given[0] not in {"--help", *(command.__name__ for command in commands)}:
         given = [commands[0].__name__, *given]
-    try:
-        sys.exit(app(given, prog_name=name, standalone_mode=False))
-    except Exception as error:
-        format_message = getattr(error, "format_message", None)  # click's own errors, whose class typer keeps to itself
-        if format_message is None:
-            raise
-        text = " ".join(format_message().split()).rstrip(".")
-        typer.echo(f"error: {text[:1].lower()}{text[1:]}; see --help", err=True)
-        sys.exit(2)
+    run_app(app, given, name)
 
 
 def flatten(command: Callable[..., Any]) -> Callable[..., Any]:

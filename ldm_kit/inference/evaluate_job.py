@@ -23,6 +23,7 @@ from ldm_kit.inference.likelihood_terms import BoundOptions
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
+from ldm_kit.models.feature_figures import Captions, embed_captions, feature_figures
 from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.measures import (
@@ -33,15 +34,13 @@ from ldm_kit.models.measures import (
     PROMPTS,
     Bootstrap,
     Figure,
-    clip_figure,
-    inception_figure,
     picture_figures,
     prompt_figures,
 )
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.picture_features import picture_features
 from ldm_kit.models.sampler_options import check_seeds
-from ldm_kit.models.set_measures import SETS, set_figures
+from ldm_kit.models.set_measures import SETS
 
 Columns = Mapping[str, Tensor]  # what is known of each of N judged pictures, [N, ...] by name; no pixels
 
@@ -85,29 +84,20 @@ class Job:
 
     def run(self) -> Evaluation:
         """Make the pictures and measure them; of several processes each makes a share, and all return the result."""
-        given, texts = self._captions()
+        captions = embed_captions(self.names, self.net, self._captions())  # first, as a tokenizer may be missing
         if self.references is None and {*self.names} & {*SETS}:
             self.references = picture_features(self.reference.pictures, self.net, self.size)
         columns = self._judge()
-        figures, warnings, details = peers.from_first(peers.everyone(), lambda: self._measure(columns, given, texts))
+        figures, warnings, details = peers.from_first(peers.everyone(), lambda: self._measure(columns, captions))
         return Evaluation(tuple(figures), self._settings() | details, (*self.warnings, *warnings))
 
-    def _measure(
-        self, columns: Columns, given: list[int], texts: Tensor | None
-    ) -> tuple[list[Figure], list[str], dict[str, Any]]:
-        """Return figures, warnings, and details for the JSON file; `given` and `texts` are those of `_captions`."""
-        figures, warnings = [], []
-        if self.references is not None:
-            prefix = "r" if isinstance(self.subject, Reconstructed) else ""
-            features = columns["features"]
-            figures, warnings = set_figures(
-                self.names, self.net, features, self.references, self.bootstrap, prefix=prefix
-            )
+    def _measure(self, columns: Columns, captions: Captions | None) -> tuple[list[Figure], list[str], dict[str, Any]]:
+        """Return figures, warnings, and details for the JSON file."""
+        prefix = "r" if isinstance(self.subject, Reconstructed) else ""
+        figures, warnings = feature_figures(
+            self.names, self.net, columns, self.references, captions, bootstrap=self.bootstrap, prefix=prefix
+        )
         details: dict[str, Any] = {}
-        if texts is not None:
-            figures.append(clip_figure(columns["features"][given], texts, self.net.name, self.bootstrap))
-        if INCEPTION in self.names and "probabilities" in columns:
-            figures.append(inception_figure(columns["probabilities"], self.bootstrap))
         if "readings" in columns and self.reference.factors is not None:
             factors = self.reference.factors
             labels = factor_labels(factors)[self.rows]
@@ -122,16 +112,9 @@ class Job:
             return [*figures, *more], [*warnings, *few], details | latents
         return figures, warnings, details
 
-    def _captions(self) -> tuple[list[int], Tensor | None]:
-        """Return which of the N pictures have captions, and these captions' features; None: no CLIP score is asked for.
-
-        It is called before anything is sampled, as a tokenizer may be missing.
-        """
-        if CLIP not in self.names or self.net.texts is None:
-            return [], None
-        captions = prompts_of(self.reference, self.rows, classes=False)
-        given = [i for i, caption in enumerate(captions) if caption]
-        return given, self.net.texts([captions[i] for i in given])
+    def _captions(self) -> list[str]:
+        """Return the pictures' captions, if a measure needs them; "" for a picture without."""
+        return prompts_of(self.reference, self.rows, classes=False) if CLIP in self.names else []
 
     def _judge(self) -> Columns:
         """Return what is known of each of the N pictures, of which this process makes every size-th one."""

@@ -1,7 +1,7 @@
 """Find samples that are copies of training pictures: nearest training pictures, a sheet of them, and a JSON file."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,18 +208,16 @@ def _spaces(
     sampled = torch.cat([seen.features for seen in size.map(samples, net)])
     taken = picture_features(heldout, net, size)
     held = torch.cat([_pixels(heldout.pictures(rows)) for rows in chunks(heldout, PART)])
-    pixels = _pixels(samples)
 
-    def near(queries: Tensor, parts: Iterator[Tensor]) -> Nearest:
-        neighbours = nearest(queries, parts, NEAREST)
-        return neighbours._replace(indices=neighbours.indices % len(train))
+    def near(queries: tuple[Tensor, Tensor], parts: Iterable[Tensor]) -> Memorisation:
+        """Find the neighbours of samples and of held-out pictures in one pass over the training pictures."""
+        distances, indices = nearest(torch.cat(queries), parts, NEAREST)
+        counts = [len(each) for each in queries]
+        return Memorisation(*map(Nearest, distances.split(counts), (indices % len(train)).split(counts)))
 
     return {
-        "features": Memorisation(near(sampled, iter(features)), near(taken, iter(features))),
-        "pixels": Memorisation(
-            near(pixels, _training_pixels(train, mirrored=mirrored)),
-            near(held, _training_pixels(train, mirrored=mirrored)),
-        ),
+        "features": near((sampled, taken), features),
+        "pixels": near((_pixels(samples), held), _training_pixels(train, mirrored=mirrored)),
     }
 
 

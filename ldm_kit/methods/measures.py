@@ -17,20 +17,16 @@ from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.metrics.factor_reader import FactorReader
 from ldm_kit.metrics.reconstruction import ssim_zero_padded
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
+from ldm_kit.models.feature_figures import Captions, embed_captions, feature_figures
 from ldm_kit.models.feature_nets import FeatureNet
 from ldm_kit.models.measures import (
-    CLIP,
-    INCEPTION,
     PROMPTS,
     Bootstrap,
     Figure,
-    clip_figure,
-    inception_figure,
     picture_figures,
     prompt_figures,
 )
 from ldm_kit.models.picture_features import picture_features
-from ldm_kit.models.set_measures import set_figures
 
 Part = Literal["features", "probabilities", "readings", "ssim_zero_padded"]
 Make = Callable[[Sequence[int], Sequence[int]], Tensor]  # (rows of the held-out set, seeds) -> uint8 [N, C, R, R]
@@ -55,8 +51,7 @@ class Measures:
     size: BatchSize
     rows: list[int] = field(init=False)  # held-out pictures that samples belong to, or that are reconstructed
     reference: Tensor = field(init=False)  # features [M, D] of the held-out pictures
-    given: list[int] = field(init=False)  # which of `rows` have captions
-    texts: Tensor | None = field(init=False, default=None)  # embeddings of these captions; None: no CLIP score is taken
+    captions: Captions | None = field(init=False)  # of `rows`; None: no CLIP score is taken
     reader: FactorReader | None = field(init=False, default=None)  # None: no prompt fidelity is taken
     widths: dict[Part, int] = field(init=False)  # numbers for each picture
 
@@ -77,10 +72,7 @@ class Measures:
     def _open_captions(self, heldout: PictureSet) -> None:
         """Embed captions for the CLIP score, and open the network that reads factors; each if it is needed."""
         names = self.config.log.measures.names
-        captions = [heldout.records[row].text for row in self.rows]
-        self.given = [i for i, caption in enumerate(captions) if caption]
-        if CLIP in names and self.net.texts is not None:
-            self.texts = self.net.texts([captions[i] for i in self.given])
+        self.captions = embed_captions(names, self.net, [heldout.records[row].text or "" for row in self.rows])
         if {*PROMPTS} & {*names}:
             self.reader = factor_reader(self.config.data, self.data, device=str(self.net.device))
 
@@ -129,12 +121,8 @@ class Measures:
 
     def _figures(self, parts: dict[Part, Tensor]) -> Iterator[Figure]:
         """Yield the figures of all measured pictures, from what is known of each: [N, ...] by name of the part."""
-        names, features = self.config.log.measures.names, parts["features"].float()
-        yield from set_figures(names, self.net, features, self.reference, _NO_INTERVALS)[0]
-        if INCEPTION in names:
-            yield inception_figure(parts["probabilities"].float(), _NO_INTERVALS)
-        if self.texts is not None:
-            yield clip_figure(features[self.given], self.texts, self.net.name, _NO_INTERVALS)
+        names, columns = self.config.log.measures.names, {name: column.float() for name, column in parts.items()}
+        yield from feature_figures(names, self.net, columns, self.reference, self.captions, bootstrap=_NO_INTERVALS)[0]
         if self.reader is not None:
             labels = factor_labels(known_factors(subset(self.data.heldout, self.rows)))
             figures, _ = prompt_figures([*self.reader.factors], parts["readings"].long(), labels, _NO_INTERVALS)
